@@ -1,0 +1,87 @@
+"""From a call's arguments as people write them to what `stack.py` takes, and back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backend import Array, Backend
+from .checks import check_array, check_lengths, check_states
+from .stack import Stack
+
+
+class Call(NamedTuple):
+    """Checked arguments of a forward call, with a batch."""
+
+    x: Array  # (T, N, I) or, batch first, (N, T, I)
+    initial: tuple[Array, ...] | None  # (L*D, N, H) each
+    lengths: np.ndarray | None  # (N,)
+    batch_first: bool
+    batched: bool  # whether the caller's arrays had a batch
+
+
+def check_call(
+    stack: Stack,
+    backend: Backend,
+    dtype: np.dtype[Any],
+    x: Array,
+    hx: Any,
+    lengths: Any,
+    batch_first: bool,
+) -> Call:
+    """Check the arguments of a layer's call; TypeError or ValueError names the one at fault."""
+    batched = getattr(x, "ndim", 3) != 2
+    outer = (("N", "T") if batch_first else ("T", "N")) if batched else ("T",)
+    check_array("x", x, backend, dtype, (*outer, stack.input_size))
+    if not batched:
+        batch_first, x = False, x[:, None]
+    steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
+    names = tuple(f"{name}0" for name in stack.cell.state_names)
+    shape = state_shape(stack, batch, batched)
+    initial = check_states(names, hx, backend, dtype, shape)
+    if initial is not None and not batched:
+        initial = tuple(state[:, None] for state in initial)
+    return Call(x, initial, check_lengths(lengths, steps, batch), batch_first, batched)
+
+
+def check_upstream(
+    stack: Stack,
+    backend: Backend,
+    dtype: np.dtype[Any],
+    x_shape: tuple[int, ...],
+    batch: int,
+    batched: bool,
+    doutput: Array | None,
+    dhx: Any,
+) -> tuple[Array | None, tuple[Array | None, ...]]:
+    """Check the gradients given to a layer's `backward`; returns them with a batch."""
+    if doutput is not None:
+        outer = x_shape[:2] if batched else x_shape[:1]
+        width = stack.num_directions * stack.hidden_size
+        check_array("doutput", doutput, backend, dtype, (*outer, width))
+    names = tuple(f"d{name}_n" for name in stack.cell.state_names)
+    shape = state_shape(stack, batch, batched)
+    dfinal = check_states(names, dhx, backend, dtype, shape, gradients=True)
+    if dfinal is None:
+        dfinal = (None,) * len(names)
+    if not batched:
+        doutput = None if doutput is None else doutput[:, None]
+        dfinal = tuple(None if dstate is None else dstate[:, None] for dstate in dfinal)
+    return doutput, dfinal
+
+
+def state_shape(stack: Stack, batch: int, batched: bool = True) -> tuple[int, ...]:
+    """The shape of h0 and h_n: (L*D, N, H), unbatched (L*D, H)."""
+    outer = stack.num_layers * stack.num_directions
+    return (outer, batch, stack.hidden_size) if batched else (outer, stack.hidden_size)
+
+
+def unwrap(
+    array: Array | None, states: tuple[Array, ...], batched: bool
+) -> tuple[Array | None, Any]:
+    """An array (T, N, F) and states (L*D, N, H) as the caller wants them."""
+    if not batched:
+        array = None if array is None else array[:, 0]
+        states = tuple(state[:, 0] for state in states)
+    return array, states if len(states) > 1 else states[0]

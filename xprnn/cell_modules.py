@@ -1,0 +1,216 @@
+"""The cells as modules, one step a call: RNNCell, GRUCell and LSTMCell as in torch."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from .arguments import Call
+from .backend import Array, backend_of
+from .checks import check_array, check_states
+from .recurrent import _Recurrent, elman, gru, lstm
+
+
+class _CellModule(_Recurrent):
+    """The calls of a cell: a layer of one step whose output is its next state."""
+
+    def __call__(self, x: Array, hx: Any = None) -> Any:
+        """Take one step; in train mode it is recorded for `backward`.
+
+        :param x: (N, I), unbatched (I,); the cell's dtype and backend; only read.
+        :param hx: h (N, H), unbatched (H,); for an LSTMCell (h, c). None: zeros.
+        :return: the next h of h's shape, for an LSTMCell (h, c); fresh arrays.
+        :raises TypeError, ValueError: an argument has another type, dtype, backend or shape.
+        """
+        net = self._stack
+        batched = getattr(x, "ndim", 2) != 1
+        shape: tuple[Any, ...] = ("N", net.input_size) if batched else (net.input_size,)
+        check_array("x", x, self.backend, self.dtype, shape)
+        if not batched:
+            x = x[None]
+        shape = (x.shape[0], net.hidden_size) if batched else (net.hidden_size,)
+        states = check_states(net.cell.state_names, hx, self.backend, self.dtype, shape)
+        if states is not None:
+            states = tuple(state.reshape(1, x.shape[0], net.hidden_size) for state in states)
+        _, final = self._run(Call(x[None], states, None, False, batched))
+        return _unwrap(final, batched)
+
+    def backward(self, dnext: Any, *, need_dx: bool = True) -> tuple[Array | None, Any]:
+        """Undo the last recorded step: gradients of a scalar L given that of the next state.
+
+        The parameters' gradients are added to `grads`; several recorded steps are undone last
+        one first, each given the dh that the one before returned (plus its own share of L).
+
+        :param dnext: dL/dh', of h's shape; for an LSTMCell (dh', dc'), either may be None: zeros.
+        :param need_dx: False: dx is not computed, and None is returned in its place.
+        :return: dx of x's shape, and dh of h's (for an LSTMCell (dh, dc)).
+        :raises RuntimeError: no recorded step is left, or the parameters have changed since.
+        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
+        """
+        record = self._last_record()
+        net, batch = self._stack, record.tape.layout.batch
+        shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
+        names = tuple(f"d{name}_next" for name in net.cell.state_names)
+        given = check_states(names, dnext, self.backend, self.dtype, shape, True)
+        dfinal = tuple(
+            None if d is None else d.reshape(1, batch, net.hidden_size)
+            for d in given or (None,) * len(names)
+        )
+        dx, dinitial = self._undo(None, dfinal, need_dx)
+        if dx is not None:
+            dx = dx[0] if record.batched else dx[0, 0]
+        return dx, _unwrap(dinitial, record.batched)
+
+    @classmethod
+    def from_weights(
+        cls,
+        weight_ih: Array,
+        weight_hh: Array,
+        bias_ih: Array | None = None,
+        bias_hh: Array | None = None,
+        **options: Any,
+    ) -> Self:
+        """A cell with copies of these weights, on their backend and in their dtype.
+
+        :param weight_ih: (G*H, I), float32 or float64, gate order as torch's.
+        :param weight_hh: (G*H, H), `bias_ih` and `bias_hh` (G*H,) or both None.
+        :param options: `nonlinearity` or `reset_after`, as for the constructor.
+        :raises TypeError, ValueError: a weight has another type, dtype or shape.
+        """
+        backend = backend_of(weight_ih)
+        if backend is None:
+            raise TypeError(f"weight_ih: expected an array, got {type(weight_ih).__name__}")
+        if len(weight_ih.shape) != 2:
+            raise ValueError(f"weight_ih: expected shape (G*H, I), got {weight_ih.shape}")
+        arrays = {
+            "weight_ih": weight_ih,
+            "weight_hh": weight_hh,
+            "bias_ih": bias_ih,
+            "bias_hh": bias_hh,
+        }
+        hidden = weight_hh.shape[-1] if getattr(weight_hh, "shape", None) else 0
+        cell = cls(
+            weight_ih.shape[1],
+            hidden,
+            bias_ih is not None or bias_hh is not None,
+            **options,
+            backend=backend.name,
+            dtype=weight_ih.dtype,
+            seed=0,
+        )
+        for name, shape in cell.parameters.shapes.items():
+            check_array(name, arrays[name], cell.backend, cell.dtype, shape)
+        cell.parameters.update({name: arrays[name] for name in cell.parameters})
+        return cell
+
+
+def _unwrap(states: tuple[Array, ...], batched: bool) -> Any:
+    """States (1, N, H) as a cell returns them."""
+    plain = tuple(state[0] if batched else state[0, 0] for state in states)
+    return plain if len(plain) > 1 else plain[0]
+
+
+class RNNCell(_CellModule):
+    """One Elman step, h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh), or relu for tanh.
+
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html; the parameters
+    of the constructor, and what is raised, are those of `xprnn.RNN`.
+
+    >>> import numpy as np, xprnn
+    >>> cell = xprnn.RNNCell(3, 4, nonlinearity="relu", seed=0)
+    >>> cell(np.ones((2, 3), np.float32)).shape
+    (2, 4)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        backend: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "bias": bias,
+            "nonlinearity": nonlinearity,
+            "seed": seed,
+        }
+        self._set_up(options, backend, dtype)
+
+    _cell = staticmethod(elman)
+
+
+class GRUCell(_CellModule):
+    """One GRU step, h' = (1 - z) n + z h; the equations stand at `xprnn.GRU`.
+
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html; the parameters
+    of the constructor, and what is raised, are those of `xprnn.GRU`.
+
+    >>> import numpy as np, xprnn
+    >>> cell = xprnn.GRUCell(3, 4, seed=0).train()
+    >>> x, h = np.ones((2, 3), np.float32), np.ones((2, 4), np.float32)
+    >>> h_next = cell(x, h)
+    >>> dx, dh = cell.backward(np.ones_like(h_next))
+    >>> dx.shape, dh.shape
+    ((2, 3), (2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        backend: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "bias": bias,
+            "reset_after": reset_after,
+            "seed": seed,
+        }
+        self._set_up(options, backend, dtype)
+
+    _cell = staticmethod(gru)
+
+
+class LSTMCell(_CellModule):
+    """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations stand at `xprnn.LSTM`.
+
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html; the parameters
+    of the constructor, and what is raised, are those of `xprnn.LSTM`.
+
+    >>> import numpy as np, xprnn
+    >>> cell = xprnn.LSTMCell(3, 4, seed=0)
+    >>> h, c = cell(np.ones(3, np.float32))
+    >>> h.shape, c.shape
+    ((4,), (4,))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        backend: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "bias": bias,
+            "seed": seed,
+        }
+        self._set_up(options, backend, dtype)
+
+    _cell = staticmethod(lstm)

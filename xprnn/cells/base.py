@@ -1,0 +1,107 @@
+"""What every cell has in common: its sizes, its product with the weights, and the sigmoid."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..backend import Array
+
+
+class Weights(NamedTuple):
+    """The weights of one direction of one layer, in torch's layout, or their gradients.
+
+    A bias is None where the layer has none; in a set of gradients None also stands for a
+    frozen parameter, whose gradient nobody wants.
+    """
+
+    weight_ih: Array  # (G*H, I)
+    weight_hh: Array  # (G*H, H)
+    bias_ih: Array | None  # (G*H,)
+    bias_hh: Array | None  # (G*H,)
+
+
+class Cell:
+    """One step of a recurrent network and its gradient, in plain `xp`, on caller-owned arrays.
+
+    A step maps a tuple of states, `(h,)` or `(h, c)`, each (N, H), to the next one; item 0
+    is the output. `forward` inverts into `backward`: both walk over the same four buffers.
+
+    =============  ============  ==========================  ===========================
+    buffer         shape         forward                     backward
+    =============  ============  ==========================  ===========================
+    `gates`        (N, G*H)      read as gx, then = gates    read, then = dgh
+    `saved`        (N, saved*H)  =                           read, for GRU then = dgx_n
+    `states`       (N, H) each   read                        read
+    `next_states`  (N, H) each   =                           read
+    `dstates`      (N, H) each   -                           read as dnext, then = dstates
+    `scratch`      see below     =                           =
+    =============  ============  ==========================  ===========================
+
+    gx, the input side x W_ih' + b_ih, arrives with the recurrent bias of the first `folded`
+    gates already added (they only ever occur as a sum). dgh is the gradient of the recurrent
+    side; `to_input_side` turns it into dgx, the gradient of the input side, in place.
+    All arrays of one call have one dtype, float32 or float64, and rows are contiguous.
+    """
+
+    name: str
+    gates: int  # G
+    folded: int  # leading gates whose recurrent bias may be added on the input side
+    saved: int = 0  # width of `saved`, in units of H
+    state_names: tuple[str, ...] = ("h",)
+    forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
+    backward_scratch: tuple[int, ...]
+
+    def forward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Take one step; the buffers are those of the class's table."""
+        raise NotImplementedError
+
+    def backward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Invert the step that `forward` took; the buffers are those of the class's table."""
+        raise NotImplementedError
+
+    def to_input_side(self, dgates: Array, saved: Array) -> None:
+        """Turn dgh (S, G*H) into dgx in place, for all steps at once; most cells have one for both.
+
+        `dgates` is read and overwritten, `saved` read.
+        """
+
+    def recurrent_gradient(
+        self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array
+    ) -> None:
+        """The gradient of W_hh over all steps at once: dW_hh = dgh' h.
+
+        `dgh` (S, G*H), `states` (S, H), the h that each step read, and `saved` are read;
+        `dweight_hh` (G*H, H) is written.
+        """
+        xp.matmul(dgh.T, states, out=dweight_hh)
+
+
+def sigmoid(xp: Any, a: Array) -> None:
+    """Overwrite a with σ(a) = 1 / (1 + exp(-a)), computed as (1 + tanh(a/2)) / 2.
+
+    tanh neither overflows nor warns at any input, infinities and NaN included; the absolute
+    error is below one unit in the last place of 1.
+    """
+    a *= 0.5
+    xp.tanh(a, out=a)
+    a *= 0.5
+    a += 0.5

@@ -1,0 +1,223 @@
+"""The GRU cell in its two forms, which differ in where the reset gate acts.
+
+K. Cho et al., "Learning phrase representations using RNN encoder-decoder" (2014).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array
+from .base import Cell, Weights, sigmoid
+
+
+class GRU(Cell):
+    """The GRU cell as torch and cuDNN have it: reset after the product. Gate order r z n.
+
+    forward::
+
+        gx = x W_ih' + b_ih                   (b_hh of r and z already added)
+        gh = h W_hh' + b_hh
+        r = σ(gx_r + gh_r)   z = σ(gx_z + gh_z)
+        n = tanh(gx_n + r gh_n)               saved: gh_n
+        h' = n + z (h - n)
+
+    backward::
+
+        dgx_n = dh' (1 - z) (1 - n^2)
+        dgx_z = dh' (h - n) z (1 - z)
+        dgx_r = dgx_n gh_n r (1 - r)
+        dgh = [dgx_r dgx_z (r dgx_n)]         saved becomes dgx_n
+        dh = dh' z + dgh W_hh
+    """
+
+    name = "gru"
+    gates = 3
+    folded = 2
+    saved = 1
+    forward_scratch = (3,)
+    backward_scratch = (1, 1)
+
+    def forward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Take one step; see `Cell` for the buffers."""
+        (h,), (h_next,), (gh,) = states, next_states, scratch
+        H = h.shape[1]
+        xp.matmul(h, weights.weight_hh.T, out=gh)
+        rz, r, n = gates[:, : 2 * H], gates[:, :H], gates[:, 2 * H :]
+        rz += gh[:, : 2 * H]
+        sigmoid(xp, rz)
+
+        gh_n = saved
+        if weights.bias_hh is None:
+            gh_n[...] = gh[:, 2 * H :]
+        else:
+            xp.add(gh[:, 2 * H :], weights.bias_hh[2 * H :], out=gh_n)
+        r_gh_n = gh[:, :H]
+        xp.multiply(r, gh_n, out=r_gh_n)
+        n += r_gh_n
+        xp.tanh(n, out=n)
+        _update(xp, gates, h, h_next)
+
+    def backward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Invert one step; see `Cell` for the buffers."""
+        (h,), (dh,), (dgx_n, t) = states, dstates, scratch
+        H = h.shape[1]
+        r, n = gates[:, :H], gates[:, 2 * H :]
+        _update_backward(xp, gates, h, dh, dgx_n, t)
+
+        saved *= dgx_n  # dgx_r = dgx_n gh_n r (1 - r)
+        xp.subtract(1.0, r, out=t)
+        t *= saved
+        xp.multiply(dgx_n, r, out=n)  # dgh_n
+        r *= t
+        saved[...] = dgx_n
+
+        xp.matmul(gates, weights.weight_hh, out=t)
+        dh += t
+
+    def to_input_side(self, dgates: Array, saved: Array) -> None:
+        """dgx differs from dgh in n: there the reset gate stands between them."""
+        dgates[:, 2 * saved.shape[1] :] = saved
+
+
+class GRUResetBefore(Cell):
+    """The GRU cell of the original paper and ONNX's default: reset before the product.
+
+    forward::
+
+        gx = x W_ih' + b_ih + b_hh
+        r = σ(gx_r + h W_hr')   z = σ(gx_z + h W_hz')
+        q = r h                               saved: q
+        n = tanh(gx_n + q W_hn')
+        h' = n + z (h - n)
+
+    backward::
+
+        dgx_n = dh' (1 - z) (1 - n^2)
+        dgx_z = dh' (h - n) z (1 - z)
+        dq = dgx_n W_hn
+        dgx_r = dq h r (1 - r)
+        dgh = dgx
+        dh = dh' z + dq r + dgx_r W_hr + dgx_z W_hz
+        dW_hn = dgx_n' q                      (the other rows of dW_hh as ever)
+    """
+
+    name = "gru_reset_before"
+    gates = 3
+    folded = 3
+    saved = 1
+    forward_scratch = (2, 1)
+    backward_scratch = (1, 1)
+
+    def forward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Take one step; see `Cell` for the buffers."""
+        (h,), (h_next,), (gh_rz, gh_n) = states, next_states, scratch
+        H = h.shape[1]
+        rz, r, n = gates[:, : 2 * H], gates[:, :H], gates[:, 2 * H :]
+        xp.matmul(h, weights.weight_hh[: 2 * H].T, out=gh_rz)
+        rz += gh_rz
+        sigmoid(xp, rz)
+
+        q = saved
+        xp.multiply(r, h, out=q)
+        xp.matmul(q, weights.weight_hh[2 * H :].T, out=gh_n)
+        n += gh_n
+        xp.tanh(n, out=n)
+        _update(xp, gates, h, h_next)
+
+    def backward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Invert one step; see `Cell` for the buffers."""
+        (h,), (dh,), (dgx_n, t) = states, dstates, scratch
+        H = h.shape[1]
+        r, n = gates[:, :H], gates[:, 2 * H :]
+        _update_backward(xp, gates, h, dh, dgx_n, t)
+        n[...] = dgx_n
+
+        dq = t
+        xp.matmul(dgx_n, weights.weight_hh[2 * H :], out=dq)
+        dgx_r = dgx_n  # its place is free now
+        xp.subtract(1.0, r, out=dgx_r)
+        dgx_r *= h
+        dgx_r *= dq
+        dgx_r *= r
+        dq *= r
+        dh += dq
+        r[...] = dgx_r
+
+        xp.matmul(gates[:, : 2 * H], weights.weight_hh[: 2 * H], out=t)
+        dh += t
+
+    def recurrent_gradient(
+        self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array
+    ) -> None:
+        """The rows of n saw q = r h instead of h."""
+        H = states.shape[1]
+        xp.matmul(dgh[:, : 2 * H].T, states, out=dweight_hh[: 2 * H])
+        xp.matmul(dgh[:, 2 * H :].T, saved, out=dweight_hh[2 * H :])
+
+
+def _update(xp: Any, gates: Array, h: Array, h_next: Array) -> None:
+    """h' = n + z (h - n). `gates` (N, 3*H) and `h` (N, H) are read, `h_next` (N, H) written."""
+    H = h.shape[1]
+    z, n = gates[:, H : 2 * H], gates[:, 2 * H :]
+    xp.subtract(h, n, out=h_next)
+    h_next *= z
+    h_next += n
+
+
+def _update_backward(xp: Any, gates: Array, h: Array, dh: Array, dgx_n: Array, t: Array) -> None:
+    """Invert `_update` and the two activations before it.
+
+    In `gates` z becomes dgx_z, n is used up and r stays; `dh` (N, H) becomes dh' z;
+    `dgx_n` (N, H) is written; `t` (N, H) is scratch.
+    """
+    H = h.shape[1]
+    z, n = gates[:, H : 2 * H], gates[:, 2 * H :]
+    xp.subtract(1.0, z, out=t)
+    t *= dh  # dn = dh' (1 - z)
+    xp.multiply(n, n, out=dgx_n)
+    xp.subtract(1.0, dgx_n, out=dgx_n)
+    dgx_n *= t
+
+    xp.subtract(h, n, out=n)
+    n *= t
+    dh *= z
+    z *= n

@@ -1,0 +1,114 @@
+"""The LSTM cell: S. Hochreiter, J. Schmidhuber, "Long short-term memory" (1997), with
+the forget gate of F. A. Gers, J. Schmidhuber, F. Cummins (2000)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array
+from .base import Cell, Weights, sigmoid
+
+
+class LSTM(Cell):
+    """The LSTM cell, in torch's gate order i f g o.
+
+    forward::
+
+        a = gx + h W_hh'                      gx = x W_ih' + b_ih + b_hh
+        i = σ(a_i)   f = σ(a_f)   g = tanh(a_g)   o = σ(a_o)
+        c' = f c + i g
+        h' = o tanh(c')                       saved: tanh(c')
+
+    backward::
+
+        dc' += dh' o (1 - tanh(c')^2)
+        do = dh' tanh(c') o (1 - o)
+        dg = dc' i (1 - g^2)
+        di = dc' g i (1 - i)
+        df = dc' c f (1 - f)
+        dc = dc' f
+        dgx = dgh = [di df dg do]
+        dh = dgh W_hh
+    """
+
+    name = "lstm"
+    gates = 4
+    folded = 4
+    saved = 1
+    state_names = ("h", "c")
+    forward_scratch = (4,)
+    backward_scratch = (1, 1)
+
+    def forward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Take one step; see `Cell` for the buffers."""
+        (h, c), (h_next, c_next), (gh,) = states, next_states, scratch
+        H = h.shape[1]
+        xp.matmul(h, weights.weight_hh.T, out=gh)
+        gates += gh
+        i, f, g, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
+        sigmoid(xp, gates[:, : 2 * H])
+        xp.tanh(g, out=g)
+        sigmoid(xp, o)
+
+        ig = gh[:, :H]
+        xp.multiply(i, g, out=ig)
+        xp.multiply(f, c, out=c_next)
+        c_next += ig
+        xp.tanh(c_next, out=saved)
+        xp.multiply(o, saved, out=h_next)
+
+    def backward(
+        self,
+        xp: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """Invert one step; see `Cell` for the buffers."""
+        (_, c), (dh, dc), (dg, t) = states, dstates, scratch
+        H = dh.shape[1]
+        i, f, g, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
+        tanh_c = saved
+
+        xp.multiply(tanh_c, tanh_c, out=t)  # dc' += dh' o (1 - tanh(c')^2)
+        xp.subtract(1.0, t, out=t)
+        t *= o
+        t *= dh
+        dc += t
+
+        xp.subtract(1.0, o, out=t)  # do
+        o *= t
+        o *= tanh_c
+        o *= dh
+
+        xp.multiply(g, g, out=dg)  # dg, kept aside: di still needs g
+        xp.subtract(1.0, dg, out=dg)
+        dg *= i
+        dg *= dc
+
+        xp.subtract(1.0, i, out=t)  # di
+        i *= t
+        i *= g
+        i *= dc
+        g[...] = dg
+
+        xp.subtract(1.0, f, out=t)  # df, and dc = dc' f
+        t *= c
+        t *= dc
+        dc *= f
+        f *= t
+
+        xp.matmul(gates, weights.weight_hh, out=dh)

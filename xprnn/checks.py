@@ -1,0 +1,151 @@
+"""What is asked of the arguments of a call, and the errors that name what came and was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, Backend, backend_of
+
+DTYPES = ("float32", "float64")
+
+
+def check_dtype(dtype: Any) -> np.dtype[Any]:
+    """`dtype` as a NumPy dtype; ValueError unless it is float32 or float64."""
+    try:
+        known = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or known.name not in DTYPES or not known.isnative:
+        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    return np.dtype(str(known.name))
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` as a positive int; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value` if it is a bool; TypeError otherwise."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of `choices`; ValueError otherwise."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
+    return str(value)
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` as an int in [0, 2^63); None draws one from the system."""
+    if seed is None:
+        return int.from_bytes(np.random.SeedSequence().generate_state(2).tobytes(), "little") >> 1
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed: expected a whole number or None, got {seed!r}")
+    if not 0 <= seed < 1 << 63:
+        raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
+    return int(seed)
+
+
+def check_probability(p: Any) -> float:
+    """`p` as a float in [0, 1]."""
+    if isinstance(p, bool) or not isinstance(p, (int, float, np.floating)):
+        raise TypeError(f"dropout: expected a number from 0 to 1, got {p!r}")
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout: expected a probability from 0 to 1, got {p}")
+    return float(p)
+
+
+def check_array(
+    name: str, array: Any, backend: Backend, dtype: np.dtype[Any], shape: tuple[Any, ...]
+) -> None:
+    """Raise unless `array` is on `backend` and has `dtype` and `shape`.
+
+    A str in `shape` stands for any length and is its name in the message.
+    """
+    wanted = _shape_text(shape)
+    if not backend.owns(array) or isinstance(array, (np.ma.MaskedArray, np.matrix)):
+        home = backend_of(array)
+        kind = type(array).__name__ + (f" on backend {home.name!r}" if home else "")
+        raise TypeError(
+            f"{name}: expected a {dtype} array {wanted} on backend {backend.name!r}, got {kind}; "
+            f"convert it with xprnn.asarray({name}, backend={backend.name!r}, dtype='{dtype}')"
+        )
+    if array.dtype != dtype:
+        raise TypeError(
+            f"{name}: expected dtype {dtype}, got {array.dtype}; "
+            f"convert it with {name}.astype('{dtype}')"
+        )
+    if len(array.shape) != len(shape) or any(
+        isinstance(want, int) and want != got for want, got in zip(shape, array.shape, strict=True)
+    ):
+        raise ValueError(f"{name}: expected shape {wanted}, got {_shape_text(array.shape)}")
+
+
+def _shape_text(shape: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray | None:
+    """`lengths` as intp (N,), or None; they are host integers from 0 to T, in any order."""
+    if lengths is None:
+        return None
+    home = backend_of(lengths)
+    if home is not None and home.kind != "numpy":
+        raise TypeError(
+            f"lengths: expected host integers, got an array on backend {home.name!r}; "
+            "they decide what is launched; move them with xprnn.to_numpy(lengths)"
+        )
+    if not isinstance(lengths, (list, tuple, np.ndarray)):
+        raise TypeError(
+            f"lengths: expected a list or NumPy array of {batch} integers, "
+            f"got {type(lengths).__name__}"
+        )
+    array = np.asarray(lengths)
+    if array.shape != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},), got {_shape_text(array.shape)}")
+    if batch and array.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got dtype {array.dtype}")
+    if batch and (array.min() < 0 or array.max() > steps):
+        raise ValueError(
+            f"lengths: expected 0 to {steps}, the number of steps in x; "
+            f"got {array.min()} to {array.max()}"
+        )
+    return array.astype(np.intp)
+
+
+def check_states(
+    names: tuple[str, ...],
+    given: Any,
+    backend: Backend,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    gradients: bool = False,
+) -> tuple[Array, ...] | None:
+    """The states given by the caller as a tuple, each of `shape`; None where none are given.
+
+    A cell with one state takes the array itself, one with two a tuple of both. Among
+    gradients some may be None.
+    """
+    if given is None:
+        return None
+    if len(names) == 1:
+        given = (given,)
+    elif not isinstance(given, (tuple, list)) or len(given) != len(names):
+        raise TypeError(
+            f"{', '.join(names)}: expected a tuple ({', '.join(names)}) of arrays "
+            f"{_shape_text(shape)}, got {type(given).__name__}"
+        )
+    for name, state in zip(names, given, strict=True):
+        if state is not None or not gradients:
+            check_array(name, state, backend, dtype, shape)
+    return tuple(given)

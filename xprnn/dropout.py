@@ -1,0 +1,50 @@
+"""Dropout between layers: N. Srivastava et al., "Dropout" (JMLR 15, 2014), inverted scaling.
+
+Whether an element is kept depends only on (seed, call, layer, t, the caller's row, feature),
+by integer hashing: the same on every backend, in every order of rows and in every run, so
+`backward` computes the mask again instead of storing it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .backend import Array
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix_host(value: int) -> int:
+    """The finaliser of SplitMix64 (G. L. Steele et al., 2014) on one 64-bit integer."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix(xp: Any, value: Array) -> Array:
+    """The same on an array of uint64; products wrap."""
+    value = (value ^ (value >> xp.uint64(30))) * xp.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> xp.uint64(27))) * xp.uint64(0x94D049BB133111EB)
+    return value ^ (value >> xp.uint64(31))
+
+
+def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, row: Array) -> None:
+    """Overwrite x (S, F) with x * kept / (1 - p), kept with probability 1 - p.
+
+    `key` is (seed, call, layer); `time` and `row` (S,) integers say where each row of x
+    stands. The same call is its own gradient: apply it to the upstream gradient.
+    """
+    if p >= 1.0:
+        x[...] = 0.0
+        return
+    root = 0
+    for part in key:
+        root = _mix_host((root ^ (part & _MASK)) + _GOLDEN & _MASK)
+    h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(root))
+    h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
+    feature = xp.arange(x.shape[1]).astype(xp.uint64) * xp.uint64(_GOLDEN)
+    h = _mix(xp, h[:, None] ^ feature[None, :])
+    kept = (h >> xp.uint64(40)) >= xp.uint64(round(p * (1 << 24)))  # 24 bits decide
+    x *= kept
+    x *= 1.0 / (1.0 - p)

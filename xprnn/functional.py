@@ -1,0 +1,315 @@
+"""The layers as functions of explicit weights: one layer, one direction, no state kept.
+
+`gru(...)` runs; `gru_forward(...)` also returns a cache, and `gru_backward(doutput, dh_n,
+cache)` undoes it and returns every gradient in a dict; likewise for `rnn` and `lstm`. The
+equations stand at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. What all of them share:
+
+- `x` (T, N, I), with `batch_first` (N, T, I), unbatched (T, I);
+- `h0` (1, N, H), unbatched (1, H), for the LSTM a pair (h0, c0); None: zeros;
+- `weight_ih` (G*H, I), `weight_hh` (G*H, H), `bias_ih` and `bias_hh` (G*H,) or both None, in
+  torch's gate order (https://docs.pytorch.org/docs/stable/nn.html#recurrent-layers);
+- `lengths` as for a layer's call;
+- `output` (T, N, H), laid out as x, and `h_n` (1, N, H), for the LSTM (h_n, c_n).
+
+All arrays are float32 or all are float64, and stand on one backend, which is that of
+`weight_ih`. TypeError or ValueError names the argument that does not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import kernels, stack
+from .arguments import check_call, check_upstream, unwrap
+from .backend import Array, Backend, backend_of
+from .cells import CELLS, Cell, Weights
+from .checks import check_array, check_choice, check_dtype, check_flag
+from .scratch import Workspace
+from .stack import Stack
+
+
+@dataclass
+class Cache:
+    """What a forward call leaves for its backward call; opaque, and good for one."""
+
+    _backend: Backend
+    _stack: Stack
+    _weights: Weights
+    _workspace: Workspace
+    _batched: bool
+    _tape: stack.Tape | None = field(repr=False)
+
+
+def rnn(
+    x: Array,
+    h0: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    batch_first: bool = False,
+    lengths: Any = None,
+    nonlinearity: str = "tanh",
+) -> tuple[Array, Array]:
+    """Run an Elman layer, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu.
+
+    Arguments, shapes, results and errors: see the module; `nonlinearity` is "tanh" or "relu".
+
+    >>> import numpy as np, xprnn
+    >>> x, h0 = np.ones((5, 2, 3)), np.zeros((1, 2, 4))
+    >>> output, h_n = xprnn.functional.rnn(x, h0, np.ones((4, 3)), np.eye(4))
+    >>> output.shape
+    (5, 2, 4)
+    """
+    cell = _elman(nonlinearity)
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+    output, h_n, _ = _forward(cell, x, h0, weights, batch_first, lengths, record=False)
+    return output, h_n
+
+
+def rnn_forward(
+    x: Array,
+    h0: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    batch_first: bool = False,
+    lengths: Any = None,
+    nonlinearity: str = "tanh",
+) -> tuple[Array, Array, Cache]:
+    """As `rnn`, and returns a cache for `rnn_backward` as third.
+
+    >>> import numpy as np, xprnn
+    >>> F = xprnn.functional
+    >>> output, h_n, cache = F.rnn_forward(np.ones((5, 2, 3)), None, np.ones((4, 3)), np.eye(4))
+    >>> sorted(F.rnn_backward(output, h_n, cache))
+    ['dh0', 'dweight_hh', 'dweight_ih', 'dx']
+    """
+    cell = _elman(nonlinearity)
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+    return _forward(cell, x, h0, weights, batch_first, lengths, record=True)
+
+
+def gru(
+    x: Array,
+    h0: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    batch_first: bool = False,
+    lengths: Any = None,
+    reset_after: bool = True,
+) -> tuple[Array, Array]:
+    """Run a GRU layer, h_t = (1 - z) n + z h_{t-1}; gate order r z n.
+
+    Arguments, shapes, results and errors: see the module; `reset_after` as for `xprnn.GRU`.
+
+    >>> import numpy as np, xprnn
+    >>> x, h0 = np.ones((5, 2, 3)), np.zeros((1, 2, 4))
+    >>> output, h_n = xprnn.functional.gru(x, h0, np.ones((12, 3)), np.ones((12, 4)))
+    >>> output.shape
+    (5, 2, 4)
+    """
+    cell = _gru(reset_after)
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+    output, h_n, _ = _forward(cell, x, h0, weights, batch_first, lengths, record=False)
+    return output, h_n
+
+
+def gru_forward(
+    x: Array,
+    h0: Array | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    batch_first: bool = False,
+    lengths: Any = None,
+    reset_after: bool = True,
+) -> tuple[Array, Array, Cache]:
+    """As `gru`, and returns a cache for `gru_backward` as third.
+
+    >>> import numpy as np, xprnn
+    >>> F = xprnn.functional
+    >>> x, W, U = np.ones((5, 2, 3)), np.ones((12, 3)), np.ones((12, 4))
+    >>> output, h_n, cache = F.gru_forward(x, None, W, U)
+    >>> F.gru_backward(np.ones_like(output), None, cache)["dx"].shape
+    (5, 2, 3)
+    """
+    cell = _gru(reset_after)
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+    return _forward(cell, x, h0, weights, batch_first, lengths, record=True)
+
+
+def lstm(
+    x: Array,
+    hx: tuple[Array, Array] | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    batch_first: bool = False,
+    lengths: Any = None,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Run an LSTM layer, c_t = f c_{t-1} + i g, h_t = o tanh(c_t); gate order i f g o.
+
+    Arguments, shapes, results and errors: see the module; `hx` is the pair (h0, c0).
+
+    >>> import numpy as np, xprnn
+    >>> W, U = np.ones((16, 3)), np.ones((16, 4))
+    >>> output, (h_n, c_n) = xprnn.functional.lstm(np.ones((5, 2, 3)), None, W, U)
+    >>> c_n.shape
+    (1, 2, 4)
+    """
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+    output, h_n, _ = _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=False)
+    return output, h_n
+
+
+def lstm_forward(
+    x: Array,
+    hx: tuple[Array, Array] | None,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    batch_first: bool = False,
+    lengths: Any = None,
+) -> tuple[Array, tuple[Array, Array], Cache]:
+    """As `lstm`, and returns a cache for `lstm_backward` as third.
+
+    >>> import numpy as np, xprnn
+    >>> F = xprnn.functional
+    >>> x, W, U = np.ones((5, 2, 3)), np.ones((16, 3)), np.ones((16, 4))
+    >>> output, (h_n, c_n), cache = F.lstm_forward(x, None, W, U)
+    >>> F.lstm_backward(None, (h_n, c_n), cache)["dc0"].shape
+    (1, 2, 4)
+    """
+    weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+    return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=True)
+
+
+def backward(
+    doutput: Array | None, dhx: Any, cache: Cache, *, need_dx: bool = True
+) -> dict[str, Array]:
+    """Undo a forward call; `rnn_backward`, `gru_backward` and `lstm_backward` are its names.
+
+    :param doutput: dL/doutput, of the output's shape; None: zeros.
+    :param dhx: dL/dh_n, of h_n's shape, for the LSTM the pair (dh_n, dc_n); None: zeros.
+    :param cache: what the forward call returned; it is used up.
+    :param need_dx: False leaves dx out.
+    :return: new arrays dx, dh0 (and dc0), dweight_ih, dweight_hh and, where there are biases,
+        dbias_ih, dbias_hh, each of the shape of what it is the gradient of.
+    :raises RuntimeError: the cache has been used.
+    :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to;
+        the cache stays good.
+
+    >>> import numpy as np, xprnn
+    >>> F = xprnn.functional
+    >>> output, h_n, cache = F.rnn_forward(np.ones((5, 3)), None, np.ones((4, 3)), np.eye(4))
+    >>> F.backward(output, None, cache, need_dx=False)["dweight_ih"].shape
+    (4, 3)
+    """
+    tape, weights, net = cache._tape, cache._weights, cache._stack
+    if tape is None:
+        raise RuntimeError("cache: it has been used; call the forward function again")
+    dtype, batched = cache._workspace.dtype, cache._batched
+    doutput, dfinal = check_upstream(
+        net, cache._backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
+    )
+    cache._tape = None
+    with cache._backend.activate():
+        xp = cache._backend.xp
+        dweights = Weights(*(None if w is None else xp.zeros(w.shape, dtype) for w in weights))
+        dx, dinitial = stack.backward(
+            cache._backend,
+            net,
+            [[weights]],
+            tape,
+            doutput,
+            dfinal,
+            [[dweights]],
+            check_flag("need_dx", need_dx),
+            cache._workspace,
+        )
+    dx, _ = unwrap(dx, dinitial, batched)
+    gradients = {} if dx is None else {"dx": dx}
+    for name, dstate in zip(net.cell.state_names, dinitial, strict=True):
+        gradients[f"d{name}0"] = dstate if batched else dstate[:, 0]
+    for name, dweight in dweights._asdict().items():
+        if dweight is not None:
+            gradients[f"d{name}"] = dweight
+    return gradients
+
+
+rnn_backward = gru_backward = lstm_backward = backward
+
+
+def _elman(nonlinearity: str) -> Cell:
+    return CELLS[f"rnn_{check_choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"]
+
+
+def _gru(reset_after: bool) -> Cell:
+    return CELLS["gru" if check_flag("reset_after", reset_after) else "gru_reset_before"]
+
+
+def _forward(
+    cell: Cell,
+    x: Array,
+    hx: Any,
+    weights: Weights,
+    batch_first: bool,
+    lengths: Any,
+    record: bool,
+) -> tuple[Array, Any, Cache]:
+    backend, net = _check_weights(cell, weights)
+    dtype = check_dtype(weights.weight_ih.dtype)
+    batch_first = check_flag("batch_first", batch_first)
+    call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
+    kernels.choose(cell.name, backend)
+    with backend.activate():
+        if record:  # the caller may write his weights before he calls backward
+            weights = Weights(*(None if w is None else w.copy() for w in weights))
+        workspace = Workspace(backend, dtype)
+        output, final, tape = stack.forward(
+            backend,
+            net,
+            [[weights]],
+            call.x,
+            call.initial,
+            call.lengths,
+            call.batch_first,
+            workspace,
+            (0, 0) if record else None,
+        )
+    cache = Cache(backend, net, weights, workspace, call.batched, tape)
+    output, states = unwrap(output, final, call.batched)
+    return output, states, cache
+
+
+def _check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack]:
+    """The backend the weights stand on and the one-layer stack they make."""
+    backend = backend_of(weights.weight_ih)
+    if backend is None:
+        kind = type(weights.weight_ih).__name__
+        raise TypeError(f"weight_ih: expected an array (G*H, I), got {kind}")
+    dtype = check_dtype(weights.weight_ih.dtype)
+    check_array("weight_ih", weights.weight_ih, backend, dtype, ("G*H", "I"))
+    rows, width = weights.weight_ih.shape
+    if rows == 0 or rows % cell.gates:
+        raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
+    net = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
+    check_array("weight_hh", weights.weight_hh, backend, dtype, (rows, net.hidden_size))
+    if weights.bias_ih is not None or weights.bias_hh is not None:
+        check_array("bias_ih", weights.bias_ih, backend, dtype, (rows,))
+        check_array("bias_hh", weights.bias_hh, backend, dtype, (rows,))
+    return backend, net

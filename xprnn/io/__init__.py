@@ -1,0 +1,109 @@
+"""(kind, options, arrays) <-> files in the safetensors format. Files are data: nothing is run.
+
+The arrays are what torch's `state_dict` would hold, so any safetensors reader can use them;
+the header's metadata says what they belong to: `format` "xprnn", `version`, `kind` and
+`options` (JSON). Format: https://huggingface.co/docs/safetensors/index
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "xprnn"
+VERSION = "1"
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` if the block succeeds.
+
+    Whatever ends the block early, nothing half-written is left behind.
+    """
+    target = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(0o666 & ~_umask())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write(
+    path: str | os.PathLike[str], kind: str, options: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> None:
+    """Write NumPy arrays and what they belong to, whole or not at all.
+
+    :raises OSError: the file cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    # safetensors 0.8 takes an array's bytes as they stand, whatever their order says
+    plain = {
+        name: np.asarray(array, array.dtype.newbyteorder("="), order="C")
+        for name, array in arrays.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "options": json.dumps(dict(options), sort_keys=True),
+    }
+    with replacing(path) as part:
+        save_file(plain, part, metadata)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """The kind, options and arrays of a file that `write` wrote.
+
+    :raises FileNotFoundError: there is no such file.
+    :raises ValueError: it is not such a file, is damaged, or has another version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            _check_metadata(path, metadata)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)}: not a readable safetensors file: {error}") from error
+    try:
+        options = json.loads(metadata["options"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)}: the options in its header are damaged") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{os.fspath(path)}: the options in its header are not a mapping")
+    return metadata.get("kind", ""), options, arrays
+
+
+def _check_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{os.fspath(path)}: a safetensors file, but not one that xprnn wrote "
+            f"(format {metadata.get('format')!r}, expected {FORMAT!r}); to use its arrays, build "
+            "the layer and pass them to load_state_dict"
+        )
+    if metadata.get("version") != VERSION:
+        raise ValueError(
+            f"{os.fspath(path)}: file version {metadata.get('version')!r}; this xprnn reads "
+            f"version {VERSION!r}"
+        )

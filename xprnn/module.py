@@ -1,0 +1,304 @@
+"""What every trainable thing has: parameters, gradients, options, a place, a file."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from . import io
+from .backend import Array, Backend, asarray, get_backend, to_numpy
+from .checks import check_dtype
+from .parameters import Gradients, Parameters, Shapes
+
+
+class Module:
+    """The base of layers, cells and read-outs.
+
+    `options` are the constructor's arguments that say what the module is (JSON values);
+    the module's file and its pickle hold them and the flat parameter buffer, nothing else.
+    A subclass's constructor calls `_build`, and its `_restore` reads what `_extra` gives.
+    """
+
+    _kinds: ClassVar[dict[str, type[Module]]] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
+
+    parameters: Parameters
+    grads: Gradients
+    options: dict[str, Any]
+    training: bool
+
+    def __init_subclass__(cls) -> None:
+        """Make the class loadable by its name."""
+        if not cls.__name__.startswith("_"):
+            Module._kinds[cls.__name__] = cls
+
+    def _build(
+        self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
+    ) -> None:
+        """Allocate zero parameters and gradients."""
+        self.options = options
+        self.backend: Backend = get_backend(backend)
+        self.dtype = check_dtype(dtype)
+        self.parameters = Parameters(self.backend, self.dtype, shapes)
+        self.grads = Gradients(self.backend, self.dtype, shapes)
+        self.training = False
+        self._frozen: frozenset[str] = frozenset()
+        self._records: list[Any] = []
+
+    def _draw(self, bound: float, seed: int) -> None:
+        """Draw every parameter from uniform(-bound, bound), on the host: the same everywhere."""
+        rng = np.random.Generator(np.random.PCG64(seed))
+        drawn = {name: rng.uniform(-bound, bound, p.shape) for name, p in self.parameters.items()}
+        self._write(drawn)
+
+    def _write(self, values: Mapping[str, np.ndarray]) -> None:
+        self.parameters.update(
+            {n: self.backend.from_host(v.astype(self.dtype)) for n, v in values.items()}
+        )
+
+    # -- parameters and gradients
+
+    @contextmanager
+    def writable(self) -> Iterator[Array]:
+        """The flat parameter buffer (1-D, the module's dtype), writable inside the block.
+
+        It is how an optimiser writes. After the block neither the buffer nor views of it may
+        be written: the buffer itself then raises ValueError on NumPy.
+
+        >>> import xprnn
+        >>> layer = xprnn.RNN(2, 3, seed=0)
+        >>> with layer.writable() as flat:
+        ...     flat *= 0.5
+        """
+        with self.parameters.writable() as flat:
+            yield flat
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero."""
+        self.grads.flat[...] = 0.0
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The names of the parameters that get no gradient and that optimisers leave alone."""
+        return self._frozen
+
+    def freeze(self, *names: str) -> None:
+        """Freeze parameters by name, all of them if none is named; their gradients become zero.
+
+        :raises KeyError: a name is not a parameter's; nothing is frozen then.
+        """
+        chosen = self._named(names)
+        for name in chosen:
+            self.grads[name][...] = 0.0
+        self._frozen |= chosen
+
+    def unfreeze(self, *names: str) -> None:
+        """Undo `freeze` for these names, for all of them if none is named."""
+        self._frozen -= self._named(names)
+
+    def _named(self, names: tuple[str, ...]) -> frozenset[str]:
+        unknown = [name for name in names if name not in self.parameters.shapes]
+        if unknown:
+            known = ", ".join(self.parameters)
+            raise KeyError(f"no parameter named {', '.join(unknown)}; there are {known}")
+        return frozenset(names or self.parameters)
+
+    def trainable(self) -> list[tuple[int, int]]:
+        """The parts [start, stop) of the flat buffers that are not frozen, joined if they meet."""
+        parts: list[tuple[int, int]] = []
+        ends = [*self.parameters.starts.values()]
+        for name, start, stop in zip(self.parameters, ends, ends[1:], strict=False):
+            if name in self._frozen:
+                continue
+            if parts and parts[-1][1] == start:
+                start = parts.pop()[0]
+            parts.append((start, stop))
+        return parts
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters by name, on the module's backend."""
+        return {name: array.copy() for name, array in self.parameters.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Overwrite all parameters; values may be NumPy, CuPy or torch arrays of any real dtype.
+
+        :raises ValueError: names are missing or unexpected, or shapes or dtypes do not fit; all
+            of them are listed and nothing is changed.
+        """
+        values = {str(name): to_numpy(value) for name, value in mapping.items()}
+        wrong = state_errors(self.parameters.shapes, values)
+        if wrong:
+            raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
+        self._write(values)
+
+    # -- mode
+
+    def train(self) -> Self:
+        """From here on calls are recorded for `backward`."""
+        self.training = True
+        return self
+
+    def eval(self) -> Self:
+        """From here on calls are not recorded; records not yet undone are dropped."""
+        self.training = False
+        self._records.clear()
+        return self
+
+    # -- place
+
+    def to(self, backend: str | None = None, *, dtype: Any = None) -> Self:
+        """Move the module in place, parameters and gradients; None leaves backend or dtype.
+
+        :raises RuntimeError: recorded calls are waiting for `backward`.
+        :raises ValueError, BackendUnavailableError: as `get_backend`; nothing is changed.
+        """
+        if self._records:
+            raise RuntimeError(
+                f"to: {len(self._records)} recorded calls wait for backward(); undo them or "
+                "drop them with eval() first"
+            )
+        target = self.backend if backend is None else get_backend(backend)
+        wanted = self.dtype if dtype is None else check_dtype(dtype)
+        shapes = self.parameters.shapes
+        parameters = Parameters(target, wanted, shapes)
+        grads = Gradients(target, wanted, shapes)
+        parameters.update(
+            {n: asarray(a, backend=target.name, dtype=wanted) for n, a in self.parameters.items()}
+        )
+        for name, array in self.grads.items():
+            grads[name][...] = asarray(array, backend=target.name, dtype=wanted)
+        parameters.version = self.parameters.version + 1
+        self.backend, self.dtype = target, wanted
+        self.parameters, self.grads = parameters, grads
+        self._moved()
+        return self
+
+    def _moved(self) -> None:
+        """Drop what depends on the place."""
+
+    # -- copies and files
+
+    def _extra(self) -> dict[str, Any]:
+        """What a copy must keep beside options and parameters (JSON values)."""
+        return {"frozen": sorted(self._frozen)}
+
+    def _restore(self, extra: Mapping[str, Any]) -> None:
+        """Take back what `_extra` gave."""
+        self._frozen = self._named(tuple(extra["frozen"])) if extra["frozen"] else frozenset()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write parameters and options to a safetensors file, whole or not at all.
+
+        :raises OSError: the file cannot be written.
+        """
+        arrays = {name: self.backend.to_host(array) for name, array in self.parameters.items()}
+        options = {**self.options, "dtype": self.dtype.name, "extra": self._extra()}
+        io.write(path, type(self).__name__, options, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, backend: str | None = None) -> Self:
+        """The module that a file holds, in eval mode.
+
+        :param backend: where to put it; as for `get_backend`.
+        :raises FileNotFoundError: there is no such file.
+        :raises ValueError: the file is not one that xprnn wrote, is damaged, is of another
+            version or does not hold a `cls`.
+        """
+        place = get_backend(backend).name
+        kind, options, arrays = io.read(path)
+        found = Module._kinds.get(kind)
+        if found is None or not issubclass(found, cls):
+            raise ValueError(f"{os.fspath(path)}: holds a {kind!r}, expected a {cls.__name__}")
+        try:
+            extra = options.pop("extra")
+            # before a layer of the size that the header states is allocated
+            wrong = state_errors(found._shapes(dict(options)), arrays)
+            module = found(**options, backend=place) if not wrong else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(path)}: its options do not make a {kind}: {error}"
+            ) from error
+        if module is None:
+            raise ValueError(f"{os.fspath(path)}: " + "; ".join(wrong))
+        module._write(arrays)
+        module._restore(extra)
+        return module
+
+    @classmethod
+    def _shapes(cls, options: dict[str, Any]) -> Shapes:
+        """The parameters that a module with these options has."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Options, place and host copies of parameters and gradients; no records."""
+        return {
+            "options": self.options,
+            "backend": self.backend.name,
+            "dtype": self.dtype.name,
+            "training": self.training,
+            "extra": self._extra(),
+            "version": self.parameters.version,
+            "parameters": {
+                n: np.array(self.backend.to_host(a)) for n, a in self.parameters.items()
+            },
+            "grads": {n: np.array(self.backend.to_host(a)) for n, a in self.grads.items()},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the module anew on its backend and fill it."""
+        options = {**state["options"], "dtype": state["dtype"], "backend": state["backend"]}
+        type(self).__init__(self, **options)
+        self._write(state["parameters"])
+        for name, array in state["grads"].items():
+            self.grads[name][...] = self.backend.from_host(array)
+        self.parameters.version = state["version"]
+        self.training = state["training"]
+        self._restore(state["extra"])
+
+    def __copy__(self) -> Self:
+        """A module of its own: two modules never share a buffer."""
+        return copy.deepcopy(self)
+
+    def __repr__(self) -> str:
+        """The constructor's call, with what differs from torch's defaults left to read."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        where = f"backend={self.backend.name!r}, dtype={self.dtype.name!r}"
+        return f"{type(self).__name__}({options}, {where})"
+
+
+def state_errors(shapes: Shapes, values: Mapping[str, np.ndarray]) -> list[str]:
+    """What keeps `values` from being the parameters of `shapes`, in words; empty if nothing."""
+    wrong = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
+    for name, value in values.items():
+        if name not in shapes:
+            wrong.append(f"unexpected {name} {value.shape}")
+        elif value.shape != shapes[name]:
+            wrong.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
+        elif value.dtype.kind != "f":
+            wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
+    return wrong
+
+
+def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
+    """The layer, cell or read-out that a file written by `save` holds, in eval mode.
+
+    :param path: a .safetensors file.
+    :param backend: where to put it; as for `get_backend`.
+    :raises FileNotFoundError: there is no such file.
+    :raises ValueError: the file is not one that xprnn wrote, is damaged or of another version.
+
+    >>> import tempfile, pathlib, xprnn
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "gru.safetensors"
+    ...     xprnn.GRU(3, 4, seed=0).save(path)
+    ...     xprnn.load(path).options["hidden_size"]
+    4
+    """
+    return Module.load(path, backend=backend)

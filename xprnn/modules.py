@@ -1,0 +1,261 @@
+"""The layers: RNN, GRU and LSTM with torch's arguments, names, shapes and gate order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import kernels
+from .arguments import check_call, check_upstream, unwrap
+from .backend import Array
+from .checks import check_flag
+from .recurrent import _Recurrent, elman, gru, lstm
+
+
+class _Layer(_Recurrent):
+    """The calls of a layer: any number of steps, layers and directions."""
+
+    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+        check_flag("batch_first", options["batch_first"])
+        super()._set_up(options, backend, dtype)
+
+    def __call__(self, x: Array, hx: Any = None, *, lengths: Any = None) -> tuple[Array, Any]:
+        """Run the layer over a batch of sequences.
+
+        In train mode the call is recorded for `backward`. The arrays returned are the caller's.
+
+        :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
+            and backend, any strides; only read.
+        :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0). None: zeros.
+        :param lengths: N host integers from 0 to T, in any order: how many steps each row has.
+            Past a row's end x is not read and the output is zero; the reverse direction starts
+            at each row's own end. None: all T.
+        :return: output (T, N, D*H), laid out as x, and h_n (L*D, N, H), for an LSTM (h_n, c_n):
+            the state of each row after its own last step; h0 where it has none.
+        :raises TypeError: an argument has another type, dtype or backend.
+        :raises ValueError: an argument has another shape, or lengths leave 0..T.
+        """
+        call = check_call(
+            self._stack, self.backend, self.dtype, x, hx, lengths, self.options["batch_first"]
+        )
+        output, final = self._run(call)
+        return unwrap(output, final, call.batched)
+
+    def backward(
+        self, doutput: Array | None = None, dhx: Any = None, *, need_dx: bool = True
+    ) -> tuple[Array | None, Any]:
+        """Undo the last recorded call: gradients of a scalar L given those of its results.
+
+        The parameters' gradients are added to `grads`. Several recorded calls are undone last
+        one first. An error in the arguments leaves the record in place.
+
+        :param doutput: dL/doutput, of the output's shape; None: zeros. Only read.
+        :param dhx: dL/dh_n, of h_n's shape; for an LSTM (dh_n, dc_n), either may be None: zeros.
+        :param need_dx: False: dx is not computed, and None is returned in its place.
+        :return: dx of x's shape, zero past a row's end, and dh0 (for an LSTM (dh0, dc0)).
+        :raises RuntimeError: no recorded call is left, or the parameters have changed since.
+        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
+        """
+        tape = self._last_record().tape
+        batched = self._last_record().batched
+        doutput, dfinal = check_upstream(
+            self._stack,
+            self.backend,
+            self.dtype,
+            tape.shape,
+            tape.layout.batch,
+            batched,
+            doutput,
+            dhx,
+        )
+        return unwrap(*self._undo(doutput, dfinal, check_flag("need_dx", need_dx)), batched)
+
+    def explain(self, shape: tuple[int, ...]) -> str:
+        """Which implementation would serve a call with x of `shape`, and why not a faster one.
+
+        :param shape: x's shape, as for a call.
+        :raises ValueError: the layer does not take such an x.
+
+        >>> import xprnn
+        >>> print(xprnn.GRU(3, 4, seed=0).explain((10, 2, 3)))
+        GRU(3, 4) on numpy, float32, T=10 N=2: reference
+          pointwise: no kernel for cell 'gru' on backend 'numpy' in this version
+          sequence: no kernel for cell 'gru' on backend 'numpy' in this version
+        """
+        net = self._stack
+        if len(shape) not in (2, 3) or shape[-1] != net.input_size:
+            raise ValueError(f"shape: expected (T, N, {net.input_size}), got {shape}")
+        outer = (*shape[:-1], 1)[:2]
+        steps, batch = outer[::-1] if self.options["batch_first"] and len(shape) == 3 else outer
+        choice = kernels.choose(net.cell.name, self.backend)
+        head = (
+            f"{type(self).__name__}({net.input_size}, {net.hidden_size}) on {self.backend.name}, "
+            f"{self.dtype}, T={steps} N={batch}: {choice.implementation}"
+        )
+        return "\n".join([head, *(f"  {name}: {why}" for name, why in choice.reasons.items())])
+
+
+class RNN(_Layer):
+    """Elman layers, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu for tanh.
+
+    Arguments, names, shapes and initialisation (uniform within 1/sqrt(H)) are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html; in eval mode until
+    `train()`. The equations of the gradient stand in `xprnn.cells`.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param num_layers: L; layer k > 0 reads the output of layer k-1.
+    :param nonlinearity: "tanh" or "relu".
+    :param bias: whether there are b_ih and b_hh.
+    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states never are.
+    :param dropout: probability with which, in train mode, an element of the output of every
+        layer but the last is set to zero (the others are divided by 1 - dropout).
+    :param bidirectional: D = 2: a second direction reads each row from its end.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64".
+    :param seed: of the initial parameters and the dropout masks; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
+
+    >>> import numpy as np, xprnn
+    >>> rnn = xprnn.RNN(3, 4, seed=0).train()
+    >>> output, h_n = rnn(np.ones((5, 2, 3), np.float32))
+    >>> output.shape, h_n.shape
+    ((5, 2, 4), (1, 2, 4))
+    >>> dx, dh0 = rnn.backward(np.ones_like(output))
+    >>> dx.shape, rnn.grads["weight_hh_l0"].shape
+    ((5, 2, 3), (4, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        backend: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "nonlinearity": nonlinearity,
+            "bias": bias,
+            "batch_first": batch_first,
+            "dropout": dropout,
+            "bidirectional": bidirectional,
+            "seed": seed,
+        }
+        self._set_up(options, backend, dtype)
+
+    _cell = staticmethod(elman)
+
+
+class GRU(_Layer):
+    """Gated recurrent layers: h_t = (1 - z) n + z h_{t-1}, in one of two forms.
+
+    With σ the logistic function and ⊙ the product by elements::
+
+        r = σ(x W_ir' + b_ir + h W_hr' + b_hr)
+        z = σ(x W_iz' + b_iz + h W_hz' + b_hz)
+        n = tanh(x W_in' + b_in + r ⊙ (h W_hn' + b_hn))      reset_after=True, as torch
+        n = tanh(x W_in' + b_in + (r ⊙ h) W_hn' + b_hn)      reset_after=False, Cho et al. 2014
+
+    Names, shapes, gate order r z n and initialisation are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html; the second form is the
+    default of https://onnx.ai/onnx/operators/onnx__GRU.html (`linear_before_reset=0`).
+
+    :param reset_after: which form, see above.
+
+    The other parameters, and what is raised, are those of `RNN`.
+
+    >>> import numpy as np, xprnn
+    >>> gru = xprnn.GRU(3, 4, bidirectional=True, batch_first=True, seed=0)
+    >>> output, h_n = gru(np.ones((2, 5, 3), np.float32), lengths=[5, 3])
+    >>> output.shape, h_n.shape, bool((output[1, 3:] == 0).all())
+    ((2, 5, 8), (2, 2, 4), True)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        backend: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "bias": bias,
+            "batch_first": batch_first,
+            "dropout": dropout,
+            "bidirectional": bidirectional,
+            "reset_after": reset_after,
+            "seed": seed,
+        }
+        self._set_up(options, backend, dtype)
+
+    _cell = staticmethod(gru)
+
+
+class LSTM(_Layer):
+    """Long short-term memory layers; the state is a pair (h, c).
+
+    With σ the logistic function and ⊙ the product by elements::
+
+        i, f, o = σ(x W_i*' + b_i* + h W_h*' + b_h*)      g = tanh(the same with its own weights)
+        c_t = f ⊙ c_{t-1} + i ⊙ g                         h_t = o ⊙ tanh(c_t)
+
+    Names, shapes, gate order i f g o and initialisation are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html. The parameters, and
+    what is raised, are those of `RNN` without `nonlinearity`.
+
+    >>> import numpy as np, xprnn
+    >>> lstm = xprnn.LSTM(3, 4, num_layers=2, dropout=0.1, seed=0).train()
+    >>> output, (h_n, c_n) = lstm(np.ones((5, 2, 3), np.float32))
+    >>> dx, (dh0, dc0) = lstm.backward(None, (np.ones_like(h_n), None))
+    >>> dc0.shape
+    (2, 2, 4)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        backend: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "bias": bias,
+            "batch_first": batch_first,
+            "dropout": dropout,
+            "bidirectional": bidirectional,
+            "seed": seed,
+        }
+        self._set_up(options, backend, dtype)
+
+    _cell = staticmethod(lstm)

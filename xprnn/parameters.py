@@ -1,0 +1,136 @@
+"""Named arrays in one flat buffer: an optimiser step, a norm or a save is one operation.
+
+Every named array starts on a 64-byte boundary of the buffer and the padding between them is
+zero and stays zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from .backend import ALIGNMENT, Array, Backend
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def offsets(shapes: Shapes, itemsize: int) -> dict[str, int]:
+    """Where each name starts in the flat buffer, in elements; "" gives the buffer's size."""
+    grain = ALIGNMENT // itemsize
+    starts, end = {}, 0
+    for name, shape in shapes.items():
+        starts[name] = end
+        end += -(-prod(shape) // grain) * grain
+    return {**starts, "": end}
+
+
+def views(flat: Array, shapes: Shapes) -> dict[str, Array]:
+    """Each named array as a view into the flat buffer."""
+    starts = offsets(shapes, flat.dtype.itemsize)
+    return {
+        name: flat[starts[name] : starts[name] + prod(shape)].reshape(shape)
+        for name, shape in shapes.items()
+    }
+
+
+class Gradients(Mapping[str, Array]):
+    """The gradients of a module's parameters, accumulated by `backward`.
+
+    `gradients[name]` is an array of the parameter's shape and dtype, `flat` all of them in the
+    parameters' layout. The arrays may be written in place (to clip or to scale them).
+    """
+
+    def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
+        self.flat: Array = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
+        self._arrays = views(self.flat, shapes)
+
+    def __getitem__(self, name: str) -> Array:
+        """The gradient of parameter `name`."""
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in torch's order."""
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        """How many parameters there are."""
+        return len(self._arrays)
+
+
+class Parameters(Mapping[str, Array]):
+    """The parameters of a module, readable by name and written only in ways that count.
+
+    `parameters[name]` is a read-only view on NumPy; CuPy has no read-only arrays, there it
+    must not be written either. `parameters[name] = value` and `writable()` are the ways to
+    write, and each raises `version`.
+    """
+
+    def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
+        self.backend = backend
+        self.dtype = dtype
+        self.shapes = shapes
+        self.version = 0
+        self._flat = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
+        backend.set_writable(self._flat, False)
+        self._arrays = views(self._flat, shapes)
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """Where each parameter starts in the flat buffer, in elements; "" gives its size."""
+        return offsets(self.shapes, self.dtype.itemsize)
+
+    @property
+    def flat(self) -> Array:
+        """All parameters and the padding between them, 1-D; read-only like the named views."""
+        return self._flat
+
+    @contextmanager
+    def writable(self) -> Iterator[Array]:
+        """The flat buffer, writable until the block ends; then views of it must not be written."""
+        flat = self._flat[:]
+        self.backend.set_writable(flat, True)
+        try:
+            yield flat
+        finally:
+            self.version += 1
+            self.backend.set_writable(flat, False)
+
+    def update(self, values: Mapping[str, Array]) -> None:
+        """Write several parameters of the right shapes and backend; other dtypes are cast."""
+        with self.writable() as flat:
+            arrays = views(flat, self.shapes)
+            for name, value in values.items():
+                arrays[name][...] = value
+
+    def __getitem__(self, name: str) -> Array:
+        """The parameter `name`, not to be written."""
+        return self._arrays[name]
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        """Copy an array of the same shape, dtype and backend into parameter `name`."""
+        if name not in self.shapes:
+            raise KeyError(f"parameter {name!r}: expected one of {', '.join(self.shapes)}")
+        if not self.backend.owns(value):
+            raise TypeError(
+                f"parameter {name!r}: expected an array on backend {self.backend.name!r}, got "
+                f"{type(value).__name__}; convert it with xprnn.asarray(..., "
+                f"backend={self.backend.name!r})"
+            )
+        if value.shape != self.shapes[name] or value.dtype != self.dtype:
+            raise ValueError(
+                f"parameter {name!r}: expected {self.dtype} {self.shapes[name]}, "
+                f"got {value.dtype} {value.shape}"
+            )
+        self.update({name: value})
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in torch's order."""
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        """How many parameters there are."""
+        return len(self._arrays)

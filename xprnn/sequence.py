@@ -1,0 +1,171 @@
+"""One direction of one layer: input product -> time loop -> products for the weights.
+
+Works on packed arrays, rows longest first; `layout.py` says how they stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .backend import Array
+from .cells import Cell, Weights
+from .layout import Layout
+from .scratch import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What the steps of one direction of one layer leave behind for `backward`."""
+
+    x: Array  # (S, I) the layer's input
+    gates: Array  # (S, G*H)
+    saved: Array  # (S, saved*H)
+    states: tuple[Array, ...]  # (n_0 + S, H) each
+
+
+def forward(
+    xp: Any,
+    cell: Cell,
+    weights: Weights,
+    x: Array,
+    ends: tuple[Array, ...],
+    layout: Layout,
+    reverse: bool,
+    workspace: Workspace,
+    record: bool,
+) -> Trace:
+    """Run all steps of one direction of one layer.
+
+    `x` (S, I) and `weights` are read. `ends` (N, H) each: the initial states, read, then
+    overwritten with the final ones. The trace is written, in the workspace's memory; its
+    `saved` is complete only with `record`.
+    """
+    H = ends[0].shape[1]
+    total = layout.total
+    gates = workspace.empty(total, cell.gates * H)
+    saved = workspace.empty(total if record else layout.running, cell.saved * H)
+    states = tuple(workspace.empty(layout.running + total, H) for _ in ends)
+    scratch = Carved(workspace, layout.running, cell.forward_scratch, H)
+
+    xp.matmul(x, weights.weight_ih.T, out=gates)
+    bias = _input_bias(cell, weights, H)
+    if bias is not None:
+        gates += bias
+    for rows, joined, at, before, after in layout.walk(reverse):
+        if rows > joined:
+            for state, end in zip(states, ends, strict=True):
+                state[before + joined : before + rows] = end[joined:rows]
+        kept = at if record else 0
+        cell.forward(
+            xp,
+            weights,
+            gates[at : at + rows],
+            saved[kept : kept + rows],
+            tuple(state[before : before + rows] for state in states),
+            tuple(state[after : after + rows] for state in states),
+            scratch.rows(rows),
+        )
+    for state, end in zip(states, ends, strict=True):
+        end[: layout.running] = layout.final(state, reverse)
+    return Trace(x, gates, saved, states)
+
+
+def backward(
+    xp: Any,
+    cell: Cell,
+    weights: Weights,
+    trace: Trace,
+    layout: Layout,
+    reverse: bool,
+    doutput: Array | None,
+    dstates: tuple[Array, ...],
+    dweights: Weights,
+    dx: Array | None,
+    workspace: Workspace,
+    flow: Array | None = None,
+) -> None:
+    """Undo all steps of one direction of one layer, then multiply for the weights and the input.
+
+    `doutput` (S, H) is read, None stands for zeros. `dstates` (N, H) each: the gradient of the
+    final states, read, then overwritten with that of the initial ones. `dweights`: every
+    entry that is not None is written. `dx` (S, I), if given, is written. `flow` (T,), if
+    given, is written: the norm of the gradient that reaches the state after each step.
+    `trace` is used up: its gates and saved are overwritten.
+    """
+    H = dstates[0].shape[1]
+    scratch = Carved(workspace, layout.running, cell.backward_scratch, H)
+    for t, (rows, _, at, before, after) in _timed(layout, reverse):
+        carried = tuple(dstate[:rows] for dstate in dstates)
+        if doutput is not None:
+            dh = carried[0]
+            dh += doutput[at : at + rows]
+        if flow is not None:
+            flow[t] = sum((dstate * dstate).sum() for dstate in carried) ** 0.5
+        kept = slice(at, at + rows)
+        cell.backward(
+            xp,
+            weights,
+            trace.gates[kept],
+            trace.saved[kept],
+            tuple(state[before : before + rows] for state in trace.states),
+            tuple(state[after : after + rows] for state in trace.states),
+            carried,
+            scratch.rows(rows),
+        )
+    _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
+    if dx is not None:
+        xp.matmul(trace.gates, weights.weight_ih, out=dx)
+
+
+def _timed(layout: Layout, reverse: bool) -> Any:
+    times = range(layout.steps) if reverse else range(layout.steps - 1, -1, -1)
+    return zip(times, layout.walk(reverse, undo=True), strict=True)
+
+
+def _input_bias(cell: Cell, weights: Weights, H: int) -> Array | None:
+    """b_ih, and b_hh of the gates in which the two only occur as a sum; a new array (G*H,)."""
+    if weights.bias_ih is None or weights.bias_hh is None:
+        return None
+    bias = weights.bias_ih.copy()
+    folded = cell.folded * H
+    bias[:folded] += weights.bias_hh[:folded]
+    return bias
+
+
+def _weight_gradients(
+    xp: Any, cell: Cell, trace: Trace, previous: Array, dweights: Weights
+) -> None:
+    """One product over all steps per weight; turns the trace's gates from dgh into dgx."""
+    dgates = trace.gates
+    if dweights.weight_hh is not None:
+        cell.recurrent_gradient(xp, dgates, previous, trace.saved, dweights.weight_hh)
+    if dweights.bias_hh is not None:
+        xp.sum(dgates, axis=0, out=dweights.bias_hh)
+    cell.to_input_side(dgates, trace.saved)
+    if dweights.weight_ih is not None:
+        xp.matmul(dgates.T, trace.x, out=dweights.weight_ih)
+    if dweights.bias_ih is not None:
+        xp.sum(dgates, axis=0, out=dweights.bias_ih)
+
+
+class Carved:
+    """Contiguous scratch arrays (rows, width*H), carved anew only when `rows` changes."""
+
+    def __init__(
+        self, workspace: Workspace, most_rows: int, widths: tuple[int, ...], H: int
+    ) -> None:
+        self._flat = tuple(workspace.empty(most_rows * width * H) for width in widths)
+        self._widths = tuple(width * H for width in widths)
+        self._rows = -1
+        self._arrays: tuple[Array, ...] = ()
+
+    def rows(self, rows: int) -> tuple[Array, ...]:
+        """The arrays for a step with `rows` active rows, uninitialised."""
+        if rows != self._rows:
+            self._rows = rows
+            self._arrays = tuple(
+                flat[: rows * width].reshape(rows, width)
+                for flat, width in zip(self._flat, self._widths, strict=True)
+            )
+        return self._arrays

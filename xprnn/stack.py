@@ -1,0 +1,199 @@
+"""Layers times directions: which sequences run, in what order, and the dropout between layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import dropout, sequence
+from .backend import Array, Backend
+from .cells import Cell, Weights
+from .layout import Layout, make_layout
+from .scratch import Workspace
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What a recurrent network is, apart from its numbers."""
+
+    cell: Cell
+    input_size: int  # I
+    hidden_size: int  # H
+    num_layers: int = 1  # L
+    num_directions: int = 1  # D
+    bias: bool = True
+    dropout: float = 0.0
+    layer_suffixes: bool = True  # names end in _l0, _l0_reverse, _l1, ...; a cell's do not
+
+    def weights(self, arrays: Mapping[str, Array]) -> list[list[Weights]]:
+        """Named arrays as `Weights` by layer and direction; an absent name gives None."""
+        return [
+            [
+                Weights(
+                    *(arrays.get(f"{kind}{self._suffix(layer, d)}") for kind in Weights._fields)
+                )
+                for d in range(self.num_directions)
+            ]
+            for layer in range(self.num_layers)
+        ]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every parameter, torch's, in torch's order."""
+        gates, H = self.cell.gates * self.hidden_size, self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(self.num_layers):
+            width = self.num_directions * H if layer else self.input_size
+            for d in range(self.num_directions):
+                suffix = self._suffix(layer, d)
+                shapes[f"weight_ih{suffix}"] = (gates, width)
+                shapes[f"weight_hh{suffix}"] = (gates, H)
+                if self.bias:
+                    shapes[f"bias_ih{suffix}"] = (gates,)
+                    shapes[f"bias_hh{suffix}"] = (gates,)
+        return shapes
+
+    def _suffix(self, layer: int, direction: int) -> str:
+        if not self.layer_suffixes:
+            return ""
+        return f"_l{layer}" + ("_reverse" if direction else "")
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What one recorded call leaves behind; used up by `backward`."""
+
+    layout: Layout
+    traces: list[list[sequence.Trace]]  # by layer and direction
+    dropout_key: tuple[int, int]  # (seed, call)
+    shape: tuple[int, ...]  # of x, as the caller gave it
+    batch_first: bool
+
+
+def forward(
+    backend: Backend,
+    stack: Stack,
+    weights: list[list[Weights]],
+    x: Array,
+    initial: tuple[Array, ...] | None,
+    lengths: np.ndarray | None,
+    batch_first: bool,
+    workspace: Workspace,
+    dropout_key: tuple[int, int] | None,
+) -> tuple[Array, tuple[Array, ...], Tape]:
+    """Run every layer and direction; returns a new output, new final states, and the tape.
+
+    Read: `weights`, `x` (T, N, I) or, batch first, (N, T, I), `initial` (L*D, N, H) each, None
+    for zeros, `lengths` intp (N,). The output is (T, N, D*H), laid out as x, the final states
+    (L*D, N, H). With a `dropout_key` the call is recorded: dropout acts, the tape can be undone.
+    """
+    xp, record = backend.xp, dropout_key is not None
+    H, D, dtype = stack.hidden_size, stack.num_directions, workspace.dtype
+    steps, batch = _time_major(x, batch_first).shape[:2]
+    layout = make_layout(backend, steps, batch, lengths)
+    output = _caller_array(xp, layout, (*x.shape[:2], D * H), dtype)
+    final = tuple(xp.empty((stack.num_layers * D, batch, H), dtype) for _ in stack.cell.state_names)
+    for k, end in enumerate(final):
+        end[...] = 0.0 if initial is None else layout.sort(initial[k])
+
+    current = workspace.empty(layout.total, stack.input_size)
+    layout.pack(_time_major(x, batch_first), current)
+    traces: list[list[sequence.Trace]] = []
+    for layer in range(stack.num_layers):
+        joined = workspace.empty(layout.total, D * H)
+        traces.append([])
+        for d in range(D):
+            ends = tuple(end[layer * D + d] for end in final)
+            trace = sequence.forward(
+                xp, stack.cell, weights[layer][d], current, ends, layout, d == 1, workspace, record
+            )
+            traces[-1].append(trace)
+            joined[:, d * H : (d + 1) * H] = layout.outputs(trace.states[0], d == 1)
+        if dropout_key is not None and layer + 1 < stack.num_layers:
+            _drop(backend, stack, layout, joined, dropout_key, layer)
+        current = joined
+    layout.unpack(current, _time_major(output, batch_first))
+    layout.unsort_in_place(final)
+    return output, final, Tape(layout, traces, dropout_key or (0, 0), x.shape, batch_first)
+
+
+def backward(
+    backend: Backend,
+    stack: Stack,
+    weights: list[list[Weights]],
+    tape: Tape,
+    doutput: Array | None,
+    dfinal: tuple[Array | None, ...],
+    dweights: list[list[Weights]],
+    need_dx: bool,
+    workspace: Workspace,
+    flow: Array | None = None,
+) -> tuple[Array | None, tuple[Array, ...]]:
+    """Undo `forward`; returns a new dx (None unless `need_dx`) and the gradients of `initial`.
+
+    Read: `weights`, `doutput` of the output's shape, `dfinal` (L*D, N, H) each; None stands for
+    zeros. Written: `dweights`, every entry that is not None; `flow` (L*D, T), if given. The
+    tape is used up.
+    """
+    xp, layout = backend.xp, tape.layout
+    H, D, dtype = stack.hidden_size, stack.num_directions, workspace.dtype
+    dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
+    dstates = tuple(
+        xp.empty((stack.num_layers * D, layout.batch, H), dtype) for _ in stack.cell.state_names
+    )
+    for dstate, dend in zip(dstates, dfinal, strict=True):
+        dstate[...] = 0.0 if dend is None else layout.sort(dend)
+
+    dlayer: Array | None = None
+    if doutput is not None:
+        dlayer = workspace.empty(layout.total, D * H)
+        layout.pack(_time_major(doutput, tape.batch_first), dlayer)
+    for layer in range(stack.num_layers - 1, -1, -1):
+        width = D * H if layer else stack.input_size
+        wanted = layer > 0 or need_dx
+        shares = [workspace.empty(layout.total, width) if wanted else None for _ in range(D)]
+        for d in range(D):
+            k = layer * D + d
+            sequence.backward(
+                xp,
+                stack.cell,
+                weights[layer][d],
+                tape.traces[layer][d],
+                layout,
+                d == 1,
+                None if dlayer is None else dlayer[:, d * H : (d + 1) * H],
+                tuple(dstate[k] for dstate in dstates),
+                dweights[layer][d],
+                shares[d],
+                workspace,
+                None if flow is None else flow[k],
+            )
+        dlayer = shares[0]
+        if dlayer is not None and D == 2:
+            dlayer += shares[1]
+        if layer:
+            _drop(backend, stack, layout, dlayer, tape.dropout_key, layer - 1)
+    if dx is not None:
+        layout.unpack(dlayer, _time_major(dx, tape.batch_first))
+    layout.unsort_in_place(dstates)
+    return dx, dstates
+
+
+def _drop(
+    backend: Backend, stack: Stack, layout: Layout, x: Array, key: tuple[int, int], layer: int
+) -> None:
+    """Dropout in place on what `layer` hands up, x (S, D*H); its own gradient."""
+    if stack.dropout:
+        time, row = layout.time_and_row(backend.xp)
+        dropout.apply(backend.xp, x, stack.dropout, (*key, layer), time, row)
+
+
+def _time_major(x: Array, batch_first: bool) -> Array:
+    return x.transpose(1, 0, 2) if batch_first else x
+
+
+def _caller_array(xp: Any, layout: Layout, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A new array for the caller; where rows end early it is zero past their ends."""
+    return xp.empty(shape, dtype) if layout.ragged is None else xp.zeros(shape, dtype)
