@@ -1,6 +1,6 @@
 """Recurrent layers with exact hand-written gradients, on NumPy and CuPy, without torch."""
 
-from . import functional
+from . import feature_first, functional, optim
 from .backend import (
     BackendUnavailableError,
     asarray,
@@ -12,6 +12,7 @@ from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .kernels import KernelUnavailableError
 from .module import load
 from .modules import GRU, LSTM, RNN
+from .readout import Linear, mse_loss, softmax_cross_entropy
 
 __version__ = "0.1.0"
 
@@ -23,11 +24,16 @@ __all__ = [
     "GRUCell",
     "KernelUnavailableError",
     "LSTMCell",
+    "Linear",
     "RNNCell",
     "asarray",
+    "feature_first",
     "functional",
     "get_backend",
     "load",
+    "mse_loss",
+    "optim",
+    "softmax_cross_entropy",
     "to_numpy",
     "use_backend",
 ]

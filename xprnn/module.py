@@ -151,6 +151,22 @@ class Module:
         self._records.clear()
         return self
 
+    def _last_record(self) -> Any:
+        """The record that `backward` would undo; it stays where it is."""
+        if not self._records:
+            raise RuntimeError(
+                "backward: there is no recorded call to undo; call train() first, then the "
+                f"{type(self).__name__}, then backward once per call"
+            )
+        record = self._records[-1]
+        if record.version != self.parameters.version:
+            raise RuntimeError(
+                "backward: the parameters were changed after the call that would be undone; its "
+                "gradients would be wrong. Undo calls before changing parameters, or drop them "
+                "with eval()"
+            )
+        return record
+
     # -- place
 
     def to(self, backend: str | None = None, *, dtype: Any = None) -> Self:

@@ -100,22 +100,6 @@ class _Recurrent(Module):
             self._free.give(workspace)
         return output, final
 
-    def _last_record(self) -> _Record:
-        """The record that `backward` would undo; it stays where it is."""
-        if not self._records:
-            raise RuntimeError(
-                "backward: there is no recorded call to undo; call train() first, then the "
-                f"{type(self).__name__}, then backward once per call"
-            )
-        record: _Record = self._records[-1]
-        if record.version != self.parameters.version:
-            raise RuntimeError(
-                "backward: the parameters were changed after the call that would be undone; its "
-                "gradients would be wrong. Undo calls before changing parameters, or drop them "
-                "with eval()"
-            )
-        return record
-
     def _undo(
         self,
         doutput: Array | None,
@@ -124,7 +108,7 @@ class _Recurrent(Module):
         flow: Array | None = None,
     ) -> tuple[Array | None, tuple[Array, ...]]:
         """Undo the last record with checked arguments; adds to `grads`, all or nothing."""
-        record = self._last_record()
+        record: _Record = self._last_record()
         with self.backend.activate():
             dflat = self.backend.xp.zeros(self.grads.flat.shape, self.dtype)
             dweights = views(dflat, self.parameters.shapes)

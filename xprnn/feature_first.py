@@ -1,0 +1,205 @@
+"""The Elman network on (features, batch[, time]) arrays, with a softmax read-out.
+
+The interface in which many courses teach the cell. One step is::
+
+    a_next  = tanh(Wax xt + Waa a_prev + ba)        yt_pred = softmax(Wya a_next + by)
+
+with `parameters` a dict of Wax (n_a, n_x), Waa (n_a, n_a), Wya (n_y, n_a), ba (n_a, 1) and
+by (n_y, 1). It runs the same cell as everything else, on transposed views. All arrays are
+float32 or all are float64, on the backend of Wax; batch size m, time T_x. Errors name the
+argument that does not fit: TypeError, ValueError, KeyError for a missing parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import functional
+from .backend import Array, backend_of
+from .checks import check_array, check_dtype
+
+PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a forward call leaves for its backward call: good for one."""
+
+    run: functional.Cache
+    Wya: Array  # (n_y, n_a), the cache's own copy
+    a: Array  # (T_x, m, n_a), the cache's own copy
+    y: Array  # (T_x, m, n_y), the cache's own copy
+
+
+def rnn_cell_forward(
+    xt: Array, a_prev: Array, parameters: Mapping[str, Array]
+) -> tuple[Array, Array, Cache]:
+    """Take one step.
+
+    :param xt: (n_x, m).
+    :param a_prev: (n_a, m).
+    :return: a_next (n_a, m), yt_pred (n_y, m), and the cache for `rnn_cell_backward`.
+
+    >>> import numpy as np
+    >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
+    >>> b = {"ba": np.zeros((4, 1)), "by": np.zeros((2, 1))}
+    >>> a_next, yt_pred, cache = rnn_cell_forward(np.ones((3, 5)), np.ones((4, 5)), {**W, **b})
+    >>> a_next.shape, yt_pred[:, 0].tolist()
+    ((4, 5), [0.5, 0.5])
+    """
+    _check_parameters(parameters)
+    _check("xt", xt, parameters, (parameters["Wax"].shape[1], "m"))
+    _check("a_prev", a_prev, parameters, (parameters["Waa"].shape[0], xt.shape[1]))
+    a, y, cache = _forward(xt.T[None], a_prev, parameters)
+    return a[0].T, y[0].T, cache
+
+
+def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> dict[str, Array]:
+    """Undo one step.
+
+    :param da_next: (n_a, m), the gradient of a_next.
+    :param cache: what `rnn_cell_forward` returned; it is used up.
+    :param dy: (n_y, m), the gradient of yt_pred; None: zeros.
+    :return: dxt, da_prev, dWax, dWaa, dba and, where dy is given, dWya and dby, each of the
+        shape of what it is the gradient of.
+    :raises RuntimeError: the cache has been used.
+
+    >>> import numpy as np
+    >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
+    >>> b = {"ba": np.zeros((4, 1)), "by": np.zeros((2, 1))}
+    >>> a_next, _, cache = rnn_cell_forward(np.ones((3, 5)), np.ones((4, 5)), {**W, **b})
+    >>> sorted(rnn_cell_backward(a_next, cache))
+    ['dWaa', 'dWax', 'da_prev', 'dba', 'dxt']
+    """
+    _, batch, width = cache.a.shape
+    _check_like("da_next", da_next, cache.a, (width, batch))
+    if dy is not None:
+        _check_like("dy", dy, cache.a, (cache.y.shape[2], batch))
+    gradients = _backward(da_next.T[None], cache, None if dy is None else dy.T[None])
+    gradients["dxt"] = gradients.pop("dx")[0].T
+    gradients["da_prev"] = gradients.pop("da0")
+    return gradients
+
+
+def rnn_forward(
+    x: Array, a0: Array, parameters: Mapping[str, Array]
+) -> tuple[Array, Array, tuple[Cache, Array]]:
+    """Take T_x steps.
+
+    :param x: (n_x, m, T_x).
+    :param a0: (n_a, m).
+    :return: a (n_a, m, T_x), y_pred (n_y, m, T_x), and `caches` for `rnn_backward`; its second
+        entry is a copy of x.
+
+    >>> import numpy as np
+    >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
+    >>> b = {"ba": np.zeros((4, 1)), "by": np.zeros((2, 1))}
+    >>> a, y_pred, caches = rnn_forward(np.ones((3, 5, 7)), np.ones((4, 5)), {**W, **b})
+    >>> a.shape, y_pred.shape
+    ((4, 5, 7), (2, 5, 7))
+    """
+    _check_parameters(parameters)
+    _check("x", x, parameters, (parameters["Wax"].shape[1], "m", "T_x"))
+    _check("a0", a0, parameters, (parameters["Waa"].shape[0], x.shape[1]))
+    a, y, cache = _forward(x.transpose(2, 1, 0), a0, parameters)
+    return a.transpose(2, 1, 0), y.transpose(2, 1, 0), (cache, x.copy())
+
+
+def rnn_backward(
+    da: Array, caches: tuple[Cache, Array], dy: Array | None = None
+) -> dict[str, Array]:
+    """Undo T_x steps.
+
+    :param da: (n_a, m, T_x), the direct share of each a_t in the loss.
+    :param caches: what `rnn_forward` returned; they are used up.
+    :param dy: (n_y, m, T_x), the gradient of y_pred; None: zeros.
+    :return: dx, da0, dWax, dWaa, dba and, where dy is given, dWya and dby.
+    :raises RuntimeError: the caches have been used.
+
+    >>> import numpy as np
+    >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
+    >>> b = {"ba": np.zeros((4, 1)), "by": np.zeros((2, 1))}
+    >>> a, y, caches = rnn_forward(np.ones((3, 5, 7)), np.ones((4, 5)), {**W, **b})
+    >>> rnn_backward(a, caches, dy=y)["dWya"].shape
+    (2, 4)
+    """
+    cache = caches[0]
+    steps, batch, width = cache.a.shape
+    _check_like("da", da, cache.a, (width, batch, steps))
+    if dy is not None:
+        _check_like("dy", dy, cache.a, (cache.y.shape[2], batch, steps))
+    upstream = None if dy is None else dy.transpose(2, 1, 0)
+    gradients = _backward(da.transpose(2, 1, 0), cache, upstream)
+    gradients["dx"] = gradients["dx"].transpose(2, 1, 0)
+    return gradients
+
+
+def _forward(x: Array, a0: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array, Cache]:
+    """Time-major: x (T, m, n_x), a0 (n_a, m) -> a (T, m, n_a), y (T, m, n_y), all fresh."""
+    ba, Wya = parameters["ba"][:, 0], parameters["Wya"]
+    a, _, run = functional.rnn_forward(
+        x, a0.T[None], parameters["Wax"], parameters["Waa"], ba, ba * 0.0
+    )
+    backend = _backend(parameters)
+    with backend.activate():
+        flat = a.reshape(-1 if a.size else 0, a.shape[2])
+        logits = backend.xp.matmul(flat, Wya.T) + parameters["by"][:, 0]
+        logits -= logits.max(axis=1, keepdims=True)
+        y = backend.xp.exp(logits)
+        y /= y.sum(axis=1, keepdims=True)
+        y = y.reshape(*a.shape[:2], Wya.shape[0])
+        return a, y, Cache(run, Wya.copy(), a.copy(), y.copy())
+
+
+def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
+    """Time-major: da (T, m, n_a) and dy (T, m, n_y) -> gradients, dx (T, m, n_x)."""
+    readout = {}
+    if dy is not None:
+        # y = softmax(l):  dl = y (dy - Σ dy y)
+        dlogits = cache.y * (dy - (dy * cache.y).sum(axis=2, keepdims=True))
+        rows = dlogits.reshape(-1 if dlogits.size else 0, dlogits.shape[2])
+        states = cache.a.reshape(rows.shape[0], cache.a.shape[2])
+        readout = {"dWya": rows.T @ states, "dby": rows.sum(axis=0)[:, None]}
+        da = da + (rows @ cache.Wya).reshape(cache.a.shape)
+    found = functional.rnn_backward(da, None, cache.run)
+    return {
+        "dx": found["dx"],
+        "da0": found["dh0"][0].T,
+        "dWax": found["dweight_ih"],
+        "dWaa": found["dweight_hh"],
+        "dba": found["dbias_ih"][:, None],
+        **readout,
+    }
+
+
+def _backend(parameters: Mapping[str, Array]) -> Any:
+    backend = backend_of(parameters["Wax"])
+    if backend is None:
+        raise TypeError(f"Wax: expected an array, got {type(parameters['Wax']).__name__}")
+    return backend
+
+
+def _check(
+    name: str, array: Array, parameters: Mapping[str, Array], shape: tuple[Any, ...]
+) -> None:
+    dtype = check_dtype(parameters["Wax"].dtype)
+    check_array(name, array, _backend(parameters), dtype, shape)
+
+
+def _check_like(name: str, array: Array, like: Array, shape: tuple[int, ...]) -> None:
+    check_array(name, array, _backend({"Wax": like}), like.dtype, shape)
+
+
+def _check_parameters(parameters: Mapping[str, Array]) -> None:
+    missing = [name for name in PARAMETERS if name not in parameters]
+    if missing:
+        raise KeyError(f"parameters: missing {', '.join(missing)}")
+    _backend(parameters)
+    _check("Wax", parameters["Wax"], parameters, ("n_a", "n_x"))
+    n_a = parameters["Wax"].shape[0]
+    _check("Waa", parameters["Waa"], parameters, (n_a, n_a))
+    _check("ba", parameters["ba"], parameters, (n_a, 1))
+    _check("Wya", parameters["Wya"], parameters, ("n_y", n_a))
+    _check("by", parameters["by"], parameters, (parameters["Wya"].shape[0], 1))

@@ -1,0 +1,200 @@
+"""What reads a state out: a linear layer, and losses that return their gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, backend_of
+from .checks import check_array, check_dtype, check_flag, check_seed, check_size
+from .module import Module
+from .parameters import Shapes, views
+
+
+@dataclass(frozen=True)
+class _Record:
+    x: Array  # (rows, in_features), the module's own copy
+    shape: tuple[int, ...]  # of the caller's x
+    version: int  # of the parameters
+
+
+class Linear(Module):
+    """A linear read-out, y = x W' + b; gradients dx = dy W, dW = dy' x, db = Σ dy.
+
+    Names, shapes and initialisation (uniform within 1/sqrt(in_features)) are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html.
+
+    :param in_features: width of x.
+    :param out_features: width of y.
+    :param bias: whether there is a b.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64".
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
+
+    >>> import numpy as np, xprnn
+    >>> linear = xprnn.Linear(4, 2, seed=0).train()
+    >>> y = linear(np.ones((5, 4), np.float32))
+    >>> linear.backward(np.ones_like(y)).shape, linear.grads["bias"].tolist()
+    ((5, 4), [5.0, 5.0])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        backend: str | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "in_features": in_features,
+            "out_features": out_features,
+            "bias": bias,
+            "seed": check_seed(seed),
+        }
+        self._build(self._shapes(options), options, backend, dtype)
+        self._draw(in_features**-0.5, options["seed"])
+
+    @classmethod
+    def _shapes(cls, options: dict[str, Any]) -> Shapes:
+        width = check_size("out_features", options["out_features"])
+        shapes: Shapes = {"weight": (width, check_size("in_features", options["in_features"]))}
+        if check_flag("bias", options["bias"]):
+            shapes["bias"] = (width,)
+        return shapes
+
+    def __call__(self, x: Array) -> Array:
+        """y (..., out_features), a new array; in train mode recorded for `backward`.
+
+        :param x: (..., in_features) in the module's dtype and on its backend; only read.
+        :raises TypeError, ValueError: x has another type, dtype, backend or width.
+        """
+        outer = ("...",) * max(getattr(x, "ndim", 1) - 1, 0)
+        check_array("x", x, self.backend, self.dtype, (*outer, self.options["in_features"]))
+        with self.backend.activate():
+            rows = x.reshape(-1 if x.size else 0, x.shape[-1])
+            y = self.backend.xp.matmul(rows, self.parameters["weight"].T)
+            if "bias" in self.parameters:
+                y += self.parameters["bias"]
+            if self.training:
+                self._records.append(_Record(rows.copy(), x.shape, self.parameters.version))
+            return y.reshape(*x.shape[:-1], self.options["out_features"])
+
+    def backward(self, dy: Array) -> Array:
+        """Undo the last recorded call: adds to `grads` and returns dx, of x's shape.
+
+        :param dy: dL/dy, of y's shape; only read.
+        :raises RuntimeError: no recorded call is left, or the parameters have changed since.
+        :raises TypeError, ValueError: dy has not y's type or shape; the record stays in place.
+        """
+        record: _Record = self._last_record()
+        shape = (*record.shape[:-1], self.options["out_features"])
+        check_array("dy", dy, self.backend, self.dtype, shape)
+        with self.backend.activate():
+            xp = self.backend.xp
+            rows = dy.reshape(record.x.shape[0], shape[-1])
+            dflat = xp.zeros(self.grads.flat.shape, self.dtype)
+            dweights = views(dflat, self.parameters.shapes)
+            if "weight" not in self.frozen:
+                xp.matmul(rows.T, record.x, out=dweights["weight"])
+            if "bias" in dweights and "bias" not in self.frozen:
+                xp.sum(rows, axis=0, out=dweights["bias"])
+            dx = xp.matmul(rows, self.parameters["weight"]).reshape(record.shape)
+            self._records.pop()
+            gradients = self.grads.flat
+            gradients += dflat
+            return dx
+
+
+def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """The mean cross-entropy of softmax(logits) against class numbers, and its gradient.
+
+    L = -1/N Σ_n log p[n, targets[n]],  p = softmax(logits) over classes,
+    dL/dlogits = (p - onehot(targets)) / N. As
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html.
+
+    :param logits: (N, K), N at least 1, float32 or float64; only read.
+    :param targets: N integers from 0 to K-1, on the host or on the backend of `logits`; on a
+        device they are not read back to be checked, one out of range makes the loss NaN.
+    :return: the loss () and dlogits (N, K), in the dtype and on the backend of `logits`.
+    :raises TypeError, ValueError: an argument has another type or shape, or a target is out of
+        range.
+
+    >>> import numpy as np
+    >>> loss, dlogits = softmax_cross_entropy(np.zeros((1, 4)), [2])
+    >>> round(float(loss), 4), dlogits.tolist()
+    (1.3863, [[0.25, 0.25, -0.75, 0.25]])
+    """
+    backend = backend_of(logits)
+    if backend is None:
+        raise TypeError(f"logits: expected an array (N, K), got {type(logits).__name__}")
+    check_array("logits", logits, backend, check_dtype(logits.dtype), ("N", "K"))
+    rows, classes = logits.shape
+    if rows == 0:
+        raise ValueError("logits: expected at least one row, got none")
+    if not backend.owns(targets) or backend.kind == "numpy":
+        targets = backend.from_host(_check_targets(targets, rows, classes))
+    elif targets.shape != (rows,) or targets.dtype.kind not in "iu":
+        raise ValueError(f"targets: expected ({rows},) integers, got {targets.shape}")
+    xp = backend.xp
+    with backend.activate():
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        p = xp.exp(shifted)
+        total = p.sum(axis=1, keepdims=True)
+        p /= total
+        onehot = xp.arange(classes)[None, :] == targets[:, None]
+        picked = xp.where(onehot, shifted - xp.log(total), 0.0).sum(axis=1)
+        known = (targets >= 0) & (targets < classes)
+        loss = xp.where(known, -picked, xp.nan).mean(dtype=logits.dtype)
+        p -= onehot
+        p /= rows
+        return loss, p
+
+
+def _check_targets(targets: Any, rows: int, classes: int) -> np.ndarray:
+    if not isinstance(targets, (list, tuple, np.ndarray)):
+        raise TypeError(f"targets: expected {rows} integers, got {type(targets).__name__}")
+    array = np.asarray(targets)
+    if array.shape != (rows,) or array.dtype.kind not in "iu":
+        raise ValueError(f"targets: expected ({rows},) integers, got {array.dtype} {array.shape}")
+    if array.min() < 0 or array.max() >= classes:
+        raise ValueError(
+            f"targets: expected 0 to {classes - 1}, got {array.min()} to {array.max()}"
+        )
+    return array
+
+
+def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
+    """The mean squared error over all elements, and its gradient.
+
+    L = mean((prediction - target)^2), dL/dprediction = 2 (prediction - target) / size. As
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.MSELoss.html.
+
+    :param prediction: any shape with at least one element, float32 or float64; only read.
+    :param target: the same shape, dtype and backend; only read.
+    :return: the loss () and dprediction, in the dtype and on the backend of `prediction`.
+    :raises TypeError, ValueError: the arguments are not two such arrays.
+
+    >>> import numpy as np
+    >>> loss, dprediction = mse_loss(np.array([1.0, 3.0]), np.array([0.0, 0.0]))
+    >>> float(loss), dprediction.tolist()
+    (5.0, [1.0, 3.0])
+    """
+    backend = backend_of(prediction)
+    if backend is None:
+        raise TypeError(f"prediction: expected an array, got {type(prediction).__name__}")
+    dtype = check_dtype(prediction.dtype)
+    check_array("prediction", prediction, backend, dtype, prediction.shape)
+    check_array("target", target, backend, dtype, prediction.shape)
+    if prediction.size == 0:
+        raise ValueError(f"prediction: expected at least one element, got {prediction.shape}")
+    with backend.activate():
+        difference = prediction - target
+        loss = (difference * difference).mean()
+        difference *= 2.0 / prediction.size
+        return loss, difference
