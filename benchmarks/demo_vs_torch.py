@@ -1,0 +1,142 @@
+"""The demo's training beside the same training in torch: time, ratio and test accuracy.
+
+    python benchmarks/demo_vs_torch.py [--cell gru] [--rounds 5] [--epochs 40] [--threads 1]
+
+Each side runs in a process of its own (two thread pools in one process slow each other down),
+in turns; the seconds are those of the training alone, after one epoch to warm up. Needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from xprnn import demo
+from xprnn.data import Utterances, japanese_vowels
+
+
+def main() -> None:
+    options = _options()
+    if options.side:
+        print(*SIDES[options.side](options.cell, options.epochs, options.seed))
+        return
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    accuracy: dict[str, list[float]] = {side: [] for side in SIDES}
+    for seed in range(options.rounds):
+        for side in SIDES:
+            taken, right = _measure(side, seed, options)
+            seconds[side].append(taken)
+            accuracy[side].append(right)
+    print(f"{options.cell}, {options.epochs} epochs, {options.rounds} rounds, medians")
+    for side in SIDES:
+        print(
+            f"{side:6} {statistics.median(seconds[side]):6.2f} s "
+            f"({min(seconds[side]):.2f} to {max(seconds[side]):.2f}), "
+            f"test accuracy {100 * statistics.median(accuracy[side]):.1f} %"
+        )
+    ratios = [t / x for t, x in zip(seconds["torch"], seconds["xprnn"], strict=True)]
+    print(
+        f"torch / xprnn, round by round: median {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cell", choices=sorted(demo.LAYERS), default="gru")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--threads", type=int, help="of each side; default: each side's own")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _measure(side: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    """Seconds and test accuracy of one training in a new process."""
+    command = [sys.executable, __file__, "--side", side, "--seed", str(seed)]
+    command += ["--cell", options.cell, "--epochs", str(options.epochs)]
+    environment = dict(os.environ)
+    if options.threads:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            environment[name] = str(options.threads)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    taken, right = done.stdout.split()
+    return float(taken), float(right)
+
+
+def train_xprnn(cell: str, epochs: int, seed: int) -> tuple[float, float]:
+    train, test = japanese_vowels()
+    demo.train(demo.build(cell, seed, "numpy"), train, 1, seed, _silent)
+    model = demo.build(cell, seed, "numpy")
+    start = time.perf_counter()
+    demo.train(model, train, epochs, seed, _silent)
+    taken = time.perf_counter() - start
+    return taken, float((model.predict(test) == test.speakers).mean())
+
+
+def _silent(epoch: int, loss: float, accuracy: float) -> None:
+    pass
+
+
+def train_torch(cell: str, epochs: int, seed: int) -> tuple[float, float]:
+    """The same model, data, order of batches, optimiser, schedule and clipping in torch."""
+    import torch
+
+    torch.manual_seed(seed)
+    train, test = japanese_vowels()
+    _train_torch(torch, cell, train, 1, seed)
+    start = time.perf_counter()
+    logits = _train_torch(torch, cell, train, epochs, seed)
+    taken = time.perf_counter() - start
+    with torch.no_grad():
+        predicted = logits(torch.from_numpy(test.x), torch.from_numpy(test.lengths)).argmax(1)
+    return taken, float((predicted.numpy() == test.speakers).mean())
+
+
+def _train_torch(torch, cell: str, data: Utterances, epochs: int, seed: int):
+    import numpy as np
+
+    kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[cell]
+    layer = kind(12, demo.HIDDEN, bidirectional=True, batch_first=True)
+    readout = torch.nn.Linear(2 * demo.HIDDEN, demo.SPEAKERS)
+    parameters = [*layer.parameters(), *readout.parameters()]
+    x, lengths, speakers = (torch.from_numpy(array) for array in data)
+    count = len(speakers)
+    optimizer = torch.optim.Adam(parameters, lr=demo.LEARNING_RATE)
+    batches = epochs * -(-count // demo.BATCH)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches)
+
+    def logits(x, lengths):
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
+        _, final = layer(packed)
+        h_n = final[0] if isinstance(final, tuple) else final
+        return readout(torch.cat([h_n[0], h_n[1]], dim=1))
+
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = torch.from_numpy(rng.permutation(count))
+        losses, right = 0.0, 0
+        for rows in order.split(demo.BATCH):
+            scores = logits(x[rows], lengths[rows])
+            loss = torch.nn.functional.cross_entropy(scores, speakers[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, demo.MAX_NORM)
+            optimizer.step()
+            decay.step()
+            losses += float(loss) * len(rows)
+            right += int((scores.argmax(1) == speakers[rows]).sum())
+    return logits
+
+
+SIDES = {"xprnn": train_xprnn, "torch": train_torch}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The command line: `xprnn demo`, `xprnn run`, `xprnn info`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__, apply, demo, info
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, MemoryError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 after an error, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    previous = signal.signal(signal.SIGTERM, _terminate)  # so that files in the making go too
+    try:
+        options.command(options)
+    except ERRORS as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print("xprnn: error:", " ".join(str(text or type(error).__name__).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("xprnn: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xprnn", description="Recurrent layers without torch.")
+    parser.add_argument("--version", action="version", version=f"xprnn {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("demo", help="train a layer to tell nine speakers apart")
+    train.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
+    train.add_argument("--cell", choices=sorted(demo.LAYERS), default="gru")
+    train.add_argument("--epochs", type=_positive, default=40, metavar="N")
+    train.add_argument("--seed", type=int, default=0, metavar="N")
+    train.add_argument("--out", type=Path, default=Path("xprnn-demo"), metavar="DIR")
+    train.set_defaults(command=_demo)
+
+    run = commands.add_parser("run", help="apply a saved layer to an array on disk")
+    run.add_argument("model", metavar="MODEL.safetensors")
+    run.add_argument("x", metavar="X.npy", help="(T, N, I), batch first (N, T, I), or (T, I)")
+    run.add_argument("-o", "--output", required=True, metavar="Y.npy")
+    run.add_argument("--lengths", metavar="L.npy", help="(N,) integers: the steps of each row")
+    run.add_argument("--batch", type=_positive, default=64, metavar="N", help="rows a time")
+    run.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
+    run.set_defaults(command=_run)
+
+    commands.add_parser("info", help="versions, backends and devices").set_defaults(command=_info)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def _demo(options: argparse.Namespace) -> None:
+    with _progress(
+        "training", "loss {task.fields[loss]:.4f}  accuracy {task.fields[right]:.1%}"
+    ) as bar:
+        outcome = demo.run(
+            options.cell,
+            options.epochs,
+            options.seed,
+            options.backend,
+            options.out,
+            lambda epoch, loss, right: bar(epoch, options.epochs, loss=loss, right=right),
+        )
+    print(f"saved, loaded again and compared: model and readout.safetensors in {outcome.folder}")
+    print(
+        f"trained on {outcome.backend} in {outcome.seconds:.1f} s, "
+        f"{outcome.utterances_per_second:.0f} utterances per second"
+    )
+    print(f"test accuracy {100 * outcome.accuracy:.1f} %")
+
+
+def _run(options: argparse.Namespace) -> None:
+    with _progress("rows") as bar:
+        shape = apply.apply(
+            options.model,
+            options.x,
+            options.output,
+            lengths_path=options.lengths,
+            batch=options.batch,
+            backend=options.backend,
+            report=bar,
+        )
+    print(f"wrote {options.output}: {' x '.join(map(str, shape))}")
+
+
+@contextmanager
+def _progress(what: str, fields: str = "") -> Iterator[Callable[..., None]]:
+    """A progress bar that appears at its first update, `bar(done, total, **fields)`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    progress = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(fields))
+    tasks: list[TaskID] = []
+
+    def bar(done: int, total: int, **values: Any) -> None:
+        if not tasks:
+            tasks.append(progress.add_task(what, **values))
+            progress.start()
+        progress.update(tasks[0], completed=done, total=total, **values)
+
+    try:
+        yield bar
+    finally:
+        if tasks:
+            progress.stop()
+
+
+def _info(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for title, rows in (("package", info.versions()), ("backend", info.backends())):
+        table = Table(title, "found", box=None)
+        for name, found in rows.items():
+            table.add_row(name, Text(found))
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
