@@ -40,8 +40,13 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"xprnn: error: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xprnn", description="Recurrent layers without torch.")
+    parser = _Parser(prog="xprnn", description="Recurrent layers without torch.")
     parser.add_argument("--version", action="version", version=f"xprnn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -28,6 +28,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Whatever ends the block early, nothing half-written is left behind.
     """
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {target.parent}")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
     part = Path(name)
