@@ -131,7 +131,7 @@ def _train_torch(torch, cell: str, data: Utterances, epochs: int, seed: int):
             torch.nn.utils.clip_grad_norm_(parameters, demo.MAX_NORM)
             optimizer.step()
             decay.step()
-            losses += float(loss) * len(rows)
+            losses += loss.item() * len(rows)
             right += int((scores.argmax(1) == speakers[rows]).sum())
     return logits
 

@@ -9,6 +9,8 @@ from .backend import (
     use_backend,
 )
 from .cell_modules import GRUCell, LSTMCell, RNNCell
+from .gradcheck import GradientError, gradcheck
+from .gradient_flow import gradient_flow
 from .kernels import KernelUnavailableError
 from .module import load
 from .modules import GRU, LSTM, RNN
@@ -22,6 +24,7 @@ __all__ = [
     "RNN",
     "BackendUnavailableError",
     "GRUCell",
+    "GradientError",
     "KernelUnavailableError",
     "LSTMCell",
     "Linear",
@@ -30,6 +33,8 @@ __all__ = [
     "feature_first",
     "functional",
     "get_backend",
+    "gradcheck",
+    "gradient_flow",
     "load",
     "mse_loss",
     "optim",

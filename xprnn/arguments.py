@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .backend import Array, Backend
-from .checks import check_array, check_lengths, check_states
+from .cells import CELLS, Cell
+from .checks import check_array, check_choice, check_flag, check_lengths, check_states
 from .stack import Stack
 
 
@@ -85,3 +87,19 @@ def unwrap(
         array = None if array is None else array[:, 0]
         states = tuple(state[:, 0] for state in states)
     return array, states if len(states) > 1 else states[0]
+
+
+def elman(options: Mapping[str, Any]) -> Cell:
+    """The Elman cell that `nonlinearity` names."""
+    kind = check_choice("nonlinearity", options["nonlinearity"], ("tanh", "relu"))
+    return CELLS[f"rnn_{kind}"]
+
+
+def gru(options: Mapping[str, Any]) -> Cell:
+    """The GRU cell that `reset_after` chooses."""
+    return CELLS["gru" if check_flag("reset_after", options["reset_after"]) else "gru_reset_before"]
+
+
+def lstm(options: Mapping[str, Any]) -> Cell:
+    """The LSTM cell."""
+    return CELLS["lstm"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from .arguments import Call
+from .arguments import Call, elman, gru, lstm
 from .backend import Array, backend_of
 from .checks import check_array, check_states
-from .recurrent import _Recurrent, elman, gru, lstm
+from .recurrent import _Recurrent
 
 
 class _CellModule(_Recurrent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,13 @@ def check_probability(p: Any) -> float:
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: expected a probability from 0 to 1, got {p}")
     return float(p)
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float in [low, high); ValueError otherwise."""
+    if not low <= value < high:
+        raise ValueError(f"{name}: expected a number from {low} to below {high}, got {value!r}")
+    return float(value)
 
 
 def check_array(
@@ -149,3 +157,18 @@ def check_states(
         if state is not None or not gradients:
             check_array(name, state, backend, dtype, shape)
     return tuple(given)
+
+
+def state_errors(
+    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]
+) -> list[str]:
+    """What keeps `values` from being the parameters of `shapes`, in words; empty if nothing."""
+    wrong = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
+    for name, value in values.items():
+        if name not in shapes:
+            wrong.append(f"unexpected {name} {value.shape}")
+        elif value.shape != shapes[name]:
+            wrong.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
+        elif value.dtype.kind != "f":
+            wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
+    return wrong

@@ -20,11 +20,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import kernels, stack
+from . import arguments, kernels, stack
 from .arguments import check_call, check_upstream, unwrap
 from .backend import Array, Backend, backend_of
 from .cells import CELLS, Cell, Weights
-from .checks import check_array, check_choice, check_dtype, check_flag
+from .checks import check_array, check_dtype, check_flag
 from .scratch import Workspace
 from .stack import Stack
 
@@ -63,10 +63,9 @@ def rnn(
     >>> output.shape
     (5, 2, 4)
     """
-    cell = _elman(nonlinearity)
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    output, h_n, _ = _forward(cell, x, h0, weights, batch_first, lengths, record=False)
-    return output, h_n
+    cell = arguments.elman({"nonlinearity": nonlinearity})
+    return _forward(cell, x, h0, weights, batch_first, lengths, record=False)[:2]
 
 
 def rnn_forward(
@@ -83,13 +82,12 @@ def rnn_forward(
 ) -> tuple[Array, Array, Cache]:
     """As `rnn`, and returns a cache for `rnn_backward` as third.
 
-    >>> import numpy as np, xprnn
-    >>> F = xprnn.functional
-    >>> output, h_n, cache = F.rnn_forward(np.ones((5, 2, 3)), None, np.ones((4, 3)), np.eye(4))
-    >>> sorted(F.rnn_backward(output, h_n, cache))
+    >>> import numpy as np
+    >>> output, h_n, cache = rnn_forward(np.ones((5, 2, 3)), None, np.ones((4, 3)), np.eye(4))
+    >>> sorted(rnn_backward(output, h_n, cache))
     ['dh0', 'dweight_hh', 'dweight_ih', 'dx']
     """
-    cell = _elman(nonlinearity)
+    cell = arguments.elman({"nonlinearity": nonlinearity})
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
     return _forward(cell, x, h0, weights, batch_first, lengths, record=True)
 
@@ -116,10 +114,9 @@ def gru(
     >>> output.shape
     (5, 2, 4)
     """
-    cell = _gru(reset_after)
+    cell = arguments.gru({"reset_after": reset_after})
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    output, h_n, _ = _forward(cell, x, h0, weights, batch_first, lengths, record=False)
-    return output, h_n
+    return _forward(cell, x, h0, weights, batch_first, lengths, record=False)[:2]
 
 
 def gru_forward(
@@ -136,14 +133,13 @@ def gru_forward(
 ) -> tuple[Array, Array, Cache]:
     """As `gru`, and returns a cache for `gru_backward` as third.
 
-    >>> import numpy as np, xprnn
-    >>> F = xprnn.functional
+    >>> import numpy as np
     >>> x, W, U = np.ones((5, 2, 3)), np.ones((12, 3)), np.ones((12, 4))
-    >>> output, h_n, cache = F.gru_forward(x, None, W, U)
-    >>> F.gru_backward(np.ones_like(output), None, cache)["dx"].shape
+    >>> output, h_n, cache = gru_forward(x, None, W, U)
+    >>> gru_backward(np.ones_like(output), None, cache)["dx"].shape
     (5, 2, 3)
     """
-    cell = _gru(reset_after)
+    cell = arguments.gru({"reset_after": reset_after})
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
     return _forward(cell, x, h0, weights, batch_first, lengths, record=True)
 
@@ -170,8 +166,7 @@ def lstm(
     (1, 2, 4)
     """
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    output, h_n, _ = _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=False)
-    return output, h_n
+    return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=False)[:2]
 
 
 def lstm_forward(
@@ -187,11 +182,10 @@ def lstm_forward(
 ) -> tuple[Array, tuple[Array, Array], Cache]:
     """As `lstm`, and returns a cache for `lstm_backward` as third.
 
-    >>> import numpy as np, xprnn
-    >>> F = xprnn.functional
+    >>> import numpy as np
     >>> x, W, U = np.ones((5, 2, 3)), np.ones((16, 3)), np.ones((16, 4))
-    >>> output, (h_n, c_n), cache = F.lstm_forward(x, None, W, U)
-    >>> F.lstm_backward(None, (h_n, c_n), cache)["dc0"].shape
+    >>> output, (h_n, c_n), cache = lstm_forward(x, None, W, U)
+    >>> lstm_backward(None, (h_n, c_n), cache)["dc0"].shape
     (1, 2, 4)
     """
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
@@ -213,10 +207,9 @@ def backward(
     :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to;
         the cache stays good.
 
-    >>> import numpy as np, xprnn
-    >>> F = xprnn.functional
-    >>> output, h_n, cache = F.rnn_forward(np.ones((5, 3)), None, np.ones((4, 3)), np.eye(4))
-    >>> F.backward(output, None, cache, need_dx=False)["dweight_ih"].shape
+    >>> import numpy as np
+    >>> output, h_n, cache = rnn_forward(np.ones((5, 3)), None, np.ones((4, 3)), np.eye(4))
+    >>> backward(output, None, cache, need_dx=False)["dweight_ih"].shape
     (4, 3)
     """
     tape, weights, net = cache._tape, cache._weights, cache._stack
@@ -252,14 +245,6 @@ def backward(
 
 
 rnn_backward = gru_backward = lstm_backward = backward
-
-
-def _elman(nonlinearity: str) -> Cell:
-    return CELLS[f"rnn_{check_choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"]
-
-
-def _gru(reset_after: bool) -> Cell:
-    return CELLS["gru" if check_flag("reset_after", reset_after) else "gru_reset_before"]
 
 
 def _forward(

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import io
 from .backend import Array, Backend, asarray, get_backend, to_numpy
-from .checks import check_dtype
+from .checks import check_dtype, state_errors
 from .parameters import Gradients, Parameters, Shapes
 
 
@@ -62,8 +62,6 @@ class Module:
         self.parameters.update(
             {n: self.backend.from_host(v.astype(self.dtype)) for n, v in values.items()}
         )
-
-    # -- parameters and gradients
 
     @contextmanager
     def writable(self) -> Iterator[Array]:
@@ -138,8 +136,6 @@ class Module:
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         self._write(values)
 
-    # -- mode
-
     def train(self) -> Self:
         """From here on calls are recorded for `backward`."""
         self.training = True
@@ -166,8 +162,6 @@ class Module:
                 "with eval()"
             )
         return record
-
-    # -- place
 
     def to(self, backend: str | None = None, *, dtype: Any = None) -> Self:
         """Move the module in place, parameters and gradients; None leaves backend or dtype.
@@ -198,8 +192,6 @@ class Module:
 
     def _moved(self) -> None:
         """Drop what depends on the place."""
-
-    # -- copies and files
 
     def _extra(self) -> dict[str, Any]:
         """What a copy must keep beside options and parameters (JSON values)."""
@@ -287,19 +279,6 @@ class Module:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         where = f"backend={self.backend.name!r}, dtype={self.dtype.name!r}"
         return f"{type(self).__name__}({options}, {where})"
-
-
-def state_errors(shapes: Shapes, values: Mapping[str, np.ndarray]) -> list[str]:
-    """What keeps `values` from being the parameters of `shapes`, in words; empty if nothing."""
-    wrong = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
-    for name, value in values.items():
-        if name not in shapes:
-            wrong.append(f"unexpected {name} {value.shape}")
-        elif value.shape != shapes[name]:
-            wrong.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
-        elif value.dtype.kind != "f":
-            wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
-    return wrong
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from . import kernels
-from .arguments import check_call, check_upstream, unwrap
+from .arguments import check_call, check_upstream, elman, gru, lstm, unwrap
 from .backend import Array
 from .checks import check_flag
-from .recurrent import _Recurrent, elman, gru, lstm
+from .recurrent import _Recurrent
 
 
 class _Layer(_Recurrent):

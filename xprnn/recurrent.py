@@ -9,8 +9,8 @@ from typing import Any
 from . import kernels, stack
 from .arguments import Call
 from .backend import Array
-from .cells import CELLS
-from .checks import check_choice, check_flag, check_probability, check_seed, check_size
+from .cells import Cell
+from .checks import check_flag, check_probability, check_seed, check_size
 from .module import Module
 from .parameters import Shapes, views
 from .scratch import FreeList, Workspace
@@ -43,14 +43,14 @@ class _Recurrent(Module):
         self._draw(self._stack.hidden_size**-0.5, seed)
 
     @staticmethod
-    def _cell(options: Mapping[str, Any]) -> str:
-        """The name in `CELLS` of the cell that these options ask for."""
+    def _cell(options: Mapping[str, Any]) -> Cell:
+        """The cell that these options ask for."""
         raise NotImplementedError
 
     @classmethod
     def _make_stack(cls, options: dict[str, Any]) -> Stack:
         return Stack(
-            cell=CELLS[cls._cell(options)],
+            cell=cls._cell(options),
             input_size=check_size("input_size", options["input_size"]),
             hidden_size=check_size("hidden_size", options["hidden_size"]),
             num_layers=check_size("num_layers", options.get("num_layers", 1)),
@@ -131,18 +131,3 @@ class _Recurrent(Module):
             gradients += dflat
         self._free.give(record.workspace)
         return dx, dinitial
-
-
-def elman(options: Mapping[str, Any]) -> str:
-    """The name in `CELLS` of the Elman cell with these options."""
-    return f"rnn_{check_choice('nonlinearity', options['nonlinearity'], ('tanh', 'relu'))}"
-
-
-def gru(options: Mapping[str, Any]) -> str:
-    """The name in `CELLS` of the GRU cell with these options."""
-    return "gru" if check_flag("reset_after", options["reset_after"]) else "gru_reset_before"
-
-
-def lstm(options: Mapping[str, Any]) -> str:
-    """The name in `CELLS` of the LSTM cell."""
-    return "lstm"

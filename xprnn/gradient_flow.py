@@ -1,0 +1,195 @@
+"""How much gradient reaches each time step: does it vanish, does it explode?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .arguments import check_upstream
+from .backend import Array, to_numpy
+from .gradcheck import float64_copy, widened
+from .modules import _Layer
+from .stack import Stack
+
+VANISHING, EXPLODING = 1e-2, 1e2  # of the gradient at the last state, what reaches the first
+GATES = {1: ("",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}
+
+
+@dataclass(frozen=True, eq=False)
+class GradientFlow:
+    """What `gradient_flow` found, by layer and direction, all float64; `str` is a table."""
+
+    names: tuple[str, ...]  # L*D: l0, l0_reverse, l1, ...
+    norms: np.ndarray  # (L*D, T) norm of the gradient that reaches the state after step t
+    ratios: np.ndarray  # (L*D,) the first state's norm by the last one's, per row
+    factors: np.ndarray  # (L*D,) the mean factor of a step, geometric
+    spectral_radius: np.ndarray  # (L*D, G) of each gate's block of weight_hh
+    gates: tuple[str, ...]  # G
+    verdicts: tuple[str, ...]  # L*D: "vanishing", "stable" or "exploding"
+
+    def __str__(self) -> str:
+        """One line a layer and direction."""
+        radii = [f"radius {gate}".rstrip() for gate in self.gates]
+        width = max(len(name) for name in self.names)
+        head = [f"{'':{width}}", "per step", "last to first", *radii, "verdict"]
+        lines = ["  ".join(head)]
+        for k, name in enumerate(self.names):
+            cells = [
+                f"{name:{width}}",
+                f"{self.factors[k]:8.4f}",
+                f"{self.ratios[k]:13.3g}",
+                *(f"{r:{len(t)}.4f}" for r, t in zip(self.spectral_radius[k], radii, strict=True)),
+                self.verdicts[k],
+            ]
+            lines.append("  ".join(cells))
+        return "\n".join(lines)
+
+
+def gradient_flow(
+    layer: _Layer,
+    x: Array,
+    hx: Any = None,
+    *,
+    lengths: Any = None,
+    doutput: Array | None = None,
+    dhx: Any = None,
+) -> GradientFlow:
+    """Measure the norm of the gradient that reaches each time step of each layer and direction.
+
+    For a scalar L with dL/doutput and dL/dh_n as given, and s_t the state after step t (h_t, for
+    an LSTM (h_t, c_t) jointly) of one layer and direction, over all rows of the batch::
+
+        norms[t] = ‖dL/ds_t‖ = ‖∂L/∂h_t + (∂s_{t+1}/∂s_t)' dL/ds_{t+1}‖
+
+    A direction's last state is where its gradient enters and its first where it ends: t runs
+    from T-1 to 0, in the reverse direction from 0 to T-1. With norms divided by the square root
+    of the rows that run at t, the ratio is that of the first state to the last one, and the
+    factor its (T-1)th root; steps before the first gradient enters do not count. The verdict:
+    "vanishing" where the ratio is below 1/100, "exploding" above 100, "stable" between.
+
+    Where gradient enters on the way, from outputs, from the layer above or at the ends of
+    shorter rows, ratio and factor count it too. With no step to judge they are 1.
+
+    The spectral radius max |eigenvalue| of W_hh says for an Elman layer what a step's factor
+    would be without the nonlinearity; for gated layers each gate has its own block.
+
+    Everything happens on a copy in float64, in train mode; the layer is not changed.
+
+    :param layer: an RNN, GRU or LSTM, in any dtype and mode.
+    :param x: as for a call of the layer; float32 or float64, whichever the layer's dtype is.
+    :param hx: the initial states, as for a call; None: zeros.
+    :param lengths: as for a call.
+    :param doutput: dL/doutput, of the output's shape; None: zeros.
+    :param dhx: dL/dh_n, of h_n's shape, for an LSTM (dh_n, dc_n); None: zeros. If neither is
+        given, each layer and direction is measured by itself, from a fixed random dh_n of its
+        own with norm 1 in every row; then no gradient comes from the layer above.
+    :return: the norms and what they say; `str` of it is a table.
+    :raises TypeError, ValueError: `layer` is no such layer, or an argument is not as it should be.
+
+    R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks"
+    (2013).
+
+    >>> import numpy as np, xprnn
+    >>> from xprnn.gradient_flow import gradient_flow
+    >>> rnn = xprnn.RNN(3, 2, dtype="float64", seed=0)
+    >>> rnn.parameters["weight_hh_l0"] = 0.5 * np.eye(2)
+    >>> flow = gradient_flow(rnn, np.zeros((9, 1, 3)))
+    >>> flow.norms.shape, flow.spectral_radius.tolist(), flow.verdicts
+    ((1, 9), [[0.5]], ('vanishing',))
+    """
+    if not isinstance(layer, _Layer):
+        raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
+    layer = float64_copy(layer)
+    x, hx = widened(layer, x), widened(layer, hx)
+    with layer.backend.activate():
+        if doutput is None and dhx is None:
+            each = _each_alone(layer, layer.eval()(x, hx, lengths=lengths)[1])
+            walks = [_measure(layer, x, hx, lengths, None, dhx) for dhx in each]
+            norms = np.stack([walk[k] for k, (walk, _) in enumerate(walks)])
+            rows = walks[0][1]
+        else:
+            doutput, dhx = widened(layer, doutput), widened(layer, dhx)
+            norms, rows = _measure(layer, x, hx, lengths, doutput, dhx)
+    return _report(layer, norms, norms / np.sqrt(np.maximum(rows, 1)))
+
+
+def _measure(
+    layer: _Layer, x: Array, hx: Any, lengths: Any, doutput: Any, dhx: Any
+) -> tuple[np.ndarray, Sequence[int]]:
+    """The norms (L*D, T) for one upstream gradient, and the rows that run at each step."""
+    calls = layer._calls
+    layer.train()(x, hx, lengths=lengths)
+    layer._calls = calls  # every call drops the same
+    net, record = layer._stack, layer._last_record()
+    layout = record.tape.layout
+    doutput, dfinal = check_upstream(
+        net,
+        layer.backend,
+        layer.dtype,
+        record.tape.shape,
+        layout.batch,
+        record.batched,
+        doutput,
+        dhx,
+    )
+    flow = layer.backend.xp.zeros((net.num_layers * net.num_directions, layout.steps))
+    layer._undo(doutput, dfinal, False, flow)
+    return to_numpy(flow), layout.counts
+
+
+def _each_alone(layer: _Layer, ends: Any) -> Iterator[Any]:
+    """For each layer and direction a dh_n with norm 1 in its rows and 0 elsewhere."""
+    h_n = ends[0] if isinstance(ends, tuple) else ends
+    drawn = np.random.default_rng(0).standard_normal(h_n.shape)
+    drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)
+    for k in range(len(drawn)):
+        dh_n = np.zeros_like(drawn)
+        dh_n[k] = drawn[k]
+        moved = layer.backend.from_host(dh_n)
+        yield (moved, None) if isinstance(ends, tuple) else moved
+
+
+def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFlow:
+    net = layer._stack
+    measured = [
+        _ratio_and_factor(walk if k % net.num_directions else walk[::-1])
+        for k, walk in enumerate(per_row)
+    ]
+    ratios, factors = np.array(measured).T
+    return GradientFlow(
+        names=tuple(
+            name.removeprefix("weight_hh_") for name in layer.parameters if "weight_hh" in name
+        ),
+        norms=norms,
+        ratios=ratios,
+        factors=factors,
+        spectral_radius=_spectral_radius(net, layer),
+        gates=GATES[net.cell.gates],
+        verdicts=tuple(_verdict(ratio) for ratio in ratios),
+    )
+
+
+def _ratio_and_factor(walk: np.ndarray) -> tuple[float, float]:
+    """The last norm by the first that is not zero, and the geometric mean of the factors."""
+    entered = np.flatnonzero(walk)
+    if entered.size == 0 or entered[0] == walk.size - 1:
+        return 1.0, 1.0  # no step to judge
+    ratio = walk[-1] / walk[entered[0]]
+    return ratio, ratio ** (1 / (walk.size - 1 - entered[0]))
+
+
+def _spectral_radius(net: Stack, layer: _Layer) -> np.ndarray:
+    """The largest |eigenvalue| of each gate's H x H block of each W_hh, (L*D, G)."""
+    weights = [to_numpy(p) for name, p in layer.parameters.items() if "weight_hh" in name]
+    blocks = np.stack(weights).reshape(-1, net.cell.gates, net.hidden_size, net.hidden_size)
+    radius: np.ndarray = np.abs(np.linalg.eigvals(blocks)).max(axis=-1)
+    return radius
+
+
+def _verdict(ratio: float) -> str:
+    if ratio < VANISHING:
+        return "vanishing"
+    return "exploding" if not ratio <= EXPLODING else "stable"  # so is what is not finite

@@ -1,0 +1,11 @@
+"""Optimisers, in place on the modules' flat buffers; cosine decay and gradient clipping.
+
+They hold modules, never arrays, and leave frozen parameters alone. The updates are torch's
+(https://docs.pytorch.org/docs/stable/optim.html) and are checked against it.
+"""
+
+from .optimizer import Optimizer
+from .schedule import CosineDecay, clip_grad_norm
+from .updates import SGD, Adam, AdamW
+
+__all__ = ["SGD", "Adam", "AdamW", "CosineDecay", "Optimizer", "clip_grad_norm"]
