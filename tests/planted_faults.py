@@ -1,0 +1,124 @@
+"""Faults to plant in the cells' gradients: wrong signs, missing terms, factors of 1.001.
+
+A fault is a function of a cell and of `patch(name, function)`, which replaces one of its methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xprnn.cells import CELLS
+
+Patch = Callable[[str, Callable[..., None]], None]
+
+
+def after_backward(change: Callable[..., None]) -> Callable[[Any, Patch], None]:
+    """A fault that changes dgh (N, G, H) and the states' gradients after each backward step."""
+
+    def plant(cell: Any, patch: Patch) -> None:
+        genuine = cell.backward
+
+        def broken(
+            xp: Any,
+            weights: Any,
+            gates: Any,
+            saved: Any,
+            states: Any,
+            next_states: Any,
+            dstates: Any,
+            scratch: Any,
+        ) -> None:
+            genuine(xp, weights, gates, saved, states, next_states, dstates, scratch)
+            change(gates.reshape(len(gates), cell.gates, -1), dstates)
+
+        patch("backward", broken)
+
+    return plant
+
+
+def scaled_gate(gate: int, factor: float) -> Callable[[Any, Patch], None]:
+    """One gate's gradient times `factor`: 0 is a missing term, -1 a wrong sign."""
+
+    def change(dgates: np.ndarray, dstates: Any) -> None:
+        dgates[:, gate] *= factor
+
+    return after_backward(change)
+
+
+def scaled_state(state: int, factor: float) -> Callable[[Any, Patch], None]:
+    """The gradient that is carried to the step before, times `factor`."""
+
+    def change(dgates: np.ndarray, dstates: Any) -> None:
+        dstates[state][...] *= factor
+
+    return after_backward(change)
+
+
+def states_shifted(cell: Any, patch: Patch) -> None:
+    """dW_hh multiplies with the state of another row."""
+    genuine = cell.recurrent_gradient
+    patch(
+        "recurrent_gradient",
+        lambda xp, dgh, states, *rest: genuine(xp, dgh, np.roll(states, 1, axis=0), *rest),
+    )
+
+
+def no_derivative_of_tanh(cell: Any, patch: Patch) -> None:
+    """da = dh' without (1 - h'^2)."""
+
+    def broken(
+        xp: Any, weights: Any, gates: Any, saved: Any, h: Any, h_next: Any, dh: Any, scratch: Any
+    ) -> None:
+        gates[...] = dh[0]
+        xp.matmul(gates, weights.weight_hh, out=dh[0])
+
+    patch("backward", broken)
+
+
+def one_gradient_for_both_sides(cell: Any, patch: Patch) -> None:
+    """The reset gate between the input and the recurrent side of n is forgotten."""
+    patch("to_input_side", lambda dgates, saved: None)
+
+
+def plain_product(cell: Any, patch: Patch) -> None:
+    """dW_hn from h where the step read r h."""
+
+    def broken(xp: Any, dgh: Any, states: Any, saved: Any, dweight_hh: Any) -> None:
+        xp.matmul(dgh.T, states, out=dweight_hh)
+
+    patch("recurrent_gradient", broken)
+
+
+OWN_FAULTS = {
+    ("rnn_tanh", "no 1 - h^2"): no_derivative_of_tanh,
+    ("gru", "dgx = dgh"): one_gradient_for_both_sides,
+    ("gru_reset_before", "dW_hn from h"): plain_product,
+    ("lstm", "dc times 0"): scaled_state(1, 0.0),
+    ("lstm", "dc times -1"): scaled_state(1, -1.0),
+    ("lstm", "dc times 1.001"): scaled_state(1, 1.001),
+}
+
+FAULTS = {
+    **{
+        (kind, f"gate {gate} times {factor}"): scaled_gate(gate, factor)
+        for kind in CELLS
+        for gate in range(CELLS[kind].gates)
+        for factor in (0.0, -1.0, 1.001)
+    },
+    **{
+        (kind, f"dh times {factor}"): scaled_state(0, factor)
+        for kind in CELLS
+        for factor in (0.0, -1.0, 1.001)
+    },
+    **{(kind, "dW_hh from shifted states"): states_shifted for kind in CELLS},
+    **OWN_FAULTS,
+}
+
+
+def plant(kind: str, fault: Callable[[Any, Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Break the cell `kind` for the rest of a test."""
+    fault(CELLS[kind], lambda name, broken: monkeypatch.setattr(CELLS[kind], name, broken))
