@@ -1,5 +1,6 @@
 """What the README says is tried here: its commands, its code, its files, its figures."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -62,3 +63,38 @@ def test_torch_refuses_rows_of_length_zero():
     pack = torch.nn.utils.rnn.pack_padded_sequence
     with pytest.raises(RuntimeError, match="greater than 0"):
         pack(torch.zeros(2, 2, 3), torch.tensor([2, 0]))
+
+
+@pytest.fixture(scope="module")
+def flow_script():
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location(
+        "gradient_flow_plot", ROOT / "benchmarks" / "gradient_flow_plot.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_the_gradients_flow(flow_script):
+    s = flow_script
+    networks = {
+        "Elman, radius 0.8": (s.elman(0.8), 0.0),
+        "Elman, radius 1.0": (s.elman(1.0), 0.0),
+        "Elman, radius 1.3": (s.elman(1.3), 0.0),
+        "Elman, radius 1.3, inputs of size 1": (s.elman(1.3), 1.0),
+        "GRU, radius 1.3, update gate half open (bias 0)": (s.gru(1.3, 0.0), 0.0),
+        "GRU, radius 1.3, update gate open (bias 4)": (s.gru(1.3, 4.0), 0.0),
+    }
+    for name, (layer, size) in networks.items():
+        assert f"| {name} | {s.relative_flow(layer, size)[-1]:.2g} |" in README
+
+
+def test_clipping_lets_the_network_learn_what_it_could_not(flow_script):
+    s = flow_script
+    last = {
+        max_norm: np.median([s.train(0.03, max_norm, seed)[0][-20:].mean() for seed in range(3)])
+        for max_norm in (1.0, np.inf)
+    }
+    assert last[1.0] < 0.1 * s.GUESS
+    assert last[np.inf] > 0.5 * s.GUESS
