@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import xprnn
+from xprnn.data import japanese_vowels
 
 
 def xprnn_command(*arguments, cwd, **environment):
@@ -51,7 +52,7 @@ def test_demo_trains_saves_and_ends_with_the_accuracy(demo):
 
     layer = xprnn.load(folder / "here" / "model.safetensors")
     readout = xprnn.load(folder / "here" / "readout.safetensors")
-    test = xprnn.data.japanese_vowels()[1]
+    test = japanese_vowels()[1]
     _, h_n = layer(test.x, lengths=test.lengths)
     predicted = readout(np.concatenate(h_n, axis=1)).argmax(axis=1)
     assert f"{100 * (predicted == test.speakers).mean():.1f}" == accuracy[1]
