@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import Array, Backend
-from .cells import CELLS, Cell
-from .checks import check_array, check_choice, check_flag, check_lengths, check_states
+from .backend import Array, Backend, backend_of
+from .cells import CELLS, Cell, Weights
+from .checks import check_array, check_choice, check_dtype, check_flag, check_lengths, check_states
 from .stack import Stack
 
 
@@ -39,11 +39,11 @@ def check_call(
     if not batched:
         batch_first, x = False, x[:, None]
     steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
-    names = tuple(f"{name}0" for name in stack.cell.state_names)
+    names = tuple([f"{name}0" for name in stack.cell.state_names])
     shape = state_shape(stack, batch, batched)
     initial = check_states(names, hx, backend, dtype, shape)
     if initial is not None and not batched:
-        initial = tuple(state[:, None] for state in initial)
+        initial = tuple([state[:, None] for state in initial])
     return Call(x, initial, check_lengths(lengths, steps, batch), batch_first, batched)
 
 
@@ -62,14 +62,14 @@ def check_upstream(
         outer = x_shape[:2] if batched else x_shape[:1]
         width = stack.num_directions * stack.hidden_size
         check_array("doutput", doutput, backend, dtype, (*outer, width))
-    names = tuple(f"d{name}_n" for name in stack.cell.state_names)
+    names = tuple([f"d{name}_n" for name in stack.cell.state_names])
     shape = state_shape(stack, batch, batched)
     dfinal = check_states(names, dhx, backend, dtype, shape, gradients=True)
     if dfinal is None:
         dfinal = (None,) * len(names)
     if not batched:
         doutput = None if doutput is None else doutput[:, None]
-        dfinal = tuple(None if dstate is None else dstate[:, None] for dstate in dfinal)
+        dfinal = tuple([None if dstate is None else dstate[:, None] for dstate in dfinal])
     return doutput, dfinal
 
 
@@ -85,8 +85,27 @@ def unwrap(
     """An array (T, N, F) and states (L*D, N, H) as the caller wants them."""
     if not batched:
         array = None if array is None else array[:, 0]
-        states = tuple(state[:, 0] for state in states)
+        states = tuple([state[:, 0] for state in states])
     return array, states if len(states) > 1 else states[0]
+
+
+def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack]:
+    """The backend that weights stand on and the stack of one layer that they make."""
+    backend = backend_of(weights.weight_ih)
+    if backend is None:
+        kind = type(weights.weight_ih).__name__
+        raise TypeError(f"weight_ih: expected an array (G*H, I), got {kind}")
+    dtype = check_dtype(weights.weight_ih.dtype, "weight_ih")
+    check_array("weight_ih", weights.weight_ih, backend, dtype, ("G*H", "I"))
+    rows, width = weights.weight_ih.shape
+    if rows == 0 or rows % cell.gates:
+        raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
+    net = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
+    check_array("weight_hh", weights.weight_hh, backend, dtype, (rows, net.hidden_size))
+    if weights.bias_ih is not None or weights.bias_hh is not None:
+        check_array("bias_ih", weights.bias_ih, backend, dtype, (rows,))
+        check_array("bias_hh", weights.bias_hh, backend, dtype, (rows,))
+    return backend, net
 
 
 def elman(options: Mapping[str, Any]) -> Cell:

@@ -264,7 +264,10 @@ def to_numpy(value: Any) -> np.ndarray:
     if home is not None:
         return home.to_host(value)
     if type(value).__module__.partition(".")[0] == "torch":
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds its values
+            value = value.float()
+        value = value.numpy()
     return np.asarray(value)
 
 

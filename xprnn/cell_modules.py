@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from .arguments import Call, elman, gru, lstm
-from .backend import Array, backend_of
+from .arguments import Call, check_weights, elman, gru, lstm
+from .backend import Array
+from .cells import Weights
 from .checks import check_array, check_states
 from .recurrent import _Recurrent
+
+DEFAULTS = {"nonlinearity": "tanh", "reset_after": True}  # of the options that choose a cell
 
 
 class _CellModule(_Recurrent):
@@ -30,7 +33,7 @@ class _CellModule(_Recurrent):
         shape = (x.shape[0], net.hidden_size) if batched else (net.hidden_size,)
         states = check_states(net.cell.state_names, hx, self.backend, self.dtype, shape)
         if states is not None:
-            states = tuple(state.reshape(1, x.shape[0], net.hidden_size) for state in states)
+            states = tuple([state.reshape(1, x.shape[0], net.hidden_size) for state in states])
         _, final = self._run(Call(x[None], states, None, False, batched))
         return _unwrap(final, batched)
 
@@ -49,11 +52,13 @@ class _CellModule(_Recurrent):
         record = self._last_record()
         net, batch = self._stack, record.tape.layout.batch
         shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
-        names = tuple(f"d{name}_next" for name in net.cell.state_names)
+        names = tuple([f"d{name}_next" for name in net.cell.state_names])
         given = check_states(names, dnext, self.backend, self.dtype, shape, True)
         dfinal = tuple(
-            None if d is None else d.reshape(1, batch, net.hidden_size)
-            for d in given or (None,) * len(names)
+            [
+                None if d is None else d.reshape(1, batch, net.hidden_size)
+                for d in given or (None,) * len(names)
+            ]
         )
         dx, dinitial = self._undo(None, dfinal, need_dx)
         if dx is not None:
@@ -76,36 +81,24 @@ class _CellModule(_Recurrent):
         :param options: `nonlinearity` or `reset_after`, as for the constructor.
         :raises TypeError, ValueError: a weight has another type, dtype or shape.
         """
-        backend = backend_of(weight_ih)
-        if backend is None:
-            raise TypeError(f"weight_ih: expected an array, got {type(weight_ih).__name__}")
-        if len(weight_ih.shape) != 2:
-            raise ValueError(f"weight_ih: expected shape (G*H, I), got {weight_ih.shape}")
-        arrays = {
-            "weight_ih": weight_ih,
-            "weight_hh": weight_hh,
-            "bias_ih": bias_ih,
-            "bias_hh": bias_hh,
-        }
-        hidden = weight_hh.shape[-1] if getattr(weight_hh, "shape", None) else 0
+        weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+        backend, net = check_weights(cls._cell({**DEFAULTS, **options}), weights)
         cell = cls(
-            weight_ih.shape[1],
-            hidden,
-            bias_ih is not None or bias_hh is not None,
+            net.input_size,
+            net.hidden_size,
+            net.bias,
             **options,
             backend=backend.name,
             dtype=weight_ih.dtype,
             seed=0,
         )
-        for name, shape in cell.parameters.shapes.items():
-            check_array(name, arrays[name], cell.backend, cell.dtype, shape)
-        cell.parameters.update({name: arrays[name] for name in cell.parameters})
+        cell.parameters.update({name: w for name, w in weights._asdict().items() if w is not None})
         return cell
 
 
 def _unwrap(states: tuple[Array, ...], batched: bool) -> Any:
     """States (1, N, H) as a cell returns them."""
-    plain = tuple(state[0] if batched else state[0, 0] for state in states)
+    plain = tuple([state[0] if batched else state[0, 0] for state in states])
     return plain if len(plain) > 1 else plain[0]
 
 

@@ -12,14 +12,14 @@ from .backend import Array, Backend, backend_of
 DTYPES = ("float32", "float64")
 
 
-def check_dtype(dtype: Any) -> np.dtype[Any]:
-    """`dtype` as a NumPy dtype; ValueError unless it is float32 or float64."""
+def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
+    """`dtype` as a NumPy dtype; ValueError naming `name` unless it is float32 or float64."""
     try:
         known = None if dtype is None else np.dtype(dtype)
     except TypeError:
         known = None
     if known is None or known.name not in DTYPES or not known.isnative:
-        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"{name}: expected dtype {' or '.join(DTYPES)}, got {dtype!r}")
     return np.dtype(str(known.name))
 
 
@@ -80,23 +80,24 @@ def check_array(
 
     A str in `shape` stands for any length and is its name in the message.
     """
-    wanted = _shape_text(shape)
     if not backend.owns(array) or isinstance(array, (np.ma.MaskedArray, np.matrix)):
         home = backend_of(array)
         kind = type(array).__name__ + (f" on backend {home.name!r}" if home else "")
         raise TypeError(
-            f"{name}: expected a {dtype} array {wanted} on backend {backend.name!r}, got {kind}; "
-            f"convert it with xprnn.asarray({name}, backend={backend.name!r}, dtype='{dtype}')"
+            f"{name}: expected a {dtype} array {_shape_text(shape)} on backend {backend.name!r}, "
+            f"got {kind}; convert it with xprnn.asarray(..., backend={backend.name!r}, "
+            f"dtype='{dtype}')"
         )
     if array.dtype != dtype:
         raise TypeError(
-            f"{name}: expected dtype {dtype}, got {array.dtype}; "
-            f"convert it with {name}.astype('{dtype}')"
+            f"{name}: expected dtype {dtype}, got {array.dtype}; convert it with .astype('{dtype}')"
         )
     if len(array.shape) != len(shape) or any(
         isinstance(want, int) and want != got for want, got in zip(shape, array.shape, strict=True)
     ):
-        raise ValueError(f"{name}: expected shape {wanted}, got {_shape_text(array.shape)}")
+        raise ValueError(
+            f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(array.shape)}"
+        )
 
 
 def _shape_text(shape: tuple[Any, ...]) -> str:
@@ -113,12 +114,15 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray | None:
             f"lengths: expected host integers, got an array on backend {home.name!r}; "
             "they decide what is launched; move them with xprnn.to_numpy(lengths)"
         )
-    if not isinstance(lengths, (list, tuple, np.ndarray)):
+    if not isinstance(lengths, (list, tuple, np.ndarray)) or np.ma.isMaskedArray(lengths):
         raise TypeError(
             f"lengths: expected a list or NumPy array of {batch} integers, "
             f"got {type(lengths).__name__}"
         )
-    array = np.asarray(lengths)
+    try:
+        array = np.asarray(lengths)
+    except ValueError as error:  # nested lists of different lengths
+        raise ValueError(f"lengths: expected {batch} integers: {error}") from error
     if array.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), got {_shape_text(array.shape)}")
     if batch and array.dtype.kind not in "iu":

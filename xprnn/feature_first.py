@@ -184,7 +184,7 @@ def _backend(parameters: Mapping[str, Array]) -> Any:
 def _check(
     name: str, array: Array, parameters: Mapping[str, Array], shape: tuple[Any, ...]
 ) -> None:
-    dtype = check_dtype(parameters["Wax"].dtype)
+    dtype = check_dtype(parameters["Wax"].dtype, "Wax")
     check_array(name, array, _backend(parameters), dtype, shape)
 
 

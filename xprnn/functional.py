@@ -22,9 +22,9 @@ from typing import Any
 
 from . import arguments, kernels, stack
 from .arguments import check_call, check_upstream, unwrap
-from .backend import Array, Backend, backend_of
+from .backend import Array, Backend
 from .cells import CELLS, Cell, Weights
-from .checks import check_array, check_dtype, check_flag
+from .checks import check_flag
 from .scratch import Workspace
 from .stack import Stack
 
@@ -222,7 +222,7 @@ def backward(
     cache._tape = None
     with cache._backend.activate():
         xp = cache._backend.xp
-        dweights = Weights(*(None if w is None else xp.zeros(w.shape, dtype) for w in weights))
+        dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])
         dx, dinitial = stack.backward(
             cache._backend,
             net,
@@ -256,14 +256,14 @@ def _forward(
     lengths: Any,
     record: bool,
 ) -> tuple[Array, Any, Cache]:
-    backend, net = _check_weights(cell, weights)
-    dtype = check_dtype(weights.weight_ih.dtype)
+    backend, net = arguments.check_weights(cell, weights)
+    dtype = weights.weight_ih.dtype
     batch_first = check_flag("batch_first", batch_first)
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
     kernels.choose(cell.name, backend)
     with backend.activate():
         if record:  # the caller may write his weights before he calls backward
-            weights = Weights(*(None if w is None else w.copy() for w in weights))
+            weights = Weights(*[None if w is None else w.copy() for w in weights])
         workspace = Workspace(backend, dtype)
         output, final, tape = stack.forward(
             backend,
@@ -279,22 +279,3 @@ def _forward(
     cache = Cache(backend, net, weights, workspace, call.batched, tape)
     output, states = unwrap(output, final, call.batched)
     return output, states, cache
-
-
-def _check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack]:
-    """The backend the weights stand on and the one-layer stack they make."""
-    backend = backend_of(weights.weight_ih)
-    if backend is None:
-        kind = type(weights.weight_ih).__name__
-        raise TypeError(f"weight_ih: expected an array (G*H, I), got {kind}")
-    dtype = check_dtype(weights.weight_ih.dtype)
-    check_array("weight_ih", weights.weight_ih, backend, dtype, ("G*H", "I"))
-    rows, width = weights.weight_ih.shape
-    if rows == 0 or rows % cell.gates:
-        raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
-    net = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
-    check_array("weight_hh", weights.weight_hh, backend, dtype, (rows, net.hidden_size))
-    if weights.bias_ih is not None or weights.bias_hh is not None:
-        check_array("bias_ih", weights.bias_ih, backend, dtype, (rows,))
-        check_array("bias_hh", weights.bias_hh, backend, dtype, (rows,))
-    return backend, net

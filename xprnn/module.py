@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -63,8 +63,7 @@ class Module:
             {n: self.backend.from_host(v.astype(self.dtype)) for n, v in values.items()}
         )
 
-    @contextmanager
-    def writable(self) -> Iterator[Array]:
+    def writable(self) -> AbstractContextManager[Array]:
         """The flat parameter buffer (1-D, the module's dtype), writable inside the block.
 
         It is how an optimiser writes. After the block neither the buffer nor views of it may
@@ -75,8 +74,7 @@ class Module:
         >>> with layer.writable() as flat:
         ...     flat *= 0.5
         """
-        with self.parameters.writable() as flat:
-            yield flat
+        return self.parameters.writable()
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
@@ -102,23 +100,14 @@ class Module:
         self._frozen -= self._named(names)
 
     def _named(self, names: tuple[str, ...]) -> frozenset[str]:
-        unknown = [name for name in names if name not in self.parameters.shapes]
-        if unknown:
+        if unknown := [name for name in names if name not in self.parameters.shapes]:
             known = ", ".join(self.parameters)
             raise KeyError(f"no parameter named {', '.join(unknown)}; there are {known}")
         return frozenset(names or self.parameters)
 
     def trainable(self) -> list[tuple[int, int]]:
-        """The parts [start, stop) of the flat buffers that are not frozen, joined if they meet."""
-        parts: list[tuple[int, int]] = []
-        ends = [*self.parameters.starts.values()]
-        for name, start, stop in zip(self.parameters, ends, ends[1:], strict=False):
-            if name in self._frozen:
-                continue
-            if parts and parts[-1][1] == start:
-                start = parts.pop()[0]
-            parts.append((start, stop))
-        return parts
+        """The parts [start, stop) of the flat buffers that are not frozen."""
+        return self.parameters.parts_without(self._frozen)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters by name, on the module's backend."""
@@ -131,8 +120,7 @@ class Module:
             of them are listed and nothing is changed.
         """
         values = {str(name): to_numpy(value) for name, value in mapping.items()}
-        wrong = state_errors(self.parameters.shapes, values)
-        if wrong:
+        if wrong := state_errors(self.parameters.shapes, values):
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         self._write(values)
 
@@ -142,7 +130,7 @@ class Module:
         return self
 
     def eval(self) -> Self:
-        """From here on calls are not recorded; records not yet undone are dropped."""
+        """From here on calls are not recorded; records left are dropped."""
         self.training = False
         self._records.clear()
         return self
@@ -199,7 +187,10 @@ class Module:
 
     def _restore(self, extra: Mapping[str, Any]) -> None:
         """Take back what `_extra` gave."""
-        self._frozen = self._named(tuple(extra["frozen"])) if extra["frozen"] else frozenset()
+        frozen = extra["frozen"]
+        if not isinstance(frozen, list):
+            raise TypeError(f"frozen: expected a list of names, got {frozen!r}")
+        self._frozen = self._named(tuple(frozen)) if frozen else frozenset()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters and options to a safetensors file, whole or not at all.
@@ -226,9 +217,13 @@ class Module:
             raise ValueError(f"{os.fspath(path)}: holds a {kind!r}, expected a {cls.__name__}")
         try:
             extra = options.pop("extra")
-            # before a layer of the size that the header states is allocated
+            if options.get("num_layers", 0) > len(arrays):
+                raise ValueError(f"{options['num_layers']} layers with {len(arrays)} arrays")
+            # before a module of the size that the header states is allocated
             wrong = state_errors(found._shapes(dict(options)), arrays)
             module = found(**options, backend=place) if not wrong else None
+            if module is not None:
+                module._restore(extra)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{os.fspath(path)}: its options do not make a {kind}: {error}"
@@ -236,7 +231,6 @@ class Module:
         if module is None:
             raise ValueError(f"{os.fspath(path)}: " + "; ".join(wrong))
         module._write(arrays)
-        module._restore(extra)
         return module
 
     @classmethod
@@ -261,8 +255,9 @@ class Module:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the module anew on its backend and fill it."""
-        options = {**state["options"], "dtype": state["dtype"], "backend": state["backend"]}
-        type(self).__init__(self, **options)
+        type(self).__init__(
+            self, **state["options"], dtype=state["dtype"], backend=state["backend"]
+        )
         self._write(state["parameters"])
         for name, array in state["grads"].items():
             self.grads[name][...] = self.backend.from_host(array)
@@ -271,7 +266,7 @@ class Module:
         self._restore(state["extra"])
 
     def __copy__(self) -> Self:
-        """A module of its own: two modules never share a buffer."""
+        """The same as a deep copy: two modules never share a buffer."""
         return copy.deepcopy(self)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .backend import ALIGNMENT, Array, Backend
+from .checks import check_array
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -77,6 +78,12 @@ class Parameters(Mapping[str, Array]):
         self._flat = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
         backend.set_writable(self._flat, False)
         self._arrays = views(self._flat, shapes)
+        ends = [
+            start + prod(shape)
+            for start, shape in zip(self.starts.values(), shapes.values(), strict=False)
+        ]
+        following = [*self.starts.values()][1:]
+        self._padding = [(a, b) for a, b in zip(ends, following, strict=True) if a < b]
 
     @property
     def starts(self) -> dict[str, int]:
@@ -96,6 +103,8 @@ class Parameters(Mapping[str, Array]):
         try:
             yield flat
         finally:
+            for start, stop in self._padding:
+                flat[start:stop] = 0.0
             self.version += 1
             self.backend.set_writable(flat, False)
 
@@ -106,6 +115,18 @@ class Parameters(Mapping[str, Array]):
             for name, value in values.items():
                 arrays[name][...] = value
 
+    def parts_without(self, names: frozenset[str]) -> list[tuple[int, int]]:
+        """The parts [start, stop) of the flat buffer without `names`, joined where they meet."""
+        parts: list[tuple[int, int]] = []
+        starts = [*self.starts.values()]
+        for name, start, stop in zip(self.shapes, starts, starts[1:], strict=False):
+            if name in names:
+                continue
+            if parts and parts[-1][1] == start:
+                start = parts.pop()[0]
+            parts.append((start, stop))
+        return parts
+
     def __getitem__(self, name: str) -> Array:
         """The parameter `name`, not to be written."""
         return self._arrays[name]
@@ -114,17 +135,7 @@ class Parameters(Mapping[str, Array]):
         """Copy an array of the same shape, dtype and backend into parameter `name`."""
         if name not in self.shapes:
             raise KeyError(f"parameter {name!r}: expected one of {', '.join(self.shapes)}")
-        if not self.backend.owns(value):
-            raise TypeError(
-                f"parameter {name!r}: expected an array on backend {self.backend.name!r}, got "
-                f"{type(value).__name__}; convert it with xprnn.asarray(..., "
-                f"backend={self.backend.name!r})"
-            )
-        if value.shape != self.shapes[name] or value.dtype != self.dtype:
-            raise ValueError(
-                f"parameter {name!r}: expected {self.dtype} {self.shapes[name]}, "
-                f"got {value.dtype} {value.shape}"
-            )
+        check_array(f"parameter {name!r}", value, self.backend, self.dtype, self.shapes[name])
         self.update({name: value})
 
     def __iter__(self) -> Iterator[str]:

@@ -133,7 +133,7 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
     backend = backend_of(logits)
     if backend is None:
         raise TypeError(f"logits: expected an array (N, K), got {type(logits).__name__}")
-    check_array("logits", logits, backend, check_dtype(logits.dtype), ("N", "K"))
+    check_array("logits", logits, backend, check_dtype(logits.dtype, "logits"), ("N", "K"))
     rows, classes = logits.shape
     if rows == 0:
         raise ValueError("logits: expected at least one row, got none")
@@ -188,7 +188,7 @@ def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
     backend = backend_of(prediction)
     if backend is None:
         raise TypeError(f"prediction: expected an array, got {type(prediction).__name__}")
-    dtype = check_dtype(prediction.dtype)
+    dtype = check_dtype(prediction.dtype, "prediction")
     check_array("prediction", prediction, backend, dtype, prediction.shape)
     check_array("target", target, backend, dtype, prediction.shape)
     if prediction.size == 0:

@@ -39,7 +39,7 @@ class _Recurrent(Module):
         self._build(self._stack.shapes(), options, backend, dtype)
         self._seed = seed
         self._calls = 0  # recorded so far: the dropout masks' clock
-        self._free = FreeList(self.backend, self.dtype)
+        self._moved()
         self._draw(self._stack.hidden_size**-0.5, seed)
 
     @staticmethod
@@ -68,13 +68,17 @@ class _Recurrent(Module):
 
     def _moved(self) -> None:
         self._free = FreeList(self.backend, self.dtype)
+        self._weights = self._stack.weights(self.parameters)
 
     def _extra(self) -> dict[str, Any]:
         return {**super()._extra(), "calls": self._calls}
 
     def _restore(self, extra: Any) -> None:
         super()._restore(extra)
-        self._calls = int(extra["calls"])
+        calls = extra["calls"]
+        if type(calls) is not int or calls < 0:
+            raise ValueError(f"calls: expected a whole number from 0, got {calls!r}")
+        self._calls = calls
 
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
@@ -84,7 +88,7 @@ class _Recurrent(Module):
             output, final, tape = stack.forward(
                 self.backend,
                 self._stack,
-                self._stack.weights(self.parameters),
+                self._weights,
                 call.x,
                 call.initial,
                 call.lengths,
@@ -118,7 +122,7 @@ class _Recurrent(Module):
             dx, dinitial = stack.backward(
                 self.backend,
                 self._stack,
-                self._stack.weights(self.parameters),
+                self._weights,
                 record.tape,
                 doutput,
                 dfinal,

@@ -45,7 +45,7 @@ def forward(
     total = layout.total
     gates = workspace.empty(total, cell.gates * H)
     saved = workspace.empty(total if record else layout.running, cell.saved * H)
-    states = tuple(workspace.empty(layout.running + total, H) for _ in ends)
+    states = tuple([workspace.empty(layout.running + total, H) for _ in ends])
     scratch = Carved(workspace, layout.running, cell.forward_scratch, H)
 
     xp.matmul(x, weights.weight_ih.T, out=gates)
@@ -62,8 +62,8 @@ def forward(
             weights,
             gates[at : at + rows],
             saved[kept : kept + rows],
-            tuple(state[before : before + rows] for state in states),
-            tuple(state[after : after + rows] for state in states),
+            _block(states, before, rows),
+            _block(states, after, rows),
             scratch.rows(rows),
         )
     for state, end in zip(states, ends, strict=True):
@@ -96,7 +96,7 @@ def backward(
     H = dstates[0].shape[1]
     scratch = Carved(workspace, layout.running, cell.backward_scratch, H)
     for t, (rows, _, at, before, after) in _timed(layout, reverse):
-        carried = tuple(dstate[:rows] for dstate in dstates)
+        carried = _block(dstates, 0, rows)
         if doutput is not None:
             dh = carried[0]
             dh += doutput[at : at + rows]
@@ -108,14 +108,21 @@ def backward(
             weights,
             trace.gates[kept],
             trace.saved[kept],
-            tuple(state[before : before + rows] for state in trace.states),
-            tuple(state[after : after + rows] for state in trace.states),
+            _block(trace.states, before, rows),
+            _block(trace.states, after, rows),
             carried,
             scratch.rows(rows),
         )
     _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
     if dx is not None:
         xp.matmul(trace.gates, weights.weight_ih, out=dx)
+
+
+def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...]:
+    """The same rows of each array, as views."""
+    # a list first, here and in the callers: tuple(generator) leaves an entry in CPython's free
+    # list at each call, and a long run would seem to grow
+    return tuple([array[start : start + rows] for array in arrays])
 
 
 def _timed(layout: Layout, reverse: bool) -> Any:
@@ -155,8 +162,8 @@ class Carved:
     def __init__(
         self, workspace: Workspace, most_rows: int, widths: tuple[int, ...], H: int
     ) -> None:
-        self._flat = tuple(workspace.empty(most_rows * width * H) for width in widths)
-        self._widths = tuple(width * H for width in widths)
+        self._flat = [workspace.empty(most_rows * width * H) for width in widths]
+        self._widths = [width * H for width in widths]
         self._rows = -1
         self._arrays: tuple[Array, ...] = ()
 
@@ -165,7 +172,9 @@ class Carved:
         if rows != self._rows:
             self._rows = rows
             self._arrays = tuple(
-                flat[: rows * width].reshape(rows, width)
-                for flat, width in zip(self._flat, self._widths, strict=True)
+                [
+                    flat[: rows * width].reshape(rows, width)
+                    for flat, width in zip(self._flat, self._widths, strict=True)
+                ]
             )
         return self._arrays

@@ -33,7 +33,7 @@ class Stack:
         return [
             [
                 Weights(
-                    *(arrays.get(f"{kind}{self._suffix(layer, d)}") for kind in Weights._fields)
+                    *[arrays.get(f"{kind}{self._suffix(layer, d)}") for kind in Weights._fields]
                 )
                 for d in range(self.num_directions)
             ]
@@ -94,7 +94,9 @@ def forward(
     steps, batch = _time_major(x, batch_first).shape[:2]
     layout = make_layout(backend, steps, batch, lengths)
     output = _caller_array(xp, layout, (*x.shape[:2], D * H), dtype)
-    final = tuple(xp.empty((stack.num_layers * D, batch, H), dtype) for _ in stack.cell.state_names)
+    final = tuple(
+        [xp.empty((stack.num_layers * D, batch, H), dtype) for _ in stack.cell.state_names]
+    )
     for k, end in enumerate(final):
         end[...] = 0.0 if initial is None else layout.sort(initial[k])
 
@@ -105,7 +107,7 @@ def forward(
         joined = workspace.empty(layout.total, D * H)
         traces.append([])
         for d in range(D):
-            ends = tuple(end[layer * D + d] for end in final)
+            ends = tuple([end[layer * D + d] for end in final])
             trace = sequence.forward(
                 xp, stack.cell, weights[layer][d], current, ends, layout, d == 1, workspace, record
             )
@@ -141,7 +143,7 @@ def backward(
     H, D, dtype = stack.hidden_size, stack.num_directions, workspace.dtype
     dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
     dstates = tuple(
-        xp.empty((stack.num_layers * D, layout.batch, H), dtype) for _ in stack.cell.state_names
+        [xp.empty((stack.num_layers * D, layout.batch, H), dtype) for _ in stack.cell.state_names]
     )
     for dstate, dend in zip(dstates, dfinal, strict=True):
         dstate[...] = 0.0 if dend is None else layout.sort(dend)
@@ -164,7 +166,7 @@ def backward(
                 layout,
                 d == 1,
                 None if dlayer is None else dlayer[:, d * H : (d + 1) * H],
-                tuple(dstate[k] for dstate in dstates),
+                tuple([dstate[k] for dstate in dstates]),
                 dweights[layer][d],
                 shares[d],
                 workspace,

@@ -86,11 +86,11 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, n
             metadata = file.metadata() or {}
             _check_metadata(path, metadata)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy has not
         raise ValueError(f"{os.fspath(path)}: not a readable safetensors file: {error}") from error
     try:
         options = json.loads(metadata["options"])
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)}: the options in its header are damaged") from error
     if not isinstance(options, dict):
         raise ValueError(f"{os.fspath(path)}: the options in its header are not a mapping")
