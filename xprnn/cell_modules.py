@@ -65,6 +65,11 @@ class _CellModule(_Recurrent):
             dx = dx[0] if record.batched else dx[0, 0]
         return dx, _unwrap(dinitial, record.batched)
 
+    def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        if len(shape) not in (1, 2):
+            raise ValueError(f"shape: expected (N, I) or (I,), got {shape}")
+        return 1, shape[0] if len(shape) == 2 else 1
+
     @classmethod
     def from_weights(
         cls,

@@ -39,6 +39,17 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_shape(shape: Any, width: int) -> tuple[int, ...]:
+    """`shape` as a tuple of lengths whose last is `width`; TypeError or ValueError otherwise."""
+    if not isinstance(shape, (tuple, list)) or not all(
+        isinstance(length, (int, np.integer)) for length in shape
+    ):
+        raise TypeError(f"shape: expected a tuple of whole numbers, got {shape!r}")
+    if not shape or min(shape) < 0 or shape[-1] != width:
+        raise ValueError(f"shape: expected lengths from 0, the last {width}, got {tuple(shape)}")
+    return tuple([int(length) for length in shape])
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """`value` if it is one of `choices`; ValueError otherwise."""
     if value not in choices:
@@ -67,7 +78,9 @@ def check_probability(p: Any) -> float:
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """`value` as a float in [low, high); ValueError otherwise."""
+    """`value` as a float in [low, high); TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
     if not low <= value < high:
         raise ValueError(f"{name}: expected a number from {low} to below {high}, got {value!r}")
     return float(value)
@@ -155,7 +168,7 @@ def check_states(
     elif not isinstance(given, (tuple, list)) or len(given) != len(names):
         raise TypeError(
             f"{', '.join(names)}: expected a tuple ({', '.join(names)}) of arrays "
-            f"{_shape_text(shape)}, got {type(given).__name__}"
+            f"{_shape_text(shape)}, got {_kind(given)}"
         )
     for name, state in zip(names, given, strict=True):
         if state is not None or not gradients:
@@ -176,3 +189,8 @@ def state_errors(
         elif value.dtype.kind != "f":
             wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
     return wrong
+
+
+def _kind(value: Any) -> str:
+    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"{type(value).__name__}{size}"

@@ -36,7 +36,7 @@ class Cache:
     _backend: Backend
     _stack: Stack
     _weights: Weights
-    _workspace: Workspace
+    _scratch: Workspace
     _batched: bool
     _tape: stack.Tape | None = field(repr=False)
 
@@ -212,10 +212,13 @@ def backward(
     >>> backward(output, None, cache, need_dx=False)["dweight_ih"].shape
     (4, 3)
     """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"cache: expected what a forward call returned, got {type(cache).__name__}")
     tape, weights, net = cache._tape, cache._weights, cache._stack
     if tape is None:
         raise RuntimeError("cache: it has been used; call the forward function again")
-    dtype, batched = cache._workspace.dtype, cache._batched
+    dtype, batched = cache._scratch.dtype, cache._batched
+    need_dx = check_flag("need_dx", need_dx)
     doutput, dfinal = check_upstream(
         net, cache._backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
     )
@@ -231,8 +234,8 @@ def backward(
             doutput,
             dfinal,
             [[dweights]],
-            check_flag("need_dx", need_dx),
-            cache._workspace,
+            need_dx,
+            cache._scratch,
         )
     dx, _ = unwrap(dx, dinitial, batched)
     gradients = {} if dx is None else {"dx": dx}
@@ -260,11 +263,11 @@ def _forward(
     dtype = weights.weight_ih.dtype
     batch_first = check_flag("batch_first", batch_first)
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
-    kernels.choose(cell.name, backend)
+    kernels.choose(cell.name, backend.name)
     with backend.activate():
         if record:  # the caller may write his weights before he calls backward
             weights = Weights(*[None if w is None else w.copy() for w in weights])
-        workspace = Workspace(backend, dtype)
+        kept, scratch = Workspace(backend, dtype), Workspace(backend, dtype)
         output, final, tape = stack.forward(
             backend,
             net,
@@ -273,9 +276,10 @@ def _forward(
             call.initial,
             call.lengths,
             call.batch_first,
-            workspace,
+            kept,
+            scratch,
             (0, 0) if record else None,
         )
-    cache = Cache(backend, net, weights, workspace, call.batched, tape)
+    cache = Cache(backend, net, weights, scratch, call.batched, tape)
     output, states = unwrap(output, final, call.batched)
     return output, states, cache

@@ -19,25 +19,27 @@ from .parameters import Gradients, Parameters, Shapes
 class Module:
     """The base of layers, cells and read-outs.
 
-    `options` are the constructor's arguments that say what the module is (JSON values);
-    the module's file and its pickle hold them and the flat parameter buffer, nothing else.
-    A subclass's constructor calls `_build`, and its `_restore` reads what `_extra` gives.
+    `options` are the constructor's arguments that say what the module is (JSON values); the
+    module's file holds them, the parameters and what `_extra` gives, a copy the gradients and
+    the mode too. A subclass's constructor is one call of `_set_up`.
     """
 
     _kinds: ClassVar[dict[str, type[Module]]] = {}
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
-
-    parameters: Parameters
-    grads: Gradients
     options: dict[str, Any]
     training: bool
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
+
     def __init_subclass__(cls) -> None:
-        """Make the class loadable by its name."""
-        if not cls.__name__.startswith("_"):
+        """Make xprnn's own modules loadable by name."""
+        if cls.__module__.startswith(f"{__package__}.") and not cls.__name__.startswith("_"):
             Module._kinds[cls.__name__] = cls
+
+    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+        """Build the module from checked options; a constructor does nothing else."""
+        raise NotImplementedError
 
     def _build(
         self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
@@ -46,15 +48,26 @@ class Module:
         self.options = options
         self.backend: Backend = get_backend(backend)
         self.dtype = check_dtype(dtype)
-        self.parameters = Parameters(self.backend, self.dtype, shapes)
-        self.grads = Gradients(self.backend, self.dtype, shapes)
+        self._parameters = Parameters(self.backend, self.dtype, shapes)
+        self._grads = Gradients(self.backend, self.dtype, shapes)
         self.training = False
         self._frozen: frozenset[str] = frozenset()
         self._records: list[Any] = []
+        self._moved()
 
-    def _draw(self, bound: float, seed: int) -> None:
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters by name, written only through `parameters[name] = array` and the like."""
+        return self._parameters
+
+    @property
+    def grads(self) -> Gradients:
+        """The gradients by name, accumulated by `backward`."""
+        return self._grads
+
+    def _draw(self, bound: float) -> None:
         """Draw every parameter from uniform(-bound, bound), on the host: the same everywhere."""
-        rng = np.random.Generator(np.random.PCG64(seed))
+        rng = np.random.Generator(np.random.PCG64(self.options["seed"]))
         drawn = {name: rng.uniform(-bound, bound, p.shape) for name, p in self.parameters.items()}
         self._write(drawn)
 
@@ -78,7 +91,8 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
-        self.grads.flat[...] = 0.0
+        with self.backend.activate():
+            self.grads.flat[...] = 0.0
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -91,8 +105,9 @@ class Module:
         :raises KeyError: a name is not a parameter's; nothing is frozen then.
         """
         chosen = self._named(names)
-        for name in chosen:
-            self.grads[name][...] = 0.0
+        with self.backend.activate():
+            for name in chosen:
+                self.grads[name][...] = 0.0
         self._frozen |= chosen
 
     def unfreeze(self, *names: str) -> None:
@@ -111,7 +126,8 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters by name, on the module's backend."""
-        return {name: array.copy() for name, array in self.parameters.items()}
+        with self.backend.activate():
+            return {name: array.copy() for name, array in self.parameters.items()}
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Overwrite all parameters; values may be NumPy, CuPy or torch arrays of any real dtype.
@@ -142,7 +158,13 @@ class Module:
                 "backward: there is no recorded call to undo; call train() first, then the "
                 f"{type(self).__name__}, then backward once per call"
             )
+        self.parameters.refuse_open("backward")
         record = self._records[-1]
+        if record.spent:
+            raise RuntimeError(
+                "backward: an error ended it half way through the last recorded call, which "
+                "cannot be undone any more; drop the records with eval()"
+            )
         if record.version != self.parameters.version:
             raise RuntimeError(
                 "backward: the parameters were changed after the call that would be undone; its "
@@ -170,11 +192,12 @@ class Module:
         parameters.update(
             {n: asarray(a, backend=target.name, dtype=wanted) for n, a in self.parameters.items()}
         )
-        for name, array in self.grads.items():
-            grads[name][...] = asarray(array, backend=target.name, dtype=wanted)
+        grads.update(
+            {n: asarray(a, backend=target.name, dtype=wanted) for n, a in self.grads.items()}
+        )
         parameters.version = self.parameters.version + 1
         self.backend, self.dtype = target, wanted
-        self.parameters, self.grads = parameters, grads
+        self._parameters, self._grads = parameters, grads
         self._moved()
         return self
 
@@ -234,7 +257,7 @@ class Module:
         return module
 
     @classmethod
-    def _shapes(cls, options: dict[str, Any]) -> Shapes:
+    def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
         """The parameters that a module with these options has."""
         raise NotImplementedError
 
@@ -255,12 +278,11 @@ class Module:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the module anew on its backend and fill it."""
-        type(self).__init__(
-            self, **state["options"], dtype=state["dtype"], backend=state["backend"]
-        )
+        self._set_up(state["options"], state["backend"], state["dtype"])
         self._write(state["parameters"])
-        for name, array in state["grads"].items():
-            self.grads[name][...] = self.backend.from_host(array)
+        self._grads.update(
+            {name: self.backend.from_host(array) for name, array in state["grads"].items()}
+        )
         self.parameters.version = state["version"]
         self.training = state["training"]
         self._restore(state["extra"])
@@ -270,7 +292,7 @@ class Module:
         return copy.deepcopy(self)
 
     def __repr__(self) -> str:
-        """The constructor's call, with what differs from torch's defaults left to read."""
+        """The constructor's call."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         where = f"backend={self.backend.name!r}, dtype={self.dtype.name!r}"
         return f"{type(self).__name__}({options}, {where})"

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import kernels
 from .arguments import check_call, check_upstream, elman, gru, lstm, unwrap
 from .backend import Array
-from .checks import check_flag
 from .recurrent import _Recurrent
 
 
 class _Layer(_Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
-
-    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
-        check_flag("batch_first", options["batch_first"])
-        super()._set_up(options, backend, dtype)
 
     def __call__(self, x: Array, hx: Any = None, *, lengths: Any = None) -> tuple[Array, Any]:
         """Run the layer over a batch of sequences.
@@ -55,8 +49,8 @@ class _Layer(_Recurrent):
         :raises RuntimeError: no recorded call is left, or the parameters have changed since.
         :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
         """
-        tape = self._last_record().tape
-        batched = self._last_record().batched
+        record = self._last_record()
+        tape, batched = record.tape, record.batched
         doutput, dfinal = check_upstream(
             self._stack,
             self.backend,
@@ -67,31 +61,14 @@ class _Layer(_Recurrent):
             doutput,
             dhx,
         )
-        return unwrap(*self._undo(doutput, dfinal, check_flag("need_dx", need_dx)), batched)
+        return unwrap(*self._undo(doutput, dfinal, need_dx), batched)
 
-    def explain(self, shape: tuple[int, ...]) -> str:
-        """Which implementation would serve a call with x of `shape`, and why not a faster one.
-
-        :param shape: x's shape, as for a call.
-        :raises ValueError: the layer does not take such an x.
-
-        >>> import xprnn
-        >>> print(xprnn.GRU(3, 4, seed=0).explain((10, 2, 3)))
-        GRU(3, 4) on numpy, float32, T=10 N=2: reference
-          pointwise: no kernel for cell 'gru' on backend 'numpy' in this version
-          sequence: no kernel for cell 'gru' on backend 'numpy' in this version
-        """
-        net = self._stack
-        if len(shape) not in (2, 3) or shape[-1] != net.input_size:
-            raise ValueError(f"shape: expected (T, N, {net.input_size}), got {shape}")
-        outer = (*shape[:-1], 1)[:2]
-        steps, batch = outer[::-1] if self.options["batch_first"] and len(shape) == 3 else outer
-        choice = kernels.choose(net.cell.name, self.backend)
-        head = (
-            f"{type(self).__name__}({net.input_size}, {net.hidden_size}) on {self.backend.name}, "
-            f"{self.dtype}, T={steps} N={batch}: {choice.implementation}"
-        )
-        return "\n".join([head, *(f"  {name}: {why}" for name, why in choice.reasons.items())])
+    def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        if len(shape) not in (2, 3):
+            raise ValueError(f"shape: expected (T, N, I) or (T, I), got {shape}")
+        first, second = (*shape[:-1], 1)[:2]
+        swapped = self.options["batch_first"] and len(shape) == 3
+        return (second, first) if swapped else (first, second)
 
 
 class RNN(_Layer):

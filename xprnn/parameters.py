@@ -46,8 +46,15 @@ class Gradients(Mapping[str, Array]):
     """
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
+        self._backend = backend
         self.flat: Array = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
         self._arrays = views(self.flat, shapes)
+
+    def update(self, values: Mapping[str, Array]) -> None:
+        """Overwrite gradients with arrays of their shapes, dtype and backend."""
+        with self._backend.activate():
+            for name, value in values.items():
+                self._arrays[name][...] = value
 
     def __getitem__(self, name: str) -> Array:
         """The gradient of parameter `name`."""
@@ -78,12 +85,13 @@ class Parameters(Mapping[str, Array]):
         self._flat = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
         backend.set_writable(self._flat, False)
         self._arrays = views(self._flat, shapes)
-        ends = [
-            start + prod(shape)
-            for start, shape in zip(self.starts.values(), shapes.values(), strict=False)
+        starts = [*self.starts.values()]
+        gaps = [
+            np.arange(start + prod(shape), following)
+            for start, shape, following in zip(starts, shapes.values(), starts[1:], strict=False)
         ]
-        following = [*self.starts.values()][1:]
-        self._padding = [(a, b) for a, b in zip(ends, following, strict=True) if a < b]
+        self._padding = backend.from_host(np.concatenate(gaps))
+        self._open = 0  # `writable` blocks that have not ended
 
     @property
     def starts(self) -> dict[str, int]:
@@ -100,20 +108,40 @@ class Parameters(Mapping[str, Array]):
         """The flat buffer, writable until the block ends; then views of it must not be written."""
         flat = self._flat[:]
         self.backend.set_writable(flat, True)
+        self._open += 1
         try:
             yield flat
         finally:
-            for start, stop in self._padding:
-                flat[start:stop] = 0.0
+            with self.backend.activate():
+                flat[self._padding] = 0.0
+            self._open -= 1
             self.version += 1
             self.backend.set_writable(flat, False)
 
+    def refuse_open(self, what: str) -> None:
+        """RuntimeError while a `writable` block is open: nobody could say which values count."""
+        if self._open:
+            raise RuntimeError(f"{what}: not inside a writable() block; end the block first")
+
     def update(self, values: Mapping[str, Array]) -> None:
-        """Write several parameters of the right shapes and backend; other dtypes are cast."""
-        with self.writable() as flat:
+        """Overwrite parameters with arrays on their backend, all or none; dtypes are cast.
+
+        :raises KeyError, ValueError: a name or a shape is not a parameter's.
+        """
+        for name, value in values.items():
+            if value.shape != self._shape_of(name):
+                raise ValueError(
+                    f"parameter {name!r}: expected shape {self.shapes[name]}, got {value.shape}"
+                )
+        with self.writable() as flat, self.backend.activate():
             arrays = views(flat, self.shapes)
             for name, value in values.items():
                 arrays[name][...] = value
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        if name not in self.shapes:
+            raise KeyError(f"parameter {name!r}: expected one of {', '.join(self.shapes)}")
+        return self.shapes[name]
 
     def parts_without(self, names: frozenset[str]) -> list[tuple[int, int]]:
         """The parts [start, stop) of the flat buffer without `names`, joined where they meet."""
@@ -133,9 +161,8 @@ class Parameters(Mapping[str, Array]):
 
     def __setitem__(self, name: str, value: Array) -> None:
         """Copy an array of the same shape, dtype and backend into parameter `name`."""
-        if name not in self.shapes:
-            raise KeyError(f"parameter {name!r}: expected one of {', '.join(self.shapes)}")
-        check_array(f"parameter {name!r}", value, self.backend, self.dtype, self.shapes[name])
+        shape = self._shape_of(name)
+        check_array(f"parameter {name!r}", value, self.backend, self.dtype, shape)
         self.update({name: value})
 
     def __iter__(self) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from .backend import Array, backend_of
 from .checks import check_array, check_dtype, check_flag, check_seed, check_size
 from .module import Module
+from .numerics import sum_rows
 from .parameters import Shapes, views
 
 
@@ -18,6 +20,7 @@ class _Record:
     x: Array  # (rows, in_features), the module's own copy
     shape: tuple[int, ...]  # of the caller's x
     version: int  # of the parameters
+    spent: bool = False  # never: `backward` has no half way here
 
 
 class Linear(Module):
@@ -55,13 +58,19 @@ class Linear(Module):
             "in_features": in_features,
             "out_features": out_features,
             "bias": bias,
-            "seed": check_seed(seed),
+            "seed": seed,
         }
-        self._build(self._shapes(options), options, backend, dtype)
-        self._draw(in_features**-0.5, options["seed"])
+        self._set_up(options, backend, dtype)
+
+    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+        shapes = self._shapes(options)
+        width, features = shapes["weight"]
+        plain = {"in_features": features, "out_features": width, "bias": "bias" in shapes}
+        self._build(shapes, {**plain, "seed": check_seed(options["seed"])}, backend, dtype)
+        self._draw(features**-0.5)
 
     @classmethod
-    def _shapes(cls, options: dict[str, Any]) -> Shapes:
+    def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
         width = check_size("out_features", options["out_features"])
         shapes: Shapes = {"weight": (width, check_size("in_features", options["in_features"]))}
         if check_flag("bias", options["bias"]):
@@ -82,6 +91,7 @@ class Linear(Module):
             if "bias" in self.parameters:
                 y += self.parameters["bias"]
             if self.training:
+                self.parameters.refuse_open("a recorded call")
                 self._records.append(_Record(rows.copy(), x.shape, self.parameters.version))
             return y.reshape(*x.shape[:-1], self.options["out_features"])
 
@@ -103,7 +113,7 @@ class Linear(Module):
             if "weight" not in self.frozen:
                 xp.matmul(rows.T, record.x, out=dweights["weight"])
             if "bias" in dweights and "bias" not in self.frozen:
-                xp.sum(rows, axis=0, out=dweights["bias"])
+                sum_rows(xp, rows, dweights["bias"])
             dx = xp.matmul(rows, self.parameters["weight"]).reshape(record.shape)
             self._records.pop()
             gradients = self.grads.flat

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 from . import kernels, stack
 from .arguments import Call
 from .backend import Array
 from .cells import Cell
-from .checks import check_flag, check_probability, check_seed, check_size
+from .checks import check_flag, check_probability, check_seed, check_shape, check_size
 from .module import Module
 from .parameters import Shapes, views
 from .scratch import FreeList, Workspace
 from .stack import Stack
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Record:
     """A recorded call: what its inverse needs, and the memory that this stands in."""
 
     tape: stack.Tape
-    workspace: Workspace
+    memory: Workspace
     version: int  # of the parameters
     batched: bool  # whether the caller's arrays had a batch
+    spent: bool = False  # its inverse has begun
 
 
 class _Recurrent(Module):
     """Runs a `Stack` on time-major arrays and undoes recorded runs; subclasses shape arguments."""
 
     _stack: Stack
-    _seed: int
+    _calls: int  # recorded so far: the dropout masks' clock
 
     def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
-        options["seed"] = seed = check_seed(options["seed"])
         self._stack = self._make_stack(options)
-        self._build(self._stack.shapes(), options, backend, dtype)
-        self._seed = seed
-        self._calls = 0  # recorded so far: the dropout masks' clock
-        self._moved()
-        self._draw(self._stack.hidden_size**-0.5, seed)
+        self._calls = 0
+        self._build(self._stack.shapes(), self._plain(options), backend, dtype)
+        self._draw(self._stack.hidden_size**-0.5)
 
     @staticmethod
     def _cell(options: Mapping[str, Any]) -> Cell:
@@ -48,27 +46,41 @@ class _Recurrent(Module):
         raise NotImplementedError
 
     @classmethod
-    def _make_stack(cls, options: dict[str, Any]) -> Stack:
+    def _make_stack(cls, options: Mapping[str, Any]) -> Stack:
+        both = check_flag("bidirectional", options.get("bidirectional", False))
         return Stack(
             cell=cls._cell(options),
             input_size=check_size("input_size", options["input_size"]),
             hidden_size=check_size("hidden_size", options["hidden_size"]),
             num_layers=check_size("num_layers", options.get("num_layers", 1)),
-            num_directions=2
-            if check_flag("bidirectional", options.get("bidirectional", False))
-            else 1,
+            num_directions=2 if both else 1,
             bias=check_flag("bias", options["bias"]),
             dropout=check_probability(options.get("dropout", 0.0)),
             layer_suffixes="num_layers" in options,
         )
 
+    def _plain(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as Python's own types, and the seed as drawn: what a file can hold."""
+        checked = {field.name: getattr(self._stack, field.name) for field in fields(Stack)}
+        plain = {name: checked.get(name, value) for name, value in options.items()}
+        for name in ("batch_first", "bidirectional", "reset_after"):
+            if name in plain:
+                plain[name] = check_flag(name, plain[name])
+        return {**plain, "seed": check_seed(options["seed"])}
+
     @classmethod
-    def _shapes(cls, options: dict[str, Any]) -> Shapes:
+    def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
         return cls._make_stack(options).shapes()
 
     def _moved(self) -> None:
-        self._free = FreeList(self.backend, self.dtype)
         self._weights = self._stack.weights(self.parameters)
+        self._scratch = FreeList(self.backend, self.dtype)
+        self._memory = FreeList(self.backend, self.dtype)
+
+    def eval(self) -> Self:
+        """From here on calls are not recorded; records left are dropped, and their memory."""
+        self._memory = FreeList(self.backend, self.dtype)
+        return super().eval()
 
     def _extra(self) -> dict[str, Any]:
         return {**super()._extra(), "calls": self._calls}
@@ -80,11 +92,39 @@ class _Recurrent(Module):
             raise ValueError(f"calls: expected a whole number from 0, got {calls!r}")
         self._calls = calls
 
+    def explain(self, shape: tuple[int, ...]) -> str:
+        """Which implementation would serve a call with x of `shape`, and why not a faster one.
+
+        :param shape: x's shape, as for a call.
+        :raises TypeError, ValueError: the module does not take such an x.
+
+        >>> import xprnn
+        >>> print(xprnn.GRU(3, 4, seed=0).explain((10, 2, 3)))
+        GRU(3, 4) on numpy, float32, T=10 N=2: reference
+          pointwise: no kernel for cell 'gru' on backend 'numpy' in this version
+          sequence: no kernel for cell 'gru' on backend 'numpy' in this version
+        """
+        net = self._stack
+        steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
+        choice = kernels.choose(net.cell.name, self.backend.name)
+        head = (
+            f"{type(self).__name__}({net.input_size}, {net.hidden_size}) on {self.backend.name}, "
+            f"{self.dtype}, T={steps} N={batch}: {choice.implementation}"
+        )
+        return "\n".join([head, *(f"  {name}: {why}" for name, why in choice.reasons)])
+
+    def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """T and N of an x of this shape; ValueError if it has not the right dimensions."""
+        raise NotImplementedError
+
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
-        kernels.choose(self._stack.cell.name, self.backend)
-        workspace = self._free.take()
+        kernels.choose(self._stack.cell.name, self.backend.name)
+        if self.training:
+            self.parameters.refuse_open("a recorded call")
         with self.backend.activate():
+            scratch = self._scratch.take()
+            memory = self._memory.take() if self.training else scratch
             output, final, tape = stack.forward(
                 self.backend,
                 self._stack,
@@ -93,15 +133,15 @@ class _Recurrent(Module):
                 call.initial,
                 call.lengths,
                 call.batch_first,
-                workspace,
-                (self._seed, self._calls) if self.training else None,
+                memory,
+                scratch,
+                (self.options["seed"], self._calls) if self.training else None,
             )
+            self._scratch.give(scratch)
         if self.training:
             self._calls += 1
             version = self.parameters.version
-            self._records.append(_Record(tape, workspace, version, call.batched))
-        else:
-            self._free.give(workspace)
+            self._records.append(_Record(tape, memory, version, call.batched))
         return output, final
 
     def _undo(
@@ -113,12 +153,14 @@ class _Recurrent(Module):
     ) -> tuple[Array | None, tuple[Array, ...]]:
         """Undo the last record with checked arguments; adds to `grads`, all or nothing."""
         record: _Record = self._last_record()
+        need_dx = check_flag("need_dx", need_dx)
         with self.backend.activate():
             dflat = self.backend.xp.zeros(self.grads.flat.shape, self.dtype)
             dweights = views(dflat, self.parameters.shapes)
             for name in self._frozen:
                 del dweights[name]
-            self._records.pop()
+            scratch = self._scratch.take()
+            record.spent = True
             dx, dinitial = stack.backward(
                 self.backend,
                 self._stack,
@@ -128,10 +170,12 @@ class _Recurrent(Module):
                 dfinal,
                 self._stack.weights(dweights),
                 need_dx,
-                record.workspace,
+                scratch,
                 flow,
             )
             gradients = self.grads.flat
             gradients += dflat
-        self._free.give(record.workspace)
+            self._records.pop()
+            self._scratch.give(scratch)
+            self._memory.give(record.memory)
         return dx, dinitial

@@ -7,6 +7,7 @@ memory. Only scratch comes from here; what a caller gets is always allocated for
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from .backend import ALIGNMENT, Array, Backend
 
 
 class Workspace:
-    """A stack of uninitialised arrays of one dtype, cut from one buffer that grows on demand."""
+    """A stack of uninitialised arrays of one dtype, cut from one buffer that follows the demand."""
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any]) -> None:
         self._backend = backend
@@ -23,26 +24,35 @@ class Workspace:
         self._grain = ALIGNMENT // dtype.itemsize
         self._buffer = backend.xp.empty(0, dtype)
         self._used = 0
-        self._wanted = 0
+        self._peak = 0
 
     def empty(self, *shape: int) -> Array:
         """An uninitialised C-contiguous array; its owner is whoever holds the workspace."""
-        size = 1
-        for length in shape:
-            size *= length
+        size = prod(shape)
         start = self._used
-        padded = -(-size // self._grain) * self._grain
-        self._wanted += padded
-        if start + padded > self._buffer.shape[0]:
+        self._used += -(-size // self._grain) * self._grain
+        self._peak = max(self._peak, self._used)
+        if self._used > self._buffer.shape[0]:
             return self._backend.xp.empty(shape, self.dtype)
-        self._used += padded
         return self._buffer[start : start + size].reshape(shape)
 
+    def mark(self) -> int:
+        """Where the stack ends now, for `rewind`."""
+        return self._used
+
+    def rewind(self, mark: int) -> None:
+        """Take back all arrays that were cut since `mark`."""
+        self._used = mark
+
     def reset(self) -> None:
-        """Take all arrays back; the buffer grows to what was asked for since the last time."""
-        if self._wanted > self._buffer.shape[0]:
-            self._buffer = self._backend.zeros_aligned(self._wanted, self.dtype)
-        self._used = self._wanted = 0
+        """Take back all arrays; the buffer gets as large as was needed since the last time.
+
+        It shrinks only when most of it lay idle, so that calls of different sizes can take turns.
+        """
+        size = self._buffer.shape[0]
+        if self._peak > size or self._peak < size // 8:
+            self._buffer = self._backend.zeros_aligned(self._peak, self.dtype)
+        self._used = self._peak = 0
 
 
 class FreeList:

@@ -11,6 +11,7 @@ from typing import Any
 from .backend import Array
 from .cells import Cell, Weights
 from .layout import Layout
+from .numerics import sum_rows
 from .scratch import Workspace
 
 
@@ -32,21 +33,22 @@ def forward(
     ends: tuple[Array, ...],
     layout: Layout,
     reverse: bool,
-    workspace: Workspace,
+    kept: Workspace,
+    scratch: Workspace,
     record: bool,
 ) -> Trace:
     """Run all steps of one direction of one layer.
 
     `x` (S, I) and `weights` are read. `ends` (N, H) each: the initial states, read, then
-    overwritten with the final ones. The trace is written, in the workspace's memory; its
-    `saved` is complete only with `record`.
+    overwritten with the final ones. The trace is written, in memory of `kept`; its
+    `saved` is complete only with `record`. `scratch` is free again afterwards.
     """
     H = ends[0].shape[1]
     total = layout.total
-    gates = workspace.empty(total, cell.gates * H)
-    saved = workspace.empty(total if record else layout.running, cell.saved * H)
-    states = tuple([workspace.empty(layout.running + total, H) for _ in ends])
-    scratch = Carved(workspace, layout.running, cell.forward_scratch, H)
+    gates = kept.empty(total, cell.gates * H)
+    saved = kept.empty(total if record else layout.running, cell.saved * H)
+    states = tuple([kept.empty(layout.running + total, H) for _ in ends])
+    carved = Carved(scratch, layout.running, cell.forward_scratch, H)
 
     xp.matmul(x, weights.weight_ih.T, out=gates)
     bias = _input_bias(cell, weights, H)
@@ -56,15 +58,15 @@ def forward(
         if rows > joined:
             for state, end in zip(states, ends, strict=True):
                 state[before + joined : before + rows] = end[joined:rows]
-        kept = at if record else 0
+        place = at if record else 0
         cell.forward(
             xp,
             weights,
             gates[at : at + rows],
-            saved[kept : kept + rows],
+            saved[place : place + rows],
             _block(states, before, rows),
             _block(states, after, rows),
-            scratch.rows(rows),
+            carved.rows(rows),
         )
     for state, end in zip(states, ends, strict=True):
         end[: layout.running] = layout.final(state, reverse)
@@ -82,7 +84,7 @@ def backward(
     dstates: tuple[Array, ...],
     dweights: Weights,
     dx: Array | None,
-    workspace: Workspace,
+    scratch: Workspace,
     flow: Array | None = None,
 ) -> None:
     """Undo all steps of one direction of one layer, then multiply for the weights and the input.
@@ -94,24 +96,24 @@ def backward(
     `trace` is used up: its gates and saved are overwritten.
     """
     H = dstates[0].shape[1]
-    scratch = Carved(workspace, layout.running, cell.backward_scratch, H)
+    carved = Carved(scratch, layout.running, cell.backward_scratch, H)
     for t, (rows, _, at, before, after) in _timed(layout, reverse):
-        carried = _block(dstates, 0, rows)
+        dnext = _block(dstates, 0, rows)
         if doutput is not None:
-            dh = carried[0]
+            dh = dnext[0]
             dh += doutput[at : at + rows]
         if flow is not None:
-            flow[t] = sum((dstate * dstate).sum() for dstate in carried) ** 0.5
-        kept = slice(at, at + rows)
+            flow[t] = sum((dstate * dstate).sum() for dstate in dnext) ** 0.5
+        here = slice(at, at + rows)
         cell.backward(
             xp,
             weights,
-            trace.gates[kept],
-            trace.saved[kept],
+            trace.gates[here],
+            trace.saved[here],
             _block(trace.states, before, rows),
             _block(trace.states, after, rows),
-            carried,
-            scratch.rows(rows),
+            dnext,
+            carved.rows(rows),
         )
     _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
     if dx is not None:
@@ -148,12 +150,12 @@ def _weight_gradients(
     if dweights.weight_hh is not None:
         cell.recurrent_gradient(xp, dgates, previous, trace.saved, dweights.weight_hh)
     if dweights.bias_hh is not None:
-        xp.sum(dgates, axis=0, out=dweights.bias_hh)
+        sum_rows(xp, dgates, dweights.bias_hh)
     cell.to_input_side(dgates, trace.saved)
     if dweights.weight_ih is not None:
         xp.matmul(dgates.T, trace.x, out=dweights.weight_ih)
     if dweights.bias_ih is not None:
-        xp.sum(dgates, axis=0, out=dweights.bias_ih)
+        sum_rows(xp, dgates, dweights.bias_ih)
 
 
 class Carved:

@@ -80,17 +80,19 @@ def forward(
     initial: tuple[Array, ...] | None,
     lengths: np.ndarray | None,
     batch_first: bool,
-    workspace: Workspace,
+    kept: Workspace,
+    scratch: Workspace,
     dropout_key: tuple[int, int] | None,
 ) -> tuple[Array, tuple[Array, ...], Tape]:
     """Run every layer and direction; returns a new output, new final states, and the tape.
 
     Read: `weights`, `x` (T, N, I) or, batch first, (N, T, I), `initial` (L*D, N, H) each, None
     for zeros, `lengths` intp (N,). The output is (T, N, D*H), laid out as x, the final states
-    (L*D, N, H). With a `dropout_key` the call is recorded: dropout acts, the tape can be undone.
+    (L*D, N, H). With a `dropout_key` the call is recorded: dropout acts, and the tape, which
+    stands in memory of `kept`, can be undone. `scratch` may be `kept` where it is not recorded.
     """
     xp, record = backend.xp, dropout_key is not None
-    H, D, dtype = stack.hidden_size, stack.num_directions, workspace.dtype
+    H, D, dtype = stack.hidden_size, stack.num_directions, scratch.dtype
     steps, batch = _time_major(x, batch_first).shape[:2]
     layout = make_layout(backend, steps, batch, lengths)
     output = _caller_array(xp, layout, (*x.shape[:2], D * H), dtype)
@@ -100,20 +102,33 @@ def forward(
     for k, end in enumerate(final):
         end[...] = 0.0 if initial is None else layout.sort(initial[k])
 
-    current = workspace.empty(layout.total, stack.input_size)
+    current = kept.empty(layout.total, stack.input_size)
     layout.pack(_time_major(x, batch_first), current)
     traces: list[list[sequence.Trace]] = []
     for layer in range(stack.num_layers):
-        joined = workspace.empty(layout.total, D * H)
+        last = layer + 1 == stack.num_layers
+        joined = (scratch if last else kept).empty(layout.total, D * H)
         traces.append([])
         for d in range(D):
+            mark = scratch.mark()
             ends = tuple([end[layer * D + d] for end in final])
             trace = sequence.forward(
-                xp, stack.cell, weights[layer][d], current, ends, layout, d == 1, workspace, record
+                xp,
+                stack.cell,
+                weights[layer][d],
+                current,
+                ends,
+                layout,
+                d == 1,
+                kept,
+                scratch,
+                record,
             )
-            traces[-1].append(trace)
             joined[:, d * H : (d + 1) * H] = layout.outputs(trace.states[0], d == 1)
-        if dropout_key is not None and layer + 1 < stack.num_layers:
+            if record:
+                traces[-1].append(trace)
+            scratch.rewind(mark)
+        if dropout_key is not None and not last:
             _drop(backend, stack, layout, joined, dropout_key, layer)
         current = joined
     layout.unpack(current, _time_major(output, batch_first))
@@ -130,7 +145,7 @@ def backward(
     dfinal: tuple[Array | None, ...],
     dweights: list[list[Weights]],
     need_dx: bool,
-    workspace: Workspace,
+    scratch: Workspace,
     flow: Array | None = None,
 ) -> tuple[Array | None, tuple[Array, ...]]:
     """Undo `forward`; returns a new dx (None unless `need_dx`) and the gradients of `initial`.
@@ -140,7 +155,7 @@ def backward(
     tape is used up.
     """
     xp, layout = backend.xp, tape.layout
-    H, D, dtype = stack.hidden_size, stack.num_directions, workspace.dtype
+    H, D, dtype = stack.hidden_size, stack.num_directions, scratch.dtype
     dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
     dstates = tuple(
         [xp.empty((stack.num_layers * D, layout.batch, H), dtype) for _ in stack.cell.state_names]
@@ -150,14 +165,14 @@ def backward(
 
     dlayer: Array | None = None
     if doutput is not None:
-        dlayer = workspace.empty(layout.total, D * H)
+        dlayer = scratch.empty(layout.total, D * H)
         layout.pack(_time_major(doutput, tape.batch_first), dlayer)
     for layer in range(stack.num_layers - 1, -1, -1):
         width = D * H if layer else stack.input_size
         wanted = layer > 0 or need_dx
-        shares = [workspace.empty(layout.total, width) if wanted else None for _ in range(D)]
+        shares = [scratch.empty(layout.total, width) if wanted else None for _ in range(D)]
         for d in range(D):
-            k = layer * D + d
+            k, mark = layer * D + d, scratch.mark()
             sequence.backward(
                 xp,
                 stack.cell,
@@ -169,9 +184,10 @@ def backward(
                 tuple([dstate[k] for dstate in dstates]),
                 dweights[layer][d],
                 shares[d],
-                workspace,
+                scratch,
                 None if flow is None else flow[k],
             )
+            scratch.rewind(mark)
         dlayer = shares[0]
         if dlayer is not None and D == 2:
             dlayer += shares[1]

@@ -1,4 +1,4 @@
-"""What every cell has in common: its sizes, its product with the weights, and the sigmoid."""
+"""What every cell has in common: its weights, its sizes, and the buffers of a step."""
 
 from __future__ import annotations
 
@@ -93,15 +93,3 @@ class Cell:
         `dweight_hh` (G*H, H) is written.
         """
         xp.matmul(dgh.T, states, out=dweight_hh)
-
-
-def sigmoid(xp: Any, a: Array) -> None:
-    """Overwrite a with σ(a) = 1 / (1 + exp(-a)), computed as (1 + tanh(a/2)) / 2.
-
-    tanh neither overflows nor warns at any input, infinities and NaN included; the absolute
-    error is below one unit in the last place of 1.
-    """
-    a *= 0.5
-    xp.tanh(a, out=a)
-    a *= 0.5
-    a += 0.5

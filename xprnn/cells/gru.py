@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from .base import Cell, Weights, sigmoid
+from ..numerics import sigmoid
+from .base import Cell, Weights
 
 
 class GRU(Cell):

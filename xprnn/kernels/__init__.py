@@ -8,9 +8,8 @@ registered yet, so the plain code, "reference", serves everything and `explain` 
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import NamedTuple
-
-from ..backend import Backend
 
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
@@ -24,21 +23,25 @@ class Choice(NamedTuple):
     """Who serves, and why each faster implementation does not."""
 
     implementation: str
-    reasons: dict[str, str]
+    reasons: tuple[tuple[str, str], ...]
 
 
-def choose(cell: str, backend: Backend) -> Choice:
-    """Who serves `cell` on `backend`, as `XPRNN_KERNELS` and the table say.
+def choose(cell: str, backend: str) -> Choice:
+    """Who serves the cell of this name on the backend of this name.
 
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there.
     """
-    forced = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    return _choose(cell, backend, os.environ.get(ENVIRONMENT_VARIABLE) or "auto")
+
+
+@cache
+def _choose(cell: str, backend: str, forced: str) -> Choice:
     if forced not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join(IMPLEMENTATIONS)}; got {forced!r}"
         )
-    missing = f"no kernel for cell '{cell}' on backend '{backend.name}' in this version"
+    missing = f"no kernel for cell '{cell}' on backend '{backend}' in this version"
     if forced in ("pointwise", "sequence"):
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {missing}")
-    return Choice("reference", dict.fromkeys(IMPLEMENTATIONS[1:], missing))
+    return Choice("reference", tuple((name, missing) for name in IMPLEMENTATIONS[1:]))
