@@ -122,8 +122,16 @@ def write_inputs(folder):
         (["run", "x.npy", "x.npy", "-o", "y.npy"], "x.npy: not a readable safetensors", 1),
         (["run", "cell.safetensors", "x.npy", "-o", "y.npy"], "holds a GRUCell", 1),
         (["run", "m.safetensors", "wide.npy", "-o", "y.npy"], r"x: expected shape \(T, N, 3\)", 1),
-        (["run", "m.safetensors", "lengths.npy", "-o", "y.npy"], "2 or 3 dimensions", 1),
-        (["run", "m.safetensors", "double.npy", "-o", "y.npy"], "x: expected dtype float32", 1),
+        (
+            ["run", "m.safetensors", "lengths.npy", "-o", "y.npy"],
+            "lengths.npy: expected a float32 array of 2 or 3",
+            1,
+        ),
+        (
+            ["run", "m.safetensors", "double.npy", "-o", "y.npy"],
+            "double.npy: expected a float32 array",
+            1,
+        ),
         (
             ["run", "m.safetensors", "x.npy", "-o", "y.npy", "--lengths", "lengths.npy"],
             "lengths: expected 0 to 6",
@@ -132,7 +140,11 @@ def write_inputs(folder):
         (["run", "m.safetensors", "x.npy", "-o", "no/y.npy"], "no such folder: no", 1),
         (["run", "m.safetensors", "x.npy", "-o", "y.npy", "--backend", "tpu"], "backend", 1),
         (["run", "m.safetensors", "x.npy"], "required: -o", 2),
-        (["run", "m.safetensors", "x.npy", "-o", "y.npy", "--batch", "0"], "at least 1", 2),
+        (
+            ["run", "m.safetensors", "x.npy", "-o", "y.npy", "--batch", "0"],
+            "a whole number from 1",
+            2,
+        ),
         (["demo", "--epochs", "none"], "--epochs", 2),
         (["demo", "--seed", "-1"], "seed: expected 0 to", 1),
         (["demo", "--cell", "transformer"], "invalid choice", 2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -44,8 +45,11 @@ def apply(
     if not isinstance(layer, _Layer):
         raise ValueError(f"{os.fspath(model)}: holds a {type(layer).__name__}, expected a layer")
     x = _open(x_path)
-    if x.ndim not in (2, 3):
-        raise ValueError(f"{os.fspath(x_path)}: expected 2 or 3 dimensions, got shape {x.shape}")
+    if x.ndim not in (2, 3) or x.dtype != layer.dtype:
+        raise ValueError(
+            f"{os.fspath(x_path)}: expected a {layer.dtype} array of 2 or 3 dimensions, "
+            f"got {x.dtype} {x.shape}"
+        )
     rows_axis = 0 if layer.options["batch_first"] else 1
     batched = x if x.ndim == 3 else np.expand_dims(x, rows_axis)
     total, steps = batched.shape[rows_axis], batched.shape[1 - rows_axis]
@@ -77,7 +81,7 @@ def _open(path: str | os.PathLike[str]) -> np.ndarray:
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError, BadZipFile) as error:
         raise ValueError(f"{os.fspath(path)}: not a readable .npy file: {error}") from error
     if not isinstance(array, np.ndarray):
         array.close()
@@ -88,8 +92,10 @@ def _open(path: str | os.PathLike[str]) -> np.ndarray:
 def _create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """A new .npy file as a writable array; OSError now if the disk has no room for it."""
     if 0 in shape:  # nothing to map
-        np.save(path.open("wb"), np.empty(shape, dtype))
-        return np.empty(shape, dtype)
+        empty = np.empty(shape, dtype)
+        with path.open("wb") as file:
+            np.save(file, empty)
+        return empty
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process later
         with path.open("r+b") as file:

@@ -186,9 +186,12 @@ BACKENDS: dict[str, type[Backend]] = {"numpy": Backend, "cupy": CupyBackend}
 
 @cache
 def _open(name: str) -> Backend:
-    kind, _, index = name.partition(":")
-    if kind not in BACKENDS:
-        raise ValueError(f"backend: expected 'numpy', 'cupy', 'cupy:N' or 'auto', got {name!r}")
+    kind, colon, index = name.partition(":")
+    if kind not in BACKENDS or (colon and not index):
+        raise ValueError(
+            f"backend: expected 'numpy', 'cupy', 'cupy:N' or 'auto', got {name!r} (an argument, "
+            f"use_backend or {ENVIRONMENT_VARIABLE} said so)"
+        )
     return BACKENDS[kind].open(index)
 
 
@@ -256,10 +259,13 @@ def to_numpy(value: Any) -> np.ndarray:
 
     :param value: NumPy, CuPy or torch array of any shape, or nested numbers.
     :return: the values in the same shape and dtype; a NumPy array is returned as it is.
+    :raises TypeError: the array has a mask.
 
     >>> to_numpy([1.0, 2.0])
     array([1., 2.])
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError("value: expected an array without a mask; convert it with .filled(0.0)")
     home = backend_of(value)
     if home is not None:
         return home.to_host(value)
@@ -284,7 +290,7 @@ def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Arr
     array([[1., 2.]], dtype=float32)
     """
     target = get_backend(backend)
-    if target.owns(value):
+    if target.owns(value) and not isinstance(value, (np.ma.MaskedArray, np.matrix)):
         wanted = value.dtype if dtype is None else np.dtype(dtype)
         with target.activate():
             return value.astype(wanted, copy=False)

@@ -77,11 +77,20 @@ def check_probability(p: Any) -> float:
     return float(p)
 
 
-def check_number(name: str, value: Any, low: float, high: float) -> float:
-    """`value` as a float in [low, high); TypeError or ValueError otherwise."""
+def check_count(name: str, value: Any) -> int:
+    """`value` if it is an int from 0; TypeError or ValueError otherwise."""
+    if type(value) is not int:
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < 0:
+        raise ValueError(f"{name}: expected a number from 0, got {value}")
+    return value
+
+
+def check_number(name: str, value: Any, low: float, high: float, closed: bool = False) -> float:
+    """`value` as a float in [low, high), with `closed` in [low, high]; else an error."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not low <= value < high:
+    if not (low <= value < high or (closed and value == high)):
         raise ValueError(f"{name}: expected a number from {low} to below {high}, got {value!r}")
     return float(value)
 
@@ -93,7 +102,12 @@ def check_array(
 
     A str in `shape` stands for any length and is its name in the message.
     """
-    if not backend.owns(array) or isinstance(array, (np.ma.MaskedArray, np.matrix)):
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected a {dtype} array {_shape_text(shape)} without a mask; "
+            "convert it with .filled(0.0)"
+        )
+    if not backend.owns(array) or isinstance(array, np.matrix):
         home = backend_of(array)
         kind = type(array).__name__ + (f" on backend {home.name!r}" if home else "")
         raise TypeError(
@@ -177,9 +191,9 @@ def check_states(
 
 
 def state_errors(
-    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray], dtype: np.dtype[Any]
 ) -> list[str]:
-    """What keeps `values` from being the parameters of `shapes`, in words; empty if nothing."""
+    """What keeps `values` from being arrays of `shapes` and `dtype`, in words; empty if nothing."""
     wrong = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
     for name, value in values.items():
         if name not in shapes:
@@ -188,7 +202,14 @@ def state_errors(
             wrong.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
         elif value.dtype.kind != "f":
             wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
+        elif value.dtype.itemsize > dtype.itemsize and _overflows(value, dtype):
+            wrong.append(f"{name}: expected values within {dtype}, got some beyond")
     return wrong
+
+
+def _overflows(value: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    finite = np.abs(value[np.isfinite(value)])
+    return bool(finite.size and finite.max() > np.finfo(dtype).max)
 
 
 def _kind(value: Any) -> str:

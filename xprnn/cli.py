@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, MemoryError)
+ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after an error, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-    previous = signal.signal(signal.SIGTERM, _terminate)  # so that files in the making go too
+    # so that files in the making go too
+    previous = {number: signal.signal(number, _terminate) for number in ENDINGS}
     try:
         options.command(options)
     except ERRORS as error:
@@ -32,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("xprnn: interrupted", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -72,10 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -143,7 +145,3 @@ def _info(options: argparse.Namespace) -> None:
         for name, found in rows.items():
             table.add_row(name, Text(found))
         Console().print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,10 +23,13 @@ def _mix_host(value: int) -> int:
 
 
 def _mix(xp: Any, value: Array) -> Array:
-    """The same on an array of uint64; products wrap."""
-    value = (value ^ (value >> xp.uint64(30))) * xp.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> xp.uint64(27))) * xp.uint64(0x94D049BB133111EB)
-    return value ^ (value >> xp.uint64(31))
+    """The same on an array of uint64, in place; products wrap."""
+    shifted = xp.empty_like(value)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        xp.right_shift(value, xp.uint64(shift), out=shifted)
+        value ^= shifted
+        value *= xp.uint64(factor)
+    return value
 
 
 def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, row: Array) -> None:
@@ -45,6 +48,6 @@ def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, r
     h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
     feature = xp.arange(x.shape[1]).astype(xp.uint64) * xp.uint64(_GOLDEN)
     h = _mix(xp, h[:, None] ^ feature[None, :])
-    kept = (h >> xp.uint64(40)) >= xp.uint64(round(p * (1 << 24)))  # 24 bits decide
+    kept = h >= xp.uint64(round(p * (1 << 24)) << 40)  # 24 bits decide
     x *= kept
     x *= 1.0 / (1.0 - p)

@@ -65,6 +65,7 @@ def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> 
     :return: dxt, da_prev, dWax, dWaa, dba and, where dy is given, dWya and dby, each of the
         shape of what it is the gradient of.
     :raises RuntimeError: the cache has been used.
+    :raises TypeError, ValueError: an argument is not what it should be.
 
     >>> import numpy as np
     >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
@@ -73,6 +74,8 @@ def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> 
     >>> sorted(rnn_cell_backward(a_next, cache))
     ['dWaa', 'dWax', 'da_prev', 'dba', 'dxt']
     """
+    if not isinstance(cache, Cache):
+        raise TypeError("cache: expected what rnn_cell_forward returned")
     _, batch, width = cache.a.shape
     _check_like("da_next", da_next, cache.a, (width, batch))
     if dy is not None:
@@ -125,6 +128,8 @@ def rnn_backward(
     >>> rnn_backward(a, caches, dy=y)["dWya"].shape
     (2, 4)
     """
+    if not isinstance(caches, tuple) or not isinstance(caches[0], Cache):
+        raise TypeError("caches: expected what rnn_forward returned")
     cache = caches[0]
     steps, batch, width = cache.a.shape
     _check_like("da", da, cache.a, (width, batch, steps))
@@ -157,12 +162,13 @@ def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
     """Time-major: da (T, m, n_a) and dy (T, m, n_y) -> gradients, dx (T, m, n_x)."""
     readout = {}
     if dy is not None:
-        # y = softmax(l):  dl = y (dy - Σ dy y)
-        dlogits = cache.y * (dy - (dy * cache.y).sum(axis=2, keepdims=True))
-        rows = dlogits.reshape(-1 if dlogits.size else 0, dlogits.shape[2])
-        states = cache.a.reshape(rows.shape[0], cache.a.shape[2])
-        readout = {"dWya": rows.T @ states, "dby": rows.sum(axis=0)[:, None]}
-        da = da + (rows @ cache.Wya).reshape(cache.a.shape)
+        with _backend({"Wax": cache.a}).activate():
+            # y = softmax(l):  dl = y (dy - Σ dy y)
+            dlogits = cache.y * (dy - (dy * cache.y).sum(axis=2, keepdims=True))
+            rows = dlogits.reshape(-1 if dlogits.size else 0, dlogits.shape[2])
+            states = cache.a.reshape(rows.shape[0], cache.a.shape[2])
+            readout = {"dWya": rows.T @ states, "dby": rows.sum(axis=0)[:, None]}
+            da = da + (rows @ cache.Wya).reshape(cache.a.shape)
     found = functional.rnn_backward(da, None, cache.run)
     return {
         "dx": found["dx"],

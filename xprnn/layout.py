@@ -140,12 +140,15 @@ def make_layout(backend: Backend, steps: int, batch: int, lengths: np.ndarray | 
     place = np.arange(time.size) - starts_array[time]
     first = int(counts[0]) if steps else 0
     base = np.concatenate([[0], first + starts_array])  # base[t + 1] = base(t)
-    ragged = Ragged(
-        order=backend.from_host(order),
-        inverse=backend.from_host(np.argsort(order, kind="stable")),
-        time=backend.from_host(time),
-        row=backend.from_host(order[place]),
-        shifted=backend.from_host(base[time] + place),
-        last=backend.from_host(base[ordered[:first]] + np.arange(first)),
-    )
+    indices = [
+        order,
+        np.argsort(order, kind="stable"),
+        time,
+        order[place],
+        base[time] + place,
+        base[ordered[:first]] + np.arange(first),
+    ]
+    moved = backend.from_host(np.concatenate(indices))  # one transfer for all
+    ends = np.cumsum([index.size for index in indices]).tolist()
+    ragged = Ragged(*[moved[a:b] for a, b in zip([0, *ends], ends, strict=False)])
     return Layout(steps, batch, counts.tolist(), starts_array.tolist(), ragged)

@@ -14,6 +14,7 @@ from . import io
 from .backend import Array, Backend, asarray, get_backend, to_numpy
 from .checks import check_dtype, state_errors
 from .parameters import Gradients, Parameters, Shapes
+from .records import Records
 
 
 class Module:
@@ -52,7 +53,7 @@ class Module:
         self._grads = Gradients(self.backend, self.dtype, shapes)
         self.training = False
         self._frozen: frozenset[str] = frozenset()
-        self._records: list[Any] = []
+        self._records = Records()
         self._moved()
 
     @property
@@ -115,6 +116,8 @@ class Module:
         self._frozen -= self._named(names)
 
     def _named(self, names: tuple[str, ...]) -> frozenset[str]:
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"names: expected parameters' names, got {names!r}")
         if unknown := [name for name in names if name not in self.parameters.shapes]:
             known = ", ".join(self.parameters)
             raise KeyError(f"no parameter named {', '.join(unknown)}; there are {known}")
@@ -130,13 +133,19 @@ class Module:
             return {name: array.copy() for name, array in self.parameters.items()}
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Overwrite all parameters; values may be NumPy, CuPy or torch arrays of any real dtype.
+        """Overwrite all parameters from NumPy, CuPy or torch arrays of any floating dtype.
 
-        :raises ValueError: names are missing or unexpected, or shapes or dtypes do not fit; all
-            of them are listed and nothing is changed.
+        :raises TypeError: `mapping` is not a mapping.
+        :raises ValueError: names are missing or unexpected, shapes or dtypes do not fit, or
+            values leave the range of the dtype; all are listed and nothing is changed.
         """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(
+                f"mapping: expected names and arrays, got {type(mapping).__name__}; "
+                "a layer's are its state_dict()"
+            )
         values = {str(name): to_numpy(value) for name, value in mapping.items()}
-        if wrong := state_errors(self.parameters.shapes, values):
+        if wrong := state_errors(self.parameters.shapes, values, self.dtype):
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         self._write(values)
 
@@ -152,26 +161,8 @@ class Module:
         return self
 
     def _last_record(self) -> Any:
-        """The record that `backward` would undo; it stays where it is."""
-        if not self._records:
-            raise RuntimeError(
-                "backward: there is no recorded call to undo; call train() first, then the "
-                f"{type(self).__name__}, then backward once per call"
-            )
-        self.parameters.refuse_open("backward")
-        record = self._records[-1]
-        if record.spent:
-            raise RuntimeError(
-                "backward: an error ended it half way through the last recorded call, which "
-                "cannot be undone any more; drop the records with eval()"
-            )
-        if record.version != self.parameters.version:
-            raise RuntimeError(
-                "backward: the parameters were changed after the call that would be undone; its "
-                "gradients would be wrong. Undo calls before changing parameters, or drop them "
-                "with eval()"
-            )
-        return record
+        """The record that `backward` would undo; RuntimeError if none can be."""
+        return self._records.last(type(self).__name__, self._parameters)
 
     def to(self, backend: str | None = None, *, dtype: Any = None) -> Self:
         """Move the module in place, parameters and gradients; None leaves backend or dtype.
@@ -243,7 +234,7 @@ class Module:
             if options.get("num_layers", 0) > len(arrays):
                 raise ValueError(f"{options['num_layers']} layers with {len(arrays)} arrays")
             # before a module of the size that the header states is allocated
-            wrong = state_errors(found._shapes(dict(options)), arrays)
+            wrong = state_errors(found._shapes(options), arrays, check_dtype(options["dtype"]))
             module = found(**options, backend=place) if not wrong else None
             if module is not None:
                 module._restore(extra)

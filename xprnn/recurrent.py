@@ -10,7 +10,7 @@ from . import kernels, stack
 from .arguments import Call
 from .backend import Array
 from .cells import Cell
-from .checks import check_flag, check_probability, check_seed, check_shape, check_size
+from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
 from .module import Module
 from .parameters import Shapes, views
 from .scratch import FreeList, Workspace
@@ -87,10 +87,7 @@ class _Recurrent(Module):
 
     def _restore(self, extra: Any) -> None:
         super()._restore(extra)
-        calls = extra["calls"]
-        if type(calls) is not int or calls < 0:
-            raise ValueError(f"calls: expected a whole number from 0, got {calls!r}")
-        self._calls = calls
+        self._calls = check_count("calls", extra["calls"])
 
     def explain(self, shape: tuple[int, ...]) -> str:
         """Which implementation would serve a call with x of `shape`, and why not a faster one.

@@ -27,9 +27,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Whatever ends the block early, nothing half-written is left behind.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # a link stays, what it points to is replaced
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {target.parent}")
+        raise FileNotFoundError(f"no such folder: {Path(path).parent}")
+    if target.exists() and not target.is_file():
+        raise OSError(f"{os.fspath(path)}: is there already, and not a regular file")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
     part = Path(name)
@@ -53,7 +55,9 @@ def write(
     """Write NumPy arrays and what they belong to, whole or not at all.
 
     :raises OSError: the file cannot be written.
+    :raises ValueError: an array's dtype is none of the format's.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # safetensors 0.8 takes an array's bytes as they stand, whatever their order says
@@ -68,7 +72,11 @@ def write(
         "options": json.dumps(dict(options), sort_keys=True),
     }
     with replacing(path) as part:
-        save_file(plain, part, metadata)
+        try:
+            save_file(plain, part, metadata)
+        except SafetensorError as error:
+            kind = OSError if "I/O error" in str(error) else ValueError
+            raise kind(f"{os.fspath(path)}: cannot be written: {error}") from error
 
 
 def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
@@ -86,7 +94,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, n
             metadata = file.metadata() or {}
             _check_metadata(path, metadata)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy has not
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: no NumPy dtype
         raise ValueError(f"{os.fspath(path)}: not a readable safetensors file: {error}") from error
     try:
         options = json.loads(metadata["options"])

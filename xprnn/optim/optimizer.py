@@ -5,31 +5,30 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
+
+import numpy as np
 
 from .. import io
 from ..backend import Array, to_numpy
-from ..checks import check_number, state_errors
+from ..checks import check_count, check_number, state_errors
 from ..module import Module
 
 
 class Optimizer:
     """The base of the optimisers: walks over modules and keeps one flat buffer per slot."""
 
-    slots: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, modules: Iterable[Module], lr: float) -> None:
-        self.modules = list(modules)
-        for module in self.modules:
-            if not isinstance(module, Module):
-                raise TypeError(f"modules: expected xprnn modules, got {type(module).__name__}")
+    def __init__(self, modules: Iterable[Module], lr: float, slots: tuple[str, ...]) -> None:
+        self.modules = as_modules(modules)
         self.lr = check_number("lr", lr, 0.0, math.inf)
         self.steps = 0
-        self._state = [
-            {slot: module.backend.xp.zeros_like(module.grads.flat) for slot in self.slots}
-            for module in self.modules
-        ]
-        self._scratch = [m.backend.xp.zeros_like(m.grads.flat) for m in self.modules]
+        self._state: list[dict[str, Array]] = []
+        self._scratch: list[Array] = []
+        for module in self.modules:
+            with module.backend.activate():
+                flat, zeros = module.grads.flat, module.backend.xp.zeros_like
+                self._state.append({slot: zeros(flat) for slot in slots})
+                self._scratch.append(zeros(flat))
 
     def step(self) -> None:
         """Update every parameter that is not frozen from its gradient.
@@ -66,37 +65,38 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, the learning rate, and copies of the slots by module."""
-        arrays = {
-            f"{k}.{slot}": array.copy()
-            for k, state in enumerate(self._state)
-            for slot, array in state.items()
-        }
+        arrays: dict[str, Array] = {}
+        for k, (module, state) in enumerate(zip(self.modules, self._state, strict=True)):
+            with module.backend.activate():
+                arrays |= {f"{k}.{slot}": array.copy() for slot, array in state.items()}
         return {"steps": self.steps, "lr": self.lr, **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, for the same modules.
 
-        :raises ValueError: entries are missing, unexpected or misshapen; nothing is changed.
+        :raises TypeError, ValueError: entries are missing, unexpected or not what they should
+            be; nothing is changed.
         """
         values = dict(state)
         try:
-            steps, lr = int(values.pop("steps")), float(values.pop("lr"))
+            steps = check_count("steps", values.pop("steps"))
+            lr = check_number("lr", values.pop("lr"), 0.0, math.inf)
         except KeyError as error:
             raise ValueError(f"state of {type(self).__name__}: missing {error}") from error
+        arrays = {name: to_numpy(value) for name, value in values.items()}
         shapes = {
             f"{k}.{slot}": tuple(array.shape)
             for k, slots in enumerate(self._state)
             for slot, array in slots.items()
         }
-        arrays = {name: to_numpy(value) for name, value in values.items()}
-        wrong = state_errors(shapes, arrays)
-        if wrong:
+        if wrong := state_errors(shapes, arrays, np.dtype(np.float64)):
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         self.steps, self.lr = steps, lr
         for k, (module, slots) in enumerate(zip(self.modules, self._state, strict=True)):
-            for slot, array in slots.items():
-                host = arrays[f"{k}.{slot}"].astype(module.dtype)
-                array[...] = module.backend.from_host(host)
+            with module.backend.activate():
+                for slot, array in slots.items():
+                    host = arrays[f"{k}.{slot}"].astype(module.dtype)
+                    array[...] = module.backend.from_host(host)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file, whole or not at all; OSError if that fails."""
@@ -117,3 +117,16 @@ class Optimizer:
                 f"{os.fspath(path)}: holds a {kind!r}, expected a {type(self).__name__!r}"
             )
         self.load_state_dict({**options, **arrays})
+
+
+def as_modules(modules: Iterable[Module]) -> list[Module]:
+    """`modules` as a list; TypeError or ValueError unless it holds different modules."""
+    if isinstance(modules, Module) or not isinstance(modules, Iterable):
+        raise TypeError(f"modules: expected a list of modules, got {type(modules).__name__}")
+    found = list(modules)
+    for module in found:
+        if not isinstance(module, Module):
+            raise TypeError(f"modules: expected xprnn modules, got {type(module).__name__}")
+    if not found or len({id(module) for module in found}) < len(found):
+        raise ValueError("modules: expected at least one, and none of them twice")
+    return found

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..backend import Array
-from ..checks import check_number
+from ..checks import check_number, check_size
 from ..module import Module
-from .optimizer import Optimizer
+from .optimizer import Optimizer, as_modules
 
 
 class CosineDecay:
@@ -23,6 +22,7 @@ class CosineDecay:
     :param optimizer: whose `lr` to set; its value now is lr_0.
     :param steps: at least 1.
     :param lr_min: at least 0.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import xprnn
     >>> optimizer = xprnn.optim.SGD([xprnn.Linear(2, 1)], lr=1.0)
@@ -33,10 +33,8 @@ class CosineDecay:
     """
 
     def __init__(self, optimizer: Optimizer, steps: int, lr_min: float = 0.0) -> None:
-        if steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {steps}")
         self.optimizer = optimizer
-        self.steps = steps
+        self.steps = check_size("steps", steps)
         self.lr_max = optimizer.lr
         self.lr_min = check_number("lr_min", lr_min, 0.0, math.inf)
         self.done = 0
@@ -65,9 +63,9 @@ def clip_grad_norm(modules: Iterable[Module], max_norm: float) -> Array:
     clipped and not lost.
 
     :param modules: on one backend; their `grads` are scaled in place.
-    :param max_norm: above 0.
+    :param max_norm: above 0; infinity only measures.
     :return: the norm before scaling, float64 (), on the modules' backend.
-    :raises ValueError: `max_norm` is not above 0.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import numpy as np, xprnn
     >>> linear = xprnn.Linear(1, 1, bias=False, seed=0).train()
@@ -77,11 +75,8 @@ def clip_grad_norm(modules: Iterable[Module], max_norm: float) -> Array:
     >>> float(norm), round(float(linear.grads["weight"][0, 0]), 5)
     (4.0, 1.0)
     """
-    modules = list(modules)
-    if not max_norm > 0.0:
-        raise ValueError(f"max_norm: expected a number above 0, got {max_norm}")
-    if not modules:
-        return np.float64(0.0)
+    modules = as_modules(modules)
+    check_number("max_norm", max_norm, sys.float_info.min, math.inf, closed=True)
     backend = modules[0].backend
     xp = backend.xp
     with backend.activate():

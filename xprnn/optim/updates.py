@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 from ..backend import Array
 from ..checks import check_number
@@ -31,17 +32,17 @@ class SGD(Optimizer):
     -0.2
     """
 
-    slots: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
-
     def __init__(self, modules: Iterable[Module], lr: float, momentum: float = 0.0) -> None:
-        super().__init__(modules, lr)
         self.momentum = check_number("momentum", momentum, 0.0, 1.0)
+        super().__init__(modules, lr, ("momentum_buffer",) if self.momentum else ())
 
     def _update(self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array) -> None:
-        buffer = state["momentum_buffer"]
-        buffer *= self.momentum
-        buffer += dp
-        xp.multiply(buffer, self.lr, out=t)
+        step = dp
+        if self.momentum:
+            step = state["momentum_buffer"]
+            step *= self.momentum
+            step += dp
+        xp.multiply(step, self.lr, out=t)
         p -= t
 
 
@@ -65,8 +66,6 @@ class Adam(Optimizer):
     0.01
     """
 
-    slots: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-
     def __init__(
         self,
         modules: Iterable[Module],
@@ -74,12 +73,14 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(modules, lr)
+        super().__init__(modules, lr, ("exp_avg", "exp_avg_sq"))
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas: expected two numbers, got {betas!r}")
         self.betas = (
             check_number("betas[0]", betas[0], 0.0, 1.0),
             check_number("betas[1]", betas[1], 0.0, 1.0),
         )
-        self.eps = check_number("eps", eps, 0.0, math.inf)
+        self.eps = check_number("eps", eps, sys.float_info.min, math.inf)
 
     def _update(self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array) -> None:
         (b1, b2), m, v = self.betas, state["exp_avg"], state["exp_avg_sq"]
@@ -105,7 +106,7 @@ class AdamW(Adam):
     I. Loshchilov, F. Hutter, "Decoupled weight decay regularization" (2019); as
     https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html.
 
-    :param weight_decay: at least 0. The other parameters are those of `Adam`.
+    :param weight_decay: at least 0. The other parameters, and what is raised, as for `Adam`.
 
     >>> import xprnn
     >>> xprnn.optim.AdamW([xprnn.Linear(2, 1)]).weight_decay
