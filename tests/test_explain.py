@@ -29,7 +29,7 @@ def test_explain_reads_shapes_as_a_call_does() -> None:
     assert "T=2 N=7:" in make("gru", batch_first=True).explain((7, 2, 3))
     assert "T=7 N=1:" in make("gru", batch_first=True).explain((7, 3))
     for shape in [(7, 2, 4), (3,), (1, 7, 2, 3), ()]:
-        with pytest.raises(ValueError, match=r"shape: expected \(T, N, 3\)"):
+        with pytest.raises(ValueError, match=r"shape: expected .*3"):
             make("gru").explain(shape)
 
 

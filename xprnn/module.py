@@ -116,16 +116,17 @@ class Module:
         self._frozen -= self._named(names)
 
     def _named(self, names: tuple[str, ...]) -> frozenset[str]:
-        if not all(isinstance(name, str) for name in names):
-            raise TypeError(f"names: expected parameters' names, got {names!r}")
-        if unknown := [name for name in names if name not in self.parameters.shapes]:
-            known = ", ".join(self.parameters)
-            raise KeyError(f"no parameter named {', '.join(unknown)}; there are {known}")
+        known = list(self.parameters)
+        if unknown := [name for name in names if name not in known]:
+            raise KeyError(f"no parameter named {unknown}; expected some of {known}")
         return frozenset(names or self.parameters)
 
     def trainable(self) -> list[tuple[int, int]]:
         """The parts [start, stop) of the flat buffers that are not frozen."""
         return self.parameters.parts_without(self._frozen)
+
+    def _host_copies(self, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        return {name: np.array(self.backend.to_host(array)) for name, array in arrays.items()}
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters by name, on the module's backend."""
@@ -211,7 +212,7 @@ class Module:
 
         :raises OSError: the file cannot be written.
         """
-        arrays = {name: self.backend.to_host(array) for name, array in self.parameters.items()}
+        arrays = self._host_copies(self.parameters)
         options = {**self.options, "dtype": self.dtype.name, "extra": self._extra()}
         io.write(path, type(self).__name__, options, arrays)
 
@@ -234,16 +235,13 @@ class Module:
             if options.get("num_layers", 0) > len(arrays):
                 raise ValueError(f"{options['num_layers']} layers with {len(arrays)} arrays")
             # before a module of the size that the header states is allocated
-            wrong = state_errors(found._shapes(options), arrays, check_dtype(options["dtype"]))
-            module = found(**options, backend=place) if not wrong else None
-            if module is not None:
-                module._restore(extra)
+            dtype = check_dtype(options["dtype"])
+            if wrong := state_errors(found._shapes(options), arrays, dtype):
+                raise ValueError("; ".join(wrong))
+            module = found(**options, backend=place)
+            module._restore(extra)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(path)}: its options do not make a {kind}: {error}"
-            ) from error
-        if module is None:
-            raise ValueError(f"{os.fspath(path)}: " + "; ".join(wrong))
+            raise ValueError(f"{os.fspath(path)}: does not make a {kind}: {error}") from error
         module._write(arrays)
         return module
 
@@ -261,10 +259,8 @@ class Module:
             "training": self.training,
             "extra": self._extra(),
             "version": self.parameters.version,
-            "parameters": {
-                n: np.array(self.backend.to_host(a)) for n, a in self.parameters.items()
-            },
-            "grads": {n: np.array(self.backend.to_host(a)) for n, a in self.grads.items()},
+            "parameters": self._host_copies(self.parameters),
+            "grads": self._host_copies(self.grads),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

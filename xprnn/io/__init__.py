@@ -75,8 +75,8 @@ def write(
         try:
             save_file(plain, part, metadata)
         except SafetensorError as error:
-            kind = OSError if "I/O error" in str(error) else ValueError
-            raise kind(f"{os.fspath(path)}: cannot be written: {error}") from error
+            failure = OSError if "I/O error" in str(error) else ValueError
+            raise failure(f"{os.fspath(path)}: cannot be written: {error}") from error
 
 
 def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:

@@ -1,0 +1,275 @@
+"""Which backend is in force, what happens when it cannot be used, and the way across."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from subjects import arguments, assert_same, forward, make, normal
+
+import xprnn
+from xprnn import backend as backend_module
+from xprnn.backend import backend_of
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No choice made so far, and none left behind."""
+    monkeypatch.delenv("XPRNN_BACKEND", raising=False)
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    backend_module._open.cache_clear()
+    backend_module._auto.cache_clear()
+
+
+@pytest.fixture
+def no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without CuPy, whatever this one has."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+
+
+def used(**options: Any) -> str:
+    """The backend that a new layer stands on."""
+    return str(xprnn.GRU(3, 5, seed=0, **options).backend.name)
+
+
+# -- precedence
+
+
+def test_argument_then_block_then_environment_then_numpy(
+    strict: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert used() == "numpy"
+    monkeypatch.setenv("XPRNN_BACKEND", "strict")
+    assert used() == "strict"
+    assert used(backend="numpy") == "numpy"
+    with xprnn.use_backend("numpy"):
+        assert used() == "numpy"
+        assert used(backend="strict") == "strict"
+        assert xprnn.get_backend() is xprnn.get_backend("numpy")
+    assert used() == "strict"
+    monkeypatch.setenv("XPRNN_BACKEND", "")
+    assert used() == "numpy"
+    with xprnn.use_backend("strict"):
+        assert used() == "strict"
+    monkeypatch.setenv("XPRNN_BACKEND", "numpy")
+    with xprnn.use_backend("strict"):
+        assert used() == "strict"
+
+
+def test_blocks_nest_and_end_with_errors(strict: Any) -> None:
+    with xprnn.use_backend("strict") as outer:
+        assert outer is strict
+        with xprnn.use_backend("numpy") as inner:
+            assert inner.name == used() == "numpy"
+        assert used() == "strict"
+        with pytest.raises(ZeroDivisionError), xprnn.use_backend("numpy"):
+            raise ZeroDivisionError
+        assert used() == "strict"
+        with pytest.raises(ValueError), xprnn.use_backend("tpu"):
+            pytest.fail("the block was entered")
+        assert used() == "strict"
+    assert used() == "numpy"
+
+
+def test_a_block_holds_in_its_own_thread(strict: Any) -> None:
+    found = []
+    with xprnn.use_backend("strict"):
+        other = threading.Thread(target=lambda: found.append(used()))
+        other.start()
+        other.join()
+    assert found == ["numpy"]
+
+
+def test_a_layer_stays_where_it_was_built(strict: Any) -> None:
+    layer = make("gru")
+    given = arguments(layer)
+    expected = forward(layer, given)
+    with xprnn.use_backend("strict"):
+        assert_same(forward(layer, given), expected)
+        assert pickle.loads(pickle.dumps(layer)).backend.name == "numpy"
+
+
+# -- names
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "NumPy", "numpy:0", "numpy:", "auto:0", "cuda", ":"])
+def test_a_name_of_no_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ask in (
+        xprnn.get_backend,
+        lambda name: xprnn.use_backend(name).__enter__(),
+        lambda name: xprnn.GRU(3, 5, backend=name),
+        lambda name: xprnn.asarray([1.0], backend=name),
+    ):
+        with pytest.raises(ValueError, match=f"backend: .*{name!r}"):
+            ask(name)
+    if name:
+        monkeypatch.setenv("XPRNN_BACKEND", name)
+        with pytest.raises(ValueError, match=f"backend: .*{name!r}"):
+            xprnn.GRU(3, 5)
+
+
+@pytest.mark.parametrize("name", ["cupy:x", "cupy:-1", "cupy:", "cupy:0:1", "cupy: 0", "cupy:1.0"])
+def test_a_name_of_no_device(name: str) -> None:
+    with pytest.raises(ValueError, match=f"backend: expected .*got {name!r}"):
+        xprnn.get_backend(name)
+
+
+@pytest.mark.parametrize("name", [3, b"numpy", np, True, ["numpy"]])
+def test_a_name_that_is_no_text(name: Any) -> None:
+    with pytest.raises(TypeError, match="backend: expected a string or None"):
+        xprnn.get_backend(name)
+
+
+# -- where there is no GPU
+
+
+def test_without_cupy_the_error_names_the_extras(no_cupy: None) -> None:
+    for name in ("cupy", "cupy:0", "cupy:1"):
+        with pytest.raises(xprnn.BackendUnavailableError) as caught:
+            xprnn.GRU(3, 5, backend=name)
+        for part in ("CuPy is not installed", "xprnn[cuda12]", "xprnn[cuda13]"):
+            assert part in str(caught.value)
+        assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.12: not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(xprnn.BackendUnavailableError, match=r"fails to import: libcudart.so.12"):
+        xprnn.get_backend("cupy")
+
+
+def stand_in(count: int | Exception) -> Any:
+    """As much of CuPy as is asked before it is used: how many devices there are."""
+
+    def devices() -> int:
+        if isinstance(count, Exception):
+            raise count
+        return count
+
+    runtime = SimpleNamespace(getDeviceCount=devices)
+    return SimpleNamespace(__version__="14.0", cuda=SimpleNamespace(runtime=runtime))
+
+
+def test_a_cupy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    monkeypatch.setitem(sys.modules, "cupy", stand_in(error))
+    with pytest.raises(xprnn.BackendUnavailableError, match="no CUDA-capable device") as caught:
+        xprnn.get_backend("cupy")
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(("name", "count"), [("cupy:2", 2), ("cupy", 0), ("cupy:99", 1)])
+def test_a_device_that_is_not_there(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", stand_in(count))
+    with pytest.raises(xprnn.BackendUnavailableError, match="no such device; this machine has"):
+        xprnn.get_backend(name)
+
+
+def test_auto_falls_back_and_says_so_once(
+    no_cupy: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.DEBUG, "xprnn"):
+        assert used(backend="auto") == "numpy"
+        assert used(backend="auto") == "numpy"
+        with xprnn.use_backend("auto") as backend:
+            assert backend.name == "numpy"
+        monkeypatch.setenv("XPRNN_BACKEND", "auto")
+        assert used() == "numpy"
+    assert len(caplog.records) == 1
+    assert caplog.records[0].name == "xprnn"
+    assert "'auto' chose numpy" in caplog.text
+    assert "CuPy is not installed" in caplog.text
+
+
+def test_only_auto_falls_back(no_cupy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make("gru")
+    monkeypatch.setenv("XPRNN_BACKEND", "cupy")
+    for ask in (
+        lambda: xprnn.GRU(3, 5),
+        lambda: xprnn.use_backend("cupy").__enter__(),
+        lambda: layer.to("cupy"),
+        lambda: xprnn.asarray([1.0]),
+    ):
+        with pytest.raises(xprnn.BackendUnavailableError):
+            ask()
+    assert layer.backend.name == "numpy"
+    forward(layer, arguments(layer))
+
+
+# -- the way across
+
+
+def test_asarray_keeps_what_need_not_change() -> None:
+    array = normal(0, 2, 3)
+    assert xprnn.asarray(array) is array
+    assert xprnn.asarray(array, dtype="float64") is array
+    assert xprnn.to_numpy(array) is array
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float64", np.float16, np.dtype("int32")])
+def test_asarray_by_value(dtype: Any, strict: Any) -> None:
+    values = [[1.0, -2.5], [3.0, 4.0]]
+    for given in (values, np.array(values), np.array(values, ">f4"), np.array(values, order="F")):
+        wanted = np.array(given, dtype)
+        assert_same(xprnn.asarray(given, dtype=dtype), wanted)
+        there = xprnn.asarray(given, backend="strict", dtype=dtype)
+        assert strict.owns(there)
+        assert_same(xprnn.to_numpy(there), wanted)
+        assert_same(xprnn.asarray(there, backend="numpy", dtype=dtype), wanted)
+    with xprnn.use_backend("strict"):
+        assert strict.owns(xprnn.asarray(values))
+
+
+def test_asarray_copies_what_it_converts() -> None:
+    array = normal(0, 3)
+    single = xprnn.asarray(array, dtype="float32")
+    array[...] = 0.0
+    assert (single != 0.0).all()
+
+
+def test_torch_tensors_come_across() -> None:
+    torch = pytest.importorskip("torch")
+    values = normal(0, 3, 4)
+    for tensor in (
+        torch.tensor(values),
+        torch.tensor(values, requires_grad=True),
+        torch.nn.Parameter(torch.tensor(values)),
+        torch.tensor(values.T.copy()).T,
+    ):
+        assert_same(xprnn.to_numpy(tensor), values)
+        assert_same(xprnn.asarray(tensor), values)
+        assert_same(xprnn.asarray(tensor, dtype="float32"), values.astype("float32"))
+    half = torch.tensor(values, dtype=torch.bfloat16)
+    assert_same(xprnn.asarray(half, dtype="float64"), half.double().numpy())
+    tensor = torch.tensor(values)
+    ours = xprnn.asarray(tensor)
+    tensor.zero_()
+    assert_same(ours, values, "a copy, as for every array that moves")
+
+
+def test_which_backend_an_array_is_of(strict: Any) -> None:
+    assert backend_of(np.zeros(1)) is xprnn.get_backend("numpy")
+    assert backend_of(strict.from_host(np.zeros(1))) is strict
+    for other in (None, 1.0, [1.0], "x", np.float64(1.0)):
+        assert backend_of(other) is None
+
+
+def test_a_backend_is_pickled_by_name() -> None:
+    backend = xprnn.get_backend("numpy")
+    assert pickle.loads(pickle.dumps(backend)) is backend
+    assert repr(backend) == "<backend numpy>"
