@@ -52,7 +52,7 @@ def refused(path: Path, match: str | None = None) -> None:
         ({"options": "[" * 100_000}, "options in its header are damaged"),
         ({"options": "[]"}, "options in its header are not a mapping"),
         ({"options": "NaN"}, "options in its header are not a mapping"),
-        ({"options": "{}"}, "options do not make a GRU"),
+        ({"options": "{}"}, "does not make a GRU"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -117,8 +117,8 @@ class Module:
 
     def _named(self, names: tuple[str, ...]) -> frozenset[str]:
         known = list(self.parameters)
-        if unknown := [name for name in names if name not in known]:
-            raise KeyError(f"no parameter named {unknown}; expected some of {known}")
+        if unknown := [str(name) for name in names if name not in known]:
+            raise KeyError(f"no parameter named {', '.join(unknown)}; there are {', '.join(known)}")
         return frozenset(names or self.parameters)
 
     def trainable(self) -> list[tuple[int, int]]:
@@ -286,12 +286,7 @@ class Module:
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
-    """The layer, cell or read-out that a file written by `save` holds, in eval mode.
-
-    :param path: a .safetensors file.
-    :param backend: where to put it; as for `get_backend`.
-    :raises FileNotFoundError: there is no such file.
-    :raises ValueError: the file is not one that xprnn wrote, is damaged or of another version.
+    """The layer, cell or read-out that a file holds: `Module.load` for any of them.
 
     >>> import tempfile, pathlib, xprnn
     >>> with tempfile.TemporaryDirectory() as folder:
