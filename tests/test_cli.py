@@ -107,6 +107,10 @@ def write_inputs(folder):
     np.save(folder / "lengths.npy", np.array([1, 2, 3, 4, 99]))
     np.save(folder / "objects.npy", np.array([{}, None]), allow_pickle=True)
     np.savez(folder / "many.npz", x=x)
+    (folder / "zip.npy").write_bytes(b"PK\x03\x04 and no archive")
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000000000000, 2, 3), }"
+    huge = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    (folder / "huge.npy").write_bytes(huge)
     (folder / "text.npy").write_text("no array")
     (folder / "y.npy").write_text("what was there before")
 
@@ -119,6 +123,9 @@ def write_inputs(folder):
         (["run", "m.safetensors", "text.npy", "-o", "y.npy"], "text.npy: not a readable .npy", 1),
         (["run", "m.safetensors", "objects.npy", "-o", "y.npy"], "objects.npy: not a readable", 1),
         (["run", "m.safetensors", "many.npz", "-o", "y.npy"], "many.npz: an archive", 1),
+        (["run", "m.safetensors", "zip.npy", "-o", "y.npy"], "zip.npy: not a readable", 1),
+        (["run", "m.safetensors", "huge.npy", "-o", "y.npy"], "huge.npy: not a readable", 1),
+        (["run", "m.safetensors", "x.npy", "-o", "."], "not a regular file", 1),
         (["run", "x.npy", "x.npy", "-o", "y.npy"], "x.npy: not a readable safetensors", 1),
         (["run", "cell.safetensors", "x.npy", "-o", "y.npy"], "holds a GRUCell", 1),
         (["run", "m.safetensors", "wide.npy", "-o", "y.npy"], r"x: expected shape \(T, N, 3\)", 1),
@@ -173,7 +180,19 @@ def test_backend_without_a_gpu_says_why(tmp_path):
         pytest.skip("there is a GPU here")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_output_goes_through_a_link_and_never_replaces_a_pipe(tmp_path):
+    write_inputs(tmp_path)
+    (tmp_path / "link.npy").symlink_to("y.npy")
+    os.mkfifo(tmp_path / "pipe.npy")
+    command = ["run", "m.safetensors", "x.npy", "-o"]
+    assert xprnn_command(*command, "link.npy", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "link.npy").is_symlink()
+    assert np.load(tmp_path / "y.npy").shape == (6, 5, 4)
+    assert_one_line_error(xprnn_command(*command, "pipe.npy", cwd=tmp_path), "not a regular file")
+    assert (tmp_path / "pipe.npy").is_fifo()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_no_output(number, tmp_path):
     xprnn.GRU(8, 64, num_layers=3, seed=0).save(tmp_path / "m.safetensors")
     np.save(tmp_path / "x.npy", np.ones((400, 3000, 8), np.float32))

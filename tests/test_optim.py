@@ -225,3 +225,38 @@ def test_a_moved_module_is_refused_before_anything_changes():
     with pytest.raises(RuntimeError, match="Linear was moved or cast"):
         optimizer.step()
     np.testing.assert_array_equal(pair[0].parameters.flat, before)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda m: Adam(m[0]), TypeError, "modules: expected a list of modules, got GRU"),
+        (lambda m: clip_grad_norm(m[0], 1.0), TypeError, "modules: expected a list"),
+        (lambda m: Adam([]), ValueError, "modules: expected at least one"),
+        (lambda m: Adam([m[0], m[0]]), ValueError, "none of them twice"),
+        (lambda m: SGD(m, lr="fast"), TypeError, "lr: expected a number"),
+        (lambda m: Adam(m, betas=0.9), TypeError, "betas: expected two numbers"),
+        (lambda m: Adam(m, eps=0.0), ValueError, "eps"),
+        (lambda m: clip_grad_norm(m, "1"), TypeError, "max_norm: expected a number"),
+        (lambda m: CosineDecay(Adam(m), 2.5), TypeError, "steps: expected a whole number"),
+        (lambda m: Adam(m).load_state_dict({"steps": -1, "lr": 0.1}), ValueError, "steps"),
+        (lambda m: Adam(m).load_state_dict({"steps": 1, "lr": np.nan}), ValueError, "lr"),
+    ],
+)
+def test_likely_mistakes_are_named(make, error, text):
+    with pytest.raises(error, match=text):
+        make(modules())
+
+
+def test_without_momentum_one_bad_gradient_leaves_no_trace():
+    layer = modules()[0]
+    kept = layer.state_dict()
+    optimizer = SGD([layer], lr=0.1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        layer.grads.flat[...] = np.inf
+        optimizer.step()
+    layer.load_state_dict(kept)
+    layer.zero_grad()
+    optimizer.step()
+    for name, value in kept.items():
+        np.testing.assert_array_equal(layer.parameters[name], value)
