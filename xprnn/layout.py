@@ -26,6 +26,7 @@ from .backend import Array, Backend
 class Step(NamedTuple):
     """One step of a walk: its active rows and where their blocks start."""
 
+    t: int
     rows: int  # n_t: the first n_t rows are active
     joined: int  # rows active at the step walked before this one
     gates: int  # first row in packed arrays
@@ -72,7 +73,7 @@ class Layout:
         for t in reversed(times) if reverse != undo else times:
             low, high = first + self.starts[t - 1] if t else 0, first + self.starts[t]
             before, after = (high, low) if reverse else (low, high)
-            yield Step(self.counts[t], joined, self.starts[t], before, after)
+            yield Step(t, self.counts[t], joined, self.starts[t], before, after)
             joined = self.counts[t]
 
     def outputs(self, states: Array, reverse: bool) -> Array:

@@ -54,7 +54,7 @@ def forward(
     bias = _input_bias(cell, weights, H)
     if bias is not None:
         gates += bias
-    for rows, joined, at, before, after in layout.walk(reverse):
+    for _, rows, joined, at, before, after in layout.walk(reverse):
         if rows > joined:
             for state, end in zip(states, ends, strict=True):
                 state[before + joined : before + rows] = end[joined:rows]
@@ -97,7 +97,7 @@ def backward(
     """
     H = dstates[0].shape[1]
     carved = Carved(scratch, layout.running, cell.backward_scratch, H)
-    for t, (rows, _, at, before, after) in _timed(layout, reverse):
+    for t, rows, _, at, before, after in layout.walk(reverse, undo=True):
         dnext = _block(dstates, 0, rows)
         if doutput is not None:
             dh = dnext[0]
@@ -125,11 +125,6 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     # a list first, here and in the callers: tuple(generator) leaves an entry in CPython's free
     # list at each call, and a long run would seem to grow
     return tuple([array[start : start + rows] for array in arrays])
-
-
-def _timed(layout: Layout, reverse: bool) -> Any:
-    times = range(layout.steps) if reverse else range(layout.steps - 1, -1, -1)
-    return zip(times, layout.walk(reverse, undo=True), strict=True)
 
 
 def _input_bias(cell: Cell, weights: Weights, H: int) -> Array | None:
