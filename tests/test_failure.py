@@ -78,6 +78,48 @@ def test_update_writes_all_or_nothing() -> None:
     np.testing.assert_array_equal(layer.parameters.flat, before)
 
 
+def test_parameters_from_before_a_move_refuse_to_be_written() -> None:
+    layer = xprnn.GRU(4, 5, dtype="float64", seed=0)
+    old, pending = layer.parameters, layer.writable()
+    with layer.writable(), pytest.raises(RuntimeError, match="to: not inside a writable"):
+        layer.to(dtype="float32")
+    layer.to(dtype="float32")
+    with pytest.raises(RuntimeError, match=r"take module\.parameters again"):
+        old["bias_ih_l0"] = np.zeros(15)
+    with pytest.raises(RuntimeError, match=r"take module\.parameters again"), pending:
+        pass
+
+
+def test_parameters_may_be_swapped() -> None:
+    layer = xprnn.GRU(4, 5, dtype="float64", seed=0)
+    before = layer.state_dict()
+    p = layer.parameters
+    p.update({"bias_ih_l0": p["bias_hh_l0"], "bias_hh_l0": p["bias_ih_l0"]})
+    np.testing.assert_array_equal(p["bias_ih_l0"], before["bias_hh_l0"])
+    np.testing.assert_array_equal(p["bias_hh_l0"], before["bias_ih_l0"])
+
+
+def test_values_beyond_the_dtype_are_refused() -> None:
+    layer = xprnn.Linear(2, 1, seed=0)
+    state = {name: p.astype(np.float64) for name, p in layer.state_dict().items()}
+    state["bias"][0] = 1e300
+    with pytest.raises(ValueError, match="bias: expected values within float32, got 1e"):
+        layer.load_state_dict(state)
+    optimizer = xprnn.optim.SGD([layer], lr=0.1, momentum=0.9)
+    slots = optimizer.state_dict()
+    slots["0.momentum_buffer"] = np.full(layer.grads.flat.shape, 1e300)
+    with pytest.raises(ValueError, match=r"momentum_buffer: expected values within float32"):
+        optimizer.load_state_dict(slots)
+
+
+def test_a_copied_cache_is_used_up_with_the_first() -> None:
+    output, _, cache = xprnn.functional.rnn_forward(X, None, np.ones((5, 4)), np.eye(5))
+    other = copy.copy(cache)
+    xprnn.functional.rnn_backward(output, None, cache)
+    with pytest.raises(RuntimeError, match="has been used"):
+        xprnn.functional.rnn_backward(output, None, other)
+
+
 class Named(xprnn.GRU):
     """A user's subclass with a constructor of its own."""
 
@@ -85,15 +127,17 @@ class Named(xprnn.GRU):
         super().__init__(size, size, dtype="float64", seed=0)
 
 
-def test_a_subclass_is_copied_and_pickled_and_no_file_is_read_as_one(tmp_path: Any) -> None:
+def test_a_subclass_is_copied_and_pickled_and_saved_as_its_base(tmp_path: Any) -> None:
     layer = Named(3)
     x = X[..., :3]
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert type(other) is Named
         np.testing.assert_array_equal(other(x)[0], layer(x)[0])
     xprnn.gradcheck(layer, x)
-    xprnn.GRU(3, 3, seed=0).save(tmp_path / "gru")
-    assert type(xprnn.load(tmp_path / "gru")) is xprnn.GRU
+    layer.save(tmp_path / "gru")
+    loaded = xprnn.load(tmp_path / "gru")
+    assert type(loaded) is xprnn.GRU
+    np.testing.assert_array_equal(loaded(x)[0], layer(x)[0])
 
 
 def test_memory_of_records_and_of_large_calls_is_given_back() -> None:

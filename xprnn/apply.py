@@ -45,11 +45,15 @@ def apply(
     if not isinstance(layer, _Layer):
         raise ValueError(f"{os.fspath(model)}: holds a {type(layer).__name__}, expected a layer")
     x = _open(x_path)
-    if x.ndim not in (2, 3) or x.dtype != layer.dtype:
+    features = layer.options["input_size"]
+    if x.ndim not in (2, 3) or x.dtype != layer.dtype or x.shape[-1] != features:
         raise ValueError(
-            f"{os.fspath(x_path)}: expected a {layer.dtype} array of 2 or 3 dimensions, "
-            f"got {x.dtype} {x.shape}"
+            f"{os.fspath(x_path)}: expected a {layer.dtype} array of 2 or 3 dimensions, the last "
+            f"of {features}, got {x.dtype} {x.shape}"
         )
+    target = Path(y_path)
+    if target.exists() and any(target.samefile(path) for path in (x_path, model)):
+        raise ValueError(f"{os.fspath(y_path)}: expected another file than the inputs to write to")
     rows_axis = 0 if layer.options["batch_first"] else 1
     batched = x if x.ndim == 3 else np.expand_dims(x, rows_axis)
     total, steps = batched.shape[rows_axis], batched.shape[1 - rows_axis]

@@ -191,9 +191,9 @@ def check_states(
 
 
 def state_errors(
-    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray], dtype: np.dtype[Any]
+    shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]
 ) -> list[str]:
-    """What keeps `values` from being arrays of `shapes` and `dtype`, in words; empty if nothing."""
+    """What keeps `values` from being floating arrays of `shapes`, in words; empty if nothing."""
     wrong = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
     for name, value in values.items():
         if name not in shapes:
@@ -202,14 +202,16 @@ def state_errors(
             wrong.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
         elif value.dtype.kind != "f":
             wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
-        elif value.dtype.itemsize > dtype.itemsize and _overflows(value, dtype):
-            wrong.append(f"{name}: expected values within {dtype}, got some beyond")
     return wrong
 
 
-def _overflows(value: np.ndarray, dtype: np.dtype[Any]) -> bool:
+def range_errors(name: str, value: np.ndarray, dtype: np.dtype[Any]) -> list[str]:
+    """A line if finite elements of `value` would be infinite in `dtype`; empty if none would."""
     finite = np.abs(value[np.isfinite(value)])
-    return bool(finite.size and finite.max() > np.finfo(dtype).max)
+    if value.dtype.itemsize <= dtype.itemsize or not finite.size:
+        return []
+    beyond = finite.max() > np.finfo(dtype).max
+    return [f"{name}: expected values within {dtype}, got {finite.max():.3g}"] if beyond else []
 
 
 def _kind(value: Any) -> str:

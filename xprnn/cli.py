@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
+    print(f"xprnn: ended by {signal.Signals(number).name}", file=sys.stderr)
     raise SystemExit(128 + number)
 
 

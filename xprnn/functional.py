@@ -38,7 +38,7 @@ class Cache:
     _weights: Weights
     _scratch: Workspace
     _batched: bool
-    _tape: stack.Tape | None = field(repr=False)
+    _tape: stack.Tape = field(repr=False)
 
 
 def rnn(
@@ -215,14 +215,14 @@ def backward(
     if not isinstance(cache, Cache):
         raise TypeError(f"cache: expected what a forward call returned, got {type(cache).__name__}")
     tape, weights, net = cache._tape, cache._weights, cache._stack
-    if tape is None:
+    if tape.spent:
         raise RuntimeError("cache: it has been used; call the forward function again")
     dtype, batched = cache._scratch.dtype, cache._batched
     need_dx = check_flag("need_dx", need_dx)
     doutput, dfinal = check_upstream(
         net, cache._backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
     )
-    cache._tape = None
+    tape.spent = True
     with cache._backend.activate():
         xp = cache._backend.xp
         dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import io
 from .backend import Array, Backend, asarray, get_backend, to_numpy
-from .checks import check_dtype, state_errors
+from .checks import check_dtype, range_errors, state_errors
 from .parameters import Gradients, Parameters, Shapes
 from .records import Records
 
@@ -69,8 +69,7 @@ class Module:
     def _draw(self, bound: float) -> None:
         """Draw every parameter from uniform(-bound, bound), on the host: the same everywhere."""
         rng = np.random.Generator(np.random.PCG64(self.options["seed"]))
-        drawn = {name: rng.uniform(-bound, bound, p.shape) for name, p in self.parameters.items()}
-        self._write(drawn)
+        self._write({n: rng.uniform(-bound, bound, p.shape) for n, p in self.parameters.items()})
 
     def _write(self, values: Mapping[str, np.ndarray]) -> None:
         self.parameters.update(
@@ -146,7 +145,8 @@ class Module:
                 "a layer's are its state_dict()"
             )
         values = {str(name): to_numpy(value) for name, value in mapping.items()}
-        if wrong := state_errors(self.parameters.shapes, values, self.dtype):
+        wrong = state_errors(self.parameters.shapes, values)
+        if wrong := wrong or [e for n, v in values.items() for e in range_errors(n, v, self.dtype)]:
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         self._write(values)
 
@@ -176,6 +176,7 @@ class Module:
                 f"to: {len(self._records)} recorded calls wait for backward(); undo them or "
                 "drop them with eval() first"
             )
+        self.parameters.refuse_open("to")
         target = self.backend if backend is None else get_backend(backend)
         wanted = self.dtype if dtype is None else check_dtype(dtype)
         shapes = self.parameters.shapes
@@ -188,6 +189,7 @@ class Module:
             {n: asarray(a, backend=target.name, dtype=wanted) for n, a in self.grads.items()}
         )
         parameters.version = self.parameters.version + 1
+        self.parameters.retire()
         self.backend, self.dtype = target, wanted
         self._parameters, self._grads = parameters, grads
         self._moved()
@@ -214,7 +216,9 @@ class Module:
         """
         arrays = self._host_copies(self.parameters)
         options = {**self.options, "dtype": self.dtype.name, "extra": self._extra()}
-        io.write(path, type(self).__name__, options, arrays)
+        # a user's subclass is saved as what it is derived from
+        kind = next(base for base in type(self).__mro__ if base in Module._kinds.values())
+        io.write(path, kind.__name__, options, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: str | None = None) -> Self:
@@ -225,7 +229,7 @@ class Module:
         :raises ValueError: the file is not one that xprnn wrote, is damaged, is of another
             version or does not hold a `cls`.
         """
-        place = get_backend(backend).name
+        backend = get_backend(backend).name
         kind, options, arrays = io.read(path)
         found = Module._kinds.get(kind)
         if found is None or not issubclass(found, cls):
@@ -235,10 +239,9 @@ class Module:
             if options.get("num_layers", 0) > len(arrays):
                 raise ValueError(f"{options['num_layers']} layers with {len(arrays)} arrays")
             # before a module of the size that the header states is allocated
-            dtype = check_dtype(options["dtype"])
-            if wrong := state_errors(found._shapes(options), arrays, dtype):
+            if wrong := state_errors(found._shapes(options), arrays):
                 raise ValueError("; ".join(wrong))
-            module = found(**options, backend=place)
+            module = found(**options, backend=backend)
             module._restore(extra)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: does not make a {kind}: {error}") from error
@@ -267,15 +270,14 @@ class Module:
         """Build the module anew on its backend and fill it."""
         self._set_up(state["options"], state["backend"], state["dtype"])
         self._write(state["parameters"])
-        self._grads.update(
-            {name: self.backend.from_host(array) for name, array in state["grads"].items()}
-        )
+        grads = {n: self.backend.from_host(array) for n, array in state["grads"].items()}
+        self._grads.update(grads)
         self.parameters.version = state["version"]
         self.training = state["training"]
         self._restore(state["extra"])
 
     def __copy__(self) -> Self:
-        """The same as a deep copy: two modules never share a buffer."""
+        """A deep copy: two modules never share a buffer."""
         return copy.deepcopy(self)
 
     def __repr__(self) -> str:

@@ -92,6 +92,7 @@ class Parameters(Mapping[str, Array]):
         ]
         self._padding = backend.from_host(np.concatenate(gaps))
         self._open = 0  # `writable` blocks that have not ended
+        self._retired = False  # the module has moved to other parameters
 
     @property
     def starts(self) -> dict[str, int]:
@@ -106,6 +107,8 @@ class Parameters(Mapping[str, Array]):
     @contextmanager
     def writable(self) -> Iterator[Array]:
         """The flat buffer, writable until the block ends; then views of it must not be written."""
+        if self._retired:
+            raise RuntimeError("parameters: the module was moved; take module.parameters again")
         flat = self._flat[:]
         self.backend.set_writable(flat, True)
         self._open += 1
@@ -117,6 +120,10 @@ class Parameters(Mapping[str, Array]):
             self._open -= 1
             self.version += 1
             self.backend.set_writable(flat, False)
+
+    def retire(self) -> None:
+        """Refuse every later write: it would not reach the module any more."""
+        self._retired = True
 
     def refuse_open(self, what: str) -> None:
         """RuntimeError while a `writable` block is open: nobody could say which values count."""
@@ -135,7 +142,8 @@ class Parameters(Mapping[str, Array]):
                 )
         with self.writable() as flat, self.backend.activate():
             arrays = views(flat, self.shapes)
-            for name, value in values.items():
+            copies = {name: value.copy() for name, value in values.items()}  # may be views of ours
+            for name, value in copies.items():
                 arrays[name][...] = value
 
     def _shape_of(self, name: str) -> tuple[int, ...]:

@@ -25,7 +25,11 @@ class _Record:
     memory: Workspace
     version: int  # of the parameters
     batched: bool  # whether the caller's arrays had a batch
-    spent: bool = False  # its inverse has begun
+
+    @property
+    def spent(self) -> bool:
+        """Whether its inverse has begun."""
+        return self.tape.spent
 
 
 class _Recurrent(Module):
@@ -157,7 +161,7 @@ class _Recurrent(Module):
             for name in self._frozen:
                 del dweights[name]
             scratch = self._scratch.take()
-            record.spent = True
+            record.tape.spent = True
             dx, dinitial = stack.backward(
                 self.backend,
                 self._stack,

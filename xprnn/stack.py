@@ -61,7 +61,7 @@ class Stack:
         return f"_l{layer}" + ("_reverse" if direction else "")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tape:
     """What one recorded call leaves behind; used up by `backward`."""
 
@@ -70,6 +70,7 @@ class Tape:
     dropout_key: tuple[int, int]  # (seed, call)
     shape: tuple[int, ...]  # of x, as the caller gave it
     batch_first: bool
+    spent: bool = False  # its undoing has begun
 
 
 def forward(

@@ -7,11 +7,9 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from .. import io
 from ..backend import Array, to_numpy
-from ..checks import check_count, check_number, state_errors
+from ..checks import check_count, check_number, range_errors, state_errors
 from ..module import Module
 
 
@@ -72,7 +70,7 @@ class Optimizer:
         return {"steps": self.steps, "lr": self.lr, **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, for the same modules.
+        """Take back what `state_dict` gave, for the same modules in the same dtypes.
 
         :raises TypeError, ValueError: entries are missing, unexpected or not what they should
             be; nothing is changed.
@@ -84,12 +82,15 @@ class Optimizer:
         except KeyError as error:
             raise ValueError(f"state of {type(self).__name__}: missing {error}") from error
         arrays = {name: to_numpy(value) for name, value in values.items()}
-        shapes = {
-            f"{k}.{slot}": tuple(array.shape)
+        places = {
+            f"{k}.{slot}": array
             for k, slots in enumerate(self._state)
             for slot, array in slots.items()
         }
-        if wrong := state_errors(shapes, arrays, np.dtype(np.float64)):
+        wrong = state_errors({name: a.shape for name, a in places.items()}, arrays)
+        if not wrong:
+            wrong = [e for n, a in places.items() for e in range_errors(n, arrays[n], a.dtype)]
+        if wrong:
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         self.steps, self.lr = steps, lr
         for k, (module, slots) in enumerate(zip(self.modules, self._state, strict=True)):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..backend import Array
-from ..checks import check_number, check_size
+from ..checks import check_count, check_number, check_size
 from ..module import Module
 from .optimizer import Optimizer, as_modules
 
@@ -50,8 +50,10 @@ class CosineDecay:
         return {"done": self.done, "lr_max": self.lr_max, "lr_min": self.lr_min}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; KeyError if an entry is missing."""
-        self.done, self.lr_max, self.lr_min = state["done"], state["lr_max"], state["lr_min"]
+        """Take back what `state_dict` gave; KeyError, TypeError or ValueError if it is not that."""
+        done = check_count("done", state["done"])
+        rates = [check_number(name, state[name], 0.0, math.inf) for name in ("lr_max", "lr_min")]
+        self.done, (self.lr_max, self.lr_min) = done, rates
 
 
 def clip_grad_norm(modules: Iterable[Module], max_norm: float) -> Array:
