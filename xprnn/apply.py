@@ -44,13 +44,7 @@ def apply(
     layer = load(model, backend=backend)
     if not isinstance(layer, _Layer):
         raise ValueError(f"{os.fspath(model)}: holds a {type(layer).__name__}, expected a layer")
-    x = _open(x_path)
-    features = layer.options["input_size"]
-    if x.ndim not in (2, 3) or x.dtype != layer.dtype or x.shape[-1] != features:
-        raise ValueError(
-            f"{os.fspath(x_path)}: expected a {layer.dtype} array of 2 or 3 dimensions, the last "
-            f"of {features}, got {x.dtype} {x.shape}"
-        )
+    x = _open_input(x_path, layer)
     target = Path(y_path)
     if target.exists() and any(target.samefile(path) for path in (x_path, model)):
         raise ValueError(f"{os.fspath(y_path)}: expected another file than the inputs to write to")
@@ -77,6 +71,17 @@ def apply(
         if isinstance(y, np.memmap):
             y.flush()
     return shape
+
+
+def _open_input(path: str | os.PathLike[str], layer: _Layer) -> np.ndarray:
+    """The array in a .npy file, if it is one that the layer takes."""
+    x, features = _open(path), layer.options["input_size"]
+    if x.ndim not in (2, 3) or x.dtype != layer.dtype or x.shape[-1] != features:
+        raise ValueError(
+            f"{os.fspath(path)}: expected a {layer.dtype} array of 2 or 3 dimensions, the last "
+            f"of {features}, got {x.dtype} {x.shape}"
+        )
+    return x
 
 
 def _open(path: str | os.PathLike[str]) -> np.ndarray:

@@ -79,8 +79,8 @@ class Module:
     def writable(self) -> AbstractContextManager[Array]:
         """The flat parameter buffer (1-D, the module's dtype), writable inside the block.
 
-        It is how an optimiser writes. After the block neither the buffer nor views of it may
-        be written: the buffer itself then raises ValueError on NumPy.
+        It is how an optimiser writes. After the block the buffer raises ValueError when it is
+        written (on NumPy); a view cut from it cannot be taken back and must not be written.
 
         >>> import xprnn
         >>> layer = xprnn.RNN(2, 3, seed=0)
