@@ -97,12 +97,7 @@ def forward(
     steps, batch = _time_major(x, batch_first).shape[:2]
     layout = make_layout(backend, steps, batch, lengths)
     output = _caller_array(xp, layout, (*x.shape[:2], D * H), dtype)
-    final = tuple(
-        [xp.empty((stack.num_layers * D, batch, H), dtype) for _ in stack.cell.state_names]
-    )
-    for k, end in enumerate(final):
-        end[...] = 0.0 if initial is None else layout.sort(initial[k])
-
+    final = _sorted_states(xp, stack, layout, initial, dtype)
     current = kept.empty(layout.total, stack.input_size)
     layout.pack(_time_major(x, batch_first), current)
     traces: list[list[sequence.Trace]] = []
@@ -158,12 +153,7 @@ def backward(
     xp, layout = backend.xp, tape.layout
     H, D, dtype = stack.hidden_size, stack.num_directions, scratch.dtype
     dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
-    dstates = tuple(
-        [xp.empty((stack.num_layers * D, layout.batch, H), dtype) for _ in stack.cell.state_names]
-    )
-    for dstate, dend in zip(dstates, dfinal, strict=True):
-        dstate[...] = 0.0 if dend is None else layout.sort(dend)
-
+    dstates = _sorted_states(xp, stack, layout, dfinal, dtype)
     dlayer: Array | None = None
     if doutput is not None:
         dlayer = scratch.empty(layout.total, D * H)
@@ -198,6 +188,17 @@ def backward(
         layout.unpack(dlayer, _time_major(dx, tape.batch_first))
     layout.unsort_in_place(dstates)
     return dx, dstates
+
+
+def _sorted_states(
+    xp: Any, stack: Stack, layout: Layout, given: tuple[Array | None, ...] | None, dtype: Any
+) -> tuple[Array, ...]:
+    """New arrays (L*D, N, H), one a state, with the values given, longest rows first, or zeros."""
+    shape = (stack.num_layers * stack.num_directions, layout.batch, stack.hidden_size)
+    states = tuple([xp.empty(shape, dtype) for _ in stack.cell.state_names])
+    for state, value in zip(states, given or (None,) * len(states), strict=True):
+        state[...] = 0.0 if value is None else layout.sort(value)
+    return states
 
 
 def _drop(
