@@ -85,6 +85,11 @@ class _CellModule(_Recurrent):
         :param weight_hh: (G*H, H), `bias_ih` and `bias_hh` (G*H,) or both None.
         :param options: `nonlinearity` or `reset_after`, as for the constructor.
         :raises TypeError, ValueError: a weight has another type, dtype or shape.
+
+        >>> import numpy as np, xprnn
+        >>> cell = xprnn.RNNCell.from_weights(np.eye(2), np.zeros((2, 2)), nonlinearity="relu")
+        >>> cell(np.array([3.0, -3.0])).tolist()
+        [3.0, 0.0]
         """
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
         backend, net = check_weights(cls._cell({**DEFAULTS, **options}), weights)

@@ -48,6 +48,16 @@ class _Layer(_Recurrent):
         :return: dx of x's shape, zero past a row's end, and dh0 (for an LSTM (dh0, dc0)).
         :raises RuntimeError: no recorded call is left, or the parameters have changed since.
         :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
+
+        >>> import numpy as np, xprnn
+        >>> rnn = xprnn.RNN(1, 1, nonlinearity="relu", bias=False, dtype="float64").train()
+        >>> rnn.load_state_dict({"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.eye(1) / 2})
+        >>> output, h_n = rnn(np.ones((3, 1)))
+        >>> output.ravel().tolist()
+        [1.0, 1.5, 1.75]
+        >>> dx, dh0 = rnn.backward(None, np.ones_like(h_n))
+        >>> dx.ravel().tolist(), rnn.grads["weight_hh_l0"].item()
+        ([0.25, 0.5, 1.0], 2.0)
         """
         record = self._last_record()
         tape, batched = record.tape, record.batched
