@@ -218,6 +218,23 @@ def test_an_interrupted_run_leaves_no_output(number, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.safetensors", "x.npy"]
 
 
+def test_nohup_still_ignores_a_hangup(tmp_path):
+    write_inputs(tmp_path)
+    script = (
+        "import os, signal, sys; from xprnn import apply, cli\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"  # what nohup does
+        "whole = apply.apply\n"
+        "def hung_up(*a, **k):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    return whole(*a, **k)\n"
+        "apply.apply = hung_up\n"
+        "sys.exit(cli.main(['run', 'm.safetensors', 'x.npy', '-o', 'new.npy']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60)
+    assert done.returncode == 0
+    assert np.load(tmp_path / "new.npy").shape == (6, 5, 4)
+
+
 def test_info_lists_versions_and_backends(tmp_path):
     done = xprnn_command("info", cwd=tmp_path, COLUMNS="200")
     assert done.returncode == 0, done.stderr

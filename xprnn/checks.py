@@ -86,11 +86,11 @@ def check_count(name: str, value: Any) -> int:
     return value
 
 
-def check_number(name: str, value: Any, low: float, high: float, closed: bool = False) -> float:
-    """`value` as a float in [low, high), with `closed` in [low, high]; else an error."""
+def check_number(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float in [low, high); TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (low <= value < high or (closed and value == high)):
+    if not low <= value < high:
         raise ValueError(f"{name}: expected a number from {low} to below {high}, got {value!r}")
     return float(value)
 

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after an error, 130 if interrupted."""
     options = _parser().parse_args(arguments)
     # so that files in the making go too
-    previous = {number: signal.signal(number, _terminate) for number in ENDINGS}
+    heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, _terminate) for number in heard}  # nohup stays so
     try:
         options.command(options)
     except ERRORS as error:

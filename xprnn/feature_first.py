@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import functional
-from .backend import Array, backend_of
+from .backend import Array, Backend, backend_of
 from .checks import check_array, check_dtype
+from .numerics import sum_rows
 
 PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
 
@@ -143,12 +144,11 @@ def rnn_backward(
 
 def _forward(x: Array, a0: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array, Cache]:
     """Time-major: x (T, m, n_x), a0 (n_a, m) -> a (T, m, n_a), y (T, m, n_y), all fresh."""
-    ba, Wya = parameters["ba"][:, 0], parameters["Wya"]
-    a, _, run = functional.rnn_forward(
-        x, a0.T[None], parameters["Wax"], parameters["Waa"], ba, ba * 0.0
-    )
-    backend = _backend(parameters)
+    Wax, Waa, Wya = (parameters[name] for name in ("Wax", "Waa", "Wya"))
+    ba, backend = parameters["ba"][:, 0], _backend(Wax)
     with backend.activate():
+        zeros = backend.xp.zeros_like(ba)  # torch's second bias, which this interface has not
+        a, _, run = functional.rnn_forward(x, a0.T[None], Wax, Waa, ba, zeros)
         flat = a.reshape(-1 if a.size else 0, a.shape[2])
         logits = backend.xp.matmul(flat, Wya.T) + parameters["by"][:, 0]
         logits -= logits.max(axis=1, keepdims=True)
@@ -162,12 +162,15 @@ def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
     """Time-major: da (T, m, n_a) and dy (T, m, n_y) -> gradients, dx (T, m, n_x)."""
     readout = {}
     if dy is not None:
-        with _backend({"Wax": cache.a}).activate():
+        backend = _backend(cache.a)
+        with backend.activate():
             # y = softmax(l):  dl = y (dy - Σ dy y)
             dlogits = cache.y * (dy - (dy * cache.y).sum(axis=2, keepdims=True))
             rows = dlogits.reshape(-1 if dlogits.size else 0, dlogits.shape[2])
             states = cache.a.reshape(rows.shape[0], cache.a.shape[2])
-            readout = {"dWya": rows.T @ states, "dby": rows.sum(axis=0)[:, None]}
+            dby = backend.xp.empty(rows.shape[1], rows.dtype)
+            sum_rows(backend.xp, rows, dby)
+            readout = {"dWya": rows.T @ states, "dby": dby[:, None]}
             da = da + (rows @ cache.Wya).reshape(cache.a.shape)
     found = functional.rnn_backward(da, None, cache.run)
     return {
@@ -180,10 +183,11 @@ def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
     }
 
 
-def _backend(parameters: Mapping[str, Array]) -> Any:
-    backend = backend_of(parameters["Wax"])
+def _backend(array: Array) -> Backend:
+    """The backend of Wax, or of an array that stands where it does."""
+    backend = backend_of(array)
     if backend is None:
-        raise TypeError(f"Wax: expected an array, got {type(parameters['Wax']).__name__}")
+        raise TypeError(f"Wax: expected an array, got {type(array).__name__}")
     return backend
 
 
@@ -191,18 +195,18 @@ def _check(
     name: str, array: Array, parameters: Mapping[str, Array], shape: tuple[Any, ...]
 ) -> None:
     dtype = check_dtype(parameters["Wax"].dtype, "Wax")
-    check_array(name, array, _backend(parameters), dtype, shape)
+    check_array(name, array, _backend(parameters["Wax"]), dtype, shape)
 
 
 def _check_like(name: str, array: Array, like: Array, shape: tuple[int, ...]) -> None:
-    check_array(name, array, _backend({"Wax": like}), like.dtype, shape)
+    check_array(name, array, _backend(like), like.dtype, shape)
 
 
 def _check_parameters(parameters: Mapping[str, Array]) -> None:
     missing = [name for name in PARAMETERS if name not in parameters]
     if missing:
         raise KeyError(f"parameters: missing {', '.join(missing)}")
-    _backend(parameters)
+    _backend(parameters["Wax"])
     _check("Wax", parameters["Wax"], parameters, ("n_a", "n_x"))
     n_a = parameters["Wax"].shape[0]
     _check("Waa", parameters["Waa"], parameters, (n_a, n_a))

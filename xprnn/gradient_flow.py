@@ -15,7 +15,6 @@ from .modules import _Layer
 from .stack import Stack
 
 VANISHING, EXPLODING = 1e-2, 1e2  # of the gradient at the last state, what reaches the first
-GATES = {1: ("",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +166,7 @@ def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFl
         ratios=ratios,
         factors=factors,
         spectral_radius=_spectral_radius(net, layer),
-        gates=GATES[net.cell.gates],
+        gates=net.cell.gate_names,
         verdicts=tuple(_verdict(ratio) for ratio in ratios),
     )
 

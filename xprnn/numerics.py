@@ -26,7 +26,7 @@ def sigmoid(xp: Any, a: Array) -> None:
 
 
 def sum_rows(xp: Any, a: Array, out: Array) -> None:
-    """Write the sum over rows of a (S, F), C-contiguous, to `out` (F,).
+    """Write the sum over rows of a (S, F), any strides, to `out` (F,).
 
     Row after row the rounding error grows with S; here blocks are summed, then their sums.
     """

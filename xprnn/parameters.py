@@ -82,7 +82,8 @@ class Parameters(Mapping[str, Array]):
         self.dtype = dtype
         self.shapes = shapes
         self.version = 0
-        self._flat = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
+        self.starts = offsets(shapes, dtype.itemsize)  # in the flat buffer; "" gives its size
+        self._flat = backend.zeros_aligned(self.starts[""], dtype)
         backend.set_writable(self._flat, False)
         self._arrays = views(self._flat, shapes)
         starts = [*self.starts.values()]
@@ -93,11 +94,6 @@ class Parameters(Mapping[str, Array]):
         self._padding = backend.from_host(np.concatenate(gaps))
         self._open = 0  # `writable` blocks that have not ended
         self._retired = False  # the module has moved to other parameters
-
-    @property
-    def starts(self) -> dict[str, int]:
-        """Where each parameter starts in the flat buffer, in elements; "" gives its size."""
-        return offsets(self.shapes, self.dtype.itemsize)
 
     @property
     def flat(self) -> Array:

@@ -20,7 +20,6 @@ class _Record:
     x: Array  # (rows, in_features), the module's own copy
     shape: tuple[int, ...]  # of the caller's x
     version: int  # of the parameters
-    spent: bool = False  # never: `backward` has no half way here
 
 
 class Linear(Module):

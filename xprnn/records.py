@@ -10,8 +10,7 @@ from .parameters import Parameters
 class Records(list[Any]):
     """The recorded calls of one module, oldest first.
 
-    A record has a `version`, that of the parameters it was made with, and `spent`, true once
-    its inverse has begun.
+    A record has a `version`, that of the parameters it was made with.
     """
 
     def last(self, owner: str, parameters: Parameters) -> Any:
@@ -27,11 +26,6 @@ class Records(list[Any]):
             )
         parameters.refuse_open("backward")
         record = self[-1]
-        if record.spent:
-            raise RuntimeError(
-                "backward: an error ended it half way through the last recorded call, which "
-                "cannot be undone any more; drop the records with eval()"
-            )
         if record.version != parameters.version:
             raise RuntimeError(
                 "backward: the parameters were changed after the call that would be undone; its "

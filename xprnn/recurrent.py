@@ -26,11 +26,6 @@ class _Record:
     version: int  # of the parameters
     batched: bool  # whether the caller's arrays had a batch
 
-    @property
-    def spent(self) -> bool:
-        """Whether its inverse has begun."""
-        return self.tape.spent
-
 
 class _Recurrent(Module):
     """Runs a `Stack` on time-major arrays and undoes recorded runs; subclasses shape arguments."""
@@ -145,6 +140,15 @@ class _Recurrent(Module):
             self._records.append(_Record(tape, memory, version, call.batched))
         return output, final
 
+    def _last_record(self) -> _Record:
+        record: _Record = super()._last_record()
+        if record.tape.spent:
+            raise RuntimeError(
+                "backward: an error ended it half way through the last recorded call, which "
+                "cannot be undone any more; drop the records with eval()"
+            )
+        return record
+
     def _undo(
         self,
         doutput: Array | None,
@@ -153,7 +157,7 @@ class _Recurrent(Module):
         flow: Array | None = None,
     ) -> tuple[Array | None, tuple[Array, ...]]:
         """Undo the last record with checked arguments; adds to `grads`, all or nothing."""
-        record: _Record = self._last_record()
+        record = self._last_record()
         need_dx = check_flag("need_dx", need_dx)
         with self.backend.activate():
             dflat = self.backend.xp.zeros(self.grads.flat.shape, self.dtype)

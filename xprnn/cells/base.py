@@ -44,12 +44,17 @@ class Cell:
     """
 
     name: str
-    gates: int  # G
+    gate_names: tuple[str, ...]  # in the order of the weights' blocks
     folded: int  # leading gates whose recurrent bias may be added on the input side
     saved: int = 0  # width of `saved`, in units of H
     state_names: tuple[str, ...] = ("h",)
     forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
     backward_scratch: tuple[int, ...]
+
+    @property
+    def gates(self) -> int:
+        """G, the number of gates."""
+        return len(self.gate_names)
 
     def forward(
         self,

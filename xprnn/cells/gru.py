@@ -33,7 +33,7 @@ class GRU(Cell):
     """
 
     name = "gru"
-    gates = 3
+    gate_names = ("r", "z", "n")
     folded = 2
     saved = 1
     forward_scratch = (3,)
@@ -123,7 +123,7 @@ class GRUResetBefore(Cell):
     """
 
     name = "gru_reset_before"
-    gates = 3
+    gate_names = ("r", "z", "n")
     folded = 3
     saved = 1
     forward_scratch = (2, 1)

@@ -33,7 +33,7 @@ class LSTM(Cell):
     """
 
     name = "lstm"
-    gates = 4
+    gate_names = ("i", "f", "g", "o")
     folded = 4
     saved = 1
     state_names = ("h", "c")

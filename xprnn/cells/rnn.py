@@ -23,7 +23,7 @@ class RNN(Cell):
         dh = da W_hh
     """
 
-    gates = 1
+    gate_names = ("",)  # its one block has no name
     folded = 1
     forward_scratch = (1,)
     backward_scratch = ()

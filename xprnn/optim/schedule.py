@@ -78,7 +78,8 @@ def clip_grad_norm(modules: Iterable[Module], max_norm: float) -> Array:
     (4.0, 1.0)
     """
     modules = as_modules(modules)
-    check_number("max_norm", max_norm, sys.float_info.min, math.inf, closed=True)
+    if max_norm != math.inf:
+        check_number("max_norm", max_norm, sys.float_info.min, math.inf)
     backend = modules[0].backend
     xp = backend.xp
     with backend.activate():
