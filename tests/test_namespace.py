@@ -17,7 +17,11 @@ import xprnn
 
 PACKAGE = Path(xprnn.__file__).parent
 # where array modules may differ: what opens them, what describes their devices, their kernels
-OWN_CODE = {PACKAGE / "backend.py", PACKAGE / "info.py", *PACKAGE.glob("kernels/**/*.py")}
+OWN_CODE = {
+    PACKAGE / "info.py",
+    *PACKAGE.glob("backend/*.py"),
+    *PACKAGE.glob("kernels/**/*.py"),
+}
 SOURCES = tuple(path for path in sorted(PACKAGE.rglob("*.py")) if path not in OWN_CODE)
 # file: how many different names it takes from `xp` at least
 PLAIN_CODE = {

@@ -1,0 +1,155 @@
+"""Which array module, on which device: NumPy on the CPU, CuPy on NVIDIA GPUs.
+
+A `Backend` is an array module `xp` together with a device. Everything above this folder
+writes its equations against `xp` and asks a backend only to allocate, to move and to
+wait. To add a backend: one file here and one line in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .base import ALIGNMENT, Array, Backend, BackendUnavailableError
+from .cupy import CupyBackend
+
+ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
+
+_log = logging.getLogger("xprnn")
+_context: ContextVar[str | None] = ContextVar("xprnn_backend", default=None)
+
+BACKENDS: dict[str, type[Backend]] = {"numpy": Backend, "cupy": CupyBackend}
+
+
+@cache
+def _open(name: str) -> Backend:
+    kind, colon, index = name.partition(":")
+    if kind not in BACKENDS or (colon and not index):
+        raise ValueError(
+            f"backend: expected 'numpy', 'cupy', 'cupy:N' or 'auto', got {name!r} (an argument, "
+            f"use_backend or {ENVIRONMENT_VARIABLE} said so)"
+        )
+    return BACKENDS[kind].open(index)
+
+
+@cache
+def _auto() -> Backend:
+    try:
+        chosen = _open("cupy")
+    except BackendUnavailableError as error:
+        chosen = _open("numpy")
+        _log.warning("backend 'auto' chose numpy: %s", error)  # once a process
+    return chosen
+
+
+def get_backend(name: str | None = None) -> Backend:
+    """The backend that a name stands for, or the one in force where none is given.
+
+    The name is looked for in this order: the argument, `with use_backend(...)`, the
+    environment variable `XPRNN_BACKEND` (empty means not given), "numpy".
+
+    :param name: "numpy", "cupy", "cupy:N" or "auto"; None means not given.
+    :raises ValueError: the name is none of these.
+    :raises BackendUnavailableError: the backend cannot be used; only "auto" falls back,
+        and logs what it chose and why.
+
+    >>> get_backend("numpy").name
+    'numpy'
+    """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"backend: expected a string or None, got {type(name).__name__}")
+    if name is None:
+        name = _context.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "numpy"
+    return _auto() if name == "auto" else _open(name)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[Backend]:
+    """Make `name` the backend of all layers built inside the block without one of their own.
+
+    :param name: as for `get_backend`.
+    :raises ValueError, BackendUnavailableError: at entry, as `get_backend`.
+
+    >>> with use_backend("numpy") as backend:
+    ...     backend.name
+    'numpy'
+    """
+    backend = get_backend(name)
+    token = _context.set(backend.name)
+    try:
+        yield backend
+    finally:
+        _context.reset(token)
+
+
+def backend_of(array: object) -> Backend | None:
+    """The backend that an array lives on, or None if it is no backend's array."""
+    for kind in BACKENDS.values():
+        name = kind.name_of(array)
+        if name is not None:
+            return _open(name)
+    return None
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """The values of an array of any library as a NumPy array; moves them if they are elsewhere.
+
+    :param value: NumPy, CuPy or torch array of any shape, or nested numbers.
+    :return: the values in the same shape and dtype; a NumPy array is returned as it is.
+    :raises TypeError: the array has a mask.
+
+    >>> to_numpy([1.0, 2.0])
+    array([1., 2.])
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError("value: expected an array without a mask; convert it with .filled(0.0)")
+    home = backend_of(value)
+    if home is not None:
+        return home.to_host(value)
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds its values
+            value = value.float()
+        value = value.numpy()
+    return np.asarray(value)
+
+
+def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Array:
+    """The values of any array on a backend, in a dtype: the one explicit way across.
+
+    :param value: NumPy, CuPy or torch array of any shape, or nested numbers.
+    :param backend: where to; as for `get_backend`.
+    :param dtype: "float32", "float64" or any NumPy dtype; None keeps the value's own.
+    :return: `value` itself where nothing has to change, a converted copy otherwise.
+    :raises ValueError, BackendUnavailableError: as `get_backend`.
+
+    >>> asarray([[1, 2]], dtype="float32")
+    array([[1., 2.]], dtype=float32)
+    """
+    target = get_backend(backend)
+    if target.owns(value) and not isinstance(value, (np.ma.MaskedArray, np.matrix)):
+        wanted = value.dtype if dtype is None else np.dtype(dtype)
+        with target.activate():
+            return value.astype(wanted, copy=False)
+    return target.from_host(np.asarray(to_numpy(value), dtype))
+
+
+__all__ = [
+    "ALIGNMENT",
+    "BACKENDS",
+    "Array",
+    "Backend",
+    "BackendUnavailableError",
+    "asarray",
+    "backend_of",
+    "get_backend",
+    "to_numpy",
+    "use_backend",
+]

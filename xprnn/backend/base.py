@@ -1,0 +1,89 @@
+"""What a backend is, and NumPy on the CPU, which is the plainest one."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any  # an array of whichever module serves: numpy.ndarray, cupy.ndarray
+
+ALIGNMENT = 64  # bytes: one cache line, and enough for every vector load
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name and cannot be used; the message says why."""
+
+
+class Backend:
+    """An array module and a device; the base of every backend.
+
+    `name` is what a user writes ("numpy", "cupy:0"), `xp` the array module. A concrete
+    backend overrides what differs from NumPy on the CPU.
+    """
+
+    kind = "numpy"
+    xp: Any = np
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @classmethod
+    def open(cls, index: str) -> Backend:
+        """The backend on device `index` (text after the colon, may be empty)."""
+        if index:
+            raise ValueError(f"backend: 'numpy' has no devices; got 'numpy:{index}'")
+        return cls("numpy")
+
+    @classmethod
+    def name_of(cls, array: object) -> str | None:
+        """The name of the backend that `array` lives on, or None if it is not of this kind."""
+        return "numpy" if isinstance(array, np.ndarray) else None
+
+    def owns(self, array: object) -> bool:
+        """Whether `array` is one of this backend's arrays, on its device."""
+        return self.name_of(array) == self.name
+
+    def activate(self) -> AbstractContextManager[Any]:
+        """A context in which new arrays are made on this backend's device."""
+        return nullcontext()
+
+    def stream(self) -> int:
+        """What identifies the queue that work is put on now; scratch is reused within one."""
+        return 0
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+
+    def from_host(self, array: np.ndarray) -> Array:
+        """A copy of a NumPy array on this backend."""
+        return np.array(array)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """A NumPy array with the values of one of this backend's arrays; may share memory."""
+        return np.asarray(array)
+
+    def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> Array:
+        """Zeros (size,) whose first element stands on an `ALIGNMENT` boundary."""
+        raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        return raw[start : start + size * dtype.itemsize].view(dtype)
+
+    def set_writable(self, array: Array, writable: bool) -> None:
+        """Let an array and the buffer it looks into be written or not, where that exists."""
+        if writable and isinstance(array.base, np.ndarray):
+            array.base.flags.writeable = True
+        array.flags.writeable = writable
+        if not writable and isinstance(array.base, np.ndarray):
+            array.base.flags.writeable = False
+
+    def __repr__(self) -> str:
+        """The backend's name."""
+        return f"<backend {self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by name: a backend is a place, not data."""
+        from . import get_backend
+
+        return get_backend, (self.name,)
