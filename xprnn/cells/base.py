@@ -26,21 +26,28 @@ class Cell:
     A step maps a tuple of states, `(h,)` or `(h, c)`, each (N, H), to the next one; item 0
     is the output. `forward` inverts into `backward`: both walk over the same four buffers.
 
-    =============  ============  ==========================  ===========================
-    buffer         shape         forward                     backward
-    =============  ============  ==========================  ===========================
-    `gates`        (N, G*H)      read as gx, then = gates    read, then = dgh
-    `saved`        (N, saved*H)  =                           read, for GRU then = dgx_n
-    `states`       (N, H) each   read                        read
-    `next_states`  (N, H) each   =                           read
-    `dstates`      (N, H) each   -                           read as dnext, then = dstates
-    `scratch`      see below     =                           =
-    =============  ============  ==========================  ===========================
+    =============  ============  =====  ==========================  ===========================
+    buffer         shape         dtype  forward                     backward
+    =============  ============  =====  ==========================  ===========================
+    `gates`        (N, G*H)      T      read as gx, then = gates    read, then = dgh
+    `saved`        (N, saved*H)  T      =                           read, for GRU then = dgx_n
+    `states`       (N, H) each   T, A   read                        read
+    `next_states`  (N, H) each   T, A   =                           read
+    `dstates`      (N, H) each   A      -                           read as dnext, then = dstates
+    `scratch`      see below     A      =                           =
+    =============  ============  =====  ==========================  ===========================
 
     gx, the input side x W_ih' + b_ih, arrives with the recurrent bias of the first `folded`
     gates already added (they only ever occur as a sum). dgh is the gradient of the recurrent
     side; `to_input_side` turns it into dgx, the gradient of the input side, in place.
-    All arrays of one call have one dtype, float32 or float64, and rows are contiguous.
+
+    T is the type of what a matrix product reads, h and the gates, A that of everything else,
+    the LSTM's c and all gradients that are carried on. They are one, float32 or float64,
+    unless the layer computes in a narrow type. Rows are contiguous.
+
+    A step is a product and, before or behind it, what is done element by element: the methods
+    named in `parts`. They are the seam at which a fused kernel takes over; a cell with one
+    product a step has the two below, another one its own.
     """
 
     name: str
@@ -50,6 +57,7 @@ class Cell:
     state_names: tuple[str, ...] = ("h",)
     forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
     backward_scratch: tuple[int, ...]
+    parts: tuple[str, ...] = ("forward_gates", "backward_gates")
 
     @property
     def gates(self) -> int:
@@ -67,7 +75,9 @@ class Cell:
         scratch: tuple[Array, ...],
     ) -> None:
         """Take one step; the buffers are those of the class's table."""
-        raise NotImplementedError
+        gh = scratch[0]
+        xp.matmul(states[0], weights.weight_hh.T, out=gh)
+        self.forward_gates(xp, weights.bias_hh, gates, gh, saved, states, next_states)
 
     def backward(
         self,
@@ -81,6 +91,39 @@ class Cell:
         scratch: tuple[Array, ...],
     ) -> None:
         """Invert the step that `forward` took; the buffers are those of the class's table."""
+        self.backward_gates(xp, gates, saved, states, next_states, dstates, scratch)
+        xp.matmul(gates, weights.weight_hh, out=dstates[0])
+
+    def forward_gates(
+        self,
+        xp: Any,
+        bias_hh: Array | None,
+        gates: Array,
+        gh: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+    ) -> None:
+        """From gx and gh to the gates and the next states.
+
+        `bias_hh` (G*H,) is read, `gh` (N, G*H) used up; the others are those of the table.
+        """
+        raise NotImplementedError
+
+    def backward_gates(
+        self,
+        xp: Any,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """From dnext to dgh and the part of `dstates` that does not go through the product.
+
+        The buffers are those of the table; a dh of which nothing is left is used up.
+        """
         raise NotImplementedError
 
     def to_input_side(self, dgates: Array, saved: Array) -> None:

@@ -39,29 +39,28 @@ class GRU(Cell):
     forward_scratch = (3,)
     backward_scratch = (1, 1)
 
-    def forward(
+    def forward_gates(
         self,
         xp: Any,
-        weights: Weights,
+        bias_hh: Array | None,
         gates: Array,
+        gh: Array,
         saved: Array,
         states: tuple[Array, ...],
         next_states: tuple[Array, ...],
-        scratch: tuple[Array, ...],
     ) -> None:
-        """Take one step; see `Cell` for the buffers."""
-        (h,), (h_next,), (gh,) = states, next_states, scratch
+        """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
+        (h,), (h_next,) = states, next_states
         H = h.shape[1]
-        xp.matmul(h, weights.weight_hh.T, out=gh)
         rz, r, n = gates[:, : 2 * H], gates[:, :H], gates[:, 2 * H :]
         rz += gh[:, : 2 * H]
         sigmoid(xp, rz)
 
         gh_n = saved
-        if weights.bias_hh is None:
+        if bias_hh is None:
             gh_n[...] = gh[:, 2 * H :]
         else:
-            xp.add(gh[:, 2 * H :], weights.bias_hh[2 * H :], out=gh_n)
+            xp.add(gh[:, 2 * H :], bias_hh[2 * H :], out=gh_n)
         r_gh_n = gh[:, :H]
         xp.multiply(r, gh_n, out=r_gh_n)
         n += r_gh_n
@@ -80,6 +79,22 @@ class GRU(Cell):
         scratch: tuple[Array, ...],
     ) -> None:
         """Invert one step; see `Cell` for the buffers."""
+        self.backward_gates(xp, gates, saved, states, next_states, dstates, scratch)
+        (dh,), (_, t) = dstates, scratch
+        xp.matmul(gates, weights.weight_hh, out=t)
+        dh += t
+
+    def backward_gates(
+        self,
+        xp: Any,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """From dnext to dgh; see `Cell` for the buffers."""
         (h,), (dh,), (dgx_n, t) = states, dstates, scratch
         H = h.shape[1]
         r, n = gates[:, :H], gates[:, 2 * H :]
@@ -91,9 +106,6 @@ class GRU(Cell):
         xp.multiply(dgx_n, r, out=n)  # dgh_n
         r *= t
         saved[...] = dgx_n
-
-        xp.matmul(gates, weights.weight_hh, out=t)
-        dh += t
 
     def to_input_side(self, dgates: Array, saved: Array) -> None:
         """dgx differs from dgh in n: there the reset gate stands between them."""
@@ -128,6 +140,7 @@ class GRUResetBefore(Cell):
     saved = 1
     forward_scratch = (2, 1)
     backward_scratch = (1, 1)
+    parts = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
 
     def forward(
         self,
@@ -140,19 +153,12 @@ class GRUResetBefore(Cell):
         scratch: tuple[Array, ...],
     ) -> None:
         """Take one step; see `Cell` for the buffers."""
-        (h,), (h_next,), (gh_rz, gh_n) = states, next_states, scratch
+        (h,), (gh_rz, gh_n) = states, scratch
         H = h.shape[1]
-        rz, r, n = gates[:, : 2 * H], gates[:, :H], gates[:, 2 * H :]
         xp.matmul(h, weights.weight_hh[: 2 * H].T, out=gh_rz)
-        rz += gh_rz
-        sigmoid(xp, rz)
-
-        q = saved
-        xp.multiply(r, h, out=q)
-        xp.matmul(q, weights.weight_hh[2 * H :].T, out=gh_n)
-        n += gh_n
-        xp.tanh(n, out=n)
-        _update(xp, gates, h, h_next)
+        self.forward_reset(xp, gates, gh_rz, saved, states)
+        xp.matmul(saved, weights.weight_hh[2 * H :].T, out=gh_n)
+        self.forward_candidate(xp, gates, gh_n, states, next_states)
 
     def backward(
         self,
@@ -166,15 +172,78 @@ class GRUResetBefore(Cell):
         scratch: tuple[Array, ...],
     ) -> None:
         """Invert one step; see `Cell` for the buffers."""
-        (h,), (dh,), (dgx_n, t) = states, dstates, scratch
-        H = h.shape[1]
-        r, n = gates[:, :H], gates[:, 2 * H :]
-        _update_backward(xp, gates, h, dh, dgx_n, t)
-        n[...] = dgx_n
-
+        (dh,), (_, t) = dstates, scratch
+        H = dh.shape[1]
+        self.backward_candidate(xp, gates, states, dstates, scratch)
         dq = t
-        xp.matmul(dgx_n, weights.weight_hh[2 * H :], out=dq)
-        dgx_r = dgx_n  # its place is free now
+        xp.matmul(gates[:, 2 * H :], weights.weight_hh[2 * H :], out=dq)
+        self.backward_reset(xp, gates, dq, states, dstates, scratch)
+        xp.matmul(gates[:, : 2 * H], weights.weight_hh[: 2 * H], out=t)
+        dh += t
+
+    def forward_reset(
+        self, xp: Any, gates: Array, gh_rz: Array, saved: Array, states: tuple[Array, ...]
+    ) -> None:
+        """r and z into `gates` (N, 3*H), read and written; q = r h to `saved` (N, H), written.
+
+        `gh_rz` (N, 2*H) and `states` are read.
+        """
+        (h,) = states
+        H = h.shape[1]
+        rz, r = gates[:, : 2 * H], gates[:, :H]
+        rz += gh_rz
+        sigmoid(xp, rz)
+        xp.multiply(r, h, out=saved)
+
+    def forward_candidate(
+        self,
+        xp: Any,
+        gates: Array,
+        gh_n: Array,
+        states: tuple[Array, ...],
+        next_states: tuple[Array, ...],
+    ) -> None:
+        """n into `gates` (N, 3*H), read and written, and h' to `next_states`, written.
+
+        `gh_n` (N, H) and `states` are read.
+        """
+        (h,), (h_next,) = states, next_states
+        n = gates[:, 2 * h.shape[1] :]
+        n += gh_n
+        xp.tanh(n, out=n)
+        _update(xp, gates, h, h_next)
+
+    def backward_candidate(
+        self,
+        xp: Any,
+        gates: Array,
+        states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """In `gates` n becomes dgx_n and z dgx_z, in `dstates` dh' becomes dh' z.
+
+        `states` are read, `scratch` written.
+        """
+        (h,), (dh,), (dgx_n, t) = states, dstates, scratch
+        _update_backward(xp, gates, h, dh, dgx_n, t)
+        gates[:, 2 * h.shape[1] :] = dgx_n
+
+    def backward_reset(
+        self,
+        xp: Any,
+        gates: Array,
+        dq: Array,
+        states: tuple[Array, ...],
+        dstates: tuple[Array, ...],
+        scratch: tuple[Array, ...],
+    ) -> None:
+        """In `gates` r becomes dgx_r = dq h r (1 - r); dq r is added to `dstates`.
+
+        `dq` (N, H) is used up, `states` are read, the first of `scratch` is written.
+        """
+        (h,), (dh,), (dgx_r, _) = states, dstates, scratch
+        r = gates[:, : h.shape[1]]
         xp.subtract(1.0, r, out=dgx_r)
         dgx_r *= h
         dgx_r *= dq
@@ -182,9 +251,6 @@ class GRUResetBefore(Cell):
         dq *= r
         dh += dq
         r[...] = dgx_r
-
-        xp.matmul(gates[:, : 2 * H], weights.weight_hh[: 2 * H], out=t)
-        dh += t
 
     def recurrent_gradient(
         self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array

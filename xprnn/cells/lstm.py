@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backend import Array
 from ..numerics import sigmoid
-from .base import Cell, Weights
+from .base import Cell
 
 
 class LSTM(Cell):
@@ -40,20 +40,19 @@ class LSTM(Cell):
     forward_scratch = (4,)
     backward_scratch = (1, 1)
 
-    def forward(
+    def forward_gates(
         self,
         xp: Any,
-        weights: Weights,
+        bias_hh: Array | None,
         gates: Array,
+        gh: Array,
         saved: Array,
         states: tuple[Array, ...],
         next_states: tuple[Array, ...],
-        scratch: tuple[Array, ...],
     ) -> None:
-        """Take one step; see `Cell` for the buffers."""
-        (h, c), (h_next, c_next), (gh,) = states, next_states, scratch
+        """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
+        (h, c), (h_next, c_next) = states, next_states
         H = h.shape[1]
-        xp.matmul(h, weights.weight_hh.T, out=gh)
         gates += gh
         i, f, g, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
         sigmoid(xp, gates[:, : 2 * H])
@@ -67,10 +66,9 @@ class LSTM(Cell):
         xp.tanh(c_next, out=saved)
         xp.multiply(o, saved, out=h_next)
 
-    def backward(
+    def backward_gates(
         self,
         xp: Any,
-        weights: Weights,
         gates: Array,
         saved: Array,
         states: tuple[Array, ...],
@@ -78,7 +76,7 @@ class LSTM(Cell):
         dstates: tuple[Array, ...],
         scratch: tuple[Array, ...],
     ) -> None:
-        """Invert one step; see `Cell` for the buffers."""
+        """From dnext to dgh; see `Cell` for the buffers."""
         (_, c), (dh, dc), (dg, t) = states, dstates, scratch
         H = dh.shape[1]
         i, f, g, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
@@ -111,5 +109,3 @@ class LSTM(Cell):
         t *= dc
         dc *= f
         f *= t
-
-        xp.matmul(gates, weights.weight_hh, out=dh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from .base import Cell, Weights
+from .base import Cell
 
 
 class RNN(Cell):
@@ -32,29 +32,27 @@ class RNN(Cell):
         self.name = f"rnn_{nonlinearity}"
         self.relu = nonlinearity == "relu"
 
-    def forward(
+    def forward_gates(
         self,
         xp: Any,
-        weights: Weights,
+        bias_hh: Array | None,
         gates: Array,
+        gh: Array,
         saved: Array,
         states: tuple[Array, ...],
         next_states: tuple[Array, ...],
-        scratch: tuple[Array, ...],
     ) -> None:
-        """Take one step; see `Cell` for the buffers."""
-        (h,), (h_next,), (gh,) = states, next_states, scratch
-        xp.matmul(h, weights.weight_hh.T, out=gh)
-        gates += gh
+        """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
+        (h_next,) = next_states
+        gh += gates
         if self.relu:
-            xp.maximum(gates, 0.0, out=h_next)
+            xp.maximum(gh, 0.0, out=h_next)
         else:
-            xp.tanh(gates, out=h_next)
+            xp.tanh(gh, out=h_next)
 
-    def backward(
+    def backward_gates(
         self,
         xp: Any,
-        weights: Weights,
         gates: Array,
         saved: Array,
         states: tuple[Array, ...],
@@ -62,7 +60,7 @@ class RNN(Cell):
         dstates: tuple[Array, ...],
         scratch: tuple[Array, ...],
     ) -> None:
-        """Invert one step; see `Cell` for the buffers. `gates` is not read: h' says all."""
+        """From dnext to dgh; see `Cell` for the buffers. `gates` is not read: h' says all."""
         (h_next,), (dh,) = next_states, dstates
         if self.relu:
             xp.sign(h_next, out=gates)
@@ -70,4 +68,3 @@ class RNN(Cell):
             xp.multiply(h_next, h_next, out=gates)
             xp.subtract(1.0, gates, out=gates)
         gates *= dh
-        xp.matmul(gates, weights.weight_hh, out=dh)
