@@ -15,12 +15,15 @@ def test_explain_says_who_serves(name: str, forced: str, monkeypatch: pytest.Mon
     given = arguments(module)
     expected = run(module, given)
     monkeypatch.setenv("XPRNN_KERNELS", forced)
+    reason = "XPRNN_KERNELS=reference" if forced == "reference" else "the only one here"
     text = module.explain(given["x"].shape)
     lines = text.splitlines()
     kind = type(module).__name__
     assert lines[0].startswith(f"{kind}(3, 5) on numpy, float64, ")
     assert lines[0].endswith(" N=3: reference")
-    assert [line.split(":")[0].strip() for line in lines[1:]] == ["pointwise", "sequence"]
+    assert lines[1] == f"  reason: {reason}"
+    assert lines[2].startswith("  a step moves at least ")
+    assert [line.split(":")[0].strip() for line in lines[3:]] == ["pointwise", "sequence"]
     assert_same(run(module, given), expected)
 
 

@@ -235,10 +235,10 @@ def test_dropout_that_backward_forgets_is_caught(monkeypatch: pytest.MonkeyPatch
     layer = make_layer("gru", num_layers=2, dropout=0.4)
     genuine = xprnn.stack.backward
 
-    def broken(backend: Any, stack: Any, weights: Any, tape: Any, *rest: Any) -> Any:
+    def broken(stack: Any, tape: Any, *rest: Any) -> Any:
         seed, call = tape.dropout_key
         vars(tape)["dropout_key"] = (seed, call + 1)
-        return genuine(backend, stack, weights, tape, *rest)
+        return genuine(stack, tape, *rest)
 
     monkeypatch.setattr(xprnn.stack, "backward", broken)
     with pytest.raises(GradientError, match="weight_ih_l0"):

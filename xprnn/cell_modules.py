@@ -133,6 +133,8 @@ class RNNCell(_CellModule):
         *,
         backend: str | None = None,
         dtype: Any = "float32",
+        precision: str = "ieee",
+        compute_dtype: Any = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -142,7 +144,7 @@ class RNNCell(_CellModule):
             "nonlinearity": nonlinearity,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype)
+        self._set_up(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(elman)
 
@@ -171,6 +173,8 @@ class GRUCell(_CellModule):
         reset_after: bool = True,
         backend: str | None = None,
         dtype: Any = "float32",
+        precision: str = "ieee",
+        compute_dtype: Any = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -180,7 +184,7 @@ class GRUCell(_CellModule):
             "reset_after": reset_after,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype)
+        self._set_up(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(gru)
 
@@ -206,6 +210,8 @@ class LSTMCell(_CellModule):
         *,
         backend: str | None = None,
         dtype: Any = "float32",
+        precision: str = "ieee",
+        compute_dtype: Any = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -214,6 +220,6 @@ class LSTMCell(_CellModule):
             "bias": bias,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype)
+        self._set_up(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(lstm)

@@ -38,6 +38,11 @@ def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, r
     `key` is (seed, call, layer); `time` and `row` (S,) integers say where each row of x
     stands. The same call is its own gradient: apply it to the upstream gradient.
     """
+    if x.dtype.itemsize < 4:  # narrow types have no arithmetic of their own
+        wide = x.astype(xp.float32)
+        apply(xp, wide, p, key, time, row)
+        x[...] = wide
+        return
     if p >= 1.0:
         x[...] = 0.0
         return

@@ -22,7 +22,8 @@ from typing import Any
 
 from . import arguments, kernels, stack
 from .arguments import check_call, check_upstream, unwrap
-from .backend import Array, Backend
+from .arithmetic import check_arithmetic
+from .backend import Array
 from .cells import CELLS, Cell, Weights
 from .checks import check_flag
 from .scratch import Workspace
@@ -33,9 +34,7 @@ from .stack import Stack
 class Cache:
     """What a forward call leaves for its backward call; opaque, and good for one."""
 
-    _backend: Backend
     _stack: Stack
-    _weights: Weights
     _scratch: Workspace
     _batched: bool
     _tape: stack.Tape = field(repr=False)
@@ -214,22 +213,21 @@ def backward(
     """
     if not isinstance(cache, Cache):
         raise TypeError(f"cache: expected what a forward call returned, got {type(cache).__name__}")
-    tape, weights, net = cache._tape, cache._weights, cache._stack
+    tape, net = cache._tape, cache._stack
+    backend, weights = tape.engine.backend, tape.weights[0][0]
     if tape.spent:
         raise RuntimeError("cache: it has been used; call the forward function again")
     dtype, batched = cache._scratch.dtype, cache._batched
     need_dx = check_flag("need_dx", need_dx)
     doutput, dfinal = check_upstream(
-        net, cache._backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
+        net, backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
     )
     tape.spent = True
-    with cache._backend.activate():
-        xp = cache._backend.xp
+    with backend.activate():
+        xp = tape.engine.xp
         dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])
         dx, dinitial = stack.backward(
-            cache._backend,
             net,
-            [[weights]],
             tape,
             doutput,
             dfinal,
@@ -263,13 +261,13 @@ def _forward(
     dtype = weights.weight_ih.dtype
     batch_first = check_flag("batch_first", batch_first)
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
-    kernels.choose(cell.name, backend.name)
+    engine = kernels.choose(cell, backend, check_arithmetic(dtype, None, "ieee"))
     with backend.activate():
         if record:  # the caller may write his weights before he calls backward
             weights = Weights(*[None if w is None else w.copy() for w in weights])
         kept, scratch = Workspace(backend, dtype), Workspace(backend, dtype)
         output, final, tape = stack.forward(
-            backend,
+            engine,
             net,
             [[weights]],
             call.x,
@@ -280,6 +278,6 @@ def _forward(
             scratch,
             (0, 0) if record else None,
         )
-    cache = Cache(backend, net, weights, scratch, call.batched, tape)
+    cache = Cache(net, scratch, call.batched, tape)
     output, states = unwrap(output, final, call.batched)
     return output, states, cache

@@ -142,7 +142,8 @@ def gradcheck(
 
 def float64_copy(layer: R) -> R:
     """A copy of `layer` in float64 and train mode, on the same backend."""
-    return copy.deepcopy(layer).to(dtype="float64").train()
+    wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
+    return copy.deepcopy(layer).to(**wide).train()
 
 
 def widened(layer: _Recurrent, value: Any) -> Any:

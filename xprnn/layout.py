@@ -117,7 +117,7 @@ class Layout:
         if self.ragged is None:
             x[...] = packed.reshape(x.shape)
         else:
-            x[self.ragged.time, self.ragged.row] = packed
+            x[self.ragged.time, self.ragged.row] = packed.astype(x.dtype, copy=False)
 
     def time_and_row(self, xp: Any) -> tuple[Array, Array]:
         """The step and the caller's row of each packed row, intp (S,) each."""

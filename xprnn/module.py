@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
@@ -29,6 +29,7 @@ class Module:
 
     options: dict[str, Any]
     training: bool
+    _set_up: Callable[..., None]  # builds the module from options and, by name, its place
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
@@ -37,10 +38,6 @@ class Module:
         """Make xprnn's own modules loadable by name."""
         if cls.__module__.startswith(f"{__package__}.") and not cls.__name__.startswith("_"):
             Module._kinds[cls.__name__] = cls
-
-    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
-        """Build the module from checked options; a constructor does nothing else."""
-        raise NotImplementedError
 
     def _build(
         self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
@@ -198,6 +195,10 @@ class Module:
     def _moved(self) -> None:
         """Drop what depends on the place."""
 
+    def _place(self) -> dict[str, str]:
+        """The constructor's arguments that say where and in which types the module computes."""
+        return {"backend": self.backend.name, "dtype": self.dtype.name}
+
     def _extra(self) -> dict[str, Any]:
         """What a copy must keep beside options and parameters (JSON values)."""
         return {"frozen": sorted(self._frozen)}
@@ -257,8 +258,7 @@ class Module:
         """Options, place and host copies of parameters and gradients; no records."""
         return {
             "options": self.options,
-            "backend": self.backend.name,
-            "dtype": self.dtype.name,
+            "place": self._place(),
             "training": self.training,
             "extra": self._extra(),
             "version": self.parameters.version,
@@ -268,7 +268,7 @@ class Module:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the module anew on its backend and fill it."""
-        self._set_up(state["options"], state["backend"], state["dtype"])
+        self._set_up(state["options"], **state["place"])
         self._write(state["parameters"])
         grads = {n: self.backend.from_host(array) for n, array in state["grads"].items()}
         self._grads.update(grads)
@@ -282,9 +282,8 @@ class Module:
 
     def __repr__(self) -> str:
         """The constructor's call."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        where = f"backend={self.backend.name!r}, dtype={self.dtype.name!r}"
-        return f"{type(self).__name__}({options}, {where})"
+        arguments = {**self.options, **self._place()}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:

@@ -98,7 +98,14 @@ class RNN(_Layer):
         layer but the last is set to zero (the others are divided by 1 - dropout).
     :param bidirectional: D = 2: a second direction reads each row from its end.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
-    :param dtype: "float32" or "float64".
+    :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
+    :param precision: "ieee": float32 products are exact to rounding; "tf32" allows a GPU to
+        round their operands to 11 significant bits. Other dtypes and the CPU are always exact.
+    :param compute_dtype: "float16" or "bfloat16" beside dtype "float32" is mixed precision:
+        products read x, h, the gates and copies of the weights in the narrow type, everything
+        else, the arithmetic between products too, stays float32. None: the dtype. On NumPy it
+        computes the same, slowly; float16 gradients below 6e-8 vanish, so scale the gradients
+        that go into `backward` up and those that come out down. See `xprnn.arithmetic`.
     :param seed: of the initial parameters and the dropout masks; None draws one.
     :raises TypeError, ValueError: an argument is none of these.
 
@@ -125,6 +132,8 @@ class RNN(_Layer):
         *,
         backend: str | None = None,
         dtype: Any = "float32",
+        precision: str = "ieee",
+        compute_dtype: Any = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -138,7 +147,7 @@ class RNN(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype)
+        self._set_up(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(elman)
 
@@ -181,6 +190,8 @@ class GRU(_Layer):
         reset_after: bool = True,
         backend: str | None = None,
         dtype: Any = "float32",
+        precision: str = "ieee",
+        compute_dtype: Any = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -194,7 +205,7 @@ class GRU(_Layer):
             "reset_after": reset_after,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype)
+        self._set_up(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(gru)
 
@@ -231,6 +242,8 @@ class LSTM(_Layer):
         *,
         backend: str | None = None,
         dtype: Any = "float32",
+        precision: str = "ieee",
+        compute_dtype: Any = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -243,6 +256,6 @@ class LSTM(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype)
+        self._set_up(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(lstm)

@@ -26,12 +26,12 @@ def sigmoid(xp: Any, a: Array) -> None:
 
 
 def sum_rows(xp: Any, a: Array, out: Array) -> None:
-    """Write the sum over rows of a (S, F), any strides, to `out` (F,).
+    """Write the sum over rows of a (S, F), any strides, to `out` (F,), in the type of `out`.
 
     Row after row the rounding error grows with S; here blocks are summed, then their sums.
     """
     while a.shape[0] > _BLOCK:
         whole = a.shape[0] // _BLOCK * _BLOCK
-        sums = a[:whole].reshape(-1, _BLOCK, a.shape[1]).sum(axis=1)
-        a = xp.concatenate([sums, a[whole:]], axis=0)
-    xp.sum(a, axis=0, out=out)
+        sums = a[:whole].reshape(-1, _BLOCK, a.shape[1]).sum(axis=1, dtype=out.dtype)
+        a = xp.concatenate([sums, a[whole:].astype(out.dtype, copy=False)], axis=0)
+    xp.sum(a, axis=0, dtype=out.dtype, out=out)

@@ -16,7 +16,10 @@ from .backend import ALIGNMENT, Array, Backend
 
 
 class Workspace:
-    """A stack of uninitialised arrays of one dtype, cut from one buffer that follows the demand."""
+    """A stack of uninitialised arrays, cut from one buffer that follows the demand.
+
+    They are of one dtype, or of a narrower one where that is asked for.
+    """
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any]) -> None:
         self._backend = backend
@@ -26,8 +29,11 @@ class Workspace:
         self._used = 0
         self._peak = 0
 
-    def empty(self, *shape: int) -> Array:
+    def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
         """An uninitialised C-contiguous array; its owner is whoever holds the workspace."""
+        if dtype is not None and dtype != self.dtype:
+            size, ratio = prod(shape), self.dtype.itemsize // dtype.itemsize
+            return self.empty(-(-size // ratio)).view(dtype)[:size].reshape(shape)
         size = prod(shape)
         start = self._used
         self._used += -(-size // self._grain) * self._grain

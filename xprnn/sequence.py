@@ -10,6 +10,7 @@ from typing import Any
 
 from .backend import Array
 from .cells import Cell, Weights
+from .kernels import Engine
 from .layout import Layout
 from .numerics import sum_rows
 from .scratch import Workspace
@@ -17,7 +18,10 @@ from .scratch import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What the steps of one direction of one layer leave behind for `backward`."""
+    """What the steps of one direction of one layer leave behind for `backward`.
+
+    All are of the compute dtype but the states after the first, which no product reads.
+    """
 
     x: Array  # (S, I) the layer's input
     gates: Array  # (S, G*H)
@@ -26,8 +30,7 @@ class Trace:
 
 
 def forward(
-    xp: Any,
-    cell: Cell,
+    engine: Engine,
     weights: Weights,
     x: Array,
     ends: tuple[Array, ...],
@@ -43,17 +46,19 @@ def forward(
     overwritten with the final ones. The trace is written, in memory of `kept`; its
     `saved` is complete only with `record`. `scratch` is free again afterwards.
     """
+    xp, cell, T = engine.xp, engine.cell, engine.compute_dtype
     H = ends[0].shape[1]
     total = layout.total
-    gates = kept.empty(total, cell.gates * H)
-    saved = kept.empty(total if record else layout.running, cell.saved * H)
-    states = tuple([kept.empty(layout.running + total, H) for _ in ends])
+    gates = kept.empty(total, cell.gates * H, dtype=T)
+    saved = kept.empty(total if record else layout.running, cell.saved * H, dtype=T)
+    others = [kept.empty(layout.running + total, H) for _ in ends[1:]]
+    states = (kept.empty(layout.running + total, H, dtype=T), *others)
     carved = Carved(scratch, layout.running, cell.forward_scratch, H)
 
     xp.matmul(x, weights.weight_ih.T, out=gates)
     bias = _input_bias(cell, weights, H)
     if bias is not None:
-        gates += bias
+        gates += bias.astype(T, copy=False)
     for _, rows, joined, at, before, after in layout.walk(reverse):
         if rows > joined:
             for state, end in zip(states, ends, strict=True):
@@ -74,8 +79,7 @@ def forward(
 
 
 def backward(
-    xp: Any,
-    cell: Cell,
+    engine: Engine,
     weights: Weights,
     trace: Trace,
     layout: Layout,
@@ -95,6 +99,7 @@ def backward(
     given, is written: the norm of the gradient that reaches the state after each step.
     `trace` is used up: its gates and saved are overwritten.
     """
+    xp, cell = engine.xp, engine.cell
     H = dstates[0].shape[1]
     carved = Carved(scratch, layout.running, cell.backward_scratch, H)
     for t, rows, _, at, before, after in layout.walk(reverse, undo=True):

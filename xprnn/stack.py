@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from . import dropout, sequence
-from .backend import Array, Backend
+from .backend import Array
 from .cells import Cell, Weights
+from .kernels import Engine
 from .layout import Layout, make_layout
 from .scratch import Workspace
 
@@ -65,6 +66,8 @@ class Stack:
 class Tape:
     """What one recorded call leaves behind; used up by `backward`."""
 
+    engine: Engine
+    weights: list[list[Weights]]  # by layer and direction, as the products read them
     layout: Layout
     traces: list[list[sequence.Trace]]  # by layer and direction
     dropout_key: tuple[int, int]  # (seed, call)
@@ -74,7 +77,7 @@ class Tape:
 
 
 def forward(
-    backend: Backend,
+    engine: Engine,
     stack: Stack,
     weights: list[list[Weights]],
     x: Array,
@@ -92,25 +95,25 @@ def forward(
     (L*D, N, H). With a `dropout_key` the call is recorded: dropout acts, and the tape, which
     stands in memory of `kept`, can be undone. `scratch` may be `kept` where it is not recorded.
     """
-    xp, record = backend.xp, dropout_key is not None
-    H, D, dtype = stack.hidden_size, stack.num_directions, scratch.dtype
+    xp, record = engine.xp, dropout_key is not None
+    H, D, dtype, T = stack.hidden_size, stack.num_directions, engine.dtype, engine.compute_dtype
+    weights = [[_to_read(each, T) for each in pair] for pair in weights]
     steps, batch = _time_major(x, batch_first).shape[:2]
-    layout = make_layout(backend, steps, batch, lengths)
+    layout = make_layout(engine.backend, steps, batch, lengths)
     output = _caller_array(xp, layout, (*x.shape[:2], D * H), dtype)
     final = _sorted_states(xp, stack, layout, initial, dtype)
-    current = kept.empty(layout.total, stack.input_size)
+    current = kept.empty(layout.total, stack.input_size, dtype=T)
     layout.pack(_time_major(x, batch_first), current)
     traces: list[list[sequence.Trace]] = []
     for layer in range(stack.num_layers):
         last = layer + 1 == stack.num_layers
-        joined = (scratch if last else kept).empty(layout.total, D * H)
+        joined = (scratch if last else kept).empty(layout.total, D * H, dtype=T)
         traces.append([])
         for d in range(D):
             mark = scratch.mark()
             ends = tuple([end[layer * D + d] for end in final])
             trace = sequence.forward(
-                xp,
-                stack.cell,
+                engine,
                 weights[layer][d],
                 current,
                 ends,
@@ -125,17 +128,16 @@ def forward(
                 traces[-1].append(trace)
             scratch.rewind(mark)
         if dropout_key is not None and not last:
-            _drop(backend, stack, layout, joined, dropout_key, layer)
+            _drop(xp, stack, layout, joined, dropout_key, layer)
         current = joined
     layout.unpack(current, _time_major(output, batch_first))
     layout.unsort_in_place(final)
-    return output, final, Tape(layout, traces, dropout_key or (0, 0), x.shape, batch_first)
+    key = dropout_key or (0, 0)
+    return output, final, Tape(engine, weights, layout, traces, key, x.shape, batch_first)
 
 
 def backward(
-    backend: Backend,
     stack: Stack,
-    weights: list[list[Weights]],
     tape: Tape,
     doutput: Array | None,
     dfinal: tuple[Array | None, ...],
@@ -146,12 +148,12 @@ def backward(
 ) -> tuple[Array | None, tuple[Array, ...]]:
     """Undo `forward`; returns a new dx (None unless `need_dx`) and the gradients of `initial`.
 
-    Read: `weights`, `doutput` of the output's shape, `dfinal` (L*D, N, H) each; None stands for
+    Read: `doutput` of the output's shape, `dfinal` (L*D, N, H) each; None stands for
     zeros. Written: `dweights`, every entry that is not None; `flow` (L*D, T), if given. The
     tape is used up.
     """
-    xp, layout = backend.xp, tape.layout
-    H, D, dtype = stack.hidden_size, stack.num_directions, scratch.dtype
+    xp, layout = tape.engine.xp, tape.layout
+    H, D, dtype = stack.hidden_size, stack.num_directions, tape.engine.dtype
     dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
     dstates = _sorted_states(xp, stack, layout, dfinal, dtype)
     dlayer: Array | None = None
@@ -165,9 +167,8 @@ def backward(
         for d in range(D):
             k, mark = layer * D + d, scratch.mark()
             sequence.backward(
-                xp,
-                stack.cell,
-                weights[layer][d],
+                tape.engine,
+                tape.weights[layer][d],
                 tape.traces[layer][d],
                 layout,
                 d == 1,
@@ -183,7 +184,7 @@ def backward(
         if dlayer is not None and D == 2:
             dlayer += shares[1]
         if layer:
-            _drop(backend, stack, layout, dlayer, tape.dropout_key, layer - 1)
+            _drop(xp, stack, layout, dlayer, tape.dropout_key, layer - 1)
     if dx is not None:
         layout.unpack(dlayer, _time_major(dx, tape.batch_first))
     layout.unsort_in_place(dstates)
@@ -201,13 +202,25 @@ def _sorted_states(
     return states
 
 
+def _to_read(weights: Weights, dtype: np.dtype[Any]) -> Weights:
+    """The weights as products read them: the matrices in the compute dtype."""
+    if weights.weight_ih.dtype == dtype:
+        return weights
+    return Weights(
+        weights.weight_ih.astype(dtype),
+        weights.weight_hh.astype(dtype),
+        weights.bias_ih,
+        weights.bias_hh,
+    )
+
+
 def _drop(
-    backend: Backend, stack: Stack, layout: Layout, x: Array, key: tuple[int, int], layer: int
+    xp: Any, stack: Stack, layout: Layout, x: Array, key: tuple[int, int], layer: int
 ) -> None:
     """Dropout in place on what `layer` hands up, x (S, D*H); its own gradient."""
     if stack.dropout:
-        time, row = layout.time_and_row(backend.xp)
-        dropout.apply(backend.xp, x, stack.dropout, (*key, layer), time, row)
+        time, row = layout.time_and_row(xp)
+        dropout.apply(xp, x, stack.dropout, (*key, layer), time, row)
 
 
 def _time_major(x: Array, batch_first: bool) -> Array:

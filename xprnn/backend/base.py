@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -10,6 +11,21 @@ import numpy as np
 Array: TypeAlias = Any  # an array of whichever module serves: numpy.ndarray, cupy.ndarray
 
 ALIGNMENT = 64  # bytes: one cache line, and enough for every vector load
+
+
+class WideProducts:
+    """An array module whose products take narrow operands: widened, multiplied, rounded once."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the module's own."""
+        return getattr(self._xp, name)
+
+    def matmul(self, a: Array, b: Array, out: Array) -> None:
+        """Write a @ b to `out`; a and b of one narrow dtype, `out` of that or float32."""
+        out[...] = self._xp.matmul(a.astype(np.float32), b.astype(np.float32))
 
 
 class BackendUnavailableError(RuntimeError):
@@ -25,6 +41,7 @@ class Backend:
 
     kind = "numpy"
     xp: Any = np
+    kernels = ""  # the family of fused kernels that run here, a folder of `xprnn/kernels`
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -45,8 +62,23 @@ class Backend:
         """Whether `array` is one of this backend's arrays, on its device."""
         return self.name_of(array) == self.name
 
+    def module(self, precision: str, narrow: bool) -> Any:
+        """The array module for equations: `xp`, with products as precise as the layer asks for.
+
+        NumPy's float32 products are exact enough for any `precision`; `narrow` operands are
+        widened.
+        """
+        return WideProducts(self.xp) if narrow else self.xp
+
+    def adopt(self, array: Any) -> Array | None:
+        """`array` itself if it is this backend's, or its memory on loan; None if neither can be."""
+        return array if self.owns(array) else None
+
     def activate(self) -> AbstractContextManager[Any]:
-        """A context in which new arrays are made on this backend's device."""
+        """A context in which new arrays are made on this backend's device.
+
+        Every operation begins by entering it, before anything is changed.
+        """
         return nullcontext()
 
     def stream(self) -> int:
@@ -77,6 +109,10 @@ class Backend:
         array.flags.writeable = writable
         if not writable and isinstance(array.base, np.ndarray):
             array.base.flags.writeable = False
+
+    def describe(self) -> str:
+        """What computes here, for people."""
+        return f"{platform.machine()} {platform.system()}"
 
     def __repr__(self) -> str:
         """The backend's name."""

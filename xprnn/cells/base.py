@@ -58,6 +58,8 @@ class Cell:
     forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
     backward_scratch: tuple[int, ...]
     parts: tuple[str, ...] = ("forward_gates", "backward_gates")
+    # array operations of a step forward and backward, on a GPU a launch each; None: not counted
+    launches: tuple[int, int] | None = None
 
     @property
     def gates(self) -> int:

@@ -36,8 +36,9 @@ class GRU(Cell):
     gate_names = ("r", "z", "n")
     folded = 2
     saved = 1
-    forward_scratch = (3,)
-    backward_scratch = (1, 1)
+    forward_scratch: tuple[int, ...] = (3,)
+    backward_scratch: tuple[int, ...] = (1, 1)
+    launches = (14, 17)
 
     def forward_gates(
         self,
@@ -138,8 +139,9 @@ class GRUResetBefore(Cell):
     gate_names = ("r", "z", "n")
     folded = 3
     saved = 1
-    forward_scratch = (2, 1)
-    backward_scratch = (1, 1)
+    forward_scratch: tuple[int, ...] = (2, 1)
+    backward_scratch: tuple[int, ...] = (1, 1)
+    launches = (14, 20)
     parts = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
 
     def forward(

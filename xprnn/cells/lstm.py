@@ -37,8 +37,9 @@ class LSTM(Cell):
     folded = 4
     saved = 1
     state_names = ("h", "c")
-    forward_scratch = (4,)
-    backward_scratch = (1, 1)
+    forward_scratch: tuple[int, ...] = (4,)
+    backward_scratch: tuple[int, ...] = (1, 1)
+    launches = (18, 24)
 
     def forward_gates(
         self,

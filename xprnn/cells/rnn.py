@@ -25,12 +25,13 @@ class RNN(Cell):
 
     gate_names = ("",)  # its one block has no name
     folded = 1
-    forward_scratch = (1,)
-    backward_scratch = ()
+    forward_scratch: tuple[int, ...] = (1,)
+    backward_scratch: tuple[int, ...] = ()
 
     def __init__(self, nonlinearity: str) -> None:
         self.name = f"rnn_{nonlinearity}"
         self.relu = nonlinearity == "relu"
+        self.launches = (3, 3) if self.relu else (3, 4)
 
     def forward_gates(
         self,

@@ -1,15 +1,24 @@
 """The table that chooses who serves a cell: the plain code of `cells/`, or a faster kernel.
 
 There are two seams, and the plain code is the fallback and the oracle of both: "pointwise"
-(the gates of one step in one kernel) and "sequence" (all steps in one launch). No kernel is
-registered yet, so the plain code, "reference", serves everything and `explain` says so.
+(what a step does by element in one kernel) and "sequence" (all steps in one launch). To add a
+kernel: a folder here with a dict of cells like `cuda.POINTWISE`, one line in `_pointwise`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any
+
+import numpy as np
+
+from ..arithmetic import Arithmetic
+from ..backend import Backend
+from ..cells import Cell
+from .narrow import widened
 
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
@@ -19,29 +28,66 @@ class KernelUnavailableError(RuntimeError):
     """`XPRNN_KERNELS` forces an implementation that cannot serve this call."""
 
 
-class Choice(NamedTuple):
-    """Who serves, and why each faster implementation does not."""
+@dataclass(frozen=True)
+class Engine:
+    """What a call runs on: who takes the steps, with which products, in which types."""
 
     implementation: str
-    reasons: tuple[tuple[str, str], ...]
+    reason: str  # why this one
+    missing: tuple[tuple[str, str], ...]  # each faster implementation, and why not that one
+    backend: Backend
+    xp: Any  # the backend's array module, with products as precise as the layer asks for
+    cell: Cell
+    arithmetic: Arithmetic
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """A, the type of what the caller sees and of arithmetic."""
+        return self.arithmetic.dtype
+
+    @property
+    def compute_dtype(self) -> np.dtype[Any]:
+        """T, the type of what products read."""
+        return self.arithmetic.compute_dtype
 
 
-def choose(cell: str, backend: str) -> Choice:
-    """Who serves the cell of this name on the backend of this name.
+def choose(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Engine:
+    """Who serves a cell on a backend in these types.
 
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there.
     """
-    return _choose(cell, backend, os.environ.get(ENVIRONMENT_VARIABLE) or "auto")
+    return _choose(cell, backend, arithmetic, os.environ.get(ENVIRONMENT_VARIABLE) or "auto")
 
 
 @cache
-def _choose(cell: str, backend: str, forced: str) -> Choice:
+def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -> Engine:
     if forced not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join(IMPLEMENTATIONS)}; got {forced!r}"
         )
-    missing = f"no kernel for cell '{cell}' on backend '{backend}' in this version"
-    if forced in ("pointwise", "sequence"):
-        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {missing}")
-    return Choice("reference", tuple((name, missing) for name in IMPLEMENTATIONS[1:]))
+    serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
+    pointwise = _pointwise(backend)
+    if cell.name in pointwise:
+        serving["pointwise"] = pointwise[cell.name]
+    absent = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
+    if forced == "auto":
+        chosen = next(name for name in reversed(IMPLEMENTATIONS) if name in serving)
+        reason = f"the fastest of {len(serving)}" if len(serving) > 1 else "the only one here"
+    elif forced in serving:
+        chosen, reason = forced, f"{ENVIRONMENT_VARIABLE}={forced}"
+    else:
+        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {absent}")
+    faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(chosen) + 1 :]
+    missing = tuple([(name, reason if name in serving else absent) for name in faster])
+    xp = backend.module(arithmetic.precision, arithmetic.narrow)
+    return Engine(chosen, reason, missing, backend, xp, serving[chosen], arithmetic)
+
+
+def _pointwise(backend: Backend) -> Mapping[str, Cell]:
+    """The cells whose parts are fused, for the family of kernels that a backend runs."""
+    if backend.kernels == "cuda":
+        from .cuda.cells import POINTWISE
+
+        return POINTWISE
+    return {}

@@ -1,0 +1,39 @@
+"""What `layer.explain(shape)` says: who serves a call, why, and what a step costs."""
+
+from __future__ import annotations
+
+from .kernels import Engine
+from .stack import Stack
+
+
+def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> str:
+    """The text for a layer of class `kind` and a call with T steps and N rows."""
+    forward, backward = moved(net, engine, batch)
+    lines = [
+        f"{kind}({net.input_size}, {net.hidden_size}) on {engine.backend.name}, "
+        f"{engine.arithmetic}, T={steps} N={batch}: {engine.implementation}",
+        f"  reason: {engine.reason}",
+        f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
+    ]
+    if engine.backend.kernels and engine.cell.launches:
+        there, back = engine.cell.launches
+        lines.append(
+            f"  a step takes {there} launches forward, {back} backward and one more "
+            "where its output has a gradient"
+        )
+    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
+
+
+def moved(net: Stack, engine: Engine, batch: int) -> tuple[int, int]:
+    """The bytes that one step of one direction has to read and write, forward and backward.
+
+    W_hh once and every buffer of `Cell`'s table as often as a step needs it: gh and the gates
+    are written and read, dgh is read once more by the product behind it.
+    """
+    cell, H = net.cell, net.hidden_size
+    T, A = engine.compute_dtype.itemsize, engine.dtype.itemsize
+    G, others = cell.gates, len(cell.state_names) - 1
+    weights, states = G * H * H * T, T + others * A
+    forward = 2 * G * A + (2 * G + cell.saved) * T + 2 * states
+    backward = (3 * G + 2 * cell.saved) * T + states + 2 * (1 + others) * A
+    return weights + batch * H * forward, weights + batch * H * backward
