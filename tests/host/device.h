@@ -1,0 +1,45 @@
+// What a kernel's source takes for granted on the device, for g++ on the host: the words
+// __device__ and __forceinline__, the mathematical functions, and CuPy's two narrow types.
+// Nothing is included, so that compiling a kernel takes a few hundredths of a second.
+
+#define __device__
+#define __forceinline__ inline __attribute__((always_inline))
+
+typedef __PTRDIFF_TYPE__ ptrdiff_t;
+
+extern "C" float expf(float);
+extern "C" float tanhf(float);
+extern "C" double exp(double);
+extern "C" double tanh(double);
+
+// As CuPy's classes of these names: one value in two bytes, float in between, and nothing else.
+
+class float16 {
+  _Float16 value;
+
+ public:
+  float16() = default;
+  float16(float v) : value(static_cast<_Float16>(v)) {}
+  operator float() const { return static_cast<float>(value); }
+};
+
+class bfloat16 {
+  unsigned short bits;
+
+ public:
+  bfloat16() = default;
+  bfloat16(float v) {
+    unsigned int u;
+    __builtin_memcpy(&u, &v, sizeof u);
+    if (v != v)
+      bits = static_cast<unsigned short>(u >> 16 | 0x40);  // quiet, so that it stays a NaN
+    else
+      bits = static_cast<unsigned short>((u + 0x7fff + (u >> 16 & 1)) >> 16);  // ties to even
+  }
+  operator float() const {
+    unsigned int u = static_cast<unsigned int>(bits) << 16;
+    float v;
+    __builtin_memcpy(&v, &u, sizeof v);
+    return v;
+  }
+};
