@@ -7,9 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of
+from .backend import Array, Backend
 from .cells import CELLS, Cell, Weights
-from .checks import check_array, check_choice, check_dtype, check_flag, check_lengths, check_states
+from .checks import (
+    check_array,
+    check_choice,
+    check_flag,
+    check_leader,
+    check_lengths,
+    check_states,
+)
 from .stack import Stack
 
 
@@ -35,7 +42,7 @@ def check_call(
     """Check the arguments of a layer's call; TypeError or ValueError names the one at fault."""
     batched = getattr(x, "ndim", 3) != 2
     outer = (("N", "T") if batch_first else ("T", "N")) if batched else ("T",)
-    check_array("x", x, backend, dtype, (*outer, stack.input_size))
+    x = check_array("x", x, backend, dtype, (*outer, stack.input_size))
     if not batched:
         batch_first, x = False, x[:, None]
     steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
@@ -61,7 +68,7 @@ def check_upstream(
     if doutput is not None:
         outer = x_shape[:2] if batched else x_shape[:1]
         width = stack.num_directions * stack.hidden_size
-        check_array("doutput", doutput, backend, dtype, (*outer, width))
+        doutput = check_array("doutput", doutput, backend, dtype, (*outer, width))
     names = tuple([f"d{name}_n" for name in stack.cell.state_names])
     shape = state_shape(stack, batch, batched)
     dfinal = check_states(names, dhx, backend, dtype, shape, gradients=True)
@@ -89,23 +96,21 @@ def unwrap(
     return array, states if len(states) > 1 else states[0]
 
 
-def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack]:
-    """The backend that weights stand on and the stack of one layer that they make."""
-    backend = backend_of(weights.weight_ih)
-    if backend is None:
-        kind = type(weights.weight_ih).__name__
-        raise TypeError(f"weight_ih: expected an array (G*H, I), got {kind}")
-    dtype = check_dtype(weights.weight_ih.dtype, "weight_ih")
-    check_array("weight_ih", weights.weight_ih, backend, dtype, ("G*H", "I"))
-    rows, width = weights.weight_ih.shape
+def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack, Weights]:
+    """The backend that weights stand on, the one-layer stack that they make, and the weights."""
+    backend, weight_ih = check_leader("weight_ih", weights.weight_ih, ("G*H", "I"))
+    rows, width = weight_ih.shape
     if rows == 0 or rows % cell.gates:
         raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
     net = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
-    check_array("weight_hh", weights.weight_hh, backend, dtype, (rows, net.hidden_size))
+    shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, net.hidden_size)}
     if weights.bias_ih is not None or weights.bias_hh is not None:
-        check_array("bias_ih", weights.bias_ih, backend, dtype, (rows,))
-        check_array("bias_hh", weights.bias_hh, backend, dtype, (rows,))
-    return backend, net
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    found = {
+        name: check_array(name, getattr(weights, name), backend, weight_ih.dtype, shape)
+        for name, shape in shapes.items()
+    }
+    return backend, net, weights._replace(weight_ih=weight_ih, **found)
 
 
 def elman(options: Mapping[str, Any]) -> Cell:

@@ -27,13 +27,13 @@ class _CellModule(_Recurrent):
         net = self._stack
         batched = getattr(x, "ndim", 2) != 1
         shape: tuple[Any, ...] = ("N", net.input_size) if batched else (net.input_size,)
-        check_array("x", x, self.backend, self.dtype, shape)
+        x = check_array("x", x, self.backend, self.dtype, shape)
         if not batched:
             x = x[None]
         shape = (x.shape[0], net.hidden_size) if batched else (net.hidden_size,)
         states = check_states(net.cell.state_names, hx, self.backend, self.dtype, shape)
         if states is not None:
-            states = tuple([state.reshape(1, x.shape[0], net.hidden_size) for state in states])
+            states = tuple([s[None] if batched else s[None, None] for s in states])
         _, final = self._run(Call(x[None], states, None, False, batched))
         return _unwrap(final, batched)
 
@@ -56,7 +56,7 @@ class _CellModule(_Recurrent):
         given = check_states(names, dnext, self.backend, self.dtype, shape, True)
         dfinal = tuple(
             [
-                None if d is None else d.reshape(1, batch, net.hidden_size)
+                d if d is None else d[None] if record.batched else d[None, None]
                 for d in given or (None,) * len(names)
             ]
         )
@@ -92,14 +92,14 @@ class _CellModule(_Recurrent):
         [3.0, 0.0]
         """
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-        backend, net = check_weights(cls._cell({**DEFAULTS, **options}), weights)
+        backend, net, weights = check_weights(cls._cell({**DEFAULTS, **options}), weights)
         cell = cls(
             net.input_size,
             net.hidden_size,
             net.bias,
             **options,
             backend=backend.name,
-            dtype=weight_ih.dtype,
+            dtype=weights.weight_ih.dtype,
             seed=0,
         )
         cell.parameters.update({name: w for name, w in weights._asdict().items() if w is not None})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of
+from .backend import Array, Backend, backend_of, home_of, whereabouts
 
 DTYPES = ("float32", "float64")
 
@@ -97,34 +97,74 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
 
 def check_array(
     name: str, array: Any, backend: Backend, dtype: np.dtype[Any], shape: tuple[Any, ...]
-) -> None:
-    """Raise unless `array` is on `backend` and has `dtype` and `shape`.
+) -> Array:
+    """The array to use for argument `name`: `array`, or what another library lends to CuPy.
 
-    A str in `shape` stands for any length and is its name in the message.
+    Nothing is copied. A str in `shape` stands for any length and is its name in the message.
+
+    :raises TypeError, ValueError: it is not on `backend`, or not of `dtype` and `shape`.
     """
-    if isinstance(array, np.ma.MaskedArray):
+    plain = not isinstance(array, (np.ma.MaskedArray, np.matrix))
+    found = _adopted(name, array, backend) if plain else None
+    if found is None:
         raise TypeError(
-            f"{name}: expected a {dtype} array {_shape_text(shape)} without a mask; "
-            "convert it with .filled(0.0)"
+            f"{name}: expected a {dtype} array {_shape_text(shape)} on backend {backend.name!r}"
+            f"{_instead(name, array, backend, dtype)}"
         )
-    if not backend.owns(array) or isinstance(array, np.matrix):
-        home = backend_of(array)
-        kind = type(array).__name__ + (f" on backend {home.name!r}" if home else "")
+    if found.dtype != dtype:
+        advice = f".astype('{dtype}')" if found is array else _move(name, backend, dtype)
         raise TypeError(
-            f"{name}: expected a {dtype} array {_shape_text(shape)} on backend {backend.name!r}, "
-            f"got {kind}; convert it with xprnn.asarray(..., backend={backend.name!r}, "
-            f"dtype='{dtype}')"
+            f"{name}: expected dtype {dtype}, got {found.dtype}; convert it with {advice}"
         )
-    if array.dtype != dtype:
-        raise TypeError(
-            f"{name}: expected dtype {dtype}, got {array.dtype}; convert it with .astype('{dtype}')"
-        )
-    if len(array.shape) != len(shape) or any(
-        isinstance(want, int) and want != got for want, got in zip(shape, array.shape, strict=True)
+    if len(found.shape) != len(shape) or any(
+        isinstance(want, int) and want != got for want, got in zip(shape, found.shape, strict=True)
     ):
         raise ValueError(
-            f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(array.shape)}"
+            f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(found.shape)}"
         )
+    return found
+
+
+def check_leader(name: str, array: Any, shape: tuple[Any, ...]) -> tuple[Backend, Array]:
+    """The backend of the argument that says where a function computes, and the array to use.
+
+    :raises TypeError, ValueError: it is no float32 or float64 array of `shape`.
+    """
+    backend = home_of(array)
+    if backend is None:
+        raise TypeError(
+            f"{name}: expected an array {_shape_text(shape)}, got {_kind(array)}"
+            f"{whereabouts(array)}; xprnn.asarray({name}) makes one"
+        )
+    found = _adopted(name, array, backend)
+    dtype = check_dtype(getattr(found, "dtype", None), name)
+    return backend, check_array(name, found, backend, dtype, shape)
+
+
+def _adopted(name: str, array: Any, backend: Backend) -> Array | None:
+    """What `backend` can use of `array`; TypeError if another library has it and does not lend."""
+    try:
+        return backend.adopt(array)
+    except (BufferError, NotImplementedError) as error:
+        detached = "; pass it with .detach()" if getattr(array, "requires_grad", False) else ""
+        raise TypeError(
+            f"{name}: expected an array whose memory can be lent to CuPy, "
+            f"got {_kind(array)}: {error}{detached}"
+        ) from error
+
+
+def _instead(name: str, array: Any, backend: Backend, dtype: np.dtype[Any]) -> str:
+    """What came instead of an array on `backend`, and how to make one of it."""
+    if isinstance(array, np.ma.MaskedArray):
+        return " without a mask; convert it with .filled(0.0)"
+    home = backend_of(array)
+    where = f" on backend {home.name!r}" if home else whereabouts(array)
+    return f", got {_kind(array)}{where}; convert it with {_move(name, backend, dtype)}"
+
+
+def _move(name: str, backend: Backend, dtype: np.dtype[Any]) -> str:
+    value = name if name.isidentifier() else "value"
+    return f"xprnn.asarray({value}, backend={backend.name!r}, dtype='{dtype}')"
 
 
 def _shape_text(shape: tuple[Any, ...]) -> str:
@@ -144,12 +184,12 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray | None:
     if not isinstance(lengths, (list, tuple, np.ndarray)) or np.ma.isMaskedArray(lengths):
         raise TypeError(
             f"lengths: expected a list or NumPy array of {batch} integers, "
-            f"got {type(lengths).__name__}"
+            f"got {type(lengths).__name__}{whereabouts(lengths)}; xprnn.to_numpy(lengths) makes one"
         )
     try:
         array = np.asarray(lengths)
-    except ValueError as error:  # nested lists of different lengths
-        raise ValueError(f"lengths: expected {batch} integers: {error}") from error
+    except (TypeError, ValueError) as error:  # nested, or with numbers on a device
+        raise type(error)(f"lengths: expected {batch} integers: {error}") from error
     if array.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), got {_shape_text(array.shape)}")
     if batch and array.dtype.kind not in "iu":
@@ -184,10 +224,12 @@ def check_states(
             f"{', '.join(names)}: expected a tuple ({', '.join(names)}) of arrays "
             f"{_shape_text(shape)}, got {_kind(given)}"
         )
+    found = []
     for name, state in zip(names, given, strict=True):
         if state is not None or not gradients:
-            check_array(name, state, backend, dtype, shape)
-    return tuple(given)
+            state = check_array(name, state, backend, dtype, shape)
+        found.append(state)
+    return tuple(found)
 
 
 def state_errors(

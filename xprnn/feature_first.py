@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import functional
-from .backend import Array, Backend, backend_of
-from .checks import check_array, check_dtype
+from .backend import Array, Backend
+from .checks import check_array, check_leader
+from .memory import frees_memory
 from .numerics import sum_rows
 
 PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
@@ -28,12 +29,14 @@ PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
 class Cache:
     """What a forward call leaves for its backward call: good for one."""
 
+    backend: Backend
     run: functional.Cache
     Wya: Array  # (n_y, n_a), the cache's own copy
     a: Array  # (T_x, m, n_a), the cache's own copy
     y: Array  # (T_x, m, n_y), the cache's own copy
 
 
+@frees_memory
 def rnn_cell_forward(
     xt: Array, a_prev: Array, parameters: Mapping[str, Array]
 ) -> tuple[Array, Array, Cache]:
@@ -50,13 +53,15 @@ def rnn_cell_forward(
     >>> a_next.shape, yt_pred[:, 0].tolist()
     ((4, 5), [0.5, 0.5])
     """
-    _check_parameters(parameters)
-    _check("xt", xt, parameters, (parameters["Wax"].shape[1], "m"))
-    _check("a_prev", a_prev, parameters, (parameters["Waa"].shape[0], xt.shape[1]))
-    a, y, cache = _forward(xt.T[None], a_prev, parameters)
+    backend, parameters = _checked(parameters)
+    (n_a, n_x), dtype = parameters["Wax"].shape, parameters["Wax"].dtype
+    xt = check_array("xt", xt, backend, dtype, (n_x, "m"))
+    a_prev = check_array("a_prev", a_prev, backend, dtype, (n_a, xt.shape[1]))
+    a, y, cache = _forward(backend, xt.T[None], a_prev, parameters)
     return a[0].T, y[0].T, cache
 
 
+@frees_memory
 def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> dict[str, Array]:
     """Undo one step.
 
@@ -78,15 +83,16 @@ def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> 
     if not isinstance(cache, Cache):
         raise TypeError("cache: expected what rnn_cell_forward returned")
     _, batch, width = cache.a.shape
-    _check_like("da_next", da_next, cache.a, (width, batch))
+    da_next = _check_like("da_next", da_next, cache, (width, batch))
     if dy is not None:
-        _check_like("dy", dy, cache.a, (cache.y.shape[2], batch))
+        dy = _check_like("dy", dy, cache, (cache.y.shape[2], batch))
     gradients = _backward(da_next.T[None], cache, None if dy is None else dy.T[None])
     gradients["dxt"] = gradients.pop("dx")[0].T
     gradients["da_prev"] = gradients.pop("da0")
     return gradients
 
 
+@frees_memory
 def rnn_forward(
     x: Array, a0: Array, parameters: Mapping[str, Array]
 ) -> tuple[Array, Array, tuple[Cache, Array]]:
@@ -104,13 +110,16 @@ def rnn_forward(
     >>> a.shape, y_pred.shape
     ((4, 5, 7), (2, 5, 7))
     """
-    _check_parameters(parameters)
-    _check("x", x, parameters, (parameters["Wax"].shape[1], "m", "T_x"))
-    _check("a0", a0, parameters, (parameters["Waa"].shape[0], x.shape[1]))
-    a, y, cache = _forward(x.transpose(2, 1, 0), a0, parameters)
-    return a.transpose(2, 1, 0), y.transpose(2, 1, 0), (cache, x.copy())
+    backend, parameters = _checked(parameters)
+    (n_a, n_x), dtype = parameters["Wax"].shape, parameters["Wax"].dtype
+    x = check_array("x", x, backend, dtype, (n_x, "m", "T_x"))
+    a0 = check_array("a0", a0, backend, dtype, (n_a, x.shape[1]))
+    a, y, cache = _forward(backend, x.transpose(2, 1, 0), a0, parameters)
+    with backend.activate():
+        return a.transpose(2, 1, 0), y.transpose(2, 1, 0), (cache, x.copy())
 
 
+@frees_memory
 def rnn_backward(
     da: Array, caches: tuple[Cache, Array], dy: Array | None = None
 ) -> dict[str, Array]:
@@ -133,45 +142,47 @@ def rnn_backward(
         raise TypeError("caches: expected what rnn_forward returned")
     cache = caches[0]
     steps, batch, width = cache.a.shape
-    _check_like("da", da, cache.a, (width, batch, steps))
+    da = _check_like("da", da, cache, (width, batch, steps))
     if dy is not None:
-        _check_like("dy", dy, cache.a, (cache.y.shape[2], batch, steps))
+        dy = _check_like("dy", dy, cache, (cache.y.shape[2], batch, steps))
     upstream = None if dy is None else dy.transpose(2, 1, 0)
     gradients = _backward(da.transpose(2, 1, 0), cache, upstream)
     gradients["dx"] = gradients["dx"].transpose(2, 1, 0)
     return gradients
 
 
-def _forward(x: Array, a0: Array, parameters: Mapping[str, Array]) -> tuple[Array, Array, Cache]:
+def _forward(
+    backend: Backend, x: Array, a0: Array, parameters: Mapping[str, Array]
+) -> tuple[Array, Array, Cache]:
     """Time-major: x (T, m, n_x), a0 (n_a, m) -> a (T, m, n_a), y (T, m, n_y), all fresh."""
     Wax, Waa, Wya = (parameters[name] for name in ("Wax", "Waa", "Wya"))
-    ba, backend = parameters["ba"][:, 0], _backend(Wax)
+    ba, xp = parameters["ba"][:, 0], backend.module("ieee", False)
     with backend.activate():
-        zeros = backend.xp.zeros_like(ba)  # torch's second bias, which this interface has not
+        zeros = xp.zeros_like(ba)  # torch's second bias, which this interface has not
         a, _, run = functional.rnn_forward(x, a0.T[None], Wax, Waa, ba, zeros)
         flat = a.reshape(-1 if a.size else 0, a.shape[2])
-        logits = backend.xp.matmul(flat, Wya.T) + parameters["by"][:, 0]
+        logits = xp.matmul(flat, Wya.T) + parameters["by"][:, 0]
         logits -= logits.max(axis=1, keepdims=True)
-        y = backend.xp.exp(logits)
+        y = xp.exp(logits)
         y /= y.sum(axis=1, keepdims=True)
         y = y.reshape(*a.shape[:2], Wya.shape[0])
-        return a, y, Cache(run, Wya.copy(), a.copy(), y.copy())
+        return a, y, Cache(backend, run, Wya.copy(), a.copy(), y.copy())
 
 
 def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
     """Time-major: da (T, m, n_a) and dy (T, m, n_y) -> gradients, dx (T, m, n_x)."""
     readout = {}
     if dy is not None:
-        backend = _backend(cache.a)
-        with backend.activate():
+        xp = cache.backend.module("ieee", False)
+        with cache.backend.activate():
             # y = softmax(l):  dl = y (dy - Σ dy y)
             dlogits = cache.y * (dy - (dy * cache.y).sum(axis=2, keepdims=True))
             rows = dlogits.reshape(-1 if dlogits.size else 0, dlogits.shape[2])
             states = cache.a.reshape(rows.shape[0], cache.a.shape[2])
-            dby = backend.xp.empty(rows.shape[1], rows.dtype)
-            sum_rows(backend.xp, rows, dby)
-            readout = {"dWya": rows.T @ states, "dby": dby[:, None]}
-            da = da + (rows @ cache.Wya).reshape(cache.a.shape)
+            dby = xp.empty(rows.shape[1], rows.dtype)
+            sum_rows(xp, rows, dby)
+            readout = {"dWya": xp.matmul(rows.T, states), "dby": dby[:, None]}
+            da = da + xp.matmul(rows, cache.Wya).reshape(cache.a.shape)
     found = functional.rnn_backward(da, None, cache.run)
     return {
         "dx": found["dx"],
@@ -183,33 +194,21 @@ def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
     }
 
 
-def _backend(array: Array) -> Backend:
-    """The backend of Wax, or of an array that stands where it does."""
-    backend = backend_of(array)
-    if backend is None:
-        raise TypeError(f"Wax: expected an array, got {type(array).__name__}")
-    return backend
+def _check_like(name: str, array: Array, cache: Cache, shape: tuple[int, ...]) -> Array:
+    return check_array(name, array, cache.backend, cache.a.dtype, shape)
 
 
-def _check(
-    name: str, array: Array, parameters: Mapping[str, Array], shape: tuple[Any, ...]
-) -> None:
-    dtype = check_dtype(parameters["Wax"].dtype, "Wax")
-    check_array(name, array, _backend(parameters["Wax"]), dtype, shape)
-
-
-def _check_like(name: str, array: Array, like: Array, shape: tuple[int, ...]) -> None:
-    check_array(name, array, _backend(like), like.dtype, shape)
-
-
-def _check_parameters(parameters: Mapping[str, Array]) -> None:
+def _checked(parameters: Mapping[str, Array]) -> tuple[Backend, dict[str, Array]]:
+    """The backend that parameters stand on, and the arrays to use."""
     missing = [name for name in PARAMETERS if name not in parameters]
     if missing:
         raise KeyError(f"parameters: missing {', '.join(missing)}")
-    _backend(parameters["Wax"])
-    _check("Wax", parameters["Wax"], parameters, ("n_a", "n_x"))
-    n_a = parameters["Wax"].shape[0]
-    _check("Waa", parameters["Waa"], parameters, (n_a, n_a))
-    _check("ba", parameters["ba"], parameters, (n_a, 1))
-    _check("Wya", parameters["Wya"], parameters, ("n_y", n_a))
-    _check("by", parameters["by"], parameters, (parameters["Wya"].shape[0], 1))
+    backend, Wax = check_leader("Wax", parameters["Wax"], ("n_a", "n_x"))
+    n_a = Wax.shape[0]
+    shapes: dict[str, tuple[Any, ...]] = {"Waa": (n_a, n_a), "ba": (n_a, 1), "Wya": ("n_y", n_a)}
+    found = {"Wax": Wax}
+    for name, shape in shapes.items():
+        found[name] = check_array(name, parameters[name], backend, Wax.dtype, shape)
+    n_y = found["Wya"].shape[0]
+    found["by"] = check_array("by", parameters["by"], backend, Wax.dtype, (n_y, 1))
+    return backend, found

@@ -26,6 +26,7 @@ from .arithmetic import check_arithmetic
 from .backend import Array
 from .cells import CELLS, Cell, Weights
 from .checks import check_flag
+from .memory import frees_memory
 from .scratch import Workspace
 from .stack import Stack
 
@@ -191,6 +192,7 @@ def lstm_forward(
     return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=True)
 
 
+@frees_memory
 def backward(
     doutput: Array | None, dhx: Any, cache: Cache, *, need_dx: bool = True
 ) -> dict[str, Array]:
@@ -222,8 +224,8 @@ def backward(
     doutput, dfinal = check_upstream(
         net, backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
     )
-    tape.spent = True
     with backend.activate():
+        tape.spent = True
         xp = tape.engine.xp
         dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])
         dx, dinitial = stack.backward(
@@ -248,6 +250,7 @@ def backward(
 rnn_backward = gru_backward = lstm_backward = backward
 
 
+@frees_memory
 def _forward(
     cell: Cell,
     x: Array,
@@ -257,7 +260,7 @@ def _forward(
     lengths: Any,
     record: bool,
 ) -> tuple[Array, Any, Cache]:
-    backend, net = arguments.check_weights(cell, weights)
+    backend, net, weights = arguments.check_weights(cell, weights)
     dtype = weights.weight_ih.dtype
     batch_first = check_flag("batch_first", batch_first)
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from .backend import Backend, BackendUnavailableError, get_backend
+from .backend import BackendUnavailableError, auto_choice, get_backend
 
-PACKAGES = ("xprnn", "numpy", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "numba", "torch")
+CUPY = ("cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = ("xprnn", "numpy", "safetensors", *CUPY, "ml_dtypes", "numba", "torch")
 
 
 def versions() -> dict[str, str]:
@@ -22,20 +23,15 @@ def versions() -> dict[str, str]:
 
 
 def backends() -> dict[str, str]:
-    """Each backend and device by name, with what it is or why it cannot be used."""
-    found = {"numpy": f"usable: {platform.machine()} {platform.system()}"}
+    """Each backend and device by name, with what it is or why it cannot be used, and "auto"."""
+    found = {"numpy": f"usable: {get_backend('numpy').describe()}"}
     try:
         first = get_backend("cupy")
     except BackendUnavailableError as error:
         found["cupy"] = f"not usable: {error}"
-        return found
-    for device in range(first.xp.cuda.runtime.getDeviceCount()):
-        found[f"cupy:{device}"] = f"usable: {_describe(first, device)}"
-    return found
-
-
-def _describe(backend: Backend, device: int) -> str:
-    facts = backend.xp.cuda.runtime.getDeviceProperties(device)
-    name = facts["name"].decode() if isinstance(facts["name"], bytes) else facts["name"]
-    memory = facts["totalGlobalMem"] / 2**30
-    return f"{name}, compute capability {facts['major']}.{facts['minor']}, {memory:.0f} GiB"
+    else:
+        for device in range(first.xp.cuda.runtime.getDeviceCount()):
+            backend = get_backend(f"cupy:{device}")
+            found[backend.name] = f"usable: {backend.describe()}"
+    chosen, why = auto_choice()
+    return {**found, "auto": f"{chosen.name}: {why}"}

@@ -105,16 +105,17 @@ class Parameters(Mapping[str, Array]):
         """The flat buffer, writable until the block ends; then views of it must not be written."""
         if self._retired:
             raise RuntimeError("parameters: the module was moved; take module.parameters again")
-        flat = self._flat[:]
+        with self.backend.activate():
+            flat = self._flat[:]
         self.backend.set_writable(flat, True)
         self._open += 1
         try:
             yield flat
         finally:
-            with self.backend.activate():
-                flat[self._padding] = 0.0
             self._open -= 1
             self.version += 1
+            with self.backend.activate():
+                flat[self._padding] = 0.0
             self.backend.set_writable(flat, False)
 
     def retire(self) -> None:
@@ -129,9 +130,14 @@ class Parameters(Mapping[str, Array]):
     def update(self, values: Mapping[str, Array]) -> None:
         """Overwrite parameters with arrays on their backend, all or none; dtypes are cast.
 
-        :raises KeyError, ValueError: a name or a shape is not a parameter's.
+        :raises KeyError, TypeError, ValueError: a name, a backend or a shape is not a parameter's.
         """
         for name, value in values.items():
+            if not self.backend.owns(value):
+                kind = type(value).__name__
+                raise TypeError(
+                    f"parameter {name!r}: expected an array on {self.backend.name!r}, got {kind}"
+                )
             if value.shape != self._shape_of(name):
                 raise ValueError(
                     f"parameter {name!r}: expected shape {self.shapes[name]}, got {value.shape}"
@@ -164,9 +170,9 @@ class Parameters(Mapping[str, Array]):
         return self._arrays[name]
 
     def __setitem__(self, name: str, value: Array) -> None:
-        """Copy an array of the same shape, dtype and backend into parameter `name`."""
+        """Copy an array of the same shape, dtype and device into parameter `name`."""
         shape = self._shape_of(name)
-        check_array(f"parameter {name!r}", value, self.backend, self.dtype, shape)
+        value = check_array(f"parameter {name!r}", value, self.backend, self.dtype, shape)
         self.update({name: value})
 
     def __iter__(self) -> Iterator[str]:

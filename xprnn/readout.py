@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, backend_of
-from .checks import check_array, check_dtype, check_flag, check_seed, check_size
+from .backend import Array, Backend, whereabouts
+from .checks import check_array, check_flag, check_leader, check_seed, check_size
+from .memory import frees_memory
 from .module import Module
 from .numerics import sum_rows
 from .parameters import Shapes, views
@@ -68,6 +69,9 @@ class Linear(Module):
         self._build(shapes, {**plain, "seed": check_seed(options["seed"])}, backend, dtype)
         self._draw(features**-0.5)
 
+    def _moved(self) -> None:
+        self._xp = self.backend.module("ieee", False)  # products in full precision
+
     @classmethod
     def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
         width = check_size("out_features", options["out_features"])
@@ -76,6 +80,7 @@ class Linear(Module):
             shapes["bias"] = (width,)
         return shapes
 
+    @frees_memory
     def __call__(self, x: Array) -> Array:
         """y (..., out_features), a new array; in train mode recorded for `backward`.
 
@@ -83,10 +88,10 @@ class Linear(Module):
         :raises TypeError, ValueError: x has another type, dtype, backend or width.
         """
         outer = ("...",) * max(getattr(x, "ndim", 1) - 1, 0)
-        check_array("x", x, self.backend, self.dtype, (*outer, self.options["in_features"]))
+        x = check_array("x", x, self.backend, self.dtype, (*outer, self.options["in_features"]))
         with self.backend.activate():
             rows = x.reshape(-1 if x.size else 0, x.shape[-1])
-            y = self.backend.xp.matmul(rows, self.parameters["weight"].T)
+            y = self._xp.matmul(rows, self.parameters["weight"].T)
             if "bias" in self.parameters:
                 y += self.parameters["bias"]
             if self.training:
@@ -94,6 +99,7 @@ class Linear(Module):
                 self._records.append(_Record(rows.copy(), x.shape, self.parameters.version))
             return y.reshape(*x.shape[:-1], self.options["out_features"])
 
+    @frees_memory
     def backward(self, dy: Array) -> Array:
         """Undo the last recorded call: adds to `grads` and returns dx, of x's shape.
 
@@ -103,9 +109,9 @@ class Linear(Module):
         """
         record: _Record = self._last_record()
         shape = (*record.shape[:-1], self.options["out_features"])
-        check_array("dy", dy, self.backend, self.dtype, shape)
+        dy = check_array("dy", dy, self.backend, self.dtype, shape)
         with self.backend.activate():
-            xp = self.backend.xp
+            xp = self._xp
             rows = dy.reshape(record.x.shape[0], shape[-1])
             dflat = xp.zeros(self.grads.flat.shape, self.dtype)
             dweights = views(dflat, self.parameters.shapes)
@@ -114,12 +120,13 @@ class Linear(Module):
             if "bias" in dweights and "bias" not in self.frozen:
                 sum_rows(xp, rows, dweights["bias"])
             dx = xp.matmul(rows, self.parameters["weight"]).reshape(record.shape)
-            self._records.pop()
             gradients = self.grads.flat
             gradients += dflat
+            self._records.pop()
             return dx
 
 
+@frees_memory
 def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
     """The mean cross-entropy of softmax(logits) against class numbers, and its gradient.
 
@@ -139,17 +146,11 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
     >>> round(float(loss), 4), dlogits.tolist()
     (1.3863, [[0.25, 0.25, -0.75, 0.25]])
     """
-    backend = backend_of(logits)
-    if backend is None:
-        raise TypeError(f"logits: expected an array (N, K), got {type(logits).__name__}")
-    check_array("logits", logits, backend, check_dtype(logits.dtype, "logits"), ("N", "K"))
+    backend, logits = check_leader("logits", logits, ("N", "K"))
     rows, classes = logits.shape
     if rows == 0:
         raise ValueError("logits: expected at least one row, got none")
-    if not backend.owns(targets) or backend.kind == "numpy":
-        targets = backend.from_host(_check_targets(targets, rows, classes))
-    elif targets.shape != (rows,) or targets.dtype.kind not in "iu":
-        raise ValueError(f"targets: expected ({rows},) integers, got {targets.shape}")
+    targets = _check_targets(targets, backend, rows, classes)
     xp = backend.xp
     with backend.activate():
         shifted = logits - logits.max(axis=1, keepdims=True)
@@ -165,9 +166,19 @@ def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
         return loss, p
 
 
-def _check_targets(targets: Any, rows: int, classes: int) -> np.ndarray:
+def _check_targets(targets: Any, backend: Backend, rows: int, classes: int) -> Array:
+    """Targets on `backend`; those that come from the host are moved there and are in range."""
+    lent = None if backend.kind == "numpy" else backend.adopt(targets)
+    if lent is not None:
+        if lent.shape != (rows,) or lent.dtype.kind not in "iu":
+            raise ValueError(f"targets: expected ({rows},) integers, got {lent.dtype} {lent.shape}")
+        return lent
     if not isinstance(targets, (list, tuple, np.ndarray)):
-        raise TypeError(f"targets: expected {rows} integers, got {type(targets).__name__}")
+        raise TypeError(
+            f"targets: expected {rows} integers, got {type(targets).__name__}"
+            f"{whereabouts(targets)}; convert them with "
+            f"xprnn.asarray(targets, backend={backend.name!r})"
+        )
     array = np.asarray(targets)
     if array.shape != (rows,) or array.dtype.kind not in "iu":
         raise ValueError(f"targets: expected ({rows},) integers, got {array.dtype} {array.shape}")
@@ -175,9 +186,10 @@ def _check_targets(targets: Any, rows: int, classes: int) -> np.ndarray:
         raise ValueError(
             f"targets: expected 0 to {classes - 1}, got {array.min()} to {array.max()}"
         )
-    return array
+    return backend.from_host(array)
 
 
+@frees_memory
 def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
     """The mean squared error over all elements, and its gradient.
 
@@ -194,12 +206,9 @@ def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
     >>> float(loss), dprediction.tolist()
     (5.0, [1.0, 3.0])
     """
-    backend = backend_of(prediction)
-    if backend is None:
-        raise TypeError(f"prediction: expected an array, got {type(prediction).__name__}")
-    dtype = check_dtype(prediction.dtype, "prediction")
-    check_array("prediction", prediction, backend, dtype, prediction.shape)
-    check_array("target", target, backend, dtype, prediction.shape)
+    any_shape = ("...",) * getattr(prediction, "ndim", 0)
+    backend, prediction = check_leader("prediction", prediction, any_shape)
+    target = check_array("target", target, backend, prediction.dtype, prediction.shape)
     if prediction.size == 0:
         raise ValueError(f"prediction: expected at least one element, got {prediction.shape}")
     with backend.activate():

@@ -13,6 +13,7 @@ from .backend import Array
 from .cells import Cell
 from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
 from .explain import explain
+from .memory import frees_memory
 from .module import Module
 from .parameters import Shapes, views
 from .scratch import FreeList, Workspace
@@ -153,6 +154,7 @@ class _Recurrent(Module):
         """T and N of an x of this shape; ValueError if it has not the right dimensions."""
         raise NotImplementedError
 
+    @frees_memory
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
         engine = self._engine()
@@ -189,6 +191,7 @@ class _Recurrent(Module):
             )
         return record
 
+    @frees_memory
     def _undo(
         self,
         doutput: Array | None,
@@ -216,9 +219,9 @@ class _Recurrent(Module):
                 scratch,
                 flow,
             )
+            self._scratch.give(scratch)  # may fail: before anything counts
+            self._memory.give(record.memory)
             gradients = self.grads.flat
             gradients += dflat
             self._records.pop()
-            self._scratch.give(scratch)
-            self._memory.give(record.memory)
         return dx, dinitial

@@ -59,18 +59,22 @@ def forward(
     bias = _input_bias(cell, weights, H)
     if bias is not None:
         gates += bias.astype(T, copy=False)
+    ahead: tuple[Array, ...] = ()
     for _, rows, joined, at, before, after in layout.walk(reverse):
         if rows > joined:
             for state, end in zip(states, ends, strict=True):
                 state[before + joined : before + rows] = end[joined:rows]
+        # what one step writes the next one reads; CuPy takes microseconds for each view
+        here = ahead if rows == joined and ahead else _block(states, before, rows)
+        ahead = _block(states, after, rows)
         place = at if record else 0
         cell.forward(
             xp,
             weights,
             gates[at : at + rows],
             saved[place : place + rows],
-            _block(states, before, rows),
-            _block(states, after, rows),
+            here,
+            ahead,
             carved.rows(rows),
         )
     for state, end in zip(states, ends, strict=True):
@@ -102,21 +106,25 @@ def backward(
     xp, cell = engine.xp, engine.cell
     H = dstates[0].shape[1]
     carved = Carved(scratch, layout.running, cell.backward_scratch, H)
-    for t, rows, _, at, before, after in layout.walk(reverse, undo=True):
-        dnext = _block(dstates, 0, rows)
+    dnext: tuple[Array, ...] = ()
+    here: tuple[Array, ...] = ()
+    for t, rows, joined, at, before, after in layout.walk(reverse, undo=True):
+        ahead = here if rows == joined and here else _block(trace.states, after, rows)
+        here = _block(trace.states, before, rows)
+        if rows != joined or not dnext:
+            dnext = _block(dstates, 0, rows)
         if doutput is not None:
             dh = dnext[0]
             dh += doutput[at : at + rows]
         if flow is not None:
             flow[t] = sum((dstate * dstate).sum() for dstate in dnext) ** 0.5
-        here = slice(at, at + rows)
         cell.backward(
             xp,
             weights,
-            trace.gates[here],
-            trace.saved[here],
-            _block(trace.states, before, rows),
-            _block(trace.states, after, rows),
+            trace.gates[at : at + rows],
+            trace.saved[at : at + rows],
+            here,
+            ahead,
             dnext,
             carved.rows(rows),
         )

@@ -19,6 +19,7 @@ import numpy as np
 
 from .base import ALIGNMENT, Array, Backend, BackendUnavailableError
 from .cupy import CupyBackend
+from .dlpack import ON_CUDA, place_of, whereabouts
 
 ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
 
@@ -36,17 +37,26 @@ def _open(name: str) -> Backend:
             f"backend: expected 'numpy', 'cupy', 'cupy:N' or 'auto', got {name!r} (an argument, "
             f"use_backend or {ENVIRONMENT_VARIABLE} said so)"
         )
-    return BACKENDS[kind].open(index)
+    found = BACKENDS[kind].open(index)
+    return found if found.name == name else _open(found.name)  # one object a device
+
+
+@cache
+def auto_choice() -> tuple[Backend, str]:
+    """The backend that "auto" stands for, and why."""
+    try:
+        found = _open("cupy")
+    except BackendUnavailableError as error:
+        return _open("numpy"), str(error)
+    return found, found.describe()
 
 
 @cache
 def _auto() -> Backend:
-    try:
-        chosen = _open("cupy")
-    except BackendUnavailableError as error:
-        chosen = _open("numpy")
-        _log.warning("backend 'auto' chose numpy: %s", error)  # once a process
-    return chosen
+    found, why = auto_choice()
+    level = logging.WARNING if found.kind == "numpy" else logging.INFO
+    _log.log(level, "backend 'auto' chose %s: %s", found.name, why)  # once a process
+    return found
 
 
 def get_backend(name: str | None = None) -> Backend:
@@ -57,8 +67,8 @@ def get_backend(name: str | None = None) -> Backend:
 
     :param name: "numpy", "cupy", "cupy:N" or "auto"; None means not given.
     :raises ValueError: the name is none of these.
-    :raises BackendUnavailableError: the backend cannot be used; only "auto" falls back,
-        and logs what it chose and why.
+    :raises BackendUnavailableError: the backend cannot be used; only "auto" falls back. It
+        logs what it chose and why, to logger "xprnn": a warning if that is NumPy.
 
     >>> get_backend("numpy").name
     'numpy'
@@ -98,6 +108,17 @@ def backend_of(array: object) -> Backend | None:
     return None
 
 
+def home_of(array: object) -> Backend | None:
+    """The backend that takes `array` as it is: its own, or CuPy for what another library lends.
+
+    :raises BackendUnavailableError: it is lent on a CUDA device, and CuPy cannot be used.
+    """
+    place = place_of(array)
+    if place is None or place[0] not in ON_CUDA:
+        return backend_of(array)
+    return backend_of(array) or _open(f"cupy:{place[1]}")
+
+
 def to_numpy(value: Any) -> np.ndarray:
     """The values of an array of any library as a NumPy array; moves them if they are elsewhere.
 
@@ -113,8 +134,9 @@ def to_numpy(value: Any) -> np.ndarray:
     home = backend_of(value)
     if home is not None:
         return home.to_host(value)
-    if type(value).__module__.partition(".")[0] == "torch":
-        value = value.detach().cpu()
+    plain = _without_gradient(value)
+    if plain is not value:
+        value = plain.cpu()
         if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds its values
             value = value.float()
         value = value.numpy()
@@ -124,21 +146,30 @@ def to_numpy(value: Any) -> np.ndarray:
 def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Array:
     """The values of any array on a backend, in a dtype: the one explicit way across.
 
-    :param value: NumPy, CuPy or torch array of any shape, or nested numbers.
+    :param value: NumPy, CuPy, torch or JAX array of any shape, or nested numbers.
     :param backend: where to; as for `get_backend`.
     :param dtype: "float32", "float64" or any NumPy dtype; None keeps the value's own.
-    :return: `value` itself where nothing has to change, a converted copy otherwise.
+    :return: `value` itself where nothing has to change; a view of its memory where another
+        library has it on the backend's CUDA device; a converted copy otherwise.
     :raises ValueError, BackendUnavailableError: as `get_backend`.
 
     >>> asarray([[1, 2]], dtype="float32")
     array([[1., 2.]], dtype=float32)
     """
     target = get_backend(backend)
-    if target.owns(value) and not isinstance(value, (np.ma.MaskedArray, np.matrix)):
-        wanted = value.dtype if dtype is None else np.dtype(dtype)
-        with target.activate():
-            return value.astype(wanted, copy=False)
-    return target.from_host(np.asarray(to_numpy(value), dtype))
+    value = _without_gradient(value)
+    here = None if isinstance(value, (np.ma.MaskedArray, np.matrix)) else target.adopt(value)
+    if here is None:
+        return target.from_host(np.asarray(to_numpy(value), dtype))
+    wanted = here.dtype if dtype is None else np.dtype(dtype)
+    with target.activate():
+        return here.astype(wanted, copy=False)
+
+
+def _without_gradient(value: Any) -> Any:
+    """A torch tensor without what torch records of it; anything else as it is."""
+    is_tensor = type(value).__module__.partition(".")[0] == "torch"
+    return value.detach() if is_tensor else value
 
 
 __all__ = [
@@ -148,8 +179,12 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "asarray",
+    "auto_choice",
     "backend_of",
     "get_backend",
+    "home_of",
+    "place_of",
     "to_numpy",
     "use_backend",
+    "whereabouts",
 ]

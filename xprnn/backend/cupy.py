@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from .base import Array, Backend, BackendUnavailableError
+from . import cuda
+from .base import Array, Backend
+from .cublas import CudaModule
+from .dlpack import MANAGED, ON_CUDA, place_of
+
+_log = logging.getLogger("xprnn")
 
 
 class CupyBackend(Backend):
-    """CuPy on one CUDA device."""
+    """CuPy on one CUDA device, on whichever CuPy stream and with whichever allocator is current."""
 
     kind = "cupy"
+    kernels = "cuda"
 
     def __init__(self, name: str, cupy: Any, device: int) -> None:
         super().__init__(name)
         self.xp = cupy
         self.device = device
+        self._modules: dict[str, CudaModule] = {}
 
     @classmethod
     def open(cls, index: str) -> Backend:
@@ -27,28 +36,12 @@ class CupyBackend(Backend):
             raise ValueError(
                 f"backend: expected 'cupy' or 'cupy:N' with N >= 0, got 'cupy:{index}'"
             )
-        try:
-            import cupy
-        except ModuleNotFoundError as error:
-            raise BackendUnavailableError(
-                "backend 'cupy': CuPy is not installed; for CUDA 12 pip install 'xprnn[cuda12]', "
-                "for CUDA 13 pip install 'xprnn[cuda13]'"
-            ) from error
-        except ImportError as error:
-            raise BackendUnavailableError(
-                f"backend 'cupy': CuPy fails to import: {error}"
-            ) from error
         device = int(index or 0)
-        try:
-            count = cupy.cuda.runtime.getDeviceCount()
-        except RuntimeError as error:  # no driver, no device, or versions that do not fit
-            raise BackendUnavailableError(
-                f"backend 'cupy': CuPy {cupy.__version__} finds no usable GPU: {error}"
-            ) from error
-        if device >= count:
-            raise BackendUnavailableError(
-                f"backend 'cupy:{device}': there is no such device; this machine has {count}"
-            )
+        cupy, advice = cuda.load()
+        cuda.check_devices(cupy, device)
+        cuda.check_libraries(cupy)
+        if advice:
+            _log.warning("%s", advice)
         return cls(f"cupy:{device}", cupy, device)
 
     @classmethod
@@ -58,10 +51,45 @@ class CupyBackend(Backend):
             return None
         return f"cupy:{array.device.id}"
 
-    def activate(self) -> AbstractContextManager[Any]:
-        """A context in which this device is the current one."""
-        device: AbstractContextManager[Any] = self.xp.cuda.Device(self.device)
-        return device
+    def adopt(self, array: Any) -> Array | None:
+        """`array` itself, or a view of the memory on this device that another library lends.
+
+        What was put on the library's current stream is done before what comes on CuPy's; the
+        protocol sees to that on the device. The memory stays while the view does.
+
+        :raises BufferError: the library does not lend it, such as torch a tensor with a gradient.
+        :raises RuntimeError: the current stream is being captured.
+        """
+        if self.owns(array):
+            return array
+        place = place_of(array)
+        if place is None or place[0] not in ON_CUDA:
+            return None
+        if place[0] != MANAGED and place[1] != self.device:
+            return None
+        with self.activate():
+            lent = self.xp.from_dlpack(array)
+        return lent if self.owns(lent) else None
+
+    @contextmanager
+    def activate(self) -> Iterator[None]:
+        """A context in which this device is the current one.
+
+        :raises RuntimeError: the current stream is being captured, at entry.
+        """
+        with self.xp.cuda.Device(self.device):
+            if self.xp.cuda.get_current_stream().is_capturing():
+                raise RuntimeError(
+                    f"backend {self.name!r}: the current stream is being captured, and CuPy cannot "
+                    "capture cuBLAS; nothing has been done. Call xprnn outside of the capture"
+                )
+            yield
+
+    def module(self, precision: str, narrow: bool) -> Any:
+        """CuPy, with products of cuBLAS's own: wide or narrow, and as precise as is asked for."""
+        if precision not in self._modules:
+            self._modules[precision] = CudaModule(self.xp, precision)
+        return self._modules[precision]
 
     def stream(self) -> int:
         """The current CUDA stream."""
@@ -69,7 +97,8 @@ class CupyBackend(Backend):
 
     def synchronize(self) -> None:
         """Wait for the device."""
-        self.xp.cuda.Device(self.device).synchronize()
+        with self.activate():
+            self.xp.cuda.Device(self.device).synchronize()
 
     def from_host(self, array: np.ndarray) -> Array:
         """A copy of a NumPy array on this device."""
@@ -78,7 +107,8 @@ class CupyBackend(Backend):
 
     def to_host(self, array: Array) -> np.ndarray:
         """A copy of a device array on the host; waits for it."""
-        host: np.ndarray = array.get()
+        with self.activate():
+            host: np.ndarray = array.get()
         return host
 
     def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> Array:
@@ -88,3 +118,10 @@ class CupyBackend(Backend):
 
     def set_writable(self, array: Array, writable: bool) -> None:
         """CuPy has no read-only arrays."""
+
+    def describe(self) -> str:
+        """The GPU's name, its compute capability and its memory."""
+        facts = self.xp.cuda.runtime.getDeviceProperties(self.device)
+        name = facts["name"].decode() if isinstance(facts["name"], bytes) else facts["name"]
+        memory = facts["totalGlobalMem"] / 2**30
+        return f"{name}, compute capability {facts['major']}.{facts['minor']}, {memory:.0f} GiB"

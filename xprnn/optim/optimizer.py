@@ -10,6 +10,7 @@ from typing import Any
 from .. import io
 from ..backend import Array, to_numpy
 from ..checks import check_count, check_number, range_errors, state_errors
+from ..memory import frees_memory
 from ..module import Module
 
 
@@ -20,13 +21,7 @@ class Optimizer:
         self.modules = as_modules(modules)
         self.lr = check_number("lr", lr, 0.0, math.inf)
         self.steps = 0
-        self._state: list[dict[str, Array]] = []
-        self._scratch: list[Array] = []
-        for module in self.modules:
-            with module.backend.activate():
-                flat, zeros = module.grads.flat, module.backend.xp.zeros_like
-                self._state.append({slot: zeros(flat) for slot in slots})
-                self._scratch.append(zeros(flat))
+        self._state, self._scratch = _buffers(self.modules, slots)
 
     def step(self) -> None:
         """Update every parameter that is not frozen from its gradient.
@@ -34,7 +29,9 @@ class Optimizer:
         :raises RuntimeError: a module has been moved since; nothing is changed.
         """
         for module, scratch in zip(self.modules, self._scratch, strict=True):
-            if not module.backend.owns(scratch) or scratch.dtype != module.dtype:
+            with module.backend.activate():  # refuses here, if it does, with nothing changed
+                fits = module.backend.owns(scratch) and scratch.dtype == module.dtype
+            if not fits:
                 raise RuntimeError(
                     f"{type(self).__name__}: a {type(module).__name__} was moved or cast after "
                     "the optimiser was built; build it after `to`"
@@ -61,6 +58,7 @@ class Optimizer:
         for module in self.modules:
             module.zero_grad()
 
+    @frees_memory
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, the learning rate, and copies of the slots by module."""
         arrays: dict[str, Array] = {}
@@ -69,6 +67,7 @@ class Optimizer:
                 arrays |= {f"{k}.{slot}": array.copy() for slot, array in state.items()}
         return {"steps": self.steps, "lr": self.lr, **arrays}
 
+    @frees_memory
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, for the same modules in the same dtypes.
 
@@ -92,12 +91,14 @@ class Optimizer:
             wrong = [e for n, a in places.items() for e in range_errors(n, arrays[n], a.dtype)]
         if wrong:
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
-        self.steps, self.lr = steps, lr
-        for k, (module, slots) in enumerate(zip(self.modules, self._state, strict=True)):
-            with module.backend.activate():
-                for slot, array in slots.items():
-                    host = arrays[f"{k}.{slot}"].astype(module.dtype)
-                    array[...] = module.backend.from_host(host)
+        moved = [
+            {
+                slot: module.backend.from_host(arrays[f"{k}.{slot}"].astype(module.dtype))
+                for slot in slots
+            }
+            for k, (module, slots) in enumerate(zip(self.modules, self._state, strict=True))
+        ]
+        self.steps, self.lr, self._state = steps, lr, moved
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a safetensors file, whole or not at all; OSError if that fails."""
@@ -118,6 +119,20 @@ class Optimizer:
                 f"{os.fspath(path)}: holds a {kind!r}, expected a {type(self).__name__!r}"
             )
         self.load_state_dict({**options, **arrays})
+
+
+@frees_memory
+def _buffers(
+    modules: list[Module], slots: tuple[str, ...]
+) -> tuple[list[dict[str, Array]], list[Array]]:
+    """For each module its slots and a scratch array, zeros in the layout of its gradients."""
+    state, scratch = [], []
+    for module in modules:
+        with module.backend.activate():
+            flat, zeros = module.grads.flat, module.backend.xp.zeros_like
+            state.append({slot: zeros(flat) for slot in slots})
+            scratch.append(zeros(flat))
+    return state, scratch
 
 
 def as_modules(modules: Iterable[Module]) -> list[Module]:

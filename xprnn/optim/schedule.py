@@ -9,6 +9,7 @@ from typing import Any
 
 from ..backend import Array
 from ..checks import check_count, check_number, check_size
+from ..memory import frees_memory
 from ..module import Module
 from .optimizer import Optimizer, as_modules
 
@@ -56,6 +57,7 @@ class CosineDecay:
         self.done, (self.lr_max, self.lr_min) = done, rates
 
 
+@frees_memory
 def clip_grad_norm(modules: Iterable[Module], max_norm: float) -> Array:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`.
 
@@ -81,6 +83,9 @@ def clip_grad_norm(modules: Iterable[Module], max_norm: float) -> Array:
     if max_norm != math.inf:
         check_number("max_norm", max_norm, sys.float_info.min, math.inf)
     backend = modules[0].backend
+    if any(module.backend is not backend for module in modules):
+        names = ", ".join(sorted({module.backend.name for module in modules}))
+        raise ValueError(f"modules: expected all on one backend, got {names}")
     xp = backend.xp
     with backend.activate():
         total = xp.zeros((), xp.float64)

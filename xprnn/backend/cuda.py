@@ -1,0 +1,144 @@
+"""CuPy and the GPUs that it can use, or the reason why there are none."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .base import BackendUnavailableError
+
+_failures: list[Exception] = []  # of the import of CuPy, which cannot be tried twice in a process
+
+
+def load() -> tuple[Any, str]:
+    """The module `cupy`, and what its user has to be told; raises if it cannot be imported."""
+    if not _failures:
+        try:
+            advice = _make_cache()
+            import cupy
+
+            return cupy, advice
+        except Exception as error:  # whatever a broken installation raises
+            if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+                raise _refusal(
+                    "CuPy is not installed; for CUDA 12 pip install 'xprnn[cuda12]', "
+                    "for CUDA 13 pip install 'xprnn[cuda13]'"
+                ) from error
+            _failures.append(error.with_traceback(None))
+    raise _refusal(f"CuPy fails to import: {_reason(_failures[0])}") from _failures[0]
+
+
+def check_devices(cupy: Any, device: int) -> None:
+    """Raise unless CuPy finds CUDA device `device`."""
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:
+        raise _refusal(f"CuPy {cupy.__version__} {_cause(cupy, error)}{_clash()}") from error
+    if device >= count:
+        raise BackendUnavailableError(
+            f"backend 'cupy:{device}': there is no such device; this machine has {count}"
+        )
+
+
+def check_libraries(cupy: Any) -> None:
+    """Raise unless CuPy finds the libraries of CUDA that every layer needs; it loads them late."""
+    try:
+        cupy.cuda.cublas  # noqa: B018 - looked for when it is named
+        cupy.cuda.nvrtc.getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        packages = _packages() or ["cupy"]
+        raise _refusal(
+            f"CuPy {cupy.__version__} does not find the libraries of CUDA {_built(cupy)} "
+            f"({_first_line(error)}); pip install '{packages[0]}[ctk]', or set CUDA_PATH to a "
+            f"CUDA toolkit{_clash()}"
+        ) from error
+
+
+def _make_cache() -> str:
+    """Let CuPy compile though the folder where it keeps kernels cannot be written.
+
+    Then it keeps them in memory. To be called before CuPy is imported, which fails without a
+    folder.
+
+    :return: what to tell the user; empty if the folder can be written.
+    """
+    if sys.modules.get("cupy") is None and find_spec("cupy") is None:
+        return ""
+    home = os.path.expanduser("~/.cupy/kernel_cache")  # noqa: PTH111 - as CuPy
+    folder = os.environ.get("CUPY_CACHE_DIR", home)
+    try:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103 - as CuPy, which refuses ""
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        cause = error.strerror
+    if not Path(folder or "?").is_dir():  # its import wants one that is there
+        os.environ["CUPY_CACHE_DIR"] = tempfile.gettempdir()
+    if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1":
+        return ""
+    os.environ["CUPY_CACHE_IN_MEMORY"] = "1"
+    return (
+        f"CuPy cannot keep compiled kernels in {folder!r} ({cause}): they are compiled anew in "
+        "every process; set CUPY_CACHE_DIR to a folder that can be written"
+    )
+
+
+def _refusal(cause: str) -> BackendUnavailableError:
+    return BackendUnavailableError(f"backend 'cupy': {cause}")
+
+
+def _cause(cupy: Any, error: RuntimeError) -> str:
+    """Why there are no devices, in words that follow CuPy's name and version."""
+    code = str(error).partition(":")[0]
+    driver = _version(cupy.cuda.runtime.driverGetVersion())
+    if code == "cudaErrorInsufficientDriver" and not driver:
+        return f"finds no NVIDIA driver ({code})"
+    if code == "cudaErrorInsufficientDriver":
+        return (
+            f"is built for CUDA {_built(cupy)}, the driver for CUDA {driver}; update the driver or "
+            f"install CuPy for CUDA {driver.partition('.')[0]} ({code})"
+        )
+    if code == "cudaErrorNoDevice":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f"; CUDA_VISIBLE_DEVICES is {visible!r}"
+        return f"and the driver find no GPU{hidden} ({code})"
+    return f"for CUDA {_built(cupy)} with a driver for {driver or 'none'} finds no GPU: {error}"
+
+
+def _reason(error: Exception) -> str:
+    """What the import of CuPy ended with, and what can be done about it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error}; set CUPY_CACHE_DIR to a folder that can be written"
+    return f"{_first_line(error)}{_clash()}"
+
+
+def _clash() -> str:
+    packages = _packages()
+    if len(packages) < 2:
+        return ""
+    return f"; {' and '.join(packages)} are both installed: uninstall all of them, install one"
+
+
+def _packages() -> list[str]:
+    """The installed packages that bring a module `cupy`."""
+    return sorted(set(packages_distributions().get("cupy", ())))
+
+
+def _built(cupy: Any) -> str:
+    return _version(cupy.cuda.runtime.runtimeGetVersion())
+
+
+def _version(number: int) -> str:
+    """A version as CUDA gives it, 12090, as people write it, 12.9; "" for none."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the banner that CuPy puts around it."""
+    text = str(error).rpartition("Original error:")[2].strip("=- \n")
+    return text.partition("\n")[0].strip() or type(error).__name__
