@@ -1,16 +1,17 @@
-"""Configurations of a layer, the numbers each is run on, and running them here and in torch."""
+"""Configurations of a layer, the numbers each is run on, and running them."""
 
 from __future__ import annotations
 
 import itertools
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 import xprnn
+from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import Backend
 
 LAYERS = {
@@ -54,6 +55,7 @@ class Case:
     N: int = 4
     I: int = 3  # noqa: E741
     H: int = 5
+    compute_dtype: str | None = field(default=None, repr=False)  # seeds are those without it
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -65,7 +67,8 @@ class Case:
 
     def __str__(self) -> str:
         flags = {"batch_first": self.batch_first, "nobias": not self.bias, "h0": self.states}
-        words = [self.cell, f"{self.layers}x{self.directions}", self.dtype, self.lengths]
+        dtype = self.compute_dtype or self.dtype
+        words = [self.cell, f"{self.layers}x{self.directions}", dtype, self.lengths]
         if self.dropout:
             words.append(f"dropout{self.dropout}")
         return "-".join([*words, *(name for name, on in flags.items() if on)])
@@ -89,7 +92,10 @@ class Problem:
 
 
 def draw(case: Case) -> Problem:
-    """Normal numbers everywhere: states non-zero and distinct, a gradient on every output."""
+    """Normal numbers everywhere: states non-zero and distinct, a gradient on every output.
+
+    What a narrow compute dtype would round at once is rounded already: x and the states.
+    """
     rng = np.random.default_rng(case.seed)
 
     def normal(*shape: int) -> np.ndarray:
@@ -99,16 +105,26 @@ def draw(case: Case) -> Problem:
     state = (case.layers * case.directions, case.N, case.H)
     orders = LENGTHS[case.lengths]
     return Problem(
-        x=normal(*outer, case.I),
-        initial=tuple(normal(*state) for _ in case.state_names),
+        x=narrowed(normal(*outer, case.I), case),
+        initial=tuple(narrowed(normal(*state), case) for _ in case.state_names),
         lengths=None if orders is None else orders[case.seed % 2],
         doutput=normal(*outer, case.directions * case.H),
         dfinal=tuple(normal(*state) for _ in case.state_names),
     )
 
 
+def narrowed(array: np.ndarray, case: Case) -> np.ndarray:
+    """The numbers as the compute dtype of a case holds them, in their own dtype."""
+    narrow = check_arithmetic(case.dtype, case.compute_dtype, "ieee").compute_dtype
+    return array.astype(narrow).astype(case.dtype)
+
+
 def build(case: Case, backend: str = "numpy") -> Any:
-    """The layer of a case in train mode, with the parameters that its seed draws."""
+    """The layer of a case in train mode, with the parameters that its seed draws.
+
+    Those that a narrow compute dtype would round are rounded already. With such a type a relu has
+    biases far from zero, on either side, and small weights: near the kink rounding would decide.
+    """
     kind, options = LAYERS[case.cell]
     layer = kind(
         case.I,
@@ -121,9 +137,39 @@ def build(case: Case, backend: str = "numpy") -> Any:
         **options,
         backend=backend,
         dtype=case.dtype,
+        compute_dtype=case.compute_dtype,
         seed=case.seed,
     )
+    if case.compute_dtype:
+        values = {n: narrowed(xprnn.to_numpy(p), case) for n, p in layer.parameters.items()}
+        if case.cell == "rnn_relu":
+            values = {n: _apart(v) if n.startswith("bias_ih") else v / 8 for n, v in values.items()}
+        layer.load_state_dict(values)
     return layer.train()
+
+
+def _apart(bias: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(bias.size) % 3 == 0, -9.0, 9.0).astype(bias.dtype)
+
+
+def numpy_run(case: Case, layer: Any, problem: Problem) -> Results:
+    """The same as `run` through NumPy in float64, on the same numbers, widened."""
+    wide = replace(case, dtype="float64", compute_dtype=None)
+    other = type(layer)(**layer.options, dtype="float64", backend="numpy").train()
+    other.load_state_dict(layer.state_dict())
+    other._calls = layer._calls  # the clock of the dropout masks
+    return run(other, wide, widened(problem))
+
+
+def widened(problem: Problem) -> Problem:
+    """The same numbers in float64."""
+    return Problem(
+        x=problem.x.astype(np.float64),
+        initial=tuple(state.astype(np.float64) for state in problem.initial),
+        lengths=problem.lengths,
+        doutput=problem.doutput.astype(np.float64),
+        dfinal=tuple(d.astype(np.float64) for d in problem.dfinal),
+    )
 
 
 def run(layer: Any, case: Case, problem: Problem) -> Results:
@@ -203,44 +249,3 @@ def unroll(
 def parameters_of(layer: Any) -> Results:
     """A layer's parameters, widened to float64, on the host."""
     return {n: xprnn.to_numpy(p).astype(np.float64) for n, p in layer.parameters.items()}
-
-
-def torch_run(case: Case, parameters: Results, problem: Problem) -> Results:
-    """The same through torch's layer, in float64 on the same numbers, widened."""
-    import torch
-
-    kinds = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
-    _, options = LAYERS[case.cell]
-    layer = kinds[case.cell.partition("_")[0]](
-        case.I,
-        case.H,
-        case.layers,
-        bias=case.bias,
-        batch_first=case.batch_first,
-        bidirectional=case.directions == 2,
-        **options,
-    ).double()
-    layer.load_state_dict({name: torch.tensor(array) for name, array in parameters.items()})
-
-    def leaf(array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(array.astype(np.float64), requires_grad=True)
-
-    x = leaf(problem.x)
-    initial = [leaf(state if case.states else np.zeros_like(state)) for state in problem.initial]
-    given = x
-    if problem.lengths is not None:
-        given = torch.nn.utils.rnn.pack_padded_sequence(
-            x, torch.tensor(problem.lengths), case.batch_first, enforce_sorted=False
-        )
-    output, final = layer(given, tuple(initial) if len(initial) > 1 else initial[0])
-    if problem.lengths is not None:
-        output, _ = torch.nn.utils.rnn.pad_packed_sequence(
-            output, case.batch_first, total_length=case.T
-        )
-    ends = final if isinstance(final, tuple) else (final,)
-    upstream = [torch.tensor(d.astype(np.float64)) for d in (problem.doutput, *problem.dfinal)]
-    torch.autograd.backward([output, *ends], upstream)
-    found = {"output": output, "dx": x.grad}
-    found |= by_name(case, tuple(ends), tuple(state.grad for state in initial))
-    found |= {f"d{name}": parameter.grad for name, parameter in layer.named_parameters()}
-    return {name: tensor.detach().numpy() for name, tensor in found.items()}

@@ -3,26 +3,32 @@
 Inside every array is a NumPy array, and the work is NumPy's, so results are NumPy's bit for
 bit. It is stricter than CuPy where CuPy would wait for the device or copy without a word: the
 only ways to and from the host are `StrictBackend.from_host` and `to_host`. New memory is
-filled with NaN, so that reading what nobody wrote shows.
+filled with NaN, so that reading what nobody wrote shows. `LOG` of `strict_cuda.py` counts launches
+and memory; that file is also what the package finds below `cupy.cuda`, so that `StrictBackend`
+runs the package's own `CupyBackend`, its products and its kernels.
 """
 
 from __future__ import annotations
 
 import operator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+from strict_cuda import CUDA, LOG, ElementwiseKernel, Pointer, root_of
 
 from xprnn.backend import Backend
+from xprnn.backend.cupy import CupyBackend
 
 DATA = Path(__file__).parent / "data"
 NAMES = frozenset((DATA / "cupy_namespace.txt").read_text().split())  # of CuPy 14.2
 ATTRIBUTES = frozenset((DATA / "cupy_ndarray.txt").read_text().split())  # of its ndarray
-TO_HOST = frozenset(("get", "set", "item", "tolist", "tobytes", "data", "flat", "nonzero"))
+TO_HOST = frozenset(("get", "set", "item", "tolist", "tobytes", "flat", "nonzero"))
 UFUNC_KEYWORDS = frozenset(("out", "dtype", "casting"))
 NOT_IN_CUPY = frozenset(("where", "initial", "like", "subok"))
+PRODUCTS = frozenset(("matmul", "tensordot", "einsum", "inner", "vdot"))
+NO_PRODUCT = "CuPy's products heed CUPY_TF32 and copy; ask Backend.module for the array module"
 
 
 class StrictArray:
@@ -41,13 +47,19 @@ class StrictArray:
         if name in TO_HOST:
             raise TypeError(f"ndarray.{name} leaves the device or waits for it")
         value = getattr(self._inner, name)
-        return _guarded(value) if callable(value) else _wrap(value)
+        return _guarded(value, self) if callable(value) else _wrap(value, self)
+
+    @property
+    def data(self) -> SimpleNamespace:
+        """As `cupy.cuda.MemoryPointer`."""
+        return SimpleNamespace(ptr=Pointer(self._inner))
 
     def __getitem__(self, key: Any) -> StrictArray:
-        return _wrap(self._inner[_index(key)])
+        return _wrap(self._inner[_index(key)], self)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._inner[_index(key)] = _operand(value)
+        LOG.others += 1
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -61,8 +73,13 @@ class StrictArray:
     def __array_function__(self, function: Any, *args: Any) -> Any:
         raise TypeError(f"numpy.{function.__name__} does not take a device array")
 
-    def __matmul__(self, other: Any) -> StrictArray:
-        return _matmul(self, other)
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def _multiply(self, *args: Any) -> Any:
+        raise TypeError(NO_PRODUCT)
+
+    __matmul__ = __rmatmul__ = __imatmul__ = _multiply
 
     def _wait(self, *args: Any) -> Any:
         raise TypeError("a device array has no value on the host without waiting for the device")
@@ -88,6 +105,7 @@ def _add_operators() -> None:
     def in_place(function: Any) -> Any:
         def apply(self: StrictArray, other: Any) -> StrictArray:
             function(self._inner, _operand(other))
+            LOG.others += 1
             return self
 
         return apply
@@ -109,11 +127,16 @@ _add_operators()
 class StrictModule:
     """What stands for the module `cupy`: its names only, on `StrictArray` only."""
 
+    __version__ = "14.2.0"
     ndarray = StrictArray
+    ElementwiseKernel = ElementwiseKernel
+    cuda = CUDA
 
     def __getattr__(self, name: str) -> Any:
         if name not in NAMES:
             raise AttributeError(f"module 'cupy' has no attribute {name!r}")
+        if name in PRODUCTS:
+            raise TypeError(NO_PRODUCT)
         value = getattr(np, name)
         if isinstance(value, ModuleType):
             raise AttributeError(f"the stand-in for CuPy has no submodule {name!r}")
@@ -124,44 +147,46 @@ class StrictModule:
     def empty(self, shape: Any, dtype: Any = float) -> StrictArray:
         array = np.empty(shape, dtype)
         array.reshape(-1).view(np.uint8)[...] = 0xFF  # NaN in every float
-        return StrictArray(array)
+        return _new(array)
 
     def empty_like(self, array: StrictArray) -> StrictArray:
         return self.empty(array.shape, array.dtype)
 
-    def matmul(self, a: Any, b: Any, out: Any = None) -> StrictArray:
-        return _matmul(a, b, out)
 
-
-class StrictBackend(Backend):
-    """The backend "strict"; `conftest.py` registers it."""
+class StrictBackend(CupyBackend):
+    """The backend "strict": CuPy's, on the stand-in; `conftest.py` registers it."""
 
     kind = "strict"
-    xp = StrictModule()
 
     @classmethod
     def open(cls, index: str) -> Backend:
-        return cls("strict")
+        return cls("strict", StrictModule(), 0)
 
     @classmethod
     def name_of(cls, array: object) -> str | None:
         return "strict" if isinstance(array, StrictArray) else None
 
     def from_host(self, array: np.ndarray) -> StrictArray:
-        return StrictArray(np.array(array))
+        with self.activate():
+            return _new(np.array(array))
 
     def to_host(self, array: StrictArray) -> np.ndarray:
-        return array._inner.copy()
+        with self.activate():
+            return array._inner.copy()
 
     def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> StrictArray:
-        return StrictArray(super().zeros_aligned(size, dtype))
-
-    def set_writable(self, array: StrictArray, writable: bool) -> None:
-        """As CuPy: no array is read-only."""
+        with self.activate():
+            return _new(Backend.zeros_aligned(self, size, dtype))
 
 
-def _guarded(function: Any) -> Any:
-    """A NumPy function or method that takes and gives strict arrays."""
+def _new(array: np.ndarray) -> StrictArray:
+    """An array in new memory."""
+    LOG.allocate(array.nbytes)
+    return StrictArray(array)
+
+
+def _guarded(function: Any, *owner: StrictArray) -> Any:
+    """A NumPy function, or a method of `owner`, that takes and gives strict arrays."""
     is_ufunc = isinstance(function, np.ufunc)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -170,27 +195,13 @@ def _guarded(function: Any) -> Any:
             raise TypeError(f"{function.__name__}: CuPy has no argument {', '.join(refused)}")
         convert = _operand if is_ufunc else _unwrap
         values = {name: _unwrap(value) for name, value in kwargs.items()}
-        return _wrap(function(*map(convert, args), **values))
+        result = function(*map(convert, args), **values)
+        positional = is_ufunc and len(args) > function.nin
+        if result is None or positional or kwargs.get("out") is not None:
+            LOG.others += 1  # into memory that was there
+        return _wrap(result, *owner, *args, *kwargs.values())
 
     return call
-
-
-def _matmul(a: Any, b: Any, out: Any = None) -> StrictArray:
-    arrays = [array for array in (a, b, out) if array is not None]
-    if not all(isinstance(array, StrictArray) for array in arrays):
-        raise TypeError("matmul: expected device arrays")
-    if len({array.dtype for array in arrays}) > 1:
-        raise TypeError("matmul: dtypes differ")
-    if any(array.ndim != 2 for array in arrays):
-        raise ValueError("matmul: two dimensions only; CuPy upcasts or fails on narrow 3-D arrays")
-    if out is None:
-        return StrictArray(np.matmul(a._inner, b._inner))
-    if not out.flags.c_contiguous:
-        raise ValueError("matmul: the output array must be C-contiguous")
-    if any(np.may_share_memory(out._inner, array._inner) for array in (a, b)):
-        raise ValueError("matmul: the output array overlaps an input")
-    np.matmul(a._inner, b._inner, out=out._inner)
-    return out
 
 
 def _operand(value: Any) -> Any:
@@ -210,11 +221,18 @@ def _unwrap(value: Any) -> Any:
     return value._inner if isinstance(value, StrictArray) else value
 
 
-def _wrap(value: Any) -> Any:
+def _wrap(value: Any, *given: Any) -> Any:
+    """NumPy's answer as CuPy's; one that looks into no array among `given` is new memory."""
     if isinstance(value, (tuple, list)):
-        return type(value)(map(_wrap, value))
-    # CuPy has no scalars of its own: a sum is an array of no dimensions
-    return StrictArray(np.asarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+        return type(value)([_wrap(item, *given) for item in value])
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return value
+    array = np.asarray(value)  # CuPy has no scalars of its own: a sum is of no dimensions
+    memory = root_of(array)
+    if any(memory is root_of(item._inner) for item in given if isinstance(item, StrictArray)):
+        return StrictArray(array)
+    LOG.others += bool(array.size)
+    return _new(array)
 
 
 def _index(key: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Layers, cells and functions on the strict stand-in for CuPy: NumPy's results bit for bit."""
+"""The plain code on the strict stand-in for CuPy: NumPy's results bit for bit."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from cases import (
     run_functional,
     unroll,
 )
+from strict_cuda import BFLOAT16, LOG
 
 from xprnn.backend import Backend
 
@@ -44,6 +45,17 @@ DROPOUT = tuple(
         dropout=(0.25, 1.0),
     )
 )
+NARROW = tuple(
+    product(
+        cell=LAYERS,
+        layers=(2,),
+        directions=(1, 2),
+        bias=(True, False),
+        dtype=("float32",),
+        compute_dtype=("float16", "bfloat16"),
+        lengths=("full", "zero"),
+    )
+)
 
 
 def assert_same_bits(found: Results, expected: Results) -> None:
@@ -54,11 +66,14 @@ def assert_same_bits(found: Results, expected: Results) -> None:
         assert found[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("case", MATRIX + DROPOUT, ids=str)
+@pytest.mark.parametrize("case", MATRIX + DROPOUT + NARROW, ids=str)
 def test_layer(case: Case, strict: Backend) -> None:
+    if case.compute_dtype == "bfloat16" and BFLOAT16 is None:
+        pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")
     problem = draw(case)
     expected = run(build(case), case, problem)
     assert_same_bits(run(build(case, strict.name), case, problem), expected)
+    assert LOG.products and not LOG.kernels, "the plain code serves"
 
 
 def test_dropout_changes_the_results() -> None:
