@@ -15,6 +15,7 @@ from .kernels import KernelUnavailableError
 from .module import load
 from .modules import GRU, LSTM, RNN
 from .readout import Linear, mse_loss, softmax_cross_entropy
+from .verify import verify
 
 __version__ = "0.1.0"
 
@@ -41,4 +42,5 @@ __all__ = [
     "softmax_cross_entropy",
     "to_numpy",
     "use_backend",
+    "verify",
 ]

@@ -1,16 +1,17 @@
-"""The command line: `xprnn demo`, `xprnn run`, `xprnn info`."""
+"""The command line: `xprnn demo`, `xprnn run`, `xprnn verify`, `xprnn bench`, `xprnn info`."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__, apply, demo, info
+from . import __version__, apply, bench, demo, info
+from .verify.suite import ARITHMETIC, LAYERS, verify_cells
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -72,14 +73,57 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
     run.set_defaults(command=_run)
 
+    _add_verify(commands.add_parser("verify", help="check every kernel on this machine"))
+    _add_bench(commands.add_parser("bench", help="time a layer beside other libraries'"))
     commands.add_parser("info", help="versions, backends and devices").set_defaults(command=_info)
     return parser
+
+
+def _add_verify(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
+    for flag, names in (("--cell", LAYERS), ("--dtype", ARITHMETIC)):
+        verify.add_argument(flag, nargs="+", choices=[*names], metavar="NAME", help=_among(names))
+    verify.set_defaults(command=_verify)
+
+
+def _add_bench(measure: argparse.ArgumentParser) -> None:
+    usual = bench.Setting()
+    for flag, names, name in (("--cell", LAYERS, usual.cell), ("--dtype", ARITHMETIC, usual.kind)):
+        measure.add_argument(
+            flag, choices=[*names], default=name, metavar="NAME", help=_among(names)
+        )
+    for flag, letter, number in (
+        ("--hidden", "H", usual.hidden),
+        ("--batch", "N", usual.batch),
+        ("--steps", "T", usual.steps),
+    ):
+        measure.add_argument(
+            flag, type=_positive, default=number, metavar=letter, help=f"{number} by default"
+        )
+    measure.add_argument("--input", type=_positive, metavar="I", help="as --hidden by default")
+    measure.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
+    measure.add_argument(
+        "--against", type=_peers, metavar="NAMES", help=f"some of {','.join(bench.PEERS)}"
+    )
+    measure.set_defaults(command=_bench)
+
+
+def _among(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
+
+
+def _peers(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in bench.PEERS]:
+        expected = " or ".join(bench.PEERS)
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {', '.join(unknown)!r}")
+    return list(dict.fromkeys(names))
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -114,6 +158,34 @@ def _run(options: argparse.Namespace) -> None:
             report=bar,
         )
     print(f"wrote {options.output}: {' x '.join(map(str, shape))}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    with _progress("layers") as bar:
+        report = verify_cells(options.backend, options.cell or LAYERS, options.dtype, bar)
+    Console().print(report)
+    if not report.ok:
+        wrong = ", ".join(
+            f"{row.cell} ({row.implementation}, {row.check})" for row in report.failed
+        )
+        raise RuntimeError(f"{len(report.failed)} of {len(report.rows)} checks failed: {wrong}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    setting = bench.Setting(
+        options.cell,
+        options.hidden,
+        options.input or options.hidden,
+        options.batch,
+        options.steps,
+        options.dtype,
+        options.backend,
+    )
+    Console().print(bench.run(setting, options.against))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -126,6 +125,8 @@ def _clash() -> str:
 
 def _packages() -> list[str]:
     """The installed packages that bring a module `cupy`."""
+    from importlib.metadata import packages_distributions  # slow to import, and seldom needed
+
     return sorted(set(packages_distributions().get("cupy", ())))
 
 

@@ -1,0 +1,173 @@
+"""bench: wrong peers are refused, what is slow shows as slow, and the report says on what."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from xprnn import bench
+from xprnn.bench import clock, onnx, peers
+from xprnn.bench.report import BenchReport, Row
+from xprnn.bench.task import Peer, PeerUnavailableError, Setting, make_task
+
+SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few and as short samples as there may be."""
+    monkeypatch.setattr(clock, "BUDGET", 0.0)
+    monkeypatch.setattr(clock, "SAMPLE", 1e-9)
+
+
+def double(task: Any, **changes: Any) -> Peer:
+    """A peer that is xprnn itself, but for `changes`."""
+    return replace(peers.ours(task), **{"name": "double", **changes})
+
+
+# -- who is refused
+
+
+@pytest.mark.parametrize("factor", [1.001, -1.0, 0.0, np.nan, np.inf])
+@pytest.mark.parametrize("name", ["output", "dx", "dweight_hh_l0"])
+def test_a_peer_that_finds_something_else_is_not_measured(
+    name: str, factor: float, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(task: Any) -> Peer:
+        results = dict(peers.ours(task).results)
+        results[name] = results[name] * np.float32(factor)
+
+        def never() -> None:
+            raise AssertionError("it was measured")
+
+        return double(task, results=results, forward=never, both=never)
+
+    monkeypatch.setitem(bench.PEERS, "torch", wrong)
+    with pytest.raises(bench.DisagreementError, match=f"double: its {name} differs from xprnn's"):
+        bench.run(SMALL, ["torch"])
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
+def test_torch_with_weights_of_its_own_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.nn.GRU, "load_state_dict", lambda self, weights: None)
+    with pytest.raises(bench.DisagreementError, match=r"torch: its \w+ differs from xprnn's by"):
+        bench.run(replace(SMALL, kind=kind), ["torch"])
+
+
+def test_onnx_with_gates_in_torchs_order_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    operator, _, attributes = onnx.OPERATORS["gru"]
+    monkeypatch.setitem(onnx.OPERATORS, "gru", (operator, (0, 1, 2), attributes))
+    with pytest.raises(bench.DisagreementError, match="onnxruntime: its output differs"):
+        bench.run(SMALL, ["onnxruntime"])
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+def test_a_peer_that_is_not_installed(
+    name: str, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    assert name not in peers.installed()
+    assert name not in str(bench.run(SMALL)).split("versions:")[0]
+    with pytest.raises(PeerUnavailableError, match=f"{name}: not installed; pip install {name}"):
+        bench.run(SMALL, [name])
+
+
+def test_a_peer_without_such_a_layer(quick: None) -> None:
+    pytest.importorskip("torch")
+    setting = replace(SMALL, cell="gru_reset_before")
+    why = "torch: has no GRU with the reset gate before the product"
+    with pytest.raises(PeerUnavailableError, match=why):
+        bench.run(setting, ["torch"])
+    assert f"not measured: {why}" in bench.run(setting).lines
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(PeerUnavailableError, match="operators take no float64"):
+        bench.run(replace(SMALL, kind="float64"), ["onnxruntime"])
+
+
+def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(task: Any) -> Peer:
+        mine = double(task)
+        return replace(mine, forward=lambda: (time.sleep(0.02), mine.forward()))
+
+    monkeypatch.setitem(bench.PEERS, "torch", slow)
+    report = bench.run(SMALL, ["torch"])
+    by_name = {(row.what, row.who): row for row in report.rows}
+    assert by_name["forward", "double"].median > 0.02
+    assert by_name["forward", "double"].ratio[0] > 5
+    assert by_name["forward", "double"].ours == by_name["forward", "xprnn"].seconds
+
+    genuine = xprnn.stack.backward
+
+    def sleepy(*args: Any, **options: Any) -> Any:
+        time.sleep(0.05)
+        return genuine(*args, **options)
+
+    monkeypatch.setattr(xprnn.stack, "backward", sleepy)
+    task = make_task(SMALL)
+    fast = replace(double(task), both=lambda: None)
+    monkeypatch.setitem(bench.PEERS, "torch", lambda task: fast)
+    by_name = {(row.what, row.who): row for row in bench.run(SMALL, ["torch"]).rows}
+    assert by_name["with backward", "xprnn"].median > 0.05
+    assert by_name["with backward", "double"].ratio[0] < 0.1
+
+
+# -- the report
+
+
+def test_the_report_is_a_table() -> None:
+    ours = [1e-3, 2e-3, 1e-3, 1e-3, 1e-3]
+    theirs = [2e-3, 5e-3, 2e-3, 2e-3, 3e-3]
+    rows = (Row("forward", "xprnn", ours, ours), Row("forward", "torch", theirs, ours))
+    lines = [
+        " ".join(s.split()) for s in str(BenchReport("a GRU", 10, rows, ("one",))).splitlines()
+    ]
+    assert lines == [
+        "a GRU",
+        "µs / step steps / s peer / xprnn",
+        "forward xprnn 100.00 10,000",
+        "forward torch 200.00 5,000 2.00 (2.00 to 2.75)",
+        "one",
+    ]
+
+
+def test_the_report_says_on_what_and_with_what(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = str(bench.run(replace(SMALL, kind="float16"), []))
+    assert "GRU(3, 5), gru, T=6 N=4, float32 with float16" in text
+    assert "xprnn: reference on numpy, float32 with float16" in text
+    assert "OMP_NUM_THREADS is 1" in text
+    assert f"numpy {np.__version__}" in text and "machine: " in text
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert "OMP_NUM_THREADS is not set" in " ".join(str(bench.run(SMALL, [])).split())
+
+
+def test_importing_the_command_line_imports_no_peer() -> None:
+    code = "import sys, xprnn.cli; print(*{'torch', 'onnxruntime', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["float32", "tf32", "float16", "bfloat16"])
+def test_torch_on_the_gpu_agrees(kind: str, quick: None) -> None:
+    try:
+        xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        pytest.skip(str(error))
+    pytest.importorskip("torch")
+    report = bench.run(replace(SMALL, hidden=64, steps=20, kind=kind, backend="cupy"), ["torch"])
+    assert [row.who for row in report.rows] == ["xprnn", "torch", "xprnn", "torch"]
+    assert all(row.median > 0 for row in report.rows)

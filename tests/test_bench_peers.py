@@ -1,0 +1,254 @@
+"""The peers of a benchmark: the same numbers for everybody, and a clock that is fair to all."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from xprnn import bench
+from xprnn.backend.cupy import CupyBackend
+from xprnn.bench import clock, onnx, peers
+from xprnn.bench.task import PeerUnavailableError, Setting, make_task
+from xprnn.verify.suite import LAYERS
+
+SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
+
+# -- the numbers that everybody gets
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("kind", ["float64", "float32", "tf32", "float16"])
+def test_a_task_is_of_the_setting_and_the_same_every_time(cell: str, kind: str) -> None:
+    setting = replace(SMALL, cell=cell, kind=kind)
+    task, again = make_task(setting), make_task(setting)
+    assert task.x.shape == (6, 4, 3) and task.doutput.shape == (6, 4, 5)
+    assert (task.layer._stack.cell.name, task.layer.training) == (cell, False)
+    assert task.x.dtype == ("float64" if kind == "float64" else "float32")
+    assert str(task.layer.arithmetic.compute_dtype) == setting.stored
+    assert np.array_equal(task.x.astype(setting.stored), task.x)
+    assert np.array_equal(task.x, again.x) and np.array_equal(task.doutput, again.doutput)
+    assert all(np.array_equal(w, again.weights[n]) for n, w in task.weights.items())
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru", "lstm"])
+def test_torch_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    task = make_task(replace(SMALL, cell=cell, kind=kind))
+    seen: list[Any] = []
+    family = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell[:4].rstrip("_")]
+    with pytest.MonkeyPatch.context() as patch:
+        genuine = family.forward
+
+        def watched(self: Any, x: Any) -> Any:
+            seen.append((self, x, torch.is_grad_enabled()))
+            return genuine(self, x)
+
+        patch.setattr(family, "forward", watched)
+        theirs = peers.theirs(task)
+        del seen[:]
+        theirs.forward()
+        assert theirs.both is not None
+        theirs.both()
+    assert [recorded for *_, recorded in seen] == [False, True]
+    for layer, x, _ in seen:
+        assert x.dtype == getattr(torch, task.setting.stored)
+        assert np.array_equal(x.detach().numpy(), task.x)
+        for name, weight in layer.named_parameters():
+            expected = task.weights[name].astype(task.setting.stored)
+            assert np.array_equal(weight.detach().numpy(), expected)
+    mine = peers.ours(task)
+    assert theirs.results.keys() == mine.results.keys()
+    assert f"torch.{task.setting.stored} on cpu" in theirs.note and torch.__version__ in theirs.note
+    assert "torch's results: at most" in bench._agreement(task.setting, mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_onnx_runtime_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
+    pytest.importorskip("onnxruntime")
+    task = make_task(replace(SMALL, cell=cell, kind=kind))
+    theirs = peers.runtime(task)
+    assert theirs.both is None and list(theirs.results) == ["output"]
+    assert theirs.results["output"].dtype == kind
+    (again,) = theirs.forward()
+    assert np.array_equal(again[:, 0], theirs.results["output"])
+    assert "at most" in bench._agreement(task.setting, peers.ours(task), theirs)
+
+
+def test_xprnn_runs_in_eval_mode_and_trains_a_copy() -> None:
+    task = make_task(SMALL)
+    mine = peers.ours(task)
+    assert mine.both is not None
+    mine.forward()
+    mine.both()
+    assert not task.layer.training and not task.layer._records and not task.layer.grads.flat.any()
+    train = xprnn.GRU(3, 5, seed=0).train()
+    output, _ = train(task.x)
+    dx, _ = train.backward(task.doutput)
+    expected = {"output": output, "dx": dx, **{f"d{n}": g for n, g in train.grads.items()}}
+    assert mine.results.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(mine.results[name], array)
+
+
+# -- the model's bytes
+
+
+def fields(data: bytes) -> dict[int, list[Any]]:
+    """The fields of a protobuf message: numbers as they are, the rest as bytes."""
+    found: dict[int, list[Any]] = {}
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte, at = data[at], at + 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        key = varint()
+        value: Any = varint()
+        if key & 7:
+            assert key & 7 == 2
+            value, at = data[at : at + value], at + value
+        found.setdefault(key >> 3, []).append(value)
+    assert at == len(data)
+    return found
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_the_model_is_the_operator_with_its_weights(cell: str) -> None:
+    task = make_task(replace(SMALL, cell=cell, hidden=200))
+    model = fields(onnx.model(cell, task.weights, task.x.shape))
+    graph, (opset,) = fields(model[7][0]), model[8]
+    node = fields(graph[1][0])
+    operator = {"rnn": b"RNN", "gru": b"GRU", "lst": b"LSTM"}[cell[:3]]
+    assert node[4] == [operator] and node[1] == [b"x", b"W", b"R", b"B"] and node[2] == [b"y"]
+    attributes = {a[1][0]: a for a in map(fields, node[5])}
+    assert attributes[b"hidden_size"][3] == [200] and fields(opset) == {2: [14]}
+    if cell.startswith("gru"):
+        assert attributes[b"linear_before_reset"][3] == [int(cell == "gru")]
+    if cell.startswith("rnn"):
+        assert attributes[b"activations"][9] == [cell.removeprefix("rnn_").capitalize().encode()]
+    tensors = {t[8][0]: t for t in map(fields, graph[5])}
+    gates = {"rnn": [0], "gru": [1, 0, 2], "lst": [0, 3, 1, 2]}[cell[:3]]  # z r h and i o f c
+    for name, parameter in ((b"W", "weight_ih_l0"), (b"R", "weight_hh_l0")):
+        blocks = np.split(task.weights[parameter], len(gates))
+        expected = np.concatenate([blocks[gate] for gate in gates])
+        assert tensors[name][1] == [1, *expected.shape] and tensors[name][2] == [1]
+        assert tensors[name][9] == [expected.tobytes()]
+    (y,) = graph[12]
+    dimensions = fields(fields(fields(fields(y)[2][0])[1][0])[2][0])[1]
+    assert [fields(length)[1] for length in dimensions] == [[6], [1], [4], [200]]
+
+
+def test_a_gpu_layer_is_not_compared_with_one_on_the_cpu() -> None:
+    backend = CupyBackend("cupy:0", SimpleNamespace(), 0)
+    task = SimpleNamespace(setting=SMALL, layer=SimpleNamespace(backend=backend))
+    for name, make in bench.PEERS.items():
+        module = pytest.importorskip(name)
+        if name == "torch" and module.cuda.is_available():
+            continue
+        with pytest.raises(PeerUnavailableError, match=r"no (usable CUDA|CUDAEx)"):
+            make(task)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_torchs_tf32_is_what_the_layer_asks_for(allowed: bool) -> None:
+    new = SimpleNamespace(
+        cudnn=SimpleNamespace(rnn=SimpleNamespace()), cuda=SimpleNamespace(matmul=SimpleNamespace())
+    )
+    peers._set_tf32(SimpleNamespace(backends=new), allowed)
+    wanted = "tf32" if allowed else "ieee"
+    assert new.cudnn.rnn.fp32_precision == new.cuda.matmul.fp32_precision == wanted
+    old = SimpleNamespace(cudnn=SimpleNamespace(), cuda=SimpleNamespace(matmul=SimpleNamespace()))
+    peers._set_tf32(SimpleNamespace(backends=old), allowed)
+    assert old.cudnn.allow_tf32 is old.cuda.matmul.allow_tf32 is allowed
+
+
+# -- the clock
+
+
+def test_everybody_is_sampled_in_turns_and_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], []
+
+    def function(name: str, seconds: float) -> Any:
+        def call() -> None:
+            now[0] += seconds
+            calls.append(name)
+
+        return call
+
+    def seconds(call: Any, repeats: int) -> float:
+        start = now[0]
+        for _ in range(repeats):
+            call()
+        calls.append(f"|{repeats}")
+        return now[0] - start
+
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock, "BUDGET", 1.0)
+    found = clock.measure([function("a", 0.01), function("b", 5e-4)], seconds)
+    assert " ".join(calls[:10]) == "a a |2 b b |2 a |1 b |1"
+    rounds = " ".join(calls[10:])
+    one = "a |1 a |1 b |1 b b b b |4"
+    assert rounds == " ".join([one] * len(found[0]))
+    assert len(found[0]) == len(found[1]) == 45  # of 22.5 ms, the last begun at 0.99 s
+    np.testing.assert_allclose(found[0], 0.01)
+    np.testing.assert_allclose(found[1], 5e-4)
+    monkeypatch.setattr(clock, "BUDGET", 0.0)
+    assert len(clock.measure([function("a", 1.0)], seconds)[0]) == clock.ROUNDS[0]
+    monkeypatch.setattr(clock, "BUDGET", 1e9)
+    assert len(clock.measure([function("a", 1.0)], seconds)[0]) == clock.ROUNDS[1]
+
+
+def test_the_time_on_a_gpu_is_that_between_two_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self) -> None:
+            self.name = f"event {sum('new' in line for line in log)}"
+            log.append(f"new {self.name}")
+
+        def record(self) -> None:
+            log.append(f"record {self.name}")
+
+        def synchronize(self) -> None:
+            log.append(f"wait for {self.name}")
+
+    class Device:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __enter__(self) -> None:
+            log.append(f"device {self.number}")
+
+        def __exit__(self, *error: Any) -> None:
+            log.append("end")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+    cuda = SimpleNamespace(
+        Event=Event,
+        Device=Device,
+        get_elapsed_time=lambda start, stop: 2.5 if stop.name > start.name else -1.0,
+        get_current_stream=lambda: SimpleNamespace(is_capturing=lambda: False, ptr=0),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    timer = clock.timer(CupyBackend("cupy:3", SimpleNamespace(cuda=cuda), 3))
+    assert timer(lambda: log.append("call"), 2) == 0.0025
+    order = [line for line in log if not line.startswith(("new", "device", "end"))]
+    assert order == ["wait", "record event 0", "call", "call", "record event 1", "wait for event 1"]
+    assert "device 3" in log

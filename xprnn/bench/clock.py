@@ -1,0 +1,67 @@
+"""Timing: warm, synchronised, everybody in turns."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from ..backend import Backend
+from ..backend.cupy import CupyBackend
+
+Function = Callable[[], object]
+Timer = Callable[[Function, int], float]  # the seconds that so many calls take
+
+SAMPLE = 2e-3  # seconds that a sample should at least last, so that the clock does not show
+BUDGET = 5.0  # seconds after which no further round begins
+ROUNDS = (5, 201)  # at least and at most
+
+
+def timer(backend: Backend) -> Timer:
+    """A clock for work on a backend's device: CUDA events on a GPU, else the processor's."""
+    return _events(backend) if isinstance(backend, CupyBackend) else _seconds
+
+
+def _seconds(function: Function, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return time.perf_counter() - start
+
+
+def _events(backend: CupyBackend) -> Timer:
+    from cupy import cuda
+
+    def seconds(function: Function, repeats: int) -> float:
+        with backend.activate():
+            start, stop = cuda.Event(), cuda.Event()
+            backend.synchronize()
+            start.record()
+            for _ in range(repeats):
+                function()
+            stop.record()
+            stop.synchronize()
+            return float(cuda.get_elapsed_time(start, stop)) / 1e3
+
+    return seconds
+
+
+def measure(functions: Sequence[Function], seconds: Timer) -> list[list[float]]:
+    """The seconds of one call of each function in each of many rounds.
+
+    A round takes one sample of each function, and before each sample one call of it goes
+    unmeasured: the caches are warm with its own data, and threads of another library that still
+    wait for work have gone to sleep.
+    """
+    for function in functions:  # first calls compile, allocate and choose algorithms
+        seconds(function, 2)
+    repeats = [math.ceil(SAMPLE / max(seconds(function, 1), 1e-6)) for function in functions]
+    found: list[list[float]] = [[] for _ in functions]
+    end = time.monotonic() + BUDGET
+    for done in range(ROUNDS[1]):
+        if done >= ROUNDS[0] and time.monotonic() > end:
+            break
+        for function, count, times in zip(functions, repeats, found, strict=True):
+            seconds(function, 1)
+            times.append(seconds(function, count) / count)
+    return found

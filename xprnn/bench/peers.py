@@ -1,0 +1,164 @@
+"""xprnn, torch and ONNX Runtime, each with the same weights on the same x."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from ..backend import asarray, to_numpy
+from ..backend.cupy import CupyBackend
+from . import onnx
+from .task import Peer, PeerUnavailableError, Task
+
+THREADS = "OMP_NUM_THREADS"
+
+
+def ours(task: Task) -> Peer:
+    """xprnn's layer: in eval mode for the forward pass, a copy in train mode for both."""
+    layer, trained = task.layer, copy.deepcopy(task.layer).train()
+    x, doutput = (asarray(a, backend=layer.backend.name) for a in (task.x, task.doutput))
+
+    def both() -> tuple[Any, Any]:
+        trained.zero_grad()
+        output, _ = trained(x)
+        return output, trained.backward(doutput)[0]
+
+    output, dx = both()
+    results = {"output": output, "dx": dx, **{f"d{n}": g for n, g in trained.grads.items()}}
+    notes = [f"xprnn: {layer._engine().implementation} on {layer.backend.name}, {layer.arithmetic}"]
+    if layer.backend.name == "numpy":
+        notes.append(f"NumPy's BLAS threads: {THREADS} is {os.environ.get(THREADS, 'not set')}")
+    results = {name: to_numpy(array).copy() for name, array in results.items()}
+    return Peer("xprnn", lambda: layer(x), both, results, "; ".join(notes))
+
+
+def theirs(task: Task) -> Peer:
+    """torch's layer of the same kind, on the same device, in the dtype that xprnn's products read.
+
+    :raises PeerUnavailableError: torch is not installed, or has no such cell or device.
+    """
+    torch = imported("torch")
+    setting, backend = task.setting, task.layer.backend
+    if setting.cell == "gru_reset_before":
+        raise PeerUnavailableError("torch: has no GRU with the reset gate before the product")
+    device = torch.device("cpu")
+    if isinstance(backend, CupyBackend):
+        if not torch.cuda.is_available():
+            raise PeerUnavailableError(f"torch: {torch.__version__} has no usable CUDA device")
+        device = torch.device("cuda", backend.device)
+        _set_tf32(torch, setting.kind == "tf32")
+    dtype = getattr(torch, setting.stored)
+    family = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
+    kind, _, nonlinearity = setting.cell.partition("_")
+    options = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    layer = family[kind](setting.input, setting.hidden, **options).to(device, dtype)
+    layer.load_state_dict({n: torch.from_numpy(w) for n, w in task.weights.items()})
+    x = torch.from_numpy(task.x).to(device, dtype).requires_grad_()
+    doutput = torch.from_numpy(task.doutput).to(device, dtype)
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            return layer(x)
+
+    def both() -> Any:
+        x.grad = None
+        layer.zero_grad()
+        output, _ = layer(x)
+        output.backward(doutput)
+        return output
+
+    results = {"output": both(), "dx": x.grad}
+    results |= {f"d{name}": parameter.grad for name, parameter in layer.named_parameters()}
+    results = {name: to_numpy(array).copy() for name, array in results.items()}
+    how = f"on {device}, threads: {torch.get_num_threads()}"
+    if device.type == "cuda":
+        how = f"on {device}, TF32 {'allowed' if setting.kind == 'tf32' else 'off'}"
+    note = f"torch: {torch.__version__}, torch.nn.{family[kind].__name__} in {dtype} {how}"
+    return Peer("torch", forward, both, results, note)
+
+
+def _set_tf32(torch: Any, allowed: bool) -> None:
+    if hasattr(torch.backends.cudnn, "rnn"):  # from 2.9 on; it warns of the older names
+        precision = "tf32" if allowed else "ieee"
+        torch.backends.cudnn.rnn.fp32_precision = precision
+        torch.backends.cuda.matmul.fp32_precision = precision
+    else:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def runtime(task: Task) -> Peer:
+    """ONNX Runtime on a model of one operator, forward only.
+
+    :raises PeerUnavailableError: it is not installed, or takes no such numbers or device.
+    """
+    ort = imported("onnxruntime")
+    setting, backend = task.setting, task.layer.backend
+    if setting.stored not in ("float16", "float32"):
+        raise PeerUnavailableError(f"onnxruntime: its recurrent operators take no {setting.stored}")
+    options, threads = ort.SessionOptions(), int(os.environ.get(THREADS) or cores())
+    options.intra_op_num_threads = threads
+    provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
+    how = f"threads: {threads}"
+    if isinstance(backend, CupyBackend):
+        tf32 = setting.kind == "tf32"
+        how = f"TF32 {'allowed' if tf32 else 'off'}, waits for each result"
+        where = {"device_id": str(backend.device), "use_tf32": str(int(tf32))}
+        provider = ("CUDAExecutionProvider", where)
+    if provider[0] not in ort.get_available_providers():
+        raise PeerUnavailableError(
+            f"onnxruntime: this build has no {provider[0]}; pip install onnxruntime-gpu"
+        )
+    weights = {name: array.astype(setting.stored) for name, array in task.weights.items()}
+    model = onnx.model(setting.cell, weights, task.x.shape)
+    session = ort.InferenceSession(model, options, providers=[provider])
+    if session.get_providers()[0] != provider[0]:  # of that it only warns
+        raise PeerUnavailableError(f"onnxruntime: {provider[0]} does not start on this machine")
+    forward, result = _session(
+        session, asarray(task.x.astype(setting.stored), backend=backend.name)
+    )
+    note = f"onnxruntime: {ort.__version__}, {provider[0]}, {setting.stored}, {how}, forward only"
+    return Peer("onnxruntime", forward, None, {"output": result()[:, 0]}, note)
+
+
+def _session(session: Any, x: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A call of a session that leaves its result on x's device, and one that fetches it."""
+    if isinstance(x, np.ndarray):
+        return lambda: session.run(["y"], {"x": x}), lambda: session.run(["y"], {"x": x})[0]
+    binding, device = session.io_binding(), x.device.id
+    binding.bind_input("x", "cuda", device, x.dtype, x.shape, x.data.ptr)
+    binding.bind_output("y", "cuda", device)
+
+    def result() -> Any:
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0]
+
+    return lambda: (session.run_with_iobinding(binding), x), result
+
+
+PEERS: dict[str, Callable[[Task], Peer]] = {"torch": theirs, "onnxruntime": runtime}
+
+
+def installed() -> list[str]:
+    """The names in `PEERS` of the libraries that are installed."""
+    return [name for name in PEERS if find_spec(name)]
+
+
+def imported(name: str) -> Any:
+    """The module of this name; PeerUnavailableError says how to install it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise PeerUnavailableError(f"{name}: not installed; pip install {name}") from error
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,119 @@
+"""What a verification found: one row a check, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+GRADCHECK = "gradcheck"
+LEGEND = (
+    "An error is the largest in an array over the array's largest element, in units of ε, the "
+    "distance from 1 to the next number of the type; a gradcheck's is in units of its tolerance. "
+    "Weights' gradients are compared gate by gate."
+)
+
+
+class Row(NamedTuple):
+    """One check of one implementation: the array that does worst."""
+
+    cell: str
+    implementation: str
+    check: str  # what it computed in, a name of `tolerances.EPSILON`, or "gradcheck"
+    error: float  # in units of that ε, a gradcheck's in units of its tolerance
+    array: str
+    limit: float
+
+    @property
+    def excess(self) -> float:
+        """The error in units of the limit: above 1 something is wrong."""
+        return self.error / self.limit
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the limit."""
+        return self.excess <= 1
+
+
+class Absent(NamedTuple):
+    """A check that is not made, and why."""
+
+    check: str  # an implementation or a type
+    cell: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification compared; `str` is a table."""
+
+    title: str
+    rows: tuple[Row, ...]
+    absent: tuple[Absent, ...]
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows that are wrong."""
+        return tuple(row for row in self.rows if not row.ok)
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was checked and nothing is wrong."""
+        return bool(self.rows) and not self.failed
+
+    def __rich__(self) -> Group:
+        """The report for a terminal."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=self.title, box=None, padding=(0, 1, 0, 0))
+        for heading in ("cell", "served by", "type"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("error", justify="right", no_wrap=True)
+        table.add_column("in", overflow="fold")
+        table.add_column("limit", justify="right", no_wrap=True)
+        table.add_column("")
+        for row in self.rows:
+            unit = "" if row.check == GRADCHECK else " ε"
+            error, limit = (f"{value:.3g}{unit}" for value in (row.error, row.limit))
+            table.add_row(
+                *map(Text, (row.cell, row.implementation, row.check, error, row.array, limit)),
+                Text("ok", "green") if row.ok else Text("FAILED", "bold red"),
+            )
+        return Group(table, *map(Text, [LEGEND, *self._not_compared()]))
+
+    def _not_compared(self) -> list[str]:
+        lines = []
+        for check in dict.fromkeys(one.check for one in self.absent):
+            first, *others = dict.fromkeys(one for one in self.absent if one.check == check)
+            likewise = f"; likewise {', '.join(one.cell for one in others)}" if others else ""
+            lines.append(f"not compared: {check} of {first.cell}: {first.reason}{likewise}")
+        return lines
+
+    def __str__(self) -> str:
+        """The report as plain text."""
+        return plain(self)
+
+
+def plain(report: Any) -> str:
+    """What rich shows of a report, without colours."""
+    from rich.console import Console
+
+    text = StringIO()
+    Console(file=text, width=100, color_system=None).print(report)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def worst_of(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Of the rows of each check the worst one, in the order of first appearance."""
+    worst: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = row[:3]
+        if key not in worst or row.excess > worst[key].excess:
+            worst[key] = row
+    return tuple(worst.values())
