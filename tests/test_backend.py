@@ -1,14 +1,10 @@
-"""Which backend is in force, what happens when it cannot be used, and the way across."""
+"""Which backend is in force, which names there are, and the way across."""
 
 from __future__ import annotations
 
-import logging
 import pickle
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,14 +26,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget() -> None:
-    backend_module._open.cache_clear()
-    backend_module._auto.cache_clear()
-
-
-@pytest.fixture
-def no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without CuPy, whatever this one has."""
-    monkeypatch.setitem(sys.modules, "cupy", None)
+    for chosen in (backend_module._open, backend_module._auto, backend_module.auto_choice):
+        chosen.cache_clear()
 
 
 def used(**options: Any) -> str:
@@ -131,84 +121,6 @@ def test_a_name_of_no_device(name: str) -> None:
 def test_a_name_that_is_no_text(name: Any) -> None:
     with pytest.raises(TypeError, match="backend: expected a string or None"):
         xprnn.get_backend(name)
-
-
-# -- where there is no GPU
-
-
-def test_without_cupy_the_error_names_the_extras(no_cupy: None) -> None:
-    for name in ("cupy", "cupy:0", "cupy:1"):
-        with pytest.raises(xprnn.BackendUnavailableError) as caught:
-            xprnn.GRU(3, 5, backend=name)
-        for part in ("CuPy is not installed", "xprnn[cuda12]", "xprnn[cuda13]"):
-            assert part in str(caught.value)
-        assert isinstance(caught.value.__cause__, ModuleNotFoundError)
-
-
-def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.12: not found')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    with pytest.raises(xprnn.BackendUnavailableError, match=r"fails to import: libcudart.so.12"):
-        xprnn.get_backend("cupy")
-
-
-def stand_in(count: int | Exception) -> Any:
-    """As much of CuPy as is asked before it is used: how many devices there are."""
-
-    def devices() -> int:
-        if isinstance(count, Exception):
-            raise count
-        return count
-
-    runtime = SimpleNamespace(getDeviceCount=devices)
-    return SimpleNamespace(__version__="14.0", cuda=SimpleNamespace(runtime=runtime))
-
-
-def test_a_cupy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(error))
-    with pytest.raises(xprnn.BackendUnavailableError, match="no CUDA-capable device") as caught:
-        xprnn.get_backend("cupy")
-    assert caught.value.__cause__ is error
-
-
-@pytest.mark.parametrize(("name", "count"), [("cupy:2", 2), ("cupy", 0), ("cupy:99", 1)])
-def test_a_device_that_is_not_there(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(count))
-    with pytest.raises(xprnn.BackendUnavailableError, match="no such device; this machine has"):
-        xprnn.get_backend(name)
-
-
-def test_auto_falls_back_and_says_so_once(
-    no_cupy: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with caplog.at_level(logging.DEBUG, "xprnn"):
-        assert used(backend="auto") == "numpy"
-        assert used(backend="auto") == "numpy"
-        with xprnn.use_backend("auto") as backend:
-            assert backend.name == "numpy"
-        monkeypatch.setenv("XPRNN_BACKEND", "auto")
-        assert used() == "numpy"
-    assert len(caplog.records) == 1
-    assert caplog.records[0].name == "xprnn"
-    assert "'auto' chose numpy" in caplog.text
-    assert "CuPy is not installed" in caplog.text
-
-
-def test_only_auto_falls_back(no_cupy: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = make("gru")
-    monkeypatch.setenv("XPRNN_BACKEND", "cupy")
-    for ask in (
-        lambda: xprnn.GRU(3, 5),
-        lambda: xprnn.use_backend("cupy").__enter__(),
-        lambda: layer.to("cupy"),
-        lambda: xprnn.asarray([1.0]),
-    ):
-        with pytest.raises(xprnn.BackendUnavailableError):
-            ask()
-    assert layer.backend.name == "numpy"
-    forward(layer, arguments(layer))
 
 
 # -- the way across

@@ -249,7 +249,7 @@ def test_torch_tensors_are_refused_with_the_way_to_convert_them() -> None:
     torch = pytest.importorskip("torch")
     subject = make("gru")
     clean = arguments(subject)
-    with pytest.raises(TypeError, match=r"x: .*got Tensor; convert it with xprnn.asarray\("):
+    with pytest.raises(TypeError, match=r"x: .*got Tensor on the CPU; .*xprnn\.asarray\(x, "):
         subject(torch.tensor(clean["x"]))
 
 

@@ -97,9 +97,6 @@ def assert_all_close(case: Case, name: str, found: Results, expected: Results) -
         assert np.abs(reference).max() > 0, f"{case}: {key} is all zero and tests nothing"
         what = f"{case} {name}: {key}"
         sizes = {"steps": case.T, "layers": case.layers, "width": 3 * case.H}
-            f"{case} {name}: {key}",
-            {"steps": case.T, "layers": case.layers, "width": 3 * case.H},
-        )
         assert_close(found[key], reference, "float32", what, compute_dtype=name, **sizes)
 
 

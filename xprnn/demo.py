@@ -87,11 +87,12 @@ def train(model: Classifier, data: Utterances, epochs: int, seed: int, report: R
             clip_grad_norm(modules, MAX_NORM)
             optimizer.step()
             decay.step()
-            losses.append(loss * rows.size)
-            guesses.append(logits.argmax(axis=1))
-        guessed = np.concatenate([to_numpy(guess) for guess in guesses])
+            losses.append((loss, rows.size))
+            guesses.append(logits)
+        guessed = np.concatenate([to_numpy(logits).argmax(axis=1) for logits in guesses])
         right = float((guessed == data.speakers[order]).mean())
-        report(epoch + 1, sum(float(to_numpy(loss)) for loss in losses) / count, right)
+        total = sum(float(to_numpy(loss)) * size for loss, size in losses)
+        report(epoch + 1, total / count, right)
 
 
 @dataclass(frozen=True)

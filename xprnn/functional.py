@@ -225,7 +225,6 @@ def backward(
         net, backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
     )
     with backend.activate():
-        tape.spent = True
         xp = tape.engine.xp
         dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])
         dx, dinitial = stack.backward(

@@ -150,8 +150,9 @@ def widened(layer: _Recurrent, value: Any) -> Any:
     """Floating arrays on the layer's backend in float64; others as they are: calls refuse them."""
     if isinstance(value, (tuple, list)):
         return tuple(widened(layer, item) for item in value)
-    if layer.backend.owns(value) and value.dtype.kind == "f":
-        return asarray(value, backend=layer.backend.name, dtype="float64")
+    lent = layer.backend.adopt(value)
+    if lent is not None and lent.dtype.kind == "f":
+        return asarray(lent, backend=layer.backend.name, dtype="float64")
     return value
 
 

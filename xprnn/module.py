@@ -13,6 +13,7 @@ import numpy as np
 from . import io
 from .backend import Array, Backend, asarray, get_backend, to_numpy
 from .checks import check_dtype, range_errors, state_errors
+from .memory import frees_memory
 from .parameters import Gradients, Parameters, Shapes
 from .records import Records
 
@@ -39,6 +40,7 @@ class Module:
         if cls.__module__.startswith(f"{__package__}.") and not cls.__name__.startswith("_"):
             Module._kinds[cls.__name__] = cls
 
+    @frees_memory
     def _build(
         self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
     ) -> None:
@@ -46,8 +48,9 @@ class Module:
         self.options = options
         self.backend: Backend = get_backend(backend)
         self.dtype = check_dtype(dtype)
-        self._parameters = Parameters(self.backend, self.dtype, shapes)
-        self._grads = Gradients(self.backend, self.dtype, shapes)
+        parameters = Parameters(self.backend, self.dtype, shapes)
+        grads = Gradients(self.backend, self.dtype, shapes)
+        self._parameters, self._grads = parameters, grads
         self.training = False
         self._frozen: frozenset[str] = frozenset()
         self._records = Records()
@@ -179,12 +182,8 @@ class Module:
         shapes = self.parameters.shapes
         parameters = Parameters(target, wanted, shapes)
         grads = Gradients(target, wanted, shapes)
-        parameters.update(
-            {n: asarray(a, backend=target.name, dtype=wanted) for n, a in self.parameters.items()}
-        )
-        grads.update(
-            {n: asarray(a, backend=target.name, dtype=wanted) for n, a in self.grads.items()}
-        )
+        for new, old in ((parameters, self.parameters), (grads, self.grads)):
+            new.update({n: asarray(a, backend=target.name, dtype=wanted) for n, a in old.items()})
         parameters.version = self.parameters.version + 1
         self.parameters.retire()
         self.backend, self.dtype = target, wanted

@@ -18,7 +18,8 @@ class _Layer(_Recurrent):
         In train mode the call is recorded for `backward`. The arrays returned are the caller's.
 
         :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
-            and backend, any strides; only read.
+            and backend (CuPy takes what another library lends on its device by DLPack), any
+            strides; only read.
         :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0). None: zeros.
         :param lengths: N host integers from 0 to T, in any order: how many steps each row has.
             Past a row's end x is not read and the output is zero; the reverse direction starts
@@ -27,6 +28,8 @@ class _Layer(_Recurrent):
             the state of each row after its own last step; h0 where it has none.
         :raises TypeError: an argument has another type, dtype or backend.
         :raises ValueError: an argument has another shape, or lengths leave 0..T.
+        :raises MemoryError: there is not enough; nothing is recorded, and what the call took is
+            free again though the error is kept.
         """
         call = check_call(
             self._stack, self.backend, self.dtype, x, hx, lengths, self.options["batch_first"]

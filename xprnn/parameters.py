@@ -92,6 +92,7 @@ class Parameters(Mapping[str, Array]):
             for start, shape, following in zip(starts, shapes.values(), starts[1:], strict=False)
         ]
         self._padding = backend.from_host(np.concatenate(gaps))
+        self._zero = backend.zeros_aligned(1, dtype)  # CuPy would move a number each time
         self._open = 0  # `writable` blocks that have not ended
         self._retired = False  # the module has moved to other parameters
 
@@ -115,7 +116,7 @@ class Parameters(Mapping[str, Array]):
             self._open -= 1
             self.version += 1
             with self.backend.activate():
-                flat[self._padding] = 0.0
+                flat[self._padding] = self._zero
             self.backend.set_writable(flat, False)
 
     def retire(self) -> None:

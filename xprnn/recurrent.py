@@ -208,7 +208,6 @@ class _Recurrent(Module):
             for name in self._frozen:
                 del dweights[name]
             scratch = self._scratch.take()
-            record.tape.spent = True
             dx, dinitial = stack.backward(
                 self._stack,
                 record.tape,

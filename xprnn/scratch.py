@@ -2,7 +2,8 @@
 
 A call, or the record of one, owns the workspace it took until it gives it back, so several
 calls and several threads never share one, and in the steady state a call touches no fresh
-memory. Only scratch comes from here; what a caller gets is always allocated for him.
+memory. Only scratch comes from here; what a caller gets is always allocated for him. On a GPU
+the lists, one for each stream, are all the memory that is held back from CuPy's allocator.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Workspace:
         self.dtype = dtype
         self._grain = ALIGNMENT // dtype.itemsize
         self._buffer = backend.xp.empty(0, dtype)
+        self._size = 0
         self._used = 0
         self._peak = 0
 
@@ -51,14 +53,20 @@ class Workspace:
         self._used = mark
 
     def reset(self) -> None:
-        """Take back all arrays; the buffer gets as large as was needed since the last time.
+        """Take back all arrays; a buffer that was too small or mostly idle is dropped.
 
         It shrinks only when most of it lay idle, so that calls of different sizes can take turns.
         """
         size = self._buffer.shape[0]
         if self._peak > size or self._peak < size // 8:
-            self._buffer = self._backend.zeros_aligned(self._peak, self.dtype)
+            self._size = self._peak
+            self._buffer = self._backend.xp.empty(0, self.dtype)
         self._used = self._peak = 0
+
+    def prepare(self) -> None:
+        """Get a buffer as large as was needed the last time: before a call, where it may fail."""
+        if self._buffer.shape[0] < self._size:
+            self._buffer = self._backend.zeros_aligned(self._size, self.dtype)
 
 
 class FreeList:
@@ -73,9 +81,11 @@ class FreeList:
         """A workspace nobody else holds, last used on the current stream if ever."""
         free = self._free.setdefault(self._backend.stream(), [])
         try:
-            return free.pop()
+            workspace = free.pop()
         except IndexError:
             return Workspace(self._backend, self._dtype)
+        workspace.prepare()
+        return workspace
 
     def give(self, workspace: Workspace) -> None:
         """Put a workspace back; none of its arrays may be in use any more."""

@@ -164,6 +164,7 @@ def backward(
         width = D * H if layer else stack.input_size
         wanted = layer > 0 or need_dx
         shares = [scratch.empty(layout.total, width) if wanted else None for _ in range(D)]
+        tape.spent = True  # from here on it is overwritten
         for d in range(D):
             k, mark = layer * D + d, scratch.mark()
             sequence.backward(

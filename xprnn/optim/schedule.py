@@ -83,9 +83,8 @@ def clip_grad_norm(modules: Iterable[Module], max_norm: float) -> Array:
     if max_norm != math.inf:
         check_number("max_norm", max_norm, sys.float_info.min, math.inf)
     backend = modules[0].backend
-    if any(module.backend is not backend for module in modules):
-        names = ", ".join(sorted({module.backend.name for module in modules}))
-        raise ValueError(f"modules: expected all on one backend, got {names}")
+    if len(names := {module.backend.name for module in modules}) > 1:
+        raise ValueError(f"modules: expected all on one backend, got {', '.join(sorted(names))}")
     xp = backend.xp
     with backend.activate():
         total = xp.zeros((), xp.float64)
