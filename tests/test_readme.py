@@ -19,7 +19,7 @@ def test_the_two_commands_come_first():
     commands = re.findall(r"^pip install.*$", README, re.MULTILINE)
     assert commands[:2] == [
         "pip install -e . && xprnn demo",
-        'pip install -e ".[test,nvrtc]" && python -m pytest',
+        'pip install -e ".[test,nvrtc]" && python -m pytest -n auto',
     ]
 
 
