@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
+from gpu_report import IMPLEMENTATION, GpuReport
 from strict_array import StrictBackend
+from strict_cuda import LOG
 
 import xprnn
 from xprnn import backend as backend_module
+from xprnn import kernels
 from xprnn.backend import Backend
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(GpuReport(config))
 
 
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The backend "strict", known to xprnn as long as the test runs."""
+    """The backend "strict", known to xprnn as long as the test runs.
+
+    Unless something else is asked for, the plain code serves: its results are NumPy's bit for bit.
+    """
     monkeypatch.setitem(backend_module.BACKENDS, "strict", StrictBackend)
+    if not os.environ.get(kernels.ENVIRONMENT_VARIABLE):
+        monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
+    LOG.clear()
     backend_module._open.cache_clear()
     yield xprnn.get_backend("strict")
     backend_module._open.cache_clear()
@@ -24,7 +39,55 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """NumPy, and CuPy where there is a usable GPU."""
+    return _usable(request.param)
+
+
+def _usable(name: str) -> Backend:
+    if reason := _lacks(name):
+        pytest.skip(reason)
+    return xprnn.get_backend(name)
+
+
+@cache
+def _lacks(name: str) -> str:
+    """Why a backend cannot be used, or ""; looked for once, for thousands of tests ask."""
     try:
-        return xprnn.get_backend(request.param)
+        xprnn.get_backend(name)
     except xprnn.BackendUnavailableError as error:
-        pytest.skip(str(error))
+        return str(error)
+    return ""
+
+
+SERVING = {"numpy": ("reference",), "cupy": ("reference", "pointwise")}
+
+
+@pytest.fixture
+def implementations(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """Who serves on the backend, one after the other: each is forced while it has its turn."""
+
+    def take_turns() -> Iterator[str]:
+        for name in SERVING[backend.kind]:
+            monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, name)
+            request.node.user_properties.append((IMPLEMENTATION, name))
+            yield name
+
+    return take_turns()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            (kind, name), marks=pytest.mark.gpu if kind == "cupy" else (), id=f"{kind}-{name}"
+        )
+        for kind, names in SERVING.items()
+        for name in names
+    ]
+)
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """A backend and one implementation, forced: each that serves on it."""
+    kind, name = request.param
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, name)
+    request.node.user_properties.append((IMPLEMENTATION, name))
+    return _usable(kind)

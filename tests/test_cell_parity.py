@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import CELLS, TORCH_CELLS, Results, unroll
 from tolerances import assert_close
+from torch_cases import torch_device
 
 from xprnn.backend import Backend
 
@@ -17,12 +19,17 @@ STEPS, BATCH, I, H = 3, 4, 3, 5  # noqa: E741
 
 
 def torch_unroll(
-    cell: Any, x: np.ndarray, initial: tuple[np.ndarray, ...], upstream: tuple[np.ndarray, ...]
+    cell: Any,
+    x: np.ndarray,
+    initial: tuple[np.ndarray, ...],
+    upstream: tuple[np.ndarray, ...],
+    device: str,
 ) -> Results:
     """As `cases.unroll`, through a torch cell and autograd, in float64."""
 
-    def leaf(array: np.ndarray) -> Any:
-        return torch.tensor(array.astype(np.float64), requires_grad=True)
+    def leaf(array: np.ndarray, requires_grad: bool = True) -> Any:
+        wide = array.astype(np.float64)
+        return torch.tensor(wide, device=device, requires_grad=requires_grad)
 
     xs, starts = leaf(x), tuple(leaf(state) for state in initial)
     hx = starts if len(starts) > 1 else starts[0]
@@ -31,11 +38,11 @@ def torch_unroll(
         hx = cell(x_t, hx)
         states.append(hx if isinstance(hx, tuple) else (hx,))
     outputs = [torch.stack(steps) for steps in zip(*states, strict=True)]
-    torch.autograd.backward(outputs, [torch.tensor(d.astype(np.float64)) for d in upstream])
+    torch.autograd.backward(outputs, [leaf(d, False) for d in upstream])
     found = dict(zip(("h", "c"), outputs, strict=False))
     found |= {f"d{name}0": start.grad for name, start in zip(("h", "c"), starts, strict=False)}
     found |= {f"d{name}": parameter.grad for name, parameter in cell.named_parameters()}
-    return {n: tensor.detach().numpy() for n, tensor in (found | {"dx": xs.grad}).items()}
+    return {n: tensor.detach().cpu().numpy() for n, tensor in (found | {"dx": xs.grad}).items()}
 
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
@@ -44,7 +51,13 @@ def torch_unroll(
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", TORCH_CELLS)
 def test_cell_equals_torch(
-    name: str, bias: bool, dtype: str, given: bool, batched: bool, backend: Backend
+    name: str,
+    bias: bool,
+    dtype: str,
+    given: bool,
+    batched: bool,
+    backend: Backend,
+    implementations: Iterator[str],
 ) -> None:
     kind, options = CELLS[name]
     cell = kind(I, H, bias, **options, backend=backend.name, dtype=dtype, seed=3).train()
@@ -57,12 +70,15 @@ def test_cell_equals_torch(
     if not given:
         initial = tuple(np.zeros_like(state) for state in initial)
 
-    found = unroll(cell, x, initial if given else None, upstream)
     kinds = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
     other = kinds[name.partition("_")[0]](I, H, bias, **options).double()
     other.load_state_dict({n: torch.tensor(p) for n, p in cell.state_dict().items()})
-    expected = torch_unroll(other, x, initial, upstream)
-    assert found.keys() == expected.keys()
-    for what, reference in expected.items():
-        assert np.abs(reference).max() > 0
-        assert_close(found[what], reference, dtype, what)
+    device = torch_device(backend)
+    expected = torch_unroll(other.to(device), x, initial, upstream, device)
+    for _ in implementations:
+        cell.zero_grad()
+        found = unroll(cell, x, initial if given else None, upstream)
+        assert found.keys() == expected.keys()
+        for what, reference in expected.items():
+            assert np.abs(reference).max() > 0
+            assert_close(found[what], reference, dtype, what)

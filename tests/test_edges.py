@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hosted import backward, forward, run
 from subjects import (
     CELLS,
     FUNCTIONS,
@@ -13,22 +14,24 @@ from subjects import (
     arguments,
     arrays,
     assert_same,
-    backward,
-    forward,
     make,
     module_of,
-    run,
 )
 from tolerances import assert_close
 
+from xprnn.backend import Backend, to_numpy
 from xprnn.numerics import sigmoid
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 SEQUENCES = (*LAYERS, *FUNCTIONS)
 
 
-def build(name: str, **options: Any) -> Any:
-    return make(name, **(DEEP if name in LAYERS else {}), **options)
+def build(name: str, backend: Backend, **options: Any) -> Any:
+    return make(name, **(DEEP if name in LAYERS else {}), backend=backend.name, **options)
+
+
+def grads_of(subject: Any) -> np.ndarray:
+    return to_numpy(module_of(subject).grads.flat)
 
 
 def named(given: dict[str, np.ndarray], prefix: str, suffix: str) -> list[np.ndarray]:
@@ -41,9 +44,9 @@ def named(given: dict[str, np.ndarray], prefix: str, suffix: str) -> list[np.nda
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(("T", "N"), [(0, 3), (4, 0), (0, 0)])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_no_steps_or_no_rows(name: str, T: int, N: int, batch_first: bool) -> None:
+def test_no_steps_or_no_rows(name: str, T: int, N: int, batch_first: bool, served: Backend) -> None:
     """Empty output, h_n = h0, and the gradient of h_n is that of h0; parameters get none."""
-    subject = build(name, batch_first=batch_first)
+    subject = build(name, served, batch_first=batch_first)
     given = arguments(subject, T, N)
     for lengths in (None, [0] * N if T == 0 else [T] * N):
         output, final = forward(subject, given, lengths=lengths)
@@ -52,12 +55,12 @@ def test_no_steps_or_no_rows(name: str, T: int, N: int, batch_first: bool) -> No
         dx, dinitial = backward(subject, given)
         assert_same(dx, given["x"])
         assert_same(dinitial, named(given, "d", "_n"))
-        np.testing.assert_array_equal(module_of(subject).grads.flat, 0.0)
+        np.testing.assert_array_equal(grads_of(subject), 0.0)
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_all_lengths_zero(name: str) -> None:
-    subject = build(name)
+def test_all_lengths_zero(name: str, served: Backend) -> None:
+    subject = build(name, served)
     given = arguments(subject)
     output, final = forward(subject, given, lengths=[0, 0, 0])
     np.testing.assert_array_equal(output, np.zeros_like(given["doutput"]), strict=True)
@@ -65,13 +68,13 @@ def test_all_lengths_zero(name: str) -> None:
     dx, dinitial = backward(subject, given)
     np.testing.assert_array_equal(dx, np.zeros_like(given["x"]), strict=True)
     assert_same(dinitial, named(given, "d", "_n"))
-    np.testing.assert_array_equal(module_of(subject).grads.flat, 0.0)
+    np.testing.assert_array_equal(grads_of(subject), 0.0)
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_a_row_of_length_zero_keeps_its_state(name: str) -> None:
+def test_a_row_of_length_zero_keeps_its_state(name: str, served: Backend) -> None:
     """Its h0 comes out, its gradient goes through, and the others run as if it were not there."""
-    subject = build(name)
+    subject = build(name, served)
     given = arguments(subject, T=4, N=3)
     found = run(subject, given, lengths=[2, 0, 4])
     others = {n: np.ascontiguousarray(a[:, [0, 2]]) for n, a in given.items()}
@@ -93,23 +96,23 @@ def test_a_row_of_length_zero_keeps_its_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_without_rows(name: str) -> None:
-    cell = make(name)
+def test_a_cell_without_rows(name: str, served: Backend) -> None:
+    cell = make(name, backend=served.name)
     given = arguments(cell, N=0)
     state = arrays(forward(cell, given))
     assert all(array.shape == (0, 5) for array in state)
     dx, dstate = backward(cell, given)
     assert dx.shape == (0, 3)
     assert all(array.shape == (0, 5) for array in arrays(dstate))
-    np.testing.assert_array_equal(cell.grads.flat, 0.0)
+    np.testing.assert_array_equal(grads_of(cell), 0.0)
 
 
 # -- one of everything
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_one_step_is_the_cell(name: str) -> None:
-    layer, cell = make(name), make(f"{name}_cell")
+def test_one_step_is_the_cell(name: str, served: Backend) -> None:
+    layer, cell = make(name, backend=served.name), make(f"{name}_cell", backend=served.name)
     cell.load_state_dict({n: layer.parameters[f"{n}_l0"] for n in cell.parameters})
     given = arguments(layer, T=1)
     found = run(layer, given)
@@ -127,9 +130,9 @@ def test_one_step_is_the_cell(name: str) -> None:
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize(("I", "H"), [(1, 1), (1, 5), (3, 1), (2, 17)])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_small_and_odd_sizes(name: str, I: int, H: int, T: int) -> None:  # noqa: E741
+def test_small_and_odd_sizes(name: str, I: int, H: int, T: int, served: Backend) -> None:  # noqa: E741
     """A batch is its rows one by one, and one row its steps one by one."""
-    subject = build(name, I=I, H=H)
+    subject = build(name, served, I=I, H=H)
     given = arguments(subject, T, N=3)
     found = run(subject, given)
     states = len(named(given, "", "0"))
@@ -178,9 +181,9 @@ def test_sigmoid_at_its_edges(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
-def test_saturated_gates_do_not_warn(name: str, dtype: str) -> None:
+def test_saturated_gates_do_not_warn(name: str, dtype: str, served: Backend) -> None:
     """Inputs far beyond where the gates saturate give finite results and gradients."""
-    subject = make(name, dtype=dtype)
+    subject = make(name, dtype=dtype, backend=served.name)
     given = arguments(subject)
     given["x"] *= np.dtype(dtype).type(1e6)
     with np.errstate(all="raise", under="ignore"):
@@ -191,8 +194,10 @@ def test_saturated_gates_do_not_warn(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("lengths", [None, [4, 3, 2]], ids=["full", "ragged"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_nan_in_a_row_stays_in_the_row(name: str, bad: float, lengths: Any) -> None:
-    subject = build(name)
+def test_nan_in_a_row_stays_in_the_row(
+    name: str, bad: float, lengths: Any, served: Backend
+) -> None:
+    subject = build(name, served)
     given = arguments(subject, T=4, N=3)
     expected = run(subject, given, lengths=lengths)
     spoilt = {n: a.copy() for n, a in given.items()}
@@ -210,9 +215,9 @@ def test_nan_in_a_row_stays_in_the_row(name: str, bad: float, lengths: Any) -> N
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_padding_is_not_read(name: str, batch_first: bool, bad: float) -> None:
+def test_padding_is_not_read(name: str, batch_first: bool, bad: float, served: Backend) -> None:
     """Whatever stands past a row's end in x or doutput, all results are those with zeros there."""
-    subject = build(name, batch_first=batch_first)
+    subject = build(name, served, batch_first=batch_first)
     given, lengths = arguments(subject, T=4, N=4), np.array([2, 0, 4, 1])
     past = np.arange(4)[:, None] >= lengths
     past = past.T if batch_first else past

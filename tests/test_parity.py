@@ -1,7 +1,11 @@
-"""Every layer against torch's, forward and backward, every result and gradient by value."""
+"""Every layer against torch's, forward and backward, every result and gradient by value.
+
+On CuPy each test runs once for every implementation and is compared with torch on CUDA.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +17,12 @@ from cases import (
     Results,
     build,
     draw,
-    parameters_of,
     product,
     run,
     run_functional,
-    torch_run,
 )
 from tolerances import LAYERS, STEPS, WIDTH, assert_close, tolerance
+from torch_cases import torch_run
 
 from xprnn.backend import Backend
 
@@ -47,10 +50,12 @@ def assert_parity(case: Case, found: Results, expected: Results, **sizes: int) -
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_layer_equals_torch(case: Case, backend: Backend) -> None:
+def test_layer_equals_torch(case: Case, backend: Backend, implementations: Iterator[str]) -> None:
     layer, problem = build(case, backend.name), draw(case)
-    found = run(layer, case, problem)
-    assert_parity(case, found, torch_run(case, parameters_of(layer), problem))
+    expected = torch_run(case, layer, problem)
+    for _ in implementations:
+        layer.zero_grad()
+        assert_parity(case, run(layer, case, problem), expected)
 
 
 def test_the_matrix_is_large_and_complete() -> None:
@@ -75,38 +80,50 @@ def test_the_numbers_can_show_a_fault() -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == c.directions == 1], ids=str)
-def test_functional_equals_torch(case: Case, backend: Backend) -> None:
+def test_functional_equals_torch(
+    case: Case, backend: Backend, implementations: Iterator[str]
+) -> None:
     layer, problem = build(case, backend.name), draw(case)
-    found = run_functional(case, layer, problem)
-    assert_parity(case, found, torch_run(case, parameters_of(layer), problem))
+    expected = torch_run(case, layer, problem)
+    for _ in implementations:
+        assert_parity(case, run_functional(case, layer, problem), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_larger_sizes(cell: str, dtype: str) -> None:
+def test_larger_sizes(
+    cell: str, dtype: str, backend: Backend, implementations: Iterator[str]
+) -> None:
     case = Case(cell, layers=2, directions=2, dtype=dtype, T=40, N=7, I=19, H=33)
-    layer, problem = build(case), draw(case)
-    found = run(layer, case, problem)
-    expected = torch_run(case, parameters_of(layer), problem)
-    assert_parity(case, found, expected, steps=40, width=3 * 33, layers=2)
+    layer, problem = build(case, backend.name), draw(case)
+    expected = torch_run(case, layer, problem)
+    for _ in implementations:
+        layer.zero_grad()
+        found = run(layer, case, problem)
+        assert_parity(case, found, expected, steps=40, width=3 * 33, layers=2)
 
 
 @pytest.mark.parametrize(
     "sizes", [{"T": 1}, {"N": 1}, {"H": 1}, {"I": 1}, {"T": 1, "N": 1}], ids=str
 )
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_sizes_of_one(cell: str, sizes: dict[str, int]) -> None:
+def test_sizes_of_one(
+    cell: str, sizes: dict[str, int], backend: Backend, implementations: Iterator[str]
+) -> None:
     case = Case(cell, layers=2, directions=2, **sizes)
-    layer, problem = build(case), draw(case)
-    found = run(layer, case, problem)
-    for name, reference in torch_run(case, parameters_of(layer), problem).items():
-        assert_close(found[name], reference, case.dtype, name)
+    layer, problem = build(case, backend.name), draw(case)
+    expected = torch_run(case, layer, problem)
+    for _ in implementations:
+        layer.zero_grad()
+        found = run(layer, case, problem)
+        for name, reference in expected.items():
+            assert_close(found[name], reference, case.dtype, name)
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_unbatched(cell: str) -> None:
+def test_unbatched(cell: str, backend: Backend, implementations: Iterator[str]) -> None:
     case = Case(cell, layers=2, directions=2, N=1)
-    layer, batched = build(case), draw(case)
+    layer, batched = build(case, backend.name), draw(case)
     problem = Problem(
         x=batched.x[:, 0],
         initial=tuple(state[:, 0] for state in batched.initial),
@@ -114,26 +131,24 @@ def test_unbatched(cell: str) -> None:
         doutput=batched.doutput[:, 0],
         dfinal=tuple(state[:, 0] for state in batched.dfinal),
     )
-    found = run(layer, case, problem)
-    assert_parity(case, found, torch_run(case, parameters_of(layer), problem))
+    expected = torch_run(case, layer, problem)
+    for _ in implementations:
+        layer.zero_grad()
+        assert_parity(case, run(layer, case, problem), expected)
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_each_upstream_gradient_alone(cell: str) -> None:
+def test_each_upstream_gradient_alone(cell: str, backend: Backend) -> None:
     case = Case(cell, layers=2, directions=2, lengths="ragged")
     problem = draw(case)
     upstream = (problem.doutput, *problem.dfinal)
     for alone in range(len(upstream)):
         given = [d if k == alone else None for k, d in enumerate(upstream)]
         zeros = [d if k == alone else np.zeros_like(d) for k, d in enumerate(upstream)]
-        layer = build(case)
+        layer = build(case, backend.name)
         found = run(layer, case, replace(problem, doutput=given[0], dfinal=tuple(given[1:])))
-        expected = torch_run(
-            case,
-            parameters_of(layer),
-            replace(problem, doutput=zeros[0], dfinal=tuple(zeros[1:])),
-        )
-        assert_parity(case, found, expected)
+        filled = replace(problem, doutput=zeros[0], dfinal=tuple(zeros[1:]))
+        assert_parity(case, found, torch_run(case, layer, filled))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -160,7 +175,7 @@ def test_rows_of_length_zero(
         doutput=others(problem.doutput, outer),
         dfinal=tuple(others(state, 1) for state in problem.dfinal),
     )
-    expected = torch_run(replace(case, N=len(rest.lengths)), parameters_of(layer), rest)
+    expected = torch_run(replace(case, N=len(rest.lengths)), layer, rest)
     for name in ("output", "dx"):
         assert not np.compress(empty, found[name], outer).any()
         found[name] = others(found[name], outer)
@@ -175,9 +190,11 @@ def test_rows_of_length_zero(
 @pytest.mark.parametrize("sizes", [{"T": 0}, {"N": 0}, {"T": 0, "N": 0}], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_no_steps_or_no_rows(cell: str, batch_first: bool, sizes: dict[str, int]) -> None:
+def test_no_steps_or_no_rows(
+    cell: str, batch_first: bool, sizes: dict[str, int], backend: Backend
+) -> None:
     case = Case(cell, layers=2, directions=2, batch_first=batch_first, **sizes)
-    layer, problem = build(case), draw(case)
+    layer, problem = build(case, backend.name), draw(case)
     found = run(layer, case, problem)
     assert found["output"].shape == problem.doutput.shape
     assert found["dx"].shape == problem.x.shape
@@ -188,14 +205,14 @@ def test_no_steps_or_no_rows(cell: str, batch_first: bool, sizes: dict[str, int]
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_x_past_the_end_of_a_row_is_not_read(cell: str) -> None:
+def test_x_past_the_end_of_a_row_is_not_read(cell: str, backend: Backend) -> None:
     case = Case(cell, layers=2, directions=2, lengths="ragged")
     problem = draw(case)
-    expected = run(build(case), case, problem)
+    expected = run(build(case, backend.name), case, problem)
     past = np.arange(case.T)[:, None] >= np.array(problem.lengths)
     x, doutput = problem.x.copy(), problem.doutput.copy()
     x[past] = doutput[past] = np.nan
-    found = run(build(case), case, replace(problem, x=x, doutput=doutput))
+    found = run(build(case, backend.name), case, replace(problem, x=x, doutput=doutput))
     for name, array in expected.items():
         assert np.array_equal(found[name], array), name
 
