@@ -35,7 +35,7 @@ import numpy as np
 import pytest
 from host_kernels import HostElementwiseKernel
 
-from xprnn.cells import CELLS
+from xprnn.cells import CELLS, Buffers
 from xprnn.kernels.cuda import POINTWISE
 from xprnn.kernels.cuda.pointwise import Kernel
 
@@ -147,15 +147,16 @@ def run_plain(kernel: Kernel, arrays: Arrays, xp: Any = np) -> Arrays:
 def _call(cell: Any, part: str, xp: Any, arrays: Arrays, scratch: tuple[Any, ...]) -> None:
     """Call a part with the arrays where its parameters say; None for what it does not use."""
     function = getattr(cell, part)
-    given: dict[str, Any] = {
-        "xp": xp,
-        "states": tuple([arrays.get(name) for name in cell.state_names]),
-        "next_states": tuple([arrays.get(f"{name}_next") for name in cell.state_names]),
-        "dstates": tuple([arrays.get(f"d{name}") for name in cell.state_names]),
-        "scratch": scratch,
-    }
-    names = inspect.signature(function).parameters
-    function(**{name: given[name] if name in given else arrays.get(name) for name in names})
+    step = Buffers(
+        gates=arrays.get("gates"),
+        saved=arrays.get("saved"),
+        states=tuple([arrays.get(name) for name in cell.state_names]),
+        next_states=tuple([arrays.get(f"{name}_next") for name in cell.state_names]),
+        dstates=tuple([arrays.get(f"d{name}") for name in cell.state_names]),
+        scratch=scratch,
+    )
+    given = {**arrays, "xp": xp, "step": step}
+    function(**{name: given.get(name) for name in inspect.signature(function).parameters})
 
 
 def _same(a: Any, *_: Any, out: np.ndarray) -> None:
@@ -166,7 +167,7 @@ def _same(a: Any, *_: Any, out: np.ndarray) -> None:
 MAJORANT = SimpleNamespace(
     add=np.add,
     subtract=np.add,
-    multiply=np.multiply,
+    multiply=lambda a, b, out: np.multiply(a, np.abs(b), out=out),
     negative=_same,
     minimum=_same,
     maximum=_same,

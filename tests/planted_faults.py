@@ -22,18 +22,9 @@ def after_backward(change: Callable[..., None]) -> Callable[[Any, Patch], None]:
     def plant(cell: Any, patch: Patch) -> None:
         genuine = cell.backward
 
-        def broken(
-            xp: Any,
-            weights: Any,
-            gates: Any,
-            saved: Any,
-            states: Any,
-            next_states: Any,
-            dstates: Any,
-            scratch: Any,
-        ) -> None:
-            genuine(xp, weights, gates, saved, states, next_states, dstates, scratch)
-            change(gates.reshape(len(gates), cell.gates, -1), dstates)
+        def broken(xp: Any, weights: Any, step: Any) -> None:
+            genuine(xp, weights, step)
+            change(step.gates.reshape(len(step.gates), cell.gates, -1), step.dstates)
 
         patch("backward", broken)
 
@@ -70,11 +61,9 @@ def states_shifted(cell: Any, patch: Patch) -> None:
 def no_derivative_of_tanh(cell: Any, patch: Patch) -> None:
     """da = dh' without (1 - h'^2)."""
 
-    def broken(
-        xp: Any, weights: Any, gates: Any, saved: Any, h: Any, h_next: Any, dh: Any, scratch: Any
-    ) -> None:
-        gates[...] = dh[0]
-        xp.matmul(gates, weights.weight_hh, out=dh[0])
+    def broken(xp: Any, weights: Any, step: Any) -> None:
+        step.gates[...] = step.dstates[0]
+        xp.matmul(step.gates, weights.weight_hh, out=step.dstates[0])
 
     patch("backward", broken)
 

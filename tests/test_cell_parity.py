@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CELLS, TORCH_CELLS, Results, unroll
+from cases import CELLS, TORCH_CELLS, Results, parameters_of, unroll
 from tolerances import assert_close
 from torch_cases import torch_device
 
@@ -72,7 +72,7 @@ def test_cell_equals_torch(
 
     kinds = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
     other = kinds[name.partition("_")[0]](I, H, bias, **options).double()
-    other.load_state_dict({n: torch.tensor(p) for n, p in cell.state_dict().items()})
+    other.load_state_dict({n: torch.tensor(p) for n, p in parameters_of(cell).items()})
     device = torch_device(backend)
     expected = torch_unroll(other.to(device), x, initial, upstream, device)
     for _ in implementations:

@@ -43,8 +43,9 @@ def test_verify_ends_with_1_and_names_the_cell_that_is_wrong(factor, tmp_path):
     fault = (
         "from xprnn.cells.gru import GRU\n"
         "genuine = GRU.backward_gates\n"
-        "def broken(self, xp, gates, *rest):\n"
-        "    genuine(self, xp, gates, *rest)\n"
+        "def broken(self, xp, step):\n"
+        "    genuine(self, xp, step)\n"
+        "    gates = step.gates\n"
         f"    gates *= gates.dtype.type({factor})\n"
         "GRU.backward_gates = broken"
     )

@@ -20,7 +20,7 @@ from kernel_parts import (
 )
 from tolerances import assert_close
 
-from xprnn.cells import CELLS, Weights
+from xprnn.cells import CELLS, Buffers, Weights
 from xprnn.kernels.cuda import POINTWISE
 from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, Kernel
 
@@ -122,11 +122,11 @@ def take_step(cell: Any, xp: Any, dtype: str, bias: bool) -> tuple[Arrays, tuple
     next_states = tuple([np.full((N, H), np.nan, dtype) for _ in states])
     dstates = tuple([normal(N, H) for _ in states])
     counted = SimpleNamespace(launches=0) if xp is np else xp
-    rest = (xp, weights, gates, saved, states, next_states)
-    cell.forward(*rest, scratch(cell.forward_scratch))
+    rest = (gates, saved, states, next_states)
+    cell.forward(xp, weights, Buffers(*rest, (), scratch(cell.forward_scratch)))
     forward = counted.launches
     results = {f"{n}_next": a.copy() for n, a in zip(cell.state_names, next_states, strict=True)}
-    cell.backward(*rest, dstates, scratch(cell.backward_scratch))
+    cell.backward(xp, weights, Buffers(*rest, dstates, scratch(cell.backward_scratch)))
     results |= {f"d{name}": array for name, array in zip(cell.state_names, dstates, strict=True)}
     return results | {"dgh": gates, "saved": saved}, (forward, counted.launches - forward)
 

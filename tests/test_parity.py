@@ -104,7 +104,16 @@ def test_larger_sizes(
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"T": 1}, {"N": 1}, {"H": 1}, {"I": 1}, {"T": 1, "N": 1}], ids=str
+    "sizes",
+    [
+        {"T": 1},
+        {"N": 1},
+        {"H": 1},
+        {"H": 1, "N": 8, "dtype": "float32"},  # a gate is a column with others beside it
+        {"I": 1},
+        {"T": 1, "N": 1},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("cell", TORCH_CELLS)
 def test_sizes_of_one(

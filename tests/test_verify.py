@@ -142,7 +142,8 @@ def test_a_wrong_gradient_of_the_plain_code_is_found_by_the_gradcheck(
 def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
     cell: str, gate: int, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dgate(weights: Any, gates: np.ndarray, *rest: Any) -> np.ndarray:
+    def dgate(weights: Any, step: Any) -> np.ndarray:
+        gates = step.gates
         return gates.reshape(len(gates), PLAIN[cell].gates, -1)[:, gate]
 
     with monkeypatch.context() as patch:
@@ -160,8 +161,8 @@ def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
 def test_a_wrong_state_fails_in_every_type(
     cell: str, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def h_next(weights: Any, gates: Any, saved: Any, states: Any, new: Any, *rest: Any) -> Any:
-        return new[0]
+    def h_next(weights: Any, step: Any) -> Any:
+        return step.next_states[0]
 
     scale_after("forward", cell, h_next, factor, monkeypatch)
     report = verify_cells("numpy", [cell], [numbers])
@@ -179,7 +180,7 @@ def test_a_wrong_kernel_fails_alone(
 
     def broken(*buffers: Any) -> None:
         genuine(*buffers)
-        gates = buffers[1]
+        gates = buffers[-1].gates
         gates *= gates.dtype.type(1.05)
 
     monkeypatch.setattr(fused, part, broken)

@@ -15,8 +15,11 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
         f"  reason: {engine.reason}",
         f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
     ]
-    if engine.backend.kernels and engine.cell.launches:
-        there, back = engine.cell.launches
+    launches = engine.cell.launches
+    if engine.backend.kernels and launches is None:
+        lines.append("  the launches of the plain code in narrow types are not counted")
+    elif engine.backend.kernels and launches:
+        there, back = launches
         lines.append(
             f"  a step takes {there} launches forward, {back} backward and one more "
             "where its output has a gradient"

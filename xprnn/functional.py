@@ -267,6 +267,9 @@ def _forward(
     with backend.activate():
         if record:  # the caller may write his weights before he calls backward
             weights = Weights(*[None if w is None else w.copy() for w in weights])
+        else:  # kernels read rows as they come
+            contiguous = engine.xp.ascontiguousarray
+            weights = Weights(*[None if w is None else contiguous(w) for w in weights])
         kept, scratch = Workspace(backend, dtype), Workspace(backend, dtype)
         output, final, tape = stack.forward(
             engine,

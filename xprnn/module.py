@@ -212,6 +212,8 @@ class Module:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters and options to a safetensors file, whole or not at all.
 
+        Where and how a layer computes, `precision` and `compute_dtype`, is not in it: see `to`.
+
         :raises OSError: the file cannot be written.
         """
         arrays = self._host_copies(self.parameters)

@@ -93,7 +93,8 @@ class _Recurrent(Module):
     ) -> Self:
         """Move the module in place, or change in which types it computes; None leaves as it is.
 
-        A `compute_dtype` equal to the dtype ends mixed precision.
+        A `compute_dtype` equal to the dtype ends mixed precision; a new dtype that does not go
+        with the present ones needs `compute_dtype` or `precision` beside it.
 
         :raises RuntimeError: recorded calls are waiting for `backward`.
         :raises ValueError, BackendUnavailableError: as the constructor; nothing is changed.
@@ -102,7 +103,9 @@ class _Recurrent(Module):
         if compute_dtype is None and now.narrow:
             compute_dtype = now.compute_dtype
         arithmetic = check_arithmetic(
-            now.dtype if dtype is None else dtype, compute_dtype, precision or now.precision
+            now.dtype if dtype is None else dtype,
+            compute_dtype,
+            now.precision if precision is None else precision,
         )
         super().to(backend, dtype=dtype)
         self.arithmetic = arithmetic
@@ -121,7 +124,8 @@ class _Recurrent(Module):
         self._memory = FreeList(self.backend, self.dtype)
 
     def eval(self) -> Self:
-        """From here on calls are not recorded; records left are dropped, and their memory."""
+        """From here on calls are not recorded; records left are dropped, and free memory is too."""
+        self._scratch = FreeList(self.backend, self.dtype)
         self._memory = FreeList(self.backend, self.dtype)
         return super().eval()
 

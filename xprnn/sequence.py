@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .backend import Array
-from .cells import Cell, Weights
+from .cells import Buffers, Cell, Weights
 from .kernels import Engine
 from .layout import Layout
 from .numerics import sum_rows
@@ -68,15 +68,8 @@ def forward(
         here = ahead if rows == joined and ahead else _block(states, before, rows)
         ahead = _block(states, after, rows)
         place = at if record else 0
-        cell.forward(
-            xp,
-            weights,
-            gates[at : at + rows],
-            saved[place : place + rows],
-            here,
-            ahead,
-            carved.rows(rows),
-        )
+        mine = gates[at : at + rows], saved[place : place + rows]
+        cell.forward(xp, weights, Buffers(*mine, here, ahead, (), carved.rows(rows)))
     for state, end in zip(states, ends, strict=True):
         end[: layout.running] = layout.final(state, reverse)
     return Trace(x, gates, saved, states)
@@ -118,16 +111,8 @@ def backward(
             dh += doutput[at : at + rows]
         if flow is not None:
             flow[t] = sum((dstate * dstate).sum() for dstate in dnext) ** 0.5
-        cell.backward(
-            xp,
-            weights,
-            trace.gates[at : at + rows],
-            trace.saved[at : at + rows],
-            here,
-            ahead,
-            dnext,
-            carved.rows(rows),
-        )
+        mine = trace.gates[at : at + rows], trace.saved[at : at + rows]
+        cell.backward(xp, weights, Buffers(*mine, here, ahead, dnext, carved.rows(rows)))
     _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
     if dx is not None:
         xp.matmul(trace.gates, weights.weight_ih, out=dx)

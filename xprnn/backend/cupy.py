@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from . import cuda
 from .base import Array, Backend
 from .cublas import CudaModule
 from .dlpack import MANAGED, ON_CUDA, place_of
+
+PER_THREAD = 2  # cudaStreamPerThread
 
 _log = logging.getLogger("xprnn")
 
@@ -78,12 +81,21 @@ class CupyBackend(Backend):
         :raises RuntimeError: the current stream is being captured, at entry.
         """
         with self.xp.cuda.Device(self.device):
-            if self.xp.cuda.get_current_stream().is_capturing():
+            if self._capturing():
                 raise RuntimeError(
                     f"backend {self.name!r}: the current stream is being captured, and CuPy cannot "
                     "capture cuBLAS; nothing has been done. Call xprnn outside of the capture"
                 )
             yield
+
+    def _capturing(self) -> bool:
+        """Whether the current stream is being captured, or cannot be asked for another one is."""
+        try:
+            return bool(self.xp.cuda.get_current_stream().is_capturing())
+        except RuntimeError as error:
+            if "StreamCapture" not in str(error):
+                raise
+            return True
 
     def module(self, precision: str, narrow: bool) -> Any:
         """CuPy, with products of cuBLAS's own: wide or narrow, and as precise as is asked for."""
@@ -92,8 +104,9 @@ class CupyBackend(Backend):
         return self._modules[precision]
 
     def stream(self) -> int:
-        """The current CUDA stream."""
-        return int(self.xp.cuda.get_current_stream().ptr)
+        """The current CUDA stream; each thread's own default stream has one address for all."""
+        pointer = int(self.xp.cuda.get_current_stream().ptr)
+        return -get_ident() if pointer == PER_THREAD else pointer
 
     def synchronize(self) -> None:
         """Wait for the device."""

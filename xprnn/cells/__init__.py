@@ -49,7 +49,7 @@ networks and their computational complexity" (1995); R. Pascanu, T. Mikolov, Y. 
 the difficulty of training recurrent neural networks" (2013).
 """
 
-from .base import Cell, Weights
+from .base import Buffers, Cell, Weights
 from .gru import GRU, GRUResetBefore
 from .lstm import LSTM
 from .rnn import RNN
@@ -58,4 +58,4 @@ CELLS: dict[str, Cell] = {
     cell.name: cell for cell in (RNN("tanh"), RNN("relu"), GRU(), GRUResetBefore(), LSTM())
 }
 
-__all__ = ["CELLS", "Cell", "Weights"]
+__all__ = ["CELLS", "Buffers", "Cell", "Weights"]

@@ -20,6 +20,17 @@ class Weights(NamedTuple):
     bias_hh: Array | None  # (G*H,)
 
 
+class Buffers(NamedTuple):
+    """The arrays that one step of a direction works on; `Cell` says what they hold."""
+
+    gates: Array
+    saved: Array
+    states: tuple[Array, ...]
+    next_states: tuple[Array, ...]
+    dstates: tuple[Array, ...]  # none in a forward step
+    scratch: tuple[Array, ...]
+
+
 class Cell:
     """One step of a recurrent network and its gradient, in plain `xp`, on caller-owned arrays.
 
@@ -66,65 +77,28 @@ class Cell:
         """G, the number of gates."""
         return len(self.gate_names)
 
-    def forward(
-        self,
-        xp: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def forward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Take one step; the buffers are those of the class's table."""
-        gh = scratch[0]
-        xp.matmul(states[0], weights.weight_hh.T, out=gh)
-        self.forward_gates(xp, weights.bias_hh, gates, gh, saved, states, next_states)
+        gh = step.scratch[0]
+        xp.matmul(step.states[0], weights.weight_hh.T, out=gh)
+        self.forward_gates(xp, weights.bias_hh, gh, step)
 
-    def backward(
-        self,
-        xp: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Invert the step that `forward` took; the buffers are those of the class's table."""
-        self.backward_gates(xp, gates, saved, states, next_states, dstates, scratch)
-        xp.matmul(gates, weights.weight_hh, out=dstates[0])
+        self.backward_gates(xp, step)
+        xp.matmul(step.gates, weights.weight_hh, out=step.dstates[0])
 
-    def forward_gates(
-        self,
-        xp: Any,
-        bias_hh: Array | None,
-        gates: Array,
-        gh: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """From gx and gh to the gates and the next states.
 
-        `bias_hh` (G*H,) is read, `gh` (N, G*H) used up; the others are those of the table.
+        `bias_hh` (G*H,) is read, `gh` (N, G*H) used up.
         """
         raise NotImplementedError
 
-    def backward_gates(
-        self,
-        xp: Any,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
         """From dnext to dgh and the part of `dstates` that does not go through the product.
 
-        The buffers are those of the table; a dh of which nothing is left is used up.
+        A dh of which nothing is left is used up.
         """
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..backend import Array
 from ..numerics import sigmoid
-from .base import Cell, Weights
+from .base import Buffers, Cell, Weights
 
 
 class GRU(Cell):
@@ -40,24 +40,14 @@ class GRU(Cell):
     backward_scratch: tuple[int, ...] = (1, 1)
     launches = (14, 17)
 
-    def forward_gates(
-        self,
-        xp: Any,
-        bias_hh: Array | None,
-        gates: Array,
-        gh: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
-        (h,), (h_next,) = states, next_states
+        (h,), (h_next,), gates, gh_n = step.states, step.next_states, step.gates, step.saved
         H = h.shape[1]
         rz, r, n = gates[:, : 2 * H], gates[:, :H], gates[:, 2 * H :]
         rz += gh[:, : 2 * H]
         sigmoid(xp, rz)
 
-        gh_n = saved
         if bias_hh is None:
             gh_n[...] = gh[:, 2 * H :]
         else:
@@ -68,36 +58,17 @@ class GRU(Cell):
         xp.tanh(n, out=n)
         _update(xp, gates, h, h_next)
 
-    def backward(
-        self,
-        xp: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Invert one step; see `Cell` for the buffers."""
-        self.backward_gates(xp, gates, saved, states, next_states, dstates, scratch)
-        (dh,), (_, t) = dstates, scratch
-        xp.matmul(gates, weights.weight_hh, out=t)
+        self.backward_gates(xp, step)
+        (dh,), (_, t) = step.dstates, step.scratch
+        xp.matmul(step.gates, weights.weight_hh, out=t)
         dh += t
 
-    def backward_gates(
-        self,
-        xp: Any,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
         """From dnext to dgh; see `Cell` for the buffers."""
-        (h,), (dh,), (dgx_n, t) = states, dstates, scratch
-        H = h.shape[1]
+        (h,), (dh,), (dgx_n, t) = step.states, step.dstates, step.scratch
+        gates, saved, H = step.gates, step.saved, h.shape[1]
         r, n = gates[:, :H], gates[:, 2 * H :]
         _update_backward(xp, gates, h, dh, dgx_n, t)
 
@@ -144,108 +115,65 @@ class GRUResetBefore(Cell):
     launches = (14, 20)
     parts = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
 
-    def forward(
-        self,
-        xp: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def forward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Take one step; see `Cell` for the buffers."""
-        (h,), (gh_rz, gh_n) = states, scratch
+        (h,), (gh_rz, gh_n) = step.states, step.scratch
         H = h.shape[1]
         xp.matmul(h, weights.weight_hh[: 2 * H].T, out=gh_rz)
-        self.forward_reset(xp, gates, gh_rz, saved, states)
-        xp.matmul(saved, weights.weight_hh[2 * H :].T, out=gh_n)
-        self.forward_candidate(xp, gates, gh_n, states, next_states)
+        self.forward_reset(xp, gh_rz, step)
+        xp.matmul(step.saved, weights.weight_hh[2 * H :].T, out=gh_n)
+        self.forward_candidate(xp, gh_n, step)
 
-    def backward(
-        self,
-        xp: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Invert one step; see `Cell` for the buffers."""
-        (dh,), (_, t) = dstates, scratch
-        H = dh.shape[1]
-        self.backward_candidate(xp, gates, states, dstates, scratch)
+        (dh,), (_, t) = step.dstates, step.scratch
+        gates, H = step.gates, dh.shape[1]
+        self.backward_candidate(xp, step)
         dq = t
         xp.matmul(gates[:, 2 * H :], weights.weight_hh[2 * H :], out=dq)
-        self.backward_reset(xp, gates, dq, states, dstates, scratch)
+        self.backward_reset(xp, dq, step)
         xp.matmul(gates[:, : 2 * H], weights.weight_hh[: 2 * H], out=t)
         dh += t
 
-    def forward_reset(
-        self, xp: Any, gates: Array, gh_rz: Array, saved: Array, states: tuple[Array, ...]
-    ) -> None:
-        """r and z into `gates` (N, 3*H), read and written; q = r h to `saved` (N, H), written.
+    def forward_reset(self, xp: Any, gh_rz: Array, step: Buffers) -> None:
+        """r and z into `gates`, where gx is read, and q = r h to `saved`.
 
         `gh_rz` (N, 2*H) and `states` are read.
         """
-        (h,) = states
+        (h,) = step.states
         H = h.shape[1]
-        rz, r = gates[:, : 2 * H], gates[:, :H]
+        rz, r = step.gates[:, : 2 * H], step.gates[:, :H]
         rz += gh_rz
         sigmoid(xp, rz)
-        xp.multiply(r, h, out=saved)
+        xp.multiply(r, h, out=step.saved)
 
-    def forward_candidate(
-        self,
-        xp: Any,
-        gates: Array,
-        gh_n: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
-        """n into `gates` (N, 3*H), read and written, and h' to `next_states`, written.
+    def forward_candidate(self, xp: Any, gh_n: Array, step: Buffers) -> None:
+        """n into `gates`, where gx is read, and h' to `next_states`.
 
         `gh_n` (N, H) and `states` are read.
         """
-        (h,), (h_next,) = states, next_states
-        n = gates[:, 2 * h.shape[1] :]
+        (h,), (h_next,) = step.states, step.next_states
+        n = step.gates[:, 2 * h.shape[1] :]
         n += gh_n
         xp.tanh(n, out=n)
-        _update(xp, gates, h, h_next)
+        _update(xp, step.gates, h, h_next)
 
-    def backward_candidate(
-        self,
-        xp: Any,
-        gates: Array,
-        states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_candidate(self, xp: Any, step: Buffers) -> None:
         """In `gates` n becomes dgx_n and z dgx_z, in `dstates` dh' becomes dh' z.
 
         `states` are read, `scratch` written.
         """
-        (h,), (dh,), (dgx_n, t) = states, dstates, scratch
-        _update_backward(xp, gates, h, dh, dgx_n, t)
-        gates[:, 2 * h.shape[1] :] = dgx_n
+        (h,), (dh,), (dgx_n, t) = step.states, step.dstates, step.scratch
+        _update_backward(xp, step.gates, h, dh, dgx_n, t)
+        step.gates[:, 2 * h.shape[1] :] = dgx_n
 
-    def backward_reset(
-        self,
-        xp: Any,
-        gates: Array,
-        dq: Array,
-        states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_reset(self, xp: Any, dq: Array, step: Buffers) -> None:
         """In `gates` r becomes dgx_r = dq h r (1 - r); dq r is added to `dstates`.
 
         `dq` (N, H) is used up, `states` are read, the first of `scratch` is written.
         """
-        (h,), (dh,), (dgx_r, _) = states, dstates, scratch
-        r = gates[:, : h.shape[1]]
+        (h,), (dh,), (dgx_r, _) = step.states, step.dstates, step.scratch
+        r = step.gates[:, : h.shape[1]]
         xp.subtract(1.0, r, out=dgx_r)
         dgx_r *= h
         dgx_r *= dq

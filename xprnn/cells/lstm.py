@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backend import Array
 from ..numerics import sigmoid
-from .base import Cell
+from .base import Buffers, Cell
 
 
 class LSTM(Cell):
@@ -41,19 +41,10 @@ class LSTM(Cell):
     backward_scratch: tuple[int, ...] = (1, 1)
     launches = (18, 24)
 
-    def forward_gates(
-        self,
-        xp: Any,
-        bias_hh: Array | None,
-        gates: Array,
-        gh: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
-        (h, c), (h_next, c_next) = states, next_states
-        H = h.shape[1]
+        (_, c), (h_next, c_next), gates = step.states, step.next_states, step.gates
+        H = c.shape[1]
         gates += gh
         i, f, g, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
         sigmoid(xp, gates[:, : 2 * H])
@@ -64,24 +55,15 @@ class LSTM(Cell):
         xp.multiply(i, g, out=ig)
         xp.multiply(f, c, out=c_next)
         c_next += ig
-        xp.tanh(c_next, out=saved)
-        xp.multiply(o, saved, out=h_next)
+        xp.tanh(c_next, out=step.saved)
+        xp.multiply(o, step.saved, out=h_next)
 
-    def backward_gates(
-        self,
-        xp: Any,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
         """From dnext to dgh; see `Cell` for the buffers."""
-        (_, c), (dh, dc), (dg, t) = states, dstates, scratch
+        (_, c), (dh, dc), (dg, t), gates = step.states, step.dstates, step.scratch, step.gates
         H = dh.shape[1]
         i, f, g, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
-        tanh_c = saved
+        tanh_c = step.saved
 
         xp.multiply(tanh_c, tanh_c, out=t)  # dc' += dh' o (1 - tanh(c')^2)
         xp.subtract(1.0, t, out=t)

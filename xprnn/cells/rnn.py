@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from .base import Cell
+from .base import Buffers, Cell
 
 
 class RNN(Cell):
@@ -33,36 +33,18 @@ class RNN(Cell):
         self.relu = nonlinearity == "relu"
         self.launches = (3, 3) if self.relu else (3, 4)
 
-    def forward_gates(
-        self,
-        xp: Any,
-        bias_hh: Array | None,
-        gates: Array,
-        gh: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
-        (h_next,) = next_states
-        gh += gates
+        (h_next,) = step.next_states
+        gh += step.gates
         if self.relu:
             xp.maximum(gh, 0.0, out=h_next)
         else:
             xp.tanh(gh, out=h_next)
 
-    def backward_gates(
-        self,
-        xp: Any,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
         """From dnext to dgh; see `Cell` for the buffers. `gates` is not read: h' says all."""
-        (h_next,), (dh,) = next_states, dstates
+        (h_next,), (dh,), gates = step.next_states, step.dstates, step.gates
         if self.relu:
             xp.sign(h_next, out=gates)
         else:

@@ -52,7 +52,7 @@ class Engine:
 
 
 def choose(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Engine:
-    """Who serves a cell on a backend in these types.
+    """Who serves a cell on a backend in these types; the pointwise kernels take any shape.
 
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cells import Cell
+from ..cells import Buffers, Cell
 
 
 def widened(cell: Cell, dtype: np.dtype[Any]) -> Cell:
@@ -29,6 +29,8 @@ def _part(cell: Cell, name: str, dtype: np.dtype[Any]) -> Callable[..., None]:
         copies: list[tuple[Any, Any]] = []
 
         def widen(buffer: Any) -> Any:
+            if isinstance(buffer, Buffers):
+                return Buffers(*[widen(item) for item in buffer])
             if isinstance(buffer, tuple):
                 return tuple([widen(item) for item in buffer])
             if buffer is None or buffer.dtype == dtype:
@@ -36,8 +38,11 @@ def _part(cell: Cell, name: str, dtype: np.dtype[Any]) -> Callable[..., None]:
             copies.append((buffer, buffer.astype(dtype)))
             return copies[-1][1]
 
-        getattr(cell, name)(xp, *[widen(buffer) for buffer in buffers])
-        for buffer, wide in copies:  # what was only read comes back as it was
-            buffer[...] = wide
+        with np.errstate(invalid="ignore"):  # what nobody has written yet may hold anything
+            given = [widen(buffer) for buffer in buffers]
+        getattr(cell, name)(xp, *given)
+        with np.errstate(invalid="ignore"):
+            for buffer, wide in copies:  # what was not written comes back as it was
+                buffer[...] = wide
 
     return run

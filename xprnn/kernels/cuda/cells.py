@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...backend import Array
-from ...cells import Cell, Weights, gru, lstm, rnn
+from ...cells import Buffers, Cell, Weights, gru, lstm, rnn
 from .pointwise import launch
 
 
@@ -19,33 +19,15 @@ class RNN(rnn.RNN):
         super().__init__(nonlinearity)
         self.launches = (2, 2)
 
-    def forward_gates(
-        self,
-        xp: Any,
-        bias_hh: Array | None,
-        gates: Array,
-        gh: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
-        (h_next,) = next_states
-        launch(xp, f"{self.name}_forward_gates", h_next.shape, gates, gh, h_next)
+        (h_next,) = step.next_states
+        launch(xp, f"{self.name}_forward_gates", h_next.shape, step.gates, gh, h_next)
 
-    def backward_gates(
-        self,
-        xp: Any,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
         """See `Cell`."""
-        (h_next,), (dh,) = next_states, dstates
-        launch(xp, f"{self.name}_backward_gates", dh.shape, h_next, dh, gates)
+        (h_next,), (dh,) = step.next_states, step.dstates
+        launch(xp, f"{self.name}_backward_gates", dh.shape, h_next, dh, step.gates)
 
 
 class GRU(gru.GRU):
@@ -54,52 +36,24 @@ class GRU(gru.GRU):
     backward_scratch = ()
     launches = (2, 2)
 
-    def forward_gates(
-        self,
-        xp: Any,
-        bias_hh: Array | None,
-        gates: Array,
-        gh: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
-        (h,), (h_next,) = states, next_states
-        written = gates, saved, h_next
+        (h,), (h_next,) = step.states, step.next_states
+        written = step.gates, step.saved, h_next
         if bias_hh is None:
             launch(xp, "gru_forward_gates", h.shape, gh, h, *written)
         else:
             launch(xp, "gru_forward_gates_bias", h.shape, gh, h, bias_hh, *written)
 
-    def backward(
-        self,
-        xp: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """See `Cell`; the product is added to dh in place."""
-        self.backward_gates(xp, gates, saved, states, next_states, dstates, scratch)
-        xp.add_matmul(gates, weights.weight_hh, dstates[0])
+        self.backward_gates(xp, step)
+        xp.add_matmul(step.gates, weights.weight_hh, step.dstates[0])
 
-    def backward_gates(
-        self,
-        xp: Any,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
         """See `Cell`."""
-        (h,), (dh,) = states, dstates
-        launch(xp, "gru_backward_gates", h.shape, h, gates, saved, dh)
+        (h,), (dh,) = step.states, step.dstates
+        launch(xp, "gru_backward_gates", h.shape, h, step.gates, step.saved, dh)
 
 
 class GRUResetBefore(gru.GRUResetBefore):
@@ -108,68 +62,34 @@ class GRUResetBefore(gru.GRUResetBefore):
     backward_scratch = (1,)
     launches = (4, 4)
 
-    def backward(
-        self,
-        xp: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """See `Cell`; the second product is added to dh in place."""
-        (dh,), (dq,) = dstates, scratch
-        H = dh.shape[1]
-        self.backward_candidate(xp, gates, states, dstates, scratch)
+        (dh,), (dq,) = step.dstates, step.scratch
+        gates, H = step.gates, dh.shape[1]
+        self.backward_candidate(xp, step)
         xp.matmul(gates[:, 2 * H :], weights.weight_hh[2 * H :], out=dq)
-        self.backward_reset(xp, gates, dq, states, dstates, scratch)
+        self.backward_reset(xp, dq, step)
         xp.add_matmul(gates[:, : 2 * H], weights.weight_hh[: 2 * H], dh)
 
-    def forward_reset(
-        self, xp: Any, gates: Array, gh_rz: Array, saved: Array, states: tuple[Array, ...]
-    ) -> None:
+    def forward_reset(self, xp: Any, gh_rz: Array, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
-        (h,) = states
-        launch(xp, "gru_forward_reset", h.shape, gh_rz, h, gates, saved)
+        (h,) = step.states
+        launch(xp, "gru_forward_reset", h.shape, gh_rz, h, step.gates, step.saved)
 
-    def forward_candidate(
-        self,
-        xp: Any,
-        gates: Array,
-        gh_n: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_candidate(self, xp: Any, gh_n: Array, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
-        (h,), (h_next,) = states, next_states
-        launch(xp, "gru_forward_candidate", h.shape, gh_n, h, gates, h_next)
+        (h,), (h_next,) = step.states, step.next_states
+        launch(xp, "gru_forward_candidate", h.shape, gh_n, h, step.gates, h_next)
 
-    def backward_candidate(
-        self,
-        xp: Any,
-        gates: Array,
-        states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_candidate(self, xp: Any, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
-        (h,), (dh,) = states, dstates
-        launch(xp, "gru_backward_candidate", h.shape, h, gates, dh)
+        (h,), (dh,) = step.states, step.dstates
+        launch(xp, "gru_backward_candidate", h.shape, h, step.gates, dh)
 
-    def backward_reset(
-        self,
-        xp: Any,
-        gates: Array,
-        dq: Array,
-        states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_reset(self, xp: Any, dq: Array, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
-        (h,), (dh,) = states, dstates
-        launch(xp, "gru_backward_reset", h.shape, dq, h, gates, dh)
+        (h,), (dh,) = step.states, step.dstates
+        launch(xp, "gru_backward_reset", h.shape, dq, h, step.gates, dh)
 
 
 class LSTM(lstm.LSTM):
@@ -178,33 +98,16 @@ class LSTM(lstm.LSTM):
     backward_scratch = ()
     launches = (2, 2)
 
-    def forward_gates(
-        self,
-        xp: Any,
-        bias_hh: Array | None,
-        gates: Array,
-        gh: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-    ) -> None:
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
-        (_, c), (h_next, c_next) = states, next_states
-        launch(xp, "lstm_forward_gates", c.shape, gh, c, gates, saved, h_next, c_next)
+        (_, c), (h_next, c_next) = step.states, step.next_states
+        written = step.gates, step.saved, h_next, c_next
+        launch(xp, "lstm_forward_gates", c.shape, gh, c, *written)
 
-    def backward_gates(
-        self,
-        xp: Any,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        next_states: tuple[Array, ...],
-        dstates: tuple[Array, ...],
-        scratch: tuple[Array, ...],
-    ) -> None:
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
         """See `Cell`."""
-        (_, c), (dh, dc) = states, dstates
-        launch(xp, "lstm_backward_gates", c.shape, saved, c, dh, gates, dc)
+        (_, c), (dh, dc) = step.states, step.dstates
+        launch(xp, "lstm_backward_gates", c.shape, step.saved, c, dh, step.gates, dc)
 
 
 POINTWISE: dict[str, Cell] = {
