@@ -5,8 +5,8 @@
 Writes what it found to FOLDER, by default `benchmarks/results/<device>/`, as sanitizer.md. Each of
 its tools first has to find a fault that is planted for it. Exit status: 0 nothing found, 1
 something found, 2 the tools are not there or do not work here; then the reason is printed and
-nothing is written. Needs CuPy, a GPU and compute-sanitizer, which comes with the CUDA toolkit and
-is looked for on PATH, in CUDA_HOME, CUDA_PATH and /usr/local/cuda.
+nothing is written. Needs CuPy, ml_dtypes, a GPU and compute-sanitizer, which comes with the CUDA
+toolkit and is looked for on PATH, in CUDA_HOME, CUDA_PATH and /usr/local/cuda.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_parts import TYPES, draw, excess, needs_dtype, run_fused, with_specials
+from kernel_parts import draw, excess, needs_dtype, run_fused, with_specials
 from test_kernel_common import check_sigmoid, places
 from test_kernel_values import SIZES, each_dtype, each_kernel, scaled
 
@@ -56,13 +56,13 @@ def test_large_numbers_infinity_and_nan(kernel: Kernel, dtype: str, elementwise:
         assert excess(kernel, arrays, elementwise) <= 1
 
 
+@each_dtype
 @each_kernel
-def test_two_launches_give_the_same_bits(kernel: Kernel, elementwise: Any) -> None:
-    for dtype in TYPES:
-        needs_dtype(dtype)
-        arrays = draw(kernel, dtype, 33, 129)
-        one, other = (run_fused(kernel, arrays, elementwise) for _ in range(2))
-        assert all(one[name].tobytes() == other[name].tobytes() for name in arrays)
+def test_two_launches_give_the_same_bits(kernel: Kernel, dtype: str, elementwise: Any) -> None:
+    needs_dtype(dtype)
+    arrays = draw(kernel, dtype, 33, 129)
+    one, other = (run_fused(kernel, arrays, elementwise) for _ in range(2))
+    assert all(one[name].tobytes() == other[name].tobytes() for name in arrays)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,9 @@ def _clash() -> str:
     return f"; {' and '.join(packages)} are both installed: uninstall all of them, install one"
 
 
+@cache
 def _packages() -> list[str]:
-    """The installed packages that bring a module `cupy`."""
+    """The installed packages that bring a module `cupy`; it reads all that are installed."""
     from importlib.metadata import packages_distributions  # slow to import, and seldom needed
 
     return sorted(set(packages_distributions().get("cupy", ())))
