@@ -64,7 +64,6 @@ def test_functions_take_weights_whose_elements_stand_apart(
     kind: str, recorded: bool, strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel reads contiguous rows, whatever the caller has."""
-    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
     module = make({"rnn": "rnn_tanh"}.get(kind, kind))
     given = arguments(module)
     expected = arrays(forward(module, given))
@@ -73,6 +72,7 @@ def test_functions_take_weights_whose_elements_stand_apart(
         doubled = np.full((*weight.shape[:-1], 2 * weight.shape[-1]), np.nan)
         doubled[..., ::2] = weight
         weights.append(strict.from_host(doubled)[..., ::2])
+    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
     names = ["h0", "c0"] if kind == "lstm" else ["h0"]
     states = tuple(strict.from_host(given[name]) for name in names)
     call = getattr(functional, f"{kind}_forward" if recorded else kind)
