@@ -1,6 +1,8 @@
 """Recurrent layers with exact hand-written gradients, on NumPy and CuPy, without torch."""
 
-from . import feature_first, functional, optim
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .backend import (
     BackendUnavailableError,
     asarray,
@@ -16,6 +18,9 @@ from .module import load
 from .modules import GRU, LSTM, RNN
 from .readout import Linear, mse_loss, softmax_cross_entropy
 from .verify import verify
+
+if TYPE_CHECKING:
+    from . import feature_first, functional, optim
 
 __version__ = "0.1.0"
 
@@ -44,3 +49,10 @@ __all__ = [
     "use_backend",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The modules that not every program needs, when they are first named."""
+    if name in ("feature_first", "functional", "optim"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

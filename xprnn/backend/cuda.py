@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,6 +66,8 @@ def _make_cache() -> str:
 
     :return: what to tell the user; empty if the folder can be written.
     """
+    import tempfile  # slow to import
+
     if sys.modules.get("cupy") is None and find_spec("cupy") is None:
         return ""
     home = os.path.expanduser("~/.cupy/kernel_cache")  # noqa: PTH111 - as CuPy

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Whatever ends the block early, nothing half-written is left behind.
     """
+    import tempfile  # slow to import
+
     target = Path(path).resolve()  # a link stays, what it points to is replaced
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {Path(path).parent}")
