@@ -14,9 +14,12 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
-from xprnn import demo
-from xprnn.data import Utterances, japanese_vowels
+if TYPE_CHECKING:
+    from xprnn.data import Utterances
+
+CELLS = ("gru", "lstm", "rnn")
 
 
 def main() -> None:
@@ -47,7 +50,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cell", choices=sorted(demo.LAYERS), default="gru")
+    parser.add_argument("--cell", choices=CELLS, default="gru")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--threads", type=int, help="of each side; default: each side's own")
@@ -70,6 +73,9 @@ def _measure(side: str, seed: int, options: argparse.Namespace) -> tuple[float, 
 
 
 def train_xprnn(cell: str, epochs: int, seed: int) -> tuple[float, float]:
+    from xprnn import demo
+    from xprnn.data import japanese_vowels
+
     train, test = japanese_vowels()
     demo.train(demo.build(cell, seed, "numpy"), train, 1, seed, _silent)
     model = demo.build(cell, seed, "numpy")
@@ -87,19 +93,25 @@ def train_torch(cell: str, epochs: int, seed: int) -> tuple[float, float]:
     """The same model, data, order of batches, optimiser, schedule and clipping in torch."""
     import torch
 
+    from xprnn.data import japanese_vowels
+
     torch.manual_seed(seed)
     train, test = japanese_vowels()
-    _train_torch(torch, cell, train, 1, seed)
+    train_in_torch(cell, train, 1, seed)
     start = time.perf_counter()
-    logits = _train_torch(torch, cell, train, epochs, seed)
+    logits = train_in_torch(cell, train, epochs, seed)
     taken = time.perf_counter() - start
     with torch.no_grad():
         predicted = logits(torch.from_numpy(test.x), torch.from_numpy(test.lengths)).argmax(1)
     return taken, float((predicted.numpy() == test.speakers).mean())
 
 
-def _train_torch(torch, cell: str, data: Utterances, epochs: int, seed: int):
+def train_in_torch(cell: str, data: Utterances, epochs: int, seed: int) -> Any:
+    """Build the model, train it, and return the function of its logits."""
     import numpy as np
+    import torch
+
+    from xprnn import demo
 
     kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[cell]
     layer = kind(12, demo.HIDDEN, bidirectional=True, batch_first=True)

@@ -12,18 +12,12 @@ and without `clip_grad_norm`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
+if TYPE_CHECKING:
+    import numpy as np
 
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-import numpy as np
-
-import xprnn
-from xprnn.gradient_flow import gradient_flow
-from xprnn.optim import SGD, clip_grad_norm
+    import xprnn
 
 H, STEPS_BACK = 32, 60
 I = 2  # noqa: E741
@@ -38,12 +32,18 @@ PICTURE = Path(__file__).parent / "results" / "gradient_flow.png"
 
 def orthogonal(seed: int) -> np.ndarray:
     """A random orthogonal matrix (H, H)."""
+    import numpy as np
+
     q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((H, H)))
     return q
 
 
 def elman(radius: float) -> xprnn.RNN:
     """An Elman RNN whose recurrent matrix is orthogonal times `radius`, its biases 0."""
+    import numpy as np
+
+    import xprnn
+
     layer = xprnn.RNN(I, H, dtype="float64", seed=0)
     layer.parameters["weight_hh_l0"] = radius * orthogonal(0)
     for name in ("bias_ih_l0", "bias_hh_l0"):
@@ -53,6 +53,10 @@ def elman(radius: float) -> xprnn.RNN:
 
 def gru(radius: float, update_bias: float) -> xprnn.GRU:
     """A GRU with three such recurrent blocks, its biases 0 but for the update gate's."""
+    import numpy as np
+
+    import xprnn
+
     layer = xprnn.GRU(I, H, dtype="float64", seed=0)
     layer.parameters["weight_hh_l0"] = radius * np.concatenate([orthogonal(s) for s in range(3)])
     layer.parameters["bias_hh_l0"] = np.zeros(3 * H)
@@ -65,6 +69,10 @@ def relative_flow(layer: Any, size: float) -> np.ndarray:
 
     The inputs of the 16 rows are standard normal times `size`.
     """
+    import numpy as np
+
+    from xprnn.gradient_flow import gradient_flow
+
     x = size * np.random.default_rng(0).standard_normal((STEPS_BACK + 1, 16, I))
     norms: np.ndarray = gradient_flow(layer, x).norms[0, ::-1]
     return norms / norms[0]
@@ -72,6 +80,11 @@ def relative_flow(layer: Any, size: float) -> np.ndarray:
 
 def train(lr: float, max_norm: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Losses, and gradient norms before clipping, of an Elman RNN of radius 1.3 at the task."""
+    import numpy as np
+
+    import xprnn
+    from xprnn.optim import SGD, clip_grad_norm
+
     rng = np.random.default_rng(seed)
     layer, readout = elman(1.3).train(), xprnn.Linear(H, 1, dtype="float64", seed=1).train()
     optimizer = SGD([layer, readout], lr=lr, momentum=MOMENTUM)
@@ -123,6 +136,8 @@ def draw_flow(axes: Any) -> None:
 
 def draw_training(axes: Any) -> None:
     """The right panel; prints its figures."""
+    import numpy as np
+
     print(f"recall after {DELAY} steps, Elman 1.3, loss of the last 20 of {TRAINING_STEPS} steps:")
     for lr in (0.003, 0.01, LR):
         for max_norm, colour, name in (
@@ -154,6 +169,11 @@ def draw_training(axes: Any) -> None:
 
 
 def main() -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.8), layout="constrained")
     draw_flow(left)

@@ -23,17 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the package, and what tests know of a machine
-
-import numpy as np  # noqa: E402
-
-import xprnn  # noqa: E402
-from xprnn.arithmetic import NARROW, check_arithmetic  # noqa: E402
-from xprnn.cells import CELLS  # noqa: E402
-from xprnn.kernels.cuda import pointwise  # noqa: E402
-
 SIZES = ((1, 1), (1, 7), (5, 1), (1, 128), (1, 129), (3, 43), (5, 77))  # N, H; 128 are a block
-TYPES = ("float64", "float32", *NARROW)
+TYPES = ("float64", "float32", "float16", "bfloat16")
 SUMMARY = re.compile(r"SUMMARY: (\d+) .*")
 LIMIT = 60  # seconds for one tool
 PLANTED = r"""
@@ -51,6 +42,8 @@ TOOLS = ("memcheck", "initcheck", "racecheck")  # the last for later: these kern
 
 
 def main() -> int:
+    # the package, and what tests know of a machine
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     options = _options()
     if options.launch:
         launch(options.launch)
@@ -126,6 +119,8 @@ def write(rows: list[str], folder: Path | None) -> None:
     from gpu_report import RESULTS, slug
     from machine import commit, describe_device, digest, versions
 
+    from xprnn.kernels.cuda import pointwise
+
     device = describe_device()
     if device is None:
         raise RuntimeError("the tools ran on a device that is not there any more")
@@ -156,6 +151,11 @@ def launch(what: str) -> None:
 
     Each array has memory of its own: what stands next to it is nobody's.
     """
+    import numpy as np
+
+    import xprnn
+    from xprnn.kernels.cuda import pointwise
+
     cupy = xprnn.get_backend("cupy").xp
     cupy.cuda.set_allocator(None)
     if what == "kernels":
@@ -171,6 +171,11 @@ def launch(what: str) -> None:
 
 def allocate(cupy: Any, kernel: Any, buffer: Any, dtype: str, N: int, H: int) -> Any:
     """An array as the kernel expects it, numbers in it unless it only writes them."""
+    import numpy as np
+
+    from xprnn.arithmetic import NARROW, check_arithmetic
+    from xprnn.cells import CELLS
+
     A = "float32" if dtype in NARROW else dtype
     kind = check_arithmetic(A, dtype, "ieee").compute_dtype if buffer.type == "T" else A
     widths = {"gh_rz": 2} | dict.fromkeys(("gates", "gh", "bias_hh"), CELLS[kernel.cell].gates)

@@ -13,8 +13,9 @@ import pytest
 import xprnn
 from xprnn import bench
 from xprnn.backend.cupy import CupyBackend
-from xprnn.bench import clock, onnx, peers
+from xprnn.bench import clock, onnx, peers, steps
 from xprnn.bench.task import PeerUnavailableError, Setting, make_task
+from xprnn.tolerances import error_of, tolerance
 from xprnn.verify.suite import LAYERS
 
 SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
@@ -96,6 +97,27 @@ def test_xprnn_runs_in_eval_mode_and_trains_a_copy() -> None:
     assert mine.results.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(mine.results[name], array)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("peer", steps.STEPS)
+def test_a_peers_step_is_the_cells(peer: str, cell: str, kind: str) -> None:
+    pytest.importorskip(peer)
+    task = make_task(replace(SMALL, cell=cell, kind=kind))
+    no_such_cell = peer == "torch" and cell == "gru_reset_before"
+    if no_such_cell or (peer == "onnxruntime" and kind == "float64"):
+        with pytest.raises(PeerUnavailableError, match=r"has no GRU|take no float64"):
+            steps.STEPS[peer](task)
+        return
+    take, result = steps.STEPS[peer](task)
+    take()
+    # one layer call of one step, from the same states
+    states = tuple([state[None] for state in task.states])
+    output, _ = task.layer(task.x[:1], states if len(states) > 1 else states[0])
+    bound = 2 * tolerance(kind, steps=1, width=8, layers=1)
+    assert error_of(result(), output[0]) <= bound
+    assert error_of(task.layer(task.x[:1])[0][0], output[0]) > bound  # the states matter
 
 
 # -- the model's bytes

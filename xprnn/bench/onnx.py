@@ -1,4 +1,4 @@
-"""An ONNX model of one recurrent layer, written as bytes: the format is protobuf, a dozen fields.
+"""ONNX models of one recurrent layer, written as bytes: the format is protobuf, a dozen fields.
 
 https://onnx.ai/onnx/operators/ (RNN, GRU, LSTM), https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
@@ -30,6 +30,33 @@ def model(cell: str, weights: Mapping[str, np.ndarray], shape: tuple[int, int, i
     :param weights: weight_ih_l0 (G*H, I), weight_hh_l0 (G*H, H), bias_ih_l0 and bias_hh_l0
         (G*H,), in torch's gate order; float16, float32 or float64.
     """
+    T, N, _ = shape
+    H = weights["weight_hh_l0"].shape[1]
+    return _model(cell, weights, {"x": shape}, ("y",), (T, 1, N, H))
+
+
+def step_model(
+    cell: str, weights: Mapping[str, np.ndarray], shape: tuple[int, int], states: Sequence[str]
+) -> bytes:
+    """A model of one step: from x (1, N, I) and the states to the states' next, each (1, N, H).
+
+    :param shape: (N, I).
+    :param states: ("h",) or ("h", "c"); the results are named "h_next" and "c_next".
+    """
+    H = weights["weight_hh_l0"].shape[1]
+    held = (1, shape[0], H)
+    inputs = {"x": (1, *shape), **dict.fromkeys(states, held)}
+    return _model(cell, weights, inputs, ("", *(f"{name}_next" for name in states)), held)
+
+
+def _model(
+    cell: str,
+    weights: Mapping[str, np.ndarray],
+    inputs: Mapping[str, Sequence[int]],
+    outputs: Sequence[str],
+    result: Sequence[int],
+) -> bytes:
+    """A model of one operator; outputs have the shape `result`, one without a name is left out."""
     operator, order, attributes = OPERATORS[cell]
     H = weights["weight_hh_l0"].shape[1]
 
@@ -40,10 +67,12 @@ def model(cell: str, weights: Mapping[str, np.ndarray], shape: tuple[int, int, i
     biases = np.concatenate([reordered("bias_ih_l0"), reordered("bias_hh_l0")], axis=1)
     tensors = {"W": reordered("weight_ih_l0"), "R": reordered("weight_hh_l0"), "B": biases}
     element = ELEMENT_TYPES[biases.dtype.name]
+    x, *states = inputs
+    read = [x, *tensors, *(["", *states] if states else [])]  # "": every row has all steps
     node = b"".join(
         [
-            *(_bytes(1, name) for name in ("x", *tensors)),
-            _bytes(2, "y"),
+            *(_bytes(1, name) for name in read),
+            *(_bytes(2, name) for name in outputs),
             _bytes(4, operator),
             *(_bytes(5, _attribute(k, v)) for k, v in {"hidden_size": H, **attributes}.items()),
         ]
@@ -53,8 +82,8 @@ def model(cell: str, weights: Mapping[str, np.ndarray], shape: tuple[int, int, i
             _bytes(1, node),
             _bytes(2, cell),
             *(_bytes(5, _tensor(name, array)) for name, array in tensors.items()),
-            _bytes(11, _value("x", element, shape)),
-            _bytes(12, _value("y", element, (shape[0], 1, shape[1], H))),
+            *(_bytes(11, _value(name, element, shape)) for name, shape in inputs.items()),
+            *(_bytes(12, _value(name, element, result)) for name in outputs if name),
         ]
     )
     return _number(1, IR_VERSION) + _bytes(7, graph) + _bytes(8, _number(2, OPSET))

@@ -14,7 +14,7 @@ import numpy as np
 from ..backend import asarray, to_numpy
 from ..backend.cupy import CupyBackend
 from . import onnx
-from .task import Peer, PeerUnavailableError, Task
+from .task import Peer, PeerUnavailableError, Results, Task
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -43,17 +43,8 @@ def theirs(task: Task) -> Peer:
 
     :raises PeerUnavailableError: torch is not installed, or has no such cell or device.
     """
-    torch = imported("torch")
-    setting, backend = task.setting, task.layer.backend
-    if setting.cell == "gru_reset_before":
-        raise PeerUnavailableError("torch: has no GRU with the reset gate before the product")
-    device = torch.device("cpu")
-    if isinstance(backend, CupyBackend):
-        if not torch.cuda.is_available():
-            raise PeerUnavailableError(f"torch: {torch.__version__} has no usable CUDA device")
-        device = torch.device("cuda", backend.device)
-        _set_tf32(torch, setting.kind == "tf32")
-    dtype = getattr(torch, setting.stored)
+    torch, device, dtype = torch_for(task)
+    setting = task.setting
     family = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
     kind, _, nonlinearity = setting.cell.partition("_")
     options = {"nonlinearity": nonlinearity} if nonlinearity else {}
@@ -83,6 +74,24 @@ def theirs(task: Task) -> Peer:
     return Peer("torch", forward, both, results, note)
 
 
+def torch_for(task: Task) -> tuple[Any, Any, Any]:
+    """torch, the device of xprnn's layer, and the dtype that its products read.
+
+    :raises PeerUnavailableError: torch is not installed, or has no such cell or device.
+    """
+    torch = imported("torch")
+    setting, backend = task.setting, task.layer.backend
+    if setting.cell == "gru_reset_before":
+        raise PeerUnavailableError("torch: has no GRU with the reset gate before the product")
+    device = torch.device("cpu")
+    if isinstance(backend, CupyBackend):
+        if not torch.cuda.is_available():
+            raise PeerUnavailableError(f"torch: {torch.__version__} has no usable CUDA device")
+        device = torch.device("cuda", backend.device)
+        _set_tf32(torch, setting.kind == "tf32")
+    return torch, device, getattr(torch, setting.stored)
+
+
 def _set_tf32(torch: Any, allowed: bool) -> None:
     if hasattr(torch.backends.cudnn, "rnn"):  # from 2.9 on; it warns of the older names
         precision = "tf32" if allowed else "ieee"
@@ -94,6 +103,20 @@ def _set_tf32(torch: Any, allowed: bool) -> None:
 
 def runtime(task: Task) -> Peer:
     """ONNX Runtime on a model of one operator, forward only.
+
+    :raises PeerUnavailableError: it is not installed, or takes no such numbers or device.
+    """
+    setting = task.setting
+    session, how = session_for(
+        task, lambda weights: onnx.model(setting.cell, weights, task.x.shape)
+    )
+    forward, results = runner(session, {"x": task.x.astype(setting.stored)}, task)
+    note = f"onnxruntime: {how}, forward only"
+    return Peer("onnxruntime", forward, None, {"output": results()[0][:, 0]}, note)
+
+
+def session_for(task: Task, model: Callable[[Results], bytes]) -> tuple[Any, str]:
+    """A session of ONNX Runtime on the model of a task's weights, and on what it runs.
 
     :raises PeerUnavailableError: it is not installed, or takes no such numbers or device.
     """
@@ -115,30 +138,34 @@ def runtime(task: Task) -> Peer:
             f"onnxruntime: this build has no {provider[0]}; pip install onnxruntime-gpu"
         )
     weights = {name: array.astype(setting.stored) for name, array in task.weights.items()}
-    model = onnx.model(setting.cell, weights, task.x.shape)
-    session = ort.InferenceSession(model, options, providers=[provider])
+    session = ort.InferenceSession(model(weights), options, providers=[provider])
     if session.get_providers()[0] != provider[0]:  # of that it only warns
         raise PeerUnavailableError(f"onnxruntime: {provider[0]} does not start on this machine")
-    forward, result = _session(
-        session, asarray(task.x.astype(setting.stored), backend=backend.name)
-    )
-    note = f"onnxruntime: {ort.__version__}, {provider[0]}, {setting.stored}, {how}, forward only"
-    return Peer("onnxruntime", forward, None, {"output": result()[:, 0]}, note)
+    return session, f"{ort.__version__}, {provider[0]}, {setting.stored}, {how}"
 
 
-def _session(session: Any, x: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A call of a session that leaves its result on x's device, and one that fetches it."""
-    if isinstance(x, np.ndarray):
-        return lambda: session.run(["y"], {"x": x}), lambda: session.run(["y"], {"x": x})[0]
-    binding, device = session.io_binding(), x.device.id
-    binding.bind_input("x", "cuda", device, x.dtype, x.shape, x.data.ptr)
-    binding.bind_output("y", "cuda", device)
+def runner(
+    session: Any, inputs: Results, task: Task
+) -> tuple[Callable[[], Any], Callable[[], list[np.ndarray]]]:
+    """A call of a session that leaves its results on the task's device, and one that fetches them.
 
-    def result() -> Any:
+    :param inputs: on the host; they are moved once, here.
+    """
+    backend, names = task.layer.backend, [output.name for output in session.get_outputs()]
+    if not isinstance(backend, CupyBackend):
+        return lambda: session.run(names, inputs), lambda: session.run(names, inputs)
+    there = {name: asarray(array, backend=backend.name) for name, array in inputs.items()}
+    binding = session.io_binding()
+    for name, array in there.items():
+        binding.bind_input(name, "cuda", backend.device, array.dtype, array.shape, array.data.ptr)
+    for name in names:
+        binding.bind_output(name, "cuda", backend.device)
+
+    def results() -> list[np.ndarray]:
         session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()[0]
+        return list(binding.copy_outputs_to_cpu())
 
-    return lambda: (session.run_with_iobinding(binding), x), result
+    return lambda: (session.run_with_iobinding(binding), there), results
 
 
 PEERS: dict[str, Callable[[Task], Peer]] = {"torch": theirs, "onnxruntime": runtime}

@@ -44,6 +44,7 @@ class Task:
     layer: Any
     x: np.ndarray  # (T, N, I) in the layer's dtype, values that `setting.stored` holds
     doutput: np.ndarray  # (T, N, H), likewise
+    states: tuple[np.ndarray, ...]  # (h,) or (h, c), each (N, H): what a single step starts from
 
     @property
     def weights(self) -> Results:
@@ -82,4 +83,6 @@ def make_task(setting: Setting) -> Task:
         wide = rng.standard_normal((setting.steps, setting.batch, width))
         return wide.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
 
-    return Task(setting, layer, drawn(setting.input), drawn(setting.hidden))
+    x, doutput = drawn(setting.input), drawn(setting.hidden)
+    names = layer._stack.cell.state_names
+    return Task(setting, layer, x, doutput, tuple([drawn(setting.hidden)[0] for _ in names]))

@@ -1,0 +1,115 @@
+"""asv's benchmarks of what is around a layer: the demo's training, loading, importing."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from .common import UnusableError, clock, skip, usable_backend
+
+PROGRAMS = ("xprnn-numpy", "xprnn-cupy", "torch-cpu")
+LIBRARIES = ("numpy", "xprnn", "torch", "onnxruntime")
+DEMO_CELLS = ("gru", "lstm", "rnn")
+HIDDEN = 512  # of the model that is loaded
+
+
+class Program:
+    """Prepares one program or skips it, saying why."""
+
+    params = (DEMO_CELLS, PROGRAMS)
+    param_names = ("cell", "implementation")
+    repeat = (5, 30, 2.0)
+    rounds = 2
+    warmup_time = 0.1
+    timeout = 300
+
+    def setup(self, cell: str, implementation: str) -> None:
+        """Find the backend and prepare."""
+        self.library, _, place = implementation.partition("-")
+        try:
+            if self.library == "torch" and importlib.util.find_spec("torch") is None:
+                raise UnusableError("torch: not installed; pip install torch")
+            backend = usable_backend("numpy" if self.library == "torch" else place)
+        except UnusableError as error:
+            skip(f"programs.{type(self).__name__}", (cell, implementation), str(error))
+        self.timer, self.backend = clock(backend), backend
+        self.prepare(cell)
+
+    def prepare(self, cell: str) -> None:
+        """What is needed before the clock starts."""
+
+
+class DemoEpoch(Program):
+    """Build the demo's model and train it for one epoch: 270 utterances of 7 to 29 frames."""
+
+    def prepare(self, cell: str) -> None:
+        from xprnn.data import japanese_vowels
+
+        self.data, _ = japanese_vowels()
+
+    def time_epoch(self, cell: str, implementation: str) -> None:
+        if self.library == "torch":
+            from .demo_vs_torch import train_in_torch
+
+            train_in_torch(cell, self.data, 1, 0)
+        else:
+            from xprnn import demo
+
+            model = demo.build(cell, 0, self.backend.name)
+            demo.train(model, self.data, 1, 0, lambda *_: None)
+
+
+class Load(Program):
+    """Load a layer of 512 units and as many inputs from a file, ready to be called."""
+
+    folder = ""
+
+    def prepare(self, cell: str) -> None:
+        self.folder = tempfile.mkdtemp()
+        path = Path(self.folder)
+        if self.library == "torch":
+            import torch
+
+            kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[cell]
+            self.file = path / "model.pt"
+            torch.save(kind(HIDDEN, HIDDEN).state_dict(), self.file)
+            self.load = lambda: self._load_in_torch(kind)
+        else:
+            import xprnn
+
+            kind = {"gru": xprnn.GRU, "lstm": xprnn.LSTM, "rnn": xprnn.RNN}[cell]
+            self.file = path / "model.safetensors"
+            kind(HIDDEN, HIDDEN, backend="numpy", seed=0).save(self.file)
+            self.load = lambda: xprnn.load(self.file, backend=self.backend.name)
+
+    def _load_in_torch(self, kind: type) -> object:
+        import torch
+
+        layer = kind(HIDDEN, HIDDEN)
+        layer.load_state_dict(torch.load(self.file, weights_only=True))
+        return layer
+
+    def teardown(self, cell: str, implementation: str) -> None:
+        if self.folder:  # asv comes here after a skip too
+            shutil.rmtree(self.folder)
+
+    def time_load(self, cell: str, implementation: str) -> None:
+        self.load()
+
+
+class Import:
+    """A new interpreter that imports one library; NumPy is what xprnn cannot do without."""
+
+    params = (LIBRARIES,)
+    param_names = ("library",)
+    rounds = 2
+    timeout = 120
+
+    def setup(self, library: str) -> None:
+        if importlib.util.find_spec(library) is None:
+            skip("programs.Import", (library,), f"{library}: not installed")
+
+    def timeraw_import(self, library: str) -> str:
+        return f"import {library}"
