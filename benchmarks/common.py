@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -57,6 +58,9 @@ def numbers(size: str) -> dict[str, int]:
 
 def usable_backend(name: str) -> Any:
     """The backend of this name, of the version of xprnn that is measured."""
+    if name == "cupy" and importlib.util.find_spec("cupy") is None:
+        raise UnusableError("CuPy is not installed")  # known without importing anything
+
     import xprnn
 
     try:

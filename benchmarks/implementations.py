@@ -26,9 +26,34 @@ ARITHMETIC = {
     "float16": {"compute_dtype": "float16"},
     "bfloat16": {"compute_dtype": "bfloat16"},
 }
-DEVICES = {"cpu": "numpy", "cuda": "cupy"}  # of a peer, and the backend that is there
+BACKENDS = {"cpu": "numpy", "cuda": "cupy"}  # of a peer's device
 ON_A_CPU = ("float32", "float64")
 WORK_ON_A_CPU = 2**34  # multiplications of a forward pass: larger ones are for GPUs
+
+
+class Name(NamedTuple):
+    """An implementation's name in its parts."""
+
+    library: str
+    backend: str  # of xprnn, on the device that the library computes on
+    kernels: str  # of xprnn, else ""
+
+
+def parts(implementation: str) -> Name:
+    """("xprnn", "cupy", "pointwise") of "xprnn-cupy-pointwise".
+
+    :raises UnusableError: it is not of that form.
+    """
+    library, _, rest = implementation.partition("-")
+    place, _, kernels = rest.partition("-")
+    if library == "xprnn" and kernels:
+        return Name(library, place, kernels)
+    if library == "xprnn" or place not in BACKENDS:
+        raise UnusableError(
+            f"{implementation}: expected xprnn-BACKEND-KERNELS or PEER-DEVICE, with one of the "
+            f"devices {', '.join(BACKENDS)}"
+        )
+    return Name(library, BACKENDS[place], "")
 
 
 class Prepared(NamedTuple):
@@ -46,21 +71,17 @@ def prepare(task: str, cell: str, implementation: str, dtype: str, size: str) ->
 
     :raises UnusableError: the implementation cannot do this here.
     """
-    *_, kernels = f"{implementation}--".split("-")[:3]
-    if kernels:  # read by xprnn at each call
-        os.environ["XPRNN_KERNELS"] = kernels
+    if kernels := parts(implementation).kernels:
+        os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
     return _built(task, cell, implementation, dtype, size)
 
 
 @cache
 def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> Prepared:
-    library, _, rest = implementation.partition("-")
-    place, _, kernels = rest.partition("-")
-    if library != "xprnn" and place not in DEVICES:
-        raise UnusableError(f"{implementation}: expected a device of {', '.join(DEVICES)}")
-    backend = usable_backend(place if library == "xprnn" else DEVICES[place])
-    if backend.name == "numpy":
+    library, place, kernels = parts(implementation)
+    if place == "numpy":
         _check_cpu(cell, dtype, size)
+    backend = usable_backend(place)
     if library == "xprnn":
         call = OURS[task](cell, backend, kernels, dtype, size)
     else:

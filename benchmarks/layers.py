@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 
 from .common import CELLS, DTYPES, IMPLEMENTATIONS, SIZES, STEPS, UnusableError, numbers, skip
-from .implementations import prepare
+from .implementations import parts, prepare
 
 
 class LayerBenchmark:
@@ -17,7 +17,8 @@ class LayerBenchmark:
 
     params = (CELLS, IMPLEMENTATIONS, DTYPES, SIZES)
     param_names = ("cell", "implementation", "dtype", "size")
-    repeat = (5, 100, 1.0)  # samples at least and at most, and seconds of them
+    version = "1"  # of the work: results of another version are not shown with these
+    repeat = (5, 50, 0.4)  # samples at least and at most, and seconds of them
     rounds = 2  # processes that they are taken in
     warmup_time = 0.05
     timeout = 300
@@ -27,20 +28,21 @@ class LayerBenchmark:
         """Build, move, compile and warm up."""
         parameters = (cell, implementation, dtype, size)
         try:
+            self.check(parts(implementation).backend)
             self.work = prepare(self.task, *parameters)
-            self.check()
         except UnusableError as error:
             skip(f"layers.{type(self).__name__}", parameters, str(error))
         self.timer = self.work.clock
 
-    def check(self) -> None:
-        """Raise UnusableError where the prepared work is nothing for this benchmark."""
+    def check(self, backend: str) -> None:
+        """Raise UnusableError where the work on a backend is nothing for this benchmark."""
 
     def throughput(self, size: str) -> float:
         """Sequence steps per second: N sequences of T steps in the median time of a call."""
         seconds: list[float] = []
-        end = self.timer() + 1.0
-        while len(seconds) < 5 or (self.timer() < end and len(seconds) < 100):
+        least, most, budget = self.repeat
+        end = self.timer() + budget
+        while len(seconds) < least or (self.timer() < end and len(seconds) < most):
             start = self.timer()
             self.work.call()
             seconds.append(self.timer() - start)
@@ -83,8 +85,8 @@ class TrainingMemory(LayerBenchmark):
 
     task = "training"
 
-    def check(self) -> None:
-        if self.work.backend.name != "numpy":
+    def check(self, backend: str) -> None:
+        if backend != "numpy":
             raise UnusableError("memory is counted on the host; this trains on a GPU")
 
     def peakmem_training(self, cell: str, implementation: str, dtype: str, size: str) -> None:
@@ -104,8 +106,8 @@ class Step(LayerBenchmark):
 class Launches(LayerBenchmark):
     """Kernel launches per time step, counted on a GPU by CUPTI, through torch's profiler."""
 
-    def check(self) -> None:
-        if self.work.backend.name == "numpy":
+    def check(self, backend: str) -> None:
+        if backend == "numpy":
             raise UnusableError("nothing is launched on a CPU")
         try:
             import torch
