@@ -14,9 +14,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+Results = dict[str, Any]  # a file of asv's
+Combination = tuple[str, ...]  # of a benchmark's parameters
+Skips = dict[str, dict[str, set[Combination]]]  # by the benchmark's class and the reason
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 VERSIONS = ("numpy", "torch", "onnxruntime", "cupy-cuda12x", "cupy-cuda13x")
 
@@ -69,27 +73,32 @@ def machine_facts(machine: str, target: Path) -> dict[str, str]:
 
 
 def file_results(folder: Path, target: Path, commit: Commit, machine: str) -> Path:
-    """Write asv's results, `machine.json`, `benchmarks.json` and `skips.json` below `target`."""
+    """Write asv's results, `machine.json`, `benchmarks.json` and `skips.json` below `target`.
+
+    What was filed of the same commit earlier stands where nothing was measured now.
+    """
     raw = folder / "raw"
     environment = f"{machine}-py{sys.version_info.major}.{sys.version_info.minor}"
+    place, name = target / machine, f"{commit.hash[:8]}-{environment}"
     (found,) = (raw / machine).glob("*-existing-*.json")
-    results = renamed(json.loads(found.read_text("utf-8")), commit, environment)
-    name = f"{commit.hash[:8]}-{environment}"
-    skips = collapsed(_skips(folder / "skips"), results)
-    place = target / machine
-    _write(place / f"{name}.json", results)
+    results = renamed(_read(found), commit, environment)
+    skips = _skips(folder / "skips")
+    filed, reasons = place / f"{name}.json", place / "skips.json"
+    kept = _read(reasons) if reasons.exists() else {}
+    if filed.exists():
+        restore(skips, kept[name], merge(results, _read(filed), skips))
+    complete(results, _read(raw / "benchmarks.json"))
+    _write(filed, results)
     shutil.copyfile(raw / machine / "machine.json", place / "machine.json")
     shutil.copyfile(raw / "benchmarks.json", target / "benchmarks.json")
-    kept = place / "skips.json"
-    earlier = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-    _write(kept, earlier | {name: skips})
-    return place / f"{name}.json"
+    _write(reasons, kept | {name: collapsed(skips, results)})
+    return filed
 
 
-def renamed(results: dict[str, Any], commit: Commit, environment: str) -> dict[str, Any]:
-    """asv's results under the commit and environment, without paths; a skip is null."""
+def renamed(results: Results, commit: Commit, environment: str) -> Results:
+    """asv's results under the commit and environment, without paths."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    results |= {
+    return results | {
         "commit_hash": commit.hash,
         "env_name": environment,
         "python": python,
@@ -97,15 +106,6 @@ def renamed(results: dict[str, Any], commit: Commit, environment: str) -> dict[s
         "env_vars": {THREADS[0]: "1"},
         "params": results["params"] | {"python": python},
     }
-    column = results["result_columns"].index("result")
-    for row in results["results"].values():
-        if row and row[column]:
-            row[column] = [None if _is_nan(value) else value for value in row[column]]
-    return results
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def _versions() -> dict[str, str]:
@@ -118,48 +118,123 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _skips(path: Path) -> dict[str, dict[str, set[tuple[str, ...]]]]:
-    """Of each benchmark, for each reason, the combinations that were skipped."""
-    found: dict[str, dict[str, set[tuple[str, ...]]]] = defaultdict(lambda: defaultdict(set))
+def merge(results: Results, earlier: Results, skips: Skips) -> dict[str, set[Combination]]:
+    """Take from `earlier` what asv left out in `results`, NaN and no skip; says what it took."""
+    columns = results["result_columns"]
+    if earlier["result_columns"] != columns:
+        raise SystemExit("filed results: another asv wrote them; measure all of this commit anew")
+    taken: dict[str, set[Combination]] = defaultdict(set)
+    for name, old in earlier["results"].items():
+        if name not in results["results"]:
+            results["results"][name] = old
+            taken[_class(name)] |= set(_combinations(results, old))
+            continue
+        was, row = (dict(zip_longest(columns, each)) for each in (old, results["results"][name]))
+        if any(row[key] != was[key] for key in ("params", "version")):
+            continue
+        skipped = set().union(*skips[_class(name)].values())
+        for place, combination in enumerate(_combinations(results, old)):
+            if _is_nan(row["result"][place]) and combination not in skipped:
+                taken[_class(name)].add(combination)
+                for column in ("result", *(c for c in columns if c.startswith("stats_"))):
+                    values = row[column] or [None] * len(row["result"])
+                    values[place] = was[column] and was[column][place]
+                    row[column] = values
+        results["results"][name] = [row[column] for column in columns]
+    return taken
+
+
+def restore(
+    skips: Skips, texts: dict[str, dict[str, list[str]]], taken: dict[str, set[Combination]]
+) -> None:
+    """Put back the reasons that were given for combinations that were not tried again."""
+    for name, reasons in texts.items():
+        for reason, items in reasons.items():
+            patterns = [item.split(", ") for item in items]
+            skips[name][reason] |= {
+                combination
+                for combination in taken[name]
+                if any(_fits(combination, pattern) for pattern in patterns)
+            }
+
+
+def complete(results: Results, benchmarks: dict[str, Any]) -> None:
+    """Make skips null, and give each benchmark a row: the published site asks for every graph."""
+    columns = results["result_columns"]
+    result = columns.index("result")
+    for row in results["results"].values():
+        if row[result]:
+            row[result] = [None if _is_nan(value) else value for value in row[result]]
+    for name, benchmark in benchmarks.items():
+        if name != "version" and name not in results["results"]:
+            row = {"params": benchmark["params"], "version": benchmark["version"]}
+            results["results"][name] = [row.get(column) for column in columns]
+
+
+# -- the reasons of skips
+
+
+def _skips(path: Path) -> Skips:
+    found: Skips = defaultdict(lambda: defaultdict(set))
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         skip = json.loads(line)
         found[skip["benchmark"]][skip["reason"]].add(tuple(skip["parameters"]))
     return found
 
 
-def collapsed(
-    skips: dict[str, dict[str, set[tuple[str, ...]]]], results: dict[str, Any]
-) -> dict[str, dict[str, list[str]]]:
+def collapsed(skips: Skips, results: Results) -> dict[str, dict[str, list[str]]]:
     """The same as texts; "*" stands for every value of a parameter, all of them skipped."""
     column = results["result_columns"].index("params")
-    axes = {
-        name.rpartition(".")[0]: [
-            {ast.literal_eval(value) for value in axis} for axis in row[column]
-        ]
-        for name, row in results["results"].items()
-    }
+    known = {_class(name): axes(row[column]) for name, row in results["results"].items()}
     return {
-        benchmark: {
-            reason: sorted(", ".join(item) for item in _starred(found, axes[benchmark]))
+        name: {
+            reason: sorted(", ".join(item) for item in _starred(found, known[name]))
             for reason, found in reasons.items()
+            if found
         }
-        for benchmark, reasons in skips.items()
+        for name, reasons in skips.items()
     }
 
 
 def _starred(
-    found: Iterable[tuple[str, ...]], axes: Sequence[set[str]]
-) -> Iterable[tuple[str, ...]]:
-    for axis, values in enumerate(axes):
+    found: Iterable[Combination], values: Sequence[Sequence[str]]
+) -> Iterable[Combination]:
+    for axis, every in enumerate(values):
         groups = defaultdict(set)
         for item in found:
             groups[item[:axis], item[axis + 1 :]].add(item[axis])
         found = [
             (*before, value, *after)
             for (before, after), seen in groups.items()
-            for value in (("*",) if seen >= values else seen)
+            for value in (("*",) if seen >= set(every) else seen)
         ]
     return found
+
+
+def _fits(combination: Sequence[str], pattern: Sequence[str]) -> bool:
+    return all(wanted in ("*", value) for value, wanted in zip(combination, pattern, strict=True))
+
+
+def _combinations(results: Results, row: list[Any]) -> list[Combination]:
+    return [*product(*axes(row[results["result_columns"].index("params")]))]
+
+
+def axes(params: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The values of each parameter, of which asv keeps the `repr`."""
+    return [[ast.literal_eval(value) for value in axis] for axis in params]
+
+
+def _class(name: str) -> str:
+    """ "layers.Forward" of "layers.Forward.time_forward"."""
+    return name.rpartition(".")[0]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
 
 
 def _write(path: Path, value: Any) -> None:

@@ -9,9 +9,10 @@ and go to `benchmarks/results/asv/<machine>/` with `skips.json`: what was not me
 COMMIT (default HEAD) is taken from git into a folder of its own and measured from there: neither
 the checkout's changes nor an installed xprnn take part, but the benchmarks are the checkout's.
 Libraries are held to one thread. Where there is no git history, `HASH --date DATE` files what the
-checkout holds as that commit. `--quick`, a few combinations once each, and `--bench`, those that
-asv finds by a regular expression, file nothing unless `--out` says where: a part would replace
-the whole. Exit status: 0 all measured or skipped with a reason, 1 a benchmark failed.
+checkout holds as that commit. `--bench` measures what asv finds by a regular expression; of the
+rest what was filed of the commit before stands. `--quick` measures a few combinations once each,
+and files nothing unless `--out` says where. Exit status: 0 all measured or skipped with a reason,
+1 a benchmark failed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from .filing import THREADS, Commit, file_results, machine_facts, machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "asv"
+LEFT_OUT = re.compile(r" n/a *$|asv: skipped|· For ")  # of asv's output: thousands of lines
 QUICK = (  # of the combinations of asv's names and parameters
     r"^layers\.(Forward|Training)\.time_\w+\(.*'float32', 'N=8 H=64 T=128'\)",
     r"^layers\.Forward\.track_throughput_forward\('gru', .*'float32', 'N=8 H=64 T=128'\)",
@@ -54,8 +56,7 @@ def main() -> int:
         if status not in (0, 2):  # 2: a benchmark failed; its number is null, the others stand
             print(f"asv ended with status {status}", file=sys.stderr)
             return status
-        part = options.quick or options.bench
-        if options.out or not part:
+        if options.out or not options.quick:
             written = file_results(folder, options.out or RESULTS, commit, machine)
             print(f"filed: {written}")
     return 1 if status else 0
@@ -142,9 +143,7 @@ def run_asv(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         for line in process.stdout or ():
-            if not re.search(
-                r" n/a *$|asv: skipped|· For ", line
-            ):  # thousands; skips.json has the reasons
+            if not LEFT_OUT.search(line):
                 print(line, end="", flush=True)
     return process.returncode
 

@@ -66,8 +66,8 @@ def edit(path: Path, old: str, new: str) -> None:
 def values(results: dict[str, Any], benchmark: str) -> dict[tuple[str, ...], Any]:
     """The result of each combination of parameters."""
     row = dict(zip(results["result_columns"], results["results"][benchmark], strict=False))
-    axes = [[value.strip("'") for value in axis] for axis in row["params"]]
-    return dict(zip(product(*axes), row["result"], strict=True))
+    found = product(*filing.axes(row["params"]))
+    return dict(zip(found, row["result"], strict=True))
 
 
 class Recorded:
@@ -106,9 +106,31 @@ def test_one_name_adds_a_cell_or_an_implementation(recorded: Recorded) -> None:
     site = recorded.folder / ".asv" / "html"
     parameters = json.loads((site / "index.json").read_text())["benchmarks"][FORWARD]["params"]
     assert "'gru_reset_before'" in parameters[0] and f"'{ADDED[0]}'" in parameters[1]
+    for name in json.loads((site / "index.json").read_text())["benchmarks"]:
+        assert len(list(site.rglob(f"{name}.json"))) == 2, name  # the graph and its summary
     (graph,) = [p for p in site.rglob(f"{FORWARD}.json") if "summary" not in p.parts]
     ((_, drawn),) = json.loads(graph.read_text())
     assert [v for v in drawn if v is not None] == [v for v in found.values() if v is not None]
+
+
+def test_what_is_not_measured_again_stands(recorded: Recorded, tmp_path: Path) -> None:
+    shutil.copytree(recorded.target, tmp_path / "out")
+    select = rf"^{re.escape(FORWARD)}\('gru_reset_before', .*'float32', 'N=8 H=64 T=128'\)"
+    done = record(recorded.folder, f"--bench={select}", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads((tmp_path / "out" / MACHINE / f"{recorded.name}.json").read_text())
+    earlier = recorded.filed(f"{recorded.name}.json")
+    assert values(again, LOAD) == values(earlier, LOAD)
+    before, after = values(earlier, FORWARD), values(again, FORWARD)
+    new = {key for key in after if after[key] != before[key]}
+    assert new and {key[0] for key in new} == {"gru_reset_before"}
+    assert {key[3] for key in new} == {"N=8 H=64 T=128"}
+    skips = json.loads((tmp_path / "out" / MACHINE / "skips.json").read_text())[recorded.name]
+    for name, reasons in recorded.filed("skips.json")[recorded.name].items():
+        for reason, texts in reasons.items():
+            assert set(texts) <= set(skips[name][reason])
+    both = skips["layers.Forward"]["nopeer: expected xprnn, torch, onnxruntime"]
+    assert "gru_reset_before, nopeer-cpu, float32, N=8 H=64 T=128" in both
 
 
 def test_what_cannot_be_measured_is_null_with_its_reason(recorded: Recorded) -> None:
