@@ -33,7 +33,8 @@ from .filing import THREADS, Commit, file_results, machine_facts, machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "asv"
-LEFT_OUT = re.compile(r" n/a *$|asv: skipped|· For ")  # of asv's output: thousands of lines
+# of asv's output; thousands of lines
+LEFT_OUT = re.compile(r" n/a *$|asv: skipped|^ *For parameters|· For |^ *$")
 QUICK = (  # of the combinations of asv's names and parameters
     r"^layers\.(Forward|Training)\.time_\w+\(.*'float32', 'N=8 H=64 T=128'\)",
     r"^layers\.Forward\.track_throughput_forward\('gru', .*'float32', 'N=8 H=64 T=128'\)",
