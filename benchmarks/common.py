@@ -36,6 +36,7 @@ SIZES = (  # I = H
 STEPS = ("N=1 H=32", "N=1 H=128", "N=1 H=512", "N=32 H=512")
 
 SKIPS = "XPRNN_SKIPS"  # a file that takes the reasons, a line of JSON each
+MEASURED = "XPRNN_MEASURED"  # the folder from which xprnn has to come
 
 
 def skip(benchmark: str, parameters: tuple[str, ...], reason: str) -> NoReturn:
@@ -63,6 +64,9 @@ def usable_backend(name: str) -> Any:
 
     import xprnn
 
+    expected = os.environ.get(MEASURED)
+    if expected and not Path(xprnn.__file__).is_relative_to(expected):
+        raise RuntimeError(f"xprnn was imported from {xprnn.__file__}, expected {expected}")
     try:
         return xprnn.get_backend(name)
     except (xprnn.BackendUnavailableError, ValueError) as error:  # none here; no such name

@@ -106,7 +106,7 @@ def train_torch(cell: str, epochs: int, seed: int) -> tuple[float, float]:
     return taken, float((predicted.numpy() == test.speakers).mean())
 
 
-def train_in_torch(cell: str, data: Utterances, epochs: int, seed: int) -> Any:
+def train_in_torch(cell: str, data: Utterances, epochs: int, seed: int, device: str = "cpu") -> Any:
     """Build the model, train it, and return the function of its logits."""
     import numpy as np
     import torch
@@ -114,10 +114,11 @@ def train_in_torch(cell: str, data: Utterances, epochs: int, seed: int) -> Any:
     from xprnn import demo
 
     kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[cell]
-    layer = kind(12, demo.HIDDEN, bidirectional=True, batch_first=True)
-    readout = torch.nn.Linear(2 * demo.HIDDEN, demo.SPEAKERS)
+    layer = kind(12, demo.HIDDEN, bidirectional=True, batch_first=True).to(device)
+    readout = torch.nn.Linear(2 * demo.HIDDEN, demo.SPEAKERS).to(device)
     parameters = [*layer.parameters(), *readout.parameters()]
     x, lengths, speakers = (torch.from_numpy(array) for array in data)
+    x, speakers = x.to(device), speakers.to(device)  # lengths stay, packing reads them
     count = len(speakers)
     optimizer = torch.optim.Adam(parameters, lr=demo.LEARNING_RATE)
     batches = epochs * -(-count // demo.BATCH)

@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Results = dict[str, Any]  # a file of asv's
+Row = dict[str, Any]  # of one benchmark in it, by column
 Combination = tuple[str, ...]  # of a benchmark's parameters
 Skips = dict[str, dict[str, set[Combination]]]  # by the benchmark's class and the reason
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-VERSIONS = ("numpy", "torch", "onnxruntime", "cupy-cuda12x", "cupy-cuda13x")
+VERSIONS = (
+    *("asv", "asv_runner", "numpy", "torch", "onnxruntime", "onnxruntime-gpu"),
+    *("cupy", "cupy-cuda12x", "cupy-cuda13x"),
+)
 
 
 class Commit(NamedTuple):
@@ -86,7 +90,7 @@ def file_results(folder: Path, target: Path, commit: Commit, machine: str) -> Pa
     filed, reasons = place / f"{name}.json", place / "skips.json"
     kept = _read(reasons) if reasons.exists() else {}
     if filed.exists():
-        restore(skips, kept[name], merge(results, _read(filed), skips))
+        restore(skips, kept.get(name, {}), merge(results, _read(filed), skips))
     complete(results, _read(raw / "benchmarks.json"))
     _write(filed, results)
     shutil.copyfile(raw / machine / "machine.json", place / "machine.json")
@@ -119,33 +123,47 @@ def _versions() -> dict[str, str]:
 
 
 def merge(results: Results, earlier: Results, skips: Skips) -> dict[str, set[Combination]]:
-    """Take from `earlier` what asv left out in `results`, NaN and no skip; says what it took."""
+    """Take numbers from `earlier` where there are none now, but for what failed now.
+
+    `skips` loses what has a number. Returns, by class, what was not tried now, and has none.
+    """
     columns = results["result_columns"]
     if earlier["result_columns"] != columns:
         raise SystemExit("filed results: another asv wrote them; measure all of this commit anew")
-    taken: dict[str, set[Combination]] = defaultdict(set)
+    left_out: dict[str, set[Combination]] = defaultdict(set)
     for name, old in earlier["results"].items():
         if name not in results["results"]:
             results["results"][name] = old
-            taken[_class(name)] |= set(_combinations(results, old))
+            left_out[_class(name)] |= set(_combinations(results, old))
             continue
         was, row = (dict(zip_longest(columns, each)) for each in (old, results["results"][name]))
-        if any(row[key] != was[key] for key in ("params", "version")):
+        if row["version"] != was["version"] or not (row["result"] and was["result"]):
             continue
+        before = {each: place for place, each in enumerate(_combinations(results, old))}
         skipped = set().union(*skips[_class(name)].values())
-        for place, combination in enumerate(_combinations(results, old)):
-            if _is_nan(row["result"][place]) and combination not in skipped:
-                taken[_class(name)].add(combination)
-                for column in ("result", *(c for c in columns if c.startswith("stats_"))):
-                    values = row[column] or [None] * len(row["result"])
-                    values[place] = was[column] and was[column][place]
-                    row[column] = values
+        for place, combination in enumerate(axis_product(row["params"])):
+            if not _is_nan(row["result"][place]) or combination not in before:
+                continue
+            if was["result"][before[combination]] is not None:
+                _copy(was, before[combination], row, place)
+                for found in skips[_class(name)].values():
+                    found.discard(combination)
+            elif combination not in skipped:
+                left_out[_class(name)].add(combination)
         results["results"][name] = [row[column] for column in columns]
-    return taken
+    return left_out
+
+
+def _copy(was: Row, at: int, row: Row, place: int) -> None:
+    """The number of one combination, and what asv found about its samples."""
+    for column in ("result", *(name for name in row if name.startswith("stats_"))):
+        values = row[column] or [None] * len(row["result"])
+        values[place] = was[column] and was[column][at]
+        row[column] = values
 
 
 def restore(
-    skips: Skips, texts: dict[str, dict[str, list[str]]], taken: dict[str, set[Combination]]
+    skips: Skips, texts: dict[str, dict[str, list[str]]], left_out: dict[str, set[Combination]]
 ) -> None:
     """Put back the reasons that were given for combinations that were not tried again."""
     for name, reasons in texts.items():
@@ -153,7 +171,7 @@ def restore(
             patterns = [item.split(", ") for item in items]
             skips[name][reason] |= {
                 combination
-                for combination in taken[name]
+                for combination in left_out[name]
                 if any(_fits(combination, pattern) for pattern in patterns)
             }
 
@@ -216,7 +234,12 @@ def _fits(combination: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _combinations(results: Results, row: list[Any]) -> list[Combination]:
-    return [*product(*axes(row[results["result_columns"].index("params")]))]
+    return axis_product(row[results["result_columns"].index("params")])
+
+
+def axis_product(params: Sequence[Sequence[str]]) -> list[Combination]:
+    """Every combination of parameters, in asv's order."""
+    return [*product(*axes(params))]
 
 
 def axes(params: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -104,20 +104,24 @@ def _layer(cell: str, backend: Any, kernels: str, dtype: str, size: str, suffix:
     import xprnn
 
     n, (name, options) = numbers(size), LAYERS[cell]
-    layer = getattr(xprnn, name + suffix)(
-        n["H"], n["H"], backend=backend.name, seed=0, **options, **ARITHMETIC[dtype]
-    )
+    options = {**options, **ARITHMETIC[dtype], "backend": backend.name, "seed": 0}
+    try:
+        layer = getattr(xprnn, name + suffix)(n["H"], n["H"], **options)
+    except (TypeError, ValueError) as error:  # an older version; a type that is not there
+        raise UnusableError(f"{dtype}: {error}") from error
     if kernels != "reference":  # which alone older versions have, whatever the variable says
-        _check_kernels(layer, kernels, (n["T"], n["N"], n["H"]))
+        _check_kernels(layer, kernels, (n["N"], n["H"]) if suffix else (n["T"], n["N"], n["H"]))
     return layer
 
 
-def _check_kernels(layer: Any, kernels: str, shape: tuple[int, int, int]) -> None:
-    from xprnn.kernels import KernelUnavailableError
+def _check_kernels(layer: Any, kernels: str, shape: tuple[int, ...]) -> None:
+    from xprnn.kernels import IMPLEMENTATIONS, KernelUnavailableError
 
+    if kernels not in IMPLEMENTATIONS:
+        raise UnusableError(f"{kernels}: expected one of the kernels {', '.join(IMPLEMENTATIONS)}")
     try:
         served = layer.explain(shape).splitlines()[0]
-    except (KernelUnavailableError, ValueError) as error:  # not in this version; no such name
+    except KernelUnavailableError as error:
         raise UnusableError(str(error)) from error
     if not served.endswith(f": {kernels}"):
         raise UnusableError(f"{kernels}: this version of xprnn has no such kernels")
@@ -175,9 +179,13 @@ def _peer(task: str, library: str, cell: str, backend: Any, dtype: str, size: st
     n = numbers(size)
     setting = Setting(cell, n["H"], n["H"], n["N"], n["T"], dtype, backend.name)
     try:
+        numbers_for_all = make_task(setting)
+    except ValueError as error:  # a type that is not there
+        raise UnusableError(f"{dtype}: {error}") from error
+    try:
         if task == "step":
-            return STEPS[library](make_task(setting))[0]
-        peer = PEERS[library](make_task(setting))
+            return STEPS[library](numbers_for_all)[0]
+        peer = PEERS[library](numbers_for_all)
     except PeerUnavailableError as error:
         raise UnusableError(str(error)) from error
     call = peer.forward if task == "forward" else peer.both

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from .common import UnusableError, clock, skip, usable_backend
+from .implementations import parts
 
-PROGRAMS = ("xprnn-numpy", "xprnn-cupy", "torch-cpu")
+PROGRAMS = (
+    "xprnn-numpy-reference",
+    "xprnn-cupy-reference",
+    "xprnn-cupy-pointwise",
+    "torch-cpu",
+    "torch-cuda",
+)
 LIBRARIES = ("numpy", "xprnn", "torch", "onnxruntime")
 DEMO_CELLS = ("gru", "lstm", "rnn")
 HIDDEN = 512  # of the model that is loaded
@@ -27,16 +35,28 @@ class Program:
     timeout = 300
 
     def setup(self, cell: str, implementation: str) -> None:
-        """Find the backend and prepare."""
-        self.library, _, place = implementation.partition("-")
+        """Find library, backend and device, and prepare."""
         try:
-            if self.library == "torch" and importlib.util.find_spec("torch") is None:
-                raise UnusableError("torch: not installed; pip install torch")
-            backend = usable_backend("numpy" if self.library == "torch" else place)
+            self.library, place, kernels = parts(implementation)
+            if kernels:
+                os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
+            self.backend = usable_backend(place)
+            self.device = "cpu" if place == "numpy" else "cuda"
+            if self.library != "xprnn":
+                self.check_torch()
+            self.prepare(cell)
         except UnusableError as error:
             skip(f"programs.{type(self).__name__}", (cell, implementation), str(error))
-        self.timer, self.backend = clock(backend), backend
-        self.prepare(cell)
+        self.timer = clock(self.backend)
+
+    def check_torch(self) -> None:
+        """Raise UnusableError unless torch is there, and can use the device."""
+        if importlib.util.find_spec("torch") is None:
+            raise UnusableError("torch: not installed; pip install torch")
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UnusableError(f"torch: {torch.__version__} has no usable CUDA device")
 
     def prepare(self, cell: str) -> None:
         """What is needed before the clock starts."""
@@ -46,7 +66,10 @@ class DemoEpoch(Program):
     """Build the demo's model and train it for one epoch: 270 utterances of 7 to 29 frames."""
 
     def prepare(self, cell: str) -> None:
-        from xprnn.data import japanese_vowels
+        try:
+            from xprnn.data import japanese_vowels
+        except ImportError as error:
+            raise UnusableError(f"this version of xprnn has no demo: {error}") from error
 
         self.data, _ = japanese_vowels()
 
@@ -54,7 +77,7 @@ class DemoEpoch(Program):
         if self.library == "torch":
             from .demo_vs_torch import train_in_torch
 
-            train_in_torch(cell, self.data, 1, 0)
+            train_in_torch(cell, self.data, 1, 0, self.device)
         else:
             from xprnn import demo
 
@@ -90,7 +113,7 @@ class Load(Program):
 
         layer = kind(HIDDEN, HIDDEN)
         layer.load_state_dict(torch.load(self.file, weights_only=True))
-        return layer
+        return layer.to(self.device)
 
     def teardown(self, cell: str, implementation: str) -> None:
         if self.folder:  # asv comes here after a skip too

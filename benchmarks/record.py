@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
@@ -48,6 +49,8 @@ QUICK = (  # of the combinations of asv's names and parameters
 
 def main() -> int:
     options = _options()
+    if shutil.which("git") is None:
+        raise SystemExit("git: not installed; asv needs it, even where there is no history")
     machine = options.machine or machine_name()
     with tempfile.TemporaryDirectory(prefix="xprnn-asv-") as name:
         folder = Path(name)
@@ -127,10 +130,13 @@ def run_asv(
     cache = Path.home() / ".cupy" / "kernel_cache"
     environment = {
         "CUPY_CACHE_DIR": str(cache),
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("XPRNN_")},
         **dict.fromkeys(THREADS, "1"),
         "HOME": str(folder),  # asv keeps what it knows of machines there
-        "PYTHONPATH": str(tree),
+        "PYTHONUSERBASE": site.getuserbase(),
+        "PYTHONPATH": str(tree),  # for processes that a benchmark starts
+        "ASV_PYTHONPATH": str(tree),  # for those that asv starts
+        "XPRNN_MEASURED": str(tree),
         "XPRNN_SKIPS": str(folder / "skips"),
     }
     _check_measured(tree, environment)
@@ -151,22 +157,27 @@ def run_asv(
 
 def _repository(folder: Path, commit: Commit) -> Path:
     """A repository of one empty commit of the same date: asv asks for one."""
-    dates = {"GIT_COMMITTER_DATE": commit.date, "GIT_AUTHOR_DATE": commit.date}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {
+        "GIT_CONFIG_GLOBAL": os.devnull,  # the user's may ask for signatures
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_COMMITTER_DATE": commit.date,
+        "GIT_AUTHOR_DATE": commit.date,
+    }
     who = ["-c", "user.name=xprnn", "-c", "user.email=xprnn@localhost"]
-    git = ["git", "-C", str(folder), *who]
-    subprocess.run(["git", "init", "-q", "-b", "main", str(folder)], check=True)
-    subprocess.run(
-        [*git, "commit", "-q", "--allow-empty", "-m", commit.hash],
-        check=True,
-        env=os.environ | dates,
-    )
+    for command in (
+        ["git", "init", "-q", "-b", "main", str(folder)],
+        ["git", "-C", str(folder), *who, "commit", "-q", "--allow-empty", "-m", commit.hash],
+    ):
+        subprocess.run(command, check=True, env=environment)
     return folder
 
 
 def _check_measured(tree: Path, environment: dict[str, str]) -> None:
     """SystemExit unless it is the package in `tree` that the benchmarks will import."""
     command = [sys.executable, "-c", "import xprnn; print(xprnn.__file__)"]
-    found = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    found = subprocess.run(
+        command, cwd=tree.parent, env=environment, capture_output=True, text=True
+    )
     if found.returncode or not Path(found.stdout.strip()).is_relative_to(tree.resolve()):
         raise SystemExit(f"xprnn of this commit: not imported; {found.stdout}{found.stderr}")
 

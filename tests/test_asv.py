@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 SIZE = "N=1 H=32 T=128"
 FORWARD, LOAD = "layers.Forward.time_forward", "programs.Load.time_load"
 ADDED = ("xprnn-nonsense-reference", "nopeer-cpu", "torch-nodevice", "xprnn-numpy-pointwise")
+ADDED += ("xprnn-numpy-nokernels",)
 MACHINE = "a-machine"
 
 
@@ -35,9 +37,11 @@ def copy(folder: Path) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
     command = ["git", "-C", str(folder), *who, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=clean)
+    return done.stdout.strip()
 
 
 def commit(folder: Path) -> str:
@@ -47,9 +51,10 @@ def commit(folder: Path) -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-def record(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def record(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.record", "--machine", MACHINE, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = os.environ | variables
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def asv(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +84,7 @@ class Recorded:
         edit(suite, 'CELLS = ("gru",', 'CELLS = ("gru", "gru_reset_before",')
         edit(suite, '    "torch-cpu",\n', f'    "torch-cpu",\n    {", ".join(map(repr, ADDED))},\n')
         self.commit = commit(self.folder)
+        git(self.folder, "checkout", "-q", "--detach")  # as a build machine may have it
         self.target = self.folder / "benchmarks" / "results" / "asv"
         select = rf"^{re.escape(FORWARD)}\('gru\w*', .*'float32', '{SIZE}'\)"
         wanted = [f"--bench={select}", rf"--bench=^{re.escape(LOAD)}\('gru', "]
@@ -145,6 +151,7 @@ def test_what_cannot_be_measured_is_null_with_its_reason(recorded: Recorded) -> 
     assert reasons["nopeer-cpu"] == "nopeer: expected xprnn, torch, onnxruntime"
     assert "one of the devices cpu, cuda" in reasons["torch-nodevice"]
     assert "no kernel for cell" in reasons["xprnn-numpy-pointwise"]
+    assert "expected one of the kernels" in reasons["xprnn-numpy-nokernels"]
     for name in ("xprnn-cupy-pointwise", "torch-cuda", "onnxruntime-cuda"):
         alone = found["gru", name, "float32", SIZE]
         assert (alone is None) == (name in reasons)  # a machine with a GPU measures it
@@ -166,6 +173,37 @@ def test_neither_paths_nor_names_of_hosts_are_filed(recorded: Recorded) -> None:
     seconds = int(git(recorded.folder, "log", "-1", "--format=%ct"))
     assert results["date"] == 1000 * seconds
     assert results["requirements"]["numpy"] and results["env_vars"] == {"OMP_NUM_THREADS": "1"}
+
+
+def test_it_is_the_commit_that_is_measured(tmp_path: Path) -> None:
+    folder = copy(tmp_path / "project")
+    marked = """
+def track_mark():
+    import numpy, xprnn
+    from .common import usable_backend
+    usable_backend("numpy")
+    return xprnn.mark
+
+def timeraw_mark():
+    return "import xprnn; assert hasattr(xprnn, 'mark')"
+"""
+    (folder / "benchmarks" / "marked.py").write_text(marked)
+    package = folder / "xprnn" / "__init__.py"
+    for mark in (7, 8):
+        with package.open("a") as file:
+            file.write(f"\nmark = {mark}\n")
+        commit(folder)
+    package.write_text("raise RuntimeError('the checkout')\n")
+    for name, mark in (("HEAD", 8), ("HEAD^", 7)):
+        out = tmp_path / f"out {mark}"
+        # of the user's settings none takes part
+        done = record(folder, name, "--bench=marked", "--out", str(out), XPRNN_BACKEND="none")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (file,) = (out / MACHINE).glob("*-py*.json")
+        results = json.loads(file.read_text())
+        column = results["result_columns"].index("result")
+        assert results["results"]["marked.track_mark"][column] == [mark]
+        assert results["commit_hash"] == git(folder, "rev-parse", name)
 
 
 def test_a_benchmark_that_fails_is_no_skip(tmp_path: Path) -> None:
@@ -212,9 +250,8 @@ def test_asv_finds_nothing_wrong_and_would() -> None:
 
 def test_a_fault_in_the_suite_is_found(tmp_path: Path) -> None:
     folder = copy(tmp_path)
-    edit(
-        folder / "benchmarks" / "layers.py", "def time_step(self, cell: str,", "def time_step(self,"
-    )
+    suite = folder / "benchmarks" / "layers.py"
+    edit(suite, "def time_100_steps(self, cell: str,", "def time_100_steps(self,")
     commit(folder)
     done = asv(folder, "check", "-E", "existing:same")
     assert done.returncode != 0 and "wrong number of arguments" in done.stdout
@@ -231,10 +268,8 @@ def test_importing_the_suite_imports_no_library() -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_reasons_are_given_for_every_value_at_once() -> None:
-    results = {
-        "result_columns": ["result", "params"],
-        "results": {"a.B.time_c": [[], [["'x'", "'y'"], ["'1'", "'2'"]]]},
-    }
-    skips = {"a.B": {"none": {("x", "1"), ("x", "2"), ("y", "2")}, "all": {("x", "1"), ("y", "1")}}}
-    assert filing.collapsed(skips, results) == {"a.B": {"none": ["*, 2", "x, 1"], "all": ["*, 1"]}}
+def test_the_page_describes_every_benchmark(recorded: Recorded) -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    described = set(re.findall(r"`((?:layers|programs)\.[A-Z]\w+)`", page))
+    known = json.loads((recorded.target / "benchmarks.json").read_text("utf-8"))
+    assert described == {name.rpartition(".")[0] for name in known if name != "version"}

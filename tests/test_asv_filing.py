@@ -1,0 +1,108 @@
+"""How results of asv's are put beside those that were filed before: values, and reasons."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from benchmarks import filing, implementations
+from benchmarks.common import UnusableError
+from xprnn.backend import Backend
+
+COLUMNS = ["result", "params", "version", "stats_q_25", "samples"]
+X, Y = ("x", "1"), ("y", "1")
+NAN = math.nan
+
+
+def results(values: list[float | None] | None, *names: str, version: str = "v") -> dict[str, Any]:
+    """A file of asv's with the benchmark "a.B.time_c" of the parameters `names` and "1"."""
+    quartiles = values and [None if v is None or math.isnan(v) else v - 0.5 for v in values]
+    row = [values, [[repr(name) for name in names], ["'1'"]], version, quartiles]
+    return {"result_columns": COLUMNS, "results": {"a.B.time_c": row}}
+
+
+def skips(**reasons: set[tuple[str, ...]]) -> filing.Skips:
+    found: filing.Skips = defaultdict(lambda: defaultdict(set))
+    found["a.B"].update(copy.deepcopy(reasons))
+    return found
+
+
+def merged(new: dict[str, Any], old: dict[str, Any], skipped: filing.Skips) -> list[Any]:
+    """The values after merging, with their quartiles."""
+    filing.restore(skipped, {"a.B": {"old": ["*, 1"]}}, filing.merge(new, old, skipped))
+    filing.complete(new, {})
+    value, _, _, quartile = new["results"]["a.B.time_c"][:4]
+    return list(zip(value or (), quartile or (), strict=False))
+
+
+def test_what_was_left_out_is_taken_from_before_with_its_statistics() -> None:
+    skipped = skips()
+    new, old = results([NAN, 8.0, NAN], "x", "y", "z"), results([1.0, 2.0, None], "x", "y", "z")
+    assert merged(new, old, skipped) == [(1.0, 0.5), (8.0, 7.5), (None, None)]
+    assert skipped["a.B"] == {"old": {("z", "1")}}
+
+
+def test_a_parameter_more_loses_nothing() -> None:
+    new, old = results([NAN, 9.0, NAN], "x", "new", "y"), results([1.0, 2.0], "x", "y")
+    assert merged(new, old, skips()) == [(1.0, 0.5), (9.0, 8.5), (2.0, 1.5)]
+
+
+def test_a_skip_today_does_not_take_a_number_of_yesterday() -> None:
+    skipped = skips(gone={X, Y})
+    new, old = results([NAN, NAN], "x", "y"), results([1.0, None], "x", "y")
+    assert merged(new, old, skipped) == [(1.0, 0.5), (None, None)]
+    assert skipped["a.B"]["gone"] == {Y} and not skipped["a.B"]["old"]
+
+
+def test_a_failure_today_is_no_number() -> None:
+    assert merged(results([None, 2.0], "x", "y"), results([1.0, 1.0], "x", "y"), skips()) == [
+        (None, None),
+        (2.0, 1.5),
+    ]
+
+
+@pytest.mark.parametrize(("new", "old"), [(None, [1.0]), ([1.0], None)])
+def test_a_benchmark_that_failed_as_a_whole(new: Any, old: Any) -> None:
+    assert merged(results(new, "x"), results(old, "x"), skips()) == (
+        [] if new is None else [(1.0, 0.5)]
+    )
+
+
+def test_numbers_of_another_version_are_not_mixed() -> None:
+    new, old = results([NAN], "x"), results([1.0], "x", version="other")
+    assert merged(new, old, skips()) == [(None, None)]
+
+
+def test_every_benchmark_gets_a_row() -> None:
+    new = results([1.0], "x")
+    filing.complete(new, {"version": 2, "a.D.time_e": {"params": [["'x'"]], "version": "w"}})
+    assert new["results"]["a.D.time_e"] == [None, [["'x'"]], "w", None, None]
+
+
+def test_reasons_are_given_for_every_value_at_once() -> None:
+    found = skips(none={("x", "1"), ("x", "2"), ("y", "2")}, all={("x", "1"), ("y", "1")}, no=set())
+    row = [[], [["'x'", "'y'"], ["'1'", "'2'"]]]
+    file = {"result_columns": COLUMNS, "results": {"a.B.time_c": row}}
+    assert filing.collapsed(found, file) == {"a.B": {"none": ["*, 2", "x, 1"], "all": ["*, 1"]}}
+
+
+@pytest.mark.parametrize(("size", "suffix"), [("N=2 H=5 T=3", ""), ("N=2 H=5", "Cell")])
+def test_forced_kernels_are_those_that_serve(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch, size: str, suffix: str
+) -> None:
+    def served(kernels: str) -> Any:
+        monkeypatch.setenv("XPRNN_KERNELS", kernels)
+        return implementations._layer("gru", strict, kernels, "float32", size, suffix)
+
+    assert served("pointwise").options["hidden_size"] == 5
+    with pytest.raises(UnusableError, match="XPRNN_KERNELS=sequence: no kernel for cell 'gru'"):
+        served("sequence")
+    with pytest.raises(UnusableError, match="expected one of the kernels"):
+        served("fast")
+    layer = served("reference")
+    with pytest.raises(UnusableError, match="this version of xprnn has no such kernels"):
+        implementations._check_kernels(layer, "pointwise", (2, 5) if suffix else (3, 2, 5))
