@@ -68,9 +68,12 @@ def environment(folder: Path) -> dict[str, str]:
     return theirs | ours
 
 
-def git(folder: Path, *arguments: str) -> None:
+def git(folder: Path, *arguments: str) -> str:
     command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
-    subprocess.run(command, cwd=folder, env=environment(folder), check=True, capture_output=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
 
 
 def commit(folder: Path, changed: str = "", appended: str = "") -> None:
@@ -138,6 +141,7 @@ def test_catches_a_kernel_half_as_slow_again(folder: Path, part: str, slower: se
 
 
 def test_passes_ten_times_where_nothing_is_planted(folder: Path) -> None:
+    # with a third of the pairs, which is harder: medians of fewer processes lie further from 1
     commit(folder, "xprnn/cells/gru.py", "# nothing\n")
     for _ in range(10):
         done = run(folder, "--pairs", "3")
@@ -152,7 +156,7 @@ def test_no_parent(folder: Path) -> None:
     nothing = "gate: passed, there is no parent commit to compare with: "
     done = run(folder)
     assert done.returncode == 0 and done.stdout.startswith(nothing), done.stdout + done.stderr
-    assert "HEAD^" in done.stdout
+    assert "is the first commit" in done.stdout
 
     commit(folder)
     shallow = folder.with_name("shallow")
@@ -167,6 +171,16 @@ def test_no_parent(folder: Path) -> None:
     done = run(folder)
     assert done.returncode == 0 and done.stdout.startswith(nothing), done.stdout + done.stderr
     assert "not a git repository" in done.stdout
+
+
+def test_a_git_that_fails_is_no_missing_parent(folder: Path) -> None:
+    commit(folder)
+    done = run(folder, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
+    assert done.returncode == 1 and "dubious ownership" in done.stderr, done.stdout + done.stderr
+    tree = git(folder, "rev-parse", "HEAD^:xprnn")
+    (folder / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
+    done = run(folder)
+    assert done.returncode == 1 and "gate: git archive HEAD^ xprnn: " in done.stderr
 
 
 def test_a_parent_without_what_a_benchmark_needs(folder: Path) -> None:
