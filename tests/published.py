@@ -164,7 +164,7 @@ def visit(site: Path, libraries: Path, width: int = 1280, height: int = 900) -> 
         playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags) as browser,
     ):
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         faults = _watch(page, address, libraries)
         try:
             page.goto(address, wait_until="networkidle")
