@@ -32,7 +32,7 @@ from xprnn.module import Module
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 REFUSAL = r"backend '{}': the current stream is being captured.*cuBLAS.*nothing has been done"
 NOTHING = {  # public names that launch nothing, or whose members are called below
-    *("BackendUnavailableError", "GradientError", "KernelUnavailableError"),
+    *("BackendUnavailableError", "GradientError", "KernelStoppedError", "KernelUnavailableError"),
     *("feature_first", "functional", "optim", "get_backend", "use_backend"),
     *("__version__",),
 }

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import (
     BackendUnavailableError,
+    KernelStoppedError,
     asarray,
     get_backend,
+    synchronize,
     to_numpy,
     use_backend,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "BackendUnavailableError",
     "GRUCell",
     "GradientError",
+    "KernelStoppedError",
     "KernelUnavailableError",
     "LSTMCell",
     "Linear",
@@ -45,6 +48,7 @@ __all__ = [
     "mse_loss",
     "optim",
     "softmax_cross_entropy",
+    "synchronize",
     "to_numpy",
     "use_backend",
     "verify",

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from .base import ALIGNMENT, Array, Backend, BackendUnavailableError
 from .cupy import CupyBackend
 from .dlpack import ON_CUDA, place_of, whereabouts
+from .resident import KernelStoppedError
 
 ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
 
@@ -27,6 +29,7 @@ _log = logging.getLogger("xprnn")
 _context: ContextVar[str | None] = ContextVar("xprnn_backend", default=None)
 
 BACKENDS: dict[str, type[Backend]] = {"numpy": Backend, "cupy": CupyBackend}
+_opened: WeakSet[Backend] = WeakSet()
 
 
 @cache
@@ -38,7 +41,10 @@ def _open(name: str) -> Backend:
             f"use_backend or {ENVIRONMENT_VARIABLE} said so)"
         )
     found = BACKENDS[kind].open(index)
-    return found if found.name == name else _open(found.name)  # one object a device
+    if found.name != name:
+        return _open(found.name)  # one object a device
+    _opened.add(found)
+    return found
 
 
 @cache
@@ -97,6 +103,21 @@ def use_backend(name: str) -> Iterator[Backend]:
         yield backend
     finally:
         _context.reset(token)
+
+
+def synchronize() -> None:
+    """Wait until all work given to the devices that this process uses is done.
+
+    Results are on their way when a call returns; an error of the device shows at a later call,
+    and here at the latest.
+
+    :raises KernelStoppedError: a kernel gave up; what it computed is NaN.
+    :raises RuntimeError: the current stream is being captured.
+
+    >>> synchronize()
+    """
+    for backend in list(_opened):
+        backend.synchronize()
 
 
 def backend_of(array: object) -> Backend | None:
@@ -178,12 +199,14 @@ __all__ = [
     "Array",
     "Backend",
     "BackendUnavailableError",
+    "KernelStoppedError",
     "asarray",
     "auto_choice",
     "backend_of",
     "get_backend",
     "home_of",
     "place_of",
+    "synchronize",
     "to_numpy",
     "use_backend",
     "whereabouts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import get_ident
+from threading import get_ident, local
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,17 @@ from . import cuda
 from .base import Array, Backend
 from .cublas import CudaModule
 from .dlpack import MANAGED, ON_CUDA, place_of
+from .resident import ResidentKernels
 
 PER_THREAD = 2  # cudaStreamPerThread
 
 _log = logging.getLogger("xprnn")
+
+
+class _Depth(local):
+    """How many `activate` blocks this thread is in."""
+
+    value = 0
 
 
 class CupyBackend(Backend):
@@ -30,7 +37,9 @@ class CupyBackend(Backend):
         super().__init__(name)
         self.xp = cupy
         self.device = device
+        self.resident = ResidentKernels(cupy, device)
         self._modules: dict[str, CudaModule] = {}
+        self._depth = _Depth()
 
     @classmethod
     def open(cls, index: str) -> Backend:
@@ -79,6 +88,8 @@ class CupyBackend(Backend):
         """A context in which this device is the current one.
 
         :raises RuntimeError: the current stream is being captured, at entry.
+        :raises KernelStoppedError: a kernel launched before gave up, at entry of the outermost
+            such block: an operation that has begun goes on.
         """
         with self.xp.cuda.Device(self.device):
             if self._capturing():
@@ -86,7 +97,17 @@ class CupyBackend(Backend):
                     f"backend {self.name!r}: the current stream is being captured, and CuPy cannot "
                     "capture cuBLAS; nothing has been done. Call xprnn outside of the capture"
                 )
-            yield
+            self._report()
+            self._depth.value += 1
+            try:
+                yield
+            finally:
+                self._depth.value -= 1
+
+    def _report(self) -> None:
+        """Raise for a kernel that gave up, outside of every `activate` block."""
+        if not self._depth.value:
+            self.resident.check()
 
     def _capturing(self) -> bool:
         """Whether the current stream is being captured, or cannot be asked for another one is."""
@@ -109,9 +130,13 @@ class CupyBackend(Backend):
         return -get_ident() if pointer == PER_THREAD else pointer
 
     def synchronize(self) -> None:
-        """Wait for the device."""
+        """Wait for the device.
+
+        :raises KernelStoppedError: a kernel gave up.
+        """
         with self.activate():
             self.xp.cuda.Device(self.device).synchronize()
+        self._report()
 
     def from_host(self, array: np.ndarray) -> Array:
         """A copy of a NumPy array on this device."""
@@ -119,9 +144,10 @@ class CupyBackend(Backend):
             return self.xp.asarray(array)
 
     def to_host(self, array: Array) -> np.ndarray:
-        """A copy of a device array on the host; waits for it."""
+        """A copy of a device array on the host; waits for it, raises as `synchronize`."""
         with self.activate():
             host: np.ndarray = array.get()
+        self._report()
         return host
 
     def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> Array:

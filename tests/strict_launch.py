@@ -1,0 +1,157 @@
+"""What stands for CuPy's streams, events, page-locked memory and kernels where launches matter.
+
+Nothing runs when it is asked for: a launch, a record and a wait are put on a stream's queue, and
+`Gpu.run` works the queues off in an order drawn by lot, as far as CUDA allows it: block by block,
+whichever stream they come from, until the device has no room. That is harsher than a cooperative
+launch, whose blocks come all at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+STATIC_LIMIT = 48 * 1024  # bytes of shared memory that no kernel has to ask for
+
+
+class StarvedError(AssertionError):
+    """Blocks wait for others that find no room."""
+
+
+class Kernel:
+    """As a `cupy.RawKernel`; `effect` is called with the arguments when all blocks have run."""
+
+    def __init__(self, effect: Callable[..., None] = lambda *arguments: None) -> None:
+        self.effect = effect
+        self.kernel = SimpleNamespace(ptr=id(self))
+        self.shared_size_bytes = 16
+        self.max_dynamic_shared_size_bytes = STATIC_LIMIT - 16
+        self.gpu: Gpu | None = None
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0
+    ) -> None:
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        if not all(isinstance(a, (np.generic, int, float)) or hasattr(a, "_inner") for a in args):
+            raise TypeError("Unsupported type")
+        assert self.gpu is not None
+        self.gpu.put(("launch", int(np.prod(grid)), lambda: self.effect(*args)))
+
+
+class Event:
+    """As `cupy.cuda.Event`: what counts is the last time that it was recorded."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.mark: dict[str, bool] | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        self.mark = {"done": False}
+        (stream or Stream.current()).queue.append(("record", self.mark))
+
+
+class Stream:
+    """As `cupy.cuda.Stream`: a queue; current inside `with`, in its own thread."""
+
+    _local = threading.local()
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.queue: deque[tuple[Any, ...]] = deque()
+        gpu.streams.append(self)
+
+    def __enter__(self) -> Stream:
+        Stream._local.stream = self
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        del Stream._local.stream
+
+    @classmethod
+    def current(cls) -> Stream:
+        return cls._local.stream
+
+    def wait_event(self, event: Event) -> None:
+        if event.mark is not None:
+            self.queue.append(("wait", event.mark))
+
+
+class PinnedMemory:
+    """As `cupy.cuda.PinnedMemory`, filled with what was there before."""
+
+    def __init__(self, size: int, flags: int = 0) -> None:
+        self.bytes = np.full(size, 0xA5, np.uint8)
+        self.ptr = self.bytes.ctypes.data
+
+
+class Gpu:
+    """A device with room for so many blocks, and what stands for the module `cupy` on it."""
+
+    def __init__(self, processors: int, each: int = 1) -> None:
+        self.room = processors * each
+        self.streams: list[Stream] = []
+        facts = {"multiProcessorCount": processors, "sharedMemPerBlockOptin": 232448}
+        self.cupy = SimpleNamespace(
+            cuda=SimpleNamespace(
+                Event=Event,
+                PinnedMemory=PinnedMemory,
+                PinnedMemoryPointer=lambda memory, offset: memoryview(memory.bytes)[offset:],
+                get_current_stream=Stream.current,
+                runtime=SimpleNamespace(getDeviceProperties=lambda device: facts),
+                driver=SimpleNamespace(
+                    occupancyMaxActiveBlocksPerMultiprocessor=lambda ptr, threads, shared: each
+                ),
+            )
+        )
+
+    def kernel(self, effect: Callable[..., None] = lambda *arguments: None) -> Kernel:
+        kernel = Kernel(effect)
+        kernel.gpu = self
+        return kernel
+
+    def put(self, task: tuple[Any, ...]) -> None:
+        Stream.current().queue.append(task)
+
+    def run(self, seed: int) -> None:
+        """Do what is queued, in an order drawn by lot.
+
+        :raises StarvedError: some of it can never be done.
+        """
+        lot, free, placed = random.Random(seed), self.room, dict.fromkeys(self.streams, 0)
+        while busy := [stream for stream in self.streams if stream.queue]:
+            ready = [stream for stream in busy if self._may_go_on(stream.queue[0], free)]
+            if not ready:
+                raise StarvedError(f"{len(busy)} streams wait, {free} of {self.room} places free")
+            stream = lot.choice(ready)
+            kind, *what = stream.queue[0]
+            if kind == "launch":
+                placed[stream], free = placed[stream] + 1, free - 1
+                if placed[stream] < what[0]:
+                    continue
+                placed[stream], free = 0, free + what[0]
+                what[1]()
+            elif kind == "record":
+                what[0]["done"] = True
+            stream.queue.popleft()
+
+    @staticmethod
+    def _may_go_on(task: Sequence[Any], free: int) -> bool:
+        return {"launch": free > 0, "record": True}.get(task[0]) or (
+            task[0] == "wait" and task[1]["done"]
+        )
+
+
+def gives_up(step: int) -> Callable[..., None]:
+    """The effect of a kernel that ends at `step`, as `ResidentKernels.launch` wants it."""
+
+    def effect(*arguments: Any) -> None:
+        report, tag = arguments[-2:]
+        ctypes.c_uint32.from_address(int(report)).value = int(tag) + step
+
+    return effect
