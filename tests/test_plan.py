@@ -1,0 +1,293 @@
+"""The planner of sequence kernels: what it chooses fits, and what it refuses cannot be had."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xprnn.arithmetic import check_arithmetic
+from xprnn.kernels.cuda import plan as planner
+from xprnn.kernels.cuda.plan import (
+    KERNELS,
+    Device,
+    Plan,
+    Problem,
+    instantiations,
+    numbers_of,
+    padded,
+    plan,
+)
+
+WORK = ("forward", "training", "backward")
+NUMBERS = ("float32", "tf32", "bfloat16", "float16")
+GRID = [  # (N, H, T) of the speed table
+    *((1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256)),
+    *((256, 1024, 128), (1, 1024, 1024), (16, 768, 1024)),
+]
+H200 = Device((9, 0), 132)
+KINDS = {  # of devices, but for their number of multiprocessors
+    "A100": Device((8, 0), 1, shared=167936, shared_block=166912),
+    "A10": Device((8, 6), 1, threads=1536, blocks=16, shared=102400, shared_block=101376),
+    "L4": Device((8, 9), 1, threads=1536, blocks=24, shared=102400, shared_block=101376),
+    "H200": Device((9, 0), 1),
+    "of twice the size": Device((10, 0), 1, registers=131072, shared=466944),
+}
+PROCESSORS = (16, 40, 84, 132, 148)
+ROWS = (1, 7, 8, 9, 31, 64, 256, 1000, 20_000)
+UNITS = (
+    *(1, 8, 15, 16, 17, 64, 100, 128, 256, 257, 511, 512, 513, 768, 1000, 1024, 1025, 1300),
+    *(1536, 1664, 1665, 1792, 1800, 2048, 2112, 2113, 2368, 2369, 2560, 2561),
+)
+
+
+def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
+    """What is wrong with a choice; the sums are those of the kernels' sources, made once more."""
+    warps, chunks, held, tiles = chosen.tiling
+    backward, wide = problem.work == "backward", problem.numbers in ("float32", "tf32")
+    spare = 135 if problem.numbers == "float32" else 96  # what the compiler needs besides weights
+    weights = 8 * held if backward else 3 * 8 * held  # of a lane: 8 words a chunk and gate
+    partial = 2 * warps * (1 if backward else 3) * 8 * tiles * 20 * 4
+    rest = (chunks - held) * warps * 32 * 4 * (8 if backward else 24)
+    carried = 16 * 4 * 8 * tiles * chosen.passes if backward else 0
+    shared = 128 + partial + rest + carried
+    registers = -(-(weights + spare) // 8) * 8
+    per_row = 16 // (4 if wide else 2)
+    H = -(-problem.H // per_row) * per_row
+    length = 3 * H if backward else problem.H
+    units = Counter(u for s in range(chosen.slices) for u in range(16 * s, 16 * s + 16))
+    own, resident = 8 * tiles * chosen.passes, chosen.resident
+    whole = -(-shared // 128) * 128 + device.shared_reserved
+    blocks = chosen.slices * chosen.groups
+    kernel = f"xprnn::gru_{'backward' if backward else 'forward'}"
+    kind = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F16"}
+    wanted = f"{kernel}<xprnn::{kind[problem.numbers]}, {warps}, {chunks}, {held}, {tiles}"
+    wanted += {"forward": ", false>", "training": ", true>", "backward": ">"}[problem.work]
+    broken = {
+        "name": chosen.name != wanted,
+        "held": not 0 <= held <= chunks,
+        "a thread's registers": weights + spare > 255 or chosen.registers < weights + spare,
+        "registers": registers * 32 * warps * resident > device.registers,
+        "threads": 32 * warps * resident > device.threads or chosen.threads != 32 * warps,
+        "blocks": resident > device.blocks or blocks > device.processors * resident,
+        "shared memory of a block": chosen.shared != shared or shared > device.shared_block,
+        "shared memory": whole * resident > device.shared,
+        "reduction": warps * chunks * (16 if wide else 32) < length,
+        "units": set(range(problem.H)) - units.keys() or max(units.values()) > 1,
+        "idle units": (chosen.slices - 1) * 16 >= problem.H,
+        "rows": chosen.groups * own < problem.N,
+        "idle groups": (chosen.groups - 1) * own >= problem.N,
+        "grid": chosen.grid != (chosen.slices, chosen.groups) or min(chosen.grid) < 1,
+    }
+    return [name for name, wrong in broken.items() if wrong]
+
+
+def sweep(processors: tuple[int, ...] = PROCESSORS) -> Iterator[tuple[Device, Problem]]:
+    """Devices and problems of every kind; T, which changes nothing, takes turns."""
+    times = itertools.cycle((1, 17, 100_000))
+    for base, count, work, numbers in itertools.product(KINDS.values(), processors, WORK, NUMBERS):
+        device = base._replace(processors=count)
+        for N, H in itertools.product(ROWS, UNITS):
+            yield device, Problem("gru", work, numbers, N, H, next(times))
+
+
+def decide(device: Device, problem: Problem) -> Plan | str:
+    """As `plan`, without its memory."""
+    return plan.__wrapped__(device, problem)
+
+
+def a_wrong_choice() -> list[str]:
+    """What is wrong with the first choice that does not fit, of a smaller sweep; [] for none."""
+    for device, problem in sweep((16, 132)):
+        chosen = decide(device, problem)
+        if isinstance(chosen, Plan) and (wrong := problems_of(chosen, device, problem)):
+            return wrong
+    return []
+
+
+def test_every_choice_fits() -> None:
+    taken, refused, chosen = Counter(), Counter(), set()
+    for device, problem in sweep():
+        answer = decide(device, problem)
+        if isinstance(answer, Plan):
+            assert not problems_of(answer, device, problem), (device, problem, answer)
+            if answer.resident > 1:  # as few as will do
+                assert isinstance(decide(device._replace(blocks=answer.resident - 1), problem), str)
+            taken[answer.resident] += 1
+            chosen.add(answer.name)
+        else:
+            assert re.match(r"[HN]=\d+: .*\d", answer), answer
+            refused[answer[0]] += 1
+    assert taken[1] > 30_000 and taken[2] > 1000 and refused["H"] > 1000 and refused["N"] > 10
+    listed = {name for work in WORK for name, _ in instantiations("gru", work)}
+    assert chosen == listed  # none that nothing chooses, none that the list lacks
+
+
+FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "UNITS": ("blocks of 32 units", lambda was: 32),
+    "TILE": ("tiles of 16 rows", lambda was: 16),
+    "HEAD": ("no head", lambda was: 0),
+    "CHUNK": ("double chunks", lambda was: {name: 2 * size for name, size in was.items()}),
+    "KIND": ("kinds swapped", lambda was: {**was, "tf32": "TF32X3"}),
+    "SPARE": ("few registers", lambda was: {name: size // 2 for name, size in was.items()}),
+    "occupancy": ("one block too many", lambda was: lambda *given: was(*given) + 1),
+    "_shared": ("a pass too few", lambda was: lambda k, t, passes: was(k, t, passes - 1)),
+    "_registers": ("weights forgotten", lambda was: lambda k, numbers, t: 96),
+    "WARP": ("warps of 16", lambda was: 16),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_the_planner_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fault = FAULTS[name]
+    monkeypatch.setattr(planner, name, fault(getattr(planner, name)))
+    assert a_wrong_choice()
+
+
+TABLE_FAULTS: dict[str, dict[str, Any]] = {
+    "length": {"reduction": 1},
+    "weights": {"weights": 4},
+    "sums": {"sums": 640},
+    "carried": {"carried": 0},
+}
+
+
+@pytest.mark.parametrize("change", TABLE_FAULTS.values(), ids=TABLE_FAULTS)
+def test_a_fault_in_the_table_is_seen(
+    change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "gru", "backward"
+    monkeypatch.setitem(KERNELS, key, KERNELS[key]._replace(**change))
+    assert a_wrong_choice()
+
+
+def test_a_device_that_has_more_serves_all_that_one_with_less_does() -> None:
+    lot = random.Random(0)
+    cases = list(sweep((16, 84)))
+    lost = []
+    for device, problem in lot.sample(cases, 3000):
+        if isinstance(decide(device, problem), str):
+            continue
+        grown = device._replace(
+            capability=(9, 0),
+            processors=device.processors + lot.choice([0, 1, 7, 60]),
+            registers=device.registers + lot.choice([0, 4096]),
+            threads=device.threads + lot.choice([0, 512]),
+            blocks=device.blocks + lot.choice([0, 8]),
+            shared=device.shared + lot.choice([0, 1024, 131072]),
+            shared_block=device.shared_block + lot.choice([0, 1024, 131072]),
+        )
+        fewer = problem._replace(N=lot.randint(1, problem.N))
+        for better, asked in ((grown, problem), (device, fewer), (grown, fewer)):
+            answer = decide(better, asked)
+            lost += [(device, better, asked, answer)] if isinstance(answer, str) else []
+    assert not lost
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("work", WORK)
+def test_the_speed_table_is_served(work: str, numbers: str) -> None:
+    for N, H, T in GRID:
+        chosen = plan(H200, Problem("gru", work, numbers, N, H, T))
+        assert isinstance(chosen, Plan), chosen
+        assert chosen.resident == 1
+        assert chosen.passes == {256: 4}.get(N, 1)
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_instantiations_are_few_and_differ(work: str) -> None:
+    listed = dict(instantiations("gru", work))
+    assert len(listed) == len(list(instantiations("gru", work))) <= 40
+    assert max(listed.values()) <= 255
+
+
+GRU = Problem("gru", "training", "float32", 8, 512, 100)
+SMALL = KINDS["A10"]._replace(processors=28)
+REASONS: list[tuple[Device, dict[str, Any], str]] = [
+    (H200, {"cell": "gru_reset_before"}, "reset_after=False takes two products"),
+    (H200, {"cell": "lstm"}, "no sequence kernel for cell 'lstm'"),
+    (H200, {"numbers": "float64"}, "float64: sequence kernels multiply float32, tf32, bfloat16"),
+    (H200._replace(capability=(7, 5)), {}, "compute capability 7.5: sequence kernels need 8.0"),
+    (H200._replace(cooperative=False), {}, "cannot launch blocks that wait"),
+    (H200, {"T": 0}, "T=0 N=8: there is nothing to launch"),
+    (H200, {"N": 0}, "T=100 N=0: there is nothing to launch"),
+    (H200, {"N": 2**20, "T": 2047}, r"N \* \(T \+ 1\) = 2,147,483,648: .* less than 2,147,483,648"),
+    (H200, {"H": 1665}, "H=1665: the kernels for float32 hold at most H=1664"),
+    (H200, {"H": 1665, "work": "backward"}, "H=1665: .* at most H=1664"),
+    (H200, {"H": 2561, "numbers": "float16"}, "H=2561: .* float16 hold at most H=2560"),
+    (
+        H200,
+        {"H": 2113, "numbers": "bfloat16"},
+        "H=2113: 133 blocks must run at once, one for 16 units; this device holds 132",
+    ),
+    (SMALL, {"H": 1024}, "H=1024: .* 104,576 bytes of shared memory, this device has 101,376"),
+    (SMALL, {"H": 449}, "H=449: 29 blocks .* holds 28"),
+    (
+        H200,
+        {"work": "backward", "N": 10**6},
+        r"N=1000000: .* 16,010,368 bytes .* 31250 passes; .* 232,448 for one, 233,472 for 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("device", "change", "reason"), REASONS, ids=[r[2] for r in REASONS])
+def test_the_reason_names_what_does_not_fit(
+    device: Device, change: dict[str, Any], reason: str
+) -> None:
+    assert isinstance(plan(H200, GRU), Plan)
+    answer = plan(device, GRU._replace(**change))
+    assert isinstance(answer, str), answer
+    assert re.search(reason, answer), answer
+
+
+@pytest.mark.parametrize(
+    ("device", "change", "fits"),
+    [
+        (H200, {"H": 2113, "numbers": "bfloat16"}, {"H": 2112}),
+        (SMALL, {"H": 449}, {"H": 448}),
+        (H200, {"H": 1665}, {"H": 1664}),
+        (H200, {"N": 2**20, "T": 2047}, {"T": 2046}),
+    ],
+)
+def test_a_reason_is_as_narrow_as_it_can_be(
+    device: Device, change: dict[str, Any], fits: dict[str, Any]
+) -> None:
+    assert isinstance(plan(device, GRU._replace(**change)), str)
+    assert isinstance(plan(device, GRU._replace(**{**change, **fits})), Plan)
+
+
+def test_what_cupy_says_of_a_device() -> None:
+    facts = {
+        "major": 9,
+        "minor": 0,
+        "multiProcessorCount": 132,
+        "regsPerMultiprocessor": 65536,
+        "maxThreadsPerMultiProcessor": 2048,
+        "maxBlocksPerMultiProcessor": 32,
+        "sharedMemPerMultiprocessor": 233472,
+        "sharedMemPerBlockOptin": 232448,
+        "reservedSharedMemPerBlock": 1024,
+        "cooperativeLaunch": 1,
+    }
+    runtime = SimpleNamespace(getDeviceProperties=lambda number: facts)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    assert Device.of(cupy, 0) == H200
+
+
+@pytest.mark.parametrize(("H", "narrow", "wide"), [(1, 8, 4), (4, 8, 4), (9, 16, 12), (16, 16, 16)])
+def test_mailbox_rows_are_whole_words_of_16_bytes(H: int, narrow: int, wide: int) -> None:
+    assert [padded(H, numbers) for numbers in NUMBERS] == [wide, wide, narrow, narrow]
+
+
+def test_numbers_are_what_products_read() -> None:
+    assert numbers_of(check_arithmetic("float32", None, "ieee")) == "float32"
+    assert numbers_of(check_arithmetic("float32", None, "tf32")) == "tf32"
+    assert numbers_of(check_arithmetic("float32", np.float16, "ieee")) == "float16"
+    assert numbers_of(check_arithmetic("float64", None, "ieee")) == "float64"

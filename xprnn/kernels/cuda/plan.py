@@ -1,0 +1,269 @@
+"""How a whole sequence is cut into the blocks of one launch, or why a device cannot hold it.
+
+A block keeps the recurrent weights of 16 units for the whole sequence: those of its `held`
+chunks in registers, the rest in shared memory. Its warps share the reduction. Slices of units
+times groups of rows make the grid, and as all blocks wait for each other, all of them must be on
+the device at once. Larger batches take several passes a step. Plain Python, no GPU needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ...arithmetic import Arithmetic
+
+UNITS, TILE, WARP = 16, 8, 32  # units of a block, rows of a tile, threads of a warp
+COUNTABLE = 2**31  # packed rows that the kernels' 32-bit counters do not reach
+
+# What waiting for other blocks costs a pass, in products of a chunk with a tile: an estimate
+LATENCY = 12
+
+# By what a product reads: elements of a chunk, those of 16 bytes, the kernels' name for it
+CHUNK = {"float32": 16, "tf32": 16, "bfloat16": 32, "float16": 32}
+GRAIN = {"float32": 4, "tf32": 4, "bfloat16": 8, "float16": 8}
+KIND = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Device(NamedTuple):
+    """What a GPU has; of a multiprocessor where nothing else is said."""
+
+    capability: tuple[int, int]  # of the GPU
+    processors: int  # multiprocessors of the GPU
+    registers: int = 65536
+    threads: int = 2048
+    blocks: int = 32
+    shared: int = 233472  # bytes
+    shared_block: int = 232448  # bytes that a block can have
+    shared_reserved: int = 1024  # bytes that each block takes besides
+    cooperative: bool = True  # whether it launches blocks that wait for each other
+
+    @classmethod
+    def of(cls, cupy: Any, number: int) -> Device:
+        """What CuPy says of a device."""
+        facts = cupy.cuda.runtime.getDeviceProperties(number)
+        return cls(
+            (facts["major"], facts["minor"]),
+            facts["multiProcessorCount"],
+            facts["regsPerMultiprocessor"],
+            facts["maxThreadsPerMultiProcessor"],
+            facts["maxBlocksPerMultiProcessor"],
+            facts["sharedMemPerMultiprocessor"],
+            facts["sharedMemPerBlockOptin"],
+            facts["reservedSharedMemPerBlock"],
+            bool(facts["cooperativeLaunch"]),
+        )
+
+
+class Problem(NamedTuple):
+    """One sequence kernel on one direction of one layer."""
+
+    cell: str  # in cells.CELLS
+    work: str  # "forward", "training" (forward, recorded) or "backward"
+    numbers: str  # what products read: "float32", "tf32", "bfloat16", "float16" or "float64"
+    N: int  # rows that take at least one step
+    H: int
+    T: int
+
+
+class Tiling(NamedTuple):
+    """The sizes that are compiled into a kernel."""
+
+    warps: int
+    chunks: int  # of the reduction, a warp
+    held: int  # those whose weights stay in registers
+    tiles: int  # of rows, in a pass
+
+
+class Kernel(NamedTuple):
+    """What a kernel needs, in units of its tiling."""
+
+    template: str  # its name in C++, with a place for what comes before `tiles` and after it
+    reduction: int  # its length, in units of the padded H
+    weights: int  # registers a thread for each chunk that is held; bytes a thread are 4 times that
+    sums: int  # bytes of shared memory for each warp and tile
+    carried: int  # bytes of shared memory for each tile and pass
+    tilings: Mapping[str, tuple[Tiling, ...]]  # by numbers
+
+
+class Plan(NamedTuple):
+    """One launch that fits."""
+
+    name: str  # of the instantiation, in C++
+    tiling: Tiling
+    slices: int  # of 16 units: the grid's first size
+    groups: int  # of rows: the grid's second
+    passes: int  # of `tiles` tiles: a group's rows
+    shared: int  # bytes a block
+    registers: int  # a thread, at most
+    resident: int  # blocks that share a multiprocessor
+
+    @property
+    def threads(self) -> int:
+        """The threads of a block."""
+        return self.tiling.warps * WARP
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The blocks, all of which are resident."""
+        return self.slices, self.groups
+
+
+HEAD = 128  # bytes of shared memory in front of everything
+MOST = 255  # registers that a thread can have
+# Registers a thread besides the weights: what the compiler takes at most. For float32 it takes all
+# there are, to split weights once instead of at each step.
+SPARE = {"float32": MOST, "tf32": 96, "bfloat16": 96, "float16": 96}
+
+
+def _tilings(held: int, *sizes: tuple[int, tuple[int, ...]]) -> tuple[Tiling, ...]:
+    """Tilings of 8 warps from (chunks, (tiles, ...)); as many chunks are held as may be."""
+    return tuple([Tiling(8, c, min(c, held), t) for c, tiles in sizes for t in tiles])
+
+
+_NARROW = _tilings(6, (1, (1, 4)), (2, (1, 2, 4)), (4, (1, 2, 4)), (8, (1,)), (10, (1,)))
+_NARROW_BACK = _tilings(19, (3, (1, 4)), (6, (1, 2, 4)), (12, (1, 2, 4)), (24, (1,)), (30, (1,)))
+FORWARD = {
+    "float32": _tilings(5, (2, (1, 4)), (4, (1, 2, 4)), (6, (1,)), (8, (1, 2, 4)), (13, (1,))),
+    "tf32": _tilings(6, (2, (1, 4)), (4, (1, 2, 4)), (6, (1,)), (8, (1, 2, 4)), (14, (1,))),
+    "bfloat16": _NARROW,
+    "float16": _NARROW,
+}
+BACKWARD = {
+    "float32": _tilings(15, (6, (1, 4)), (12, (1, 2, 4)), (18, (1,)), (24, (1, 2, 4)), (39, (1,))),
+    "tf32": _tilings(19, (6, (1, 4)), (12, (1, 2, 4)), (18, (1,)), (24, (1, 2, 4)), (42, (1,))),
+    "bfloat16": _NARROW_BACK,
+    "float16": _NARROW_BACK,
+}
+KERNELS: dict[tuple[str, str], Kernel] = {
+    ("gru", "forward"): Kernel("gru_forward<{}, false>", 1, 24, 3840, 0, FORWARD),
+    ("gru", "training"): Kernel("gru_forward<{}, true>", 1, 24, 3840, 0, FORWARD),
+    ("gru", "backward"): Kernel("gru_backward<{}>", 3, 8, 1280, 512, BACKWARD),
+}
+_NO_CELL = {
+    "gru_reset_before": "reset_after=False takes two products that wait for each other a step, "
+    "which no sequence kernel does"
+}
+
+
+def numbers_of(arithmetic: Arithmetic) -> str:
+    """What products read, as a `Problem` has it."""
+    return "tf32" if arithmetic.precision == "tf32" else arithmetic.compute_dtype.name
+
+
+@lru_cache(4096)
+def plan(device: Device, problem: Problem) -> Plan | str:
+    """The launch that serves a problem on a device, or the reason why there is none."""
+    if reason := _refusal(device, problem):
+        return reason
+    kernel = KERNELS[problem.cell, problem.work]
+    length = kernel.reduction * padded(problem.H, problem.numbers)
+    reach = {
+        t: t.warps * t.chunks * CHUNK[problem.numbers] for t in kernel.tilings[problem.numbers]
+    }
+    fitting = [tiling for tiling in reach if reach[tiling] >= length]
+    if not fitting:
+        grain = GRAIN[problem.numbers]
+        most = max(reach.values()) // kernel.reduction // grain * grain
+        return f"H={problem.H}: the kernels for {problem.numbers} hold at most H={most}"
+    attempts = [_attempt(device, problem, kernel, tiling) for tiling in fitting]
+    plans = [attempt for attempt in attempts if isinstance(attempt, Plan)]
+    return min(plans, key=_cost) if plans else attempts[0]
+
+
+def padded(H: int, numbers: str) -> int:
+    """P: H as the mailbox has it, rounded up to 16 bytes."""
+    return -(-H // GRAIN[numbers]) * GRAIN[numbers]
+
+
+def instantiations(cell: str, work: str) -> Iterator[tuple[str, int]]:
+    """All that `plan` can choose for a kernel: each name, and the registers a thread has."""
+    kernel = KERNELS[cell, work]
+    for numbers, tilings in kernel.tilings.items():
+        for tiling in tilings:
+            yield _name(kernel, numbers, tiling), _registers(kernel, numbers, tiling)
+
+
+def _refusal(device: Device, problem: Problem) -> str:
+    """Why no device of this kind serves such a problem, or ""."""
+    if (problem.cell, problem.work) not in KERNELS:
+        return _NO_CELL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
+    if problem.numbers not in CHUNK:
+        return f"{problem.numbers}: sequence kernels multiply {', '.join(CHUNK)}"
+    if device.capability < (8, 0):
+        major, minor = device.capability
+        return f"compute capability {major}.{minor}: sequence kernels need 8.0"
+    if not device.cooperative:
+        return "the device cannot launch blocks that wait for each other"
+    if not problem.T or not problem.N:
+        return f"T={problem.T} N={problem.N}: there is nothing to launch"
+    if problem.N * (problem.T + 1) >= COUNTABLE:
+        rows = problem.N * (problem.T + 1)
+        return f"N * (T + 1) = {rows:,}: sequence kernels count less than {COUNTABLE:,} rows"
+    return ""
+
+
+def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -> Plan | str:
+    """The launch with a tiling and as few blocks on a multiprocessor as will do, or why not."""
+    registers = _registers(kernel, problem.numbers, tiling)
+    slices, tiles = -(-problem.H // UNITS), -(-problem.N // TILE)
+    least = _shared(kernel, tiling, 1)
+    if least > device.shared_block:
+        return (
+            f"H={problem.H}: a block takes {least:,} bytes of shared memory, this device has "
+            f"{device.shared_block:,}"
+        )
+    together = occupancy(device, tiling, registers, least)
+    if slices > device.processors * together:
+        return (
+            f"H={problem.H}: {slices} blocks must run at once, one for {UNITS} units; this device "
+            f"holds {device.processors * together}"
+        )
+    for resident in range(-(-slices // device.processors), together + 1):
+        groups = device.processors * resident // slices
+        passes = -(-tiles // (groups * tiling.tiles))
+        shared = _shared(kernel, tiling, passes)
+        if shared <= device.shared_block and (
+            occupancy(device, tiling, registers, shared) >= resident
+        ):
+            groups = -(-tiles // (tiling.tiles * passes))
+            name = _name(kernel, problem.numbers, tiling)
+            return Plan(name, tiling, slices, groups, passes, shared, registers, resident)
+    return (
+        f"N={problem.N}: a block takes {shared:,} bytes of shared memory for {passes} passes; this "
+        f"device has {device.shared_block:,} for one, {device.shared:,} for {resident}"
+    )
+
+
+def _cost(plan: Plan) -> tuple[int, int]:
+    """What is better has less; blocks share a multiprocessor only where they must."""
+    return plan.resident, plan.passes * (LATENCY + plan.tiling.chunks * plan.tiling.tiles)
+
+
+def occupancy(device: Device, tiling: Tiling, registers: int, shared: int) -> int:
+    """How many blocks a multiprocessor holds."""
+    per_warp = -(-registers // 8) * 8 * WARP  # handed out in eights
+    whole = -(-shared // 128) * 128 + device.shared_reserved
+    return min(
+        device.blocks,
+        device.threads // (tiling.warps * WARP),
+        device.registers // (per_warp * tiling.warps),
+        device.shared // whole,
+    )
+
+
+def _registers(kernel: Kernel, numbers: str, tiling: Tiling) -> int:
+    return min(MOST, kernel.weights * tiling.held + SPARE[numbers])
+
+
+def _shared(kernel: Kernel, tiling: Tiling, passes: int) -> int:
+    """Bytes: the weights that are not held, the warps' sums, what is carried from step to step."""
+    weights = 4 * kernel.weights * WARP * tiling.warps * (tiling.chunks - tiling.held)
+    sums = kernel.sums * tiling.warps * tiling.tiles
+    return HEAD + weights + sums + kernel.carried * tiling.tiles * passes
+
+
+def _name(kernel: Kernel, numbers: str, tiling: Tiling) -> str:
+    arguments = ", ".join([f"xprnn::{KIND[numbers]}", *map(str, tiling)])
+    return f"xprnn::{kernel.template.format(arguments)}"
