@@ -1,0 +1,104 @@
+// kernels/cuda/device.h for the fibers of fibers.h, which stands before it.
+
+#define threadIdx (fibers::current->thread)
+#define blockIdx (fibers::current->block)
+#define XP_KERNEL(threads) void
+#define XP_SHARED(name) unsigned char* const name = fibers::current->its_block->shared.data()
+
+namespace xprnn {
+
+typedef unsigned int Word;
+
+inline void sync_block() {
+  fibers::grid->idle = 0;
+  fibers::meet(*fibers::current->its_block);
+}
+inline bool all_lanes(bool p) {
+  const unsigned mine = p;
+  const auto all = fibers::collect(1, &mine, 1);
+  for (int lane = 0; lane < 32; ++lane)
+    if (!all[lane][0]) return false;
+  return true;
+}
+inline void pause() { fibers::spin(); }
+inline float float_of(Word w) {
+  float a;
+  memcpy(&a, &w, sizeof a);
+  return a;
+}
+inline Word word_of(float a) {
+  Word w;
+  memcpy(&w, &a, sizeof w);
+  return w;
+}
+inline uint4 poll4(const Word* p) {
+  fibers::aligned(p, 16);
+  return {fibers::peek(p), fibers::peek(p + 1), fibers::peek(p + 2), fibers::peek(p + 3)};
+}
+inline uint2 poll2(const Word* p) {
+  fibers::aligned(p, 8);
+  return {fibers::peek(p), fibers::peek(p + 1)};
+}
+inline Word poll(const Word* p) {
+  fibers::aligned(p, 4);
+  return fibers::peek(p);
+}
+inline void publish(Word* p, Word v) {
+  fibers::aligned(p, 4);
+  fibers::post(p, v);
+}
+inline void publish2(Word* p, Word v, Word w) {
+  fibers::aligned(p, 8);
+  fibers::post(p, v);
+  fibers::post(p + 1, w);
+}
+inline void tell_host(Word* p, Word v) { *p = v; }
+inline void prefetch(const void* p) { (void)*static_cast<const volatile unsigned char*>(p); }
+
+inline Word bf16_of(float a) {
+  const Word w = word_of(a);
+  return a != a ? 0x7fff : (w + 0x7fff + (w >> 16 & 1)) >> 16;
+}
+inline Word bf16_pair(float low, float high) { return bf16_of(low) | bf16_of(high) << 16; }
+inline Word f16_of(float a) {
+  const _Float16 narrow = static_cast<_Float16>(a);
+  unsigned short w;
+  memcpy(&w, &narrow, sizeof w);
+  return a != a ? 0x7fff : w;
+}
+inline Word f16_pair(float low, float high) { return f16_of(low) | f16_of(high) << 16; }
+inline float2 floats_of_f16(Word w) {
+  _Float16 v[2];
+  memcpy(v, &w, sizeof v);
+  return {static_cast<float>(v[0]), static_cast<float>(v[1])};
+}
+
+// See device.h for who has what; `values` widens a word to as many floats as it holds.
+template <int per_word, class Values>
+void mma(int operation, float (&c)[4], const Word* a, Word b0, Word b1, Values values) {
+  const Word mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const auto all = fibers::collect(operation, mine, 6);
+  const int lane = threadIdx.x % 32;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 * 4, column = (lane % 4 * 2 + i % 2) * 4;
+    for (int l = 0; l < 4; ++l)
+      for (int half = 0; half < 2; ++half) {
+        const float2 p = values(all[row + l][half * 2 + i / 2]);
+        const float2 q = values(all[column + l][4 + half]);
+        c[i] += p.x * q.x;
+        if (per_word == 2) c[i] += p.y * q.y;
+      }
+  }
+}
+inline void mma_bf16(float (&c)[4], const Word* a, Word b0, Word b1) {
+  mma<2>(2, c, a, b0, b1,
+         [](Word w) -> float2 { return {float_of(w << 16), float_of(w & 0xffff0000u)}; });
+}
+inline void mma_f16(float (&c)[4], const Word* a, Word b0, Word b1) {
+  mma<2>(3, c, a, b0, b1, floats_of_f16);
+}
+inline void mma_tf32(float (&c)[4], const Word* a, Word b0, Word b1) {
+  mma<1>(4, c, a, b0, b1, [](Word w) -> float2 { return {float_of(w & 0xffffe000u), 0}; });
+}
+
+}  // namespace xprnn

@@ -1,0 +1,96 @@
+// What kernels that run a whole sequence ask of the device beyond C++, in inline PTX; NVIDIA's
+// headers are not needed. A kernel uses nothing else, so that the tests can put functions of the
+// same names in place of these and run it on a CPU.
+
+namespace xprnn {
+
+typedef unsigned int Word;  // 32 bits: one float, or two narrow numbers
+
+#define XP_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+#define XP_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+// Every thread of the block waits for all others; their writes to shared memory are seen then.
+XP_FN void sync_block() { __syncthreads(); }
+
+// Whether it holds in every thread of the warp, which stands together afterwards.
+XP_FN bool all_lanes(bool p) { return __all_sync(0xffffffffu, p); }
+
+// Between two polls. (On a CPU the others get their turn here.)
+XP_FN void pause() {}
+
+XP_FN float float_of(Word w) { return __uint_as_float(w); }
+XP_FN Word word_of(float a) { return __float_as_uint(a); }
+
+// Loads of what other blocks may be writing: from L2, never from a stale line of L1.
+XP_FN uint4 poll4(const Word* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+XP_FN uint2 poll2(const Word* p) {
+  uint2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];"
+               : "=r"(v.x), "=r"(v.y)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+XP_FN Word poll(const Word* p) {
+  Word v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
+// Stores that other blocks poll for. Each word arrives whole; two words in any order.
+XP_FN void publish(Word* p, Word v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+XP_FN void publish2(Word* p, Word v, Word w) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1,%2};" ::"l"(p), "r"(v), "r"(w) : "memory");
+}
+
+// A store that the host sees while the kernel still runs.
+XP_FN void tell_host(Word* p, Word v) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// Starts to bring what stands at an address into L2.
+XP_FN void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// Two floats rounded to narrow numbers in one word, the first one low; a NaN becomes 0x7fff.
+XP_FN Word bf16_pair(float low, float high) {
+  Word r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+XP_FN Word f16_pair(float low, float high) {
+  Word r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+XP_FN float2 floats_of_f16(Word w) {
+  float2 v;
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
+      : "=f"(v.x), "=f"(v.y)
+      : "r"(w));
+  return v;
+}
+
+// c (16, 8) += a (16, k) b (k, 8) by a whole warp. With g = lane / 4 and l = lane % 4 a lane has
+// rows g and g + 8 and columns 2l and 2l + 1 of c; of a the words l and l + 4 of rows g, g + 8
+// in the order (g, l) (g + 8, l) (g, l + 4) (g + 8, l + 4); of b the words l and l + 4 of column g.
+#define XP_MMA(name, shape, type)                                                           \
+  XP_FN void name(float (&c)[4], const Word* a, Word b0, Word b1) {                         \
+    asm("mma.sync.aligned." shape ".row.col.f32." type "." type                             \
+        ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                        \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                    \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                    \
+  }
+XP_MMA(mma_bf16, "m16n8k16", "bf16")
+XP_MMA(mma_f16, "m16n8k16", "f16")
+XP_MMA(mma_tf32, "m16n8k8", "tf32")  // the last 13 bits of each operand are not read
+
+}  // namespace xprnn

@@ -1,0 +1,92 @@
+// How the blocks of a kernel that runs a whole sequence exchange what every step of a recurrence
+// needs of all of them, and which steps there are. Stands behind numbers.h.
+//
+// Numbers go from block to block through a mailbox in global memory, which nobody writes twice:
+// it is EMPTY before the launch, and whoever needs a word polls for that word itself. So there is
+// no flag, no fence and no barrier of the grid, but all blocks must be resident. A wait that
+// takes too long is given up.
+
+namespace xprnn {
+
+constexpr int PIECE = 16;  // words of a row of the mailbox that a warp polls for together
+
+// The steps of a direction in the order in which it takes them, as layout.walk.
+struct Walk {
+  const int* counts;  // (steps,) or null: N rows at every step
+  int steps, N;       // N: the rows that take at least one step
+  bool down;          // from the last step to the first
+  int step, rows, at;
+  int next_rows, next_at, last_at;
+
+  XP_FN Walk(const int* counts_, int steps_, int N_, int total, bool down_)
+      : counts(counts_), steps(steps_), N(N_), down(down_), step(0), last_at(0) {
+    rows = count(0);
+    at = down ? total - rows : 0;
+    look_ahead();
+  }
+  XP_FN int count(int i) const { return counts ? counts[down ? steps - 1 - i : i] : N; }
+  XP_FN void look_ahead() {
+    next_rows = step + 1 < steps ? count(step + 1) : 0;
+    next_at = down ? at - next_rows : at + rows;
+  }
+  XP_FN void next() {
+    ++step;
+    last_at = at;
+    at = next_at;
+    rows = next_rows;
+    look_ahead();
+  }
+  XP_FN bool done() const { return step >= steps; }
+  // First rows of the states on either side of the step, in time: base(t - 1) and base(t)
+  XP_FN Index low() const {
+    if (step == (down ? steps - 1 : 0)) return 0;
+    return static_cast<Index>(N) + (down ? next_at : last_at);
+  }
+  XP_FN Index high() const { return static_cast<Index>(N) + at; }
+};
+
+// What says which steps there are, and of which rows; the same in all sequence kernels.
+struct Sequence {
+  const int* counts;  // (T,) rows of each step, or null for N at all of them
+  int T, N, S;        // S: the sum of the counts
+  int passes;         // each group has so many times the rows of a pass
+  int reverse;
+  Word spins;    // polls before a wait is given up
+  Word* report;  // one word of the host; = tag + step when that happens
+  Word tag;
+
+  XP_FN Walk walk(bool undo) const { return Walk(counts, T, N, S, (reverse != 0) != undo); }
+  // First rows of the states that a step of the direction reads and writes
+  XP_FN Index before(const Walk& walk) const { return reverse ? walk.high() : walk.low(); }
+  XP_FN Index after(const Walk& walk) const { return reverse ? walk.low() : walk.high(); }
+  XP_FN void fail(int step) const { tell_host(report, tag + smaller(step, 0xffffff)); }
+};
+
+enum Arrival { NEVER, THERE, SPECIAL };  // SPECIAL: there, perhaps with infinities or NaNs
+
+// Poll until every lane has its 16 bytes of `count` pieces; past `words` they are zeros.
+template <int kind, int count>
+XP_FN Arrival await(uint4 (&b)[count], const Word* p, int words, Word spins) {
+  for (;;) {
+    bool full = true;
+#pragma unroll
+    for (int k = 0; k < count; ++k)
+      b[k] = k * PIECE < words ? poll4(p + k * PIECE) : make_uint4(0, 0, 0, 0);
+    if constexpr (kind == TF32X3) {  // EMPTY is a NaN: what is finite is there
+      bool finite = true;
+#pragma unroll
+      for (int k = 0; k < count; ++k)
+        finite = finite && is_finite(b[k].x) && is_finite(b[k].y) && is_finite(b[k].z) &&
+                 is_finite(b[k].w);
+      if (all_lanes(finite)) return THERE;
+    }
+#pragma unroll
+    for (int k = 0; k < count; ++k)
+      full = full && b[k].x != EMPTY && b[k].y != EMPTY && b[k].z != EMPTY && b[k].w != EMPTY;
+    if (all_lanes(full)) return SPECIAL;
+    if (!spins--) return NEVER;
+    pause();
+  }
+}
+
+}  // namespace xprnn

@@ -1,0 +1,153 @@
+// Numbers of the types that products read, as kernels that run a whole sequence hold them: two
+// narrow ones or one float in a word of 32 bits. Stands behind device.h.
+//
+// A NaN is stored in one form, which is not EMPTY, what the words of a mailbox are before.
+
+namespace xprnn {
+
+enum Kind { BF16, F16, TF32, TF32X3 };  // the last: float32 to its full accuracy
+
+constexpr Word EMPTY = 0xffffffffu;
+constexpr Word NAN_WORD = 0x7fffffffu;
+
+template <int kind>
+struct Numbers {
+  typedef Word Element;
+  static constexpr int per_word = 1;
+};
+template <>
+struct Numbers<BF16> {
+  typedef unsigned short Element;
+  static constexpr int per_word = 2;
+};
+template <>
+struct Numbers<F16> : Numbers<BF16> {};
+
+XP_FN int smaller(int a, int b) { return a < b ? a : b; }
+
+XP_FN bool is_finite(Word w) { return fabsf(float_of(w)) <= 3.402823466e38f; }
+
+XP_FN bool is_nan(Word w) { return (w & 0x7fffffffu) > 0x7f800000u; }
+
+XP_FN Word quiet(Word w) { return is_nan(w) ? NAN_WORD : w; }
+
+// The words of two numbers; narrow ones share the first.
+template <int kind>
+XP_FN uint2 words_of(float2 v) {
+  uint2 w;
+  w.x = w.y = 0;
+  if constexpr (kind == BF16) {
+    w.x = bf16_pair(v.x, v.y);
+  } else if constexpr (kind == F16) {
+    w.x = f16_pair(v.x, v.y);
+  } else {
+    w.x = quiet(word_of(v.x));
+    w.y = quiet(word_of(v.y));
+  }
+  return w;
+}
+
+template <int kind>
+XP_FN float2 floats_of(uint2 w) {
+  if constexpr (kind == F16) {
+    return floats_of_f16(w.x);
+  } else {
+    float2 v;
+    v.x = float_of(kind == BF16 ? w.x << 16 : w.x);
+    v.y = float_of(kind == BF16 ? w.x & 0xffff0000u : w.y);
+    return v;
+  }
+}
+
+// Two numbers next to each other in an array of the caller's, of which the second may be past
+// the end of its row. `even`: rows have an even length, so that pairs stand on whole words.
+template <int kind>
+XP_FN float2 load_pair(const typename Numbers<kind>::Element* p, bool even, bool both) {
+  uint2 w;
+  w.y = 0;
+  if constexpr (Numbers<kind>::per_word == 2) {
+    if (even)
+      w.x = *reinterpret_cast<const Word*>(p);
+    else
+      w.x = p[0] | (both ? static_cast<Word>(p[1]) << 16 : 0);
+  } else {
+    if (even) {
+      w = *reinterpret_cast<const uint2*>(p);
+    } else {
+      w.x = p[0];
+      if (both) w.y = p[1];
+    }
+  }
+  return floats_of<kind>(w);
+}
+
+template <int kind>
+XP_FN void store_pair(typename Numbers<kind>::Element* p, float2 v, bool even, bool both) {
+  const uint2 w = words_of<kind>(v);
+  if constexpr (Numbers<kind>::per_word == 2) {
+    if (even) {
+      *reinterpret_cast<Word*>(p) = w.x;
+    } else {
+      p[0] = static_cast<unsigned short>(w.x);
+      if (both) p[1] = static_cast<unsigned short>(w.x >> 16);
+    }
+  } else {
+    if (even) {
+      *reinterpret_cast<uint2*>(p) = w;
+    } else {
+      p[0] = w.x;
+      if (both) p[1] = w.y;
+    }
+  }
+}
+
+// Two numbers next to each other in the mailbox, whose rows are padded to 16 bytes.
+template <int kind>
+XP_FN float2 poll_pair(const Word* p) {
+  uint2 w;
+  w.y = 0;
+  if constexpr (Numbers<kind>::per_word == 2)
+    w.x = poll(p);
+  else
+    w = poll2(p);
+  return floats_of<kind>(w);
+}
+
+template <int kind>
+XP_FN void publish_pair(Word* p, float2 v) {
+  const uint2 w = words_of<kind>(v);
+  if constexpr (Numbers<kind>::per_word == 2)
+    publish(p, w.x);
+  else
+    publish2(p, w.x, w.y);
+}
+
+// The length of a row of `count` numbers in the mailbox, where rows are padded to 16 bytes.
+template <int kind>
+XP_FN int padded_words(int count) {
+  constexpr int per_vector = 4 * Numbers<kind>::per_word;
+  return (count + per_vector - 1) / per_vector * 4;
+}
+
+// 16 bytes of a row of `count` weights from number `first` on, zeros past its end.
+template <int kind>
+XP_FN uint4 load_words(const typename Numbers<kind>::Element* row, int first, int count) {
+  constexpr int per_word = Numbers<kind>::per_word;
+  Word w[4] = {0, 0, 0, 0};
+  if (count % (4 * per_word) == 0) {
+    if (first >= count) return make_uint4(0, 0, 0, 0);
+    const uint4 v = *reinterpret_cast<const uint4*>(row + first);
+    w[0] = v.x, w[1] = v.y, w[2] = v.z, w[3] = v.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4 * per_word; ++i)
+      if (first + i < count) w[i / per_word] |= static_cast<Word>(row[first + i]) << i % per_word * 16;
+  }
+  if constexpr (per_word == 1) {  // cut to tf32, a NaN could become an infinity
+#pragma unroll
+    for (int i = 0; i < 4; ++i) w[i] = quiet(w[i]);
+  }
+  return make_uint4(w[0], w[1], w[2], w[3]);
+}
+
+}  // namespace xprnn

@@ -1,0 +1,181 @@
+// How the blocks of a kernel that runs a whole sequence multiply. Stands behind exchange.h.
+//
+// The weights of a block stay where it computes for the whole sequence, as operands of mma, in
+// registers and in shared memory. Its warps share out the reduction and leave partial sums in
+// shared memory, of which each thread then takes those of two hidden units of some rows.
+
+namespace xprnn {
+
+constexpr int UNITS = 16;         // hidden units of a block
+constexpr int PAIRS = UNITS / 2;  // a thread computes for two of them
+constexpr int PITCH = 20;         // floats from row to row of partial sums: no bank conflicts
+constexpr int AHEAD = 8;          // pieces that a lane polls for at once
+constexpr int HEAD = 128;         // bytes of shared memory before everything else
+
+// The operands of one lane: of a block's 16 rows of weights two, of each piece of these 16 bytes.
+// The first `held` of `chunks` pieces stay in registers, the others in shared memory.
+template <int chunks, int held>
+struct Fragments {
+  Word registers[held ? held : 1][8];
+  uint4* rest;  // of this lane; its parts stand 32 apart
+
+  XP_FN static constexpr int rest_of_warp() { return 64 * (chunks - held); }
+
+  // `source(row, piece)` gives 16 bytes; returns whether all are finite floats.
+  template <class Source>
+  XP_FN bool load(Source source) {
+    bool finite = true;
+#pragma unroll
+    for (int k = 0; k < chunks; ++k) {
+      const uint4 p = source(0, k), q = source(8, k);
+      finite = finite && is_finite(p.x) && is_finite(p.y) && is_finite(p.z) && is_finite(p.w);
+      finite = finite && is_finite(q.x) && is_finite(q.y) && is_finite(q.z) && is_finite(q.w);
+      const Word a[8] = {p.x, q.x, p.y, q.y, p.z, q.z, p.w, q.w};
+      if (k < held) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) registers[k < held ? k : 0][i] = a[i];
+      } else {
+        rest[(k - held) * 64] = make_uint4(a[0], a[1], a[2], a[3]);
+        rest[(k - held) * 64 + 32] = make_uint4(a[4], a[5], a[6], a[7]);
+      }
+    }
+    return finite;
+  }
+  XP_FN void get(int k, Word (&a)[8]) const {
+    if (k < held) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) a[i] = registers[k < held ? k : 0][i];
+    } else {
+      const uint4 p = rest[(k - held) * 64], q = rest[(k - held) * 64 + 32];
+      a[0] = p.x, a[1] = p.y, a[2] = p.z, a[3] = p.w;
+      a[4] = q.x, a[5] = q.y, a[6] = q.z, a[7] = q.w;
+    }
+  }
+};
+
+// Half a piece to float32's accuracy: a = high + low, each of them exact in tf32 but for low's
+// last bits; low times low is too small to count. An infinity has no low part, and as a factor
+// of another one's it would make NaN of 0: with `special` it only counts in high times high.
+template <bool special>
+XP_FN void mma_tf32x3(float (&c)[4], const Word* a, Word b0, Word b1) {
+  const Word high = 0xffffe000u;
+  Word a_low[4], a_high[4], b_low[2], b_high[2];
+  const Word b[2] = {b0, b1};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const bool none = special && !is_finite(a[i]);
+    a_high[i] = none ? 0 : a[i] & high;
+    a_low[i] = none ? 0 : word_of(float_of(a[i]) - float_of(a[i] & high));
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool none = special && !is_finite(b[i]);
+    b_high[i] = none ? 0 : b[i] & high;
+    b_low[i] = none ? 0 : word_of(float_of(b[i]) - float_of(b[i] & high));
+  }
+  mma_tf32(c, a_low, b_high[0], b_high[1]);
+  mma_tf32(c, a_high, b_low[0], b_low[1]);
+  if (special)
+    mma_tf32(c, a, b0, b1);
+  else
+    mma_tf32(c, a_high, b_high[0], b_high[1]);
+}
+
+// c (16 units, 8 rows) += one piece: two steps of mma, which share out the piece's words alike.
+template <int kind, bool special>
+XP_FN void multiply(float (&c)[4], const Word (&a)[8], uint4 b) {
+  if constexpr (kind == BF16) {
+    mma_bf16(c, a, b.x, b.y);
+    mma_bf16(c, a + 4, b.z, b.w);
+  } else if constexpr (kind == F16) {
+    mma_f16(c, a, b.x, b.y);
+    mma_f16(c, a + 4, b.z, b.w);
+  } else if constexpr (kind == TF32) {
+    mma_tf32(c, a, b.x, b.y);
+    mma_tf32(c, a + 4, b.z, b.w);
+  } else {
+    mma_tf32x3<special>(c, a, b.x, b.y);
+    mma_tf32x3<special>(c, a + 4, b.z, b.w);
+  }
+}
+
+// sums (16 units, 8 rows) of each gate += the warp's share of the reduction over a row of the
+// mailbox, of which `words` words are left from p on, where this lane begins. False: given up.
+template <int kind, int gates, int chunks, int held, int first = 0>
+XP_FN bool multiply_row(float (&sums)[gates][4], const Fragments<chunks, held> (&weights)[gates],
+                        bool special, const Word* p, int words, Word spins) {
+  constexpr int count = chunks - first < AHEAD ? chunks - first : AHEAD;
+  uint4 b[count];
+  const Arrival arrival = await<kind>(b, p + first * PIECE, words - first * PIECE, spins);
+  if (arrival == NEVER) return false;
+  Word a[8];
+  if (kind == TF32X3 && (special || arrival == SPECIAL)) {
+#pragma unroll
+    for (int k = 0; k < count; ++k)
+#pragma unroll
+      for (int gate = 0; gate < gates; ++gate) {
+        weights[gate].get(first + k, a);
+        multiply<kind, true>(sums[gate], a, b[k]);
+      }
+  } else {
+#pragma unroll
+    for (int k = 0; k < count; ++k)
+#pragma unroll
+      for (int gate = 0; gate < gates; ++gate) {
+        weights[gate].get(first + k, a);
+        multiply<kind, false>(sums[gate], a, b[k]);
+      }
+  }
+  if constexpr (first + count < chunks)
+    return multiply_row<kind, gates, chunks, held, first + count>(sums, weights, special, p, words,
+                                                                  spins);
+  return true;
+}
+
+// What a warp leaves of one tile of 8 rows, for `total`. partial: (warps, gates, rows, PITCH)
+template <int gates, int rows>
+XP_FN void leave(float* partial, int warp, int lane, int tile, const float (&sums)[gates][4]) {
+#pragma unroll
+  for (int gate = 0; gate < gates; ++gate) {
+    float* p = partial + ((warp * gates + gate) * rows + tile * 8 + lane % 4 * 2) * PITCH + lane / 4;
+    p[0] = sums[gate][0];
+    p[PITCH] = sums[gate][1];
+    p[8] = sums[gate][2];
+    p[PITCH + 8] = sums[gate][3];
+  }
+}
+
+// The warp's part in one pass, over rows `first` and on of a block of the mailbox, before `end`;
+// `p` is where this lane begins in row 0. False: given up.
+template <int kind, int tiles, int gates, int chunks, int held>
+XP_FN bool multiply_pass(float* partial, const Fragments<chunks, held> (&weights)[gates],
+                         bool special, const Word* p, int words, int left, int first, int end,
+                         Word spins) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll 1
+  for (int tile = 0; tile < tiles && first + 8 * tile < end; ++tile) {
+    const int n = first + 8 * tile + lane / 4;
+    const Word* const row = p + static_cast<Index>(n < end ? n : first) * words;
+    float sums[gates][4] = {};
+    if (!multiply_row<kind>(sums, weights, special, row, left, spins)) return false;
+    leave<gates, 8 * tiles>(partial, warp, lane, tile, sums);
+  }
+  return true;
+}
+
+// The sum over all warps for two units of one row.
+template <int warps, int gates, int rows>
+XP_FN float2 total(const float* partial, int gate, int row, int pair) {
+  float2 sum;
+  sum.x = sum.y = 0;
+#pragma unroll
+  for (int warp = 0; warp < warps; ++warp) {
+    const float* p = partial + ((warp * gates + gate) * rows + row) * PITCH + 2 * pair;
+    const float2 part = *reinterpret_cast<const float2*>(p);
+    sum.x += part.x;
+    sum.y += part.y;
+  }
+  return sum;
+}
+
+}  // namespace xprnn
