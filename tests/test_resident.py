@@ -6,6 +6,7 @@ import inspect
 import threading
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from subjects import arguments, arrays, assert_same, forward, make, run
 
 import xprnn
 from xprnn.backend import Backend
+from xprnn.backend.cupy import CupyBackend
 from xprnn.backend.resident import ResidentKernels, Shape
 
 SEEDS = range(50)
@@ -106,9 +108,10 @@ def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
     gpu = Gpu(processors=8)
     resident = ResidentKernels(gpu.cupy, 0)
     message = "kernel k: 9 blocks of 256 threads and 100000 bytes .* the device holds 8"
-    with Stream(gpu) as stream, pytest.raises(RuntimeError, match=message):
-        resident.launch("k", gpu.kernel(), SHAPE._replace(grid=(9, 1)), ())
-    assert not stream.queue
+    for grid in ((9, 1), (1, 9), (3, 3)):
+        with Stream(gpu) as stream, pytest.raises(RuntimeError, match=message):
+            resident.launch("k", gpu.kernel(), SHAPE._replace(grid=grid), ())
+        assert not stream.queue
     with stream:  # two of them on each multiprocessor
         ResidentKernels(Gpu(processors=8, each=2).cupy, 0).launch(
             "k", gpu.kernel(), SHAPE._replace(grid=(4, 4)), ()
@@ -210,8 +213,10 @@ def test_what_happens_while_the_host_waits_is_seen(
     stopped: Any, strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strict.xp.cuda.Device, "synchronize", lambda self: stopped())
-    with pytest.raises(xprnn.KernelStoppedError):
-        strict.synchronize()
+    slow = SimpleNamespace(get=stopped)  # an array that is waited for
+    for wait in (strict.synchronize, lambda: CupyBackend.to_host(strict, slow)):
+        with pytest.raises(xprnn.KernelStoppedError):
+            wait()
 
 
 def test_one_of_many_threads_gets_the_report(stopped: Any, strict: Backend) -> None:
