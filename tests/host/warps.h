@@ -31,6 +31,7 @@ inline Word word_of(float a) {
   memcpy(&w, &a, sizeof w);
   return w;
 }
+inline Word unknown(Word w) { return w; }
 inline uint4 poll4(const Word* p) {
   fibers::aligned(p, 16);
   return {fibers::peek(p), fibers::peek(p + 1), fibers::peek(p + 2), fibers::peek(p + 3)};

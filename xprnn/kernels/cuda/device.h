@@ -21,6 +21,12 @@ XP_FN void pause() {}
 XP_FN float float_of(Word w) { return __uint_as_float(w); }
 XP_FN Word word_of(float a) { return __float_as_uint(a); }
 
+// The same word, of which the compiler knows nothing: what is made of it is made where it stands.
+XP_FN Word unknown(Word w) {
+  asm volatile("" : "+r"(w));
+  return w;
+}
+
 // Loads of what other blocks may be writing: from L2, never from a stale line of L1.
 XP_FN uint4 poll4(const Word* p) {
   uint4 v;

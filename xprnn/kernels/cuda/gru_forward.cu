@@ -79,25 +79,19 @@ XP_FN void gru_give_up(const GruForward<kind, record>& cell, const Sequence& seq
       cell.put(nan, sequence.after(walk) + n);
 }
 
-// The weights of the block's units as this lane multiplies with them; whether all are finite.
-template <int kind, int chunks, int held>
-XP_FN bool gru_weights(Fragments<chunks, held> (&weights)[3], uint4* rest,
-                       const typename Numbers<kind>::Element* weight_hh, int H, int word) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  bool finite = true;
-#pragma unroll
-  for (int gate = 0; gate < 3; ++gate) {
-    weights[gate].rest = rest + (warp * 3 + gate) * weights[gate].rest_of_warp() + lane;
-    const bool all = weights[gate].load([=](int offset, int k) {
-      const int u = blockIdx.x * UNITS + lane / 4 + offset;
-      if (u >= H) return make_uint4(0, 0, 0, 0);
-      const auto* row = weight_hh + static_cast<Index>(gate * H + u) * H;
-      return load_words<kind>(row, (word + k * PIECE) * Numbers<kind>::per_word, H);
-    });
-    finite = finite && all;
+// Where the weights of the block's units come from; this lane's begin at `word` of each row.
+template <int kind>
+struct GruWeights {
+  const typename Numbers<kind>::Element* weight_hh;
+  int H, word;
+
+  XP_FN uint4 operator()(int gate, int row, int piece) const {
+    const int u = blockIdx.x * UNITS + threadIdx.x % 32 / 4 + row;
+    if (u >= H) return make_uint4(0, 0, 0, 0);
+    const auto* weights = weight_hh + static_cast<Index>(gate * H + u) * H;
+    return load_words<kind>(weights, (word + piece * PIECE) * Numbers<kind>::per_word, H);
   }
-  return finite;
-}
+};
 
 // Each block has 16 hidden units of the rows of one group, all three gates: grid (units, groups).
 // Its warps share out the reduction over h; the sums then go to the threads, by element.
@@ -126,7 +120,8 @@ gru_forward(const typename Numbers<kind>::Element* weight_hh, const float* bias_
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int word = warp * chunks * PIECE + lane % 4 * 4;  // where this lane's share of h begins
   Fragments<chunks, held> weights[3];
-  const bool special = !gru_weights<kind>(weights, rest, weight_hh, H, word);
+  const GruWeights<kind> source = {weight_hh, H, word};
+  const bool special = !load_weights(weights, rest + warp * 3 * weights[0].rest_of_warp(), source);
   if (thread < 2) stop[thread] = 0;
   sync_block();
 
@@ -146,8 +141,8 @@ gru_forward(const typename Numbers<kind>::Element* weight_hh, const float* bias_
       }
       float* const sums = partial + turn * partials;
       const Word* const h = mail + before * cell.words + word;
-      if (!multiply_pass<kind, tiles>(sums, weights, special, h, cell.words, cell.words - word,
-                                      first, end, spins))
+      if (!multiply_pass<kind, tiles>(sums, weights, source, special, h, cell.words,
+                                      cell.words - word, first, end, spins))
         stop[turn] = 1;
       sync_block();
       if (stop[turn]) {

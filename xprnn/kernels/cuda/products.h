@@ -10,7 +10,17 @@ constexpr int UNITS = 16;         // hidden units of a block
 constexpr int PAIRS = UNITS / 2;  // a thread computes for two of them
 constexpr int PITCH = 20;         // floats from row to row of partial sums: no bank conflicts
 constexpr int AHEAD = 8;          // pieces that a lane polls for at once
+constexpr int KEPT = 8;           // pieces of weights whose two parts for TF32X3 fit in registers
 constexpr int HEAD = 128;         // bytes of shared memory before everything else
+
+// One piece of a lane's weights in mma's order. `source(gate, row, piece)` gives 16 bytes of it in
+// the block's row lane / 4 + `row`.
+template <class Source>
+XP_FN void fragment(const Source& source, int gate, int k, Word (&a)[8]) {
+  const uint4 p = source(gate, 0, k), q = source(gate, 8, k);
+  a[0] = p.x, a[1] = q.x, a[2] = p.y, a[3] = q.y;
+  a[4] = p.z, a[5] = q.z, a[6] = p.w, a[7] = q.w;
+}
 
 // The operands of one lane: of a block's 16 rows of weights two, of each piece of these 16 bytes.
 // The first `held` of `chunks` pieces stay in registers, the others in shared memory.
@@ -21,16 +31,16 @@ struct Fragments {
 
   XP_FN static constexpr int rest_of_warp() { return 64 * (chunks - held); }
 
-  // `source(row, piece)` gives 16 bytes; returns whether all are finite floats.
+  // Returns whether all are finite floats.
   template <class Source>
-  XP_FN bool load(Source source) {
+  XP_FN bool load(const Source& source, int gate) {
     bool finite = true;
 #pragma unroll
     for (int k = 0; k < chunks; ++k) {
-      const uint4 p = source(0, k), q = source(8, k);
-      finite = finite && is_finite(p.x) && is_finite(p.y) && is_finite(p.z) && is_finite(p.w);
-      finite = finite && is_finite(q.x) && is_finite(q.y) && is_finite(q.z) && is_finite(q.w);
-      const Word a[8] = {p.x, q.x, p.y, q.y, p.z, q.z, p.w, q.w};
+      Word a[8];
+      fragment(source, gate, k, a);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) finite = finite && is_finite(a[i]);
       if (k < held) {
 #pragma unroll
         for (int i = 0; i < 8; ++i) registers[k < held ? k : 0][i] = a[i];
@@ -41,10 +51,15 @@ struct Fragments {
     }
     return finite;
   }
+  // `keep`: what is computed from them may stay in registers from step to step.
+  template <bool keep>
   XP_FN void get(int k, Word (&a)[8]) const {
     if (k < held) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) a[i] = registers[k < held ? k : 0][i];
+      for (int i = 0; i < 8; ++i) {
+        a[i] = registers[k < held ? k : 0][i];
+        if (!keep) a[i] = unknown(a[i]);
+      }
     } else {
       const uint4 p = rest[(k - held) * 64], q = rest[(k - held) * 64 + 32];
       a[0] = p.x, a[1] = p.y, a[2] = p.z, a[3] = p.w;
@@ -99,36 +114,61 @@ XP_FN void multiply(float (&c)[4], const Word (&a)[8], uint4 b) {
   }
 }
 
+// All weights of a warp; `rest` is its part of shared memory. Whether all are finite floats.
+template <int gates, int chunks, int held, class Source>
+XP_FN bool load_weights(Fragments<chunks, held> (&weights)[gates], uint4* rest,
+                        const Source& source) {
+  bool finite = true;
+#pragma unroll
+  for (int gate = 0; gate < gates; ++gate) {
+    weights[gate].rest = rest + gate * weights[gate].rest_of_warp() + threadIdx.x % 32;
+    const bool all = weights[gate].load(source, gate);
+    finite = finite && all;
+  }
+  return all_lanes(finite);
+}
+
+// For TF32X3 where not everything is finite: as `multiply_row`, of pieces that are there. Weights
+// come from global memory: it is rare, and must cost the usual way no registers.
+template <int kind, int gates, class Source>
+XP_FN void multiply_special(float (&sums)[gates][4], const Source& source, const Word* p, int words,
+                            int first, int count) {
+#pragma unroll 1
+  for (int k = first; k < first + count; ++k) {
+    const uint4 b = k * PIECE < words ? poll4(p + k * PIECE) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int gate = 0; gate < gates; ++gate) {
+      Word a[8];
+      fragment(source, gate, k, a);
+      multiply<kind, true>(sums[gate], a, b);
+    }
+  }
+}
+
 // sums (16 units, 8 rows) of each gate += the warp's share of the reduction over a row of the
 // mailbox, of which `words` words are left from p on, where this lane begins. False: given up.
-template <int kind, int gates, int chunks, int held, int first = 0>
+template <int kind, int first = 0, int gates, int chunks, int held, class Source>
 XP_FN bool multiply_row(float (&sums)[gates][4], const Fragments<chunks, held> (&weights)[gates],
-                        bool special, const Word* p, int words, Word spins) {
+                        const Source& source, bool special, const Word* p, int words, Word spins) {
   constexpr int count = chunks - first < AHEAD ? chunks - first : AHEAD;
+  constexpr bool keep = kind != TF32X3 || gates * held <= KEPT;
   uint4 b[count];
   const Arrival arrival = await<kind>(b, p + first * PIECE, words - first * PIECE, spins);
   if (arrival == NEVER) return false;
-  Word a[8];
   if (kind == TF32X3 && (special || arrival == SPECIAL)) {
-#pragma unroll
-    for (int k = 0; k < count; ++k)
-#pragma unroll
-      for (int gate = 0; gate < gates; ++gate) {
-        weights[gate].get(first + k, a);
-        multiply<kind, true>(sums[gate], a, b[k]);
-      }
+    multiply_special<kind>(sums, source, p, words, first, count);
   } else {
 #pragma unroll
     for (int k = 0; k < count; ++k)
 #pragma unroll
       for (int gate = 0; gate < gates; ++gate) {
-        weights[gate].get(first + k, a);
+        Word a[8];
+        weights[gate].template get<keep>(first + k, a);
         multiply<kind, false>(sums[gate], a, b[k]);
       }
   }
   if constexpr (first + count < chunks)
-    return multiply_row<kind, gates, chunks, held, first + count>(sums, weights, special, p, words,
-                                                                  spins);
+    return multiply_row<kind, first + count>(sums, weights, source, special, p, words, spins);
   return true;
 }
 
@@ -147,17 +187,17 @@ XP_FN void leave(float* partial, int warp, int lane, int tile, const float (&sum
 
 // The warp's part in one pass, over rows `first` and on of a block of the mailbox, before `end`;
 // `p` is where this lane begins in row 0. False: given up.
-template <int kind, int tiles, int gates, int chunks, int held>
+template <int kind, int tiles, int gates, int chunks, int held, class Source>
 XP_FN bool multiply_pass(float* partial, const Fragments<chunks, held> (&weights)[gates],
-                         bool special, const Word* p, int words, int left, int first, int end,
-                         Word spins) {
+                         const Source& source, bool special, const Word* p, int words, int left,
+                         int first, int end, Word spins) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int tile = 0; tile < tiles && first + 8 * tile < end; ++tile) {
     const int n = first + 8 * tile + lane / 4;
     const Word* const row = p + static_cast<Index>(n < end ? n : first) * words;
     float sums[gates][4] = {};
-    if (!multiply_row<kind>(sums, weights, special, row, left, spins)) return false;
+    if (!multiply_row<kind>(sums, weights, source, special, row, left, spins)) return false;
     leave<gates, 8 * tiles>(partial, warp, lane, tile, sums);
   }
   return true;
