@@ -6,7 +6,7 @@ gets the very numbers, widened, that the kernel gets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,8 +29,25 @@ ROUNDED = {"BF16": "bfloat16", "F16": "float16", "TF32": "tf32", "TF32X3": "floa
 CANARY, GUARD = 0xA5, 64
 
 
-def engine() -> Engine:
-    return choose(CELLS["gru"], get_backend("numpy"), check_arithmetic("float64", None, "ieee"))
+class Copying:
+    """NumPy, but for a product with the transpose of one identity: there NaN must stay put."""
+
+    def __init__(self, identity: np.ndarray) -> None:
+        self._identity = identity
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        if np.shares_memory(b, self._identity):
+            out[...] = a
+        else:
+            np.matmul(a, b, out=out)
+
+
+def engine(identity: np.ndarray) -> Engine:
+    arithmetic = check_arithmetic("float64", None, "ieee")
+    return replace(choose(CELLS["gru"], get_backend("numpy"), arithmetic), xp=Copying(identity))
 
 
 def guarded(array: np.ndarray) -> np.ndarray:
@@ -62,6 +79,7 @@ class Case:
     lengths: tuple[int, ...]
     reverse: bool = False
     bias: bool = True
+    upstream: bool = True  # whether a gradient of the outputs arrives
     seed: int = 0
     special: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # array, place, value
     numbers: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
@@ -102,23 +120,49 @@ class Case:
     def wide(self, name: str) -> np.ndarray:
         return self.numbers[name].astype(np.float64)
 
-    def plain(self) -> tuple[sequence.Trace, Weights, np.ndarray]:
-        """The trace of the plain loop in float64, its weights, and the final states (N, H)."""
-        bias = None
-        if self.bias:
-            bias = self.wide("bias_hh")
-            bias[: 2 * self.H] = 0
-        zero = None if bias is None else np.zeros_like(bias)
-        weights = Weights(np.eye(3 * self.H), self.wide("weight_hh"), zero, bias)
-        kept = Workspace(get_backend("numpy"), np.dtype(np.float64))
-        scratch = Workspace(get_backend("numpy"), np.dtype(np.float64))
+    @cached_property
+    def weights(self) -> Weights:
+        """In float64, with W_ih = 1; b_hh is that of n."""
+        if not self.bias:
+            return Weights(np.eye(3 * self.H), self.wide("weight_hh"), None, None)
+        bias = self.wide("bias_hh")
+        bias[: 2 * self.H] = 0
+        return Weights(np.eye(3 * self.H), self.wide("weight_hh"), np.zeros_like(bias), bias)
+
+    def plain(self) -> sequence.Trace:
+        """The trace of the plain loop in float64."""
         ends, x = (self.layout.sort(self.wide("h0")).copy(),), self.wide("gx")
-        plain = engine()
+        plain, memory = engine(self.weights.weight_ih), workspaces()
         with np.errstate(all="ignore"):
-            trace = sequence.forward(
-                plain, weights, x, ends, self.layout, self.reverse, kept, scratch, True
+            return sequence.forward(
+                plain, self.weights, x, ends, self.layout, self.reverse, *memory, record=True
             )
-        return trace, weights, ends[0]
+
+    def rounded_trace(self) -> sequence.Trace:
+        """The trace as forward leaves it: in the type that products read."""
+        trace = self.plain()
+        kept = [array.astype(self.dtype) for array in (trace.gates, trace.saved, *trace.states)]
+        return sequence.Trace(self.numbers["gx"], kept[0], kept[1], (kept[2],))
+
+    def plain_backward(self, trace: sequence.Trace) -> dict[str, np.ndarray]:
+        """What the plain loop makes in float64 of a rounded trace."""
+        wide = [a.astype(np.float64) for a in (trace.x, trace.gates, trace.saved)]
+        states = tuple([state.astype(np.float64) for state in trace.states])
+        dstates = (self.layout.sort(self.wide("dh")).copy(),)
+        dweight_hh = np.empty((3 * self.H, self.H))
+        doutput = self.wide("doutput") if self.upstream else None
+        with np.errstate(all="ignore"):
+            sequence.backward(
+                engine(self.weights.weight_ih), self.weights, sequence.Trace(*wide, states),
+                self.layout, self.reverse, doutput, dstates,
+                Weights(None, dweight_hh, None, None), None, workspaces()[0],
+            )  # fmt: skip
+        return {"dgx": wide[1], "dgx_n": wide[2], "dweight_hh": dweight_hh, "dstates": dstates[0]}
+
+
+def workspaces() -> tuple[Workspace, Workspace]:
+    backend, dtype = get_backend("numpy"), np.dtype(np.float64)
+    return Workspace(backend, dtype), Workspace(backend, dtype)
 
 
 @dataclass
@@ -179,8 +223,11 @@ def run_forward(
 
 
 def check_forward(case: Case, tiling: Tiling, **options: Any) -> None:
-    """Fail unless the kernel ends and agrees with the plain loop, within rounding."""
-    trace, _, _ = case.plain()
+    """Fail unless the kernel ends and agrees with the plain loop, within rounding.
+
+    Infinities and NaNs must be where the plain loop has them.
+    """
+    trace = case.plain()
     left = run_forward(case, tiling, **options)
     assert left.outcome == "fine", left.outcome
     assert left.report == 0
@@ -189,7 +236,83 @@ def check_forward(case: Case, tiling: Tiling, **options: Any) -> None:
         expected |= {"gates": trace.gates, "saved": trace.saved}
     else:
         assert left.gates.tobytes() == case.numbers["gx"].tobytes(), "gates were written"
-    sizes = {"steps": max(case.lengths), "width": case.H, "layers": 1}
     for name, value in expected.items():
-        actual = getattr(left, name).astype(np.float32)
-        assert_close(actual, value, np.float32, name, ROUNDED[case.kind], **sizes)
+        compare(case, name, getattr(left, name), value)
+
+
+@dataclass
+class Backward:
+    """What the backward kernel left, in NumPy arrays."""
+
+    outcome: str
+    gates: np.ndarray
+    saved: np.ndarray
+    dstates: np.ndarray
+    report: int
+
+
+def run_backward(
+    case: Case,
+    tiling: Tiling,
+    run: Run = Run(),
+    passes: int = 1,
+    faults: Faults = (),
+    spins: int = SPINS,
+    wide: int = 0,
+) -> Backward:
+    """Fill, launch, and look that nothing was written outside; doutput's rows are `wide` longer."""
+    layout, H, P, trace = case.layout, case.H, case.padded, case.rounded_trace()
+    assert tiling.reduction >= 3 * P, "the tiling is too small for H"
+    n_0, S = layout.running, layout.total
+    gates, saved, states = [guarded(a) for a in (trace.gates, trace.saved, trace.states[0])]
+    doutput = guarded(np.pad(case.numbers["doutput"], ((0, 0), (0, wide)), constant_values=np.nan))
+    dstates = guarded(layout.sort(case.numbers["dh"])[:n_0])
+    empty = np.full(S * 3 * P * case.dtype.itemsize, 0xFF, np.uint8).view(case.dtype)
+    mail, weight_hh = guarded(empty.reshape(S, 3, P)), guarded(case.numbers["weight_hh"])
+    counts = None if layout.ragged is None else guarded(np.array(layout.counts, np.int32))
+    report = guarded(np.zeros(1, np.uint32))
+    upstream = doutput if case.upstream else None
+    arguments = (weight_hh, states, upstream, gates, saved, dstates, mail, counts, layout.steps)
+    arguments += (n_0, H, S, passes, int(case.reverse), H + wide, spins, report, TAG)
+    grid = (-(-H // 16), -(-n_0 // (8 * tiling.tiles * passes)))
+    outcome = launch(tiling, arguments, grid, passes, run, faults)
+    check_guards(weight_hh=weight_hh, states=states, doutput=doutput, gates=gates, saved=saved,
+                 dstates=dstates, mail=mail, counts=counts, report=report)  # fmt: skip
+    assert states.tobytes() == trace.states[0].tobytes(), "states were written"
+    if outcome == "fine" and not report[0]:
+        dgh = mail[..., :H].reshape(gates.shape)
+        assert np.array_equal(dgh, gates, equal_nan=True), "mail and gates differ"
+        assert not mail[..., H:].any(), "padding is not zero"
+    return Backward(outcome, gates, saved, dstates, int(report[0]))
+
+
+def check_backward(case: Case, tiling: Tiling, **options: Any) -> None:
+    """As `check_forward`; the gradients are also multiplied as those of the weights are."""
+    trace = case.rounded_trace()
+    expected = case.plain_backward(trace)
+    left = run_backward(case, tiling, **options)
+    assert left.outcome == "fine", left.outcome
+    assert left.report == 0
+    wide, H = left.gates.astype(np.float64), case.H
+    previous = case.layout.previous(trace.states[0], case.reverse).astype(np.float64)
+    dgx = wide.copy()
+    CELLS["gru"].to_input_side(dgx, left.saved.astype(np.float64))
+    with np.errstate(all="ignore"):
+        dgh_n = expected["dgx_n"] * trace.gates[:, :H].astype(np.float64)
+        dweight_hh = wide.T @ previous
+    compare(case, "dgx", dgx, expected["dgx"])
+    compare(case, "dgh_n", wide[:, 2 * H :], dgh_n)
+    compare(case, "dgx_n", left.saved, expected["dgx_n"])
+    compare(case, "dstates", left.dstates, expected["dstates"][: len(left.dstates)])
+    compare(case, "dweight_hh", dweight_hh, expected["dweight_hh"])
+
+
+def compare(case: Case, name: str, actual: np.ndarray, expected: np.ndarray) -> None:
+    """Fail unless they agree within the tolerance of what products read."""
+    actual, finite = actual.astype(np.float32), np.isfinite(expected)
+    same = np.where(finite, 0, expected) == np.where(np.isfinite(actual), 0, actual)
+    same |= np.isnan(expected) & np.isnan(actual)
+    assert same.all(), f"{name}: not finite elsewhere: {np.argwhere(~same)[:5].tolist()}"
+    sizes = {"steps": max(case.lengths), "width": case.H, "layers": 1}
+    rounded = ROUNDED[case.kind]
+    assert_close(actual[finite], expected[finite], np.float32, name, rounded, **sizes)

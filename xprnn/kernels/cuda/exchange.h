@@ -62,6 +62,33 @@ struct Sequence {
   XP_FN void fail(int step) const { tell_host(report, tag + smaller(step, 0xffffff)); }
 };
 
+// The passes of a block over the rows of its group, `rows` at once, step after step.
+struct Passes {
+  Walk walk;
+  const int begin, limit, rows;  // of the group: its first row, and where it ends
+  int first, end;                // the rows of this pass are first .. min(first + rows, end) - 1
+
+  XP_FN Passes(const Sequence& sequence, int rows_, bool undo)
+      : walk(sequence.walk(undo)),
+        begin(blockIdx.y * rows_ * sequence.passes),
+        limit(begin + rows_ * sequence.passes),
+        rows(rows_) {
+    enter();
+  }
+  XP_FN void enter() {
+    while (!walk.done() && walk.rows <= begin) walk.next();
+    first = begin;
+    end = smaller(limit, walk.rows);
+  }
+  XP_FN void next() {
+    first += rows;
+    if (first < end) return;
+    walk.next();
+    enter();
+  }
+  XP_FN bool done() const { return walk.done(); }
+};
+
 enum Arrival { NEVER, THERE, SPECIAL };  // SPECIAL: there, perhaps with infinities or NaNs
 
 // Poll until every lane has its 16 bytes of `count` pieces; past `words` they are zeros.

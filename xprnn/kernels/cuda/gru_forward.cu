@@ -67,16 +67,16 @@ struct GruForward {
 };
 
 // All states of the block's rows and units become NaN, so that nobody waits for them or uses them.
-template <int kind, bool record>
-XP_FN void gru_give_up(const GruForward<kind, record>& cell, const Sequence& sequence, int begin,
-                       int end, int stride, int step) {
-  if (threadIdx.x == 0) sequence.fail(step);
-  if (!cell.live()) return;
+template <int rows, int kind, bool record>
+XP_FN void gru_give_up(const GruForward<kind, record>& cell, const Sequence& sequence, int stride,
+                       int step) {
   float2 nan;
   nan.x = nan.y = float_of(NAN_WORD);
-  for (Walk walk = sequence.walk(false); !walk.done(); walk.next())
-    for (int n = begin + threadIdx.x / PAIRS; n < smaller(end, walk.rows); n += stride)
-      cell.put(nan, sequence.after(walk) + n);
+  if (threadIdx.x == 0) sequence.fail(step);
+  if (!cell.live()) return;
+  for (Passes at(sequence, rows, false); !at.done(); at.next())
+    for (int row = threadIdx.x / PAIRS; row < smaller(rows, at.end - at.first); row += stride)
+      cell.put(nan, sequence.after(at.walk) + at.first + row);
 }
 
 // Where the weights of the block's units come from; this lane's begin at `word` of each row.
@@ -125,40 +125,36 @@ gru_forward(const typename Numbers<kind>::Element* weight_hh, const float* bias_
   if (thread < 2) stop[thread] = 0;
   sync_block();
 
-  const int begin = blockIdx.y * rows * passes;
   int turn = 0;
-  for (Walk walk = sequence.walk(false); !walk.done(); walk.next()) {
-    const Index before = sequence.before(walk), after = sequence.after(walk);
-    const int end = smaller(begin + rows * passes, walk.rows);
-    for (int first = begin; first < end; first += rows, turn ^= 1) {
-      typename GruForward<kind, record>::Inputs in[most];
-      const int row = thread / PAIRS, mine = cell.live() ? smaller(end - first, rows) : 0;
+  for (Passes at(sequence, rows, false); !at.done(); at.next(), turn ^= 1) {
+    const Index before = sequence.before(at.walk), after = sequence.after(at.walk);
+    typename GruForward<kind, record>::Inputs in[most];
+    const int row = thread / PAIRS, mine = cell.live() ? smaller(at.end - at.first, rows) : 0;
 #pragma unroll
-      for (int i = 0; i < most; ++i) {  // on their way while the others are waited for
-        const int n = first + row + i * stride;
-        if (row + i * stride < mine) cell.load(in[i], before + n, walk.at + n);
-        if (row + i * stride < mine && n < walk.next_rows) cell.bring(walk.next_at + n);
-      }
-      float* const sums = partial + turn * partials;
-      const Word* const h = mail + before * cell.words + word;
-      if (!multiply_pass<kind, tiles>(sums, weights, source, special, h, cell.words,
-                                      cell.words - word, first, end, spins))
-        stop[turn] = 1;
-      sync_block();
-      if (stop[turn]) {
-        gru_give_up(cell, sequence, begin, begin + rows * passes, stride, walk.step);
-        return;
-      }
+    for (int i = 0; i < most; ++i) {  // on their way while the others are waited for
+      const int n = at.first + row + i * stride;
+      if (row + i * stride < mine) cell.load(in[i], before + n, at.walk.at + n);
+      if (row + i * stride < mine && n < at.walk.next_rows) cell.bring(at.walk.next_at + n);
+    }
+    float* const sums = partial + turn * partials;
+    const Word* const h = mail + before * cell.words + word;
+    if (!multiply_pass<kind, tiles>(sums, weights, source, special, h, cell.words,
+                                    cell.words - word, at.first, at.end, spins))
+      stop[turn] = 1;
+    sync_block();
+    if (stop[turn]) {
+      gru_give_up<rows>(cell, sequence, stride, at.walk.step);
+      return;
+    }
 #pragma unroll
-      for (int i = 0; i < most; ++i) {
-        const int n = first + row + i * stride;
-        if (row + i * stride >= mine) continue;
-        float2 gh[3];
+    for (int i = 0; i < most; ++i) {
+      const int n = at.first + row + i * stride;
+      if (row + i * stride >= mine) continue;
+      float2 gh[3];
 #pragma unroll
-        for (int gate = 0; gate < 3; ++gate)
-          gh[gate] = total<warps, 3, rows>(sums, gate, row + i * stride, thread % PAIRS);
-        cell.step(in[i], gh, after + n, walk.at + n);
-      }
+      for (int gate = 0; gate < 3; ++gate)
+        gh[gate] = total<warps, 3, rows>(sums, gate, row + i * stride, thread % PAIRS);
+      cell.step(in[i], gh, after + n, at.walk.at + n);
     }
   }
 }

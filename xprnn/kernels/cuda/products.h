@@ -130,8 +130,8 @@ XP_FN bool load_weights(Fragments<chunks, held> (&weights)[gates], uint4* rest,
 
 // For TF32X3 where not everything is finite: as `multiply_row`, of pieces that are there. Weights
 // come from global memory: it is rare, and must cost the usual way no registers.
-template <int kind, int gates, class Source>
-XP_FN void multiply_special(float (&sums)[gates][4], const Source& source, const Word* p, int words,
+template <int kind, int gates, int lines, class Source>
+XP_FN void multiply_special(float (&sums)[lines][4], const Source& source, const Word* p, int words,
                             int first, int count) {
 #pragma unroll 1
   for (int k = first; k < first + count; ++k) {
@@ -145,10 +145,10 @@ XP_FN void multiply_special(float (&sums)[gates][4], const Source& source, const
   }
 }
 
-// sums (16 units, 8 rows) of each gate += the warp's share of the reduction over a row of the
+// sums (16 units, 8 rows) of each gate, in as many parts as keep mma busy, += the warp's share of the reduction over a row of the
 // mailbox, of which `words` words are left from p on, where this lane begins. False: given up.
-template <int kind, int first = 0, int gates, int chunks, int held, class Source>
-XP_FN bool multiply_row(float (&sums)[gates][4], const Fragments<chunks, held> (&weights)[gates],
+template <int kind, int first = 0, int lines, int gates, int chunks, int held, class Source>
+XP_FN bool multiply_row(float (&sums)[lines][4], const Fragments<chunks, held> (&weights)[gates],
                         const Source& source, bool special, const Word* p, int words, Word spins) {
   constexpr int count = chunks - first < AHEAD ? chunks - first : AHEAD;
   constexpr bool keep = kind != TF32X3 || gates * held <= KEPT;
@@ -156,7 +156,7 @@ XP_FN bool multiply_row(float (&sums)[gates][4], const Fragments<chunks, held> (
   const Arrival arrival = await<kind>(b, p + first * PIECE, words - first * PIECE, spins);
   if (arrival == NEVER) return false;
   if (kind == TF32X3 && (special || arrival == SPECIAL)) {
-    multiply_special<kind>(sums, source, p, words, first, count);
+    multiply_special<kind, gates>(sums, source, p, words, first, count);
   } else {
 #pragma unroll
     for (int k = 0; k < count; ++k)
@@ -164,7 +164,7 @@ XP_FN bool multiply_row(float (&sums)[gates][4], const Fragments<chunks, held> (
       for (int gate = 0; gate < gates; ++gate) {
         Word a[8];
         weights[gate].template get<keep>(first + k, a);
-        multiply<kind, false>(sums[gate], a, b[k]);
+        multiply<kind, false>(sums[(first + k) % (lines / gates) * gates + gate], a, b[k]);
       }
   }
   if constexpr (first + count < chunks)
@@ -173,8 +173,8 @@ XP_FN bool multiply_row(float (&sums)[gates][4], const Fragments<chunks, held> (
 }
 
 // What a warp leaves of one tile of 8 rows, for `total`. partial: (warps, gates, rows, PITCH)
-template <int gates, int rows>
-XP_FN void leave(float* partial, int warp, int lane, int tile, const float (&sums)[gates][4]) {
+template <int gates, int rows, int lines>
+XP_FN void leave(float* partial, int warp, int lane, int tile, const float (&sums)[lines][4]) {
 #pragma unroll
   for (int gate = 0; gate < gates; ++gate) {
     float* p = partial + ((warp * gates + gate) * rows + tile * 8 + lane % 4 * 2) * PITCH + lane / 4;
@@ -191,13 +191,16 @@ template <int kind, int tiles, int gates, int chunks, int held, class Source>
 XP_FN bool multiply_pass(float* partial, const Fragments<chunks, held> (&weights)[gates],
                          const Source& source, bool special, const Word* p, int words, int left,
                          int first, int end, Word spins) {
+  constexpr int lines = gates < 3 ? 3 * gates : gates;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int tile = 0; tile < tiles && first + 8 * tile < end; ++tile) {
     const int n = first + 8 * tile + lane / 4;
     const Word* const row = p + static_cast<Index>(n < end ? n : first) * words;
-    float sums[gates][4] = {};
+    float sums[lines][4] = {};
     if (!multiply_row<kind>(sums, weights, source, special, row, left, spins)) return false;
+#pragma unroll
+    for (int i = 4 * gates; i < 4 * lines; ++i) sums[i / 4 % gates][i % 4] += sums[i / 4][i % 4];
     leave<gates, 8 * tiles>(partial, warp, lane, tile, sums);
   }
   return true;
