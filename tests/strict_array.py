@@ -52,7 +52,12 @@ class StrictArray:
     @property
     def data(self) -> SimpleNamespace:
         """As `cupy.cuda.MemoryPointer`."""
-        return SimpleNamespace(ptr=Pointer(self._inner))
+
+        def memset_async(value: int, size: int) -> None:
+            self._inner.reshape(-1).view(np.uint8)[:size] = value
+            LOG.others += 1
+
+        return SimpleNamespace(ptr=Pointer(self._inner), memset_async=memset_async)
 
     def __getitem__(self, key: Any) -> StrictArray:
         return _wrap(self._inner[_index(key)], self)

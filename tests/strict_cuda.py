@@ -12,6 +12,7 @@ import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import devices
 import numpy as np
 from host_kernels import HostElementwiseKernel
 
@@ -294,7 +295,5 @@ CUDA = SimpleNamespace(
     device=SimpleNamespace(get_cublas_handle=lambda: HANDLE),
     get_current_stream=get_current_stream,
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-    runtime=SimpleNamespace(
-        CUDA_R_16F=2, CUDA_R_16BF=14, CUDA_R_32F=0, CUDA_R_64F=1, getDeviceCount=lambda: 1
-    ),
+    runtime=SimpleNamespace(**devices.RUNTIME),
 )

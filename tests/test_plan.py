@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import devices
 import numpy as np
 import pytest
 
@@ -264,19 +265,7 @@ def test_a_reason_is_as_narrow_as_it_can_be(
 
 
 def test_what_cupy_says_of_a_device() -> None:
-    facts = {
-        "major": 9,
-        "minor": 0,
-        "multiProcessorCount": 132,
-        "regsPerMultiprocessor": 65536,
-        "maxThreadsPerMultiProcessor": 2048,
-        "maxBlocksPerMultiProcessor": 32,
-        "sharedMemPerMultiprocessor": 233472,
-        "sharedMemPerBlockOptin": 232448,
-        "reservedSharedMemPerBlock": 1024,
-        "cooperativeLaunch": 1,
-    }
-    runtime = SimpleNamespace(getDeviceProperties=lambda number: facts)
+    runtime = SimpleNamespace(getDeviceProperties=lambda number: devices.H200)
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
     assert Device.of(cupy, 0) == H200
 

@@ -174,7 +174,7 @@ def test_a_wrong_kernel_fails_alone(
     cell: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with forced("pointwise"):
-        fused = make(cell, dtype="float32", backend=strict.name)._engine().cell
+        fused = make(cell, dtype="float32", backend=strict.name)._engine(3, 2).cell
     part = fused.parts[-1]
     genuine = getattr(fused, part)
 

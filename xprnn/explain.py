@@ -16,7 +16,9 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
         f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
     ]
     launches = engine.cell.launches
-    if engine.backend.kernels and launches is None:
+    if engine.sequences is not None:
+        lines.append("  one launch takes all steps of a direction of a layer")
+    elif engine.backend.kernels and launches is None:
         lines.append("  the launches of the plain code in narrow types are not counted")
     elif engine.backend.kernels and launches:
         there, back = launches

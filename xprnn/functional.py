@@ -263,7 +263,9 @@ def _forward(
     dtype = weights.weight_ih.dtype
     batch_first = check_flag("batch_first", batch_first)
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
-    engine = kernels.choose(cell, backend, check_arithmetic(dtype, None, "ieee"))
+    steps, batch = stack.steps_and_batch(call.x, call.batch_first)
+    sizes = batch, net.hidden_size, steps
+    engine = kernels.choose(cell, backend, check_arithmetic(dtype, None, "ieee"), sizes, record)
     with backend.activate():
         if record:  # the caller may write his weights before he calls backward
             weights = Weights(*[None if w is None else w.copy() for w in weights])

@@ -115,8 +115,10 @@ class _Recurrent(Module):
         precision, compute_dtype = self.arithmetic.precision, self.arithmetic.compute_dtype.name
         return {**super()._place(), "precision": precision, "compute_dtype": compute_dtype}
 
-    def _engine(self) -> kernels.Engine:
-        return kernels.choose(self._stack.cell, self.backend, self.arithmetic)
+    def _engine(self, steps: int, batch: int) -> kernels.Engine:
+        net = self._stack
+        sizes = batch, net.hidden_size, steps
+        return kernels.choose(net.cell, self.backend, self.arithmetic, sizes, self.training)
 
     def _moved(self) -> None:
         self._weights = self._stack.weights(self.parameters)
@@ -152,7 +154,7 @@ class _Recurrent(Module):
         """
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
-        return explain(type(self).__name__, net, self._engine(), steps, batch)
+        return explain(type(self).__name__, net, self._engine(steps, batch), steps, batch)
 
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """T and N of an x of this shape; ValueError if it has not the right dimensions."""
@@ -161,7 +163,7 @@ class _Recurrent(Module):
     @frees_memory
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
-        engine = self._engine()
+        engine = self._engine(*stack.steps_and_batch(call.x, call.batch_first))
         if self.training:
             self.parameters.refuse_open("a recorded call")
         with self.backend.activate():

@@ -53,12 +53,39 @@ def forward(
     saved = kept.empty(total if record else layout.running, cell.saved * H, dtype=T)
     others = [kept.empty(layout.running + total, H) for _ in ends[1:]]
     states = (kept.empty(layout.running + total, H, dtype=T), *others)
-    carved = Carved(scratch, layout.running, cell.forward_scratch, H)
 
     xp.matmul(x, weights.weight_ih.T, out=gates)
     bias = _input_bias(cell, weights, H)
     if bias is not None:
         gates += bias.astype(T, copy=False)
+    trace = Trace(x, gates, saved, states)
+    whole = engine.whole("training" if record else "forward", layout.running, H, layout.steps)
+    if whole is None:
+        _take_steps(engine, weights, trace, ends, layout, reverse, scratch, record)
+    else:
+        initial = ends[0][: layout.running]
+        kernels, chosen = whole
+        mine = gates, saved if record else None, states[0], initial
+        kernels.forward(chosen, weights, *mine, layout, reverse, scratch)
+    for state, end in zip(states, ends, strict=True):
+        end[: layout.running] = layout.final(state, reverse)
+    return trace
+
+
+def _take_steps(
+    engine: Engine,
+    weights: Weights,
+    trace: Trace,
+    ends: tuple[Array, ...],
+    layout: Layout,
+    reverse: bool,
+    scratch: Workspace,
+    record: bool,
+) -> None:
+    """The time loop of `forward`: gates, saved and states of `trace` are written."""
+    xp, cell, H = engine.xp, engine.cell, ends[0].shape[1]
+    carved = Carved(scratch, layout.running, cell.forward_scratch, H)
+    gates, saved, states = trace.gates, trace.saved, trace.states
     ahead: tuple[Array, ...] = ()
     for _, rows, joined, at, before, after in layout.walk(reverse):
         if rows > joined:
@@ -70,9 +97,6 @@ def forward(
         place = at if record else 0
         mine = gates[at : at + rows], saved[place : place + rows]
         cell.forward(xp, weights, Buffers(*mine, here, ahead, (), carved.rows(rows)))
-    for state, end in zip(states, ends, strict=True):
-        end[: layout.running] = layout.final(state, reverse)
-    return Trace(x, gates, saved, states)
 
 
 def backward(
@@ -98,7 +122,33 @@ def backward(
     """
     xp, cell = engine.xp, engine.cell
     H = dstates[0].shape[1]
-    carved = Carved(scratch, layout.running, cell.backward_scratch, H)
+    # the norms of `flow` are taken between steps
+    whole = engine.whole("backward", layout.running, H, layout.steps) if flow is None else None
+    if whole is None:
+        _undo_steps(engine, weights, trace, layout, reverse, doutput, dstates, scratch, flow)
+    else:
+        kernels, chosen = whole
+        mine = trace.gates, trace.saved, trace.states[0], doutput, dstates[0][: layout.running]
+        kernels.backward(chosen, weights, *mine, layout, reverse, scratch)
+    _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
+    if dx is not None:
+        xp.matmul(trace.gates, weights.weight_ih, out=dx)
+
+
+def _undo_steps(
+    engine: Engine,
+    weights: Weights,
+    trace: Trace,
+    layout: Layout,
+    reverse: bool,
+    doutput: Array | None,
+    dstates: tuple[Array, ...],
+    scratch: Workspace,
+    flow: Array | None,
+) -> None:
+    """The time loop of `backward`: in `trace` gates become dgh; `dstates` are overwritten."""
+    xp, cell = engine.xp, engine.cell
+    carved = Carved(scratch, layout.running, cell.backward_scratch, dstates[0].shape[1])
     dnext: tuple[Array, ...] = ()
     here: tuple[Array, ...] = ()
     for t, rows, joined, at, before, after in layout.walk(reverse, undo=True):
@@ -113,9 +163,6 @@ def backward(
             flow[t] = sum((dstate * dstate).sum() for dstate in dnext) ** 0.5
         mine = trace.gates[at : at + rows], trace.saved[at : at + rows]
         cell.backward(xp, weights, Buffers(*mine, here, ahead, dnext, carved.rows(rows)))
-    _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
-    if dx is not None:
-        xp.matmul(trace.gates, weights.weight_ih, out=dx)
 
 
 def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...]:

@@ -98,7 +98,7 @@ def forward(
     xp, record = engine.xp, dropout_key is not None
     H, D, dtype, T = stack.hidden_size, stack.num_directions, engine.dtype, engine.compute_dtype
     weights = [[_to_read(each, T) for each in pair] for pair in weights]
-    steps, batch = _time_major(x, batch_first).shape[:2]
+    steps, batch = steps_and_batch(x, batch_first)
     layout = make_layout(engine.backend, steps, batch, lengths)
     output = _caller_array(xp, layout, (*x.shape[:2], D * H), dtype)
     final = _sorted_states(xp, stack, layout, initial, dtype)
@@ -190,6 +190,12 @@ def backward(
         layout.unpack(dlayer, _time_major(dx, tape.batch_first))
     layout.unsort_in_place(dstates)
     return dx, dstates
+
+
+def steps_and_batch(x: Array, batch_first: bool) -> tuple[int, int]:
+    """T and N of x (T, N, I) or, batch first, (N, T, I)."""
+    first, second = x.shape[:2]
+    return (second, first) if batch_first else (first, second)
 
 
 def _sorted_states(

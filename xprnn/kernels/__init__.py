@@ -2,23 +2,29 @@
 
 There are two seams, and the plain code is the fallback and the oracle of both: "pointwise"
 (what a step does by element in one kernel) and "sequence" (all steps in one launch). To add a
-kernel: a folder here with a dict of cells like `cuda.POINTWISE`, one line in `_pointwise`.
+kernel: a folder here with a dict of cells like `cuda.POINTWISE`, one line in `_pointwise`; for
+whole sequences a row in the planner's table, `cuda/plan.py`, which says which calls they fit.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..arithmetic import Arithmetic
 from ..backend import Backend
+from ..backend.cupy import CupyBackend
 from ..cells import Cell
 from .narrow import widened
+
+if TYPE_CHECKING:
+    from .cuda.plan import Plan
+    from .cuda.sequence import SequenceKernels
 
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
@@ -39,6 +45,17 @@ class Engine:
     xp: Any  # the backend's array module, with products as precise as the layer asks for
     cell: Cell
     arithmetic: Arithmetic
+    sequences: SequenceKernels | None = None  # those that take all steps in one launch
+
+    def whole(self, work: str, N: int, H: int, T: int) -> tuple[SequenceKernels, Plan] | None:
+        """The launch that takes all T steps of N rows, or None: they are taken one by one.
+
+        :param work: "forward", "training" (forward, recorded) or "backward".
+        """
+        if self.sequences is None:
+            return None
+        chosen = self.sequences.plan(work, N, H, T)
+        return None if isinstance(chosen, str) else (self.sequences, chosen)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -51,13 +68,45 @@ class Engine:
         return self.arithmetic.compute_dtype
 
 
-def choose(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Engine:
-    """Who serves a cell on a backend in these types; the pointwise kernels take any shape.
+def choose(
+    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int], record: bool
+) -> Engine:
+    """Who serves a call of a cell on a backend in these types; only sequence kernels mind sizes.
 
+    Where one fits forward and none backward, the steps are undone one by one.
+
+    :param sizes: (N, H, T) of the call.
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
-    :raises KernelUnavailableError: it forces what is not there.
+    :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    return _choose(cell, backend, arithmetic, os.environ.get(ENVIRONMENT_VARIABLE) or "auto")
+    forced = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    sequences = _sequences(cell, backend, arithmetic)
+    if sequences is None or forced not in ("auto", "sequence"):
+        return _choose(cell, backend, arithmetic, forced)
+    works = ("training", "backward") if record else ("forward",)
+    plans = [(work, sequences.plan(work, *sizes)) for work in works]
+    refused = [f"{work}: {chosen}" for work, chosen in plans if isinstance(chosen, str)]
+    if refused and forced == "sequence":
+        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
+    engine = _choose(cell, backend, arithmetic, "auto")
+    if isinstance(plans[0][1], str):
+        others = tuple([row for row in engine.missing if row[0] != "sequence"])
+        return replace(engine, missing=(*others, ("sequence", refused[0])))
+    reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
+    missing = tuple([("sequence", why) for why in refused])
+    return replace(
+        engine, implementation="sequence", reason=reason, missing=missing, sequences=sequences
+    )
+
+
+@cache
+def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> SequenceKernels | None:
+    """The sequence kernels for a cell on a backend that runs such kernels."""
+    if isinstance(backend, CupyBackend):
+        from .cuda.sequence import SequenceKernels
+
+        return SequenceKernels(backend, cell.name, arithmetic)
+    return None
 
 
 @cache

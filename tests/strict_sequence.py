@@ -1,0 +1,104 @@
+"""What stands for CuPy where sequence kernels are launched: their own source, run on fibers.
+
+The device is an H200; each launch is done when the call returns.
+"""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import strict_cuda
+from devices import H200
+from host_sequence import Run, Tiling, launch
+from strict_array import StrictArray, StrictModule
+from strict_launch import PinnedMemory
+
+NAME = re.compile(r"xprnn::\w+<xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)(?:, (true|false))?>")
+
+
+class Function:
+    """As a `cupy.RawKernel` of a `RawModule`."""
+
+    run: ClassVar[Run] = Run()
+    launches: ClassVar[list[tuple[str, tuple[int, ...]]]] = []  # name and grid of each
+    shared_size_bytes = 0
+    max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __init__(self, name: str) -> None:
+        kind, *sizes, record = NAME.fullmatch(name).groups()
+        self.tiling = Tiling(kind, *map(int, sizes), None if record is None else record == "true")
+        self.name = name
+        self.kernel = SimpleNamespace(ptr=id(self))
+
+    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int) -> None:
+        passes = int([a for a in args if isinstance(a, np.int32)][4])  # T N H S passes
+        assert shared_mem == self.tiling.shared(passes) <= self.max_dynamic_shared_size_bytes
+        assert block == (32 * self.tiling.warps,)
+        outcome = launch(self.tiling, [_plain(a) for a in args], grid, passes, self.run)
+        if outcome != "fine":
+            raise RuntimeError(f"{self.name}: {outcome}")
+        self.launches.append((self.name, grid))
+        strict_cuda.LOG.kernels += 1
+
+
+def _plain(argument: Any) -> Any:
+    """An argument as the emulator takes it."""
+    if isinstance(argument, StrictArray):
+        return argument._inner
+    if argument is None or isinstance(argument, np.integer):
+        return argument if argument is None else int(argument)
+    raise TypeError(f"Unsupported type {type(argument)}")
+
+
+class RawModule:
+    """As `cupy.RawModule`."""
+
+    def __init__(
+        self,
+        *,
+        code: str,
+        options: tuple[str, ...],
+        name_expressions: tuple[str, ...],
+        enable_cooperative_groups: bool,
+    ) -> None:
+        assert options == ("--std=c++17",) and enable_cooperative_groups
+        assert all(
+            name.partition("<")[0].removeprefix("xprnn::") in code for name in name_expressions
+        )
+        self.names = name_expressions
+
+    def get_function(self, name: str) -> Function:
+        assert name in self.names
+        return Function(name)
+
+
+class Event:
+    """As `cupy.cuda.Event`, on streams on which nothing is ever under way."""
+
+    def __init__(self, disable_timing: bool = False) -> None:
+        self.records = 0
+
+    def record(self, stream: Any) -> None:
+        self.records += 1
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
+    """Let the stand-in for CuPy launch sequence kernels; `facts` differ from the H200's."""
+    cuda = strict_cuda.CUDA
+    everything = {**H200, **facts}
+    monkeypatch.setattr(cuda.runtime, "getDeviceProperties", lambda device: everything, False)
+    monkeypatch.setattr(strict_cuda.Stream, "wait_event", lambda self, event: None, False)
+    monkeypatch.setattr(StrictModule, "RawModule", RawModule, False)
+    monkeypatch.setattr(cuda, "Event", Event, False)
+    monkeypatch.setattr(cuda, "PinnedMemory", PinnedMemory, False)
+    pointer = lambda memory, offset: memoryview(memory.bytes)[offset:]  # noqa: E731
+    monkeypatch.setattr(cuda, "PinnedMemoryPointer", pointer, False)
+    driver = SimpleNamespace(
+        occupancyMaxActiveBlocksPerMultiprocessor=lambda ptr, threads, shared: 1
+    )
+    monkeypatch.setattr(cuda, "driver", driver, False)
+    monkeypatch.setattr(Function, "launches", [])

@@ -1,0 +1,180 @@
+"""Calls that a whole-sequence kernel serves, its own source run on fibers: chosen, fed, undone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from host_kernels import needs_compiler
+from host_sequence import Run
+from strict_cuda import LOG
+from strict_sequence import Function, install
+from subjects import normal
+from tolerances import assert_close
+
+import xprnn
+from xprnn.backend import Backend
+from xprnn.kernels.cuda import sequence
+from xprnn.kernels.cuda.plan import KERNELS
+
+pytestmark = needs_compiler
+CASES = {  # N, H, T, options, lengths
+    "H padded": (3, 20, 5, {}, None),
+    "odd H": (2, 7, 4, {}, None),
+    "one step": (2, 8, 1, {}, None),
+    "no bias": (2, 16, 3, {"bias": False}, None),
+    "two groups": (11, 17, 4, {"bidirectional": True}, None),
+    "lengths": (9, 16, 5, {"bidirectional": True, "num_layers": 2}, [5, 3, 0, 4, 1, 5, 2, 2, 1]),
+    "padded lengths": (5, 6, 4, {"bidirectional": True}, [0, 4, 1, 3, 1]),
+    "batch first": (3, 8, 4, {"batch_first": True}, [2, 4, 1]),
+}
+TYPES = {"float32": {}, "tf32": {"precision": "tf32"}, "float16": {"compute_dtype": "float16"}}
+
+
+@pytest.fixture
+def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The stand-in on a device of today, with nothing forced."""
+    install(monkeypatch)
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    return strict
+
+
+def serve(
+    backend: str, case: tuple[Any, ...], training: bool, dtype: str = "float32", **types: Any
+) -> list[np.ndarray]:
+    """Outputs, final states and, in training, every gradient, on the host."""
+    N, H, T, options, lengths = case
+    layer = xprnn.GRU(3, H, seed=0, backend=backend, dtype=dtype, **options, **types)
+    place = layer.backend
+    states = layer.options["num_layers"] * (1 + layer.options["bidirectional"])
+    shape = (N, T) if options.get("batch_first") else (T, N)
+    x, h0 = normal(0, *shape, 3).astype(dtype), normal(1, states, N, H).astype(dtype)
+    if training:
+        layer.train()
+    output, h_n = layer(place.from_host(x), place.from_host(h0), lengths=lengths)
+    found = [output, h_n]
+    if training:
+        upstream = [normal(2, *output.shape), normal(3, *h_n.shape)]
+        found += layer.backward(*[place.from_host(array.astype(dtype)) for array in upstream])
+        found += layer.grads.values()
+    return [place.to_host(array) for array in found]
+
+
+def compare(found: list[np.ndarray], case: tuple[Any, ...], training: bool, numbers: str) -> None:
+    expected = serve("numpy", case, training, "float64")
+    for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert_close(array, wanted, "float32", f"array {k}", numbers)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize("numbers", TYPES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_calls_have_the_values_of_the_equations(
+    case: tuple[Any, ...], numbers: str, training: bool, device: Backend
+) -> None:
+    found = serve(device.name, case, training, **TYPES[numbers])
+    compare(found, case, training, numbers)
+    sequences = case[3].get("num_layers", 1) * (2 if case[3].get("bidirectional") else 1)
+    assert len(Function.launches) == sequences * (2 if training else 1)
+
+
+def test_steps_are_undone_one_by_one_where_no_kernel_fits(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(KERNELS, ("gru", "backward"))
+    for case in CASES.values():
+        compare(serve(device.name, case, True), case, True, "float32")
+    assert {name.partition("<")[0] for name, _ in Function.launches} == {"xprnn::gru_forward"}
+    text = xprnn.GRU(3, 5, backend=device.name).train().explain((4, 2, 3))
+    assert text.endswith("sequence: backward: no sequence kernel for cell 'gru'")
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence: backward: no"):
+        serve(device.name, CASES["odd H"], True)
+
+
+def test_launches_are_few(device: Backend) -> None:
+    """The loop's grow with T; these do not."""
+    counts = []
+    for T in (2, 12):
+        LOG.clear()
+        serve(device.name, (2, 16, T, {}, None), False)
+        counts.append(LOG.launches)
+    assert counts[0] == counts[1]
+
+
+REFUSALS = [
+    ({"multiProcessorCount": 1}, "forward: H=17: 2 blocks must run at once, .* holds 1"),
+    ({"major": 7, "minor": 5}, "forward: compute capability 7.5: sequence kernels need 8.0"),
+    ({"sharedMemPerBlockOptin": 30000}, "forward: H=17: .* 30,848 bytes .* has 30,000"),
+]
+
+
+@pytest.mark.parametrize(("facts", "reason"), REFUSALS)
+def test_what_does_not_fit_is_said_and_served_otherwise(
+    facts: dict[str, int], reason: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, **facts)
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    case = (2, 17, 3, {}, None)
+    compare(serve(strict.name, case, False), case, False, "float32")
+    assert not Function.launches
+    layer = xprnn.GRU(3, 17, backend=strict.name)
+    lines = layer.explain((3, 2, 3)).splitlines()
+    assert lines[0].endswith("N=2: pointwise")
+    assert re.search(f"sequence: {reason}$", lines[-1])
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match=f"XPRNN_KERNELS=sequence: {reason}"):
+        layer.explain((3, 2, 3))
+
+
+def test_no_letter_is_taken_for_a_missing_one(device: Backend) -> None:
+    """A NaN in h0 whose bits are those of an empty letter ends, and stays in its row."""
+    layer = xprnn.GRU(3, 16, seed=0, backend=device.name)
+    h0 = np.zeros((1, 3, 16), np.float32)
+    h0.view(np.uint32)[0, 1] = 0xFFFFFFFF
+    output, _ = layer(device.from_host(np.ones((4, 3, 3), np.float32)), device.from_host(h0))
+    found = np.isnan(device.to_host(output)).all(axis=(0, 2))
+    assert found.tolist() == [False, True, False]
+    assert np.isfinite(device.to_host(output)[:, [0, 2]]).all()
+
+
+def test_a_kernel_that_gives_up_is_reported(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one of two blocks runs: the other one's states never come."""
+    monkeypatch.setattr(Function, "run", Run(resident=1))
+    monkeypatch.setattr(sequence, "SPINS", 50)
+    layer = xprnn.GRU(3, 32, seed=0, backend=device.name)
+    x = device.from_host(np.ones((4, 2, 3), np.float32))
+    with pytest.raises(xprnn.KernelStoppedError, match="kernel gru_forward gave up at step 1: "):
+        device.to_host(layer(x)[0])
+    monkeypatch.setattr(Function, "run", Run())
+    assert np.isfinite(device.to_host(layer(x)[0])).all()
+
+
+FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "an old mailbox": ("EMPTY", lambda genuine: 0),
+    "the other direction's first states": (
+        "_first",
+        lambda genuine: lambda layout, reverse: genuine(layout, not reverse),
+    ),
+    "rows of another width": ("padded", lambda genuine: lambda H, numbers: genuine(H + 8, numbers)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_the_launcher_is_seen(
+    name: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, fault = FAULTS[name]
+    monkeypatch.setattr(sequence, what, fault(getattr(sequence, what)))
+    monkeypatch.setattr(sequence, "SPINS", 200)
+    case = CASES["padded lengths"]
+    try:
+        compare(serve(device.name, case, False), case, False, "float32")
+    except (AssertionError, RuntimeError, IndexError, ValueError):
+        return
+    pytest.fail("nobody noticed")
