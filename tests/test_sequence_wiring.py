@@ -95,6 +95,18 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
         serve(device.name, CASES["odd H"], True)
 
 
+@pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
+def test_a_call_without_rows_or_steps_is_served(
+    N: int, T: int, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    found = serve(device.name, (N, 5, T, {}, None), True)
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    for array, wanted in zip(found, serve("numpy", (N, 5, T, {}, None), True), strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    assert not Function.launches
+
+
 def test_launches_are_few(device: Backend) -> None:
     """The loop's grow with T; these do not."""
     counts = []

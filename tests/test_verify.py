@@ -209,7 +209,6 @@ def test_a_forced_kernel_that_does_not_serve_fails(
         ("reference", True),
         ("reference", True),
         ("pointwise", False),
-        ("sequence", False),
     ]
     assert {row.array for row in report.failed} == {"reference served instead"}
 

@@ -81,17 +81,20 @@ def choose(
     """
     forced = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     sequences = _sequences(cell, backend, arithmetic)
-    if sequences is None or forced not in ("auto", "sequence"):
+    if sequences is None:
         return _choose(cell, backend, arithmetic, forced)
+    N, H, T = sizes
     works = ("training", "backward") if record else ("forward",)
-    plans = [(work, sequences.plan(work, *sizes)) for work in works]
-    refused = [f"{work}: {chosen}" for work, chosen in plans if isinstance(chosen, str)]
+    # a call without rows or steps launches nothing, whoever serves
+    plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1)) for work in works}
+    refused = [f"{work}: {plan}" for work, plan in plans.items() if isinstance(plan, str)]
     if refused and forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
-    engine = _choose(cell, backend, arithmetic, "auto")
-    if isinstance(plans[0][1], str):
+    engine = _choose(cell, backend, arithmetic, "auto" if forced == "sequence" else forced)
+    if forced not in ("auto", "sequence") or isinstance(plans[works[0]], str):
         others = tuple([row for row in engine.missing if row[0] != "sequence"])
-        return replace(engine, missing=(*others, ("sequence", refused[0])))
+        why = refused[0] if refused else engine.reason
+        return replace(engine, missing=(*others, ("sequence", why)))
     reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
     missing = tuple([("sequence", why) for why in refused])
     return replace(
