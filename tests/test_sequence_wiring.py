@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from tolerances import assert_close
 import xprnn
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import sequence
-from xprnn.kernels.cuda.plan import KERNELS
+from xprnn.kernels.cuda.plan import KERNELS, plan
 
 pytestmark = needs_compiler
 CASES = {  # N, H, T, options, lengths
@@ -31,15 +31,22 @@ CASES = {  # N, H, T, options, lengths
     "padded lengths": (5, 6, 4, {"bidirectional": True}, [0, 4, 1, 3, 1]),
     "batch first": (3, 8, 4, {"batch_first": True}, [2, 4, 1]),
 }
-TYPES = {"float32": {}, "tf32": {"precision": "tf32"}, "float16": {"compute_dtype": "float16"}}
+TYPES = {
+    "float32": {},
+    "tf32": {"precision": "tf32"},
+    "float16": {"compute_dtype": "float16"},
+    "bfloat16": {"compute_dtype": "bfloat16"},
+}
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The stand-in on a device of today, with nothing forced."""
     install(monkeypatch)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
-    return strict
+    plan.cache_clear()  # a test may change what it remembers
+    yield strict
+    plan.cache_clear()
 
 
 def serve(
@@ -75,6 +82,8 @@ def compare(found: list[np.ndarray], case: tuple[Any, ...], training: bool, numb
 def test_calls_have_the_values_of_the_equations(
     case: tuple[Any, ...], numbers: str, training: bool, device: Backend
 ) -> None:
+    if numbers == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
     found = serve(device.name, case, training, **TYPES[numbers])
     compare(found, case, training, numbers)
     sequences = case[3].get("num_layers", 1) * (2 if case[3].get("bidirectional") else 1)
@@ -93,6 +102,14 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
     with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence: backward: no"):
         serve(device.name, CASES["odd H"], True)
+
+
+def test_verify_finds_the_sequence_kernels_right(device: Backend) -> None:
+    report = xprnn.verify(xprnn.GRU(3, 9, seed=0, backend=device.name), (4, 3, 3))
+    assert report.ok, report
+    assert [row.check for row in report.rows if row.implementation == "sequence"] == ["float32"]
+    why = {row.check: row.reason for row in report.absent}["sequence"]
+    assert why.startswith("training: float64: ")  # in which a gradcheck computes
 
 
 @pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
