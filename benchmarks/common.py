@@ -18,6 +18,7 @@ IMPLEMENTATIONS = (
     "xprnn-numpy-reference",
     "xprnn-cupy-reference",
     "xprnn-cupy-pointwise",
+    "xprnn-cupy-sequence",
     "torch-cpu",
     "torch-cuda",
     "onnxruntime-cpu",

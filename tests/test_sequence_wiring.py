@@ -16,6 +16,7 @@ from subjects import normal
 from tolerances import assert_close
 
 import xprnn
+from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import sequence
 from xprnn.kernels.cuda.plan import KERNELS, plan
@@ -41,8 +42,9 @@ TYPES = {
 
 @pytest.fixture
 def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The stand-in on a device of today, with nothing forced."""
+    """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
     install(monkeypatch)
+    monkeypatch.setattr(kernels, "AUTOMATIC", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
     plan.cache_clear()  # a test may change what it remembers
     yield strict
@@ -88,6 +90,20 @@ def test_calls_have_the_values_of_the_equations(
     compare(found, case, training, numbers)
     sequences = case[3].get("num_layers", 1) * (2 if case[3].get("bidirectional") else 1)
     assert len(Function.launches) == sequences * (2 if training else 1)
+
+
+def test_what_no_gpu_has_run_has_to_be_asked_for(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    plan.cache_clear()
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    layer = xprnn.GRU(3, 16, seed=0, backend=strict.name)
+    first, *_, last = layer.explain((4, 2, 3)).splitlines()
+    assert first.endswith(": pointwise")
+    assert last == "  sequence: not yet run on a GPU; XPRNN_KERNELS=sequence forces it"
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    assert layer.explain((4, 2, 3)).splitlines()[0].endswith(": sequence")
 
 
 def test_steps_are_undone_one_by_one_where_no_kernel_fits(

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
+# Of these "auto" takes what fits. The sequence kernels are right on a CPU that stands for a GPU,
+# fibers for threads; they join when a GPU has shown them right and faster.
+AUTOMATIC = ("reference", "pointwise")
 
 
 class KernelUnavailableError(RuntimeError):
@@ -91,9 +94,11 @@ def choose(
     if refused and forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
     engine = _choose(cell, backend, arithmetic, "auto" if forced == "sequence" else forced)
-    if forced not in ("auto", "sequence") or isinstance(plans[works[0]], str):
+    asked = forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC)
+    if not asked or isinstance(plans[works[0]], str):
         others = tuple([row for row in engine.missing if row[0] != "sequence"])
-        why = refused[0] if refused else engine.reason
+        untried = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
+        why = refused[0] if refused else untried if forced == "auto" else engine.reason
         return replace(engine, missing=(*others, ("sequence", why)))
     reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
     missing = tuple([("sequence", why) for why in refused])
