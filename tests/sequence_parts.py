@@ -26,7 +26,7 @@ from xprnn.scratch import Workspace
 SPINS = 2**31
 TAG = 7 << 24
 ROUNDED = {"BF16": "bfloat16", "F16": "float16", "TF32": "tf32", "TF32X3": "float32"}
-CANARY, GUARD = 0xA5, 64
+CANARY, GUARD = 0xA5, 1 << 14  # bytes; a faulty kernel may read some rows too many
 
 
 class Copying:

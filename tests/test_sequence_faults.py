@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import pytest
 from host_kernels import needs_compiler
-from host_sequence import Faults, Run, Tiling
+from host_sequence import Run, Tiling
 from kernel_parts import needs_dtype
-from sequence_parts import Case, check_forward
+from sequence_parts import Case, check_backward, check_forward
 
 pytestmark = needs_compiler
 
-FULL, RAGGED = (6,) * 9, (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
+RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
+# reverse, lengths, H; the last one fills the reduction, so that warps do not all wait for all
+CASES = ((False, (6,) * 9, 48), (True, RAGGED, 48), (False, (6, 6, 5), 48), (False, (6,) * 8, 128))
 BARRIER = "      stop[turn] = 1;\n    sync_block();"
 ANYWHERE = {  # in the source that all of these kernels share
     "a barrier removed": (BARRIER, BARRIER.replace("sync_block();", "")),
     "a poll removed": ("if (all_lanes(full)) return SPECIAL;", "return SPECIAL;"),
     "a poll of three words of four": (" && b[k].w != EMPTY", ""),
     "a buffer shared too early": ("partial + turn * partials", "partial"),
-    "steps that do not move": ("    last_at = at;\n", ""),
-    "rows past the last one waited for": ("(n < end ? n : first)", "n"),
+    "steps that overlap": ("at - next_rows : at + rows;", "at - next_rows : at + next_rows;"),
+    "rows past the last one waited for": ("(n < end ? n : first)", "(n)"),
     "all sums of one warp": ("warp < warps; ++warp", "warp < 1; ++warp"),
     "a half of the shared weights": ("rest[(k - held) * 64 + 32];", "rest[(k - held) * 64];"),
 }
@@ -30,22 +32,36 @@ FORWARD = {
     "a sign of a gate": ("n = tanh_of(gx_n + r * gh_n)", "n = tanh_of(gx_n - r * gh_n)"),
     "two gates exchanged": ("in.gx[0].y, in.gx[1].y", "in.gx[1].y, in.gx[0].y"),
     "the other neighbour's gate": ("gh[0].y, gh[1].y", "gh[0].x, gh[1].y"),
+    "a step that does not move": ("    last_at = at;\n", ""),
     "no bias": ("gh_n.y = gh[2].y + bias.y;", "gh_n.y = gh[2].y;"),
     "states of the other side": ("const { return reverse ? walk.low() : walk.high(); }",
                                  "const { return walk.high(); }"),
 }  # fmt: skip
+BACKWARD = {
+    "a sign of a gate": ("dgx_r = dgx_n * gh_n * r * (1 - r)", "dgx_r = dgx_n * gh_n * r * (1 + r)"),
+    "a gate published twice": ("publish_gate(z, at, 1);", "publish_gate(r, at, 1);"),
+    "another gate's weights": ("(gate * H + first + i) * H", "(2 * H - gate * H + first + i) * H"),
+    "dh that is not carried on": ("= direct[i].y + sum.y;", "= sum.y;"),
+    "no gradient of the output": ("dh.y + in.doutput.y", "dh.y"),
+    "the next step's state": ("cell.load(in[i], sequence.before(at.walk)",
+                              "cell.load(in[i], sequence.after(at.walk)"),
+    "dh of a neighbour": ("place[(n - begin) * PAIRS]", "place[(n - begin) * PAIRS / 2]"),
+}  # fmt: skip
 
 
-def shows(kind: str, fault: tuple[str, str], seeds: int = 12) -> bool:
+def shows(kind: str, fault: tuple[str, str], backward: bool = False, seeds: int = 12) -> bool:
     """Whether one of the cases fails with a fault that is compiled in."""
-    faults: Faults = (fault,)
-    for reverse, lengths in ((False, FULL), (True, RAGGED), (False, (6, 6, 5))):
-        for tiling in ((4, 1, 1, 1), (2, 2, 1, 2)):
-            case = Case(kind, 48, lengths, reverse)
+    check = check_backward if backward else check_forward
+    tilings = [(4, 3, 3, 1), (2, 6, 3, 2)] if backward else [(4, 1, 1, 1), (2, 2, 1, 2)]
+    for tiling in tilings:
+        compiled = Tiling(kind, *tiling, record=None if backward else True)
+        for reverse, lengths, H in CASES:
+            if compiled.reduction < (3 * H if backward else H):
+                continue
+            case = Case(kind, H, lengths, reverse)
             for seed in range(seeds):
                 try:
-                    options = {"run": Run(seed), "faults": faults, "spins": 5000}
-                    check_forward(case, Tiling(kind, *tiling, record=True), **options)
+                    check(case, compiled, run=Run(seed), faults=(fault,), spins=5000)
                 except AssertionError:
                     return True
     return False
@@ -54,13 +70,21 @@ def shows(kind: str, fault: tuple[str, str], seeds: int = 12) -> bool:
 @pytest.mark.parametrize("kind", ("TF32X3", "BF16"))
 def test_the_cases_pass_without_a_fault(kind: str) -> None:
     needs_dtype("bfloat16")
-    assert not shows(kind, ("namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum"))
+    nothing = ("namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum")
+    assert not shows(kind, nothing, seeds=4)
+    assert not shows(kind, nothing, backward=True, seeds=4)
 
 
 @pytest.mark.parametrize("fault", ANYWHERE | FORWARD)
 def test_a_fault_of_the_forward_kernel_shows(fault: str) -> None:
     needs_dtype("bfloat16")
     assert shows("BF16", (ANYWHERE | FORWARD)[fault])
+
+
+@pytest.mark.parametrize("fault", ANYWHERE | BACKWARD)
+def test_a_fault_of_the_backward_kernel_shows(fault: str) -> None:
+    needs_dtype("bfloat16")
+    assert shows("BF16", (ANYWHERE | BACKWARD)[fault], backward=True)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,18 @@ inline void meet(Meeting& meeting) {
   meeting.waiting.push_back(index_of(current));
   yield();
 }
+inline void hold_back(Warp* warp) {
+  grid->held_back = warp;
+  grid->held_for = 1 + grid->random() % (64 * grid->fibers.size());
+}
+// All threads of a block; at times one of its warps is the last to go on, and by far.
+inline void barrier() {
+  Block& block = *current->its_block;
+  grid->idle = 0;
+  if (grid->shuffled && grid->held_for <= 0 && block.arrived + 1 == block.members)
+    if (grid->random() % 4 == 0) hold_back(&block.warps[grid->random() % block.warps.size()]);
+  meet(block);
+}
 inline void spin() {
   ++grid->idle;
   grid->ready.push_back(index_of(current));
@@ -176,10 +188,7 @@ inline void leave_block(Fiber& fiber) {
 inline bool passed_over(int i) {
   Grid& g = *grid;
   const long all = static_cast<long>(g.fibers.size());
-  if (g.held_for-- <= -all) {
-    g.held_back = g.fibers[g.random() % all].warp;
-    g.held_for = 1 + g.random() % (64 * all);
-  }
+  if (g.held_for-- <= -all) hold_back(g.fibers[g.random() % all].warp);
   return g.held_for > 0 && g.fibers[i].warp == g.held_back && g.idle < all;
 }
 

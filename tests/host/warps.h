@@ -9,10 +9,7 @@ namespace xprnn {
 
 typedef unsigned int Word;
 
-inline void sync_block() {
-  fibers::grid->idle = 0;
-  fibers::meet(*fibers::current->its_block);
-}
+inline void sync_block() { fibers::barrier(); }
 inline bool all_lanes(bool p) {
   const unsigned mine = p;
   const auto all = fibers::collect(1, &mine, 1);
