@@ -25,7 +25,8 @@ from xprnn.kernels.cuda import pointwise
 HOST = Path(__file__).parent / "host"
 CUDA = Path(pointwise.__file__).parent
 OUTCOMES = ("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector")
-FLAGS = (*COMMON, "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-U_FORTIFY_SOURCE")  # which refuses to change stacks
+# _FORTIFY_SOURCE would refuse to change stacks
+FLAGS = (*COMMON, "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-U_FORTIFY_SOURCE")
 HEAD = 128  # HEAD of products.h
 ITEMS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a piece
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "TF32X3": "float32"}

@@ -100,7 +100,12 @@ class Case:
         return -(-self.H // grain) * grain
 
     def __post_init__(self) -> None:
-        rng, H, S, N = np.random.default_rng(self.seed), self.H, self.layout.total, len(self.lengths)
+        rng, H, S, N = (
+            np.random.default_rng(self.seed),
+            self.H,
+            self.layout.total,
+            len(self.lengths),
+        )
         scale = 1 / np.sqrt(H)
         drawn = {
             "gx": rng.normal(0, 1, (S, 3 * H)),

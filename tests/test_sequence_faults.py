@@ -38,7 +38,7 @@ FORWARD = {
                                  "const { return walk.high(); }"),
 }  # fmt: skip
 BACKWARD = {
-    "a sign of a gate": ("dgx_r = dgx_n * gh_n * r * (1 - r)", "dgx_r = dgx_n * gh_n * r * (1 + r)"),
+    "a sign of a gate": ("dgx_n * gh_n * r * (1 - r)", "dgx_n * gh_n * r * (1 + r)"),
     "a gate published twice": ("publish_gate(z, at, 1);", "publish_gate(r, at, 1);"),
     "another gate's weights": ("(gate * H + first + i) * H", "(2 * H - gate * H + first + i) * H"),
     "dh that is not carried on": ("= direct[i].y + sum.y;", "= sum.y;"),
@@ -71,8 +71,8 @@ def shows(kind: str, fault: tuple[str, str], backward: bool = False, seeds: int 
 def test_the_cases_pass_without_a_fault(kind: str) -> None:
     needs_dtype("bfloat16")
     nothing = ("namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum")
-    assert not shows(kind, nothing, seeds=4)
-    assert not shows(kind, nothing, backward=True, seeds=4)
+    assert not shows(kind, nothing, seeds=2)
+    assert not shows(kind, nothing, backward=True, seeds=2)
 
 
 @pytest.mark.parametrize("fault", ANYWHERE | FORWARD)
@@ -147,5 +147,5 @@ def test_a_row_of_an_odd_length_as_pairs_shows() -> None:
 def test_a_warp_that_parts_shows() -> None:
     fault = ("const Arrival arrival = await", "if (threadIdx.x % 2) all_lanes(true);\n  "
              "const Arrival arrival = await")  # fmt: skip
-    with pytest.raises(AssertionError, match="diverged|deadlock"):
+    with pytest.raises(AssertionError, match=r"diverged|deadlock"):
         check_forward(Case("BF16", 16, (2,)), Tiling("BF16", 4, 1, 1, 1, True), faults=(fault,))

@@ -193,7 +193,8 @@ gru_backward(const typename Numbers<kind>::Element* weight_hh,
 #pragma unroll
     for (int i = 0; i < most; ++i) {
       const int row = thread / PAIRS + i * stride, n = first + row;
-      if (row < rows && n < end && cell.live()) direct[i] = cell.step(in[i], carried.of(n), block + n);
+      if (row < rows && n < end && cell.live())
+        direct[i] = cell.step(in[i], carried.of(n), block + n);
     }
     at.next();
     if (!at.done()) load(at);  // on their way while the others are waited for

@@ -141,7 +141,8 @@ XP_FN uint4 load_words(const typename Numbers<kind>::Element* row, int first, in
   } else {
 #pragma unroll
     for (int i = 0; i < 4 * per_word; ++i)
-      if (first + i < count) w[i / per_word] |= static_cast<Word>(row[first + i]) << i % per_word * 16;
+      if (first + i < count)
+        w[i / per_word] |= static_cast<Word>(row[first + i]) << i % per_word * 16;
   }
   if constexpr (per_word == 1) {  // cut to tf32, a NaN could become an infinity
 #pragma unroll

@@ -177,7 +177,8 @@ template <int gates, int rows, int lines>
 XP_FN void leave(float* partial, int warp, int lane, int tile, const float (&sums)[lines][4]) {
 #pragma unroll
   for (int gate = 0; gate < gates; ++gate) {
-    float* p = partial + ((warp * gates + gate) * rows + tile * 8 + lane % 4 * 2) * PITCH + lane / 4;
+    float* p =
+        partial + ((warp * gates + gate) * rows + tile * 8 + lane % 4 * 2) * PITCH + lane / 4;
     p[0] = sums[gate][0];
     p[PITCH] = sums[gate][1];
     p[8] = sums[gate][2];
