@@ -55,7 +55,8 @@ class Tiling(NamedTuple):
     @property
     def name(self) -> str:
         sizes = f"{self.kind}, {self.warps}, {self.chunks}, {self.held}, {self.tiles}"
-        return f"{self.kernel}<{sizes}{'' if self.record is None else f', {str(self.record).lower()}'}>"
+        record = "" if self.record is None else f", {str(self.record).lower()}"
+        return f"{self.kernel}<{sizes}{record}>"
 
     @property
     def reduction(self) -> int:
@@ -95,7 +96,8 @@ def source_of(tiling: Tiling, faults: Faults = ()) -> str:
 template <class F> struct Of;
 template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All; }};
 constexpr auto kernel = xprnn::{tiling.name.replace("<", "<xprnn::")};
-template <int i> using Arg = std::tuple_element_t<i, Of<std::remove_const_t<decltype(kernel)>>::All>;
+typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
+template <int i> using Arg = std::tuple_element_t<i, All>;
 extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resident) {{
   return fibers::launch({{x, y, 1}}, {32 * tiling.warps}, shared, seed, resident,
                         [=] {{ kernel({passed}); }});

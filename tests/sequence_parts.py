@@ -24,6 +24,7 @@ from xprnn.layout import Layout, make_layout
 from xprnn.scratch import Workspace
 
 SPINS = 2**31
+IN_ORDER = Run()
 TAG = 7 << 24
 ROUNDED = {"BF16": "bfloat16", "F16": "float16", "TF32": "tf32", "TF32X3": "float32"}
 CANARY, GUARD = 0xA5, 1 << 14  # bytes; a faulty kernel may read some rows too many
@@ -192,7 +193,7 @@ def initial_rows(case: Case) -> np.ndarray:
 def run_forward(
     case: Case,
     tiling: Tiling,
-    run: Run = Run(),
+    run: Run = IN_ORDER,
     passes: int = 1,
     faults: Faults = (),
     spins: int = SPINS,
@@ -259,7 +260,7 @@ class Backward:
 def run_backward(
     case: Case,
     tiling: Tiling,
-    run: Run = Run(),
+    run: Run = IN_ORDER,
     passes: int = 1,
     faults: Faults = (),
     spins: int = SPINS,

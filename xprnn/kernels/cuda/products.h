@@ -145,8 +145,9 @@ XP_FN void multiply_special(float (&sums)[lines][4], const Source& source, const
   }
 }
 
-// sums (16 units, 8 rows) of each gate, in as many parts as keep mma busy, += the warp's share of the reduction over a row of the
-// mailbox, of which `words` words are left from p on, where this lane begins. False: given up.
+// sums (16 units, 8 rows) of each gate, in as many parts as keep mma busy, += the warp's share of
+// the reduction over a row of the mailbox, of which `words` words are left from p on, where this
+// lane begins. False: given up.
 template <int kind, int first = 0, int lines, int gates, int chunks, int held, class Source>
 XP_FN bool multiply_row(float (&sums)[lines][4], const Fragments<chunks, held> (&weights)[gates],
                         const Source& source, bool special, const Word* p, int words, Word spins) {
