@@ -162,8 +162,9 @@ def test_the_fused_kernels_serve_unless_forced(
         monkeypatch.setenv("XPRNN_KERNELS", name)
         assert layer.explain((6, 4, 3)).splitlines()[0].endswith(f": {name}")
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    layer.to(dtype="float64", compute_dtype="float64")  # which no sequence kernel takes
     with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence"):
-        layer(backend.xp.zeros((6, 4, 3), "float32"))
+        layer(backend.xp.zeros((6, 4, 3), "float64"))
 
 
 def launched(call: Callable[[], Any], folder: Path) -> Counter[str]:

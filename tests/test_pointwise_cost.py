@@ -139,7 +139,9 @@ def test_the_table_chooses_by_name(
     given = arguments(module)
     lines = module.explain(given["x"].shape).splitlines()
     assert lines[0].endswith(f" N=3: {expected}") and lines[1] == f"  reason: {reason}"
-    assert any(re.match("  sequence: (forward|training): ", line) for line in lines)
+    assert any(
+        re.match("  sequence: (no kernel|not yet run|XPRNN_KERNELS=)", line) for line in lines
+    )
     assert any(line.startswith("  pointwise: ") for line in lines) == (expected == "reference")
     LOG.clear()
     hx = [strict.from_host(given[key]) for key in ("h", "c", "h0", "c0") if key in given]

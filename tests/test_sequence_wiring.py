@@ -104,6 +104,9 @@ def test_what_no_gpu_has_run_has_to_be_asked_for(
     assert last == "  sequence: not yet run on a GPU; XPRNN_KERNELS=sequence forces it"
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
     assert layer.explain((4, 2, 3)).splitlines()[0].endswith(": sequence")
+    monkeypatch.delenv("XPRNN_KERNELS")
+    why = {row.check: row.reason for row in xprnn.verify(layer, (4, 2, 3)).absent}["sequence"]
+    assert why == kernels.UNTRIED and not Function.launches
 
 
 def test_steps_are_undone_one_by_one_where_no_kernel_fits(
@@ -162,6 +165,7 @@ def test_what_does_not_fit_is_said_and_served_otherwise(
     facts: dict[str, int], reason: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, **facts)
+    monkeypatch.setattr(kernels, "AUTOMATIC", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
     case = (2, 17, 3, {}, None)
     compare(serve(strict.name, case, False), case, False, "float32")

@@ -31,6 +31,7 @@ IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
 # Of these "auto" takes what fits. The sequence kernels are right on a CPU that stands for a GPU,
 # fibers for threads; they join when a GPU has shown them right and faster.
 AUTOMATIC = ("reference", "pointwise")
+UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 
 
 class KernelUnavailableError(RuntimeError):
@@ -82,24 +83,51 @@ def choose(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-    sequences = _sequences(cell, backend, arithmetic)
-    if sequences is None:
-        return _choose(cell, backend, arithmetic, forced)
-    N, H, T = sizes
+    forced = _forced()
+    if isinstance(backend, CupyBackend) and wants_sequences():
+        return _fitted(cell, backend, arithmetic, forced, sizes, record)
+    return _choose(cell, backend, arithmetic, forced)
+
+
+def _forced() -> str:
+    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
+def wants_sequences() -> bool:
+    """Whether sequence kernels are asked for, or "auto" may take them."""
+    forced = _forced()
+    return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC)
+
+
+def has_sequences(cell: Cell, backend: Backend) -> bool:
+    """Whether there are sequence kernels for a cell on a backend, whatever they fit."""
+    if backend.kernels != "cuda":
+        return False
+    from .cuda.plan import KERNELS
+
+    return (cell.name, "forward") in KERNELS
+
+
+def _fitted(
+    cell: Cell,
+    backend: CupyBackend,
+    arithmetic: Arithmetic,
+    forced: str,
+    sizes: tuple[int, int, int],
+    record: bool,
+) -> Engine:
+    """The engine with sequence kernels where they fit, or the one without and the reason."""
+    sequences, (N, H, T) = _sequences(cell, backend, arithmetic), sizes
     works = ("training", "backward") if record else ("forward",)
     # a call without rows or steps launches nothing, whoever serves
     plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1)) for work in works}
     refused = [f"{work}: {plan}" for work, plan in plans.items() if isinstance(plan, str)]
     if refused and forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
-    engine = _choose(cell, backend, arithmetic, "auto" if forced == "sequence" else forced)
-    asked = forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC)
-    if not asked or isinstance(plans[works[0]], str):
+    engine = _choose(cell, backend, arithmetic, "auto")
+    if isinstance(plans[works[0]], str):
         others = tuple([row for row in engine.missing if row[0] != "sequence"])
-        untried = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
-        why = refused[0] if refused else untried if forced == "auto" else engine.reason
-        return replace(engine, missing=(*others, ("sequence", why)))
+        return replace(engine, missing=(*others, ("sequence", refused[0])))
     reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
     missing = tuple([("sequence", why) for why in refused])
     return replace(
@@ -108,13 +136,10 @@ def choose(
 
 
 @cache
-def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> SequenceKernels | None:
-    """The sequence kernels for a cell on a backend that runs such kernels."""
-    if isinstance(backend, CupyBackend):
-        from .cuda.sequence import SequenceKernels
+def _sequences(cell: Cell, backend: CupyBackend, arithmetic: Arithmetic) -> SequenceKernels:
+    from .cuda.sequence import SequenceKernels
 
-        return SequenceKernels(backend, cell.name, arithmetic)
-    return None
+    return SequenceKernels(backend, cell.name, arithmetic)
 
 
 @cache
@@ -136,7 +161,9 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
     else:
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {absent}")
     faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(chosen) + 1 :]
-    missing = tuple([(name, reason if name in serving else absent) for name in faster])
+    there = {*serving, "sequence"} if has_sequences(cell, backend) else {*serving}
+    why = UNTRIED if forced == "auto" else reason  # "auto" leaves out nothing else
+    missing = tuple([(name, why if name in there else absent) for name in faster])
     xp = backend.module(arithmetic.precision, arithmetic.narrow)
     return Engine(chosen, reason, missing, backend, xp, serving[chosen], arithmetic)
 

@@ -79,7 +79,12 @@ def check(
     if equations.kinked:
         why = "rounding decides on which side of its kink relu falls"
         absent.append(Absent(f"{equations.numbers} gradients", cell, why))
+    net = layer._stack.cell, layer.backend
+    untried = kernels.has_sequences(*net) and not kernels.wants_sequences()
     for implementation in kernels.IMPLEMENTATIONS:
+        if implementation == "sequence" and untried:
+            absent.append(Absent(implementation, cell, kernels.UNTRIED))
+            continue
         with forced(implementation):
             try:
                 serving = subject._engine(*subject._steps_and_batch(shape)).implementation
