@@ -48,7 +48,10 @@ class Copying:
 
 def engine(identity: np.ndarray) -> Engine:
     arithmetic = check_arithmetic("float64", None, "ieee")
-    return replace(choose(CELLS["gru"], get_backend("numpy"), arithmetic), xp=Copying(identity))
+    return replace(
+        choose(CELLS["gru"], get_backend("numpy"), arithmetic, (1, 1, 1), True),
+        xp=Copying(identity),
+    )
 
 
 def guarded(array: np.ndarray) -> np.ndarray:
