@@ -65,7 +65,7 @@ def filed(implementation):
             product(*result.get("params", ())), result.get("result") or (), strict=False
         ):
             if measured(seconds) and dict(zip(names, values, strict=True)) == wanted:
-                curves[str(file["params"])][file["commit_hash"]] = seconds
+                curves[str(sorted(file["params"].items()))][file["commit_hash"]] = seconds
     assert curves, f"no results are filed of {implementation}"
     return sorted((implementation, *sorted(curve.items())) for curve in curves.values())
 
