@@ -37,12 +37,12 @@ class Program:
     def setup(self, cell: str, implementation: str) -> None:
         """Find library, backend and device, and prepare."""
         try:
-            self.library, place, kernels = parts(implementation)
+            self.package, place, kernels = parts(implementation)
             if kernels:
                 os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
             self.backend = usable_backend(place)
             self.device = "cpu" if place == "numpy" else "cuda"
-            if self.library != "xprnn":
+            if self.package != "xprnn":
                 self.check_torch()
             self.prepare(cell)
         except UnusableError as error:
@@ -74,7 +74,7 @@ class DemoEpoch(Program):
         self.data, _ = japanese_vowels()
 
     def time_epoch(self, cell: str, implementation: str) -> None:
-        if self.library == "torch":
+        if self.package == "torch":
             from .demo_vs_torch import train_in_torch
 
             train_in_torch(cell, self.data, 1, 0, self.device)
@@ -93,7 +93,7 @@ class Load(Program):
     def prepare(self, cell: str) -> None:
         self.folder = tempfile.mkdtemp()
         path = Path(self.folder)
-        if self.library == "torch":
+        if self.package == "torch":
             import torch
 
             kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[cell]

@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Ragged:
-    """The index arrays of a batch whose lengths differ, intp on the backend but for the counts."""
+    """The index arrays of a batch whose lengths differ, intp on the backend."""
 
     order: Array  # (N,) the caller's row at each place, longest first
     inverse: Array  # (N,) the place of each of the caller's rows
@@ -44,7 +44,7 @@ class Ragged:
     row: Array  # (S,) the caller's row of each packed row
     shifted: Array  # (S,) where the state blocks at base(t-1) keep each packed row
     last: Array  # (n_0,) where the forward direction left each place's final state
-    counts: Array  # (T,) int32, the rows active at each step, as kernels read them
+    counts: Array  # (T,), the rows active at each step
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,5 @@ def make_layout(backend: Backend, steps: int, batch: int, lengths: np.ndarray | 
     moved = backend.from_host(np.concatenate(indices))  # one transfer for all
     ends = np.cumsum([index.size for index in indices]).tolist()
     parts = [moved[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    parts[-1] = parts[-1].astype(np.int32)
     ragged = Ragged(*parts)
     return Layout(steps, batch, counts.tolist(), starts_array.tolist(), ragged)

@@ -117,7 +117,7 @@ class SequenceKernels:
         after: tuple[Any, ...] = (),
     ) -> None:
         """Launch with the arguments that all sequence kernels have between and behind their own."""
-        counts = None if layout.ragged is None else layout.ragged.counts
+        counts = None if layout.ragged is None else layout.ragged.counts.astype(np.int32)
         sizes = layout.steps, layout.running, H, layout.total, chosen.passes, int(reverse)
         name = f"{self._cell}_{name}"
         self._backend.resident.launch(
