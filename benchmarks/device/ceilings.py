@@ -24,6 +24,7 @@ COPIED = 2**31  # bytes
 ROUNDS = 2000  # of a word to and fro: a millisecond or two
 PLACES, APART = 9, 1 << 20  # words between the two that are handed over: other parts of L2
 SPINS = 1 << 20  # polls: half a second
+WARP = 32  # threads of a block
 
 
 class Ceilings(NamedTuple):
@@ -82,14 +83,14 @@ def handover(
         words[:1] = 0
         words[apart : apart + 1] = 0
         arguments = words, np.uint32(apart), count, np.uint32(SPINS)
-        backend.resident.launch("relay", relay, Shape((2, 1), 1, 0), arguments)
+        backend.resident.launch("relay", relay, Shape((2, 1), WARP, 0), arguments)
 
     def at(place: int) -> float:
         return _least(partial(there_and_back, place * APART), clock) / (2 * rounds)
 
     latency = statistics.median([at(place) for place in range(1, places + 1)])
     words[:1] = 0
-    alone = _least(lambda: look((1,), (1,), (words, count)), clock) / rounds
+    alone = _least(lambda: look((1,), (WARP,), (words, count)), clock) / rounds
     backend.synchronize()  # raises if a wait was given up
     return latency, alone
 

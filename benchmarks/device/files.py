@@ -106,9 +106,8 @@ def markdown(report: Report) -> str:
         f"{dtype} products {rate / 1e12:.1f} T operations/s" for dtype, rate in rates.items()
     ]
     measured.append(f"copy {report['ceilings']['bandwidth'] / 1e9:.0f} GB/s")
-    for name in ("latency", "look"):
-        if report["ceilings"][name] is not None:
-            measured.append(f"{name} {1e9 * report['ceilings'][name]:.0f} ns")
+    waits = {name: report["ceilings"][name] for name in ("latency", "look")}
+    measured += [f"{name} {1e9 * found:.0f} ns" for name, found in waits.items() if found]
     lines = [
         f"# Speed on {report['device']['name']}, {report['date']}",
         "",

@@ -3,12 +3,13 @@
 
 namespace xprnn {
 
-// Two blocks of one thread hand a word to and fro, `rounds` times: block 0 leaves k in words[0],
-// block 1 waits for it and leaves k in words[apart], for which block 0 waits.
+// Two blocks, a thread of each, hand a word to and fro, `rounds` times: block 0 leaves k in
+// words[0], block 1 waits for it and leaves k in words[apart], for which block 0 waits.
 //
 // words   (apart + 1,) zeros at first, =
 // spins   polls before a wait is given up; then *report = tag + k
 XP_KERNEL(32) relay(Word* words, Word apart, Word rounds, Word spins, Word* report, Word tag) {
+  if (threadIdx.x) return;
   const bool first = blockIdx.x == 0;
   Word* const mine = first ? words : words + apart;
   const Word* const other = first ? words + apart : words;
@@ -26,6 +27,7 @@ XP_KERNEL(32) relay(Word* words, Word apart, Word rounds, Word spins, Word* repo
 // One thread polls `rounds` times for a word that is there; each poll's address hangs on the
 // poll before it. words (1,) is 0 and is read.
 XP_KERNEL(32) look(const Word* words, Word rounds) {
+  if (threadIdx.x) return;
   Word at = 0;
   for (Word k = 0; k < rounds; ++k) at = poll(words + at);
 }

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,8 @@ def _verdict(
     row = _row(problem, what, name, error=errors[worst], limit=equations.limits[worst], of=worst)
     if not row["error"] <= row["limit"]:
         row["wrong"] = f"{worst} is off by {row['error']:.2g} of its largest element"
+    if not isfinite(row["error"]):  # which JSON does not have
+        row["error"], row["wrong"] = None, f"{worst} is not a number somewhere"
     return row
 
 
@@ -156,7 +159,7 @@ def timed(problem: Problem, rows: Sequence[Row], backend: Backend, ceilings: Cei
     right = [name for name in candidates(backend) if _all_right(name, rows)]
     for row in rows:
         if row["kernels"] not in right:
-            row["not_timed"] = "wrong"
+            row["not_timed"] = "wrong" if row["wrong"] else "the other pass is wrong"
     if not right:
         return
     try:

@@ -1,0 +1,303 @@
+"""What the device report's floors are made of: words to and fro, steps without waiting, clocks."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from host_kernels import COMPILER, needs_compiler
+from host_sequence import CUDA, FLAGS, HOST, OUTCOMES, Run
+from strict_sequence import Function, install
+
+import xprnn
+from benchmarks.device import ceilings, floor, rows
+from benchmarks.device.ceilings import Ceilings
+from benchmarks.device.floor import BOTH, FORWARD, Problem
+from xprnn.backend import Backend
+from xprnn.bench import clock
+from xprnn.kernels.cuda import cells, sequence
+from xprnn.kernels.cuda.plan import plan
+
+on_a_gpu = pytest.mark.parametrize(
+    "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
+)
+APART, ROUNDS, TAG = 64, 20, 5 << 24
+
+
+# -- the relay, on fibers
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`relay.cu` compiled for the host: (outcome, words, report) of a run."""
+    if COMPILER is None:
+        pytest.skip("there is no g++ here to compile the kernels for the host with")
+    folders = {"fibers.h": HOST, "host/device.h": HOST.parent, "common.h": CUDA, "warps.h": HOST}
+    text = "\n".join([(folder / name).read_text("utf-8") for name, folder in folders.items()])
+    source = (Path(ceilings.__file__).parent / "relay.cu").read_text("utf-8")
+    folder = tmp_path_factory.mktemp("relay")
+
+    def build(old: str = "", new: str = "") -> Any:
+        assert not old or source.count(old) == 1
+        target = folder / f"{len(list(folder.iterdir()))}.so"
+        code = f"""{text}\n{source.replace(old, new) if old else source}
+extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned spins,
+                   unsigned* report, unsigned tag, unsigned seed, int resident) {{
+  return fibers::launch({{2, 1, 1}}, 32, 0, seed, resident,
+                        [=] {{ xprnn::relay(words, apart, rounds, spins, report, tag); }});
+}}
+"""
+        command = [COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(target)]
+        subprocess.run(command, input=code, text=True, check=True)
+        return ctypes.CDLL(str(target))
+
+    def run(library: Any, seed: int = 0, resident: int = 0, spins: int = 1 << 30) -> Any:
+        words, report = np.zeros(APART + 1, np.uint32), np.zeros(1, np.uint32)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (words, report)]
+        sizes = map(ctypes.c_uint, (APART, ROUNDS, spins))
+        rest = ctypes.c_uint(TAG), ctypes.c_uint(seed), resident
+        outcome = OUTCOMES[library.run(pointers[0], *sizes, pointers[1], *rest)]
+        return outcome, words, int(report[0])
+
+    return lambda *fault, **how: run(build(*fault), **how)
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(6))
+def test_words_go_to_and_fro(seed: int, relay: Callable[..., Any]) -> None:
+    outcome, words, report = relay(seed=seed)
+    assert (outcome, report) == ("fine", 0)
+    assert words[0] == words[APART] == ROUNDS and words.sum() == 2 * ROUNDS
+
+
+@needs_compiler
+def test_a_block_that_is_alone_gives_up(relay: Callable[..., Any]) -> None:
+    """And says so; with the wait taken out, or a word never sent, that shows here."""
+    assert relay(resident=1, spins=50)[2] > TAG
+    assert relay("poll(other) != k", "false", resident=1, spins=50)[2] == 0
+    assert relay("if (!first) publish(mine, k);", "", spins=50)[2] > TAG
+
+
+@pytest.mark.parametrize("architecture", ["80", "90", "100"])
+def test_the_relay_compiles(architecture: str) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    from cupy.cuda import compiler
+    from nvrtc import compile_sources
+
+    found = compile_sources([ceilings.source()], architecture)
+    assert len(found) == 2 and not any(used.stack or used.spilled for used in found.values())
+    names = ("xprnn::relay", "xprnn::look")  # as RawModule asks for them
+    program = compiler._NVRTCProgram(
+        ceilings.source(), "relay.cu", name_expressions=names, method="ptx"
+    )
+    code, mapping = program.compile((f"-arch=compute_{architecture}", "--std=c++17"))
+    assert mapping.keys() == {*names}
+    text = code.decode()
+    assert text.count("ld.relaxed.gpu.global.u32") >= 2 and "st.relaxed.gpu.global.u32" in text
+
+
+# -- the sequence kernels, on fibers
+
+
+@pytest.fixture
+def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """The stand-in on a device of today, its clock the host's."""
+    install(monkeypatch)
+    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr(ceilings, "SHORT", 0.0)
+    given: list[Any] = []
+
+    @contextmanager
+    def using(allocate: Any) -> Iterator[None]:
+        given.append(allocate)
+        yield
+
+    cuda = strict.xp.cuda
+    monkeypatch.setattr(cuda, "using_allocator", using, False)
+    monkeypatch.setattr(cuda, "get_allocator", lambda: "the one in use", False)
+    plan.cache_clear()
+    yield strict
+    plan.cache_clear()
+    assert all(allocate.args == ("the one in use",) for allocate in given)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
+def test_both_kernels_are_compared(dtype: str, device: Backend) -> None:
+    found, absent = rows.compared(Problem("gru", dtype, 2, 32, 9), device)
+    names = [(row["kernels"], row["pass"]) for row in found]
+    assert names == [(k, p) for k in ("sequence", "pointwise") for p in (FORWARD, BOTH)]
+    assert not absent and not any(row["wrong"] for row in found)
+    assert all(0 < row["error"] <= row["limit"] for row in found)
+    assert {name.partition("<")[0] for name, _ in Function.launches} == {
+        "xprnn::gru_forward",
+        "xprnn::gru_backward",
+    }
+
+
+@needs_compiler
+def test_kernels_that_do_not_fit_are_said(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, multiProcessorCount=1)
+    plan.cache_clear()
+    found, (absent,) = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
+    assert {row["kernels"] for row in found} == {"pointwise"}
+    assert absent["kernels"] == "sequence" and "2 blocks must run at once" in absent["reason"]
+
+
+@needs_compiler
+def test_what_nobody_writes_is_wrong(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is not launched leaves what new memory holds."""
+    monkeypatch.setattr(cells, "launch", lambda xp, name, *rest: None)
+    found, _ = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
+    wrong = {(row["kernels"], row["pass"]): row["wrong"] for row in found}
+    assert not wrong["sequence", FORWARD] and not wrong["sequence", BOTH]
+    assert "is not a number somewhere" in wrong["pointwise", FORWARD]
+    assert all(row["error"] is None for row in found if row["kernels"] == "pointwise")
+
+
+@needs_compiler
+@pytest.mark.parametrize("training", [False, True])
+def test_steps_without_waiting_wait_for_nobody(
+    training: bool, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one block at a time: where it waited for the next one, nothing would end."""
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    layer = xprnn.GRU(32, 32, seed=0, backend=device.name)
+    x = device.from_host(np.random.default_rng(0).standard_normal((5, 3, 32), np.float32))
+
+    def call() -> None:
+        output, _ = (layer.train() if training else layer)(x)
+        if training:
+            layer.backward(output)
+
+    genuine = ceilings.measure
+
+    def alone(functions: Any, *rest: Any) -> Any:
+        monkeypatch.setattr(Function, "run", Run(resident=1))
+        return genuine(functions, *rest)
+
+    monkeypatch.setattr(ceilings, "measure", alone)
+    monkeypatch.setattr(sequence, "SPINS", 50)
+    assert ceilings.unpolled(call, device) > 0
+    assert len({name for name, _ in Function.launches}) == 1 + training
+    device.synchronize()  # nobody gave up
+    assert "launch" not in vars(device.resident)
+    with pytest.raises((xprnn.KernelStoppedError, RuntimeError)):  # the control
+        call()
+        device.synchronize()
+
+
+# -- memory and clocks
+
+
+def test_new_memory_is_filled() -> None:
+    memory = bytearray(8)
+
+    def memset_async(value: int, nbytes: int) -> None:
+        memory[:nbytes] = bytes([value]) * nbytes
+
+    allocate = partial(rows.filled, lambda nbytes: SimpleNamespace(memset_async=memset_async))
+    allocate(8)
+    for dtype in ("float16", "float32", "float64"):
+        assert np.isnan(np.frombuffer(memory, dtype)).all()
+
+
+class Queue:
+    """A stream on which work takes time, and events that know theirs once they are waited for."""
+
+    def __init__(self) -> None:
+        self.now, self.waiting = 0.0, []
+
+    def work(self, milliseconds: float) -> None:
+        self.waiting.append(lambda: setattr(self, "now", self.now + milliseconds))
+
+    def drain(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+    def cuda(self) -> Any:
+        queue = self
+
+        class Event:
+            at = None
+
+            def record(self) -> None:
+                queue.waiting.append(lambda: setattr(self, "at", queue.now))
+
+            def synchronize(self) -> None:
+                queue.drain()
+
+        def elapsed(start: Event, stop: Event) -> float:
+            if start.at is None or stop.at is None:
+                raise RuntimeError("cudaErrorNotReady: device not ready")
+            return stop.at - start.at
+
+        return SimpleNamespace(Event=Event, get_elapsed_time=elapsed)
+
+
+def test_the_clock_waits_for_the_device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts the device's time of the calls alone; without the wait there is none."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    queue = Queue()
+    cuda = queue.cuda()
+    monkeypatch.setattr(cupy, "cuda", cuda)
+    monkeypatch.setattr(strict, "synchronize", queue.drain)
+    seconds = clock.timer(strict)
+    queue.work(1000.0)  # of somebody else, before
+    assert seconds(lambda: queue.work(2.5), 4) == pytest.approx(0.01)
+    monkeypatch.setattr(cuda.Event, "synchronize", lambda self: None)
+    with pytest.raises(RuntimeError, match="not ready"):
+        seconds(lambda: queue.work(2.5), 4)
+
+
+# -- floors
+
+
+MEASURED = Ceilings(4e12, {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14}, 6e-7, 2e-7)
+
+
+def test_floors() -> None:
+    small, large = Problem("gru", "bfloat16", 1, 256, 512), Problem("lstm", "tf32", 256, 1024, 128)
+    assert floor.operations(small, FORWARD) == 2 * 3 * 256 * 512 * 512
+    assert floor.moved(small, FORWARD) == 2 * (2 * 512 * 256 + 2 * 3 * 256 * 256)
+    assert floor.operations(large, BOTH) == 3 * 2 * 4 * 1024 * 2048 * 256 * 128
+    assert floor.moved(large, BOTH) == 4 * (6 * 128 * 256 * 1024 + 3 * 8 * 1024 * 1024)
+    assert floor.floor(small, FORWARD, MEASURED, None) == (pytest.approx(512 * 6e-7), "steps")
+    both = floor.floor(small, BOTH, MEASURED, 3e-4)  # a poll is in the steps without waiting too
+    assert both == (pytest.approx(2 * 512 * 4e-7 + 3e-4), "steps")
+    least = floor.operations(large, BOTH) / 4e14
+    assert floor.floor(large, BOTH, MEASURED, None) == (pytest.approx(least), "operations")
+    slow = MEASURED._replace(bandwidth=1e9)
+    assert floor.floor(large, FORWARD, slow, None)[1] == "bytes"
+
+
+def test_three_tf32_products_are_one_of_float32() -> None:
+    assert MEASURED.rate("float32") == pytest.approx(4e14 / 3)
+    assert MEASURED._replace(rates={"float32": 5e13}).rate("float32") == 5e13
+    assert MEASURED.rate("bfloat16") == 8e14
+
+
+# -- on a GPU
+
+
+@on_a_gpu
+def test_a_handover_takes_longer_than_a_look(backend: Backend) -> None:
+    started = time.perf_counter()
+    latency, look = ceilings.handover(backend, clock.timer(backend), rounds=500, places=3)
+    assert 1e-8 < look < latency < 1e-4 and time.perf_counter() - started < 30
+
+
+@on_a_gpu
+def test_memory_is_poisoned_on_a_gpu(backend: Backend) -> None:
+    with rows.poisoned(backend):
+        assert bool(backend.xp.isnan(backend.xp.empty(1000, "float32")).all())
