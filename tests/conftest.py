@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import cache
 
+import forced
 import pytest
 from gpu_report import IMPLEMENTATION, GpuReport
 from strict_array import StrictBackend
@@ -17,9 +18,15 @@ from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.backend.cupy import CupyBackend
 
+SERVING = {
+    "numpy": ("reference",),
+    "cupy": (forced.NAME,) if forced.NAME else ("reference", "pointwise"),
+}
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(GpuReport(config))
+    config.pluginmanager.register(forced)
+    config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +73,6 @@ def _lacks(name: str) -> str:
     except xprnn.BackendUnavailableError as error:
         return str(error)
     return ""
-
-
-SERVING = {"numpy": ("reference",), "cupy": ("reference", "pointwise")}
 
 
 @pytest.fixture

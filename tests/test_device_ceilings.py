@@ -83,7 +83,7 @@ def test_words_go_to_and_fro(seed: int, relay: Callable[..., Any]) -> None:
 def test_a_block_that_is_alone_gives_up(relay: Callable[..., Any]) -> None:
     """And says so; with the wait taken out, or a word never sent, that shows here."""
     assert relay(resident=1, spins=50)[2] > TAG
-    assert relay("poll(other) != k", "false", resident=1, spins=50)[2] == 0
+    assert relay("poll(other) != k", "poll(other) == ~k", resident=1, spins=50)[2] == 0
     assert relay("if (!first) publish(mine, k);", "", spins=50)[2] > TAG
 
 
