@@ -131,7 +131,7 @@ def test_the_command_writes_the_readme(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", files.BEGIN, files.END + files.BEGIN, 2 * files.BEGIN])
 def test_a_readme_without_marks(text: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(text)
-    with pytest.raises(device_report.RefusedError, match="expected the marks .*, once each"):
+    with pytest.raises(device_report.RefusedError, match=r"expected the marks .*, once each"):
         device_report.write_readme(tmp_path / "README.md", tmp_path)
     assert (tmp_path / "README.md").read_text() == text
 
@@ -139,12 +139,12 @@ def test_a_readme_without_marks(text: str, tmp_path: Path) -> None:
 def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
     for name, content in (("a", {**SAMPLE, "rows": 3}), ("b", [])):
         file(tmp_path, name, content)
-        with pytest.raises(ValueError, match=rf"{name}/report.json: report: "):
+        with pytest.raises(ValueError, match=rf"{name}/report\.json: report: "):
             files.read_all(tmp_path)
         (tmp_path / name / "report.json").unlink()
     file(tmp_path, "c", {})
     (tmp_path / "c" / "report.json").write_text("{")
-    with pytest.raises(ValueError, match="c/report.json: "):
+    with pytest.raises(ValueError, match=r"c/report\.json: "):
         files.read_all(tmp_path)
 
 
