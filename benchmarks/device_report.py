@@ -91,12 +91,13 @@ def measured_report(
 ) -> dict[str, Any]:
     """Compare, time and write: the report.
 
-    :param grid: of `rows.problems`; `sizes` are those of `measure_ceilings`.
+    :param grid: of `problems`; `sizes` are those of `measure_ceilings`.
     """
     from machine import commit, describe_device, digest, versions
 
     from .device import files, rows
     from .device.ceilings import measure_ceilings
+    from .device.problems import problems as all_problems
 
     started = time.monotonic()
     device = describe_device() or {"name": backend.describe(), "driver": "none"}
@@ -105,7 +106,7 @@ def measured_report(
         files.check_writable(folder)
     except OSError as error:
         raise RefusedError(f"--out {folder}: cannot be written: {error.strerror}") from error
-    problems = rows.problems(**(grid or {}))
+    problems = all_problems(**(grid or {}))
     found: dict[Any, list[Any]] = {}
     absent: list[Any] = []
     for problem in problems:

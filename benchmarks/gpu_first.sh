@@ -69,7 +69,7 @@ suite=("$python" -m pytest -m gpu -q -p no:cacheprovider "${workers[@]}" --durat
 step suite 240 "${suite[@]}"
 step sequence 150 env XPRNN_KERNELS=sequence "${suite[@]}"
 step verify 60 env XPRNN_KERNELS=sequence "$python" -m xprnn verify --backend cupy
-step report 480 "$python" -m benchmarks.device_report
+step report 480 env OMP_NUM_THREADS="$(nproc)" "$python" -m benchmarks.device_report
 step sanitizer 75 "$python" benchmarks/sanitize.py
 step tuning 170 "$python" -m benchmarks.device.tuning
 exit "$failed"

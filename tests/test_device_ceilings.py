@@ -1,13 +1,12 @@
-"""What the device report's floors are made of: words to and fro, steps without waiting, clocks."""
+"""What the device report's floors are made of: words to and fro, clocks, operations and bytes."""
 
 from __future__ import annotations
 
 import ctypes
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from host_kernels import COMPILER, needs_compiler
-from host_sequence import CUDA, FLAGS, HOST, OUTCOMES, Run
-from strict_sequence import Function, install
+from host_sequence import CUDA, FLAGS, HOST, OUTCOMES
 
-import xprnn
-from benchmarks.device import ceilings, floor, rows
+from benchmarks.device import ceilings, floor
 from benchmarks.device.ceilings import Ceilings
-from benchmarks.device.floor import BOTH, FORWARD, Problem
+from benchmarks.device.problems import BOTH, FORWARD, Problem
 from xprnn.backend import Backend
 from xprnn.bench import clock
-from xprnn.kernels.cuda import cells, sequence
-from xprnn.kernels.cuda.plan import plan
 
 on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
@@ -46,6 +41,7 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     source = (Path(ceilings.__file__).parent / "relay.cu").read_text("utf-8")
     folder = tmp_path_factory.mktemp("relay")
 
+    @cache
     def build(old: str = "", new: str = "") -> Any:
         assert not old or source.count(old) == 1
         target = folder / f"{len(list(folder.iterdir()))}.so"
@@ -105,111 +101,7 @@ def test_the_relay_compiles(architecture: str) -> None:
     assert text.count("ld.relaxed.gpu.global.u32") >= 2 and "st.relaxed.gpu.global.u32" in text
 
 
-# -- the sequence kernels, on fibers
-
-
-@pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The stand-in on a device of today, its clock the host's."""
-    install(monkeypatch)
-    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
-    monkeypatch.setattr(ceilings, "SHORT", 0.0)
-    given: list[Any] = []
-
-    @contextmanager
-    def using(allocate: Any) -> Iterator[None]:
-        given.append(allocate)
-        yield
-
-    cuda = strict.xp.cuda
-    monkeypatch.setattr(cuda, "using_allocator", using, False)
-    monkeypatch.setattr(cuda, "get_allocator", lambda: "the one in use", False)
-    plan.cache_clear()
-    yield strict
-    plan.cache_clear()
-    assert all(allocate.args == ("the one in use",) for allocate in given)
-
-
-@needs_compiler
-@pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
-def test_both_kernels_are_compared(dtype: str, device: Backend) -> None:
-    found, absent = rows.compared(Problem("gru", dtype, 2, 32, 9), device)
-    names = [(row["kernels"], row["pass"]) for row in found]
-    assert names == [(k, p) for k in ("sequence", "pointwise") for p in (FORWARD, BOTH)]
-    assert not absent and not any(row["wrong"] for row in found)
-    assert all(0 < row["error"] <= row["limit"] for row in found)
-    assert {name.partition("<")[0] for name, _ in Function.launches} == {
-        "xprnn::gru_forward",
-        "xprnn::gru_backward",
-    }
-
-
-@needs_compiler
-def test_kernels_that_do_not_fit_are_said(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, multiProcessorCount=1)
-    plan.cache_clear()
-    found, (absent,) = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
-    assert {row["kernels"] for row in found} == {"pointwise"}
-    assert absent["kernels"] == "sequence" and "2 blocks must run at once" in absent["reason"]
-
-
-@needs_compiler
-def test_what_nobody_writes_is_wrong(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is not launched leaves what new memory holds."""
-    monkeypatch.setattr(cells, "launch", lambda xp, name, *rest: None)
-    found, _ = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
-    wrong = {(row["kernels"], row["pass"]): row["wrong"] for row in found}
-    assert not wrong["sequence", FORWARD] and not wrong["sequence", BOTH]
-    assert "is not a number somewhere" in wrong["pointwise", FORWARD]
-    assert all(row["error"] is None for row in found if row["kernels"] == "pointwise")
-
-
-@needs_compiler
-@pytest.mark.parametrize("training", [False, True])
-def test_steps_without_waiting_wait_for_nobody(
-    training: bool, device: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With one block at a time: where it waited for the next one, nothing would end."""
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
-    layer = xprnn.GRU(32, 32, seed=0, backend=device.name)
-    x = device.from_host(np.random.default_rng(0).standard_normal((5, 3, 32), np.float32))
-
-    def call() -> None:
-        output, _ = (layer.train() if training else layer)(x)
-        if training:
-            layer.backward(output)
-
-    genuine = ceilings.measure
-
-    def alone(functions: Any, *rest: Any) -> Any:
-        monkeypatch.setattr(Function, "run", Run(resident=1))
-        return genuine(functions, *rest)
-
-    monkeypatch.setattr(ceilings, "measure", alone)
-    monkeypatch.setattr(sequence, "SPINS", 50)
-    assert ceilings.unpolled(call, device) > 0
-    assert len({name for name, _ in Function.launches}) == 1 + training
-    device.synchronize()  # nobody gave up
-    assert "launch" not in vars(device.resident)
-    with pytest.raises((xprnn.KernelStoppedError, RuntimeError)):  # the control
-        call()
-        device.synchronize()
-
-
-# -- memory and clocks
-
-
-def test_new_memory_is_filled() -> None:
-    memory = bytearray(8)
-
-    def memset_async(value: int, nbytes: int) -> None:
-        memory[:nbytes] = bytes([value]) * nbytes
-
-    allocate = partial(rows.filled, lambda nbytes: SimpleNamespace(memset_async=memset_async))
-    allocate(8)
-    for dtype in ("float16", "float32", "float64"):
-        assert np.isnan(np.frombuffer(memory, dtype)).all()
+# -- clocks
 
 
 class Queue:
@@ -295,9 +187,3 @@ def test_a_handover_takes_longer_than_a_look(backend: Backend) -> None:
     started = time.perf_counter()
     latency, look = ceilings.handover(backend, clock.timer(backend), rounds=500, places=3)
     assert 1e-8 < look < latency < 1e-4 and time.perf_counter() - started < 30
-
-
-@on_a_gpu
-def test_memory_is_poisoned_on_a_gpu(backend: Backend) -> None:
-    with rows.poisoned(backend):
-        assert bool(backend.xp.isnan(backend.xp.empty(1000, "float32")).all())

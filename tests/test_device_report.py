@@ -235,6 +235,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a field too few": (lambda r: r.pop("commit"), "report: expected the fields"),
     "no ratio of a row": (lambda r: r["rows"][1].pop("ratio"), r"rows\[1\]: expected the fields"),
+    "no driver": (lambda r: r["device"].pop("driver"), "report: device: expected its driver"),
     "a size as text": (lambda r: r["rows"][0].update(N="1"), r"rows\[0\]: N: expected int"),
     "no number": (lambda r: r["rows"][0].update(error=math.nan), r"rows\[0\]: error: .*nan"),
     "a time of a wrong row": (lambda r: r["rows"][0].update(wrong="so"), "wrong, and has a time"),

@@ -14,8 +14,8 @@ from host_kernels import needs_compiler
 from strict_sequence import Function, install
 
 import xprnn
-from benchmarks.device import rows, tuning
-from benchmarks.device.floor import Problem
+from benchmarks.device import tuning
+from benchmarks.device.problems import Problem, problems
 from xprnn.backend import Backend
 from xprnn.bench import clock
 from xprnn.kernels.cuda.plan import KERNELS, Tiling, plan
@@ -76,8 +76,8 @@ def test_tuning_needs_a_gpu(no_gpu: None, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_grid_is_the_issues() -> None:
-    assert len(rows.problems()) == 3 * 4 * 7
-    assert [(p.N, p.H, p.T) for p in rows.problems()[:7]] == [
+    assert len(problems()) == 3 * 4 * 7
+    assert [(p.N, p.H, p.T) for p in problems()[:7]] == [
         *[(1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256)],
         *[(256, 1024, 128), (1, 1024, 1024), (16, 768, 1024)],
     ]

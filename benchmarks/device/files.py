@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .problems import DTYPES, PASSES
+
 Report = dict[str, Any]
 Row = dict[str, Any]
 NAME = "report.json"
@@ -31,8 +33,6 @@ ROW: dict[str, tuple[type, ...]] = {
 BEGIN = "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->"
 END = "<!-- end of speed on GPUs -->"
 NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
-PASSES = ("forward", "forward+backward")
-DTYPES = ("float32", "tf32", "bfloat16", "float16")
 
 
 def slug(device: str) -> str:
@@ -46,6 +46,9 @@ def slug(device: str) -> str:
 def check_report(report: Any) -> None:
     """ValueError, naming the field, unless a report is as `FIELDS` and `ROW` say."""
     _check_fields(report, FIELDS, "report")
+    for name in ("name", "driver"):
+        if not isinstance(report["device"].get(name), str):
+            raise ValueError(f"report: device: expected its {name}, got {report['device']}")
     for number, row in enumerate(report["rows"]):
         _check_fields(row, ROW, f"rows[{number}]")
         if (row["ours_us"] is None) == (row["not_timed"] is None):

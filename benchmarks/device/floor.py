@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from xprnn.cells import CELLS
 
 from .ceilings import Ceilings
+from .problems import FORWARD, Problem
 
-FORWARD, BOTH = "forward", "forward+backward"
-PASSES = (FORWARD, BOTH)
 ITEMSIZE = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
-
-
-class Problem(NamedTuple):
-    """One direction of one layer, T steps of N rows from I = H inputs to H units."""
-
-    cell: str  # a name of CELLS
-    dtype: str  # what products read, a name of verify's ARITHMETIC
-    N: int
-    H: int
-    T: int
-
-    @property
-    def gates(self) -> int:
-        """G."""
-        return CELLS[self.cell].gates
-
-    def __str__(self) -> str:
-        return f"{self.cell} {self.dtype} N={self.N} H={self.H} T={self.T}"
 
 
 def operations(problem: Problem, what: str) -> int:
     """Multiplications and additions of the products: x W_ih' + h W_hh', backward twice as many."""
-    _, _, N, H, T = problem
-    forward = 2 * problem.gates * H * (H + H) * N * T
+    cell, _, N, H, T = problem
+    forward = 2 * CELLS[cell].gates * H * (H + H) * N * T
     return forward if what == FORWARD else 3 * forward
 
 
@@ -44,8 +23,8 @@ def moved(problem: Problem, what: str) -> int:
     Forward x, both weights and the output; backward these four again, the output's gradient, dx
     and the weights' gradients.
     """
-    _, dtype, N, H, T = problem
-    sequence, weights = T * N * H, 2 * problem.gates * H * H
+    cell, dtype, N, H, T = problem
+    sequence, weights = T * N * H, 2 * CELLS[cell].gates * H * H
     forward = 2 * sequence + weights
     count = forward if what == FORWARD else 2 * forward + 2 * sequence + weights
     return count * ITEMSIZE[dtype]

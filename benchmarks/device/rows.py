@@ -25,26 +25,12 @@ from xprnn.verify.equations import Equations, results_of
 from xprnn.verify.suite import ARITHMETIC, LAYERS
 
 from .ceilings import Ceilings, unpolled
-from .floor import BOTH, FORWARD, PASSES, Problem, floor
+from .floor import floor
+from .problems import BOTH, FORWARD, PASSES, Problem
 
-GRID = (  # N, H, T
-    *((1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256), (256, 1024, 128)),
-    *((1, 1024, 1024), (16, 768, 1024)),
-)
-CELLS = ("gru", "lstm", "rnn_tanh")
-DTYPES = ("float32", "tf32", "bfloat16", "float16")
-CHECKED = 3  # steps that are compared with float64: each of them has a step before it and behind
+CHECKED = 3  # steps compared with float64: one has a step before it and one behind
 BUDGET = 0.8  # seconds after which no round of a pass begins
 Row = dict[str, Any]
-
-
-def problems(
-    cells: Sequence[str] = CELLS,
-    dtypes: Sequence[str] = DTYPES,
-    grid: Sequence[tuple[int, int, int]] = GRID,
-) -> list[Problem]:
-    """All of the report's, the cells first that matter most."""
-    return [Problem(cell, dtype, *size) for cell in cells for dtype in dtypes for size in grid]
 
 
 # -- compared

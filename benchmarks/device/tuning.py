@@ -24,8 +24,8 @@ from xprnn.kernels import KernelUnavailableError
 from xprnn.kernels.cuda.plan import KERNELS, Plan, Tiling, plan
 from xprnn.verify import forced
 
-from .floor import Problem
-from .rows import drawn, layer_of, problems
+from .problems import Problem, problems
+from .rows import drawn, layer_of
 
 LIMIT = 140  # seconds
 BUDGET = 0.05  # seconds for a tiling
