@@ -6,7 +6,7 @@
 # Runs from a plain checkout with the python3 that is there (PYTHON=... names another). Each part
 # has its time; one that fails does not stop the others. FOLDER gets two files, new after each
 # part: summary.txt, and evidence.tar.gz with what each part printed and what it wrote to
-# benchmarks/results/. All of it takes 20 minutes at most. Where a run may last ten: first
+# benchmarks/results/. All of it takes 21 minutes at most. Where a run may last ten: first
 # `suite sequence verify`, then `report`, then `sanitizer tuning`.
 #
 # suite      the parity suite, and the sequence kernels for long, from threads and processes at once
@@ -66,7 +66,7 @@ workers=()
 "$python" -c 'import xdist' 2>/dev/null && workers=(-n 4)
 suite=("$python" -m pytest -m gpu -q -p no:cacheprovider "${workers[@]}" --durations=15)
 
-step suite 240 "${suite[@]}"
+step suite 300 "${suite[@]}"
 step sequence 150 env XPRNN_KERNELS=sequence "${suite[@]}"
 step verify 60 env XPRNN_KERNELS=sequence "$python" -m xprnn verify --backend cupy
 step report 480 env OMP_NUM_THREADS="$(nproc)" "$python" -m benchmarks.device_report

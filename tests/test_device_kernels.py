@@ -1,4 +1,4 @@
-"""The device report on the stand-in: the sequence kernels on fibers, compared and without waiting."""
+"""The device report on the stand-in: sequence kernels on fibers, compared and without waiting."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_the_faster_of_the_kernels_is_shown_and_no_wrong_one_hidden() -> None:
     section = files.readme_section([SAMPLE])
     assert "**A Device**, driver 1.2.3, torch 2.11.0, 2026-01-02, commit 01234567:" in section
     lines = [line for line in section.splitlines() if line.startswith("| gru")]
-    assert lines == ["| gru | 8, 512, 512 | 5.13 s / 0.40 p | wrong / — | — / — | — / — |"]
+    assert lines == ["| gru | 8, 512, 512 | 5.13 seq / 0.40 pw | wrong / — | — / — | — / — |"]
 
 
 def test_the_markdown_has_every_row() -> None:

@@ -32,6 +32,7 @@ ROW: dict[str, tuple[type, ...]] = {
 }
 BEGIN = "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->"
 END = "<!-- end of speed on GPUs -->"
+SHORT = {"pointwise": "pw", "sequence": "seq"}
 NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
 
 
@@ -189,7 +190,7 @@ def _device_table(report: Report) -> str:
         f"**{report['device']['name']}**, driver {report['device']['driver']}, "
         f"torch {report['versions'].get('torch', 'unknown')}, {report['date']}, commit "
         f"{report['commit'][:8]}: torch's time over xprnn's, forward / forward and backward, by "
-        "the faster of xprnn's kernels (p: pointwise, s: sequence, with `XPRNN_KERNELS`).",
+        "the faster of xprnn's kernels (pw: pointwise; seq: sequence, by `XPRNN_KERNELS`).",
         "",
         "| cell | N, H, T | " + " | ".join(DTYPES) + " |",
         "|---|---|" + "---|" * len(DTYPES),
@@ -210,7 +211,7 @@ def _entry(rows: Sequence[Row]) -> str:
     if not timed:
         return "—"
     best = max(timed, key=lambda row: row["ratio"])
-    return f"{best['ratio']:.2f} {best['kernels'][0]}"
+    return f"{best['ratio']:.2f} {SHORT.get(best['kernels'], best['kernels'])}"
 
 
 def with_section(readme: str, section: str) -> str:

@@ -133,7 +133,8 @@ def poisoned(backend: Backend) -> Iterator[None]:
 def filled(allocate: Any, nbytes: int) -> Any:
     """Memory from an allocator, every byte 0xFF: NaN in every floating type."""
     memory = allocate(nbytes)
-    memory.memset_async(0xFF, nbytes)
+    if nbytes:
+        memory.memset_async(0xFF, nbytes)
     return memory
 
 
