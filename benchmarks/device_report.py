@@ -22,7 +22,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,46 @@ def measured_report(
     """
     from machine import commit, describe_device, digest, versions
 
-    from .device import files, rows
+    from .device import files
+
+    started = time.monotonic()
+    on_cpu = {"name": backend.describe(), "driver": "none"}  # as the tests run it
+    device = (describe_device() if backend.kernels else None) or on_cpu
+    folder = folder or RESULTS / files.slug(device["name"])
+    with _writing(folder):
+        files.check_writable(folder)
+    found = measured(backend, started + LIMIT, grid or {}, sizes)
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(ROOT),
+        "sources": digest(ROOT / "xprnn"),
+        "device": device,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+        **found,
+    }
+    with _writing(folder):
+        print(f"written: {files.write(report, folder)}")
+    return report
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RefusedError(f"--out {folder}: cannot be written: {error.strerror}") from error
+
+
+def measured(
+    backend: Any, end: float, grid: dict[str, Any], sizes: dict[str, int]
+) -> dict[str, Any]:
+    """The report's "ceilings", "rows" and "absent"; no call is begun after the time `end`."""
+    from .device import rows
     from .device.ceilings import measure_ceilings
     from .device.problems import problems as all_problems
 
-    started = time.monotonic()
-    device = describe_device() or {"name": backend.describe(), "driver": "none"}
-    folder = folder or RESULTS / files.slug(device["name"])
-    try:
-        files.check_writable(folder)
-    except OSError as error:
-        raise RefusedError(f"--out {folder}: cannot be written: {error.strerror}") from error
-    problems = all_problems(**(grid or {}))
+    problems = all_problems(**grid)
     found: dict[Any, list[Any]] = {}
     absent: list[Any] = []
     for problem in problems:
@@ -116,25 +145,14 @@ def measured_report(
     dtypes = tuple(dict.fromkeys(problem.dtype for problem in problems))
     ceilings = measure_ceilings(backend, dtypes, **sizes)
     for problem in problems:
-        if time.monotonic() - started > LIMIT:
+        if time.monotonic() > end:
             for row in found[problem]:
                 row["not_timed"] = f"not reached in {LIMIT} s"
             continue
         rows.timed(problem, found[problem], backend, ceilings)
         print(f"timed {problem}: {_times(found[problem])}", flush=True)
-    report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(ROOT),
-        "sources": digest(ROOT / "xprnn"),
-        "device": device,
-        "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
-        "ceilings": ceilings._asdict(),
-        "rows": [row for problem in problems for row in found[problem]],
-        "absent": absent,
-    }
-    print(f"written: {files.write(report, folder)}")
-    return report
+    every = [row for problem in problems for row in found[problem]]
+    return {"ceilings": ceilings._asdict(), "rows": every, "absent": absent}
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -158,14 +176,17 @@ def _times(rows: Sequence[dict[str, Any]]) -> str:
 
 def write_readme(readme: Path, results: Path) -> None:
     """Write the README's table from the reports below `results`."""
+    from xprnn.io import replacing
+
     from .device import files
 
-    text = readme.read_text("utf-8")
     try:
-        new = files.with_section(text, files.readme_section(files.read_all(results)))
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
-    readme.write_text(new, "utf-8")
+        section = files.readme_section(files.read_all(results))
+        text = files.with_section(readme.read_text("utf-8"), section)
+        with replacing(readme) as part:
+            part.write_text(text, "utf-8")
+    except (ValueError, OSError) as error:
+        raise RefusedError(f"--readme: {error}") from error
 
 
 if __name__ == "__main__":

@@ -136,6 +136,11 @@ def test_a_readme_without_marks(text: str, tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == text
 
 
+def test_a_readme_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(device_report.RefusedError, match=r"--readme: .*README"):
+        device_report.write_readme(tmp_path / "README.md", tmp_path)
+
+
 def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
     for name, content in (("a", {**SAMPLE, "rows": 3}), ("b", [])):
         file(tmp_path, name, content)
