@@ -16,7 +16,6 @@ import xprnn
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
-from xprnn.backend.cupy import CupyBackend
 
 SERVING = {
     "numpy": ("reference",),
@@ -29,15 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
 
 
-@pytest.fixture(autouse=True)
-def no_stand_in_stays() -> Iterator[None]:
-    """`xprnn.synchronize` waits for every device in use; a test's stand-ins are out of use."""
-    yield
-    for left in list(backend_module._opened):
-        if type(left) not in (Backend, CupyBackend):
-            backend_module._opened.discard(left)
-
-
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The backend "strict", known to xprnn as long as the test runs.
@@ -48,9 +38,9 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     if not os.environ.get(kernels.ENVIRONMENT_VARIABLE):
         monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
     LOG.clear()
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
     yield xprnn.get_backend("strict")
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
 
 
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
