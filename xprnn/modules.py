@@ -150,7 +150,7 @@ class RNN(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(elman)
 
@@ -208,7 +208,7 @@ class GRU(_Layer):
             "reset_after": reset_after,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(gru)
 
@@ -259,6 +259,6 @@ class LSTM(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(lstm)

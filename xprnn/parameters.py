@@ -149,6 +149,16 @@ class Parameters(Mapping[str, Array]):
             for name, value in copies.items():
                 arrays[name][...] = value
 
+    def write(self, values: Mapping[str, np.ndarray]) -> None:
+        """Overwrite parameters from arrays on the host, as `update` does."""
+        own = {name: value.astype(self.dtype, copy=False) for name, value in values.items()}
+        self.update({name: self.backend.from_host(value) for name, value in own.items()})
+
+    def draw(self, seed: int, bound: float) -> None:
+        """Draw all from uniform(-bound, bound), on the host: the same everywhere."""
+        rng = np.random.Generator(np.random.PCG64(seed))
+        self.write({n: rng.uniform(-bound, bound, shape) for n, shape in self.shapes.items()})
+
     def _shape_of(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
             raise KeyError(f"parameter {name!r}: expected one of {', '.join(self.shapes)}")
