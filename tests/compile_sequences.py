@@ -2,7 +2,7 @@
 
     python tests/compile_sequences.py
 
-For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: about four minutes on two
+For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: about three minutes on two
 cores for a cell. It prints the most registers that each kernel takes, and ends with 1 and the
 names where one takes more than the planner counts on, or spills.
 """
