@@ -89,6 +89,21 @@ def choose(
     return _choose(cell, backend, arithmetic, forced)
 
 
+def choose_step(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Engine:
+    """Who serves the steps of a stepper, which come one at a time.
+
+    :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
+    :raises KernelUnavailableError: it forces what is not there, or whole sequences.
+    """
+    forced = _forced()
+    if forced == "sequence" and has_sequences(cell, backend):
+        raise KernelUnavailableError(
+            f"{ENVIRONMENT_VARIABLE}=sequence: a stepper has one step at a time; make it under "
+            "auto, reference or pointwise"
+        )
+    return _choose(cell, backend, arithmetic, forced)
+
+
 def _forced() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 

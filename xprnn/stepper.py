@@ -1,0 +1,297 @@
+"""A layer taken one step at a time: streams that go on for as long as their source does."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import kernels, sequence
+from .arguments import state_shape
+from .backend import Array
+from .cells import Buffers, Weights
+from .checks import check_array, check_rows, check_size, check_states
+from .memory import frees_memory
+from .program import Program, record
+from .recurrent import _Recurrent
+
+WIDE = 256  # units from which on products decide about the layout of a step's buffers
+
+
+class Stepper:
+    """The states of N streams, and the step that carries all layers of a stack on by one.
+
+    `layer.stepper(batch)` makes one. A step computes what the layer would at its next step in
+    eval mode, h_t = layer(x_t, h_{t-1}), for every layer from the first to the last, whatever mode
+    the layer is in: nothing is recorded and nothing is dropped. All that it works on is allocated
+    once. It reads the layer's own parameters: what is written to them in a permitted way counts
+    from the next step on. A layer that moves to another backend or to other types needs a new one.
+
+    A stepper is for one thread, and on a GPU for one stream; a layer may have any number of them,
+    in threads of their own. `XPRNN_KERNELS` is read when it is made.
+
+    :param layer: a layer of one direction.
+    :param batch: N.
+
+    >>> import numpy as np, xprnn
+    >>> gru = xprnn.GRU(3, 4, num_layers=2, seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((5, 2, 3), dtype=np.float32)
+    >>> stepper = gru.stepper(2)
+    >>> y = [stepper.step(x_t) for x_t in x]
+    >>> output, h_n = gru(x)
+    >>> np.allclose(y, output, atol=1e-6), np.allclose(stepper.state(), h_n, atol=1e-6)
+    (True, True)
+    """
+
+    @frees_memory
+    def __init__(self, layer: _Recurrent, batch: int) -> None:
+        net = layer._stack
+        if net.num_directions != 1:
+            raise ValueError(
+                "stepper: expected a layer of one direction; a bidirectional one reads every row "
+                "from its end too, which a stream does not have yet"
+            )
+        self.batch = check_size("batch", batch)
+        self.backend, self.arithmetic = layer.backend, layer.arithmetic
+        self._layer, self._net = layer, net
+        self._side = 0  # the one of the two sides that holds the states
+        self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic)
+        with self.backend.activate():
+            self._allocate()
+            self._bind()
+
+    def step(self, x: Array, *, rows: Any = None, out: Array | None = None) -> Array:
+        """Take one step of every stream, or of some.
+
+        On a CPU a step with `out` allocates no array; the same numbers give the same bits.
+
+        :param x: (N, I), the next input of each stream, whatever the layer's `batch_first` says;
+            the layer's dtype and backend, any strides; only read.
+        :param rows: the streams that have an input now: a boolean mask (N,), integers from 0 to
+            N-1, on the host, or a slice. The others wait: their rows of x may hold anything, their
+            states stay as they are to the last bit. None: all.
+        :param out: (N, H), the layer's dtype and backend: written and returned. None: a new array.
+        :return: (N, H), the last layer's h of every stream; of one that waits its last one.
+        :raises TypeError, ValueError: an argument has another type, dtype, backend, shape or
+            value, or the layer has moved; no stream has advanced.
+        :raises RuntimeError: it is called inside a `writable()` block of the layer.
+        """
+        net, xp = self._net, self._engine.xp
+        x = check_array("x", x, self.backend, self.arithmetic.dtype, (self.batch, net.input_size))
+        target = out if out is None else self._target(out)
+        waiting = None if rows is None else ~check_rows(rows, self.batch)
+        with self.backend.activate():
+            self._follow()
+            now, after = self._side, 1 - self._side
+            self._x[...] = x
+            if waiting is not None:
+                there = self.backend.from_host(waiting)[:, None]
+                xp.copyto(_bits(self._x), 0, "unsafe", there)
+            for call in self._programs[now]:
+                call()
+            if waiting is not None:
+                for kept, state in zip(self._sides[now], self._sides[after], strict=True):
+                    xp.copyto(_bits(state), _bits(kept), "unsafe", there)
+            h = self._sides[after][0][-1]
+            if target is None:
+                out = h.astype(self.arithmetic.dtype, order="C")
+            else:
+                target[...] = h
+            self._side = after  # the step counts from here
+        return out
+
+    @frees_memory
+    def state(self) -> Any:
+        """The states of all streams: h (L, N, H), for an LSTM (h, c), as the layer returns h_n.
+
+        They are copies in the layer's dtype; the layer and `load` take them.
+        """
+        with self.backend.activate():
+            now, dtype = self._sides[self._side], self.arithmetic.dtype
+            states = tuple([state.astype(dtype, order="C") for state in now])
+        return states if len(states) > 1 else states[0]
+
+    def load(self, state: Any) -> None:
+        """Go on from a state, as `state` or the layer gives it: h (L, N, H), for an LSTM (h, c).
+
+        :raises TypeError, ValueError: it is not that; nothing is changed.
+        """
+        names, shape = self._net.cell.state_names, state_shape(self._net, self.batch)
+        given = check_states(names, state, self.backend, self.arithmetic.dtype, shape)
+        if given is None:
+            raise TypeError(f"state: expected {' and '.join(names)}, got None; reset() sets zeros")
+        with self.backend.activate():
+            for mine, value in zip(self._sides[self._side], given, strict=True):
+                mine[...] = value
+
+    def reset(self, rows: Any = None) -> None:
+        """Begin anew in some streams: their states become zero. A stream needs no other ending.
+
+        :param rows: as for `step`; None: all.
+        :raises TypeError, ValueError: `rows` is not that; nothing is changed.
+        """
+        chosen = check_rows(slice(None) if rows is None else rows, self.batch)
+        with self.backend.activate():
+            there = self.backend.from_host(chosen)[:, None]
+            for state in self._sides[self._side]:
+                self._engine.xp.copyto(_bits(state), 0, "unsafe", there)
+
+    def explain(self) -> str:
+        """Who takes a step, why, why nobody faster does, and what it costs.
+
+        >>> import xprnn
+        >>> print(xprnn.GRU(3, 4, seed=0).stepper(2).explain())
+        GRU(3, 4) on numpy, float32, L=1 N=2, one step: reference
+          reason: the only one here
+          its array calls are recorded and repeated
+          pointwise: no kernel for cell 'gru' on backend 'numpy' in this version
+          sequence: a stepper has one step at a time
+        """
+        net, engine = self._net, self._engine
+        lines = [
+            f"{type(self._layer).__name__}({net.input_size}, {net.hidden_size}) on "
+            f"{self.backend.name}, {self.arithmetic}, L={net.num_layers} N={self.batch}, one step: "
+            f"{engine.implementation}",
+            f"  reason: {engine.reason}",
+        ]
+        if self._repeats:
+            lines.append("  its array calls are recorded and repeated")
+        elif self.backend.kernels and engine.cell.launches is not None:
+            each = 1 + net.bias + engine.cell.launches[0]
+            lines.append(
+                f"  a step takes {net.num_layers * each + 2} launches, and "
+                f"{1 + len(net.cell.state_names)} more where streams wait"
+            )
+        elif self.backend.kernels:
+            lines.append("  the launches of the plain code in narrow types are not counted")
+        missing = {**dict(engine.missing), "sequence": "a stepper has one step at a time"}
+        return "\n".join([*lines, *(f"  {name}: {why}" for name, why in missing.items())])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as the layer, N and the states."""
+        return _rebuilt, (self._layer, self.batch, self.state())
+
+    # -- what it stands on
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether the cell's plain code runs on NumPy itself, so that it can be recorded."""
+        return self._engine.xp is np
+
+    def _empty(self, rows: int, width: int, dtype: Any, stack: tuple[int, ...] = ()) -> Array:
+        """Zeros (*stack, rows, width), with contiguous rows or, in recorded calls, columns.
+
+        With columns each gate is one piece, which saves more than half of a small call; products
+        of a wide layer lose more by it.
+        """
+        flat = self.backend.zeros_aligned(prod(stack) * rows * width, dtype)
+        if self._repeats and self._net.hidden_size < WIDE:
+            return flat.reshape(*stack, width, rows).swapaxes(-1, -2)
+        return flat.reshape(*stack, rows, width)
+
+    def _allocate(self) -> None:
+        """All arrays but those of the weights.
+
+        The states stand twice: a step reads one side and writes the other, so that one that fails
+        has changed nothing. The other buffers serve layer after layer.
+        """
+        net, N, H = self._net, self.batch, self._net.hidden_size
+        A, T = self.arithmetic.dtype, self.arithmetic.compute_dtype
+        cell = self._engine.cell
+        types = [T, *[A] * (len(cell.state_names) - 1)]
+        self._sides = [
+            tuple([self._empty(N, H, dtype, (net.num_layers,)) for dtype in types])
+            for _ in range(2)
+        ]
+        self._x: Array = self._empty(N, net.input_size, T)
+        self._gates = self._empty(N, cell.gates * H, T)
+        self._saved = self._empty(N, cell.saved * H, T)
+        self._scratch = tuple([self._empty(N, w * H, A) for w in cell.forward_scratch])
+
+    def _bind(self) -> None:
+        """Write down the two programs, from side 0 to 1 and back, on the layer's parameters."""
+        layer = self._layer
+        if (layer.backend, layer.arithmetic) != (self.backend, self.arithmetic):
+            raise ValueError(
+                f"stepper: made on {self.backend.name} in {self.arithmetic}, the layer is on "
+                f"{layer.backend.name} in {layer.arithmetic} now; make another with stepper(batch)"
+            )
+        self._parameters, self._version = layer.parameters, -1
+        self._copies: list[tuple[Array, Array]] = []
+        self._biases: list[tuple[Array, Weights]] = []
+        read = [self._read(given) for (given,) in self._net.weights(layer.parameters)]
+        self._programs = [self._program(read, side) for side in range(2)]
+
+    def _read(self, given: Weights) -> tuple[Weights, Array | None]:
+        """A layer's weights and bias as its products read them.
+
+        `_follow` fills the copies: narrow ones, those for recorded calls, and the bias, a row each.
+        BLAS on a CPU reads weights with contiguous columns up to twice as fast, for one row too.
+        """
+        T = self.arithmetic.compute_dtype
+        matrices: list[Array] = []
+        for matrix in (given.weight_ih, given.weight_hh):
+            if self._repeats or matrix.dtype != T:
+                rows, columns = matrix.shape
+                flat = self.backend.zeros_aligned(rows * columns, T)
+                place = flat.reshape(columns, rows).T if self._repeats else flat.reshape(rows, -1)
+                self._copies.append((place, matrix))
+                matrix = place
+            matrices.append(matrix)
+        read = given._replace(weight_ih=matrices[0], weight_hh=matrices[1])
+        if given.bias_ih is None:
+            return read, None
+        bias = self._empty(self.batch, given.bias_ih.shape[0], T)
+        self._biases.append((bias, given))
+        return read, bias
+
+    def _program(self, read: list[tuple[Weights, Array | None]], side: int) -> Program:
+        """The calls that take all layers from one side to the other."""
+        engine, program, x = self._engine, Program(), self._x
+        for layer, (weights, bias) in enumerate(read):
+            here, ahead = (
+                tuple([state[layer] for state in self._sides[k]]) for k in (side, 1 - side)
+            )
+            step = Buffers(self._gates, self._saved, here, ahead, (), self._scratch)
+            arguments = engine.cell, weights, bias, x, step
+            if self._repeats:
+                program += record(sequence.step, *arguments)
+            else:
+                program.append(partial(sequence.step, engine.xp, *arguments))
+            x = ahead[0]
+        return program
+
+    def _follow(self) -> None:
+        """Take up what was written to the parameters since the last step."""
+        parameters = self._layer.parameters
+        parameters.refuse_open("step")
+        if parameters is not self._parameters:
+            self._bind()
+        version = parameters.version
+        if version != self._version:
+            for place, matrix in self._copies:
+                place[...] = matrix
+            for bias, given in self._biases:
+                bias[...] = sequence.input_bias(self._net.cell, given, bias.dtype)
+            self._version = version  # read before: what is written meanwhile counts at the next
+
+    def _target(self, out: Any) -> Array:
+        """`out` as an array that can be written."""
+        shape = self.batch, self._net.hidden_size
+        found = check_array("out", out, self.backend, self.arithmetic.dtype, shape)
+        if not getattr(found.flags, "writeable", True):  # CuPy's have no such flag
+            raise ValueError("out: expected an array that can be written, got a read-only one")
+        return found
+
+
+def _bits(array: Array) -> Array:
+    """An array's memory as whole numbers: every type can be chosen from, bit by bit."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def _rebuilt(layer: _Recurrent, batch: int, state: Any) -> Stepper:
+    stepper = Stepper(layer, batch)
+    stepper.load(state)
+    return stepper
