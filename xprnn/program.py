@@ -52,12 +52,9 @@ def _recorded(item: Any, program: Program) -> Any:
     return item
 
 
-def _operand(item: Any, target: np.ndarray) -> np.ndarray:
-    """What a call reads: as many dimensions as the target has, which makes it faster, or none."""
-    if not isinstance(item, _Recorded):
-        return np.array(item, target.dtype)  # a number would become an array at each call
-    missing = target.ndim - item.array.ndim
-    return item.array[(None,) * missing] if missing else item.array
+def _operand(item: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """What a call reads; a number would become an array at each call."""
+    return item.array if isinstance(item, _Recorded) else np.array(item, dtype)
 
 
 class _Module:
@@ -71,7 +68,7 @@ class _Module:
 
         def note(*operands: Any, out: _Recorded) -> None:
             target = out.array
-            inner = [_operand(item, target) for item in operands]
+            inner = [_operand(item, target.dtype) for item in operands]
             if function is np.matmul and not target.flags.c_contiguous:
                 # the same product, as BLAS takes it without a copy: (A B)' = B' A'
                 inner, target = [item.T for item in reversed(inner)], target.T

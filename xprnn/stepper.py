@@ -17,8 +17,6 @@ from .memory import frees_memory
 from .program import Program, record
 from .recurrent import _Recurrent
 
-WIDE = 256  # units from which on products decide about the layout of a step's buffers
-
 
 class Stepper:
     """The states of N streams, and the step that carries all layers of a stack on by one.
@@ -62,6 +60,7 @@ class Stepper:
             self._allocate()
             self._bind()
 
+    @frees_memory
     def step(self, x: Array, *, rows: Any = None, out: Array | None = None) -> Array:
         """Take one step of every stream, or of some.
 
@@ -183,11 +182,10 @@ class Stepper:
     def _empty(self, rows: int, width: int, dtype: Any, stack: tuple[int, ...] = ()) -> Array:
         """Zeros (*stack, rows, width), with contiguous rows or, in recorded calls, columns.
 
-        With columns each gate is one piece, which saves more than half of a small call; products
-        of a wide layer lose more by it.
+        With columns each gate is one piece of memory, which saves more than half of a small call.
         """
         flat = self.backend.zeros_aligned(prod(stack) * rows * width, dtype)
-        if self._repeats and self._net.hidden_size < WIDE:
+        if self._repeats:
             return flat.reshape(*stack, width, rows).swapaxes(-1, -2)
         return flat.reshape(*stack, rows, width)
 
@@ -225,27 +223,31 @@ class Stepper:
         self._programs = [self._program(read, side) for side in range(2)]
 
     def _read(self, given: Weights) -> tuple[Weights, Array | None]:
-        """A layer's weights and bias as its products read them.
+        """A layer's weights, and the bias of its input side, as its step reads them.
 
-        `_follow` fills the copies: narrow ones, those for recorded calls, and the bias, a row each.
-        BLAS on a CPU reads weights with contiguous columns up to twice as fast, for one row too.
+        `_follow` fills what is a copy: narrow weights, and for recorded calls all of them. BLAS on
+        a CPU reads weights with contiguous columns up to twice as fast, for one row too, and NumPy
+        adds a bias that is there for every row without a buffer of its own.
         """
-        T = self.arithmetic.compute_dtype
-        matrices: list[Array] = []
-        for matrix in (given.weight_ih, given.weight_hh):
-            if self._repeats or matrix.dtype != T:
-                rows, columns = matrix.shape
+        T, repeats = self.arithmetic.compute_dtype, self._repeats
+        copies: dict[str, Array] = {}
+        for name in ("weight_ih", "weight_hh"):
+            matrix = getattr(given, name)
+            rows, columns = matrix.shape
+            if repeats:
                 flat = self.backend.zeros_aligned(rows * columns, T)
-                place = flat.reshape(columns, rows).T if self._repeats else flat.reshape(rows, -1)
-                self._copies.append((place, matrix))
-                matrix = place
-            matrices.append(matrix)
-        read = given._replace(weight_ih=matrices[0], weight_hh=matrices[1])
-        if given.bias_ih is None:
-            return read, None
-        bias = self._empty(self.batch, given.bias_ih.shape[0], T)
-        self._biases.append((bias, given))
-        return read, bias
+                copies[name] = flat.reshape(columns, rows).T
+            elif matrix.dtype != T:
+                copies[name] = self._engine.xp.empty(matrix.shape, T)
+        bias = None
+        if given.bias_ih is not None:
+            width = given.bias_ih.shape[0]
+            bias = self._empty(self.batch if repeats else 1, width, T)
+            self._biases.append((bias, given))
+            if repeats:
+                copies["bias_hh"] = self._empty(self.batch, width, T)
+        self._copies += [(place, getattr(given, name)) for name, place in copies.items()]
+        return given._replace(**copies), bias
 
     def _program(self, read: list[tuple[Weights, Array | None]], side: int) -> Program:
         """The calls that take all layers from one side to the other."""
