@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .backend import Array
 from .cells import Buffers, Cell, Weights
 from .kernels import Engine
@@ -189,7 +187,7 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     return tuple([array[start : start + rows] for array in arrays])
 
 
-def input_bias(cell: Cell, weights: Weights, dtype: np.dtype[Any]) -> Array | None:
+def input_bias(cell: Cell, weights: Weights, dtype: Any) -> Array | None:
     """b_ih, and b_hh of the gates in which the two only occur as a sum; a new array (G*H,)."""
     if weights.bias_ih is None or weights.bias_hh is None:
         return None
