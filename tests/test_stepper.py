@@ -216,11 +216,11 @@ def test_a_forced_kernel_that_is_missing_raises(
         xprnn.GRU(3, 4).stepper(1)
 
 
-def test_forced_sequence_kernels_are_refused_where_there_are_some(
+def test_a_forced_launch_for_all_layers_that_does_not_fit_raises(
     strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "sequence")
-    with pytest.raises(xprnn.KernelUnavailableError, match="a stepper has one step at a time"):
+    with pytest.raises(xprnn.KernelUnavailableError, match="the device is older than"):
         xprnn.GRU(3, 4, backend=strict.name).stepper(1)
 
 

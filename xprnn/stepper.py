@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,13 @@ from .arguments import state_shape
 from .backend import Array
 from .cells import Buffers, Weights
 from .checks import check_array, check_rows, check_size, check_states
+from .explain import explain_step
 from .memory import frees_memory
 from .program import Program, record
 from .recurrent import _Recurrent
+
+if TYPE_CHECKING:
+    from .kernels.cuda.stack_step import StackStep
 
 
 class Stepper:
@@ -55,7 +59,8 @@ class Stepper:
         self.backend, self.arithmetic = layer.backend, layer.arithmetic
         self._layer, self._net = layer, net
         self._side = 0  # the one of the two sides that holds the states
-        self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic)
+        sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
+        self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic, sizes)
         with self.backend.activate():
             self._allocate()
             self._bind()
@@ -77,29 +82,16 @@ class Stepper:
             value, or the layer has moved; no stream has advanced.
         :raises RuntimeError: it is called inside a `writable()` block of the layer.
         """
-        net, xp = self._net, self._engine.xp
-        x = check_array("x", x, self.backend, self.arithmetic.dtype, (self.batch, net.input_size))
+        A, width = self.arithmetic.dtype, self._net.input_size
+        x = check_array("x", x, self.backend, A, (self.batch, width))
         target = out if out is None else self._target(out)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
         with self.backend.activate():
             self._follow()
-            now, after = self._side, 1 - self._side
-            self._x[...] = x
-            if waiting is not None:
-                there = self.backend.from_host(waiting)[:, None]
-                xp.copyto(_bits(self._x), 0, "unsafe", there)
-            for call in self._programs[now]:
-                call()
-            if waiting is not None:
-                for kept, state in zip(self._sides[now], self._sides[after], strict=True):
-                    xp.copyto(_bits(state), _bits(kept), "unsafe", there)
-            h = self._sides[after][0][-1]
-            if target is None:
-                out = h.astype(self.arithmetic.dtype, order="C")
-            else:
-                target[...] = h
-            self._side = after  # the step counts from here
-        return out
+            there = None if waiting is None else self.backend.from_host(waiting)[:, None]
+            result = self._take(x, there, target)
+            self._side = 1 - self._side  # the step counts from here
+        return result if out is None else out
 
     @frees_memory
     def state(self) -> Any:
@@ -146,31 +138,43 @@ class Stepper:
           reason: the only one here
           its array calls are recorded and repeated
           pointwise: no kernel for cell 'gru' on backend 'numpy' in this version
-          sequence: a stepper has one step at a time
+          sequence: no kernel for cell 'gru' on backend 'numpy' in this version
         """
-        net, engine = self._net, self._engine
-        lines = [
-            f"{type(self._layer).__name__}({net.input_size}, {net.hidden_size}) on "
-            f"{self.backend.name}, {self.arithmetic}, L={net.num_layers} N={self.batch}, one step: "
-            f"{engine.implementation}",
-            f"  reason: {engine.reason}",
-        ]
-        if self._repeats:
-            lines.append("  its array calls are recorded and repeated")
-        elif self.backend.kernels and engine.cell.launches is not None:
-            each = 1 + net.bias + engine.cell.launches[0]
-            lines.append(
-                f"  a step takes {net.num_layers * each + 2} launches, and "
-                f"{1 + len(net.cell.state_names)} more where streams wait"
-            )
-        elif self.backend.kernels:
-            lines.append("  the launches of the plain code in narrow types are not counted")
-        missing = {**dict(engine.missing), "sequence": "a stepper has one step at a time"}
-        return "\n".join([*lines, *(f"  {name}: {why}" for name, why in missing.items())])
+        kind = type(self._layer).__name__
+        return explain_step(kind, self._net, self._engine, self.batch, self._repeats)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as the layer, N and the states."""
         return _rebuilt, (self._layer, self.batch, self.state())
+
+    def _take(self, x: Array, waiting: Array | None, out: Array | None) -> Array:
+        """Take all layers from one side to the other; the result, in `out` if it is given.
+
+        `waiting` (N, 1), bool: the streams that keep their states.
+        """
+        xp, A = self._engine.xp, self.arithmetic.dtype
+        now, after = self._sides[self._side], self._sides[1 - self._side]
+        written = None
+        if self._whole is not None:
+            plain = out is not None and out.flags.c_contiguous
+            written = out if plain else xp.empty((self.batch, self._net.hidden_size), A)
+            self._whole.launch(xp.ascontiguousarray(x), now, after, written)
+        else:
+            self._x[...] = x
+            if waiting is not None:
+                xp.copyto(_bits(self._x), 0, "unsafe", waiting)
+            for call in self._programs[self._side]:
+                call()
+        if waiting is not None:
+            for kept, state in zip(now, after, strict=True):
+                xp.copyto(_bits(state), _bits(kept), "unsafe", waiting)
+        elif written is not None and (out is None or out is written):
+            return written
+        h = after[0][-1]
+        if out is None:
+            return h.astype(A, order="C")
+        out[...] = h
+        return out
 
     # -- what it stands on
 
@@ -217,10 +221,15 @@ class Stepper:
                 f"{layer.backend.name} in {layer.arithmetic} now; make another with stepper(batch)"
             )
         self._parameters, self._version = layer.parameters, -1
+        self._whole: StackStep | None = None
         self._copies: list[tuple[Array, Array]] = []
         self._biases: list[tuple[Array, Weights]] = []
         read = [self._read(given) for (given,) in self._net.weights(layer.parameters)]
-        self._programs = [self._program(read, side) for side in range(2)]
+        self._programs: list[Program] = []
+        if self._engine.implementation == "sequence":
+            self._whole = self._launches([weights for weights, _ in read])
+        else:
+            self._programs = [self._program(read, side) for side in range(2)]
 
     def _read(self, given: Weights) -> tuple[Weights, Array | None]:
         """A layer's weights, and the bias of its input side, as its step reads them.
@@ -264,6 +273,14 @@ class Stepper:
                 program.append(partial(sequence.step, engine.xp, *arguments))
             x = ahead[0]
         return program
+
+    def _launches(self, weights: list[Weights]) -> StackStep:
+        """What takes a step of all layers in one launch."""
+        from .kernels.cuda.stack_step import Sizes, StackStep
+
+        net = self._net
+        sizes = Sizes(net.num_layers, self.batch, net.input_size, net.hidden_size)
+        return StackStep(self.backend, net.cell.name, self.arithmetic, sizes, weights)
 
     def _follow(self) -> None:
         """Take up what was written to the parameters since the last step."""
