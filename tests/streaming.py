@@ -40,7 +40,7 @@ def on_host(stepper: Any, arrays: Any) -> list[np.ndarray]:
 
 def sides(stepper: Any) -> list[np.ndarray]:
     """Every bit of a stepper's states, narrow ones as they are."""
-    return on_host(stepper, stepper._sides[stepper._side])
+    return on_host(stepper, stepper._steps.sides[stepper._side])
 
 
 def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:

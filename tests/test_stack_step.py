@@ -31,6 +31,7 @@ CASES = [
     for layers, bias, sizes in (
         (1, True, {"N": 1, "I": 3, "H": 5}),
         (3, False, {"N": 3, "I": 12, "H": 5}),
+        (1, True, {"N": 2, "I": 300, "H": 5}),
         (2, True, {"N": 8, "I": 40, "H": 33}),
     )
     if bias or cell != "rnn_relu" or not narrow  # without one, rounding decides at its kink
@@ -75,7 +76,7 @@ def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
         assert (LOG.kernels, LOG.launches) == (1, 1)
     LOG.clear()
     stepper.step(x, rows=[1])
-    more = 1 + len(stepper.state()) if cell == "lstm" else 2
+    more = 3 if cell == "lstm" else 2
     assert LOG.launches == 1 + more
     lines = stepper.explain().splitlines()
     assert lines[0].endswith("one step: sequence")
@@ -174,6 +175,7 @@ def test_a_wait_that_is_given_up_is_nan_and_is_told(
     with pytest.raises(xprnn.KernelStoppedError, match=r"kernel stack_step gave up at step [12]"):
         xprnn.synchronize()
     monkeypatch.setattr(Function, "run", Run(1))
+    monkeypatch.setattr(Function, "spins", 1 << 23)
     stepper.reset()
     again = stream(stepper, draw(case).x)
     assert_same([again], [stream(make(case, device.name).stepper(4), draw(case).x)])
@@ -192,7 +194,7 @@ FAULTS = {
     "the input is read at once": (BARRIERS[2], "\n    for (int u"),
     "the mailbox stays full": ("other[i] = EMPTY;", "(void)other;"),
     "a letter for the wrong row": ("publish(mail + at,", "publish(mail + at - lane * H,"),
-    "the layer below the one below": ("(layer - 1) * size + row", "(layer / 2) * size + row"),
+    "the layer below the one below": ("(layer - 1) * size + row", "0 * size + row"),
     "NaN is not made quiet": ("publish(mail + at, quiet(word_of(v)))", "publish(mail + at, EMPTY)"),
     "a sign in GRU": ("return n + z * (h - n);", "return n - z * (h - n);"),
     "a bias is lost": ("gh[g] += bias_hh[g * H + u];", ";"),
@@ -200,7 +202,7 @@ FAULTS = {
         "weights + (static_cast<Index>(g) * H + u) * K",
         "weights + (g * H + u + 1) % H * K",
     ),
-    "half of the sums": ("int bits = 16; bits;", "int bits = 8; bits;"),
+    "half of the sums": ("bits; bits /= 2", "bits > 1; bits /= 2"),
     "no rounding of x": ("number<kind>(stored<kind>(x[row * I + k]))", "-x[row * I + k]"),
 }
 

@@ -72,13 +72,13 @@ def test_every_recorded_call_counts(case: Case) -> None:
     def streamed(layer: Any, left_out: int | None = None) -> np.ndarray:
         stepper = layer.stepper(case.N)
         if left_out is not None:
-            for calls in stepper._programs:
+            for calls in stepper._steps._programs:
                 del calls[left_out]
         with np.errstate(all="ignore", over="raise" if layer is large else "ignore"):
             return stream(stepper, x)
 
     right = streamed(layer)
-    for k, call in enumerate(layer.stepper(case.N)._programs[0]):
+    for k, call in enumerate(layer.stepper(case.N)._steps._programs[0]):
         if call.func is np.minimum:  # keeps the logistic function's exponential in bounds
             streamed(large)
             with pytest.raises(FloatingPointError):

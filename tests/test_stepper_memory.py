@@ -148,7 +148,7 @@ def test_a_step_allocates_no_array(cell: str, N: int) -> None:
 def test_an_array_that_a_step_allocates_is_found() -> None:
     stepper, x = xprnn.GRU(32, 32, seed=0, dtype="float64").stepper(8), normal(0, 8, 32)
     out = np.empty((8, 32))
-    for program in stepper._programs:
+    for program in stepper._steps._programs:
         program.append(lambda: np.add(x, x))
     assert peak(lambda: stepper.step(x, out=out)) >= BIG
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from . import kernels, sequence
+from . import kernels
 from .arguments import state_shape
 from .backend import Array
-from .cells import Buffers, Weights
 from .checks import check_array, check_rows, check_size, check_states
 from .explain import explain_step
 from .memory import frees_memory
-from .program import Program, record
 from .recurrent import _Recurrent
-
-if TYPE_CHECKING:
-    from .kernels.cuda.stack_step import StackStep
+from .stack_steps import StackSteps, bits
 
 
 class Stepper:
@@ -62,7 +54,7 @@ class Stepper:
         sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
         self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic, sizes)
         with self.backend.activate():
-            self._allocate()
+            self._steps = StackSteps(self._engine, net, self.batch)
             self._bind()
 
     @frees_memory
@@ -89,7 +81,7 @@ class Stepper:
         with self.backend.activate():
             self._follow()
             there = None if waiting is None else self.backend.from_host(waiting)[:, None]
-            result = self._take(x, there, target)
+            result = self._steps.take(self._side, x, there, target)
             self._side = 1 - self._side  # the step counts from here
         return result if out is None else out
 
@@ -100,7 +92,7 @@ class Stepper:
         They are copies in the layer's dtype; the layer and `load` take them.
         """
         with self.backend.activate():
-            now, dtype = self._sides[self._side], self.arithmetic.dtype
+            now, dtype = self._steps.sides[self._side], self.arithmetic.dtype
             states = tuple([state.astype(dtype, order="C") for state in now])
         return states if len(states) > 1 else states[0]
 
@@ -114,7 +106,7 @@ class Stepper:
         if given is None:
             raise TypeError(f"state: expected {' and '.join(names)}, got None; reset() sets zeros")
         with self.backend.activate():
-            for mine, value in zip(self._sides[self._side], given, strict=True):
+            for mine, value in zip(self._steps.sides[self._side], given, strict=True):
                 mine[...] = value
 
     def reset(self, rows: Any = None) -> None:
@@ -126,8 +118,8 @@ class Stepper:
         chosen = check_rows(slice(None) if rows is None else rows, self.batch)
         with self.backend.activate():
             there = self.backend.from_host(chosen)[:, None]
-            for state in self._sides[self._side]:
-                self._engine.xp.copyto(_bits(state), 0, "unsafe", there)
+            for state in self._steps.sides[self._side]:
+                self._engine.xp.copyto(bits(state), 0, "unsafe", there)
 
     def explain(self) -> str:
         """Who takes a step, why, why nobody faster does, and what it costs.
@@ -141,160 +133,33 @@ class Stepper:
           sequence: no kernel for cell 'gru' on backend 'numpy' in this version
         """
         kind = type(self._layer).__name__
-        return explain_step(kind, self._net, self._engine, self.batch, self._repeats)
+        return explain_step(kind, self._net, self._engine, self.batch, self._steps.repeats)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as the layer, N and the states."""
         return _rebuilt, (self._layer, self.batch, self.state())
 
-    def _take(self, x: Array, waiting: Array | None, out: Array | None) -> Array:
-        """Take all layers from one side to the other; the result, in `out` if it is given.
-
-        `waiting` (N, 1), bool: the streams that keep their states.
-        """
-        xp, A = self._engine.xp, self.arithmetic.dtype
-        now, after = self._sides[self._side], self._sides[1 - self._side]
-        written = None
-        if self._whole is not None:
-            plain = out is not None and out.flags.c_contiguous
-            written = out if plain else xp.empty((self.batch, self._net.hidden_size), A)
-            self._whole.launch(xp.ascontiguousarray(x), now, after, written)
-        else:
-            self._x[...] = x
-            if waiting is not None:
-                xp.copyto(_bits(self._x), 0, "unsafe", waiting)
-            for call in self._programs[self._side]:
-                call()
-        if waiting is not None:
-            for kept, state in zip(now, after, strict=True):
-                xp.copyto(_bits(state), _bits(kept), "unsafe", waiting)
-        elif written is not None and (out is None or out is written):
-            return written
-        h = after[0][-1]
-        if out is None:
-            return h.astype(A, order="C")
-        out[...] = h
-        return out
-
-    # -- what it stands on
-
-    @property
-    def _repeats(self) -> bool:
-        """Whether the cell's plain code runs on NumPy itself, so that it can be recorded."""
-        return self._engine.xp is np
-
-    def _empty(self, rows: int, width: int, dtype: Any, stack: tuple[int, ...] = ()) -> Array:
-        """Zeros (*stack, rows, width), with contiguous rows or, in recorded calls, columns.
-
-        With columns each gate is one piece of memory, which saves more than half of a small call.
-        """
-        flat = self.backend.zeros_aligned(prod(stack) * rows * width, dtype)
-        if self._repeats:
-            return flat.reshape(*stack, width, rows).swapaxes(-1, -2)
-        return flat.reshape(*stack, rows, width)
-
-    def _allocate(self) -> None:
-        """All arrays but those of the weights.
-
-        The states stand twice: a step reads one side and writes the other, so that one that fails
-        has changed nothing. The other buffers serve layer after layer.
-        """
-        net, N, H = self._net, self.batch, self._net.hidden_size
-        A, T = self.arithmetic.dtype, self.arithmetic.compute_dtype
-        cell = self._engine.cell
-        types = [T, *[A] * (len(cell.state_names) - 1)]
-        self._sides = [
-            tuple([self._empty(N, H, dtype, (net.num_layers,)) for dtype in types])
-            for _ in range(2)
-        ]
-        self._x: Array = self._empty(N, net.input_size, T)
-        self._gates = self._empty(N, cell.gates * H, T)
-        self._saved = self._empty(N, cell.saved * H, T)
-        self._scratch = tuple([self._empty(N, w * H, A) for w in cell.forward_scratch])
-
-    def _bind(self) -> None:
-        """Write down the two programs, from side 0 to 1 and back, on the layer's parameters."""
-        layer = self._layer
-        if (layer.backend, layer.arithmetic) != (self.backend, self.arithmetic):
-            raise ValueError(
-                f"stepper: made on {self.backend.name} in {self.arithmetic}, the layer is on "
-                f"{layer.backend.name} in {layer.arithmetic} now; make another with stepper(batch)"
-            )
-        self._parameters, self._version = layer.parameters, -1
-        self._whole: StackStep | None = None
-        self._copies: list[tuple[Array, Array]] = []
-        self._biases: list[tuple[Array, Weights]] = []
-        read = [self._read(given) for (given,) in self._net.weights(layer.parameters)]
-        self._programs: list[Program] = []
-        if self._engine.implementation == "sequence":
-            self._whole = self._launches([weights for weights, _ in read])
-        else:
-            self._programs = [self._program(read, side) for side in range(2)]
-
-    def _read(self, given: Weights) -> tuple[Weights, Array | None]:
-        """A layer's weights, and the bias of its input side, as its step reads them.
-
-        `_follow` fills what is a copy: narrow weights, and for recorded calls all of them. BLAS on
-        a CPU reads weights with contiguous columns up to twice as fast, for one row too, and NumPy
-        adds a bias that is there for every row without a buffer of its own.
-        """
-        T, repeats = self.arithmetic.compute_dtype, self._repeats
-        copies: dict[str, Array] = {}
-        for name in ("weight_ih", "weight_hh"):
-            matrix = getattr(given, name)
-            rows, columns = matrix.shape
-            if repeats:
-                flat = self.backend.zeros_aligned(rows * columns, T)
-                copies[name] = flat.reshape(columns, rows).T
-            elif matrix.dtype != T:
-                copies[name] = self._engine.xp.empty(matrix.shape, T)
-        bias = None
-        if given.bias_ih is not None:
-            width = given.bias_ih.shape[0]
-            bias = self._empty(self.batch if repeats else 1, width, T)
-            self._biases.append((bias, given))
-            if repeats:
-                copies["bias_hh"] = self._empty(self.batch, width, T)
-        self._copies += [(place, getattr(given, name)) for name, place in copies.items()]
-        return given._replace(**copies), bias
-
-    def _program(self, read: list[tuple[Weights, Array | None]], side: int) -> Program:
-        """The calls that take all layers from one side to the other."""
-        engine, program, x = self._engine, Program(), self._x
-        for layer, (weights, bias) in enumerate(read):
-            here, ahead = (
-                tuple([state[layer] for state in self._sides[k]]) for k in (side, 1 - side)
-            )
-            step = Buffers(self._gates, self._saved, here, ahead, (), self._scratch)
-            arguments = engine.cell, weights, bias, x, step
-            if self._repeats:
-                program += record(sequence.step, *arguments)
-            else:
-                program.append(partial(sequence.step, engine.xp, *arguments))
-            x = ahead[0]
-        return program
-
-    def _launches(self, weights: list[Weights]) -> StackStep:
-        """What takes a step of all layers in one launch."""
-        from .kernels.cuda.stack_step import Sizes, StackStep
-
-        net = self._net
-        sizes = Sizes(net.num_layers, self.batch, net.input_size, net.hidden_size)
-        return StackStep(self.backend, net.cell.name, self.arithmetic, sizes, weights)
-
     def _follow(self) -> None:
         """Take up what was written to the parameters since the last step."""
-        parameters = self._layer.parameters
+        layer = self._layer
+        parameters = layer.parameters
         parameters.refuse_open("step")
         if parameters is not self._parameters:
+            if (layer.backend, layer.arithmetic) != (self.backend, self.arithmetic):
+                raise ValueError(
+                    f"stepper: made on {self.backend.name} in {self.arithmetic}, the layer is on "
+                    f"{layer.backend.name} in {layer.arithmetic}; make another with stepper(batch)"
+                )
             self._bind()
         version = parameters.version
         if version != self._version:
-            for place, matrix in self._copies:
-                place[...] = matrix
-            for bias, given in self._biases:
-                bias[...] = sequence.input_bias(self._net.cell, given, bias.dtype)
+            self._steps.refresh()
             self._version = version  # read before: what is written meanwhile counts at the next
+
+    def _bind(self) -> None:
+        self._parameters = self._layer.parameters
+        self._version = -1  # of the parameters that the steps have taken up; none yet
+        self._steps.bind(self._parameters)
 
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""
@@ -303,11 +168,6 @@ class Stepper:
         if not getattr(found.flags, "writeable", True):  # CuPy's have no such flag
             raise ValueError("out: expected an array that can be written, got a read-only one")
         return found
-
-
-def _bits(array: Array) -> Array:
-    """An array's memory as whole numbers: every type can be chosen from, bit by bit."""
-    return array.view(f"u{array.dtype.itemsize}")
 
 
 def _rebuilt(layer: _Recurrent, batch: int, state: Any) -> Stepper:
