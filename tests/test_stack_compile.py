@@ -59,5 +59,5 @@ def test_no_instantiation_spills() -> None:
 
 def test_a_kernel_that_takes_too_much_shows() -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
-    source = instantiated([("LstmUnit", "F16", 64)])
+    source = instantiated([("LstmUnit", "F16", 32)])
     assert problems(compile_sources([source], "90"))

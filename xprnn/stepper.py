@@ -50,6 +50,7 @@ class Stepper:
         self.batch = check_size("batch", batch)
         self.backend, self.arithmetic = layer.backend, layer.arithmetic
         self._layer, self._net = layer, net
+        self._version = -1  # of the parameters that the steps have taken up
         self._side = 0  # the one of the two sides that holds the states
         sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
         self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic, sizes)
@@ -158,7 +159,7 @@ class Stepper:
 
     def _bind(self) -> None:
         self._parameters = self._layer.parameters
-        self._version = -1  # of the parameters that the steps have taken up; none yet
+        self._version = -1
         self._steps.bind(self._parameters)
 
     def _target(self, out: Any) -> Array:
