@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import LAYERS, Case, Problem, build, draw, move, product, widened
+from subjects import normal
 from tolerances import assert_close, error_of
 
 from xprnn.kernels import ENVIRONMENT_VARIABLE
@@ -79,3 +80,52 @@ def assert_streams(case: Case, layer: Any) -> None:
         assert_close(one, other, case.dtype, name, case.compute_dtype, **sizes)
         if case.dtype == "float64":
             assert error_of(one, other) <= EXACT, name
+
+
+# -- streams that come and go
+
+
+def serve(layer: Any, x: list[np.ndarray], starts: list[int], steps: int) -> list[np.ndarray]:
+    """Three streams in two rows: each enters a row that is reset for it, and waits now and then.
+
+    Stream k of x[k] (T_k, I) begins at step starts[k] in row k % 2.
+    """
+    backend, stepper = layer.backend, layer.stepper(2)
+    at, found = [0] * len(x), [[] for _ in x]
+    for t in range(steps):
+        batch, rows = np.full((2, x[0].shape[1]), np.inf, x[0].dtype), []
+        serving = {}
+        for k, own in enumerate(x):
+            if t == starts[k]:
+                stepper.reset([k % 2])
+            here = t >= starts[k] and at[k] < len(own) and (t + k) % 3
+            if here:
+                batch[k % 2] = own[at[k]]
+                rows.append(k % 2)
+                serving[k % 2] = k
+        y = backend.to_host(stepper.step(move(backend, batch), rows=rows))
+        for row, k in serving.items():
+            found[k].append(y[row])
+            at[k] += 1
+    return [np.stack(own) for own in found]
+
+
+STARTS, LENGTHS, STEPS = [1, 0, 12], [5, 9, 6], 24
+
+
+def assert_streams_apart(case: Case, layer: Any) -> None:
+    """Fail unless each of three streams in two rows is a sequence of its own.
+
+    Rows that wait hold infinities in x: nobody reads them.
+    """
+    x = [draw(case).x[:1].repeat(n, 0)[:, k % 4] * (1 + k) for k, n in enumerate(LENGTHS)]
+    x = [a + normal(k, *a.shape).astype(a.dtype) for k, a in enumerate(x)]
+    with np.errstate(over="ignore"):  # of the infinities, which narrow types round
+        found = serve(layer, x, STARTS, STEPS)
+    for own, y in zip(x, found, strict=True):
+        alone = stream(layer.stepper(1), own[:, None])[:, 0]
+        assert y.shape == alone.shape
+        if case.compute_dtype:  # the products' sums may differ in a bit that rounding decides about
+            np.testing.assert_allclose(y, alone, atol=2e-3)
+        else:
+            np.testing.assert_allclose(y, alone, rtol=1e-11, atol=1e-13)

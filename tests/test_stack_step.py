@@ -11,10 +11,18 @@ import pytest
 from cases import Case, draw, move
 from host_kernels import needs_compiler
 from host_sequence import Run
-from streaming import assert_same, assert_streams, expected, make, on_host, sides, stream
+from streaming import (
+    assert_same,
+    assert_streams,
+    assert_streams_apart,
+    expected,
+    make,
+    on_host,
+    sides,
+    stream,
+)
 from strict_cuda import BFLOAT16, LOG
 from strict_stack import Function, install
-from test_stepper_streams import test_each_stream_is_a_sequence_of_its_own
 
 import xprnn
 from xprnn import kernels
@@ -64,6 +72,30 @@ def test_steps_have_the_values_of_the_equations(
     assert len(Function.launches) == case.T
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=shaped)
+def test_on_a_gpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        backend = xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    try:
+        assert_streams(case, make(case, backend.name))
+    except xprnn.KernelUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_out_may_be_x(layers: int, device: Backend) -> None:
+    case = Case("gru", layers=layers, dtype="float32", I=5, T=1)
+    layer, x = make(case, device.name), draw(case).x[0]
+    given = move(device, x)
+    layer.stepper(4).step(given, out=given)
+    assert_same([device.to_host(given)], [stream(layer.stepper(4), x[None])[0]])
+    assert layer.stepper(4).step(move(device, x)).flags.c_contiguous
+
+
 @pytest.mark.parametrize("cell", UNITS)
 def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
     case = Case(cell, layers=3, dtype="float32", H=33)
@@ -98,7 +130,8 @@ def test_tf32_is_float32_here(device: Backend) -> None:
 
 @pytest.mark.parametrize("cell", UNITS)
 def test_streams_come_and_go(cell: str, device: Backend) -> None:
-    test_each_stream_is_a_sequence_of_its_own(Case(cell, layers=2, dtype="float32"), device)
+    case = Case(cell, layers=2, dtype="float32")
+    assert_streams_apart(case, make(case, device.name))
 
 
 REFUSED = {

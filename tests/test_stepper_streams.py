@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import LAYERS, Case, draw, move
-from streaming import assert_same, make, on_host, sides, stream
+from streaming import assert_same, assert_streams_apart, make, on_host, sides, stream
 from subjects import normal
 
 import xprnn
@@ -26,49 +26,9 @@ CASES = [
 # -- streams that come and go
 
 
-def serve(layer: Any, x: list[np.ndarray], starts: list[int], steps: int) -> list[np.ndarray]:
-    """Three streams in two rows: each enters a row that is reset for it, and waits now and then.
-
-    Stream k of x[k] (T_k, I) begins at step starts[k] in row k % 2.
-    """
-    backend, stepper = layer.backend, layer.stepper(2)
-    at, found = [0] * len(x), [[] for _ in x]
-    for t in range(steps):
-        batch, rows = np.full((2, x[0].shape[1]), np.inf, x[0].dtype), []
-        serving = {}
-        for k, own in enumerate(x):
-            if t == starts[k]:
-                stepper.reset([k % 2])
-            here = t >= starts[k] and at[k] < len(own) and (t + k) % 3
-            if here:
-                batch[k % 2] = own[at[k]]
-                rows.append(k % 2)
-                serving[k % 2] = k
-        y = backend.to_host(stepper.step(move(backend, batch), rows=rows))
-        for row, k in serving.items():
-            found[k].append(y[row])
-            at[k] += 1
-    return [np.stack(own) for own in found]
-
-
-STARTS, LENGTHS, STEPS = [1, 0, 12], [5, 9, 6], 24
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_each_stream_is_a_sequence_of_its_own(case: Case, place: Backend) -> None:
-    """Rows that wait hold infinities in x: nobody reads them."""
-    layer = make(case, place.name)
-    x = [draw(case).x[:1].repeat(n, 0)[:, k % 4] * (1 + k) for k, n in enumerate(LENGTHS)]
-    x = [a + normal(k, *a.shape).astype(a.dtype) for k, a in enumerate(x)]
-    with np.errstate(over="ignore"):  # of the infinities, which narrow types round
-        found = serve(layer, x, STARTS, STEPS)
-    for own, y in zip(x, found, strict=True):
-        alone = stream(layer.stepper(1), own[:, None])[:, 0]
-        assert y.shape == alone.shape
-        if case.compute_dtype:  # the products' sums may differ in a bit that rounding decides about
-            np.testing.assert_allclose(y, alone, atol=2e-3)
-        else:
-            np.testing.assert_allclose(y, alone, rtol=1e-11, atol=1e-13)
+    assert_streams_apart(case, make(case, place.name))
 
 
 @pytest.mark.parametrize("fault", ["nobody is kept", "nobody is reset", "another is reset"])
@@ -83,7 +43,7 @@ def test_streams_that_get_into_each_other_are_found(
     else:
         monkeypatch.setattr(Stepper, "reset", lambda self, rows: reset(self, [1 - rows[0]]))
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
-        test_each_stream_is_a_sequence_of_its_own(CASES[4], xprnn.get_backend("numpy"))
+        assert_streams_apart(CASES[4], make(CASES[4]))
 
 
 ROWS = {

@@ -63,8 +63,9 @@ class StackSteps:
         now, after = self.sides[side], self.sides[1 - side]
         written = None
         if self._whole is not None:
-            plain = out is not None and out.flags.c_contiguous
-            written = out if plain else xp.empty((self.batch, self._net.hidden_size), A)
+            # blocks write `out` while others still read x
+            direct = out is not None and out.flags.c_contiguous and not xp.may_share_memory(x, out)
+            written = out if direct else xp.empty((self.batch, self._net.hidden_size), A)
             self._whole.launch(xp.ascontiguousarray(x), now, after, written)
         else:
             self._x[...] = x

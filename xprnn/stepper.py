@@ -158,9 +158,9 @@ class Stepper:
             self._version = version  # read before: what is written meanwhile counts at the next
 
     def _bind(self) -> None:
-        self._parameters = self._layer.parameters
-        self._version = -1
-        self._steps.bind(self._parameters)
+        parameters = self._layer.parameters
+        self._steps.bind(parameters)
+        self._parameters, self._version = parameters, -1
 
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""
