@@ -159,6 +159,7 @@ def test_out_is_written_and_returned_and_nothing_else_is_lent(place: Backend) ->
     one, other, out = layer.stepper(4), layer.stepper(4), move(place, np.ones((4, 5)))
     for x_t in x:
         y = one.step(move(place, x_t))
+        assert y.flags.c_contiguous
         assert other.step(move(place, x_t), out=out) is out
         assert_same(on_host(one, y), on_host(one, out))
         for mine in (y, *one.state()):
