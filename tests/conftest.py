@@ -49,6 +49,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return _usable(request.param)
 
 
+@pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def place(request: pytest.FixtureRequest, strict: Backend) -> Backend:
+    """NumPy, the stand-in for CuPy, and CuPy where there is a usable GPU."""
+    return strict if request.param == "strict" else _usable(request.param)
+
+
 def _usable(name: str) -> Backend:
     if reason := _lacks(name):
         pytest.skip(reason)

@@ -89,6 +89,43 @@ def choose(
     return _choose(cell, backend, arithmetic, forced)
 
 
+def choose_step(
+    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
+) -> Engine:
+    """Who serves the steps of a stepper; "sequence" is the launch for all layers.
+
+    :param sizes: (L, N, I, H) of the stack and its streams.
+    :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
+    :raises KernelUnavailableError: it forces what is not there, or does not fit.
+    """
+    forced, refused = _forced(), _refuse_stack_step(cell, backend, arithmetic, sizes)
+    if refused is None and wants_sequences():
+        reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
+        engine = _choose(cell, backend, arithmetic, "auto")
+        return replace(engine, implementation="sequence", reason=reason, missing=())
+    if forced == "sequence":
+        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused}")
+    engine = _choose(cell, backend, arithmetic, forced)
+    others = [row for row in engine.missing if row[0] != "sequence"]
+    why = refused or (UNTRIED if forced == "auto" else engine.reason)
+    return replace(engine, missing=(*others, ("sequence", why)))
+
+
+def _refuse_stack_step(
+    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
+) -> str | None:
+    """Why no kernel takes a step of all layers; None: one can."""
+    if not isinstance(backend, CupyBackend):
+        return _absent(cell, backend)
+    from .cuda.stack_step import Sizes, refusal
+
+    return refusal(backend, cell.name, arithmetic, Sizes(*sizes))
+
+
+def _absent(cell: Cell, backend: Backend) -> str:
+    return f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
+
+
 def _forced() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
@@ -152,7 +189,7 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
     pointwise = _pointwise(backend)
     if cell.name in pointwise:
         serving["pointwise"] = pointwise[cell.name]
-    absent = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
+    absent = _absent(cell, backend)
     if forced == "auto":
         chosen = next(name for name in reversed(IMPLEMENTATIONS) if name in serving)
         reason = f"the fastest of {len(serving)}" if len(serving) > 1 else "the only one here"
