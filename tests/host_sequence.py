@@ -20,10 +20,10 @@ import numpy as np
 from host_kernels import COMPILER
 from host_kernels import FLAGS as COMMON
 
-from xprnn.kernels.cuda import pointwise
+from xprnn.kernels.cuda import sequence
 
 HOST = Path(__file__).parent / "host"
-CUDA = Path(pointwise.__file__).parent
+CUDA = Path(sequence.__file__).parent
 OUTCOMES = ("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector")
 # _FORTIFY_SOURCE would refuse to change stacks
 FLAGS = (*COMMON, "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-U_FORTIFY_SOURCE")
@@ -80,10 +80,10 @@ class Run(NamedTuple):
 
 def source_of(tiling: Tiling, faults: Faults = ()) -> str:
     """The source for g++; each fault must fit in exactly one place."""
-    folders = {"fibers.h": HOST, "warps.h": HOST, "host/device.h": HOST.parent}
-    names = ("fibers.h", "host/device.h", "common.h", "gru.h", "warps.h", "numbers.h")
-    names += ("exchange.h", "products.h", f"{tiling.kernel}.cu")
-    text = "\n".join([(folders.get(name, CUDA) / name).read_text("utf-8") for name in names])
+    stand_ins = {"device.h": HOST / "warps.h"}
+    paths = [stand_ins.get(name, CUDA / name) for name in sequence.parts(tiling.kernel)]
+    paths = [HOST / "fibers.h", HOST / "device.h", *paths]
+    text = "\n".join([path.read_text("utf-8") for path in paths])
     for old, new in faults:
         if text.count(old) != 1:
             raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")

@@ -39,13 +39,13 @@ FORWARD = {
 }  # fmt: skip
 BACKWARD = {
     "a sign of a gate": ("dgx_n * gh_n * r * (1 - r)", "dgx_n * gh_n * r * (1 + r)"),
-    "a gate published twice": ("publish_gate(z, at, 1);", "publish_gate(r, at, 1);"),
+    "a gate published twice": ("words, dgh[gate]);", "words, dgh[gate / 2]);"),
     "another gate's weights": ("(gate * H + first + i) * H", "(2 * H - gate * H + first + i) * H"),
     "dh that is not carried on": ("= direct[i].y + sum.y;", "= sum.y;"),
     "no gradient of the output": ("dh.y + in.doutput.y", "dh.y"),
     "the next step's state": ("cell.load(in[i], sequence.before(at.walk)",
                               "cell.load(in[i], sequence.after(at.walk)"),
-    "dh of a neighbour": ("place[(n - begin) * PAIRS]", "place[(n - begin) * PAIRS / 2]"),
+    "dh of a neighbour": ("(n - begin) * count * PAIRS", "(n - begin) * count * PAIRS / 2"),
 }  # fmt: skip
 
 
@@ -113,10 +113,10 @@ def test_a_product_of_infinities_with_low_parts_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    "old", ("if (u >= H) h.x = 0;", "if (u + 1 >= H) h.y = 0;"), ids=("unit", "its neighbour")
+    "old", ("if (u >= H) v.x = 0;", "if (!both()) v.y = 0;"), ids=("unit", "its neighbour")
 )
 def test_an_infinity_in_the_padding_shows(old: str) -> None:
-    H = 34 if "h.x" in old else 33
+    H = 34 if "v.x" in old else 33
     case = Case("TF32X3", H, (3, 3), special=(("h0", (0, 5), float("inf")),))
     with pytest.raises(AssertionError):
         check_forward(case, Tiling("TF32X3", 4, 1, 1, 1, True), faults=((old, ""),))
@@ -139,9 +139,11 @@ def test_too_little_shared_memory_shows(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_row_of_an_odd_length_as_pairs_shows() -> None:
     fault = ("if (u < H && static_cast<void*>(states) != mail)", "if (u < H)")
+    pairs = ("row + u, v, H % 2 == 0, both()", "row + u, v, true, true")
     with pytest.raises(AssertionError):
-        check_forward(Case("TF32X3", 33, (2,)), Tiling("TF32X3", 4, 1, 1, 1, True),
-                      faults=(fault, ("h, H % 2 == 0, u + 1 < H", "h, true, true")))  # fmt: skip
+        check_forward(
+            Case("TF32X3", 33, (2,)), Tiling("TF32X3", 4, 1, 1, 1, True), faults=(fault, pairs)
+        )
 
 
 def test_a_warp_that_parts_shows() -> None:

@@ -25,7 +25,6 @@ EMPTY = 0xFF  # in every byte: a NaN that no kernel writes
 # Looks at a letter before a wait is given up, half a microsecond or so each: seconds, where a step
 # takes microseconds.
 SPINS = 1 << 23
-HEADERS = ("common.h", "gru.h", "device.h", "numbers.h", "exchange.h", "products.h")
 
 
 class SequenceKernels:
@@ -152,8 +151,15 @@ def _kernel(cupy: Any, name: str, instantiation: str) -> Any:
     return module.get_function(instantiation)
 
 
+def parts(name: str) -> tuple[str, ...]:
+    """The files of a kernel, such as "gru_forward", and of all that it stands on, in order."""
+    cell, _, way = name.rpartition("_")
+    below = "device.h", "numbers.h", "exchange.h", "products.h", "units.h"
+    return "common.h", f"{cell}.h", *below, f"{way}.h", f"{name}.cu"
+
+
 @cache
 def source(name: str) -> str:
     """The text of a kernel, behind all that it stands on."""
     folder = resources.files(__package__)
-    return "\n".join([(folder / part).read_text("utf-8") for part in (*HEADERS, f"{name}.cu")])
+    return "\n".join([(folder / part).read_text("utf-8") for part in parts(name)])
