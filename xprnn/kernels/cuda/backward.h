@@ -34,9 +34,9 @@ struct Carried {
 // What all cells do by element. A cell adds what it loads besides doutput; its `step` takes that
 // and the gradients after a step, puts dgh, and returns the part of dh that does not go through the
 // product.
-template <int kind_, int gates_, int carried_ = 1>
+template <int kind_, int G_, int carried_ = 1>
 struct BackwardCell : Units<kind_> {
-  static constexpr int kind = kind_, G = gates_, carried = carried_;
+  static constexpr int kind = kind_, G = G_, carried = carried_;
   typedef typename Numbers<kind>::Element Element;
   using Units<kind>::H;
   using Units<kind>::u;
@@ -49,9 +49,9 @@ struct BackwardCell : Units<kind_> {
   Element* gates;
   Word* mail;
 
-  XP_FN BackwardCell(const float* doutput_, int doutput_stride_, Element* gates_of_all, Word* mail_,
+  XP_FN BackwardCell(const float* doutput_, int doutput_stride_, Element* gates_, Word* mail_,
                      int H_)
-      : Units<kind>(H_), doutput(doutput_), doutput_stride(doutput_stride_), gates(gates_of_all),
+      : Units<kind>(H_), doutput(doutput_), doutput_stride(doutput_stride_), gates(gates_),
         mail(mail_) {}
 
   XP_FN Element* gate_of(Index at, int gate) const { return gates + (at * G + gate) * H; }

@@ -5,9 +5,9 @@ namespace xprnn {
 
 // What all cells do by element. A cell has more to load where it needs more than gx; its `step`
 // takes that and gh, stores what is kept, and puts the next states.
-template <int kind_, int gates_>
+template <int kind_, int G_>
 struct ForwardCell : Units<kind_> {
-  static constexpr int kind = kind_, G = gates_;
+  static constexpr int kind = kind_, G = G_;
   typedef typename Numbers<kind>::Element Element;
   using Units<kind>::H;
   using Units<kind>::u;
@@ -18,8 +18,8 @@ struct ForwardCell : Units<kind_> {
   Element *gates, *states;
   Word* mail;
 
-  XP_FN ForwardCell(Element* gates_of_all, Element* states_, Word* mail_, int H_)
-      : Units<kind>(H_), gates(gates_of_all), states(states_), mail(mail_) {}
+  XP_FN ForwardCell(Element* gates_, Element* states_, Word* mail_, int H_)
+      : Units<kind>(H_), gates(gates_), states(states_), mail(mail_) {}
 
   XP_FN Element* gate_of(Index at, int gate) const { return gates + (at * G + gate) * H; }
 
