@@ -1,5 +1,5 @@
 // The Elman cell forward over a whole sequence in one launch: sequence.forward with RNN.forward of
-// cells/rnn.py. Stands behind rnn.h and forward.h. A call that is recorded has nothing more to keep.
+// cells/rnn.py. Stands behind rnn.h and forward.h. Where a call is recorded nothing more is kept.
 
 namespace xprnn {
 
