@@ -136,7 +136,9 @@ class Case:
     def rounded_trace(self) -> sequence.Trace:
         """The trace as forward leaves it: but for c in the type that products read."""
         trace = self.plain()
-        gates, saved, h = [a.astype(self.dtype) for a in (trace.gates, trace.saved, trace.states[0])]
+        gates, saved, h = [
+            a.astype(self.dtype) for a in (trace.gates, trace.saved, trace.states[0])
+        ]
         others = [state.astype(np.float32) for state in trace.states[1:]]
         return sequence.Trace(self.numbers["gx"], gates, saved, (h, *others))
 

@@ -55,9 +55,7 @@ def initial_rows(case: Case) -> np.ndarray:
     return layout.total + np.arange(first) if layout.ragged is None else layout.ragged.last
 
 
-def run_forward(
-    case: Case, tiling: Tiling, apart: bool | None = None, **options: Any
-) -> Left:
+def run_forward(case: Case, tiling: Tiling, apart: bool | None = None, **options: Any) -> Left:
     """Fill, launch, and look that nothing was written outside; all arrays are its own."""
     layout, H, P, first = case.layout, case.H, case.padded, initial_rows(case)
     assert tiling.reduction >= H, "the tiling is too small for H"
