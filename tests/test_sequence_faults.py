@@ -51,8 +51,6 @@ GRU_BACK = {
                               "cell.load(in[i], sequence.after(at.walk)"),
     "dh of a neighbour": ("(n - begin) * count * PAIRS", "(n - begin) * count * PAIRS / 2"),
 }  # fmt: skip
-
-
 WAITING = {name: ANYWHERE[name] for name in ("a barrier removed", "a poll removed")}
 LSTM = {
     **WAITING,
