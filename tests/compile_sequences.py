@@ -3,7 +3,7 @@
     python tests/compile_sequences.py
 
 For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: about three minutes on two
-cores for a cell. It prints the most registers that each kernel takes, and ends with 1 and the
+cores for a gated cell. It prints the most registers that each kernel takes, and ends with 1 and the
 names where one takes more than the planner counts on, or spills.
 """
 
@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from nvrtc import Usage, compile_instantiation, problems
 
-from xprnn.kernels.cuda.plan import KERNELS, instantiations
+from xprnn.kernels.cuda.plan import instantiations
 from xprnn.kernels.cuda.sequence import source
+from xprnn.kernels.cuda.table import KERNELS
 
 ARCHITECTURES = ("80", "90", "100")
 
@@ -39,11 +40,14 @@ class Job(NamedTuple):
 
 
 def jobs() -> list[Job]:
-    """All there are."""
+    """All there are; one that does two kinds of work, once."""
+    once: dict[str, tuple[tuple[str, str], int]] = {}
+    for kernel in KERNELS:
+        for name, registers in instantiations(*kernel):
+            once.setdefault(name, (kernel, registers))
     return [
         Job(kernel, name, registers, architecture)
-        for kernel in KERNELS
-        for name, registers in instantiations(*kernel)
+        for name, (kernel, registers) in once.items()
         for architecture in ARCHITECTURES
     ]
 
@@ -53,8 +57,7 @@ def compiled(job: Job) -> Usage:
 
     :raises RuntimeError: NVRTC does not accept it.
     """
-    file = KERNELS[job.kernel].template.partition("<")[0]
-    return compile_instantiation(source(file), job.name, job.architecture)
+    return compile_instantiation(source(KERNELS[job.kernel].file), job.name, job.architecture)
 
 
 def wrong(job: Job, usage: Usage) -> list[str]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,43 +20,49 @@ import numpy as np
 from host_kernels import COMPILER
 from host_kernels import FLAGS as COMMON
 
-from xprnn.kernels.cuda import pointwise
+from xprnn.cells import CELLS
+from xprnn.kernels.cuda import sequence
+from xprnn.kernels.cuda.table import KERNELS
 
 HOST = Path(__file__).parent / "host"
-CUDA = Path(pointwise.__file__).parent
+CUDA = Path(sequence.__file__).parent
 OUTCOMES = ("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector")
-# _FORTIFY_SOURCE would refuse to change stacks
-FLAGS = (*COMMON, "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-U_FORTIFY_SOURCE")
+# _FORTIFY_SOURCE would refuse to change stacks. Most of the time goes into compiling, and with -O1
+# that takes two thirds of what it takes with -O2
+WARNINGS = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized")
+FLAGS = (*COMMON, "-O1", *WARNINGS, "-U_FORTIFY_SOURCE")
 HEAD = 128  # HEAD of products.h
 ITEMS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a piece
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "TF32X3": "float32"}
-ARGUMENTS = {
-    "gru_forward": "p p p p p p p i i i i i i u p u",
-    "gru_backward": "p p p p p p p p i i i i i i i u p u",
-}
 C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
 Faults = tuple[tuple[str, str], ...]  # what stands once in the source, and what in its place
 
 
 class Tiling(NamedTuple):
-    """The sizes that are compiled into a kernel."""
+    """A kernel, by its cell and work, and the sizes that are compiled into it."""
 
+    cell: str
+    work: str  # "forward", "training" or "backward"
     kind: str  # BF16, F16, TF32 or TF32X3
     warps: int
     chunks: int
     held: int
     tiles: int
-    record: bool | None = None  # None: backward
 
     @property
-    def kernel(self) -> str:
-        return "gru_backward" if self.record is None else "gru_forward"
+    def file(self) -> str:
+        return KERNELS[self.cell, self.work].file
 
     @property
     def name(self) -> str:
-        sizes = f"{self.kind}, {self.warps}, {self.chunks}, {self.held}, {self.tiles}"
-        record = "" if self.record is None else f", {str(self.record).lower()}"
-        return f"{self.kernel}<{sizes}{record}>"
+        sizes = f"xprnn::{self.kind}, {self.warps}, {self.chunks}, {self.held}, {self.tiles}"
+        return "xprnn::" + KERNELS[self.cell, self.work].template.format(sizes)
+
+    @property
+    def parameters(self) -> str:
+        """Pointers, integers and unsigned ones: the kernel's arrays, then what all have."""
+        own = "p" * len(KERNELS[self.cell, self.work].arrays)
+        return own + "p" + "iiiiii" + "i" * (self.work == "backward") + "upu"
 
     @property
     def reduction(self) -> int:
@@ -65,10 +71,11 @@ class Tiling(NamedTuple):
 
     def shared(self, passes: int) -> int:
         """Bytes of shared memory, as the interface gives them."""
-        apart = self.warps * (self.chunks - self.held)
-        if self.record is None:
-            return HEAD + 1280 * self.warps * self.tiles + 1024 * apart + 512 * self.tiles * passes
-        return HEAD + 3840 * self.warps * self.tiles + 3072 * apart
+        cell, apart = CELLS[self.cell], self.warps * (self.chunks - self.held)
+        if self.work == "backward":
+            carried = 512 * len(cell.state_names) * self.tiles * passes
+            return HEAD + 1280 * self.warps * self.tiles + 1024 * apart + carried
+        return HEAD + cell.gates * (1280 * self.warps * self.tiles + 1024 * apart)
 
 
 class Run(NamedTuple):
@@ -80,22 +87,21 @@ class Run(NamedTuple):
 
 def source_of(tiling: Tiling, faults: Faults = ()) -> str:
     """The source for g++; each fault must fit in exactly one place."""
-    folders = {"fibers.h": HOST, "warps.h": HOST, "host/device.h": HOST.parent}
-    names = ("fibers.h", "host/device.h", "common.h", "gru.h", "warps.h", "numbers.h")
-    names += ("exchange.h", "products.h", f"{tiling.kernel}.cu")
-    text = "\n".join([(folders.get(name, CUDA) / name).read_text("utf-8") for name in names])
+    stand_ins = {"device.h": HOST / "warps.h"}
+    paths = [stand_ins.get(name, CUDA / name) for name in sequence.parts(tiling.file)]
+    paths = [HOST / "fibers.h", HOST / "device.h", *paths]
+    text = "\n".join([path.read_text("utf-8") for path in paths])
     for old, new in faults:
         if text.count(old) != 1:
             raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")
         text = text.replace(old, new)
-    kinds = ARGUMENTS[tiling.kernel].split()
     types = {"p": "void*", "i": "int", "u": "unsigned"}
-    declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(kinds)])
-    passed = ", ".join([f"static_cast<Arg<{i}>>(a{i})" for i in range(len(kinds))])
+    declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(tiling.parameters)])
+    passed = ", ".join([f"static_cast<Arg<{i}>>(a{i})" for i in range(len(tiling.parameters))])
     return f"""{text}
 template <class F> struct Of;
 template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All; }};
-constexpr auto kernel = xprnn::{tiling.name.replace("<", "<xprnn::")};
+constexpr auto kernel = {tiling.name};
 typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
 template <int i> using Arg = std::tuple_element_t<i, All>;
 extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resident) {{
@@ -130,17 +136,21 @@ def library(tiling: Tiling, faults: Faults = ()) -> ctypes.CDLL:
 
 def launch(
     tiling: Tiling,
-    arguments: Sequence[Any],
+    arguments: list[Any],
     grid: tuple[int, int],
     passes: int,
     run: Run,
     faults: Faults = (),
 ) -> str:
     """Run a kernel on NumPy arrays and integers; what became of it, one of `OUTCOMES`."""
-    kinds = ARGUMENTS[tiling.kernel].split()
     given = [
         C[kind](value.ctypes.data if isinstance(value, np.ndarray) else value)
-        for kind, value in zip(kinds, arguments, strict=True)
+        for kind, value in zip(tiling.parameters, arguments, strict=True)
     ]
     shape = (*grid, tiling.shared(passes), run.seed, run.resident)
     return OUTCOMES[library(tiling, faults).run(*given, *shape)]
+
+
+def own_arrays(tiling: Tiling, arrays: Mapping[str, Any]) -> list[Any]:
+    """Those of the arrays that a kernel takes, in the order of its parameters."""
+    return [arrays[name] for name in KERNELS[tiling.cell, tiling.work].arrays]

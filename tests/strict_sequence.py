@@ -17,7 +17,10 @@ from host_sequence import Run, Tiling, launch
 from strict_array import StrictArray, StrictModule
 from strict_launch import PinnedMemory
 
-NAME = re.compile(r"xprnn::\w+<xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)(?:, (true|false))?>")
+from xprnn.kernels.cuda.table import KERNELS
+
+NAME = re.compile(r"(\w+<)xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)((?:, true|, false)?>)")
+WORKS = {kernel.template: key for key, kernel in KERNELS.items()}
 
 
 class Function:
@@ -29,8 +32,8 @@ class Function:
     max_dynamic_shared_size_bytes = 48 * 1024
 
     def __init__(self, name: str) -> None:
-        kind, *sizes, record = NAME.fullmatch(name).groups()
-        self.tiling = Tiling(kind, *map(int, sizes), None if record is None else record == "true")
+        file, kind, *sizes, rest = NAME.fullmatch(name.removeprefix("xprnn::")).groups()
+        self.tiling = Tiling(*WORKS[f"{file}{{}}{rest}"], kind, *map(int, sizes))
         self.name = name
         self.kernel = SimpleNamespace(ptr=id(self))
 

@@ -14,35 +14,43 @@ import sequence_parts
 from host_kernels import needs_compiler
 from host_sequence import DTYPES, Run, Tiling
 from kernel_parts import needs_dtype
-from sequence_parts import Case, check_backward, check_forward
+from sequence_cases import Case
+from sequence_parts import check_backward, check_forward
 from strict_sequence import Function
 from test_plan import H200
 
-from xprnn.kernels.cuda.plan import KERNELS, Device, Plan, Problem, plan
+from xprnn.kernels.cuda.plan import Device, Plan, Problem, plan
+from xprnn.kernels.cuda.table import KERNELS
 
 pytestmark = needs_compiler
 
 FEW = H200._replace(processors=8)  # few blocks: several passes of several tiles
 GROUPS = H200._replace(processors=16)  # the same in two groups
 TWICE = FEW._replace(processors=4, registers=131072, shared=466944)  # two blocks on each
-PROBLEMS = [  # device, work, numbers, N, H, T
+PROBLEMS = [  # device, cell, work, numbers, N, H, T
     *[
-        (H200, work, numbers, 2, 1024, 2)
+        (H200, "gru", work, numbers, 2, 1024, 2)
         for numbers in ("float32", "tf32", "bfloat16", "float16")
         for work in ("training", "backward")
     ],
     # H no multiple of 16; with 16 bits, part of the weights in shared memory
-    (H200, "forward", "float32", 1, 1000, 2),
-    (H200, "backward", "float16", 3, 1001, 2),
-    (H200, "training", "bfloat16", 2, 1032, 2),
-    (H200, "backward", "bfloat16", 2, 1032, 2),
-    (FEW, "training", "float32", 70, 128, 3),
-    (FEW, "forward", "tf32", 41, 127, 3),
-    (FEW, "backward", "bfloat16", 70, 128, 3),
-    (GROUPS, "training", "float16", 70, 128, 3),
-    (GROUPS, "backward", "float32", 70, 125, 3),
-    (TWICE, "training", "bfloat16", 9, 128, 3),
-    (TWICE, "backward", "tf32", 20, 120, 3),
+    (H200, "gru", "forward", "float32", 1, 1000, 2),
+    (H200, "gru", "backward", "float16", 3, 1001, 2),
+    (H200, "gru", "training", "bfloat16", 2, 1032, 2),
+    (H200, "gru", "backward", "bfloat16", 2, 1032, 2),
+    (FEW, "gru", "training", "float32", 70, 128, 3),
+    (FEW, "gru", "forward", "tf32", 41, 127, 3),
+    (FEW, "gru", "backward", "bfloat16", 70, 128, 3),
+    (GROUPS, "gru", "training", "float16", 70, 128, 3),
+    (GROUPS, "gru", "backward", "float32", 70, 125, 3),
+    (TWICE, "gru", "training", "bfloat16", 9, 128, 3),
+    (TWICE, "gru", "backward", "tf32", 20, 120, 3),
+    (H200, "lstm", "training", "float16", 2, 520, 2),
+    (FEW, "lstm", "training", "float32", 70, 128, 3),
+    (GROUPS, "lstm", "backward", "bfloat16", 70, 125, 3),
+    (TWICE, "lstm", "backward", "float32", 20, 120, 3),
+    (FEW, "rnn_tanh", "forward", "tf32", 41, 127, 3),
+    (GROUPS, "rnn_relu", "backward", "float32", 70, 128, 3),
 ]
 
 
@@ -53,20 +61,20 @@ def nothing_remembered() -> Iterator[None]:
     plan.cache_clear()
 
 
-def planned(device: Device, work: str, numbers: str, N: int, H: int, T: int) -> Plan:
+def planned(device: Device, cell: str, work: str, numbers: str, N: int, H: int, T: int) -> Plan:
     plan.cache_clear()
-    chosen = plan(device, Problem("gru", work, numbers, N, H, T))
+    chosen = plan(device, Problem(cell, work, numbers, N, H, T))
     assert isinstance(chosen, Plan), chosen
     return chosen
 
 
 def run(chosen: Plan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch) -> None:
     """Fail unless it ends on the device that it is planned for, with the plain loop's values."""
-    device, work, _, N, H, T = problem
+    device, cell, work, _, N, H, T = problem
     tiling, genuine = Function(chosen.name).tiling, sequence_parts.launch
     needs_dtype(DTYPES[tiling.kind])
     check = check_backward if work == "backward" else check_forward
-    case = Case(tiling.kind, H, (T, *[T - 1] * (N - 1)), reverse=N % 2 > 0, seed=N)
+    case = Case(cell, tiling.kind, H, (T, *[T - 1] * (N - 1)), reverse=N % 2 > 0, seed=N)
     resident = Run(resident=device.processors * chosen.resident)
     with patch.context() as patched:
         patched.setattr(Tiling, "shared", lambda self, passes: chosen.shared)
@@ -93,9 +101,9 @@ def test_the_plans_are_of_all_kinds() -> None:
     assert {p.resident for p in plans} == {1, 2}
 
 
-FORWARD = (FEW, "training", "float16", 41, 100, 3)
-BACKWARD = (FEW, "backward", "float32", 64, 125, 3)
-APART = (H200, "forward", "float32", 8, 520, 1)
+FORWARD = (FEW, "gru", "training", "float16", 41, 100, 3)
+BACKWARD = (FEW, "gru", "backward", "float32", 64, 125, 3)
+APART = (H200, "gru", "forward", "float32", 8, 520, 1)
 PLANTED: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
     "too little shared memory": (FORWARD, {"shared": -32}),
     "too little shared memory for dh": (BACKWARD, {"shared": -32}),
@@ -125,7 +133,7 @@ def test_a_plan_with_less_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_planner_that_asks_for_too_little_shared_memory_shows(
     problem: tuple[Any, ...], change: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = "gru", problem[1]  # by a little: beyond a KiB the emulator itself would fail
+    key = problem[1:3]  # by a little: beyond a KiB the emulator itself would fail
     run(planned(*problem), problem, monkeypatch)
     monkeypatch.setitem(KERNELS, key, KERNELS[key]._replace(**change))
     with pytest.raises(AssertionError, match="shared memory overrun"):

@@ -3,7 +3,7 @@
 There are two seams, and the plain code is the fallback and the oracle of both: "pointwise"
 (what a step does by element in one kernel) and "sequence" (all steps in one launch). To add a
 kernel: a folder here with a dict of cells like `cuda.POINTWISE`, one line in `_pointwise`; for
-whole sequences a row in the planner's table, `cuda/plan.py`, which says which calls they fit.
+whole sequences its rows in `cuda/table.py`, from which `cuda/plan.py` says which calls they fit.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def has_sequences(cell: Cell, backend: Backend) -> bool:
     """Whether there are sequence kernels for a cell on a backend, whatever they fit."""
     if backend.kernels != "cuda":
         return False
-    from .cuda.plan import KERNELS
+    from .cuda.table import KERNELS
 
     return (cell.name, "forward") in KERNELS
 

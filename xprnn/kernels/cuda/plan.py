@@ -8,11 +8,12 @@ the device at once. Larger batches take several passes a step. Plain Python, no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...arithmetic import Arithmetic
+from .table import KERNELS, NO_KERNEL, Kernel, Tiling
 
 UNITS, TILE, WARP = 16, 8, 32  # units of a block, rows of a tile, threads of a warp
 COUNTABLE = 2**31  # packed rows that the kernels' 32-bit counters do not reach
@@ -67,26 +68,6 @@ class Problem(NamedTuple):
     T: int
 
 
-class Tiling(NamedTuple):
-    """The sizes that are compiled into a kernel."""
-
-    warps: int
-    chunks: int  # of the reduction, a warp
-    held: int  # those whose weights stay in registers
-    tiles: int  # of rows, in a pass
-
-
-class Kernel(NamedTuple):
-    """What a kernel needs, in units of its tiling."""
-
-    template: str  # its name in C++, with a place for what comes before `tiles` and after it
-    reduction: int  # its length, in units of the padded H
-    weights: int  # registers a thread for each chunk that is held; bytes a thread are 4 times that
-    sums: int  # bytes of shared memory for each warp and tile
-    carried: int  # bytes of shared memory for each tile and pass
-    tilings: Mapping[str, tuple[Tiling, ...]]  # by numbers
-
-
 class Plan(NamedTuple):
     """One launch that fits."""
 
@@ -115,36 +96,6 @@ MOST = 255  # registers that a thread can have
 # Registers a thread besides the weights: what the compiler takes at most. For float32 it takes all
 # there are, to split weights once instead of at each step.
 SPARE = {"float32": MOST, "tf32": 111, "bfloat16": 111, "float16": 111}
-
-
-def _tilings(held: int, *sizes: tuple[int, tuple[int, ...]]) -> tuple[Tiling, ...]:
-    """Tilings of 8 warps from (chunks, (tiles, ...)); as many chunks are held as may be."""
-    return tuple([Tiling(8, c, min(c, held), t) for c, tiles in sizes for t in tiles])
-
-
-_NARROW = _tilings(6, (1, (1, 4)), (2, (1, 2, 4)), (4, (1, 2, 4)), (8, (1,)), (10, (1,)))
-_NARROW_BACK = _tilings(18, (3, (1, 4)), (6, (1, 2, 4)), (12, (1, 2, 4)), (24, (1,)), (30, (1,)))
-FORWARD = {
-    "float32": _tilings(5, (2, (1, 4)), (4, (1, 2, 4)), (6, (1,)), (8, (1, 2, 4)), (13, (1,))),
-    "tf32": _tilings(6, (2, (1, 4)), (4, (1, 2, 4)), (6, (1,)), (8, (1, 2, 4)), (14, (1,))),
-    "bfloat16": _NARROW,
-    "float16": _NARROW,
-}
-BACKWARD = {
-    "float32": _tilings(15, (6, (1, 4)), (12, (1, 2, 4)), (18, (1,)), (24, (1, 2, 4)), (39, (1,))),
-    "tf32": _tilings(18, (6, (1, 4)), (12, (1, 2, 4)), (18, (1,)), (24, (1, 2, 4)), (42, (1,))),
-    "bfloat16": _NARROW_BACK,
-    "float16": _NARROW_BACK,
-}
-KERNELS: dict[tuple[str, str], Kernel] = {
-    ("gru", "forward"): Kernel("gru_forward<{}, false>", 1, 24, 3840, 0, FORWARD),
-    ("gru", "training"): Kernel("gru_forward<{}, true>", 1, 24, 3840, 0, FORWARD),
-    ("gru", "backward"): Kernel("gru_backward<{}>", 3, 8, 1280, 512, BACKWARD),
-}
-_NO_CELL = {
-    "gru_reset_before": "reset_after=False takes two products that wait for each other a step, "
-    "which no sequence kernel does"
-}
 
 
 def numbers_of(arithmetic: Arithmetic) -> str:
@@ -188,7 +139,7 @@ def instantiations(cell: str, work: str) -> Iterator[tuple[str, int]]:
 def _refusal(device: Device, problem: Problem) -> str:
     """Why no device of this kind serves such a problem, or ""."""
     if (problem.cell, problem.work) not in KERNELS:
-        return _NO_CELL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
+        return NO_KERNEL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
     if problem.numbers not in CHUNK:
         return f"{problem.numbers}: sequence kernels multiply {', '.join(CHUNK)}"
     if device.capability < (8, 0):
