@@ -26,7 +26,10 @@ from xprnn.kernels.cuda.table import KERNELS
 
 HOST = Path(__file__).parent / "host"
 CUDA = Path(sequence.__file__).parent
-OUTCOMES = ("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector")
+OUTCOMES = (  # as `Outcome` of fibers.h
+    *("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector"),
+    *("sent to a block that has ended", "barrier misused", "cluster not whole"),
+)
 # _FORTIFY_SOURCE would refuse to change stacks. Most of the time goes into compiling, and with -O1
 # that takes two thirds of what it takes with -O2
 WARNINGS = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized")
@@ -48,6 +51,7 @@ class Tiling(NamedTuple):
     chunks: int
     held: int
     tiles: int
+    cluster: int = 1
 
     @property
     def file(self) -> str:
@@ -72,10 +76,26 @@ class Tiling(NamedTuple):
     def shared(self, passes: int) -> int:
         """Bytes of shared memory, as the interface gives them."""
         cell, apart = CELLS[self.cell], self.warps * (self.chunks - self.held)
+        head = HEAD + self.warps * self.stage
         if self.work == "backward":
             carried = 512 * len(cell.state_names) * self.tiles * passes
-            return HEAD + 1280 * self.warps * self.tiles + 1024 * apart + carried
-        return HEAD + cell.gates * (1280 * self.warps * self.tiles + 1024 * apart)
+            return head + 1280 * self.warps * self.tiles + 1024 * apart + carried
+        return head + cell.gates * (1280 * self.warps * self.tiles + 1024 * apart)
+
+    @property
+    def stage(self) -> int:
+        """Bytes of shared memory in which a warp gets what the rest of the cluster polls for."""
+        if self.cluster == 1:
+            return 0
+        parts = -(-self.chunks // (8 * self.cluster))
+        own = self.chunks // parts // self.cluster
+        pieces = own * (1 if parts > 1 else min(self.tiles, 8 // own))
+        return 16 + (self.cluster - 1) * pieces * 512
+
+    def grid(self, H: int, rows: int, passes: int) -> tuple[int, int]:
+        """Blocks by units and by rows, in whole clusters."""
+        slices = -(-H // (16 * self.cluster)) * self.cluster
+        return slices, -(-rows // (8 * self.tiles * passes))
 
 
 class Run(NamedTuple):
@@ -89,8 +109,9 @@ def source_of(tiling: Tiling, faults: Faults = ()) -> str:
     """The source for g++; each fault must fit in exactly one place."""
     stand_ins = {"device.h": HOST / "warps.h"}
     paths = [stand_ins.get(name, CUDA / name) for name in sequence.parts(tiling.file)]
-    paths = [HOST / "fibers.h", HOST / "device.h", *paths]
+    paths = [HOST / "fibers.h", HOST / "clusters.h", HOST / "device.h", *paths]
     text = "\n".join([path.read_text("utf-8") for path in paths])
+    text = f"#define XP_CLUSTER {tiling.cluster}\n{text}"
     for old, new in faults:
         if text.count(old) != 1:
             raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")
@@ -106,7 +127,7 @@ typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
 template <int i> using Arg = std::tuple_element_t<i, All>;
 extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resident) {{
   return fibers::launch({{x, y, 1}}, {32 * tiling.warps}, shared, seed, resident,
-                        [=] {{ kernel({passed}); }});
+                        [=] {{ kernel({passed}); }}, {tiling.cluster});
 }}
 """
 

@@ -171,7 +171,7 @@ def _run(
     report = guarded(np.zeros(1, np.uint32))
     sizes = (layout.steps, n_0, H, layout.total, passes, int(case.reverse))
     arguments = [*own_arrays(tiling, arrays), counts, *sizes, *more, spins, report, TAG]
-    grid = (-(-H // 16), -(-n_0 // (8 * tiling.tiles * passes)))
+    grid = tiling.grid(H, n_0, passes)
     outcome = launch(tiling, arguments, grid, passes, run, faults)
     check_guards({**arrays, "counts": counts, "report": report})
     return Left(outcome, arrays, int(report[0]))

@@ -3,7 +3,6 @@
 #define threadIdx (fibers::current->thread)
 #define blockIdx (fibers::current->block)
 #define XP_KERNEL(threads) void
-#define XP_CLUSTER_KERNEL(threads, cluster) void
 #define XP_SHARED(name) unsigned char* const name = fibers::current->its_block->shared.data()
 
 namespace xprnn {

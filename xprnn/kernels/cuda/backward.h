@@ -87,7 +87,6 @@ XP_FN void give_up(const Cell& cell, const Carried<Cell::carried>& carried,
         carried.of(at.first + row)[state] = not_a_number();
       cell.spoil(at.walk.at + at.first + row);
     }
-  carried.template move<rows, stride>(cell, dstates, true);
 }
 
 // Where the weights of the block's units come from: columns of W_hh, gate after gate. This lane's
@@ -125,9 +124,11 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   constexpr int kind = Cell::kind, G = Cell::G;
   constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * rows * PITCH;
   constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
+  typedef Stage<CLUSTER, chunks, tiles> Stage;
   XP_SHARED(shared);
-  Word* const stop = reinterpret_cast<Word*>(shared);              // by the parity of the pass,
-  float* const partial = reinterpret_cast<float*>(shared + HEAD);  // as are the partial sums
+  unsigned char* const behind = shared + HEAD + warps * Stage::bytes;
+  Word* const stop = reinterpret_cast<Word*>(shared);       // by the parity of the pass,
+  float* const partial = reinterpret_cast<float*>(behind);  // as are the partial sums
   uint4* const rest = reinterpret_cast<uint4*>(partial + 2 * partials);
 
   const int thread = threadIdx.x, warp = thread / 32, row_words = G * cell.words;
@@ -135,7 +136,8 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   Fragments<chunks, held> weights[1];
   const int apart = weights[0].rest_of_warp(), begin = blockIdx.y * rows * sequence.passes;
   const WeightColumns<kind, G> source = {weight_hh, cell.H, cell.words, word};
-  const bool special = !load_weights(weights, rest + warp * apart, source);
+  Stage stage(shared + HEAD);
+  const bool special = !load_weights(weights, rest + warp * apart, staged(source, stage));
   float2* const place = reinterpret_cast<float2*>(rest + warps * apart) + thread % PAIRS;
   const Carried<Cell::carried> carried = {place, begin,
                                           smaller(begin + rows * sequence.passes, sequence.N)};
@@ -170,13 +172,13 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
     if (!at.done()) load(at);  // on their way while the others are waited for
     float* const sums = partial + turn * partials;
     const Word* const dgh = cell.mail + block * row_words + word;
-    if (!multiply_pass<kind, tiles>(sums, weights, source, special, dgh, row_words,
+    if (!multiply_pass<kind, tiles>(sums, weights, source, special, stage, dgh, row_words,
                                     row_words - word, first, end, sequence.spins))
       stop[turn] = 1;
     sync_block();
     if (stop[turn]) {
       give_up<rows, stride>(cell, carried, dstates, sequence, step);
-      return;
+      break;
     }
 #pragma unroll
     for (int i = 0; i < most; ++i) {
@@ -189,6 +191,7 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
     }
   }
   carried.template move<rows, stride>(cell, dstates, true);
+  stage.close();
 }
 
 }  // namespace xprnn

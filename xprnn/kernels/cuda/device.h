@@ -6,9 +6,15 @@ namespace xprnn {
 
 typedef unsigned int Word;  // 32 bits: one float, or two narrow numbers
 
+#ifndef XP_CLUSTER
+#define XP_CLUSTER 1  // neighbours in x that reach each other's shared memory; more from sm_90 on
+#endif
+#if XP_CLUSTER > 1
+#define XP_KERNEL(threads) \
+  __global__ void __cluster_dims__(XP_CLUSTER, 1, 1) __launch_bounds__(threads, 1)
+#else
 #define XP_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
-#define XP_CLUSTER_KERNEL(threads, cluster) \
-  __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, 1)
+#endif
 #define XP_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 // Every thread of the block waits for all others; their writes to shared memory are seen then.

@@ -91,20 +91,20 @@ struct Passes {
 
 enum Arrival { NEVER, THERE, SPECIAL };  // SPECIAL: there, perhaps with infinities or NaNs
 
-// Poll until every lane has its 16 bytes of `count` pieces; past `words` they are zeros.
-template <int kind, int count>
-XP_FN Arrival await(uint4 (&b)[count], const Word* p, int words, Word spins) {
+// Poll until every lane has its 16 bytes of `count` pieces. at(k): where they are, or null for zeros.
+template <int kind, int count, class At>
+XP_FN Arrival await(uint4 (&b)[count], const At& at, Word spins) {
   for (;;) {
     bool full = true;
 #pragma unroll
-    for (int k = 0; k < count; ++k)
-      b[k] = k * PIECE < words ? poll4(p + k * PIECE) : make_uint4(0, 0, 0, 0);
+    for (int k = 0; k < count; ++k) {
+      const Word* const p = at(k);
+      b[k] = p ? poll4(p) : make_uint4(0, 0, 0, 0);
+    }
     if constexpr (kind == TF32X3) {  // EMPTY is a NaN: what is finite is there
       bool finite = true;
 #pragma unroll
-      for (int k = 0; k < count; ++k)
-        finite = finite && is_finite(b[k].x) && is_finite(b[k].y) && is_finite(b[k].z) &&
-                 is_finite(b[k].w);
+      for (int k = 0; k < count; ++k) finite = finite && is_finite(b[k]);
       if (all_lanes(finite)) return THERE;
     }
 #pragma unroll

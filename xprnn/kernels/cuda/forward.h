@@ -76,16 +76,20 @@ XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   constexpr int kind = Cell::kind, G = Cell::G;
   constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * G * rows * PITCH;
   constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
+  typedef Stage<CLUSTER, chunks, tiles> Stage;
   XP_SHARED(shared);
-  Word* const stop = reinterpret_cast<Word*>(shared);              // by the parity of the pass,
-  float* const partial = reinterpret_cast<float*>(shared + HEAD);  // as are the partial sums
+  unsigned char* const behind = shared + HEAD + warps * Stage::bytes;
+  Word* const stop = reinterpret_cast<Word*>(shared);       // by the parity of the pass,
+  float* const partial = reinterpret_cast<float*>(behind);  // as are the partial sums
   uint4* const rest = reinterpret_cast<uint4*>(partial + 2 * partials);
 
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int word = warp * chunks * PIECE + lane % 4 * 4;  // where this lane's share of h begins
   Fragments<chunks, held> weights[G];
   const WeightRows<kind> source = {weight_hh, cell.H, word};
-  const bool special = !load_weights(weights, rest + warp * G * weights[0].rest_of_warp(), source);
+  Stage stage(shared + HEAD);
+  const bool special =
+      !load_weights(weights, rest + warp * G * weights[0].rest_of_warp(), staged(source, stage));
   if (thread < 2) stop[thread] = 0;
   sync_block();
 
@@ -102,13 +106,13 @@ XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
     }
     float* const sums = partial + turn * partials;
     const Word* const h = cell.mail + before * cell.words + word;
-    if (!multiply_pass<kind, tiles>(sums, weights, source, special, h, cell.words,
+    if (!multiply_pass<kind, tiles>(sums, weights, source, special, stage, h, cell.words,
                                     cell.words - word, at.first, at.end, sequence.spins))
       stop[turn] = 1;
     sync_block();
     if (stop[turn]) {
       give_up<rows, stride>(cell, sequence, at.walk.step);
-      return;
+      break;
     }
 #pragma unroll
     for (int i = 0; i < most; ++i) {
@@ -121,6 +125,7 @@ XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
       cell.step(in[i], gh, after + n, at.walk.at + n);
     }
   }
+  stage.close();
 }
 
 }  // namespace xprnn

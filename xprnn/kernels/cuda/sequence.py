@@ -160,7 +160,7 @@ def _kernel(cupy: Any, name: str, instantiation: str) -> Any:
 def parts(name: str) -> tuple[str, ...]:
     """The files of a kernel, such as "gru_forward", and of all that it stands on, in order."""
     cell, _, way = name.rpartition("_")
-    below = "device.h", "numbers.h", "exchange.h", "products.h", "units.h"
+    below = "device.h", "numbers.h", "exchange.h", "products.h", "staging.h", "units.h"
     return "common.h", f"{cell}.h", *below, f"{way}.h", f"{name}.cu"
 
 
