@@ -1,7 +1,8 @@
 // What blocks of a cluster do with each other's shared memory, on fibers. Stands behind fibers.h.
 //
 // A store to a neighbour arrives late and in any order, as does an arrival at its mbarrier; the
-// bytes that a store counts there are counted with its data or later, never before. Reported are a
+// bytes that a store counts there are counted with its data or later, never before. The cluster's
+// barrier waits for arrivals that come before it, but not for such stores. Reported are a
 // store or an arrival at a block that has ended, and mbarriers that are misused: not initialised,
 // with more arrivals in a phase than it has places, or two phases ahead of those who wait.
 
@@ -58,14 +59,19 @@ inline bool phase_ended(unsigned char* p, unsigned parity) {
   const bool ended = (counter->phase & 1u) != parity;
   if (ended)
     counter->seen = true;
-  else
-    deliver_some();
+  else if (!grid->sent.empty())
+    deliver(grid->random() % grid->sent.size());
   return ended;
 }
 
-inline void send(std::function<bool()> parts) {
+inline void deliver(size_t i) {  // a part of what was sent, or all that is left of it
+  if (!grid->sent[i].part()) return;
+  std::swap(grid->sent[i], grid->sent.back());
+  grid->sent.pop_back();
+}
+inline void send(std::function<bool()> part, Fiber* arrival) {
   grid->idle = 0;
-  grid->sent.push_back(parts);
+  grid->sent.push_back({part, arrival});
   if (!grid->shuffled)
     while (!grid->sent.empty()) deliver(0);
 }
@@ -75,7 +81,7 @@ inline void send_words(unsigned char* to, uint4 value, unsigned char* barrier) {
   if (!block || owner(barrier) != block) return fail(MISUSED);
   bool written = false;
   const bool apart = grid->random() % 2;
-  send([=]() mutable {
+  const auto part = [=]() mutable {
     if (!block->members) {
       report(GONE);
       return true;
@@ -87,21 +93,25 @@ inline void send_words(unsigned char* to, uint4 value, unsigned char* barrier) {
     }
     if (Counter* counter = counter_at(*block, barrier)) count(*counter, 0, -16);
     return true;
-  });
+  };
+  send(part, nullptr);
 }
 inline void send_arrival(unsigned char* barrier) {
   Block* const block = owner(barrier);
   if (!block) return fail(MISUSED);
-  send([=] {
+  const auto part = [=] {
     if (!block->members)
       report(GONE);
     else if (Counter* counter = counter_at(*block, barrier))
       count(*counter, 1, 0);
     return true;
-  });
+  };
+  send(part, current);
 }
 inline void cluster_barrier() {
   grid->idle = 0;
+  for (size_t i = grid->sent.size(); i-- > 0;)
+    if (grid->sent[i].arrival == current) deliver(i);
   meet(*current->its_block->cluster);
 }
 

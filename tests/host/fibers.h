@@ -70,6 +70,10 @@ struct Posted {  // published and not yet in memory
   unsigned value;
   Fiber* by;
 };
+struct Sent {  // to shared memory of a neighbour, and not yet all there
+  std::function<bool()> part;  // a call does one; true: the last
+  Fiber* arrival;              // whose it is, of those that barriers wait for
+};
 
 struct Grid {
   Dim size;
@@ -80,7 +84,7 @@ struct Grid {
   std::vector<int> ready;  // those who could run, from `next` on
   size_t next = 0;
   std::vector<Posted> posted;
-  std::vector<std::function<bool()>> sent;  // to shared memory; a call does a part, true: the last
+  std::vector<Sent> sent;
   std::mt19937 random;
   bool shuffled = false;
   long idle = 0;  // spins since anything happened
@@ -148,14 +152,7 @@ inline unsigned (*collect(int operation, const unsigned* words, int count))[6] {
   return warp.slots[parity];
 }
 
-inline void deliver(size_t i) {  // a part of what is sent, or all that is left of it
-  if (!grid->sent[i]()) return;
-  std::swap(grid->sent[i], grid->sent.back());
-  grid->sent.pop_back();
-}
-inline void deliver_some() {
-  if (!grid->sent.empty()) deliver(grid->random() % grid->sent.size());
-}
+void deliver(size_t i);  // one of `sent`: see clusters.h
 
 inline void settle(size_t i) {
   *grid->posted[i].at = grid->posted[i].value;
@@ -229,7 +226,7 @@ inline void schedule() {
       return;
     }
     if (!g.posted.empty() && g.random() % 8 == 0) settle(g.random() % g.posted.size());
-    if (!g.sent.empty() && g.random() % 8 == 0) deliver_some();
+    if (!g.sent.empty() && g.random() % 8 == 0) deliver(g.random() % g.sent.size());
     const int i = g.ready[g.next++];
     if (g.shuffled && passed_over(i)) {
       g.ready.push_back(i);

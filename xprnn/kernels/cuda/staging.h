@@ -5,14 +5,15 @@
 // Warps of one number have the same share of the reduction in all of the blocks, and their lanes
 // the same pieces; so such warps deal with each other alone, lane by lane, in batches.
 //
-// A warp writes a batch into the same slot of all others. `full` of a slot ends a phase when all
-// bytes are there that the warp expects; `empty`, when all others have read what it sent them
-// last. All blocks take the same batches in the same order, which tells what phase is meant.
+// Each warp has a place for what the others send it of one batch, and two barriers. A phase of
+// `full` ends when all bytes are there that the warp expects; one of `empty`, when all others have
+// read what it sent them. All take the same batches in the same order, so their number tells which
+// phase is meant. A second place would gain little: before it sends the next batch, a warp polls
+// for it, which takes longer than the others read.
 
 namespace xprnn {
 
 constexpr int CLUSTER = XP_CLUSTER;
-constexpr int SLOTS = 2;  // of a warp: one is filled while the other is read
 
 // What a lane takes at once of a warp's `chunks` pieces of each of a pass's tiles.
 template <int cluster, int chunks, int tiles>
@@ -24,7 +25,7 @@ struct Batch {
   static constexpr int deep = most < tiles ? most : tiles;  // tiles
   static constexpr int pieces = deep * own;                 // that one block polls for
   static constexpr int sent = 32 * 16 * pieces;             // bytes, from warp to warp
-  static constexpr int slot = (cluster - 1) * sent;
+  static constexpr int got = (cluster - 1) * sent;
   static_assert(parts * count == chunks && own * cluster == count && tiles % deep == 0,
                 "blocks have parts of one size, passes whole batches");
 };
@@ -33,8 +34,8 @@ struct Batch {
 template <int cluster, int chunks, int tiles>
 struct Stage {
   typedef Batch<cluster, chunks, tiles> Sizes;
-  static constexpr int bytes = 16 * SLOTS + SLOTS * Sizes::slot;  // of shared memory
-  static constexpr int full = 0, empty = 8 * SLOTS, slots = 16 * SLOTS;
+  static constexpr int full = 0, empty = 8, pieces = 16;  // where they stand, in bytes
+  static constexpr int bytes = pieces + Sizes::got;       // of shared memory
 
   unsigned char* here;
   Remote there[cluster - 1];  // the same place in each block behind this one, around the cluster
@@ -46,10 +47,8 @@ struct Stage {
     here = shared + threadIdx.x / 32 * bytes;
     for (int d = 1; d < cluster; ++d) there[d - 1] = at_rank(here, (rank + d) % cluster);
     if (threadIdx.x % 32 == 0) {
-      for (int i = 0; i < SLOTS; ++i) {
-        init(barrier(full, i), 1);
-        init(barrier(empty, i), cluster - 1);
-      }
+      init(barrier(full), 1);
+      init(barrier(empty), cluster - 1);
       announce_barriers();
     }
     sync_cluster();
@@ -57,45 +56,39 @@ struct Stage {
   // No block ends while others may still write to it. Every thread of the cluster.
   XP_FN void close() const { sync_cluster(); }
 
-  XP_FN Barrier* barrier(int which, int i) const {
-    return reinterpret_cast<Barrier*>(here + which) + i;
-  }
+  XP_FN Barrier* barrier(int which) const { return reinterpret_cast<Barrier*>(here + which); }
   // Which piece of the warp's share this block has as its k-th: its own ones first, the others in
   // the order of `there`, so that what is done with the k-th one is known when it is compiled.
   XP_FN int piece(int k) const {
     return k - k % Sizes::count + (k % Sizes::count + rank * Sizes::own) % Sizes::count;
   }
-  XP_FN int turn() const { return batch % SLOTS; }
-  XP_FN Word parity() const { return batch / SLOTS & 1; }
 
   // Sends the others a batch. False: given up.
-  XP_FN bool give(const uint4 (&pieces)[Sizes::pieces], Word spins) const {
-    const int lane = threadIdx.x % 32;
-    if (!wait(barrier(empty, turn()), parity() ^ 1, spins)) return false;
-    if (lane == 0) expect(barrier(full, turn()), Sizes::slot);
+  XP_FN bool give(const uint4 (&own)[Sizes::pieces], Word spins) const {
+    if (!wait(barrier(empty), ~batch & 1, spins)) return false;  // before the first one it is
+    if (threadIdx.x % 32 == 0) expect(barrier(full), Sizes::got);
 #pragma unroll
     for (int d = 1; d < cluster; ++d)
 #pragma unroll
       for (int i = 0; i < Sizes::pieces; ++i)
-        send4(there[d - 1] + place(cluster - d, i) + lane * 16, pieces[i],
-              there[d - 1] + full + turn() * 8);
+        send4(there[d - 1] + place(cluster - d, i), own[i], there[d - 1] + full);
     return true;
   }
   // Waits for the others' batches. False: given up.
-  XP_FN bool receive(Word spins) const { return wait(barrier(full, turn()), parity(), spins); }
+  XP_FN bool receive(Word spins) const { return wait(barrier(full), batch & 1, spins); }
   // A piece of what came from the block d behind this one.
   XP_FN uint4 get(int d, int i) const {
-    return *reinterpret_cast<const uint4*>(here + place(d, i) + threadIdx.x % 32 * 16);
+    return *reinterpret_cast<const uint4*>(here + place(d, i));
   }
-  // What came was read: the others may send the batch after the next one.
+  // What came was read: the others may send the next batch.
   XP_FN void release() {
     sync_warp();
     if (threadIdx.x % 32 == 0)
-      for (int d = 1; d < cluster; ++d) arrive(there[d - 1] + empty + turn() * 8);
+      for (int d = 1; d < cluster; ++d) arrive(there[d - 1] + empty);
     ++batch;
   }
-  XP_FN int place(int d, int i) const {
-    return slots + turn() * Sizes::slot + (d - 1) * Sizes::sent + i * 32 * 16;
+  XP_FN static int place(int d, int i) {
+    return pieces + (d - 1) * Sizes::sent + (i * 32 + threadIdx.x % 32) * 16;
   }
   XP_FN static bool wait(Barrier* barrier, Word parity, Word spins) {
     while (!all_lanes(ended(barrier, parity))) {
