@@ -124,8 +124,8 @@ class SequenceKernels:
         sizes = layout.steps, layout.running, H, layout.total, chosen.passes, int(reverse)
         self._backend.resident.launch(
             f"{self._cell}_{work}",
-            _kernel(self._backend.xp, kernel.file, chosen.name),
-            Shape(chosen.grid, chosen.threads, chosen.shared),
+            _kernel(self._backend.xp, kernel.file, chosen.name, chosen.cluster),
+            Shape(chosen.grid, chosen.threads, chosen.shared, chosen.cluster),
             (
                 *[arrays[name] for name in kernel.arrays],
                 *(counts, *map(np.int32, sizes), *own, np.uint32(SPINS)),
@@ -146,13 +146,13 @@ def _readable(weight: Array) -> Array:
 
 
 @cache
-def _kernel(cupy: Any, name: str, instantiation: str) -> Any:
+def _kernel(cupy: Any, name: str, instantiation: str, cluster: int) -> Any:
     """An instantiation; CuPy compiles it when it is first asked for on a device."""
     module = cupy.RawModule(
-        code=source(name),
+        code=source(name, cluster),
         options=("--std=c++17",),
         name_expressions=(instantiation,),
-        enable_cooperative_groups=True,
+        enable_cooperative_groups=cluster == 1,  # see backend/resident.py
     )
     return module.get_function(instantiation)
 
@@ -165,7 +165,8 @@ def parts(name: str) -> tuple[str, ...]:
 
 
 @cache
-def source(name: str) -> str:
-    """The text of a kernel, behind all that it stands on."""
+def source(name: str, cluster: int = 1) -> str:
+    """The text of a kernel for clusters of so many blocks, behind all that it stands on."""
     folder = resources.files(__package__)
-    return "\n".join([(folder / part).read_text("utf-8") for part in parts(name)])
+    texts = [(folder / part).read_text("utf-8") for part in parts(name)]
+    return "\n".join([f"#define XP_CLUSTER {cluster}", *texts])

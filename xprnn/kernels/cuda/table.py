@@ -16,6 +16,7 @@ class Tiling(NamedTuple):
     chunks: int  # of the reduction, a warp
     held: int  # those whose weights stay in registers
     tiles: int  # of rows, in a pass
+    cluster: int = 1  # blocks that share what they poll for; more than 1 from sm_90 on
 
 
 class Kernel(NamedTuple):
@@ -40,6 +41,11 @@ def _tilings(held: int, *sizes: tuple[int, tuple[int, ...]]) -> tuple[Tiling, ..
     return tuple([Tiling(8, c, min(c, held), t) for c, tiles in sizes for t in tiles])
 
 
+def _pairs(held: int, chunks: int) -> tuple[Tiling, ...]:
+    """One for clusters of two, which leave no multiprocessor idle: larger ones may."""
+    return (Tiling(8, chunks, min(chunks, held), 4, cluster=2),)
+
+
 def _by_numbers(
     float32: tuple[Tiling, ...], tf32: tuple[Tiling, ...], narrow: tuple[Tiling, ...]
 ) -> dict[str, tuple[Tiling, ...]]:
@@ -49,28 +55,28 @@ def _by_numbers(
 _SMALL, _MEDIUM = (1, 4), (1, 2, 4)  # tiles
 _GRU_FORWARD = _by_numbers(
     _tilings(5, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, _MEDIUM), (13, (1,))),
-    _tilings(6, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, _MEDIUM), (14, (1,))),
-    _tilings(6, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (8, (1,)), (10, (1,))),
+    _tilings(6, (2, _SMALL), (4, _MEDIUM), (8, _MEDIUM), (14, (1,))) + _pairs(6, 8),
+    _tilings(6, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (10, (1,))) + _pairs(6, 4),
 )
 _GRU_BACKWARD = _by_numbers(
-    _tilings(15, (6, _SMALL), (12, _MEDIUM), (18, (1,)), (24, _MEDIUM), (39, (1,))),
-    _tilings(18, (6, _SMALL), (12, _MEDIUM), (18, (1,)), (24, _MEDIUM), (42, (1,))),
-    _tilings(18, (3, _SMALL), (6, _MEDIUM), (12, _MEDIUM), (24, (1,)), (30, (1,))),
+    _tilings(15, (6, _SMALL), (12, _MEDIUM), (24, _MEDIUM), (39, (1,))) + _pairs(15, 24),
+    _tilings(18, (6, _SMALL), (12, _MEDIUM), (24, _MEDIUM), (42, (1,))) + _pairs(18, 24),
+    _tilings(18, (3, _SMALL), (6, _MEDIUM), (12, _MEDIUM), (30, (1,))) + _pairs(18, 12),
 )
 _LSTM_FORWARD = _by_numbers(
     _tilings(5, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, (1, 2)), (10, (1,))),
     _tilings(5, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, (1, 2)), (10, (1,))),
-    _tilings(5, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (6, (1,)), (8, (1,))),
+    _tilings(5, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (6, (1,)), (8, (1,))) + _pairs(5, 4),
 )
 _LSTM_BACKWARD = _by_numbers(
-    _tilings(15, (8, _SMALL), (16, _MEDIUM), (24, (1,)), (32, _MEDIUM), (40, (1,))),
-    _tilings(18, (8, _SMALL), (16, _MEDIUM), (24, (1,)), (32, _MEDIUM), (40, (1,))),
-    _tilings(18, (4, _SMALL), (8, _MEDIUM), (16, _MEDIUM), (24, (1,)), (32, (1,))),
+    _tilings(15, (8, _SMALL), (16, _MEDIUM), (32, _MEDIUM), (40, (1,))) + _pairs(15, 32),
+    _tilings(18, (8, _SMALL), (16, _MEDIUM), (32, _MEDIUM), (40, (1,))) + _pairs(18, 32),
+    _tilings(18, (4, _SMALL), (8, _MEDIUM), (16, _MEDIUM), (32, (1,))) + _pairs(18, 16),
 )
 _RNN = _by_numbers(
-    _tilings(15, (2, _SMALL), (4, _MEDIUM), (8, _MEDIUM), (12, (1,)), (17, (1,))),
-    _tilings(18, (2, _SMALL), (4, _MEDIUM), (8, _MEDIUM), (12, (1,)), (17, (1,))),
-    _tilings(18, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (6, (1,)), (9, (1,))),
+    _tilings(15, (2, _SMALL), (4, _MEDIUM), (8, _MEDIUM), (17, (1,))) + _pairs(15, 8),
+    _tilings(18, (2, _SMALL), (4, _MEDIUM), (8, _MEDIUM), (17, (1,))) + _pairs(18, 8),
+    _tilings(18, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (9, (1,))) + _pairs(18, 4),
 )
 
 _GRU = "weight_hh", "bias_hh", "gates", "saved", "h", "mail"
