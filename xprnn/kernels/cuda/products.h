@@ -207,6 +207,11 @@ XP_FN void leave(float* partial, int warp, int lane, int tile, float (&sums)[lin
   }
 }
 
+// Where this lane begins in row n; past the end of the pass in its first row, which is there too.
+XP_FN const Word* row_of_mail(const Word* p, int words, int n, int first, int end) {
+  return p + static_cast<Index>(n < end ? n : first) * words;
+}
+
 // The warp's part in one pass, over rows `first` and on of a block of the mailbox, before `end`;
 // `p` is where this lane begins in row 0. False: given up.
 template <int kind, int tiles, int gates, int chunks, int held, class Source>
@@ -217,7 +222,7 @@ XP_FN bool multiply_pass(float* partial, const Fragments<chunks, held> (&weights
 #pragma unroll 1
   for (int tile = 0; tile < tiles && first + 8 * tile < end; ++tile) {
     const int n = first + 8 * tile + lane / 4;
-    const Word* const row = p + static_cast<Index>(n < end ? n : first) * words;
+    const Word* const row = row_of_mail(p, words, n, first, end);
     float sums[lines_of(gates)][4] = {};
     if (!multiply_row<kind>(sums, weights, source, special, row, left, spins)) return false;
     leave<gates, 8 * tiles>(partial, warp, lane, tile, sums);

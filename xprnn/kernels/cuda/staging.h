@@ -190,10 +190,8 @@ XP_FN bool multiply_pass(float* partial, const Fragments<chunks, held> (&weights
     for (int tile = 0; tile < tiles && first + 8 * tile < end; tile += deep) {
       const Word* rows[deep];
 #pragma unroll
-      for (int t = 0; t < deep; ++t) {
-        const int n = first + 8 * (tile + t) + threadIdx.x % 32 / 4;
-        rows[t] = p + static_cast<Index>(n < end ? n : first) * words;
-      }
+      for (int t = 0; t < deep; ++t)
+        rows[t] = row_of_mail(p, words, first + 8 * (tile + t) + threadIdx.x % 32 / 4, first, end);
       float sums[lines_of(gates)][4];
       const int present = (end - first + 7) / 8 - tile;
       if (!multiply_batch<kind, 0>(partial, sums, weights, source, special, stage, rows, left, tile,
