@@ -282,6 +282,7 @@ inline Outcome launch(Dim size, int threads, size_t shared, unsigned seed, int r
   const int first = (resident && resident < count ? resident : count) / cluster;
   while (g.waiting < first) admit(g.waiting++);
   if (g.shuffled) std::shuffle(g.ready.begin(), g.ready.end(), g.random);
+  if (g.shuffled && g.random() % 4 == 0) hold_back(g.fibers[g.random() % g.fibers.size()].warp);
   schedule();
   while (!g.posted.empty()) settle(0);
   while (!g.sent.empty()) deliver(0);

@@ -4,8 +4,7 @@ All blocks of a resident kernel must be on the device at once. Two of them side 
 threads or on two streams, could each hold half of it and wait for ever. So each waits, on the
 device, for the one before it; other work may run beside it and ends by itself. That it fits is
 looked up first. A launch is cooperative too, which CUDA refuses where it does not fit; but not one
-of clusters: there is a report of a device on which CUDA refused them so, and took them so not
-(cupy#8778).
+of clusters, which CUDA is said to have refused so, and taken in the ordinary way (cupy#8778).
 
 A kernel in which a wait lasts too long ends, and leaves its number and the step in a word of
 page-locked memory. Nobody waits for that word: the next call on the device looks at it.
