@@ -152,9 +152,7 @@ def failure(faults: Faults, kind: str, special: Any = ()) -> str:
     for seed in range(25):
         case = Case("rnn_tanh", kind, 64, RAGGED, seed=seed, special=special)
         try:
-            check_forward(
-                case, ELMAN._replace(kind=kind), run=Run(seed), faults=faults, spins=4000
-            )
+            check_forward(case, ELMAN._replace(kind=kind), run=Run(seed), faults=faults, spins=4000)
         except AssertionError as error:
             return str(error) or "wrong"
     return ""

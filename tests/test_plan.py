@@ -43,7 +43,7 @@ KINDS = {  # of devices, but for their number of multiprocessors
     "H200": Device((9, 0), 1),
     "of twice the size": Device((10, 0), 1, registers=131072, shared=466944),
 }
-PROCESSORS = (16, 40, 84, 132, 148)
+PROCESSORS = (16, 41, 84, 132, 148)
 ROWS = (1, 7, 8, 9, 31, 64, 256, 1000, 20_000)
 UNITS = (
     *(1, 8, 15, 16, 17, 64, 100, 128, 256, 257, 511, 512, 513, 768, 1000, 1024, 1025, 1300),
@@ -53,17 +53,19 @@ UNITS = (
 
 def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     """What is wrong with a choice; the sums are those of the kernels' sources, made once more."""
-    warps, chunks, held, tiles = chosen.tiling
+    warps, chunks, held, tiles, cluster = chosen.tiling
     backward, wide = problem.work == "backward", problem.numbers in ("float32", "tf32")
     cell = CELLS[problem.cell]
     gates = 1 if backward else cell.gates  # whose sums are kept apart
     spare = 135 if problem.numbers == "float32" else 111  # what the compiler needs besides weights
     spare = 95 if gates == 4 else spare
     weights = 8 * gates * held  # of a lane: 8 words a chunk and gate
+    if cluster > 1 and problem.numbers != "float32":
+        spare = min(spare + 9, 255 - weights)  # it makes do with fewer where there are not more
     partial = 2 * warps * gates * 8 * tiles * 20 * 4
     rest = (chunks - held) * warps * 32 * 4 * 8 * gates
     carried = 16 * 4 * 8 * tiles * chosen.passes * len(cell.state_names) if backward else 0
-    shared = 128 + partial + rest + carried
+    shared = 128 + partial + rest + carried + warps * staged_bytes(chosen)
     registers = -(-(weights + spare) // 8) * 8
     per_row = 16 // (4 if wide else 2)
     H = -(-problem.H // per_row) * per_row
@@ -71,7 +73,8 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     units = Counter(u for s in range(chosen.slices) for u in range(16 * s, 16 * s + 16))
     own, resident = 8 * tiles * chosen.passes, chosen.resident
     whole = -(-shared // 128) * 128 + device.shared_reserved
-    blocks = chosen.slices * chosen.groups
+    blocks, processors = chosen.slices * chosen.groups, device.processors
+    step = blocks * -(-problem.N // chosen.groups) * length * (4 if wide else 2)
     family, _, relu = problem.cell.partition("_")
     kernel = f"xprnn::{family}_{'backward' if backward else 'forward'}"
     kind = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F16"}
@@ -84,17 +87,34 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
         "a thread's registers": weights + spare > 255 or chosen.registers < weights + spare,
         "registers": registers * 32 * warps * resident > device.registers,
         "threads": 32 * warps * resident > device.threads or chosen.threads != 32 * warps,
-        "blocks": resident > device.blocks or blocks > device.processors * resident,
+        "blocks": resident > device.blocks or blocks > processors * resident,
+        "clusters": chosen.cluster != cluster or (cluster > 1 and device.capability < (9, 0)),
+        "whole clusters": chosen.slices % cluster
+        or blocks // cluster > processors // cluster * resident,
+        "little to share": cluster > 1 and step < chosen.passes * 6 * 2**20,
         "shared memory of a block": chosen.shared != shared or shared > device.shared_block,
         "shared memory": whole * resident > device.shared,
         "reduction": warps * chunks * (16 if wide else 32) < length,
         "units": set(range(problem.H)) - units.keys() or max(units.values()) > 1,
-        "idle units": (chosen.slices - 1) * 16 >= problem.H,
+        "idle units": (chosen.slices - cluster) * 16 >= problem.H,
         "rows": chosen.groups * own < problem.N,
         "idle groups": (chosen.groups - 1) * own >= problem.N,
         "grid": chosen.grid != (chosen.slices, chosen.groups) or min(chosen.grid) < 1,
     }
     return [name for name, wrong in broken.items() if wrong]
+
+
+def staged_bytes(chosen: Plan) -> int:
+    """Shared memory of a warp for what its neighbours poll for: two barriers, and their pieces."""
+    _, chunks, _, tiles, cluster = chosen.tiling
+    if cluster == 1:
+        return 0
+    parts = -(-chunks // (8 * cluster))
+    own = chunks / parts / cluster
+    assert own == int(own) <= 8
+    pieces = own * (1 if parts > 1 else min(tiles, 8 // own))
+    assert pieces <= 8
+    return 16 + (cluster - 1) * int(pieces) * 32 * 16
 
 
 def sweep(
@@ -132,12 +152,17 @@ def test_every_choice_fits(cell: str) -> None:
             if answer.resident > 1:  # as few as will do
                 assert isinstance(decide(device._replace(blocks=answer.resident - 1), problem), str)
             taken[answer.resident] += 1
-            chosen.add(answer.name)
+            chosen.add((answer.name, answer.cluster))
         else:
             assert re.match(r"[HN]=\d+: .*\d", answer), answer
             refused[answer[0]] += 1
     assert taken[1] > 10_000 and taken[2] > 200 and refused["H"] > 1000 and refused["N"] > 10
-    listed = {name for work in WORK for name, _ in instantiations(cell, work)}
+    listed = {
+        (name, cluster)
+        for work in WORK
+        for cluster in (1, 2)
+        for name, _ in instantiations(cell, work, cluster)
+    }
     assert chosen == listed  # none that nothing chooses, none that the list lacks
 
 
@@ -152,6 +177,11 @@ FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "_shared": ("a pass too few", lambda was: lambda k, t, passes: was(k, t, passes - 1)),
     "_registers": ("weights forgotten", lambda was: lambda k, numbers, t: 96),
     "WARP": ("warps of 16", lambda was: 16),
+    "_has": ("clusters on all devices", lambda was: lambda device, cluster: True),
+    "SHARED_FROM": ("clusters for little", lambda was: 1 << 20),
+    "_staged": ("no memory for clusters", lambda was: lambda tiling: 0),
+    "PIECE": ("pieces of half the size", lambda was: 256),
+    "TO_SHARE": ("no registers for clusters", lambda was: 0),
 }
 
 
@@ -219,9 +249,24 @@ def test_the_speed_table_is_served(cell: str, work: str, numbers: str) -> None:
 @pytest.mark.parametrize("work", WORK)
 @pytest.mark.parametrize("cell", SERVED)
 def test_instantiations_are_few_and_differ(cell: str, work: str) -> None:
-    listed = dict(instantiations(cell, work))
-    assert len(listed) == len(list(instantiations(cell, work))) <= 40
-    assert max(listed.values()) <= 255
+    count = 0
+    for cluster in (1, 2):
+        listed = dict(instantiations(cell, work, cluster))
+        assert len(listed) == len(list(instantiations(cell, work, cluster)))
+        assert max(listed.values()) <= 255
+        count += len(listed)
+    assert count <= 40
+
+
+def test_blocks_share_what_they_poll_for_where_that_is_much() -> None:
+    big = Problem("gru", "backward", "float32", 256, 1024, 128)
+    for N, H, cluster in ((64, 1024, 2), (256, 1000, 2), (32, 512, 1), (1, 1024, 1)):
+        assert plan(H200, big._replace(N=N, H=H)).cluster == cluster
+    odd = plan(H200, big._replace(H=1000))  # 63 blocks have units
+    assert odd.grid == (64, 2)
+    for capability, cluster in (((8, 0), 1), ((10, 0), 2), ((10, 3), 2), ((12, 0), 1)):
+        assert plan(H200._replace(capability=capability), big).cluster == cluster
+    assert plan(H200._replace(processors=63), big._replace(H=1000)).cluster == 1  # no 32nd pair
 
 
 GRU = Problem("gru", "training", "float32", 8, 512, 100)
