@@ -17,10 +17,11 @@ from tolerances import assert_close
 
 import xprnn
 from xprnn import kernels
-from xprnn.backend import Backend
+from xprnn.backend import Backend, driver
+from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda import sequence
 from xprnn.kernels.cuda.plan import plan
-from xprnn.kernels.cuda.table import KERNELS
+from xprnn.kernels.cuda.table import KERNELS, Tiling
 
 pytestmark = needs_compiler
 CASES = {  # N, H, T, options, lengths
@@ -139,6 +140,36 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
     with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence: backward: no"):
         serve("gru", device.name, CASES["odd H"], True)
+
+
+@pytest.fixture
+def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The stand-in, with only clusters of two for the GRU, and no call too small for them."""
+    monkeypatch.setattr(planner, "SHARED_FROM", 0)
+    for work, tiling in (
+        ("forward", Tiling(2, 4, 2, 4, cluster=2)),
+        ("training", Tiling(2, 4, 2, 4, cluster=2)),
+        ("backward", Tiling(4, 8, 4, 2, cluster=2)),
+    ):
+        kernel = KERNELS["gru", work]._replace(tilings={"float32": (tiling,)})
+        monkeypatch.setitem(KERNELS, ("gru", work), kernel)
+    return device
+
+
+def test_calls_of_clusters_have_the_values_of_the_equations(pairs: Backend) -> None:
+    for name in ("two groups", "padded lengths"):
+        compare("gru", serve("gru", pairs.name, CASES[name], True), CASES[name], True, "float32")
+    assert {grid for _, grid in Function.launches} == {(2, 1)}  # 17 units make two blocks, 6 too
+
+
+def test_more_clusters_than_the_driver_allows_are_not_launched(
+    pairs: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "active_clusters", lambda *launch: 1)
+    serve("gru", pairs.name, CASES["odd H"], True)
+    with pytest.raises(RuntimeError, match=r"4 blocks of 64 .* in clusters of 2 .* holds 2"):
+        serve("gru", pairs.name, (2, 64, 2, {}, None), True)
+    assert len(Function.launches) == 2
 
 
 @pytest.mark.parametrize("layer", [xprnn.GRU, xprnn.LSTM, xprnn.RNN])
