@@ -60,7 +60,8 @@ def test_the_structure_is_that_of_cuda(tmp_path: Path) -> None:
         pytest.skip("CUDA's headers are not installed: pip install 'xprnn[nvrtc]'")
     offsets = ", ".join([f"(int)offsetof(CUlaunchConfig, {name})" for name in FIELDS])
     source = f"""#include <cstddef>\n#include <cstdio>\n#include <cuda.h>
-int main() {{ for (int size : {{{offsets}, (int)sizeof(CUlaunchConfig)}}) printf("%d ", size); }}"""
+int sizes[] = {{{offsets}, (int)sizeof(CUlaunchConfig)}};
+int main() {{ for (int size : sizes) printf("%d ", size); }}"""
     build(source, tmp_path / "sizes", f"-I{folder}")
     said = subprocess.run([tmp_path / "sizes"], capture_output=True, text=True, check=True).stdout
     ours = [getattr(driver.LaunchConfig, name).offset for name in FIELDS]
