@@ -124,9 +124,9 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   constexpr int kind = Cell::kind, G = Cell::G;
   constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * rows * PITCH;
   constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
-  typedef Stage<CLUSTER, chunks, tiles> Stage;
+  typedef Stage<CLUSTER, chunks, tiles> BlockStage;
   XP_SHARED(shared);
-  unsigned char* const behind = shared + HEAD + warps * Stage::bytes;
+  unsigned char* const behind = shared + HEAD + warps * BlockStage::bytes;
   Word* const stop = reinterpret_cast<Word*>(shared);       // by the parity of the pass,
   float* const partial = reinterpret_cast<float*>(behind);  // as are the partial sums
   uint4* const rest = reinterpret_cast<uint4*>(partial + 2 * partials);
@@ -136,7 +136,7 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   Fragments<chunks, held> weights[1];
   const int apart = weights[0].rest_of_warp(), begin = blockIdx.y * rows * sequence.passes;
   const WeightColumns<kind, G> source = {weight_hh, cell.H, cell.words, word};
-  Stage stage(shared + HEAD);
+  BlockStage stage(shared + HEAD);
   const bool special = !load_weights(weights, rest + warp * apart, staged(source, stage));
   float2* const place = reinterpret_cast<float2*>(rest + warps * apart) + thread % PAIRS;
   const Carried<Cell::carried> carried = {place, begin,

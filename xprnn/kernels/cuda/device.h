@@ -107,8 +107,8 @@ XP_FN Remote at_rank(const void* p, Word rank) {
 // A store to another block, some time from now; then its 16 bytes are counted at a barrier there.
 XP_FN void send4(Remote to, uint4 v, Remote barrier) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
-          to),
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+      "[%0], {%1,%2,%3,%4}, [%5];" ::"r"(to),
       "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
       : "memory");
 }

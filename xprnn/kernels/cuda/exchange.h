@@ -91,7 +91,7 @@ struct Passes {
 
 enum Arrival { NEVER, THERE, SPECIAL };  // SPECIAL: there, perhaps with infinities or NaNs
 
-// Poll until every lane has its 16 bytes of `count` pieces. at(k): where they are, or null for zeros.
+// Poll until every lane has its 16 bytes of `count` pieces. at(k): where they are; null for zeros.
 template <int kind, int count, class At>
 XP_FN Arrival await(uint4 (&b)[count], const At& at, Word spins) {
   for (;;) {

@@ -69,16 +69,17 @@ struct WeightRows {
 };
 
 // Each block has 16 hidden units of the rows of one group, all their gates: grid (units, groups).
-// Its warps share out the reduction over h; the sums then go to the threads, by element.
+// Its warps share out the reduction over h; the sums then go to the threads, by element. Blocks
+// past H fill the last cluster: they poll for their part, as the others need it.
 template <int warps, int chunks, int held, int tiles, class Cell>
 XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
                       const Sequence& sequence) {
   constexpr int kind = Cell::kind, G = Cell::G;
   constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * G * rows * PITCH;
   constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
-  typedef Stage<CLUSTER, chunks, tiles> Stage;
+  typedef Stage<CLUSTER, chunks, tiles> BlockStage;
   XP_SHARED(shared);
-  unsigned char* const behind = shared + HEAD + warps * Stage::bytes;
+  unsigned char* const behind = shared + HEAD + warps * BlockStage::bytes;
   Word* const stop = reinterpret_cast<Word*>(shared);       // by the parity of the pass,
   float* const partial = reinterpret_cast<float*>(behind);  // as are the partial sums
   uint4* const rest = reinterpret_cast<uint4*>(partial + 2 * partials);
@@ -87,7 +88,7 @@ XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   const int word = warp * chunks * PIECE + lane % 4 * 4;  // where this lane's share of h begins
   Fragments<chunks, held> weights[G];
   const WeightRows<kind> source = {weight_hh, cell.H, word};
-  Stage stage(shared + HEAD);
+  BlockStage stage(shared + HEAD);
   const bool special =
       !load_weights(weights, rest + warp * G * weights[0].rest_of_warp(), staged(source, stage));
   if (thread < 2) stop[thread] = 0;

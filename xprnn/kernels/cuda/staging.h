@@ -53,7 +53,8 @@ struct Stage {
     }
     sync_cluster();
   }
-  // No block ends while others may still write to it. Every thread of the cluster.
+  // No block ends while others may still write to it: they are here when what they have sent was
+  // waited for, or when they gave up, long after it came. Every thread of the cluster.
   XP_FN void close() const { sync_cluster(); }
 
   XP_FN Barrier* barrier(int which) const { return reinterpret_cast<Barrier*>(here + which); }
