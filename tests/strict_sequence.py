@@ -33,7 +33,7 @@ class Function:
     shared_size_bytes = 0
     max_dynamic_shared_size_bytes = 48 * 1024
 
-    def __init__(self, name: str, cluster: int) -> None:
+    def __init__(self, name: str, cluster: int = 1) -> None:
         file, kind, *sizes, rest = NAME.fullmatch(name.removeprefix("xprnn::")).groups()
         self.tiling = Tiling(*WORKS[f"{file}{{}}{rest}"], kind, *map(int, sizes), cluster)
         self.name = name
