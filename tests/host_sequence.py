@@ -1,44 +1,27 @@
 """Kernels that run a whole sequence, their own source compiled by g++ and run on fibers.
 
 `tests/host/fibers.h` says how. A library has one kernel with one tiling, and with the fault that
-a test plants in its source; it is compiled once, for all processes and runs, and kept by content.
+a test plants in its source.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from host_kernels import COMPILER
-from host_kernels import FLAGS as COMMON
+from host_fibers import OUTCOMES, Faults, behind_fibers, compiled
 
 from xprnn.cells import CELLS
 from xprnn.kernels.cuda import sequence
 from xprnn.kernels.cuda.table import KERNELS
 
-HOST = Path(__file__).parent / "host"
-CUDA = Path(sequence.__file__).parent
-OUTCOMES = (  # as `Outcome` of fibers.h
-    *("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector"),
-    *("sent to a block that has ended", "barrier misused", "cluster not whole"),
-)
-# _FORTIFY_SOURCE would refuse to change stacks. Most of the time goes into compiling, and with -O1
-# that takes two thirds of what it takes with -O2
-WARNINGS = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized")
-FLAGS = (*COMMON, "-O1", *WARNINGS, "-U_FORTIFY_SOURCE")
 HEAD = 128  # HEAD of products.h
 ITEMS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a piece
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "TF32X3": "float32"}
 C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
-Faults = tuple[tuple[str, str], ...]  # what stands once in the source, and what in its place
 
 
 class Tiling(NamedTuple):
@@ -107,19 +90,12 @@ class Run(NamedTuple):
 
 def source_of(tiling: Tiling, faults: Faults = ()) -> str:
     """The source for g++; each fault must fit in exactly one place."""
-    stand_ins = {"device.h": HOST / "warps.h"}
-    paths = [stand_ins.get(name, CUDA / name) for name in sequence.parts(tiling.file)]
-    paths = [HOST / "fibers.h", HOST / "clusters.h", HOST / "device.h", *paths]
-    text = "\n".join([path.read_text("utf-8") for path in paths])
-    text = f"#define XP_CLUSTER {tiling.cluster}\n{text}"
-    for old, new in faults:
-        if text.count(old) != 1:
-            raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")
-        text = text.replace(old, new)
+    text = behind_fibers(sequence.parts(tiling.file), faults)
     types = {"p": "void*", "i": "int", "u": "unsigned"}
     declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(tiling.parameters)])
     passed = ", ".join([f"static_cast<Arg<{i}>>(a{i})" for i in range(len(tiling.parameters))])
-    return f"""{text}
+    return f"""#define XP_CLUSTER {tiling.cluster}
+{text}
 template <class F> struct Of;
 template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All; }};
 constexpr auto kernel = {tiling.name};
@@ -138,21 +114,7 @@ def library(tiling: Tiling, faults: Faults = ()) -> ctypes.CDLL:
 
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """
-    if COMPILER is None:
-        raise RuntimeError("there is no g++ here to compile the kernels for the host with")
-    source = source_of(tiling, faults)
-    key = hashlib.sha256(repr((COMPILER, FLAGS, source)).encode()).hexdigest()[:32]
-    folder = Path(tempfile.gettempdir()) / f"xprnn-host-sequences-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{key}.so"
-    if not target.exists():
-        mine = folder / f"{key}-{os.getpid()}.so"
-        command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(mine))
-        outcome = subprocess.run(command, input=source, capture_output=True, text=True)
-        if outcome.returncode:
-            raise RuntimeError(f"g++ refuses {tiling.name}:\n{outcome.stderr[:4000]}")
-        mine.replace(target)  # whole or not at all, whoever else compiles it now
-    return ctypes.CDLL(str(target))
+    return compiled(tiling.name, source_of(tiling, faults))
 
 
 def launch(

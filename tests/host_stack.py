@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from host_kernels import COMPILER
-from host_sequence import CUDA, FLAGS, HOST, OUTCOMES, Faults, Run
+from host_fibers import OUTCOMES, Faults, behind_fibers, compiled
+from host_sequence import Run
 
-FOLDERS = {"fibers.h": HOST, "host/device.h": HOST.parent, "warps.h": HOST, "lanes.h": HOST}
-PARTS = ("fibers.h", "host/device.h", "common.h", "gru.h", "lstm.h", "rnn.h", "warps.h", "lanes.h")
+from xprnn.kernels.cuda.stack_step import HEADERS
+
 KINDS = "ppppppppp" + "iiiii" + "upu"
 C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
 THREADS = 128
@@ -25,12 +20,7 @@ THREADS = 128
 
 def source_of(name: str, faults: Faults = ()) -> str:
     """The source for g++ of an instantiation; each fault must fit in exactly one place."""
-    parts = (*PARTS, "numbers.h", "stack_step.cu")
-    text = "\n".join([(FOLDERS.get(part, CUDA) / part).read_text("utf-8") for part in parts])
-    for old, new in faults:
-        if text.count(old) != 1:
-            raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")
-        text = text.replace(old, new)
+    text = behind_fibers((*HEADERS, "stack_step.cu"), faults)
     types = {"p": "void*", "i": "int", "u": "unsigned"}
     declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(KINDS)])
     passed = ", ".join([f"(std::tuple_element_t<{i}, All>)(a{i})" for i in range(len(KINDS))])
@@ -52,21 +42,7 @@ def library(name: str, faults: Faults = ()) -> ctypes.CDLL:
 
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """
-    if COMPILER is None:
-        raise RuntimeError("there is no g++ here to compile the kernels for the host with")
-    source = source_of(name, faults)
-    key = hashlib.sha256(repr((COMPILER, FLAGS, source)).encode()).hexdigest()[:32]
-    folder = Path(tempfile.gettempdir()) / f"xprnn-host-sequences-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{key}.so"
-    if not target.exists():
-        mine = folder / f"{key}-{os.getpid()}.so"
-        command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(mine))
-        outcome = subprocess.run(command, input=source, capture_output=True, text=True)
-        if outcome.returncode:
-            raise RuntimeError(f"g++ refuses {name}:\n{outcome.stderr[:4000]}")
-        mine.replace(target)  # whole or not at all, whoever else compiles it now
-    return ctypes.CDLL(str(target))
+    return compiled(name, source_of(name, faults))
 
 
 def launch(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from host_sequence import Faults, Run, Tiling, launch, own_arrays
+from host_fibers import Faults
+from host_sequence import Run, Tiling, launch, own_arrays
 from sequence_cases import Case
 from tolerances import assert_close
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import strict_cuda
 import strict_sequence
-from host_sequence import Faults, Run
+from host_fibers import Faults
+from host_sequence import Run
 from host_stack import THREADS, launch
 from strict_array import StrictArray, StrictModule
 

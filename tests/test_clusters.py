@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_fibers import Faults
 from host_kernels import needs_compiler
-from host_sequence import DTYPES, ITEMS, Faults, Run, Tiling
+from host_sequence import DTYPES, ITEMS, Run, Tiling
 from kernel_parts import needs_dtype
 from sequence_cases import Case
 from sequence_parts import TAG, check_backward, check_forward, run_backward, run_forward

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from host_fibers import OUTCOMES, behind_fibers, compiled
 from host_kernels import COMPILER, needs_compiler
-from host_sequence import CUDA, FLAGS, HOST, OUTCOMES
 
 from benchmarks.device import ceilings, floor
 from benchmarks.device.ceilings import Ceilings
@@ -32,29 +30,21 @@ APART, ROUNDS, TAG = 64, 20, 5 << 24
 
 
 @pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def relay() -> Callable[..., Any]:
     """`relay.cu` compiled for the host: (outcome, words, report) of a run."""
     if COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
-    folders = {"fibers.h": HOST, "host/device.h": HOST.parent, "common.h": CUDA, "warps.h": HOST}
-    text = "\n".join([(folder / name).read_text("utf-8") for name, folder in folders.items()])
-    source = (Path(ceilings.__file__).parent / "relay.cu").read_text("utf-8")
-    folder = tmp_path_factory.mktemp("relay")
+    file = Path(ceilings.__file__).parent / "relay.cu"
 
-    @cache
-    def build(old: str = "", new: str = "") -> Any:
-        assert not old or source.count(old) == 1
-        target = folder / f"{len(list(folder.iterdir()))}.so"
-        code = f"""{text}\n{source.replace(old, new) if old else source}
+    def build(*faults: tuple[str, str]) -> Any:
+        code = f"""{behind_fibers(("common.h", "device.h", file), faults)}
 extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned spins,
                    unsigned* report, unsigned tag, unsigned seed, int resident) {{
   return fibers::launch({{2, 1, 1}}, 32, 0, seed, resident,
                         [=] {{ xprnn::relay(words, apart, rounds, spins, report, tag); }});
 }}
 """
-        command = [COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(target)]
-        subprocess.run(command, input=code, text=True, check=True)
-        return ctypes.CDLL(str(target))
+        return compiled("relay", code)
 
     def run(library: Any, seed: int = 0, resident: int = 0, spins: int = 1 << 30) -> Any:
         words, report = np.zeros(APART + 1, np.uint32), np.zeros(1, np.uint32)
@@ -64,7 +54,7 @@ extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned sp
         outcome = OUTCOMES[library.run(pointers[0], *sizes, pointers[1], *rest)]
         return outcome, words, int(report[0])
 
-    return lambda *fault, **how: run(build(*fault), **how)
+    return lambda *faults, **how: run(build(*faults), **how)
 
 
 @needs_compiler
@@ -79,8 +69,8 @@ def test_words_go_to_and_fro(seed: int, relay: Callable[..., Any]) -> None:
 def test_a_block_that_is_alone_gives_up(relay: Callable[..., Any]) -> None:
     """And says so; with the wait taken out, or a word never sent, that shows here."""
     assert relay(resident=1, spins=50)[2] > TAG
-    assert relay("poll(other) != k", "poll(other) == ~k", resident=1, spins=50)[2] == 0
-    assert relay("if (!first) publish(mine, k);", "", spins=50)[2] > TAG
+    assert relay(("poll(other) != k", "poll(other) == ~k"), resident=1, spins=50)[2] == 0
+    assert relay(("if (!first) publish(mine, k);", ""), spins=50)[2] > TAG
 
 
 @pytest.mark.parametrize("architecture", ["80", "90", "100"])

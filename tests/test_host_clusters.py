@@ -6,12 +6,11 @@ Each case is a kernel of a few lines, two blocks of a warp in one cluster; all a
 from __future__ import annotations
 
 import ctypes
-import subprocess
 
 import numpy as np
 import pytest
+from host_fibers import OUTCOMES, behind_fibers, compiled
 from host_kernels import needs_compiler
-from host_sequence import COMPILER, CUDA, FLAGS, HOST, OUTCOMES
 
 pytestmark = needs_compiler
 FIRST = "if (threadIdx.x == 0) "
@@ -50,10 +49,9 @@ CASES = {  # what the blocks do, and what becomes of it
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """All kernels, as functions of a seed and of what they read out of each block."""
-    paths = [HOST / "fibers.h", HOST / "clusters.h", HOST / "device.h", CUDA / "common.h"]
-    text = "\n".join([path.read_text("utf-8") for path in (*paths, HOST / "warps.h")])
+    text = behind_fibers(("common.h", "device.h"))
     for i, (body, _) in enumerate(CASES.values()):
         text += f"""
 namespace xprnn {{
@@ -70,11 +68,7 @@ void kernel{i}(unsigned* out) {{
 extern "C" int run{i}(unsigned seed, unsigned* out) {{
   return fibers::launch({{2, 1, 1}}, 32, 16 + 512, seed, 0, [=] {{ xprnn::kernel{i}(out); }}, 2);
 }}"""
-    target = tmp_path_factory.mktemp("clusters") / "cases.so"
-    command = (COMPILER, *FLAGS, "-Wno-unused-variable", "-x", "c++", "-", "-o", str(target))
-    outcome = subprocess.run(command, input=text, capture_output=True, text=True)
-    assert not outcome.returncode, outcome.stderr[:2000]
-    return ctypes.CDLL(str(target))
+    return compiled("clusters", text)
 
 
 @pytest.mark.parametrize("name", CASES)
