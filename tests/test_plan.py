@@ -58,7 +58,7 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     cell = CELLS[problem.cell]
     gates = 1 if backward else cell.gates  # whose sums are kept apart
     spare = 135 if problem.numbers == "float32" else 111  # what the compiler needs besides weights
-    spare = 95 if gates == 4 else spare
+    spare = 95 if gates == 4 and wide else spare  # five chunks are held
     weights = 8 * gates * held  # of a lane: 8 words a chunk and gate
     if cluster > 1 and problem.numbers != "float32":
         spare = min(spare + 9, 255 - weights)  # it makes do with fewer where there are not more
