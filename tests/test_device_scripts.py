@@ -75,7 +75,7 @@ def test_tuning_needs_a_gpu(no_gpu: None, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.startswith("tuning: no GPU to measure on: ")
 
 
-def test_the_grid_is_the_issues() -> None:
+def test_the_grid() -> None:
     assert len(problems()) == 3 * 4 * 7
     assert [(p.N, p.H, p.T) for p in problems()[:7]] == [
         *[(1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256)],
