@@ -232,12 +232,10 @@ class Cublas:
         self, left: np.ndarray, right: np.ndarray, out: np.ndarray, beta: float, compute: int
     ) -> None:
         wide = np.dtype(np.float64 if compute == self.CUBLAS_COMPUTE_64F else np.float32)
-        mode = self._math_mode & 15
+        fast = self._math_mode & 15 in (1, 3) or compute == self.CUBLAS_COMPUTE_32F_FAST_TF32
         if left.dtype != wide:
             left, right = left.astype(wide), right.astype(wide)
-        elif wide == np.float32 and (
-            mode in (1, 3) or compute == self.CUBLAS_COMPUTE_32F_FAST_TF32
-        ):
+        elif wide == np.float32 and fast:
             left, right = tf32(left), tf32(right)
         # On some processors OpenBLAS sets the invalid flag for lanes that hold no element.
         with np.errstate(invalid="ignore"):
