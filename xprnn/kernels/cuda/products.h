@@ -174,11 +174,8 @@ XP_FN bool multiply_row(float (&sums)[lines][4], const Fragments<chunks, held> (
                         const Source& source, bool special, const Word* p, int words, Word spins) {
   constexpr int count = chunks - first < AHEAD ? chunks - first : AHEAD;
   uint4 b[count];
-  const auto at = [=](int k) {
-    const int word = (first + k) * PIECE;
-    return word < words ? p + word : nullptr;
-  };
-  const Arrival arrival = await<kind>(b, at, spins);
+  const InRow pieces = {p + first * PIECE, words - first * PIECE};
+  const Arrival arrival = await<kind>(b, pieces, spins);
   if (arrival == NEVER) return false;
   if (kind == TF32X3 && (special || arrival == SPECIAL)) {
     multiply_special<kind, gates>(sums, source, p, words, first, count);

@@ -135,6 +135,15 @@ XP_FN bool all_finite(const Stage& stage, const uint4 (&own)[pieces], int cluste
   return all_lanes(finite);
 }
 
+// The pieces that this block polls for in a batch: `own` in each tile, from `word` on.
+template <int own>
+struct OwnPieces {
+  const Word* const* rows;
+  int word, left;
+  XP_FN bool has(int i) const { return word + i % own * PIECE < left; }
+  XP_FN const Word* at(int i) const { return rows[i / own] + word + i % own * PIECE; }
+};
+
 // One part of a warp's share, of `deep` tiles from `tile` on; rows[t]: where this lane begins in
 // tile t. False: given up.
 template <int kind, int part, int tiles, int cluster, int lines, int gates, int chunks, int held,
@@ -146,11 +155,8 @@ XP_FN bool multiply_batch(float* partial, float (&sums)[lines][4],
   typedef Batch<cluster, chunks, tiles> Sizes;
   constexpr int from = part * Sizes::count;
   uint4 own[Sizes::pieces];
-  const auto at = [&](int i) {
-    const int word = stage.piece(from + i % Sizes::own) * PIECE;
-    return word < left ? rows[i / Sizes::own] + word : nullptr;
-  };
-  if (await<kind>(own, at, spins) == NEVER) return false;
+  const OwnPieces<Sizes::own> polled = {rows, stage.piece(from) * PIECE, left};
+  if (await<kind>(own, polled, spins) == NEVER) return false;
   if (!stage.give(own, spins) || !stage.receive(spins)) return false;
   const bool usual = kind != TF32X3 || (all_finite(stage, own, cluster) && !special);
 #pragma unroll
