@@ -99,19 +99,18 @@ def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str,
     }
 
 
-def check_forward(*given: Any, **options: Any) -> None:
+def check_forward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
     """Fail unless the kernel ends and agrees with the plain loop, within rounding.
 
-    Infinities and NaNs must be where the plain loop has them.
-
-    :param given: one case, or two that are launched at once, and the tiling.
+    Infinities and NaNs must be where the plain loop has them. `beside`: the other direction, in
+    the same launch.
     """
-    *cases, tiling = given
-    for case, left in zip(cases, run_forwards(cases, tiling, **options), strict=True):
-        _check_forward(case, tiling, left)
+    cases = [case] if beside is None else [case, beside]
+    for each, left in zip(cases, run_forwards(cases, tiling, **options), strict=True):
+        check_ran(each, tiling, left)
 
 
-def _check_forward(case: Case, tiling: Tiling, left: Left) -> None:
+def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
     trace = case.plain()
     assert left.outcome == "fine", left.outcome
     assert left.report == 0
@@ -134,8 +133,8 @@ def run_backwards(
 ) -> list[Left]:
     """As `run_forwards`; the rows of doutput are `wide` longer."""
     every = [_backward_arrays(case, tiling, wide) for case in cases]
-    before = [{name: a.tobytes() for name, a in arrays.items() if name in ("h", "c")}
-              for arrays in every]  # fmt: skip
+    names = cases[0].cell.state_names
+    before = [{name: arrays[name].tobytes() for name in names} for arrays in every]
     found = _run(cases, tiling, every, (cases[0].H + wide,), **options)
     for case, left, states in zip(cases, found, before, strict=True):
         for name, state in states.items():
@@ -143,16 +142,15 @@ def run_backwards(
         if left.outcome == "fine" and not left.report:
             dgh, padding = np.split(left.arrays["mail"], [case.H], axis=2)
             dgh = dgh.reshape(case.layout.total, -1)
-            assert np.array_equal(dgh, left.arrays["gates"], equal_nan=True), (
-                "mail and gates differ"
-            )
+            same = np.array_equal(dgh, left.arrays["gates"], equal_nan=True)
+            assert same, "mail and gates differ"
             assert not padding.any(), "padding is not zero"
     return found
 
 
 def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
     """The arrays of a direction before its last step is undone, all its own."""
-    layout, H, P, trace = case.layout, case.H, case.padded, case.rounded_trace()
+    layout, P, trace = case.layout, case.padded, case.rounded_trace()
     G, S = case.cell.gates, layout.total
     assert tiling.reduction >= G * P, "the tiling is too small for H"
     empty = np.full(S * G * P * case.dtype.itemsize, 0xFF, np.uint8).view(case.dtype)
@@ -171,14 +169,14 @@ def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
     return arrays
 
 
-def check_backward(*given: Any, **options: Any) -> None:
+def check_backward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
     """As `check_forward`; the gradients are also multiplied as those of the weights are."""
-    *cases, tiling = given
-    for case, left in zip(cases, run_backwards(cases, tiling, **options), strict=True):
-        _check_backward(case, left)
+    cases = [case] if beside is None else [case, beside]
+    for each, left in zip(cases, run_backwards(cases, tiling, **options), strict=True):
+        check_undone(each, left)
 
 
-def _check_backward(case: Case, left: Left) -> None:
+def check_undone(case: Case, left: Left) -> None:
     trace = case.rounded_trace()
     expected = case.plain_backward(trace)
     assert left.outcome == "fine", left.outcome
