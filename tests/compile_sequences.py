@@ -9,6 +9,7 @@ names where one takes more than the planner counts on, or spills.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -24,6 +25,7 @@ from xprnn.kernels.cuda.sequence import source
 from xprnn.kernels.cuda.table import KERNELS
 
 ARCHITECTURES = ("80", "90", "100")
+WITH_CLUSTERS = ("90", "100")
 
 
 class Job(NamedTuple):
@@ -33,6 +35,7 @@ class Job(NamedTuple):
     name: str
     registers: int  # that the planner counts on
     architecture: str
+    cluster: int = 1  # blocks
 
     def sizes(self) -> list[int]:
         """What its name says, such as warps and chunks: the larger, the more registers."""
@@ -41,14 +44,14 @@ class Job(NamedTuple):
 
 def jobs() -> list[Job]:
     """All there are; one that does two kinds of work, once."""
-    once: dict[str, tuple[tuple[str, str], int]] = {}
-    for kernel in KERNELS:
-        for name, registers in instantiations(*kernel):
-            once.setdefault(name, (kernel, registers))
+    once: dict[tuple[str, int], tuple[tuple[str, str], int]] = {}
+    for kernel, cluster in itertools.product(KERNELS, (1, 2)):
+        for name, registers in instantiations(*kernel, cluster):
+            once.setdefault((name, cluster), (kernel, registers))
     return [
-        Job(kernel, name, registers, architecture)
-        for name, (kernel, registers) in once.items()
-        for architecture in ARCHITECTURES
+        Job(kernel, name, registers, architecture, cluster)
+        for (name, cluster), (kernel, registers) in once.items()
+        for architecture in (ARCHITECTURES if cluster == 1 else WITH_CLUSTERS)
     ]
 
 
@@ -57,7 +60,8 @@ def compiled(job: Job) -> Usage:
 
     :raises RuntimeError: NVRTC does not accept it.
     """
-    return compile_instantiation(source(KERNELS[job.kernel].file), job.name, job.architecture)
+    text = source(KERNELS[job.kernel].file, job.cluster)
+    return compile_instantiation(text, job.name, job.architecture)
 
 
 def wrong(job: Job, usage: Usage) -> list[str]:

@@ -16,8 +16,10 @@ import numpy as np
 from host_kernels import COMPILER
 from host_sequence import CUDA, FLAGS, HOST, OUTCOMES, Faults, Run
 
-FOLDERS = {"fibers.h": HOST, "host/device.h": HOST.parent, "warps.h": HOST, "lanes.h": HOST}
-PARTS = ("fibers.h", "host/device.h", "common.h", "gru.h", "lstm.h", "rnn.h", "warps.h", "lanes.h")
+FOLDERS = dict.fromkeys(("fibers.h", "clusters.h", "warps.h", "lanes.h"), HOST)
+FOLDERS["host/device.h"] = HOST.parent
+PARTS = ("fibers.h", "clusters.h", "host/device.h", "common.h", "gru.h", "lstm.h", "rnn.h")
+PARTS += ("warps.h", "lanes.h")
 KINDS = "ppppppppp" + "iiiii" + "upu"
 C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
 THREADS = 128

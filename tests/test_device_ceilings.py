@@ -36,7 +36,8 @@ def relay(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """`relay.cu` compiled for the host: (outcome, words, report) of a run."""
     if COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
-    folders = {"fibers.h": HOST, "host/device.h": HOST.parent, "common.h": CUDA, "warps.h": HOST}
+    folders = {"fibers.h": HOST, "clusters.h": HOST, "host/device.h": HOST.parent}
+    folders |= {"common.h": CUDA, "warps.h": HOST}
     text = "\n".join([(folder / name).read_text("utf-8") for name, folder in folders.items()])
     source = (Path(ceilings.__file__).parent / "relay.cu").read_text("utf-8")
     folder = tmp_path_factory.mktemp("relay")
