@@ -72,7 +72,8 @@ class RawModule:
         name_expressions: tuple[str, ...],
         enable_cooperative_groups: bool,
     ) -> None:
-        self.cluster = int(CLUSTER.match(code)[1])
+        said = CLUSTER.match(code)
+        self.cluster = int(said[1]) if said else 1
         assert options == ("--std=c++17",) and enable_cooperative_groups == (self.cluster == 1)
         assert all(
             name.partition("<")[0].removeprefix("xprnn::") in code for name in name_expressions
