@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .kernels import Engine
 from .stack import Stack
 
+if TYPE_CHECKING:
+    from .kernels.cuda.sequence import SequenceKernels
 
-def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> str:
+
+def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int, training: bool) -> str:
     """The text for a layer of class `kind` and a call with T steps and N rows."""
     forward, backward = moved(net, engine, batch)
     lines = [
@@ -17,7 +22,7 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
     ]
     launches = engine.cell.launches
     if engine.sequences is not None:
-        lines.append("  one launch takes all steps of a direction of a layer")
+        lines += _sequences(net, engine.sequences, steps, batch, training)
     elif engine.backend.kernels and launches is None:
         lines.append("  the launches of the plain code in narrow types are not counted")
     elif engine.backend.kernels and launches:
@@ -27,6 +32,24 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
             "where its output has a gradient"
         )
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
+
+
+def _sequences(
+    net: Stack, kernels: SequenceKernels, steps: int, batch: int, training: bool
+) -> list[str]:
+    """What one launch takes, a line for each pass where that may differ."""
+    alone = "one launch takes all steps of a direction of a layer"
+    if net.num_directions == 1:
+        return [f"  {alone}"]
+    lines = []
+    for work in ("training", "backward") if training else ("forward",):
+        sizes = work, max(batch, 1), net.hidden_size, max(steps, 1)
+        reason = kernels.plan(*sizes, net.num_directions)
+        if not isinstance(reason, str):
+            lines.append(f"  {work}: one launch takes all steps of a layer, both directions")
+        elif not isinstance(kernels.plan(*sizes, 1), str):
+            lines.append(f"  {work}: {alone}; both: {reason}")
+    return lines
 
 
 def explain_step(kind: str, net: Stack, engine: Engine, batch: int, repeats: bool) -> str:
