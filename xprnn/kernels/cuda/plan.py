@@ -110,7 +110,6 @@ MOST = 255  # registers that a thread can have
 # Registers a thread besides the weights: what the compiler takes at most. For float32 it takes all
 # there are, to split weights once instead of at each step.
 SPARE = {"float32": MOST, "tf32": 111, "bfloat16": 111, "float16": 111}
-TO_SHARE = 9  # and in clusters so many more
 
 
 def numbers_of(arithmetic: Arithmetic) -> str:
@@ -256,8 +255,9 @@ def occupancy(device: Device, tiling: Tiling, registers: int, shared: int) -> in
 
 
 def _registers(kernel: Kernel, numbers: str, tiling: Tiling) -> int:
-    spare = SPARE[numbers] + (TO_SHARE if tiling.cluster > 1 else 0)
-    return min(MOST, kernel.weights * tiling.held + spare)
+    if tiling.cluster > 1:  # one of its blocks to a multiprocessor is enough, and has them all
+        return MOST
+    return min(MOST, kernel.weights * tiling.held + SPARE[numbers])
 
 
 def _shared(kernel: Kernel, tiling: Tiling, passes: int) -> int:

@@ -66,7 +66,7 @@ _GRU_BACKWARD = _by_numbers(
 _LSTM_FORWARD = _by_numbers(
     _tilings(5, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, (1, 2)), (10, (1,))),
     _tilings(5, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, (1, 2)), (10, (1,))),
-    _tilings(4, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (6, (1,))) + _pairs(4, 4),
+    _tilings(4, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (6, (1,))) + _pairs(3, 4),
 )
 _LSTM_BACKWARD = _by_numbers(
     _tilings(15, (8, _SMALL), (16, _MEDIUM), (32, _MEDIUM), (40, (1,))) + _pairs(15, 32),
