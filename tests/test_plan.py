@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "SHARED_FROM": ("clusters for little", lambda was: 1 << 20),
     "_staged": ("no memory for clusters", lambda was: lambda tiling: 0),
     "PIECE": ("pieces of half the size", lambda was: 256),
-    "TO_SHARE": ("no registers for clusters", lambda was: 0),
+    "MOST": ("half of the registers", lambda was: was // 2),
 }
 
 
