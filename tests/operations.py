@@ -75,6 +75,22 @@ def of_a_layer(device: Backend, folder: Path) -> Case:
     }
 
 
+def of_a_stepper(device: Backend, folder: Path) -> Case:
+    layer = xprnn.GRU(3, 5, 2, dtype="float64", backend=device.name, seed=0)
+    stepper, x = layer.stepper(4), device.from_host(normal(0, 4, 3))
+    stepper.step(x)
+    state = stepper.state()
+    return layer, {
+        "stepper": lambda: layer.stepper(4),
+        "Stepper.step": lambda: stepper.step(x),
+        "Stepper.step of some": lambda: stepper.step(x, rows=[1]),
+        "Stepper.state": stepper.state,
+        "Stepper.load": lambda: stepper.load(state),
+        "Stepper.reset": stepper.reset,
+        "Stepper copied": lambda: copy.copy(stepper),
+    }
+
+
 def of_a_readout(device: Backend, folder: Path) -> Case:
     readout = xprnn.Linear(3, 5, dtype="float64", backend=device.name, seed=0).train()
     x, y = device.from_host(normal(0, 4, 3)), device.from_host(normal(1, 4, 5))
@@ -156,4 +172,4 @@ def of_feature_first(device: Backend, folder: Path) -> Case:
     }
 
 
-PARTS = (of_a_layer, of_a_readout, of_construction, of_optimizers, of_feature_first)
+PARTS = (of_a_layer, of_a_stepper, of_a_readout, of_construction, of_optimizers, of_feature_first)

@@ -47,11 +47,11 @@ struct Walk {
 
 // A direction has its own arrays. A launch has one direction, or two side by side: blocks with
 // z = 1 then have the second ones, and go in reverse. A parameter of type const __grid_constant__,
-// so that it is read where it stands.
+// so that it is read where it stands; an index instead of a choice takes more registers.
 template <class Arrays>
 struct Both {
   Arrays of[2];
-  XP_FN const Arrays& here() const { return of[blockIdx.z]; }
+  XP_FN Arrays here() const { return blockIdx.z ? of[1] : of[0]; }
 };
 
 // What says which steps there are, and of which rows; the same in all sequence kernels.

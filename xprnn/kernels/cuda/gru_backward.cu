@@ -59,7 +59,7 @@ XP_KERNEL(32 * warps)
 gru_backward(const __grid_constant__ Both<GruBackwardArrays<kind>> arrays, const int* counts, int T,
              int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
              Word* report, Word tag) {
-  const GruBackwardArrays<kind>& own = arrays.here();
+  const GruBackwardArrays<kind> own = arrays.here();
   const GruBackward<kind> cell({own.doutput, doutput_stride, own.gates, own.mail, H},
                                own.states, own.saved);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};

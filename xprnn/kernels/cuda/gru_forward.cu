@@ -56,7 +56,7 @@ template <int kind, int warps, int chunks, int held, int tiles, bool record>
 XP_KERNEL(32 * warps)
 gru_forward(const __grid_constant__ Both<GruForwardArrays<kind>> arrays, const int* counts, int T,
             int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
-  const GruForwardArrays<kind>& own = arrays.here();
+  const GruForwardArrays<kind> own = arrays.here();
   const GruForward<kind, record> cell({own.gates, own.states, own.mail, H}, own.bias_hh, own.saved);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
   take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);

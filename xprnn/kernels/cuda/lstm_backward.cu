@@ -59,7 +59,7 @@ XP_KERNEL(32 * warps)
 lstm_backward(const __grid_constant__ Both<LstmBackwardArrays<kind>> arrays, const int* counts,
               int T, int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
               Word* report, Word tag) {
-  const LstmBackwardArrays<kind>& own = arrays.here();
+  const LstmBackwardArrays<kind> own = arrays.here();
   const LstmBackward<kind> cell({own.doutput, doutput_stride, own.gates, own.mail, H},
                                 own.c, own.saved);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};

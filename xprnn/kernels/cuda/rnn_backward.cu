@@ -46,7 +46,7 @@ XP_KERNEL(32 * warps)
 rnn_backward(const __grid_constant__ Both<RnnBackwardArrays<kind>> arrays, const int* counts, int T,
              int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
              Word* report, Word tag) {
-  const RnnBackwardArrays<kind>& own = arrays.here();
+  const RnnBackwardArrays<kind> own = arrays.here();
   const RnnBackward<kind, relu> cell({own.doutput, doutput_stride, own.gates, own.mail, H},
                                      own.states);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};

@@ -32,7 +32,7 @@ template <int kind, int warps, int chunks, int held, int tiles, bool relu>
 XP_KERNEL(32 * warps)
 rnn_forward(const __grid_constant__ Both<RnnForwardArrays<kind>> arrays, const int* counts, int T,
             int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
-  const RnnForwardArrays<kind>& own = arrays.here();
+  const RnnForwardArrays<kind> own = arrays.here();
   const RnnForward<kind, relu> cell({own.gates, own.states, own.mail, H});
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
   take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);
