@@ -17,10 +17,10 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
     ]
     launches = engine.cell.launches
     if engine.sequences is not None:
-        lines.append("  one launch takes all steps of a direction of a layer")
-    elif engine.backend.kernels and launches is None:
+        lines.append(f"  {engine.sequences.cost}")
+    elif engine.backend.on_gpu and launches is None:
         lines.append("  the launches of the plain code in narrow types are not counted")
-    elif engine.backend.kernels and launches:
+    elif engine.backend.on_gpu and launches:
         there, back = launches
         lines.append(
             f"  a step takes {there} launches forward, {back} backward and one more "

@@ -63,9 +63,8 @@ def forward(
     if whole is None:
         _take_steps(engine, weights, trace, ends, layout, reverse, scratch, record)
     else:
-        initial = ends[0][: layout.running]
         kernels, chosen = whole
-        mine = gates, saved if record else None, states[0], initial
+        mine = gates, saved if record else None, states, _block(ends, 0, layout.running)
         kernels.forward(chosen, weights, *mine, layout, reverse, scratch)
     for state, end in zip(states, ends, strict=True):
         end[: layout.running] = layout.final(state, reverse)
@@ -128,7 +127,8 @@ def backward(
         _undo_steps(engine, weights, trace, layout, reverse, doutput, dstates, scratch, flow)
     else:
         kernels, chosen = whole
-        mine = trace.gates, trace.saved, trace.states[0], doutput, dstates[0][: layout.running]
+        first = _block(dstates, 0, layout.running)
+        mine = trace.gates, trace.saved, trace.states, doutput, first
         kernels.backward(chosen, weights, *mine, layout, reverse, scratch)
     _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
     if dx is not None:

@@ -1,36 +1,32 @@
 """The table that chooses who serves a cell: the plain code of `cells/`, or a faster kernel.
 
 There are two seams, and the plain code is the fallback and the oracle of both: "pointwise"
-(what a step does by element in one kernel) and "sequence" (all steps in one launch). To add a
-kernel: a folder here with a dict of cells like `cuda.POINTWISE`, one line in `_pointwise`; for
-whole sequences a row in the planner's table, `cuda/plan.py`, which says which calls they fit.
+(what a step does by element in one kernel) and "sequence" (all steps in one call). A backend
+names its family of kernels, a folder here whose `__init__` is a `Family`. To add a kernel: a
+cell in the family's `POINTWISE`; for whole sequences a row in `cuda/plan.py`, which says which
+calls they fit, or a name in `numba.SEQUENCE`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..arithmetic import Arithmetic
 from ..backend import Backend
-from ..backend.cupy import CupyBackend
 from ..cells import Cell
+from .family import Family, Sequences
 from .narrow import widened
-
-if TYPE_CHECKING:
-    from .cuda.plan import Plan
-    from .cuda.sequence import SequenceKernels
 
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
-# Of these "auto" takes what fits. The sequence kernels are right on a CPU that stands for a GPU,
-# fibers for threads; they join when a GPU has shown them right and faster.
-AUTOMATIC = ("reference", "pointwise")
+# Of these "auto" takes what fits. The GPU's sequence kernels are right on a CPU that stands for a
+# GPU, fibers for threads; they join when a GPU has shown them right and faster.
+AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
 UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 
 
@@ -49,10 +45,10 @@ class Engine:
     xp: Any  # the backend's array module, with products as precise as the layer asks for
     cell: Cell
     arithmetic: Arithmetic
-    sequences: SequenceKernels | None = None  # those that take all steps in one launch
+    sequences: Sequences | None = None  # those that take all steps in one call
 
-    def whole(self, work: str, N: int, H: int, T: int) -> tuple[SequenceKernels, Plan] | None:
-        """The launch that takes all T steps of N rows, or None: they are taken one by one.
+    def whole(self, work: str, N: int, H: int, T: int) -> tuple[Sequences, Any] | None:
+        """Who takes all T steps of N rows, and how, or None: they are taken one by one.
 
         :param work: "forward", "training" (forward, recorded) or "backward".
         """
@@ -84,7 +80,7 @@ def choose(
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
     forced = _forced()
-    if isinstance(backend, CupyBackend) and wants_sequences():
+    if wants_sequences(backend) and not _family(backend).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
 
@@ -93,24 +89,20 @@ def _forced() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
-def wants_sequences() -> bool:
-    """Whether sequence kernels are asked for, or "auto" may take them."""
+def wants_sequences(backend: Backend) -> bool:
+    """Whether sequence kernels are asked for, or "auto" may take them on a backend."""
     forced = _forced()
-    return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC)
+    return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
 
 
 def has_sequences(cell: Cell, backend: Backend) -> bool:
     """Whether there are sequence kernels for a cell on a backend, whatever they fit."""
-    if backend.kernels != "cuda":
-        return False
-    from .cuda.plan import KERNELS
-
-    return (cell.name, "forward") in KERNELS
+    return _family(backend).has_sequences(cell.name)
 
 
 def _fitted(
     cell: Cell,
-    backend: CupyBackend,
+    backend: Backend,
     arithmetic: Arithmetic,
     forced: str,
     sizes: tuple[int, int, int],
@@ -136,10 +128,8 @@ def _fitted(
 
 
 @cache
-def _sequences(cell: Cell, backend: CupyBackend, arithmetic: Arithmetic) -> SequenceKernels:
-    from .cuda.sequence import SequenceKernels
-
-    return SequenceKernels(backend, cell.name, arithmetic)
+def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequences:
+    return _family(backend).sequences(cell.name, backend, arithmetic)
 
 
 @cache
@@ -149,29 +139,38 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
             f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join(IMPLEMENTATIONS)}; got {forced!r}"
         )
     serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
-    pointwise = _pointwise(backend)
-    if cell.name in pointwise:
-        serving["pointwise"] = pointwise[cell.name]
+    family, asked = _family(backend), f"{ENVIRONMENT_VARIABLE}={forced}"
+    known = has_sequences(cell, backend)
+    if forced == "reference":  # nothing else is looked for: Numba takes its time to import
+        refusal, there = "", {"pointwise", "sequence"} if known else {"pointwise"}
+    else:
+        refusal = family.refusal(arithmetic)
+        fused = {} if refusal else family.pointwise()
+        if cell.name in fused:
+            serving["pointwise"] = fused[cell.name]
+        there = {*serving, "sequence"} if known and not refusal else {*serving}
     absent = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
+    absent = refusal or absent
     if forced == "auto":
         chosen = next(name for name in reversed(IMPLEMENTATIONS) if name in serving)
         reason = f"the fastest of {len(serving)}" if len(serving) > 1 else "the only one here"
     elif forced in serving:
-        chosen, reason = forced, f"{ENVIRONMENT_VARIABLE}={forced}"
+        chosen, reason = forced, asked
     else:
-        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {absent}")
+        raise KernelUnavailableError(f"{asked}: {absent}")
     faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(chosen) + 1 :]
-    there = {*serving, "sequence"} if has_sequences(cell, backend) else {*serving}
-    why = UNTRIED if forced == "auto" else reason  # "auto" leaves out nothing else
+    why = UNTRIED if forced == "auto" else asked  # "auto" leaves out nothing else
     missing = tuple([(name, why if name in there else absent) for name in faster])
     xp = backend.module(arithmetic.precision, arithmetic.narrow)
     return Engine(chosen, reason, missing, backend, xp, serving[chosen], arithmetic)
 
 
-def _pointwise(backend: Backend) -> Mapping[str, Cell]:
-    """The cells whose parts are fused, for the family of kernels that a backend runs."""
+def _family(backend: Backend) -> Family:
+    """The family of kernels that a backend runs."""
     if backend.kernels == "cuda":
-        from .cuda.cells import POINTWISE
+        from . import cuda
 
-        return POINTWISE
-    return {}
+        return cast("Family", cuda)
+    from . import numba
+
+    return cast("Family", numba)

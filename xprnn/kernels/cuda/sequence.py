@@ -31,6 +31,8 @@ HEADERS = ("common.h", "gru.h", "device.h", "numbers.h", "exchange.h", "products
 class SequenceKernels:
     """The kernels that take all steps of one direction of a cell, on one device, in one launch."""
 
+    cost = "one launch takes all steps of a direction of a layer"
+
     def __init__(self, backend: CupyBackend, cell: str, arithmetic: Arithmetic) -> None:
         self._backend = backend
         self._cell = cell
@@ -47,8 +49,8 @@ class SequenceKernels:
         weights: Weights,
         gates: Array,
         saved: Array | None,
-        states: Array,
-        initial: Array,
+        states: tuple[Array, ...],
+        initial: tuple[Array, ...],
         layout: Layout,
         reverse: bool,
         scratch: Workspace,
@@ -59,22 +61,23 @@ class SequenceKernels:
         written; `saved` (S, H), None unless the call is recorded, and `states` (n_0 + S, H) are
         written.
         """
-        xp, H, rows = self._backend.xp, initial.shape[1], layout.running
+        (state,), (start,) = states, initial
+        xp, H, rows = self._backend.xp, start.shape[1], layout.running
         width = padded(H, self._numbers)
-        mail = states
+        mail = state
         if width > H:
-            mail = scratch.empty(rows + layout.total, width, dtype=states.dtype)
+            mail = scratch.empty(rows + layout.total, width, dtype=state.dtype)
         mail.data.memset_async(EMPTY, mail.nbytes)
-        known = xp.where(initial == initial, initial, xp.float32(np.nan))  # a NaN, but not `EMPTY`
+        known = xp.where(start == start, start, xp.float32(np.nan))  # a NaN, but not `EMPTY`
         first = _first(layout, reverse)
-        states[first] = known
+        state[first] = known
         if width > H:
             mail[first, :H] = known
             mail[first, H:] = 0.0
         weight_hh, bias_hh = _readable(weights.weight_hh), weights.bias_hh
         self._launch(
             *(chosen, "forward", layout, H, reverse),
-            before=(weight_hh, bias_hh, gates, saved, states, mail),
+            before=(weight_hh, bias_hh, gates, saved, state, mail),
         )
 
     def backward(
@@ -83,9 +86,9 @@ class SequenceKernels:
         weights: Weights,
         gates: Array,
         saved: Array,
-        states: Array,
+        states: tuple[Array, ...],
         doutput: Array | None,
-        dstates: Array,
+        dstates: tuple[Array, ...],
         layout: Layout,
         reverse: bool,
         scratch: Workspace,
@@ -94,7 +97,8 @@ class SequenceKernels:
 
         `weights`, `states` and `doutput` (S, H), whose rows may stand apart, are read.
         """
-        H = dstates.shape[1]
+        (state,), (dstate,) = states, dstates
+        H = dstate.shape[1]
         width = padded(H, self._numbers)
         mail = scratch.empty(layout.total, 3 * width, dtype=gates.dtype)
         mail.data.memset_async(EMPTY, mail.nbytes)
@@ -102,7 +106,7 @@ class SequenceKernels:
         weight_hh = _readable(weights.weight_hh)
         self._launch(
             *(chosen, "backward", layout, H, reverse),
-            before=(weight_hh, states, doutput, gates, saved, dstates, mail),
+            before=(weight_hh, state, doutput, gates, saved, dstate, mail),
             after=(np.int32(apart),),
         )
 

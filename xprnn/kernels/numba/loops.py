@@ -1,0 +1,133 @@
+"""The time loops of `xprnn/sequence.py`, one function for all steps of a direction.
+
+Each is made for a cell from what it does by element, and leaves in the arrays what the loops
+there leave. `counts` (T,) are the rows of each step, longest rows first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba.extending import overload
+
+from .jit import INLINED, inlined
+from .product import pack, product
+
+
+def forward_loop(name: str, gates_of: Any) -> Callable[..., None]:
+    """The function that takes all steps; `gates_of` is the cell's in `gates.py`."""
+
+    def forward(
+        weight: Any,  # (G*H, H), read
+        bias: Any,  # (G*H,), read
+        panels: Any,  # scratch for the weight
+        gh: Any,  # (n_0, G*H filled up), scratch
+        gates: Any,  # (S, G*H), read as gx; written where the call is recorded
+        saved: Any,  # (S, saved*H), written; None: the call is not recorded
+        states: Any,  # (n_0 + S, H) each, written
+        initial: Any,  # (n_0, H) each, read
+        counts: Any,
+        reverse: Any,
+    ) -> None:
+        pack(weight.T, panels)
+        T, first, total = counts.size, initial[0].shape[0], gates.shape[0]
+        joined = 0
+        at = total if reverse else 0
+        for i in range(T):
+            t = T - 1 - i if reverse else i
+            rows = counts[t]
+            at -= rows if reverse else 0
+            low, high = (first + at - counts[t - 1] if t else 0), first + at
+            before, after = (high, low) if reverse else (low, high)
+            _copy(initial, states, joined, rows, before)
+            here, ahead = _block(states, before, rows), _block(states, after, rows)
+            kept = None if saved is None else saved[at : at + rows]
+            product(here[0], panels, gh)
+            gates_of(gates[at : at + rows], gh, bias, here, ahead, kept)
+            joined = rows
+            at += 0 if reverse else rows
+
+    return _named(forward, f"{name}_forward")
+
+
+def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]:
+    """The function that undoes all steps; `beside`: a part of dh does not go through the product."""
+
+    def backward(
+        weight: Any,  # (G*H, H), read
+        panels: Any,  # scratch for the weight
+        through: Any,  # (n_0, H filled up), scratch
+        gates: Any,  # (S, G*H), read, then = dgh
+        saved: Any,  # (S, saved*H), read; see the cell
+        states: Any,  # (n_0 + S, H) each, read
+        doutput: Any,  # (S, H), rows apart, read, or None
+        dstates: Any,  # (n_0, H) each, read, then overwritten
+        counts: Any,
+        reverse: Any,
+    ) -> None:
+        pack(weight, panels)
+        T, first, total = counts.size, dstates[0].shape[0], gates.shape[0]
+        at = 0 if reverse else total
+        for i in range(T):
+            t = i if reverse else T - 1 - i
+            rows = counts[t]
+            at -= 0 if reverse else rows
+            low, high = (first + at - counts[t - 1] if t else 0), first + at
+            before, after = (high, low) if reverse else (low, high)
+            here, ahead = _block(states, before, rows), _block(states, after, rows)
+            dnext, dgates = _block(dstates, 0, rows), gates[at : at + rows]
+            if doutput is not None:
+                _add(doutput[at : at + rows], dnext[0])
+            gates_of(dgates, saved[at : at + rows], here, ahead, dnext)
+            product(dgates, panels, through)
+            if beside:
+                _add(through, dnext[0])
+            else:
+                _take(through, dnext[0])
+            at += rows if reverse else 0
+
+    return _named(backward, f"{name}_backward")
+
+
+def _named(function: Any, name: str) -> Any:
+    function.__name__ = name
+    return function
+
+
+@inlined
+def _add(more: Any, out: Any) -> None:
+    """Add the leading part of `more` to `out` (N, H)."""
+    for n in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[n, j] += more[n, j]
+
+
+@inlined
+def _take(whole: Any, out: Any) -> None:
+    """Copy the leading part of `whole` to `out` (N, H)."""
+    for n in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[n, j] = whole[n, j]
+
+
+def _block(arrays: Any, start: Any, rows: Any) -> Any:
+    """The same rows of one array or of two."""
+
+
+@overload(_block, jit_options=INLINED)
+def _block_by_count(arrays, start, rows):  # type: ignore[no-untyped-def]
+    if arrays.count == 1:
+        return lambda arrays, start, rows: (arrays[0][start : start + rows],)
+    return lambda arrays, start, rows: (
+        arrays[0][start : start + rows],
+        arrays[1][start : start + rows],
+    )
+
+
+@inlined
+def _copy(initial: Any, states: Any, joined: Any, rows: Any, before: Any) -> None:
+    """The initial states of the rows that join at a step, to where the step reads them."""
+    for k in range(len(initial)):
+        for n in range(joined, rows):
+            states[k][before + n] = initial[k][n]

@@ -1,0 +1,133 @@
+"""Whole sequences: one compiled function for all steps of one direction of a layer.
+
+They replace the time loops of `xprnn/sequence.py`, work on the same arrays and leave in them
+what the loops leave.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ...arithmetic import Arithmetic
+from ...backend import Array
+from ...cells import CELLS, Weights
+from ...layout import Layout
+from ...scratch import Workspace
+from . import SEQUENCE
+from . import gates as by_element
+from .jit import compile_for, number_of, read, written
+from .loops import backward_loop, forward_loop
+from .product import panels_of, width_of
+
+
+_BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
+
+
+class SequenceKernels:
+    """The functions that take all steps of one direction of a cell, in float32 or float64."""
+
+    cost = "one call takes all steps of a direction of a layer"
+
+    def __init__(self, cell: str, arithmetic: Arithmetic) -> None:
+        self._cell = cell
+        self._dtype = arithmetic.dtype
+
+    def plan(self, work: str, N: int, H: int, T: int) -> str | tuple[()]:
+        """Nothing to be planned for "forward", "training" or "backward", or why none fits."""
+        if self._cell not in SEQUENCE:
+            return f"no sequence kernel for cell '{self._cell}'"
+        return ()
+
+    def forward(
+        self,
+        chosen: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array | None,
+        states: tuple[Array, ...],
+        initial: tuple[Array, ...],
+        layout: Layout,
+        reverse: bool,
+        scratch: Workspace,
+    ) -> None:
+        """All steps: every state and, where `saved` is given, the gates from gx.
+
+        `weights` and `initial` (n_0, H) each are read; `gates` (S, G*H) is read, with `saved`
+        then written; `saved` (S, saved*H), None unless the call is recorded, and `states`
+        (n_0 + S, H) each are written.
+        """
+        H, width, bias = initial[0].shape[1], gates.shape[1], weights.bias_hh
+        panels, gh = self._room(scratch, H, width, layout.running)
+        if bias is None:
+            bias = np.zeros(width, self._dtype)
+        kernel = _forward(self._cell, self._dtype, saved is not None)
+        before = weights.weight_hh, bias, panels, gh
+        kernel(*before, gates, saved, states, initial, _counts(layout), reverse)
+
+    def backward(
+        self,
+        chosen: Any,
+        weights: Weights,
+        gates: Array,
+        saved: Array,
+        states: tuple[Array, ...],
+        doutput: Array | None,
+        dstates: tuple[Array, ...],
+        layout: Layout,
+        reverse: bool,
+        scratch: Workspace,
+    ) -> None:
+        """Undo all steps: `gates` becomes dgh, `dstates` (n_0, H) each those of the first states.
+
+        `weights`, `states` and `doutput` (S, H), whose rows may stand apart, are read; `saved`
+        becomes what the cell says.
+        """
+        H, width = dstates[0].shape[1], gates.shape[1]
+        panels, through = self._room(scratch, width, H, layout.running)
+        kernel = _backward(self._cell, self._dtype, doutput is not None)
+        before = weights.weight_hh, panels, through
+        kernel(*before, gates, saved, states, doutput, dstates, _counts(layout), reverse)
+
+    def _room(self, scratch: Workspace, K: int, columns: int, rows: int) -> tuple[Array, Array]:
+        """Uninitialised arrays for the weights of a product over K, and for its result."""
+        count, width = panels_of(columns, self._dtype), width_of(self._dtype)
+        return scratch.empty(count, K, width), scratch.empty(rows, count * width)
+
+
+def _counts(layout: Layout) -> np.ndarray:
+    if layout.ragged is None:
+        return np.full(layout.steps, layout.batch)
+    return layout.ragged.counts
+
+
+@cache
+def _forward(cell: str, dtype: np.dtype[Any], record: bool) -> Any:
+    """The compiled loop of a cell."""
+    number = number_of(dtype)
+    matrix, states = written(number, 2), _states(cell, number)
+    function = forward_loop(cell, getattr(by_element, f"{cell}_forward"))
+    saved = matrix if record else types.none
+    before = read(number, 2), read(number, 1), written(number, 3), matrix
+    after = matrix, saved, states, states, types.Array(types.intp, 1, "C"), types.boolean
+    return compile_for(function, (*before, *after))
+
+
+@cache
+def _backward(cell: str, dtype: np.dtype[Any], given: bool) -> Any:
+    """The compiled loop of a cell; `given`: the outputs have a gradient."""
+    number = number_of(dtype)
+    matrix, states = written(number, 2), _states(cell, number)
+    gates_of = getattr(by_element, f"{cell}_backward")
+    function = backward_loop(cell, gates_of, cell in _BESIDE)
+    doutput = types.Array(number, 2, "A", readonly=True) if given else types.none
+    before = read(number, 2), written(number, 3), matrix, matrix, matrix
+    after = states, doutput, states, types.Array(types.intp, 1, "C"), types.boolean
+    return compile_for(function, (*before, *after))
+
+
+def _states(cell: str, number: Any) -> types.UniTuple:
+    return types.UniTuple(written(number, 2), len(CELLS[cell].state_names))
