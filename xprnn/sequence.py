@@ -54,18 +54,20 @@ def forward(
     others = [kept.empty(layout.running + total, H) for _ in ends[1:]]
     states = (kept.empty(layout.running + total, H, dtype=T), *others)
 
-    xp.matmul(x, weights.weight_ih.T, out=gates)
     bias = _input_bias(cell, weights, H)
-    if bias is not None:
-        gates += bias.astype(T, copy=False)
     trace = Trace(x, gates, saved, states)
     whole = engine.whole("training" if record else "forward", layout.running, H, layout.steps)
+    if whole is None or not whole[0].from_input:
+        xp.matmul(x, weights.weight_ih.T, out=gates)
+        if bias is not None:
+            gates += bias.astype(T, copy=False)
     if whole is None:
         _take_steps(engine, weights, trace, ends, layout, reverse, scratch, record)
     else:
         kernels, chosen = whole
-        mine = gates, saved if record else None, states, _block(ends, 0, layout.running)
-        kernels.forward(chosen, weights, *mine, layout, reverse, scratch)
+        given = weights, bias, x, gates, saved if record else None
+        first = _block(ends, 0, layout.running)
+        kernels.forward(chosen, *given, states, first, layout, reverse, scratch)
     for state, end in zip(states, ends, strict=True):
         end[: layout.running] = layout.final(state, reverse)
     return trace

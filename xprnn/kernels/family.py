@@ -16,6 +16,7 @@ class Sequences(Protocol):
     """Kernels that take all steps of one direction of a layer: see the loops of `sequence.py`."""
 
     cost: str  # for `explain`: what a call takes
+    from_input: bool  # whether `forward` computes gx itself, from x
 
     def plan(self, work: str, N: int, H: int, T: int) -> Any:
         """How a call's steps are taken, or as text why none of these kernels fits it.
@@ -27,6 +28,8 @@ class Sequences(Protocol):
         self,
         chosen: Any,
         weights: Weights,
+        bias: Array | None,
+        x: Array,
         gates: Array,
         saved: Array | None,
         states: tuple[Array, ...],
@@ -37,9 +40,9 @@ class Sequences(Protocol):
     ) -> None:
         """All steps, in place of `_take_steps`; `chosen` is what `plan` gave.
 
-        `weights` and `initial` (n_0, H) each are read; `gates` (S, G*H) is read, with `saved`
-        then written; `saved` (S, saved*H), None unless the call is recorded, and `states`
-        (n_0 + S, H) each are written.
+        `weights`, `bias` (G*H,), that of the input side, x (S, I) and `initial` (n_0, H) each are
+        read; `gates` (S, G*H) is read as gx unless `from_input`, with `saved` then written; `saved`
+        (S, saved*H), None unless the call is recorded, and `states` (n_0 + S, H) each are written.
         """
 
     def backward(

@@ -31,6 +31,7 @@ HEADERS = ("common.h", "gru.h", "device.h", "numbers.h", "exchange.h", "products
 class SequenceKernels:
     """The kernels that take all steps of one direction of a cell, on one device, in one launch."""
 
+    from_input = False
     cost = "one launch takes all steps of a direction of a layer"
 
     def __init__(self, backend: CupyBackend, cell: str, arithmetic: Arithmetic) -> None:
@@ -47,6 +48,8 @@ class SequenceKernels:
         self,
         chosen: Plan,
         weights: Weights,
+        bias: Array | None,
+        x: Array,
         gates: Array,
         saved: Array | None,
         states: tuple[Array, ...],

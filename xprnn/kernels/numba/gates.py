@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .elementary import of_type, sigmoid, tanh
-from .jit import inlined, row
+from .jit import at, inlined, row
 
 
 @inlined
@@ -84,14 +84,14 @@ def gru_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, s
         _gru_row(
             g[:H],
             g[H : 2 * H],
-            g[2 * H :],
+            g[2 * H : 3 * H],
             a[:H],
             a[H : 2 * H],
             a[2 * H : 3 * H],
             bias[2 * H :],
             h[n],
             h_next[n],
-            None if saved is None else saved[n],
+            at(saved, n),
         )
 
 
@@ -145,7 +145,7 @@ def lstm_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, 
             g[:H],
             g[H : 2 * H],
             g[2 * H : 3 * H],
-            g[3 * H :],
+            g[3 * H : 4 * H],
             a[:H],
             a[H : 2 * H],
             a[2 * H : 3 * H],
@@ -153,7 +153,7 @@ def lstm_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, 
             c[n],
             h_next[n],
             c_next[n],
-            None if saved is None else saved[n],
+            at(saved, n),
         )
 
 

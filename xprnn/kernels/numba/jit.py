@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core.compiler import Compiler
-from numba.extending import register_jitable
+from numba.extending import overload, register_jitable
 
 _log = logging.getLogger("xprnn")
 
@@ -41,6 +41,17 @@ class _Distinct(Compiler):
 inlined = register_jitable(**INLINED)
 # the loop over a row's units: with so many arrays only a promise lets it be vectorised
 row = numba.njit(pipeline_class=_Distinct, **OPTIONS)
+
+
+def at(arrays: Any, n: Any) -> Any:
+    """`arrays[n]`, or None where None is given instead: known when it is compiled."""
+
+
+@overload(at, jit_options=INLINED)
+def _at_by_type(arrays, n):  # type: ignore[no-untyped-def]
+    if isinstance(arrays, types.NoneType):
+        return lambda arrays, n: None
+    return lambda arrays, n: arrays[n]
 
 
 def read(number: Any, ndim: int) -> types.Array:

@@ -12,28 +12,34 @@ from typing import Any
 from numba.extending import overload
 
 from .jit import INLINED, inlined
-from .product import pack, product
+from .product import pack, pack_transposed, product
 
 
 def forward_loop(name: str, gates_of: Any) -> Callable[..., None]:
     """The function that takes all steps; `gates_of` is the cell's in `gates.py`."""
 
     def forward(
-        weight: Any,  # (G*H, H), read
-        bias: Any,  # (G*H,), read
-        panels: Any,  # scratch for the weight
+        weight_ih: Any,  # (G*H, I), read
+        weight_hh: Any,  # (G*H, H), read
+        bias: Any,  # (G*H filled up) by panel, of the input side, read
+        bias_hh: Any,  # (G*H,), read
+        panels_ih: Any,  # scratch for the weights
+        panels_hh: Any,
+        gx: Any,  # (rows of some steps, G*H filled up), scratch
         gh: Any,  # (n_0, G*H filled up), scratch
-        gates: Any,  # (S, G*H), read as gx; written where the call is recorded
+        x: Any,  # (S, I), read
+        gates: Any,  # (S, G*H), written where the call is recorded
         saved: Any,  # (S, saved*H), written; None: the call is not recorded
         states: Any,  # (n_0 + S, H) each, written
         initial: Any,  # (n_0, H) each, read
         counts: Any,
         reverse: Any,
     ) -> None:
-        pack(weight.T, panels)
-        T, first, total = counts.size, initial[0].shape[0], gates.shape[0]
-        joined = 0
-        at = total if reverse else 0
+        pack_transposed(weight_ih, panels_ih)
+        pack_transposed(weight_hh, panels_hh)
+        T, first = counts.size, initial[0].shape[0]
+        joined = ready = stop = 0  # gx holds the packed rows from `ready` to `stop`
+        at = x.shape[0] if reverse else 0
         for i in range(T):
             t = T - 1 - i if reverse else i
             rows = counts[t]
@@ -42,9 +48,17 @@ def forward_loop(name: str, gates_of: Any) -> Callable[..., None]:
             before, after = (high, low) if reverse else (low, high)
             _copy(initial, states, joined, rows, before)
             here, ahead = _block(states, before, rows), _block(states, after, rows)
-            kept = None if saved is None else saved[at : at + rows]
-            product(here[0], panels, gh)
-            gates_of(gates[at : at + rows], gh, bias, here, ahead, kept)
+            if not ready <= at < stop:
+                ready, stop = _some_steps(counts, t, at, gx.shape[0], reverse)
+                product(x[ready:stop], panels_ih, bias, gx)
+            product(here[0], panels_hh, None, gh)
+            mine = gx[at - ready : at - ready + rows]
+            if saved is None:
+                gates_of(mine, gh, bias_hh, here, ahead, None)
+            else:
+                kept = gates[at : at + rows]
+                _take(mine, kept)
+                gates_of(kept, gh, bias_hh, here, ahead, saved[at : at + rows])
             joined = rows
             at += 0 if reverse else rows
 
@@ -52,10 +66,10 @@ def forward_loop(name: str, gates_of: Any) -> Callable[..., None]:
 
 
 def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]:
-    """The function that undoes all steps; `beside`: a part of dh does not go through the product."""
+    """The function that undoes all steps; with `beside` part of dh goes past the product."""
 
     def backward(
-        weight: Any,  # (G*H, H), read
+        weight_hh: Any,  # (G*H, H), read
         panels: Any,  # scratch for the weight
         through: Any,  # (n_0, H filled up), scratch
         gates: Any,  # (S, G*H), read, then = dgh
@@ -66,7 +80,7 @@ def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]
         counts: Any,
         reverse: Any,
     ) -> None:
-        pack(weight, panels)
+        pack(weight_hh, panels)
         T, first, total = counts.size, dstates[0].shape[0], gates.shape[0]
         at = 0 if reverse else total
         for i in range(T):
@@ -80,7 +94,7 @@ def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]
             if doutput is not None:
                 _add(doutput[at : at + rows], dnext[0])
             gates_of(dgates, saved[at : at + rows], here, ahead, dnext)
-            product(dgates, panels, through)
+            product(dgates, panels, None, through)
             if beside:
                 _add(through, dnext[0])
             else:
@@ -93,6 +107,21 @@ def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]
 def _named(function: Any, name: str) -> Any:
     function.__name__ = name
     return function
+
+
+@inlined
+def _some_steps(counts: Any, t: Any, at: Any, most: Any, reverse: Any) -> Any:
+    """The packed rows of step t and of as many steps that follow it as have `most` rows in all."""
+    ready, stop = at, at + counts[t]
+    following = t - 1 if reverse else t + 1
+    while 0 <= following < counts.size and stop - ready + counts[following] <= most:
+        if reverse:
+            ready -= counts[following]
+            following -= 1
+        else:
+            stop += counts[following]
+            following += 1
+    return ready, stop
 
 
 @inlined

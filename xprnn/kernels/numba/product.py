@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import inlined
+from .jit import at, inlined
 
 
 class Registers(NamedTuple):
@@ -53,56 +53,81 @@ def panels_of(columns: int, dtype: np.dtype[Any]) -> int:
 
 @inlined
 def pack(matrix: Any, panels: Any) -> None:
-    """Write a matrix (K, columns), any strides, into `panels` (panels, K, width)."""
-    count, K, width = panels.shape
-    columns = matrix.shape[1]
-    for p in range(count):
-        first = p * width
-        for start in range(0, K, 16):  # a cache line of a column, if columns are contiguous
-            stop = min(K, start + 16)
-            for j in range(width):
-                for k in range(start, stop):
-                    inside = first + j < columns
-                    panels[p, k, j] = matrix[k, first + j] if inside else 0.0
+    """Write a matrix (K, columns) into `panels` (panels, K, width)."""
+    K, columns, width = matrix.shape[0], matrix.shape[1], panels.shape[2]
+    for p in range(panels.shape[0]):
+        panel, first = panels[p], p * width
+        filled = min(width, columns - first)
+        for k in range(K):
+            source, place = matrix[k], panel[k]
+            for j in range(filled):
+                place[j] = source[first + j]
+            for j in range(filled, width):
+                place[j] = 0.0
 
 
 @inlined
-def product(a: Any, panels: Any, out: Any) -> None:
-    """Write a (N, K) times packed panels (panels, K, width) to `out` (N, panels * width)."""
+def pack_transposed(matrix: Any, panels: Any) -> None:
+    """Write the transpose of a matrix (columns, K) into `panels` (panels, K, width)."""
+    columns, K, width = matrix.shape[0], matrix.shape[1], panels.shape[2]
+    for p in range(panels.shape[0]):
+        panel, first = panels[p], p * width
+        for start in range(0, K, 16):  # a cache line of a row at a time
+            stop = min(K, start + 16)
+            for j in range(width):
+                if first + j < columns:
+                    source = matrix[first + j]
+                    for k in range(start, stop):
+                        panel[k, j] = source[k]
+                else:
+                    for k in range(start, stop):
+                        panel[k, j] = 0.0
+
+
+@inlined
+def product(a: Any, panels: Any, start: Any, out: Any) -> None:
+    """Write start + a @ panels to `out`; sums begin at `start`, None for zero.
+
+    `a` is (N, K), `panels` (panels, K, width), `start` (panels, width), `out`
+    (N, panels * width).
+    """
     rows, width = a.shape[0], panels.shape[2]
     for p in range(panels.shape[0]):
         panel, place = panels[p], out[:, p * width :]
+        begin = at(start, p)
         n = 0
         while n + _MOST <= rows:
-            _most(a[n:], panel, place[n:])
+            _most(a[n:], panel, begin, place[n:])
             n += _MOST
         while n + 3 < rows:
-            _four(a[n:], panel, place[n:])
+            _four(a[n:], panel, begin, place[n:])
             n += 4
         if n + 1 < rows:
-            _two(a[n:], panel, place[n:])
+            _two(a[n:], panel, begin, place[n:])
             n += 2
         if n < rows:
-            _one(a[n:], panel, place[n:])
+            _one(a[n:], panel, begin, place[n:])
 
 
 def _tile(rows: int) -> Any:
     """The product of the first `rows` rows with one panel, in registers."""
 
     @intrinsic
-    def tile(typing: Any, a: Any, panel: Any, out: Any) -> Any:
-        """out[:rows, :width] = a[:rows] @ panel, K > 0; rows of `a` are contiguous."""
+    def tile(typing: Any, a: Any, panel: Any, start: Any, out: Any) -> Any:
+        """out[:rows, :width] = start[:width] + a[:rows] @ panel, K > 0; C-contiguous rows."""
         lanes = REGISTERS.bytes * 8 // a.dtype.bitwidth
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             views = [
-                cgutils.create_struct_proxy(kind)(context, builder, value=value)
+                None
+                if isinstance(kind, types.NoneType)
+                else cgutils.create_struct_proxy(kind)(context, builder, value=value)
                 for kind, value in zip(signature.args, arguments, strict=True)
             ]
             _emit(builder, ir.VectorType(context.get_value_type(a.dtype), lanes), rows, *views)
             return context.get_dummy_value()
 
-        return types.void(a, panel, out), generate
+        return types.void(a, panel, start, out), generate
 
     return tile
 
@@ -111,11 +136,16 @@ _MOST = REGISTERS.rows
 _most, _four, _two, _one = (_tile(rows) for rows in (_MOST, 4, 2, 1))
 
 
-def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, out: Any) -> None:
+def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, start: Any, out: Any) -> None:
     """The loop over k, with a vector of sums for each row and each register of a row."""
     i64, bytes_of = ir.IntType(64), ir.IntType(8).as_pointer()
     K = builder.extract_value(a.shape, 1)
     firsts = [_row(builder, a, r, bytes_of) for r in range(rows)]
+    begin = [ir.Constant(vector, None)] * VECTORS
+    if start is not None:
+        columns = [i64(v * vector.count) for v in range(VECTORS)]
+        places = [_vector(builder, start.data, column, vector) for column in columns]
+        begin = [builder.load(place, align=ALIGNED) for place in places]
     before = builder.block
     loop, after = (builder.append_basic_block(name) for name in ("sum", "summed"))
     builder.branch(loop)
@@ -123,10 +153,10 @@ def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, out: Any) ->
     builder.position_at_end(loop)
     k = builder.phi(i64)
     sums = [[builder.phi(vector) for _ in range(VECTORS)] for _ in firsts]
-    start = builder.mul(k, i64(VECTORS * vector.count))
+    row_of = builder.mul(k, i64(VECTORS * vector.count))
     weights = []
     for v in range(VECTORS):
-        place = _vector(builder, panel.data, builder.add(start, i64(v * vector.count)), vector)
+        place = _vector(builder, panel.data, builder.add(row_of, i64(v * vector.count)), vector)
         weights.append(builder.load(place, align=ALIGNED))
     multiply_add = cgutils.get_or_insert_function(
         builder.module,
@@ -146,8 +176,8 @@ def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, out: Any) ->
     k.add_incoming(i64(0), before)
     k.add_incoming(following, loop)
     for row, totals in zip(sums, new, strict=True):
-        for phi, total in zip(row, totals, strict=True):
-            phi.add_incoming(ir.Constant(vector, None), before)
+        for phi, total, first in zip(row, totals, begin, strict=True):
+            phi.add_incoming(first, before)
             phi.add_incoming(total, loop)
     builder.cbranch(builder.icmp_signed("<", following, K), loop, after)
 

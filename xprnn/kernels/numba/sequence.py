@@ -24,12 +24,14 @@ from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
 
 
+CHUNK = 64  # rows whose input side is computed at a time: enough for the weights to pay off
 _BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
 
 
 class SequenceKernels:
     """The functions that take all steps of one direction of a cell, in float32 or float64."""
 
+    from_input = True
     cost = "one call takes all steps of a direction of a layer"
 
     def __init__(self, cell: str, arithmetic: Arithmetic) -> None:
@@ -46,6 +48,8 @@ class SequenceKernels:
         self,
         chosen: Any,
         weights: Weights,
+        bias: Array | None,
+        x: Array,
         gates: Array,
         saved: Array | None,
         states: tuple[Array, ...],
@@ -54,19 +58,27 @@ class SequenceKernels:
         reverse: bool,
         scratch: Workspace,
     ) -> None:
-        """All steps: every state and, where `saved` is given, the gates from gx.
+        """All steps: every state and, where `saved` is given, the gates.
 
-        `weights` and `initial` (n_0, H) each are read; `gates` (S, G*H) is read, with `saved`
-        then written; `saved` (S, saved*H), None unless the call is recorded, and `states`
-        (n_0 + S, H) each are written.
+        `weights`, `x` (S, I) and `initial` (n_0, H) each are read; `states` (n_0 + S, H) each and,
+        with `saved`, `gates` (S, G*H) are written; `saved` (S, saved*H), None unless the call is
+        recorded, is written.
         """
-        H, width, bias = initial[0].shape[1], gates.shape[1], weights.bias_hh
-        panels, gh = self._room(scratch, H, width, layout.running)
-        if bias is None:
-            bias = np.zeros(width, self._dtype)
-        kernel = _forward(self._cell, self._dtype, saved is not None)
-        before = weights.weight_hh, bias, panels, gh
-        kernel(*before, gates, saved, states, initial, _counts(layout), reverse)
+        dtype, H, width = self._dtype, initial[0].shape[1], weights.weight_hh.shape[0]
+        panels_ih, gx = self._room(scratch, x.shape[1], width, max(CHUNK, layout.running))
+        panels_hh, gh = self._room(scratch, H, width, layout.running)
+        filled = scratch.empty(gx.shape[1])
+        filled[...] = 0.0
+        if bias is not None:
+            filled[:width] = bias
+        bias_hh = filled if weights.bias_hh is None else weights.bias_hh
+        kernel = _forward(self._cell, dtype, saved is not None)
+        filled = filled.reshape(len(panels_ih), -1)
+        read = weights.weight_ih, weights.weight_hh, filled, bias_hh
+        kernel(
+            *(*read, panels_ih, panels_hh, gx, gh, x, gates, saved, states, initial),
+            *(_counts(layout), reverse),
+        )
 
     def backward(
         self,
@@ -111,7 +123,8 @@ def _forward(cell: str, dtype: np.dtype[Any], record: bool) -> Any:
     matrix, states = written(number, 2), _states(cell, number)
     function = forward_loop(cell, getattr(by_element, f"{cell}_forward"))
     saved = matrix if record else types.none
-    before = read(number, 2), read(number, 1), written(number, 3), matrix
+    weight, panels = read(number, 2), written(number, 3)
+    before = weight, weight, matrix, read(number, 1), panels, panels, matrix, matrix, matrix
     after = matrix, saved, states, states, types.Array(types.intp, 1, "C"), types.boolean
     return compile_for(function, (*before, *after))
 
