@@ -107,7 +107,10 @@ def forward(
     traces: list[list[sequence.Trace]] = []
     for layer in range(stack.num_layers):
         last = layer + 1 == stack.num_layers
-        joined = (scratch if last else kept).empty(layout.total, D * H, dtype=T)
+        mask = None if last or not stack.dropout else dropout_key
+        joined = None  # one direction's outputs are handed on where they stand
+        if D > 1 or mask is not None:
+            joined = (scratch if last else kept).empty(layout.total, D * H, dtype=T)
         traces.append([])
         for d in range(D):
             mark = scratch.mark()
@@ -123,13 +126,15 @@ def forward(
                 scratch,
                 record,
             )
-            joined[:, d * H : (d + 1) * H] = layout.outputs(trace.states[0], d == 1)
+            handed = layout.outputs(trace.states[0], d == 1)
+            if joined is not None:
+                joined[:, d * H : (d + 1) * H] = handed
             if record:
                 traces[-1].append(trace)
             scratch.rewind(mark)
-        if dropout_key is not None and not last:
-            _drop(xp, stack, layout, joined, dropout_key, layer)
-        current = joined
+        if mask is not None:
+            _drop(xp, stack, layout, joined, mask, layer)
+        current = handed if joined is None else joined
     layout.unpack(current, _time_major(output, batch_first))
     layout.unsort_in_place(final)
     key = dropout_key or (0, 0)

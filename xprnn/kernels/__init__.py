@@ -117,9 +117,10 @@ def _fitted(
     if refused and forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
     engine = _choose(cell, backend, arithmetic, "auto")
-    if isinstance(plans[works[0]], str):
+    left = refused[0] if isinstance(plans[works[0]], str) else ""
+    if left or (left := sequences.outdone(N, H, T) if forced == "auto" else ""):
         others = tuple([row for row in engine.missing if row[0] != "sequence"])
-        return replace(engine, missing=(*others, ("sequence", refused[0])))
+        return replace(engine, missing=(*others, ("sequence", left)))
     reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
     missing = tuple([("sequence", why) for why in refused])
     return replace(

@@ -24,6 +24,9 @@ class Sequences(Protocol):
         :param work: "forward", "training" (forward, recorded) or "backward".
         """
 
+    def outdone(self, N: int, H: int, T: int) -> str:
+        """Why "auto" leaves a call that fits to the parts of the steps; "" where it does not."""
+
     def forward(
         self,
         chosen: Any,

@@ -6,6 +6,7 @@ products stay NumPy's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -143,7 +144,7 @@ def _lstm_backward(gates: Any, saved: Any, c: Any, dh: Any, dc: Any) -> None:
 
 
 # what each part does with its arguments, in order: r reads, w writes, v reads a vector
-PARTS = {
+PARTS: dict[str, tuple[Callable[..., None], str]] = {
     "rnn_tanh_forward": (_rnn_tanh_forward, "rrw"),
     "rnn_relu_forward": (_rnn_relu_forward, "rrw"),
     "rnn_tanh_backward": (_rnn_tanh_backward, "wrr"),

@@ -62,7 +62,8 @@ def forward_loop(name: str, gates_of: Any) -> Callable[..., None]:
             joined = rows
             at += 0 if reverse else rows
 
-    return _named(forward, f"{name}_forward")
+    forward.__name__ = f"{name}_forward"
+    return forward
 
 
 def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]:
@@ -101,12 +102,8 @@ def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]
                 _take(through, dnext[0])
             at += rows if reverse else 0
 
-    return _named(backward, f"{name}_backward")
-
-
-def _named(function: Any, name: str) -> Any:
-    function.__name__ = name
-    return function
+    backward.__name__ = f"{name}_backward"
+    return backward
 
 
 @inlined

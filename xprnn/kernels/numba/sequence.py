@@ -6,6 +6,7 @@ what the loops leave.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -23,8 +24,11 @@ from .jit import compile_for, number_of, read, written
 from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
 
-
 CHUNK = 64  # rows whose input side is computed at a time: enough for the weights to pay off
+FEW = 8  # rows of all steps
+# Multiply-adds of a step from which the BLAS's threads outdo these kernels, which have one: about
+# 80 microseconds of it.
+ALONE = 4_000_000
 _BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
 
 
@@ -43,6 +47,15 @@ class SequenceKernels:
         if self._cell not in SEQUENCE:
             return f"no sequence kernel for cell '{self._cell}'"
         return ()
+
+    def outdone(self, N: int, H: int, T: int) -> str:
+        """Why "auto" leaves a call to the parts, between which NumPy's BLAS multiplies."""
+        if T == 1 or N * T < FEW:
+            return f"N={N} T={T}: to pack the weights takes longer than so few steps"
+        threads, work = _threads(), N * H * H * CELLS[self._cell].gates
+        if threads > 1 and work > ALONE:
+            return f"N={N} H={H}: the products are worth the BLAS's {threads} threads"
+        return ""
 
     def forward(
         self,
@@ -110,10 +123,19 @@ class SequenceKernels:
         return scratch.empty(count, K, width), scratch.empty(rows, count * width)
 
 
+def _threads() -> int:
+    """The threads that NumPy's BLAS takes, by the usual variables or the processors there are."""
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        if (text := os.environ.get(name, "")).isdecimal():
+            return int(text)
+    return os.cpu_count() or 1
+
+
 def _counts(layout: Layout) -> np.ndarray:
     if layout.ragged is None:
         return np.full(layout.steps, layout.batch)
-    return layout.ragged.counts
+    counts: np.ndarray = layout.ragged.counts
+    return counts
 
 
 @cache
