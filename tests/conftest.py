@@ -31,6 +31,12 @@ def no_stand_in_stays() -> Iterator[None]:
             backend_module._opened.discard(left)
 
 
+@pytest.fixture(autouse=True)
+def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests mean the plain code by "numpy", whether Numba is installed or not, unless they ask."""
+    monkeypatch.setitem(kernels.AUTOMATIC, "numba", ("reference",))
+
+
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The backend "strict", known to xprnn as long as the test runs.

@@ -44,7 +44,7 @@ TYPES = {
 def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
     install(monkeypatch)
-    monkeypatch.setattr(kernels, "AUTOMATIC", kernels.IMPLEMENTATIONS)
+    monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
     plan.cache_clear()  # a test may change what it remembers
     yield strict
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_said_and_served_otherwise(
     facts: dict[str, int], reason: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, **facts)
-    monkeypatch.setattr(kernels, "AUTOMATIC", kernels.IMPLEMENTATIONS)
+    monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
     case = (2, 17, 3, {}, None)
     compare(serve(strict.name, case, False), case, False, "float32")

@@ -133,27 +133,34 @@ def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequence
     return _family(backend).sequences(cell.name, backend, arithmetic)
 
 
-@cache
 def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -> Engine:
+    """The engine that takes steps one by one."""
+    return _by_step(cell, backend, arithmetic, forced, AUTOMATIC[backend.kernels])
+
+
+@cache
+def _by_step(
+    cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str, automatic: tuple[str, ...]
+) -> Engine:
     if forced not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join(IMPLEMENTATIONS)}; got {forced!r}"
         )
     serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
     family, asked = _family(backend), f"{ENVIRONMENT_VARIABLE}={forced}"
-    known = has_sequences(cell, backend)
+    known = {"sequence"} if has_sequences(cell, backend) else set()
     if forced == "reference":  # nothing else is looked for: Numba takes its time to import
-        refusal, there = "", {"pointwise", "sequence"} if known else {"pointwise"}
+        refusal, there = "", {"pointwise", *known}
     else:
         refusal = family.refusal(arithmetic)
         fused = {} if refusal else family.pointwise()
         if cell.name in fused:
             serving["pointwise"] = fused[cell.name]
-        there = {*serving, "sequence"} if known and not refusal else {*serving}
+        there = {*serving} if refusal else {*serving, *known}
     absent = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
     absent = refusal or absent
     if forced == "auto":
-        chosen = next(name for name in reversed(IMPLEMENTATIONS) if name in serving)
+        chosen = next(name for name in reversed(automatic) if name in serving)
         reason = f"the fastest of {len(serving)}" if len(serving) > 1 else "the only one here"
     elif forced in serving:
         chosen, reason = forced, asked

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...arithmetic import Arithmetic
 from ...backend import Backend
@@ -57,4 +57,16 @@ def sequences(cell: str, backend: Backend, arithmetic: Arithmetic) -> SequenceKe
     return SequenceKernels(cell, arithmetic)
 
 
-__all__ = ["has_sequences", "pointwise", "refusal", "sequences"]
+def compilations() -> list[Callable[[], Any]]:
+    """What compiles each kernel ahead, or takes it from the cache on disk, if it is called.
+
+    :raises RuntimeError: Numba cannot be used; the message says why.
+    """
+    if reason := _lacks():
+        raise RuntimeError(reason)
+    from . import cells, sequence
+
+    return [*sequence.compilations(), *cells.compilations()]
+
+
+__all__ = ["compilations", "has_sequences", "pointwise", "refusal", "sequences"]

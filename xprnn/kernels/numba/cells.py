@@ -7,7 +7,7 @@ products stay NumPy's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -172,3 +172,8 @@ def _part(name: str, dtype: np.dtype[Any]) -> Any:
 @cache
 def _no_bias(width: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.zeros(width, dtype)
+
+
+def compilations() -> list[Callable[[], Any]]:
+    """What compiles each part, in every type, if it is called."""
+    return [partial(_part, name, np.dtype(t)) for name in PARTS for t in ("float32", "float64")]

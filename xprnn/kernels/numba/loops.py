@@ -76,7 +76,7 @@ def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]
         gates: Any,  # (S, G*H), read, then = dgh
         saved: Any,  # (S, saved*H), read; see the cell
         states: Any,  # (n_0 + S, H) each, read
-        doutput: Any,  # (S, H), rows apart, read, or None
+        doutput: Any,  # (S, H), rows apart, read; (0, H) for zeros
         dstates: Any,  # (n_0, H) each, read, then overwritten
         counts: Any,
         reverse: Any,
@@ -92,7 +92,7 @@ def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]
             before, after = (high, low) if reverse else (low, high)
             here, ahead = _block(states, before, rows), _block(states, after, rows)
             dnext, dgates = _block(dstates, 0, rows), gates[at : at + rows]
-            if doutput is not None:
+            if doutput.shape[0]:
                 _add(doutput[at : at + rows], dnext[0])
             gates_of(dgates, saved[at : at + rows], here, ahead, dnext)
             product(dgates, panels, None, through)

@@ -7,7 +7,8 @@ what the loops leave.
 from __future__ import annotations
 
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,9 @@ class SequenceKernels:
         """
         H, width = dstates[0].shape[1], gates.shape[1]
         panels, through = self._room(scratch, width, H, layout.running)
-        kernel = _backward(self._cell, self._dtype, doutput is not None)
+        if doutput is None:
+            doutput = np.empty((0, H), self._dtype)
+        kernel = _backward(self._cell, self._dtype)
         before = weights.weight_hh, panels, through
         kernel(*before, gates, saved, states, doutput, dstates, _counts(layout), reverse)
 
@@ -152,13 +155,13 @@ def _forward(cell: str, dtype: np.dtype[Any], record: bool) -> Any:
 
 
 @cache
-def _backward(cell: str, dtype: np.dtype[Any], given: bool) -> Any:
-    """The compiled loop of a cell; `given`: the outputs have a gradient."""
+def _backward(cell: str, dtype: np.dtype[Any]) -> Any:
+    """The compiled loop of a cell."""
     number = number_of(dtype)
     matrix, states = written(number, 2), _states(cell, number)
     gates_of = getattr(by_element, f"{cell}_backward")
     function = backward_loop(cell, gates_of, cell in _BESIDE)
-    doutput = types.Array(number, 2, "A", readonly=True) if given else types.none
+    doutput = types.Array(number, 2, "A", readonly=True)
     before = read(number, 2), written(number, 3), matrix, matrix, matrix
     after = states, doutput, states, types.Array(types.intp, 1, "C"), types.boolean
     return compile_for(function, (*before, *after))
@@ -166,3 +169,10 @@ def _backward(cell: str, dtype: np.dtype[Any], given: bool) -> Any:
 
 def _states(cell: str, number: Any) -> types.UniTuple:
     return types.UniTuple(written(number, 2), len(CELLS[cell].state_names))
+
+
+def compilations() -> list[Callable[[], Any]]:
+    """What compiles each loop, in every type, if it is called."""
+    kinds = [(cell, np.dtype(dtype)) for cell in SEQUENCE for dtype in ("float32", "float64")]
+    forward = [partial(_forward, *kind, record) for kind in kinds for record in (False, True)]
+    return [*forward, *(partial(_backward, *kind) for kind in kinds)]
