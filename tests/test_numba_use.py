@@ -1,0 +1,235 @@
+"""Numba in use: chosen, explained, imported late, kept on disk, in threads and after a fork."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba_parts import forced, needs_numba
+
+import xprnn
+from xprnn import kernels
+from xprnn.kernels import numba as family
+
+X = np.random.default_rng(0).standard_normal((12, 4, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def automatic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table as users have it, with one thread."""
+    monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
+    monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+
+
+def python(code: str, **environment: str) -> str:
+    """What a new process prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def explained(layer: xprnn.GRU, shape: tuple[int, ...] = (12, 4, 3)) -> list[str]:
+    return layer.explain(shape).splitlines()
+
+
+@needs_numba
+def test_the_table_chooses_them(automatic: None) -> None:
+    lines = explained(xprnn.GRU(3, 8, seed=0))
+    assert lines[0].endswith("T=12 N=4: sequence")
+    assert lines[1] == "  reason: the fastest that fits"
+    assert lines[-1] == "  one call takes all steps of a direction of a layer"
+    lines = explained(xprnn.GRU(3, 8, seed=0, reset_after=False))
+    assert lines[0].endswith(": pointwise")
+    assert lines[-1] == "  sequence: forward: no sequence kernel for cell 'gru_reset_before'"
+
+
+@needs_numba
+def test_what_they_are_not_made_for_is_left_to_the_parts(
+    automatic: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = xprnn.GRU(3, 256, seed=0)
+    first, *_, last = explained(layer, (1, 4, 3))
+    assert first.endswith(": pointwise")
+    assert last == "  sequence: N=4 T=1: to pack the weights takes longer than so few steps"
+    assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    first, *_, last = explained(layer, (12, 64, 3))
+    assert first.endswith(": pointwise")
+    assert last == "  sequence: N=64 H=256: the products are worth the BLAS's 8 threads"
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
+
+
+@needs_numba
+def test_narrow_types_are_left_to_the_plain_code(automatic: None) -> None:
+    layer = xprnn.GRU(3, 8, seed=0, compute_dtype="float16")
+    lines = explained(layer)
+    assert lines[0].endswith(": reference")
+    assert lines[-1].endswith("the CPU's kernels compute in float32 or float64, not in float16")
+    assert np.isfinite(layer(X)[0]).all()
+
+
+@pytest.mark.parametrize("forced_to", ["auto", "pointwise", "sequence"])
+def test_without_numba_it_is_said_what_would_help(
+    forced_to: str, automatic: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Numba is installed, it is hidden."""
+    monkeypatch.setattr(family, "find_spec", lambda name: None)
+    for remembered in (family._lacks, kernels._by_step):
+        remembered.cache_clear()
+    monkeypatch.setenv("XPRNN_KERNELS", forced_to)
+    layer = xprnn.GRU(3, 8, seed=0)
+    try:
+        if forced_to == "auto":
+            lines = explained(layer)
+            assert lines[0].endswith(": reference")
+            assert len([line for line in lines if line.endswith("pip install xprnn[numba]")]) == 2
+        else:
+            with pytest.raises(xprnn.KernelUnavailableError, match=r"pip install xprnn\[numba\]"):
+                layer(X)
+    finally:
+        for remembered in (family._lacks, kernels._by_step):
+            remembered.cache_clear()
+
+
+@needs_numba
+def test_numba_is_imported_when_it_is_used() -> None:
+    code = """
+import sys, numpy as np, xprnn
+def there(): return "numba" in sys.modules
+layer = xprnn.GRU(3, 8, seed=0)
+x = np.ones((12, 4, 3), "f")
+import os; os.environ["XPRNN_KERNELS"] = "reference"
+layer(x); layer.explain((12, 4, 3)); print(there())
+os.environ["XPRNN_KERNELS"] = "auto"
+layer(x); print(there())
+"""
+    assert python(code).split() == ["False", "True"]
+
+
+COUNTING = """
+import logging, sys, numpy as np, xprnn
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+print(xprnn.__file__)
+layer = xprnn.RNN(3, 8, seed=0)
+print(float(layer(np.ones((12, 4, 3), "f"))[0].sum()))
+"""
+
+
+@needs_numba
+def test_what_is_compiled_is_kept_and_follows_every_source(tmp_path: Path) -> None:
+    """The second process compiles nothing; one with another source, as old and as long, does."""
+    package = tmp_path / "xprnn"
+    shutil.copytree(Path(xprnn.__file__).parent, package, ignore=shutil.ignore_patterns("__py*"))
+    own = {
+        "PYTHONPATH": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "XPRNN_KERNELS": "sequence",
+    }
+    first = python(COUNTING, **own)
+    assert str(package) in first
+    assert "compiled rnn_tanh_forward for the CPU in " in first
+    second = python(COUNTING, **own)
+    assert "compiled" not in second and second.split()[-1] == first.split()[-1]
+    source = package / "kernels" / "numba" / "elementary.py"
+    before, text = source.stat(), source.read_text("utf-8")
+    source.write_text(text.replace("return e / (e + (one + one))", "return e / (e - (one + one))"))
+    assert source.stat().st_size == before.st_size
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    shutil.rmtree(source.parent / "__pycache__", ignore_errors=True)
+    third = python(COUNTING, **own)
+    assert "compiled" in third and third.split()[-1] != first.split()[-1]
+
+
+@needs_numba
+def test_two_layers_in_two_threads_give_right_answers() -> None:
+    layers = [xprnn.GRU(3, 24, seed=0), xprnn.LSTM(3, 40, bidirectional=True, seed=1)]
+    inputs = [np.tile(X, (4, 1, 1)), np.tile(X, (2, 3, 1))]
+    pairs = [*zip(layers, inputs, strict=True)]
+
+    def work() -> None:
+        expected = [layer(x)[0] for layer, x in pairs]
+        wrong: list[int] = []
+        ready = threading.Barrier(len(layers))
+
+        def repeat(k: int) -> None:
+            ready.wait()
+            outputs = (layers[k](inputs[k])[0] for _ in range(200))
+            wrong.extend(k for output in outputs if not np.array_equal(output, expected[k]))
+
+        threads = [threading.Thread(target=repeat, args=(k,)) for k in range(len(layers))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    for kernels_name in ("pointwise", "sequence"):
+        forced(kernels_name, work)
+
+
+@needs_numba
+def test_they_let_other_threads_run() -> None:
+    """While a kernel works, another thread counts on: it does not hold Python's lock."""
+    code = """
+import threading, time, numpy as np, xprnn
+layer = xprnn.GRU(256, 256, seed=0)
+x = np.ones((400, 32, 256), "f")
+layer(x)
+from xprnn.kernels.numba.sequence import SequenceKernels
+inside, seen = threading.Event(), []
+genuine = SequenceKernels.forward
+def forward(self, *arguments):
+    inside.set()
+    start = time.perf_counter()
+    genuine(self, *arguments)
+    seen.append((start, time.perf_counter()))
+SequenceKernels.forward = forward
+ticks = []
+def tick():
+    inside.wait()
+    while not seen:
+        ticks.append(time.perf_counter())
+        time.sleep(0.001)
+other = threading.Thread(target=tick)
+other.start()
+layer(x)
+other.join()
+start, stop = seen[0]
+print(len([t for t in ticks if start + 0.1 * (stop - start) < t < stop - 0.1 * (stop - start)]))
+"""
+    assert int(python(code, XPRNN_KERNELS="sequence", OMP_NUM_THREADS="1")) > 5
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("kernels_name", ["pointwise", "sequence"])
+def test_a_fork_after_use_works(kernels_name: str) -> None:
+    code = """
+import os, numpy as np, xprnn
+layer = xprnn.GRU(3, 24, seed=0).train()
+x = np.ones((12, 4, 3), "f")
+expected, _ = layer(x)
+child = os.fork()
+if child == 0:
+    output, _ = layer(x)
+    layer.backward(output)
+    other = xprnn.LSTM(3, 24, seed=0)(x)[0]  # not compiled before the fork
+    os._exit(0 if np.array_equal(output, expected) and np.isfinite(other).all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert python(code, XPRNN_KERNELS=kernels_name, OMP_NUM_THREADS="1").split() == ["0"]
