@@ -16,6 +16,7 @@ from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.backend.cupy import CupyBackend
+from xprnn.kernels import numba as numba_kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +36,20 @@ def no_stand_in_stays() -> Iterator[None]:
 def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests mean the plain code by "numpy", whether Numba is installed or not, unless they ask."""
     monkeypatch.setitem(kernels.AUTOMATIC, "numba", ("reference",))
+
+
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Numba is not found, as where it is not installed."""
+
+    def forget() -> None:
+        numba_kernels._lacks.cache_clear()
+        kernels._by_step.cache_clear()
+
+    monkeypatch.setattr(numba_kernels, "find_spec", lambda name: None)
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -153,15 +153,16 @@ def _by_step(
         refusal, there = "", {"pointwise", *known}
     else:
         refusal = family.refusal(arithmetic)
-        fused = {} if refusal else family.pointwise()
+        fused = {} if refusal else family.fused_cells()
         if cell.name in fused:
             serving["pointwise"] = fused[cell.name]
         there = {*serving} if refusal else {*serving, *known}
     absent = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
     absent = refusal or absent
     if forced == "auto":
-        chosen = next(name for name in reversed(automatic) if name in serving)
-        reason = f"the fastest of {len(serving)}" if len(serving) > 1 else "the only one here"
+        able = [name for name in automatic if name in serving]
+        chosen = able[-1]
+        reason = f"the fastest of {len(able)}" if len(able) > 1 else "the only one here"
     elif forced in serving:
         chosen, reason = forced, asked
     else:

@@ -74,7 +74,7 @@ class Family(Protocol):
     def refusal(self, arithmetic: Arithmetic) -> str:
         """Why none of them serves in these types on this machine; "" where they do."""
 
-    def pointwise(self) -> Mapping[str, Cell]:
+    def fused_cells(self) -> Mapping[str, Cell]:
         """The cells whose parts are fused, by name."""
 
     def has_sequences(self, cell: str) -> bool:

@@ -48,7 +48,7 @@ def verify(
 
     >>> import xprnn
     >>> report = xprnn.verify(xprnn.GRU(3, 4, seed=0), (5, 2, 3), lengths=[5, 3])
-    >>> [(row.implementation, row.check, row.ok) for row in report.rows]
+    >>> [(row.implementation, row.check, row.ok) for row in report.rows][:2]
     [('reference', 'float32', True), ('reference', 'gradcheck', True)]
     """
     if not isinstance(layer, (_Layer, _CellModule)):

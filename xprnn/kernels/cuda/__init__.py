@@ -20,7 +20,7 @@ def refusal(arithmetic: Arithmetic) -> str:
     return ""
 
 
-def pointwise() -> Mapping[str, Cell]:
+def fused_cells() -> Mapping[str, Cell]:
     """The cells whose parts are one kernel each, by name."""
     return POINTWISE
 
@@ -37,4 +37,4 @@ def sequences(cell: str, backend: CupyBackend, arithmetic: Arithmetic) -> Sequen
     return SequenceKernels(backend, cell, arithmetic)
 
 
-__all__ = ["POINTWISE", "has_sequences", "pointwise", "refusal", "sequences"]
+__all__ = ["POINTWISE", "fused_cells", "has_sequences", "refusal", "sequences"]

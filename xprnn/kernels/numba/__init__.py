@@ -38,7 +38,7 @@ def _lacks() -> str:
     return ""
 
 
-def pointwise() -> Mapping[str, Cell]:
+def fused_cells() -> Mapping[str, Cell]:
     """The cells whose parts are one compiled function each, by name."""
     from .cells import POINTWISE
 
@@ -69,4 +69,4 @@ def compilations() -> list[Callable[[], Any]]:
     return [*sequence.compilations(), *cells.compilations()]
 
 
-__all__ = ["compilations", "has_sequences", "pointwise", "refusal", "sequences"]
+__all__ = ["compilations", "fused_cells", "has_sequences", "refusal", "sequences"]
