@@ -42,14 +42,13 @@ def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Numba is not found, as where it is not installed."""
 
-    def forget() -> None:
-        numba_kernels._lacks.cache_clear()
-        kernels._by_step.cache_clear()
-
+    caches = numba_kernels._lacks, kernels._choose
+    for remembered in caches:
+        remembered.cache_clear()
     monkeypatch.setattr(numba_kernels, "find_spec", lambda name: None)
-    forget()
     yield
-    forget()
+    for remembered in caches:
+        remembered.cache_clear()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ X = np.random.default_rng(0).standard_normal((12, 4, 3)).astype(np.float32)
 
 
 @pytest.fixture
-def automatic(monkeypatch: pytest.MonkeyPatch) -> None:
+def automatic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The table as users have it, with one thread."""
     monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    kernels._choose.cache_clear()  # which remembers what "auto" took
+    yield
+    kernels._choose.cache_clear()
 
 
 def python(code: str, folder: Path | None = None, **environment: str) -> str:

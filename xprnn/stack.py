@@ -107,9 +107,8 @@ def forward(
     traces: list[list[sequence.Trace]] = []
     for layer in range(stack.num_layers):
         last = layer + 1 == stack.num_layers
-        mask = None if last or not stack.dropout else dropout_key
-        joined = None  # one direction's outputs are handed on where they stand
-        if D > 1 or mask is not None:
+        joined = None  # one direction's outputs can be handed on where they stand
+        if D > 1 or record:
             joined = (scratch if last else kept).empty(layout.total, D * H, dtype=T)
         traces.append([])
         for d in range(D):
@@ -132,8 +131,8 @@ def forward(
             if record:
                 traces[-1].append(trace)
             scratch.rewind(mark)
-        if mask is not None:
-            _drop(xp, stack, layout, joined, mask, layer)
+        if dropout_key is not None and not last:
+            _drop(xp, stack, layout, joined, dropout_key, layer)
         current = handed if joined is None else joined
     layout.unpack(current, _time_major(output, batch_first))
     layout.unsort_in_place(final)

@@ -133,15 +133,9 @@ def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequence
     return _family(backend).sequences(cell.name, backend, arithmetic)
 
 
+@cache
 def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -> Engine:
     """The engine that takes steps one by one."""
-    return _by_step(cell, backend, arithmetic, forced, AUTOMATIC[backend.kernels])
-
-
-@cache
-def _by_step(
-    cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str, automatic: tuple[str, ...]
-) -> Engine:
     if forced not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join(IMPLEMENTATIONS)}; got {forced!r}"
@@ -160,7 +154,7 @@ def _by_step(
     absent = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
     absent = refusal or absent
     if forced == "auto":
-        able = [name for name in automatic if name in serving]
+        able = [name for name in AUTOMATIC[backend.kernels] if name in serving]
         chosen = able[-1]
         reason = f"the fastest of {len(able)}" if len(able) > 1 else "the only one here"
     elif forced in serving:
