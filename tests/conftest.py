@@ -42,7 +42,7 @@ def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Numba is not found, as where it is not installed."""
 
-    caches = numba_kernels._lacks, kernels._choose
+    caches = numba_kernels._lacks, kernels._choose, kernels._whole
     for remembered in caches:
         remembered.cache_clear()
     monkeypatch.setattr(numba_kernels, "find_spec", lambda name: None)

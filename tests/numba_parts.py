@@ -63,3 +63,12 @@ def faulty(module: ModuleType, *changes: tuple[str, str]) -> ModuleType:
     broken.__package__ = module.__package__
     exec(compile(source, f"<faulty {name}>", "exec"), vars(broken))
     return broken
+
+
+def uncached(function: Any, signature: Any) -> Any:
+    """As `compile_for`, leaving nothing on disk."""
+    import numba
+
+    from xprnn.kernels.numba.jit import OPTIONS
+
+    return numba.njit([signature], **OPTIONS)(function)

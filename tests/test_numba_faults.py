@@ -6,11 +6,10 @@ Each is a substitution in a source that fits in one place; the kernels are compi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from cases import Case
-from numba_parts import compare, faulty, needs_numba
+from numba_parts import compare, faulty, needs_numba, uncached
 
 pytestmark = needs_numba
 
@@ -64,15 +63,6 @@ def fresh() -> Iterator[None]:
     forget()
     yield
     forget()
-
-
-def uncached(function: Any, signature: Any) -> Any:
-    """As `compile_for`, leaving nothing on disk."""
-    import numba
-
-    from xprnn.kernels.numba.jit import OPTIONS
-
-    return numba.njit([signature], **OPTIONS)(function)
 
 
 def check(cell: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import LAYERS, Case, build, draw, product, run, run_functional
-from numba_parts import SEQUENCE, compare, forced, needs_numba, sized
+from numba_parts import SEQUENCE, compare, faulty, forced, needs_numba, sized, uncached
 from tolerances import assert_close
 
 import xprnn
@@ -149,6 +150,32 @@ def test_arrays_as_callers_have_them() -> None:
         expected = forced("reference", cell, unaligned[0], cell_state)
         found = forced(kernels, cell, unaligned[0], cell_state)
         assert_close(found, expected.astype(np.float64), "float32", "cell")
+
+
+@pytest.mark.parametrize(("size", "rows"), [(32, 6), (16, 6)], ids=["avx2", "128 bits"])
+def test_registers_of_other_processors(
+    size: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiles that fit them, here."""
+    from xprnn.kernels.numba import loops, product, sequence, tile
+
+    ours = ("REGISTERS = Registers.of_host()", f"REGISTERS = Registers({size}, {rows})")
+    monkeypatch.setitem(sys.modules, tile.__name__, faulty(tile, ours))
+    theirs = faulty(product)
+    assert theirs.width_of(np.dtype("float32")) == size // 2
+    for name in ("pack", "pack_transposed", "product"):
+        monkeypatch.setattr(loops, name, getattr(theirs, name))
+    for name in ("panels_of", "width_of"):
+        monkeypatch.setattr(sequence, name, getattr(theirs, name))
+    monkeypatch.setattr(sequence, "compile_for", uncached)
+    for made in (sequence._forward, sequence._backward):
+        made.cache_clear()
+    try:
+        for case in sized(cell=("gru",), directions=(2,), T=(5,)):
+            compare(case, "sequence")
+    finally:
+        for made in (sequence._forward, sequence._backward):
+            made.cache_clear()
 
 
 @pytest.mark.parametrize("kernels", ["pointwise", "sequence"])

@@ -26,9 +26,11 @@ def automatic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    kernels._choose.cache_clear()  # which remembers what "auto" took
+    for remembered in (kernels._choose, kernels._whole):  # what "auto" took
+        remembered.cache_clear()
     yield
-    kernels._choose.cache_clear()
+    for remembered in (kernels._choose, kernels._whole):
+        remembered.cache_clear()
 
 
 def python(code: str, folder: Path | None = None, **environment: str) -> str:

@@ -116,13 +116,29 @@ def _fitted(
     refused = [f"{work}: {plan}" for work, plan in plans.items() if isinstance(plan, str)]
     if refused and forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
-    engine = _choose(cell, backend, arithmetic, "auto")
     left = refused[0] if isinstance(plans[works[0]], str) else ""
-    if left or (left := sequences.outdone(N, H, T) if forced == "auto" else ""):
+    if not left and forced == "auto":
+        left = sequences.outdone(N, H, T)
+    return _whole(cell, backend, arithmetic, forced, left, tuple(refused))
+
+
+@cache
+def _whole(
+    cell: Cell,
+    backend: Backend,
+    arithmetic: Arithmetic,
+    forced: str,
+    left: str,
+    refused: tuple[str, ...],
+) -> Engine:
+    """The engine with sequence kernels, or with a reason why a call is left to others without."""
+    engine = _choose(cell, backend, arithmetic, "auto")
+    if left:
         others = tuple([row for row in engine.missing if row[0] != "sequence"])
         return replace(engine, missing=(*others, ("sequence", left)))
     reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
     missing = tuple([("sequence", why) for why in refused])
+    sequences = _sequences(cell, backend, arithmetic)
     return replace(
         engine, implementation="sequence", reason=reason, missing=missing, sequences=sequences
     )
