@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,6 +153,26 @@ def test_what_is_compiled_is_kept_and_follows_every_source(tmp_path: Path) -> No
     shutil.rmtree(source.parent / "__pycache__", ignore_errors=True)
     third = python(COUNTING, tmp_path, **own)
     assert "compiled rnn" in third and third.split()[-1] != first.split()[-1]
+
+
+@needs_numba
+def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A function from no file on disk, for which Numba knows no place to keep it."""
+    from numba import types
+
+    from xprnn.kernels.numba.jit import compile_for, written
+
+    names: dict[str, Any] = {}
+    exec(compile("def double(a):\n    a[0] *= 2\n", "<nowhere>", "exec"), names)
+    with caplog.at_level(logging.INFO, "xprnn"):
+        double = compile_for(names["double"], (written(types.float32, 1),))
+    kept, compiled = (record.getMessage() for record in caplog.records)
+    assert kept.startswith("compiled code will not be kept: ") and "compiled double" in compiled
+    a = np.full(1, 3, np.float32)
+    double(a)
+    assert a[0] == 6
 
 
 @needs_numba

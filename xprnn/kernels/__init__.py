@@ -95,6 +95,11 @@ def wants_sequences(backend: Backend) -> bool:
     return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
 
 
+def untried(backend: Backend) -> bool:
+    """Whether sequence kernels have to be asked for on a backend, and nobody asks."""
+    return "sequence" not in AUTOMATIC[backend.kernels] and _forced() != "sequence"
+
+
 def has_sequences(cell: Cell, backend: Backend) -> bool:
     """Whether there are sequence kernels for a cell on a backend, whatever they fit."""
     return _family(backend).has_sequences(cell.name)

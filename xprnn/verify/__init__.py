@@ -80,7 +80,7 @@ def check(
         why = "rounding decides on which side of its kink relu falls"
         absent.append(Absent(f"{equations.numbers} gradients", cell, why))
     net = layer._stack.cell, layer.backend
-    untried = kernels.has_sequences(*net) and not kernels.wants_sequences(layer.backend)
+    untried = kernels.has_sequences(*net) and kernels.untried(layer.backend)
     for implementation in kernels.IMPLEMENTATIONS:
         if implementation == "sequence" and untried:
             absent.append(Absent(implementation, cell, kernels.UNTRIED))
