@@ -65,7 +65,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(task: str, cell: str, implementation: str, dtype: str, size: str) -> Prepared:
-    """Build and warm up, once: `task` is "forward", "training" or "step".
+    """Build and warm up, once: `task` is "forward", "training", "step" or "stepper".
 
     asv prepares before each sample; what is built is kept.
 
@@ -161,11 +161,29 @@ def _step(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Calla
     return lambda: layer(x, hx)
 
 
-OURS = {"forward": _forward, "training": _training, "step": _step}
+def _stepper(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Callable[[], Any]:
+    import xprnn
+
+    n, (name, options) = numbers(size), LAYERS[cell]
+    options = {**options, **ARITHMETIC[dtype], "backend": backend.name, "seed": 0}
+    layer = getattr(xprnn, name)(n["H"], n["H"], 3, **options)
+    if not hasattr(layer, "stepper"):
+        raise UnusableError("this version of xprnn has no stepper")
+    try:
+        stepper = layer.stepper(n["N"])
+    except xprnn.KernelUnavailableError as error:
+        raise UnusableError(str(error)) from error
+    x, out = (_drawn(layer, n["N"], n["H"], seed=seed) for seed in range(2))
+    return lambda: stepper.step(x, out=out)
+
+
+OURS = {"forward": _forward, "training": _training, "step": _step, "stepper": _stepper}
 
 
 def _peer(task: str, library: str, cell: str, backend: Any, dtype: str, size: str) -> Any:
     """The call of a peer, on the numbers that `xprnn bench` compares it by."""
+    if task == "stepper":
+        raise UnusableError(f"{library}: benchmarks/stepper_vs_torch.py compares steppers")
     try:
         from xprnn.bench.peers import PEERS
         from xprnn.bench.task import PeerUnavailableError, Setting, make_task

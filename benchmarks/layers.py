@@ -1,4 +1,4 @@
-"""asv's benchmarks of one layer: forward, forward with backward, and one streaming step.
+"""asv's benchmarks of one layer: forward, forward with backward, and streaming steps.
 
 Each takes (cell, implementation, dtype, size). `time_*` is what regressions are judged by;
 `track_throughput_*` shows the same work as a rate.
@@ -105,6 +105,17 @@ class Step(LayerBenchmark):
 
     params = (CELLS, IMPLEMENTATIONS, DTYPES, STEPS)
     task = "step"
+
+    def time_100_steps(self, cell: str, implementation: str, dtype: str, size: str) -> None:
+        for _ in range(100):
+            self.work.call()
+
+
+class Stepper(LayerBenchmark):
+    """A hundred steps of three layers by a stepper, each from the state that the last one left."""
+
+    params = (CELLS, IMPLEMENTATIONS, DTYPES, STEPS)
+    task = "stepper"
 
     def time_100_steps(self, cell: str, implementation: str, dtype: str, size: str) -> None:
         for _ in range(100):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import cache
 
+import forced
 import pytest
 from gpu_report import IMPLEMENTATION, GpuReport
 from strict_array import StrictBackend
@@ -15,21 +16,17 @@ import xprnn
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
-from xprnn.backend.cupy import CupyBackend
 from xprnn.kernels import numba as numba_kernels
+
+SERVING = {
+    "numpy": ("reference",),
+    "cupy": (forced.NAME,) if forced.NAME else ("reference", "pointwise"),
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(GpuReport(config))
-
-
-@pytest.fixture(autouse=True)
-def no_stand_in_stays() -> Iterator[None]:
-    """`xprnn.synchronize` waits for every device in use; a test's stand-ins are out of use."""
-    yield
-    for left in list(backend_module._opened):
-        if type(left) not in (Backend, CupyBackend):
-            backend_module._opened.discard(left)
+    config.pluginmanager.register(forced)
+    config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
 
 
 @pytest.fixture(autouse=True)
@@ -61,15 +58,21 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     if not os.environ.get(kernels.ENVIRONMENT_VARIABLE):
         monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
     LOG.clear()
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
     yield xprnn.get_backend("strict")
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
 
 
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest) -> Backend:
     """NumPy, and CuPy where there is a usable GPU."""
     return _usable(request.param)
+
+
+@pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def place(request: pytest.FixtureRequest, strict: Backend) -> Backend:
+    """NumPy, the stand-in for CuPy, and CuPy where there is a usable GPU."""
+    return strict if request.param == "strict" else _usable(request.param)
 
 
 def _usable(name: str) -> Backend:
@@ -86,9 +89,6 @@ def _lacks(name: str) -> str:
     except xprnn.BackendUnavailableError as error:
         return str(error)
     return ""
-
-
-SERVING = {"numpy": ("reference",), "cupy": ("reference", "pointwise")}
 
 
 @pytest.fixture

@@ -32,15 +32,20 @@ ERRORS, IMPLEMENTATION = "gpu errors", "implementation"  # properties of a test'
 
 
 class GpuReport:
-    """The plugin. `describe` says what the device is, None where there is none."""
+    """The plugin. `describe` says what the device is, None where there is none.
+
+    `forced` names the kernels that alone had their turns, "" if all did.
+    """
 
     def __init__(
         self,
         config: pytest.Config,
         describe: Callable[[], Description | None] = describe_device,
         folder: Path = RESULTS,
+        forced: str = "",
     ) -> None:
         self._config = config
+        self._forced = forced
         self._describe = describe
         self._folder = folder
         self._start = time.monotonic()
@@ -98,6 +103,7 @@ class GpuReport:
         report = {
             "whole_suite": not left_out,
             "left_out": left_out,
+            "forced": self._forced,
             "date": datetime.now(UTC).date().isoformat(),
             "commit": commit(ROOT),
             "sources": digest(ROOT / "xprnn"),
@@ -201,6 +207,7 @@ def write(report: dict[str, Any], folder: Path) -> str:
     place = folder / slug(report["device"]["name"])
     cupy = next((v for name, v in report["versions"].items() if name.startswith("cupy")), "none")
     name = f"gpu-suite-{cupy}-py{sys.version_info.major}.{sys.version_info.minor}"
+    name += f"-{report['forced']}" if report["forced"] else ""
     name += "" if report["whole_suite"] else "-part"
     place.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite(report), indent=2, allow_nan=False)
@@ -228,6 +235,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     device, counts = report["device"], report["counts"]
     extent = f"suite in part ({report['left_out']})" if report["left_out"] else "whole suite"
+    extent += f", {report['forced']} kernels alone," if report["forced"] else ""
     lines = [
         f"# The GPU suite on {device['name']}, {report['date']}",
         "",

@@ -1,62 +1,55 @@
 """Kernels that run a whole sequence, their own source compiled by g++ and run on fibers.
 
 `tests/host/fibers.h` says how. A library has one kernel with one tiling, and with the fault that
-a test plants in its source; it is compiled once, for all processes and runs, and kept by content.
+a test plants in its source.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import subprocess
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from host_kernels import COMPILER
-from host_kernels import FLAGS as COMMON
+from host_fibers import OUTCOMES, Faults, behind_fibers, compiled
 
-from xprnn.kernels.cuda import pointwise
+from xprnn.cells import CELLS
+from xprnn.kernels.cuda import sequence
+from xprnn.kernels.cuda.table import KERNELS
 
-HOST = Path(__file__).parent / "host"
-CUDA = Path(pointwise.__file__).parent
-OUTCOMES = ("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector")
-# _FORTIFY_SOURCE would refuse to change stacks
-FLAGS = (*COMMON, "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-U_FORTIFY_SOURCE")
 HEAD = 128  # HEAD of products.h
 ITEMS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a piece
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "TF32X3": "float32"}
-ARGUMENTS = {
-    "gru_forward": "p p p p p p p i i i i i i u p u",
-    "gru_backward": "p p p p p p p p i i i i i i i u p u",
-}
 C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
-Faults = tuple[tuple[str, str], ...]  # what stands once in the source, and what in its place
 
 
 class Tiling(NamedTuple):
-    """The sizes that are compiled into a kernel."""
+    """A kernel, by its cell and work, and the sizes that are compiled into it."""
 
+    cell: str
+    work: str  # "forward", "training" or "backward"
     kind: str  # BF16, F16, TF32 or TF32X3
     warps: int
     chunks: int
     held: int
     tiles: int
-    record: bool | None = None  # None: backward
+    cluster: int = 1
 
     @property
-    def kernel(self) -> str:
-        return "gru_backward" if self.record is None else "gru_forward"
+    def file(self) -> str:
+        return KERNELS[self.cell, self.work].file
 
     @property
     def name(self) -> str:
-        sizes = f"{self.kind}, {self.warps}, {self.chunks}, {self.held}, {self.tiles}"
-        record = "" if self.record is None else f", {str(self.record).lower()}"
-        return f"{self.kernel}<{sizes}{record}>"
+        sizes = f"xprnn::{self.kind}, {self.warps}, {self.chunks}, {self.held}, {self.tiles}"
+        return "xprnn::" + KERNELS[self.cell, self.work].template.format(sizes)
+
+    @property
+    def parameters(self) -> str:
+        """Pointers, integers and unsigned ones: the kernel's arrays, then what all have."""
+        own = "p" * len(KERNELS[self.cell, self.work].arrays)
+        return own + "p" + "iiiiii" + "i" * (self.work == "backward") + "upu"
 
     @property
     def reduction(self) -> int:
@@ -65,10 +58,27 @@ class Tiling(NamedTuple):
 
     def shared(self, passes: int) -> int:
         """Bytes of shared memory, as the interface gives them."""
-        apart = self.warps * (self.chunks - self.held)
-        if self.record is None:
-            return HEAD + 1280 * self.warps * self.tiles + 1024 * apart + 512 * self.tiles * passes
-        return HEAD + 3840 * self.warps * self.tiles + 3072 * apart
+        cell, apart = CELLS[self.cell], self.warps * (self.chunks - self.held)
+        head = HEAD + self.warps * self.stage
+        if self.work == "backward":
+            carried = 512 * len(cell.state_names) * self.tiles * passes
+            return head + 1280 * self.warps * self.tiles + 1024 * apart + carried
+        return head + cell.gates * (1280 * self.warps * self.tiles + 1024 * apart)
+
+    @property
+    def stage(self) -> int:
+        """Bytes of shared memory in which a warp gets what the rest of the cluster polls for."""
+        if self.cluster == 1:
+            return 0
+        parts = -(-self.chunks // (8 * self.cluster))
+        own = self.chunks // parts // self.cluster
+        pieces = own * (1 if parts > 1 else min(self.tiles, 8 // own))
+        return 16 + (self.cluster - 1) * pieces * 512
+
+    def grid(self, H: int, rows: int, passes: int) -> tuple[int, int]:
+        """Blocks by units and by rows, in whole clusters."""
+        slices = -(-H // (16 * self.cluster)) * self.cluster
+        return slices, -(-rows // (8 * self.tiles * passes))
 
 
 class Run(NamedTuple):
@@ -80,27 +90,20 @@ class Run(NamedTuple):
 
 def source_of(tiling: Tiling, faults: Faults = ()) -> str:
     """The source for g++; each fault must fit in exactly one place."""
-    folders = {"fibers.h": HOST, "warps.h": HOST, "host/device.h": HOST.parent}
-    names = ("fibers.h", "host/device.h", "common.h", "gru.h", "warps.h", "numbers.h")
-    names += ("exchange.h", "products.h", f"{tiling.kernel}.cu")
-    text = "\n".join([(folders.get(name, CUDA) / name).read_text("utf-8") for name in names])
-    for old, new in faults:
-        if text.count(old) != 1:
-            raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")
-        text = text.replace(old, new)
-    kinds = ARGUMENTS[tiling.kernel].split()
+    text = behind_fibers(sequence.parts(tiling.file), faults)
     types = {"p": "void*", "i": "int", "u": "unsigned"}
-    declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(kinds)])
-    passed = ", ".join([f"static_cast<Arg<{i}>>(a{i})" for i in range(len(kinds))])
-    return f"""{text}
+    declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(tiling.parameters)])
+    passed = ", ".join([f"static_cast<Arg<{i}>>(a{i})" for i in range(len(tiling.parameters))])
+    return f"""#define XP_CLUSTER {tiling.cluster}
+{text}
 template <class F> struct Of;
 template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All; }};
-constexpr auto kernel = xprnn::{tiling.name.replace("<", "<xprnn::")};
+constexpr auto kernel = {tiling.name};
 typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
 template <int i> using Arg = std::tuple_element_t<i, All>;
 extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resident) {{
   return fibers::launch({{x, y, 1}}, {32 * tiling.warps}, shared, seed, resident,
-                        [=] {{ kernel({passed}); }});
+                        [=] {{ kernel({passed}); }}, {tiling.cluster});
 }}
 """
 
@@ -111,36 +114,26 @@ def library(tiling: Tiling, faults: Faults = ()) -> ctypes.CDLL:
 
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """
-    if COMPILER is None:
-        raise RuntimeError("there is no g++ here to compile the kernels for the host with")
-    source = source_of(tiling, faults)
-    key = hashlib.sha256(repr((COMPILER, FLAGS, source)).encode()).hexdigest()[:32]
-    folder = Path(tempfile.gettempdir()) / f"xprnn-host-sequences-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{key}.so"
-    if not target.exists():
-        mine = folder / f"{key}-{os.getpid()}.so"
-        command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(mine))
-        outcome = subprocess.run(command, input=source, capture_output=True, text=True)
-        if outcome.returncode:
-            raise RuntimeError(f"g++ refuses {tiling.name}:\n{outcome.stderr[:4000]}")
-        mine.replace(target)  # whole or not at all, whoever else compiles it now
-    return ctypes.CDLL(str(target))
+    return compiled(tiling.name, source_of(tiling, faults))
 
 
 def launch(
     tiling: Tiling,
-    arguments: Sequence[Any],
+    arguments: list[Any],
     grid: tuple[int, int],
     passes: int,
     run: Run,
     faults: Faults = (),
 ) -> str:
     """Run a kernel on NumPy arrays and integers; what became of it, one of `OUTCOMES`."""
-    kinds = ARGUMENTS[tiling.kernel].split()
     given = [
         C[kind](value.ctypes.data if isinstance(value, np.ndarray) else value)
-        for kind, value in zip(kinds, arguments, strict=True)
+        for kind, value in zip(tiling.parameters, arguments, strict=True)
     ]
     shape = (*grid, tiling.shared(passes), run.seed, run.resident)
     return OUTCOMES[library(tiling, faults).run(*given, *shape)]
+
+
+def own_arrays(tiling: Tiling, arrays: Mapping[str, Any]) -> list[Any]:
+    """Those of the arrays that a kernel takes, in the order of its parameters."""
+    return [arrays[name] for name in KERNELS[tiling.cell, tiling.work].arrays]

@@ -1,15 +1,15 @@
-"""Compile CuPy's kernels for any architecture where there is no GPU.
+"""Compile kernels as CuPy does, for any architecture, where there is no GPU.
 
-CuPy's own source of an ElementwiseKernel goes through CuPy's own NVRTC with CuPy's own flags; only
-the architecture, for which CuPy would ask the device, is given. What the assembler says of the
-result, registers and memory, is read from its log.
+CuPy's own source of an ElementwiseKernel, or what a RawModule is given, goes through CuPy's own
+NVRTC with CuPy's own flags; only the architecture, for which CuPy would ask the device, is given.
+What the assembler says of the result, registers and memory, is read from its log.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,20 +19,40 @@ from xprnn.kernels.cuda.pointwise import KERNELS, build
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 FLAGS = ("-ftz=true", "--device-as-default-execution-space")  # as cupy.cuda.compiler adds them
-USAGE = re.compile(
-    r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads.*?Used (\d+) registers",
-    re.DOTALL,
-)
+ENTRY, REGISTERS = re.compile(r"Compiling entry function '(\w+)'"), re.compile(r"Used (\d+) reg")
+MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 NDARRAY, INDEXER, SCALAR = 1, 2, 3  # CuPy's numbers for kinds of arguments
 
 
 class Usage(NamedTuple):
-    """What a kernel takes of the device; of stack and spilled registers, bytes."""
+    """What a kernel and what it calls take of the device; of stack and spilled registers, bytes."""
 
     registers: int
     stack: int
     spilled: int
+
+
+def usages(log: str) -> dict[str, Usage]:
+    """What each kernel takes, by its name in the assembler's log."""
+    _, *parts = ENTRY.split(log)
+    found = {}
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        stack, stores, loads = (
+            sum(map(int, sizes)) for sizes in zip(*MEMORY.findall(text), strict=True)
+        )
+        found[name] = Usage(max(map(int, REGISTERS.findall(text))), stack, stores + loads)
+    return found
+
+
+def problems(usage: Mapping[str, Usage], most: Mapping[str, int]) -> list[str]:
+    """What is wrong with compiled kernels: not there, memory in place of registers, too many."""
+    found = [f"{name}: not compiled" for name in sorted(most.keys() - usage.keys())]
+    for name, used in usage.items():
+        if used.stack or used.spilled:
+            found.append(f"{name}: {used.stack} bytes of stack, {used.spilled} spilled")
+        if used.registers > most[name]:
+            found.append(f"{name}: {used.registers} registers, expected at most {most[name]}")
+    return found
 
 
 def cupy_source(kernel: Any, T: str, large: bool = False) -> str:
@@ -68,21 +88,37 @@ def compile_sources(sources: Sequence[str], architecture: str) -> dict[str, Usag
     :raises RuntimeError: NVRTC does not accept them.
     """
     from cupy._core import core
-    from cupy.cuda import compiler
 
     head = "".join([f"#include <{name}>\n" for name in core._cupy_header_list])
     options = core.assemble_cupy_compiler_options(())
+    return usages(_compile(head + "\n".join(sources), options, architecture)[0])
+
+
+def compile_instantiation(source: str, instantiation: str, architecture: str) -> Usage:
+    """Compile one instantiation of a RawModule's source to machine code; what it takes.
+
+    :raises RuntimeError: NVRTC does not accept it.
+    """
+    log, names = _compile(source, ("--std=c++17",), architecture, (instantiation,))
+    return usages(log)[names[instantiation]]
+
+
+def _compile(
+    source: str, options: tuple[str, ...], architecture: str, instantiations: tuple[str, ...] = ()
+) -> tuple[str, dict[str, str]]:
+    """The compiler's log, and the name there of each instantiation."""
+    from cupy.cuda import compiler
+
     options += (*FLAGS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
-    program = compiler._NVRTCProgram(head + "\n".join(sources), "kernels.cu", method="cubin")
+    program = compiler._NVRTCProgram(
+        source, "kernels.cu", name_expressions=instantiations or None, method="cubin"
+    )
     log = io.StringIO()
     try:
-        program.compile(options, log)
+        _, names = program.compile(options, log)
     except compiler.CompileException as error:  # which no other process can receive
         raise RuntimeError(f"sm_{architecture}: NVRTC refuses the kernel: {error}") from None
-    return {
-        name: Usage(int(registers), int(stack), int(stores) + int(loads))
-        for name, stack, stores, loads, registers in USAGE.findall(log.getvalue())
-    }
+    return log.getvalue(), names or {}
 
 
 def compile_header(header: str, T: str, architecture: str, large: bool) -> dict[str, Usage]:

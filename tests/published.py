@@ -152,8 +152,13 @@ def serve(site: Path) -> Iterator[str]:
 
 
 @contextmanager
-def visit(site: Path, libraries: Path, width: int = 1280, height: int = 900) -> Iterator[Page]:
-    """A browser's page with the site open; raises whatever went wrong on it while it was used."""
+def visit(
+    site: Path, libraries: Path, width: int = 1280, height: int = 900, patience: float = 60
+) -> Iterator[Page]:
+    """A browser's page with the site open; raises whatever went wrong on it while it was used.
+
+    `patience` is for what a click should bring, in seconds.
+    """
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
@@ -164,7 +169,7 @@ def visit(site: Path, libraries: Path, width: int = 1280, height: int = 900) -> 
         playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags) as browser,
     ):
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(1000 * patience)
         faults = _watch(page, address, libraries)
         try:
             page.goto(address, wait_until="networkidle")

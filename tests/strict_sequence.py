@@ -17,7 +17,12 @@ from host_sequence import Run, Tiling, launch
 from strict_array import StrictArray, StrictModule
 from strict_launch import PinnedMemory
 
-NAME = re.compile(r"xprnn::\w+<xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)(?:, (true|false))?>")
+from xprnn.backend import driver
+from xprnn.kernels.cuda.table import KERNELS
+
+NAME = re.compile(r"(\w+<)xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)((?:, true|, false)?>)")
+CLUSTER = re.compile(r"#define XP_CLUSTER (\d)\n")
+WORKS = {kernel.template: key for key, kernel in KERNELS.items()}
 
 
 class Function:
@@ -28,9 +33,9 @@ class Function:
     shared_size_bytes = 0
     max_dynamic_shared_size_bytes = 48 * 1024
 
-    def __init__(self, name: str) -> None:
-        kind, *sizes, record = NAME.fullmatch(name).groups()
-        self.tiling = Tiling(kind, *map(int, sizes), None if record is None else record == "true")
+    def __init__(self, name: str, cluster: int = 1) -> None:
+        file, kind, *sizes, rest = NAME.fullmatch(name.removeprefix("xprnn::")).groups()
+        self.tiling = Tiling(*WORKS[f"{file}{{}}{rest}"], kind, *map(int, sizes), cluster)
         self.name = name
         self.kernel = SimpleNamespace(ptr=id(self))
 
@@ -65,7 +70,9 @@ class RawModule:
         name_expressions: tuple[str, ...],
         enable_cooperative_groups: bool,
     ) -> None:
-        assert options == ("--std=c++17",) and enable_cooperative_groups
+        defined = CLUSTER.match(code)
+        self.cluster = int(defined[1]) if defined else 1
+        assert options == ("--std=c++17",) and enable_cooperative_groups == (self.cluster == 1)
         assert all(
             name.partition("<")[0].removeprefix("xprnn::") in code for name in name_expressions
         )
@@ -73,7 +80,7 @@ class RawModule:
 
     def get_function(self, name: str) -> Function:
         assert name in self.names
-        return Function(name)
+        return Function(name, self.cluster)
 
 
 class Event:
@@ -97,8 +104,8 @@ def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
     monkeypatch.setattr(cuda, "PinnedMemory", PinnedMemory, False)
     pointer = lambda memory, offset: memoryview(memory.bytes)[offset:]  # noqa: E731
     monkeypatch.setattr(cuda, "PinnedMemoryPointer", pointer, False)
-    driver = SimpleNamespace(
-        occupancyMaxActiveBlocksPerMultiprocessor=lambda ptr, threads, shared: 1
-    )
-    monkeypatch.setattr(cuda, "driver", driver, False)
+    says = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *launch: 1)
+    monkeypatch.setattr(cuda, "driver", says, False)
+    pairs = everything["multiProcessorCount"] // 2
+    monkeypatch.setattr(driver, "active_clusters", lambda kernel, grid, threads, shared: pairs)
     monkeypatch.setattr(Function, "launches", [])

@@ -89,7 +89,7 @@ class Recorded:
         self.target = self.folder / "benchmarks" / "results" / "asv"
         select = rf"^{re.escape(FORWARD)}\('gru\w*', .*'float32', '{SIZE}'\)"
         wanted = [f"--bench={select}", rf"--bench=^{re.escape(LOAD)}\('gru', "]
-        self.done = record(self.folder, *wanted, "--out", str(self.target))
+        self.done = record(self.folder, *wanted, "--quick", "--out", str(self.target))
         self.name = f"{self.commit[:8]}-{MACHINE}-py{sys.version_info[0]}.{sys.version_info[1]}"
 
     def filed(self, name: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from subjects import arguments, assert_same, forward, make, normal
 
 import xprnn
 from xprnn import backend as backend_module
-from xprnn.backend import backend_of
+from xprnn.backend import Backend, backend_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget() -> None:
-    for chosen in (backend_module._open, backend_module._auto, backend_module.auto_choice):
+    backend_module._opened.clear()
+    for chosen in (backend_module._auto, backend_module.auto_choice):
         chosen.cache_clear()
 
 
@@ -90,6 +92,87 @@ def test_a_layer_stays_where_it_was_built(strict: Any) -> None:
     with xprnn.use_backend("strict"):
         assert_same(forward(layer, given), expected)
         assert pickle.loads(pickle.dumps(layer)).backend.name == "numpy"
+
+
+# -- devices
+
+
+class Slow(Backend):
+    """A device that is opened only when as many threads open it as the barrier waits for."""
+
+    everybody = threading.Barrier(1)
+
+    @classmethod
+    def open(cls, index: str) -> Backend:
+        cls.everybody.wait(20)
+        return cls(f"slow:{index or 0}")
+
+
+class LastWins(dict[str, Backend]):
+    """The planted fault."""
+
+    def setdefault(self, name: str, found: Backend) -> Backend:  # type: ignore[override]
+        self[name] = found
+        return found
+
+
+@pytest.mark.parametrize("names", [("slow:0", "slow:0"), ("slow", "slow:0")])
+@pytest.mark.parametrize("opened", [dict, LastWins])
+def test_threads_that_open_a_device_first_get_one_object(
+    opened: type[dict[str, Backend]], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backend_module.BACKENDS, "slow", Slow)
+    monkeypatch.setattr(Slow, "everybody", threading.Barrier(2))
+    monkeypatch.setattr(backend_module, "_opened", opened())
+    with ThreadPoolExecutor(2) as threads:
+        found = set(threads.map(xprnn.get_backend, names))
+    assert len(found) == (2 if opened is LastWins else 1)
+    if opened is dict:
+        assert {xprnn.get_backend(name) for name in names} == found
+
+
+def test_names_of_one_device_have_one_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backend_module.BACKENDS, "slow", Slow)
+    first = xprnn.get_backend("slow:0")
+    assert xprnn.get_backend("slow") is xprnn.get_backend("slow:0") is first
+    assert xprnn.get_backend("slow:1") is not first
+
+
+class Failing(Backend):
+    """A device whose work fails; number 2's does not."""
+
+    waited: ClassVar[list[str]] = []
+
+    @classmethod
+    def open(cls, index: str) -> Backend:
+        return cls(f"failing:{index}")
+
+    def synchronize(self) -> None:
+        self.waited.append(self.name)
+        if self.name != "failing:2":
+            raise xprnn.KernelStoppedError(f"{self.name} gave up")
+
+
+def test_every_device_is_waited_for_before_an_error_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(backend_module.BACKENDS, "failing", Failing)
+    monkeypatch.setattr(Failing, "waited", [])
+    names = [xprnn.get_backend(f"failing:{number}").name for number in (1, 2, 3)]
+    with pytest.raises(xprnn.KernelStoppedError) as caught:
+        xprnn.synchronize()
+    assert str(caught.value) == "failing:1 gave up"
+    assert Failing.waited == names
+    assert caught.value.__notes__ == ["KernelStoppedError: failing:3 gave up"]
+
+
+def test_a_device_may_be_opened_while_others_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(backend_module.BACKENDS, "failing", Failing)
+    one = xprnn.get_backend("failing:2")
+    monkeypatch.setattr(one, "synchronize", lambda: xprnn.get_backend("failing:1"))
+    xprnn.synchronize()
 
 
 # -- names

@@ -67,7 +67,7 @@ def test_torch_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
     mine = peers.ours(task)
     assert theirs.results.keys() == mine.results.keys()
     assert f"torch.{task.setting.stored} on cpu" in theirs.note and torch.__version__ in theirs.note
-    assert "torch's results: at most" in bench._agreement(task.setting, mine, theirs)
+    assert "torch's results: at most" in bench.agreement(task.setting, mine, theirs)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
@@ -80,7 +80,7 @@ def test_onnx_runtime_gets_the_same_and_finds_the_same(cell: str, kind: str) -> 
     assert theirs.results["output"].dtype == kind
     (again,) = theirs.forward()
     assert np.array_equal(again[:, 0], theirs.results["output"])
-    assert "at most" in bench._agreement(task.setting, peers.ours(task), theirs)
+    assert "at most" in bench.agreement(task.setting, peers.ours(task), theirs)
 
 
 def test_xprnn_runs_in_eval_mode_and_trains_a_copy() -> None:

@@ -87,9 +87,9 @@ def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
         monkeypatch.setattr(module, "LOG", watch)
     monkeypatch.setattr(strict_cuda.CUDA, "Device", Device)
     monkeypatch.setitem(backend_module.BACKENDS, "cupy", SecondDevice)
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
     yield xprnn.get_backend("cupy:1")
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
     assert Device.current == 0, "the device that was current before is not current again"
 
 

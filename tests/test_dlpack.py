@@ -38,9 +38,9 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The backend "cupy", on the stand-in that borrows, with the equations that NumPy runs."""
     monkeypatch.setenv("XPRNN_KERNELS", "reference")
     monkeypatch.setitem(backend_module.BACKENDS, "cupy", BorrowingBackend)
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
     yield xprnn.get_backend("cupy")
-    backend_module._open.cache_clear()
+    backend_module._opened.clear()
 
 
 def lent(given: dict[str, Any], kind: int = CUDA, number: int = 0) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ from subjects import LAYERS, MODULES, arguments, assert_same, forward, is_cell, 
 
 import xprnn
 from xprnn import io
+from xprnn.parameters import Parameters
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -60,6 +62,19 @@ def test_what_is_saved_is_loaded(name: str, options: dict[str, Any], tmp_path: P
     np.testing.assert_array_equal(loaded.grads.flat, 0.0)
     assert_same(forward(loaded.train(), given), forward(module, given), "the same dropout mask")
     assert_same(forward(loaded.eval(), given), forward(module.eval(), given))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_is_drawn_for_values_that_are_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(name)
+    module.save(tmp_path / "a")
+    monkeypatch.delattr(Parameters, "draw")
+    with pytest.raises(AttributeError, match="draw"):
+        make(name)
+    for other in (xprnn.load(tmp_path / "a"), copy.copy(module)):
+        assert_same(other.parameters.flat, module.parameters.flat)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -83,6 +83,16 @@ def test_what_they_are_not_made_for_is_left_to_the_parts(
 
 
 @needs_numba
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_a_stepper_is_left_to_the_plain_code(kind: str, automatic: None) -> None:
+    layer = getattr(xprnn, kind)(3, 8, num_layers=2, seed=0)
+    expected, _ = forced("reference", layer, X)
+    stepper = layer.stepper(4)
+    found = np.stack([stepper.step(x).copy() for x in X])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_numba
 def test_narrow_types_are_left_to_the_plain_code(automatic: None) -> None:
     layer = xprnn.GRU(3, 8, seed=0, compute_dtype="float16")
     lines = explained(layer)

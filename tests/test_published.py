@@ -94,9 +94,9 @@ def assert_draws(page, *implementations):
     assert seen == expected, "curves drawn are not those filed"
 
 
-def follow_to_the_graph(site, libraries):
+def follow_to_the_graph(site, libraries, **options):
     """From the grid to the GRU's graph, then from one implementation to another and to both."""
-    with visit(site, libraries) as page:
+    with visit(site, libraries, **options) as page:
         assert page.locator("#summarygrid-display canvas").count() > 0, "the grid has no curves"
         page.locator(f"#summarygrid-display a[href='#{GRU_GRAPH}']").click()
         chosen = {name: [value] for name, value in CHOSEN.items()}
@@ -222,4 +222,4 @@ def test_a_planted_fault_is_seen(site, libraries, tmp_path, plant, seen):
     shutil.copytree(site, tmp_path / "site")
     plant(tmp_path / "site")
     with pytest.raises(AssertionError, match=seen):
-        follow_to_the_graph(tmp_path / "site", libraries)
+        follow_to_the_graph(tmp_path / "site", libraries, patience=15)

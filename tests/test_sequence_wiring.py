@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import subjects
 from host_kernels import needs_compiler
 from host_sequence import Run
 from strict_cuda import LOG
 from strict_sequence import Function, install
-from subjects import normal
 from tolerances import assert_close
 
 import xprnn
 from xprnn import kernels
-from xprnn.backend import Backend
+from xprnn.backend import Backend, driver
+from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda import sequence
-from xprnn.kernels.cuda.plan import KERNELS, plan
+from xprnn.kernels.cuda.plan import plan
+from xprnn.kernels.cuda.table import KERNELS, Tiling
 
 pytestmark = needs_compiler
 CASES = {  # N, H, T, options, lengths
@@ -38,6 +40,20 @@ TYPES = {
     "float16": {"compute_dtype": "float16"},
     "bfloat16": {"compute_dtype": "bfloat16"},
 }
+OTHERS = {
+    "lstm": ("float32", "bfloat16"),
+    "rnn_tanh": ("float32", "tf32"),
+    "rnn_relu": ("float16",),
+}
+CALLS = [  # cell, case, type
+    *[("gru", name, numbers) for name in CASES for numbers in TYPES],
+    *[
+        (cell, name, numbers)
+        for cell in OTHERS
+        for name in ("odd H", "no bias", "lengths")
+        for numbers in OTHERS[cell]
+    ],
+]
 
 
 @pytest.fixture
@@ -52,42 +68,45 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
 
 
 def serve(
-    backend: str, case: tuple[Any, ...], training: bool, dtype: str = "float32", **types: Any
+    cell: str,
+    backend: str,
+    case: tuple[Any, ...],
+    training: bool,
+    dtype: str = "float32",
+    **types: Any,
 ) -> list[np.ndarray]:
     """Outputs, final states and, in training, every gradient, on the host."""
     N, H, T, options, lengths = case
-    layer = xprnn.GRU(3, H, seed=0, backend=backend, dtype=dtype, **options, **types)
+    layer = subjects.make(cell, 3, H, backend=backend, dtype=dtype, **options, **types)
+    if not training:
+        layer.eval()
     place = layer.backend
-    states = layer.options["num_layers"] * (1 + layer.options["bidirectional"])
-    shape = (N, T) if options.get("batch_first") else (T, N)
-    x, h0 = normal(0, *shape, 3).astype(dtype), normal(1, states, N, H).astype(dtype)
+    drawn = subjects.arguments(layer, T, N).items()
+    given = {name: place.from_host(array.astype(dtype)) for name, array in drawn}
+    found = subjects.arrays(subjects.forward(layer, given, lengths=lengths))
     if training:
-        layer.train()
-    output, h_n = layer(place.from_host(x), place.from_host(h0), lengths=lengths)
-    found = [output, h_n]
-    if training:
-        upstream = [normal(2, *output.shape), normal(3, *h_n.shape)]
-        found += layer.backward(*[place.from_host(array.astype(dtype)) for array in upstream])
-        found += layer.grads.values()
+        found += [*subjects.arrays(subjects.backward(layer, given)), *layer.grads.values()]
     return [place.to_host(array) for array in found]
 
 
-def compare(found: list[np.ndarray], case: tuple[Any, ...], training: bool, numbers: str) -> None:
-    expected = serve("numpy", case, training, "float64")
+def compare(
+    cell: str, found: list[np.ndarray], case: tuple[Any, ...], training: bool, numbers: str
+) -> None:
+    expected = serve(cell, "numpy", case, training, "float64")
     for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
         assert_close(array, wanted, "float32", f"array {k}", numbers)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
-@pytest.mark.parametrize("numbers", TYPES)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("cell", "name", "numbers"), CALLS)
 def test_calls_have_the_values_of_the_equations(
-    case: tuple[Any, ...], numbers: str, training: bool, device: Backend
+    cell: str, name: str, numbers: str, training: bool, device: Backend
 ) -> None:
     if numbers == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
-    found = serve(device.name, case, training, **TYPES[numbers])
-    compare(found, case, training, numbers)
+    case = CASES[name]
+    found = serve(cell, device.name, case, training, **TYPES[numbers])
+    compare(cell, found, case, training, numbers)
     sequences = case[3].get("num_layers", 1) * (2 if case[3].get("bidirectional") else 1)
     assert len(Function.launches) == sequences * (2 if training else 1)
 
@@ -114,17 +133,48 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
 ) -> None:
     monkeypatch.delitem(KERNELS, ("gru", "backward"))
     for case in CASES.values():
-        compare(serve(device.name, case, True), case, True, "float32")
+        compare("gru", serve("gru", device.name, case, True), case, True, "float32")
     assert {name.partition("<")[0] for name, _ in Function.launches} == {"xprnn::gru_forward"}
     text = xprnn.GRU(3, 5, backend=device.name).train().explain((4, 2, 3))
     assert text.endswith("sequence: backward: no sequence kernel for cell 'gru'")
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
     with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence: backward: no"):
-        serve(device.name, CASES["odd H"], True)
+        serve("gru", device.name, CASES["odd H"], True)
 
 
-def test_verify_finds_the_sequence_kernels_right(device: Backend) -> None:
-    report = xprnn.verify(xprnn.GRU(3, 9, seed=0, backend=device.name), (4, 3, 3))
+@pytest.fixture
+def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The stand-in, with only clusters of two for the GRU, and no call too small for them."""
+    monkeypatch.setattr(planner, "SHARED_FROM", 0)
+    for work, tiling in (
+        ("forward", Tiling(2, 4, 2, 4, cluster=2)),
+        ("training", Tiling(2, 4, 2, 4, cluster=2)),
+        ("backward", Tiling(4, 8, 4, 2, cluster=2)),
+    ):
+        kernel = KERNELS["gru", work]._replace(tilings={"float32": (tiling,)})
+        monkeypatch.setitem(KERNELS, ("gru", work), kernel)
+    return device
+
+
+def test_calls_of_clusters_have_the_values_of_the_equations(pairs: Backend) -> None:
+    for name in ("two groups", "padded lengths"):
+        compare("gru", serve("gru", pairs.name, CASES[name], True), CASES[name], True, "float32")
+    assert {grid for _, grid in Function.launches} == {(2, 1)}  # 17 units make two blocks, 6 too
+
+
+def test_more_clusters_than_the_driver_allows_are_not_launched(
+    pairs: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "active_clusters", lambda *launch: 1)
+    serve("gru", pairs.name, CASES["odd H"], True)
+    with pytest.raises(RuntimeError, match=r"4 blocks of 64 .* in clusters of 2 .* holds 2"):
+        serve("gru", pairs.name, (2, 64, 2, {}, None), True)
+    assert len(Function.launches) == 2
+
+
+@pytest.mark.parametrize("layer", [xprnn.GRU, xprnn.LSTM, xprnn.RNN])
+def test_verify_finds_the_sequence_kernels_right(layer: Any, device: Backend) -> None:
+    report = xprnn.verify(layer(3, 9, seed=0, backend=device.name), (4, 3, 3))
     assert report.ok, report
     assert [row.check for row in report.rows if row.implementation == "sequence"] == ["float32"]
     why = {row.check: row.reason for row in report.absent}["sequence"]
@@ -136,9 +186,9 @@ def test_a_call_without_rows_or_steps_is_served(
     N: int, T: int, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
-    found = serve(device.name, (N, 5, T, {}, None), True)
+    found = serve("gru", device.name, (N, 5, T, {}, None), True)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
-    for array, wanted in zip(found, serve("numpy", (N, 5, T, {}, None), True), strict=True):
+    for array, wanted in zip(found, serve("gru", "numpy", (N, 5, T, {}, None), True), strict=True):
         np.testing.assert_array_equal(array, wanted)
     assert not Function.launches
 
@@ -148,7 +198,7 @@ def test_launches_are_few(device: Backend) -> None:
     counts = []
     for T in (2, 12):
         LOG.clear()
-        serve(device.name, (2, 16, T, {}, None), False)
+        serve("gru", device.name, (2, 16, T, {}, None), False)
         counts.append(LOG.launches)
     assert counts[0] == counts[1]
 
@@ -168,7 +218,7 @@ def test_what_does_not_fit_is_said_and_served_otherwise(
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
     case = (2, 17, 3, {}, None)
-    compare(serve(strict.name, case, False), case, False, "float32")
+    compare("gru", serve("gru", strict.name, case, False), case, False, "float32")
     assert not Function.launches
     layer = xprnn.GRU(3, 17, backend=strict.name)
     lines = layer.explain((3, 2, 3)).splitlines()
@@ -190,15 +240,16 @@ def test_no_letter_is_taken_for_a_missing_one(device: Backend) -> None:
     assert np.isfinite(device.to_host(output)[:, [0, 2]]).all()
 
 
+@pytest.mark.parametrize("cell", ["gru", *OTHERS])
 def test_a_kernel_that_gives_up_is_reported(
-    device: Backend, monkeypatch: pytest.MonkeyPatch
+    cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only one of two blocks runs: the other one's states never come."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
     monkeypatch.setattr(sequence, "SPINS", 50)
-    layer = xprnn.GRU(3, 32, seed=0, backend=device.name)
+    layer = subjects.make(cell, 3, 32, backend=device.name, dtype="float32").eval()
     x = device.from_host(np.ones((4, 2, 3), np.float32))
-    with pytest.raises(xprnn.KernelStoppedError, match="kernel gru_forward gave up at step 1: "):
+    with pytest.raises(xprnn.KernelStoppedError, match=f"kernel {cell}_forward gave up at step 1"):
         device.to_host(layer(x)[0])
     monkeypatch.setattr(Function, "run", Run())
     assert np.isfinite(device.to_host(layer(x)[0])).all()
@@ -223,7 +274,7 @@ def test_a_fault_in_the_launcher_is_seen(
     monkeypatch.setattr(sequence, "SPINS", 200)
     case = CASES["padded lengths"]
     try:
-        compare(serve(device.name, case, False), case, False, "float32")
+        compare("gru", serve("gru", device.name, case, False), case, False, "float32")
     except (AssertionError, RuntimeError, IndexError, ValueError):
         return
     pytest.fail("nobody noticed")

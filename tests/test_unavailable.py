@@ -29,7 +29,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def forget() -> None:
-    for chosen in (backend_module._open, backend_module._auto, backend_module.auto_choice):
+    backend_module._opened.clear()
+    for chosen in (backend_module._auto, backend_module.auto_choice):
         chosen.cache_clear()
     cuda._failures.clear()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from .checks import (
     check_states,
 )
 from .stack import Stack
+
+PLACE = ("backend", "dtype", "precision", "compute_dtype")  # of a constructor: where, in what
 
 
 class Call(NamedTuple):
@@ -94,6 +97,19 @@ def unwrap(
         array = None if array is None else array[:, 0]
         states = tuple([state[:, 0] for state in states])
     return array, states if len(states) > 1 else states[0]
+
+
+def split(
+    constructor: Callable[..., Any], /, **arguments: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a module's constructor, defaults filled in: its options and its place.
+
+    :raises TypeError: one is missing, or is none of the constructor's.
+    """
+    bound = inspect.signature(constructor).bind(**arguments)
+    bound.apply_defaults()
+    options = bound.arguments
+    return options, {name: options.pop(name) for name in PLACE if name in options}
 
 
 def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack, Weights]:

@@ -144,7 +144,7 @@ class RNNCell(_CellModule):
             "nonlinearity": nonlinearity,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(elman)
 
@@ -184,7 +184,7 @@ class GRUCell(_CellModule):
             "reset_after": reset_after,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(gru)
 
@@ -220,6 +220,6 @@ class LSTMCell(_CellModule):
             "bias": bias,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(lstm)

@@ -104,6 +104,13 @@ def check_array(
 
     :raises TypeError, ValueError: it is not on `backend`, or not of `dtype` and `shape`.
     """
+    if (  # the usual case first: a step of a small cell takes but microseconds
+        type(array) is backend.xp.ndarray
+        and backend.owns(array)
+        and array.dtype == dtype
+        and array.shape == shape
+    ):
+        return array
     plain = not isinstance(array, (np.ma.MaskedArray, np.matrix))
     found = _adopted(name, array, backend) if plain else None
     if found is None:
@@ -175,21 +182,7 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray | None:
     """`lengths` as intp (N,), or None; they are host integers from 0 to T, in any order."""
     if lengths is None:
         return None
-    home = backend_of(lengths)
-    if home is not None and home.kind != "numpy":
-        raise TypeError(
-            f"lengths: expected host integers, got an array on backend {home.name!r}; "
-            "they decide what is launched; move them with xprnn.to_numpy(lengths)"
-        )
-    if not isinstance(lengths, (list, tuple, np.ndarray)) or np.ma.isMaskedArray(lengths):
-        raise TypeError(
-            f"lengths: expected a list or NumPy array of {batch} integers, "
-            f"got {type(lengths).__name__}{whereabouts(lengths)}; xprnn.to_numpy(lengths) makes one"
-        )
-    try:
-        array = np.asarray(lengths)
-    except (TypeError, ValueError) as error:  # nested, or with numbers on a device
-        raise type(error)(f"lengths: expected {batch} integers: {error}") from error
+    array = _host_array("lengths", lengths, "integers", f"of {batch} integers")
     if array.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), got {_shape_text(array.shape)}")
     if batch and array.dtype.kind not in "iu":
@@ -200,6 +193,48 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray | None:
             f"got {array.min()} to {array.max()}"
         )
     return array.astype(np.intp)
+
+
+def check_rows(rows: Any, batch: int) -> np.ndarray:
+    """`rows` as a new mask, bool (N,); it is a slice, a mask (N,) or integers from 0 to N-1."""
+    chosen = np.zeros(batch, np.bool_)
+    if isinstance(rows, slice):
+        try:
+            chosen[rows] = True
+        except (TypeError, ValueError) as error:  # no numbers, a step of 0
+            raise type(error)(f"rows: {error}, got {rows}") from error
+        return chosen
+    array = _host_array("rows", rows, "integers or a mask", "of integers or bools, or a slice")
+    if array.dtype.kind == "b" and array.shape != (batch,):
+        raise ValueError(f"rows: expected a mask ({batch},), got {_shape_text(array.shape)}")
+    if array.ndim != 1:
+        raise ValueError(f"rows: expected one dimension, got shape {_shape_text(array.shape)}")
+    if array.size and array.dtype.kind not in "iub":
+        raise TypeError(f"rows: expected integers or bools, got dtype {array.dtype}")
+    if array.size and array.dtype.kind != "b" and (array.min() < 0 or array.max() >= batch):
+        raise ValueError(f"rows: expected 0 to {batch - 1}, got {array.min()} to {array.max()}")
+    if array.size:  # of an empty list NumPy makes floats
+        chosen[array] = True
+    return chosen
+
+
+def _host_array(name: str, value: Any, what: str, wanted: str) -> np.ndarray:
+    """A list, tuple or NumPy array as a NumPy array; TypeError for what is elsewhere."""
+    home = backend_of(value)
+    if home is not None and home.kind != "numpy":
+        raise TypeError(
+            f"{name}: expected host {what}, got an array on backend {home.name!r}; "
+            f"they decide what is launched; move them with xprnn.to_numpy({name})"
+        )
+    if not isinstance(value, (list, tuple, np.ndarray)) or np.ma.isMaskedArray(value):
+        raise TypeError(
+            f"{name}: expected a list or NumPy array {wanted}, "
+            f"got {type(value).__name__}{whereabouts(value)}; xprnn.to_numpy({name}) makes one"
+        )
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:  # nested, or with numbers on a device
+        raise type(error)(f"{name}: expected a list {wanted}: {error}") from error
 
 
 def check_states(

@@ -1,4 +1,4 @@
-"""What `layer.explain(shape)` says: who serves a call, why, and what a step costs."""
+"""What `explain` says: who serves a call or a step of a stepper, why, and what a step costs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,26 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
             f"  a step takes {there} launches forward, {back} backward and one more "
             "where its output has a gradient"
         )
+    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
+
+
+def explain_step(kind: str, net: Stack, engine: Engine, batch: int, repeats: bool) -> str:
+    """The text for a stepper of a layer of class `kind`; `repeats`: its calls are recorded."""
+    lines = [
+        f"{kind}({net.input_size}, {net.hidden_size}) on {engine.backend.name}, "
+        f"{engine.arithmetic}, L={net.num_layers} N={batch}, one step: {engine.implementation}",
+        f"  reason: {engine.reason}",
+    ]
+    more = f"{1 + len(net.cell.state_names)} more where streams wait"
+    if repeats:
+        lines.append("  its array calls are recorded and repeated")
+    elif engine.implementation == "sequence":
+        lines.append(f"  one launch takes a step of all layers, and {more}")
+    elif engine.backend.kernels and engine.cell.launches is not None:
+        each = 1 + net.bias + engine.cell.launches[0]
+        lines.append(f"  a step takes {net.num_layers * each + 2} launches, and {more}")
+    elif engine.backend.kernels:
+        lines.append("  the launches of the plain code in narrow types are not counted")
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
 
 

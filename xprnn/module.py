@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from . import io
+from .arguments import split
 from .backend import Array, Backend, asarray, get_backend, to_numpy
 from .checks import check_dtype, range_errors, state_errors
 from .memory import frees_memory
@@ -23,14 +24,15 @@ class Module:
 
     `options` are the constructor's arguments that say what the module is (JSON values); the
     module's file holds them, the parameters and what `_extra` gives, a copy the gradients and
-    the mode too. A subclass's constructor is one call of `_set_up`.
+    the mode too. A subclass's constructor is one call of `_begin`.
     """
 
     _kinds: ClassVar[dict[str, type[Module]]] = {}
 
     options: dict[str, Any]
     training: bool
-    _set_up: Callable[..., None]  # builds the module from options and, by name, its place
+    _set_up: Callable[..., None]  # builds it from options and place; its parameters are zero
+    _bound: Callable[[], float]  # of the parameters that are drawn
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
@@ -66,15 +68,10 @@ class Module:
         """The gradients by name, accumulated by `backward`."""
         return self._grads
 
-    def _draw(self, bound: float) -> None:
-        """Draw every parameter from uniform(-bound, bound), on the host: the same everywhere."""
-        rng = np.random.Generator(np.random.PCG64(self.options["seed"]))
-        self._write({n: rng.uniform(-bound, bound, p.shape) for n, p in self.parameters.items()})
-
-    def _write(self, values: Mapping[str, np.ndarray]) -> None:
-        self.parameters.update(
-            {n: self.backend.from_host(v.astype(self.dtype)) for n, v in values.items()}
-        )
+    def _begin(self, options: dict[str, Any], *place: Any) -> None:
+        """Set up and draw the parameters: a constructor."""
+        self._set_up(options, *place)
+        self.parameters.draw(self.options["seed"], self._bound())
 
     def writable(self) -> AbstractContextManager[Array]:
         """The flat parameter buffer (1-D, the module's dtype), writable inside the block.
@@ -148,7 +145,7 @@ class Module:
         wrong = state_errors(self.parameters.shapes, values)
         if wrong := wrong or [e for n, v in values.items() for e in range_errors(n, v, self.dtype)]:
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
-        self._write(values)
+        self.parameters.write(values)
 
     def train(self) -> Self:
         """From here on calls are recorded for `backward`."""
@@ -243,11 +240,13 @@ class Module:
             # before a module of the size that the header states is allocated
             if wrong := state_errors(found._shapes(options), arrays):
                 raise ValueError("; ".join(wrong))
-            module = found(**options, backend=backend)
+            arguments, place = split(found, backend=backend, **options)
+            module = found.__new__(found)
+            module._set_up(arguments, **place)
             module._restore(extra)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: does not make a {kind}: {error}") from error
-        module._write(arrays)
+        module.parameters.write(arrays)
         return module
 
     @classmethod
@@ -270,7 +269,7 @@ class Module:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Build the module anew on its backend and fill it."""
         self._set_up(state["options"], **state["place"])
-        self._write(state["parameters"])
+        self.parameters.write(state["parameters"])
         grads = {n: self.backend.from_host(array) for n, array in state["grads"].items()}
         self._grads.update(grads)
         self.parameters.version = state["version"]

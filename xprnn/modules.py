@@ -7,6 +7,7 @@ from typing import Any
 from .arguments import check_call, check_upstream, elman, gru, lstm, unwrap
 from .backend import Array
 from .recurrent import _Recurrent
+from .stepper import Stepper
 
 
 class _Layer(_Recurrent):
@@ -75,6 +76,23 @@ class _Layer(_Recurrent):
             dhx,
         )
         return unwrap(*self._undo(doutput, dfinal, need_dx), batched)
+
+    def stepper(self, batch: int) -> Stepper:
+        """The layer one step at a time, for streams: see `xprnn.stepper.Stepper`.
+
+        :param batch: N, how many streams go side by side, each begun and ended on its own.
+        :raises ValueError: the layer is bidirectional.
+
+        >>> import numpy as np, xprnn
+        >>> stepper = xprnn.LSTM(3, 4, num_layers=2, seed=0).stepper(2)
+        >>> for _ in range(5):
+        ...     y = stepper.step(np.ones((2, 3), np.float32))  # y_t (2, 4)
+        >>> stepper.reset([1])  # another stream begins in row 1
+        >>> h, c = stepper.state()
+        >>> h.shape, bool(h[:, 0].any()), bool(h[:, 1].any())
+        ((2, 2, 4), True, False)
+        """
+        return Stepper(self, batch)
 
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
         if len(shape) not in (2, 3):
@@ -150,7 +168,7 @@ class RNN(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(elman)
 
@@ -208,7 +226,7 @@ class GRU(_Layer):
             "reset_after": reset_after,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(gru)
 
@@ -259,6 +277,6 @@ class LSTM(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype, precision, compute_dtype)
+        self._begin(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(lstm)

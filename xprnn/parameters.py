@@ -133,6 +133,18 @@ class Parameters(Mapping[str, Array]):
 
         :raises KeyError, TypeError, ValueError: a name, a backend or a shape is not a parameter's.
         """
+        self._check(values)
+        with self.backend.activate():
+            self._assign({name: value.copy() for name, value in values.items()})  # of ours, perhaps
+
+    def write(self, values: Mapping[str, np.ndarray]) -> None:
+        """Overwrite parameters with arrays on the host, as `update` does."""
+        own = {name: value.astype(self.dtype, copy=False) for name, value in values.items()}
+        moved = {name: self.backend.from_host(value) for name, value in own.items()}
+        self._check(moved)
+        self._assign(moved)
+
+    def _check(self, values: Mapping[str, Array]) -> None:
         for name, value in values.items():
             if not self.backend.owns(value):
                 kind = type(value).__name__
@@ -143,11 +155,17 @@ class Parameters(Mapping[str, Array]):
                 raise ValueError(
                     f"parameter {name!r}: expected shape {self.shapes[name]}, got {value.shape}"
                 )
+
+    def _assign(self, values: Mapping[str, Array]) -> None:
         with self.writable() as flat, self.backend.activate():
             arrays = views(flat, self.shapes)
-            copies = {name: value.copy() for name, value in values.items()}  # may be views of ours
-            for name, value in copies.items():
+            for name, value in values.items():
                 arrays[name][...] = value
+
+    def draw(self, seed: int, bound: float) -> None:
+        """Draw all from uniform(-bound, bound), on the host: the same everywhere."""
+        rng = np.random.Generator(np.random.PCG64(seed))
+        self.write({n: rng.uniform(-bound, bound, shape) for n, shape in self.shapes.items()})
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:

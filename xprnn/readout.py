@@ -60,14 +60,16 @@ class Linear(Module):
             "bias": bias,
             "seed": seed,
         }
-        self._set_up(options, backend, dtype)
+        self._begin(options, backend, dtype)
 
     def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
         shapes = self._shapes(options)
         width, features = shapes["weight"]
         plain = {"in_features": features, "out_features": width, "bias": "bias" in shapes}
         self._build(shapes, {**plain, "seed": check_seed(options["seed"])}, backend, dtype)
-        self._draw(features**-0.5)
+
+    def _bound(self) -> float:
+        return float(self.options["in_features"] ** -0.5)
 
     def _moved(self) -> None:
         self._xp = self.backend.module("ieee", False)  # products in full precision

@@ -49,7 +49,9 @@ class _Recurrent(Module):
         self._stack = self._make_stack(options)
         self._calls = 0
         self._build(self._stack.shapes(), self._plain(options), backend, dtype)
-        self._draw(self._stack.hidden_size**-0.5)
+
+    def _bound(self) -> float:
+        return float(self._stack.hidden_size**-0.5)
 
     @staticmethod
     def _cell(options: Mapping[str, Any]) -> Cell:

@@ -54,13 +54,11 @@ def forward(
     others = [kept.empty(layout.running + total, H) for _ in ends[1:]]
     states = (kept.empty(layout.running + total, H, dtype=T), *others)
 
-    bias = _input_bias(cell, weights, H)
     trace = Trace(x, gates, saved, states)
     whole = engine.whole("training" if record else "forward", layout.running, H, layout.steps)
+    bias = input_bias(cell, weights, T)
     if whole is None or not whole[0].from_input:
-        xp.matmul(x, weights.weight_ih.T, out=gates)
-        if bias is not None:
-            gates += bias.astype(T, copy=False)
+        input_side(xp, weights, bias, x, gates)
     if whole is None:
         _take_steps(engine, weights, trace, ends, layout, reverse, scratch, record)
     else:
@@ -71,6 +69,24 @@ def forward(
     for state, end in zip(states, ends, strict=True):
         end[: layout.running] = layout.final(state, reverse)
     return trace
+
+
+def step(
+    xp: Any, cell: Cell, weights: Weights, bias: Array | None, x: Array, here: Buffers
+) -> None:
+    """One step of one direction of one layer alone, from x (N, I).
+
+    `bias` is what `input_bias` gives, for all rows or for each; the buffers are those of `Cell`.
+    """
+    input_side(xp, weights, bias, x, here.gates)
+    cell.forward(xp, weights, here)
+
+
+def input_side(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: Array) -> None:
+    """Write gx to `gates` (S, G*H), as `Cell` wants it; x (S, I) and `bias` (G*H,) are read."""
+    xp.matmul(x, weights.weight_ih.T, out=gates)
+    if bias is not None:
+        gates += bias
 
 
 def _take_steps(
@@ -174,14 +190,14 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     return tuple([array[start : start + rows] for array in arrays])
 
 
-def _input_bias(cell: Cell, weights: Weights, H: int) -> Array | None:
+def input_bias(cell: Cell, weights: Weights, dtype: Any) -> Array | None:
     """b_ih, and b_hh of the gates in which the two only occur as a sum; a new array (G*H,)."""
     if weights.bias_ih is None or weights.bias_hh is None:
         return None
     bias = weights.bias_ih.copy()
-    folded = cell.folded * H
+    folded = cell.folded * weights.weight_hh.shape[1]
     bias[:folded] += weights.bias_hh[:folded]
-    return bias
+    return bias.astype(dtype, copy=False)
 
 
 def _weight_gradients(

@@ -5,7 +5,8 @@
 // What is published reaches memory late and in any order, other than for its own thread. So a
 // missing barrier or poll gives wrong numbers (shared memory begins as NaN), a wait for what never
 // comes is reported instead of lasting, and so are warps that part, unaligned vectors, and writes
-// past the end of shared memory. What it cannot see: times, and the accuracy of intrinsics.
+// past the end of shared memory. What it cannot see: times, and the accuracy of intrinsics. What
+// the blocks of a cluster do with each other's shared memory is in clusters.h.
 
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <random>
 #include <tuple>
 #include <vector>
@@ -28,12 +30,12 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 
 namespace fibers {
 
-enum Outcome { FINE, DEADLOCK, SHARED_OVERRUN, DIVERGED, UNALIGNED };
+enum Outcome { FINE, DEADLOCK, SHARED_OVERRUN, DIVERGED, UNALIGNED, GONE, MISUSED, UNDIVIDED };
 
 constexpr size_t STACK = 64 << 10, GUARD = 1024;
 constexpr unsigned char FRESH = 0xff;  // NaN
 
-struct Meeting {  // of a block or a warp
+struct Meeting {  // of a cluster, a block or a warp
   int arrived = 0, members = 0;
   std::vector<int> waiting;
 };
@@ -41,9 +43,18 @@ struct Warp : Meeting {
   unsigned slots[2][32][6];
   int operation = 0;  // what those who wait are here for
 };
+struct Counter {  // what stands in shared memory as an mbarrier
+  int count, pending;
+  long bytes;  // expected and not yet there; negative where they came first
+  int phase;
+  bool seen;  // whether anybody has seen the end of the phase before
+};
 struct Block : Meeting {
   std::vector<unsigned char> shared;
   std::vector<Warp> warps;
+  std::map<size_t, Counter> counters;  // by their place in shared memory
+  Meeting* cluster;
+  int rank;  // in the cluster
 };
 struct Fiber {
   jmp_buf state;
@@ -59,20 +70,26 @@ struct Posted {  // published and not yet in memory
   unsigned value;
   Fiber* by;
 };
+struct Sent {  // to shared memory of a neighbour, and not yet all there
+  std::function<bool()> part;  // a call does one; true: the last
+  Fiber* arrival;              // whose it is, of those that barriers wait for
+};
 
 struct Grid {
   Dim size;
-  int threads;
+  int threads, cluster;  // of a block; blocks of a cluster
   std::vector<Fiber> fibers;
   std::vector<Block> blocks;
+  std::vector<Meeting> clusters;
   std::vector<int> ready;  // those who could run, from `next` on
   size_t next = 0;
   std::vector<Posted> posted;
+  std::vector<Sent> sent;
   std::mt19937 random;
   bool shuffled = false;
   long idle = 0;  // spins since anything happened
   long alive = 0;
-  int waiting_blocks = 0;  // the next one to become resident
+  int waiting = 0;  // the next cluster to become resident
   Warp* held_back = nullptr;
   long held_for = 0;
   Outcome outcome = FINE;
@@ -135,6 +152,8 @@ inline unsigned (*collect(int operation, const unsigned* words, int count))[6] {
   return warp.slots[parity];
 }
 
+void deliver(size_t i);  // one of `sent`: see clusters.h
+
 inline void settle(size_t i) {
   *grid->posted[i].at = grid->posted[i].value;
   grid->posted[i] = grid->posted.back();
@@ -165,8 +184,9 @@ inline void enter() {
   current->done = true;
   _longjmp(grid->scheduler, 1);
 }
-inline void admit(int block) {
-  for (int i = block * grid->threads; i < (block + 1) * grid->threads; ++i) {
+inline void admit(int cluster) {
+  const int all = grid->threads * grid->cluster;
+  for (int i = cluster * all; i < (cluster + 1) * all; ++i) {
     Fiber& fiber = grid->fibers[i];
     getcontext(&fiber.first);
     fiber.first.uc_stack.ss_sp = grid->stacks + i * STACK;
@@ -180,8 +200,10 @@ inline void leave_block(Fiber& fiber) {
   --grid->alive;
   grid->idle = 0;
   --fiber.warp->members;
-  if (--fiber.its_block->members == 0 && grid->waiting_blocks < (int)grid->blocks.size())
-    admit(grid->waiting_blocks++);
+  --fiber.its_block->members;
+  Meeting& cluster = *fiber.its_block->cluster;
+  if (cluster.arrived == --cluster.members && cluster.arrived) release(cluster);
+  if (!cluster.members && grid->waiting < (int)grid->clusters.size()) admit(grid->waiting++);
 }
 
 // Whether this one has to wait although it could run: it belongs to the warp that is held back.
@@ -204,6 +226,7 @@ inline void schedule() {
       return;
     }
     if (!g.posted.empty() && g.random() % 8 == 0) settle(g.random() % g.posted.size());
+    if (!g.sent.empty() && g.random() % 8 == 0) deliver(g.random() % g.sent.size());
     const int i = g.ready[g.next++];
     if (g.shuffled && passed_over(i)) {
       g.ready.push_back(i);
@@ -219,13 +242,16 @@ inline void schedule() {
   }
 }
 
-// Run a kernel on a grid; at most `resident` blocks at once, 0 for all.
+// Run a kernel on a grid; at most `resident` blocks at once, 0 for all. Each `cluster` neighbours
+// in x are a cluster.
 inline Outcome launch(Dim size, int threads, size_t shared, unsigned seed, int resident,
-                      std::function<void()> kernel) {
+                      std::function<void()> kernel, int cluster = 1) {
+  if (size.x % cluster) return UNDIVIDED;
   Grid g;
   grid = &g;
   g.size = size;
   g.threads = threads;
+  g.cluster = cluster;
   g.kernel = kernel;
   g.random.seed(seed);
   g.shuffled = seed != 0;
@@ -233,11 +259,15 @@ inline Outcome launch(Dim size, int threads, size_t shared, unsigned seed, int r
   g.alive = static_cast<long>(count) * threads;
   g.fibers = std::vector<Fiber>(g.alive);
   g.blocks.resize(count);
+  g.clusters.resize(count / cluster);
+  for (Meeting& c : g.clusters) c.members = threads * cluster;
   g.stacks = static_cast<char*>(mmap(nullptr, STACK * g.alive, PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   for (int b = 0; b < count; ++b) {
     Block& block = g.blocks[b];
     block.members = threads;
+    block.cluster = &g.clusters[b / cluster];
+    block.rank = b % cluster;
     block.shared.assign(shared + GUARD, FRESH);
     block.warps.resize(threads / 32);
     for (Warp& warp : block.warps) warp.members = 32;
@@ -249,11 +279,13 @@ inline Outcome launch(Dim size, int threads, size_t shared, unsigned seed, int r
       fiber.warp = &block.warps[t / 32];
     }
   }
-  const int first = resident && resident < count ? resident : count;
-  while (g.waiting_blocks < first) admit(g.waiting_blocks++);
+  const int first = (resident && resident < count ? resident : count) / cluster;
+  while (g.waiting < first) admit(g.waiting++);
   if (g.shuffled) std::shuffle(g.ready.begin(), g.ready.end(), g.random);
+  if (g.shuffled && g.random() % 4 == 0) hold_back(g.fibers[g.random() % g.fibers.size()].warp);
   schedule();
   while (!g.posted.empty()) settle(0);
+  while (!g.sent.empty()) deliver(0);
   for (const Block& block : g.blocks)
     for (size_t i = shared; i < block.shared.size(); ++i)
       if (block.shared[i] != FRESH && g.outcome == FINE) g.outcome = SHARED_OVERRUN;

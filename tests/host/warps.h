@@ -1,4 +1,4 @@
-// kernels/cuda/device.h for the fibers of fibers.h, which stands before it.
+// kernels/cuda/device.h for the fibers of fibers.h, which stands before it with clusters.h.
 
 #define threadIdx (fibers::current->thread)
 #define blockIdx (fibers::current->block)
@@ -18,6 +18,34 @@ inline bool all_lanes(bool p) {
   return true;
 }
 inline void pause() { fibers::spin(); }
+inline void sync_warp() {
+  const unsigned nothing = 0;
+  fibers::collect(5, &nothing, 1);
+}
+
+struct Barrier {
+  unsigned long long bits;
+};
+typedef unsigned char* Remote;
+
+inline unsigned cluster_rank() { return fibers::current->its_block->rank; }
+inline void sync_cluster() { fibers::cluster_barrier(); }
+inline Remote at_rank(const void* p, unsigned rank) { return fibers::at_rank(p, rank); }
+inline void send4(Remote to, uint4 v, Remote barrier) { fibers::send_words(to, v, barrier); }
+inline unsigned char* bytes_of(Barrier* barrier) {
+  return reinterpret_cast<unsigned char*>(barrier);
+}
+inline void init(Barrier* barrier, unsigned count) {
+  fibers::init_counter(bytes_of(barrier), count);
+}
+inline void announce_barriers() {}
+inline void expect(Barrier* barrier, Word bytes) {
+  fibers::expect_bytes(bytes_of(barrier), bytes);
+}
+inline void arrive(Remote barrier) { fibers::send_arrival(barrier); }
+inline bool ended(Barrier* barrier, Word parity) {
+  return fibers::phase_ended(bytes_of(barrier), parity);
+}
 inline float float_of(Word w) {
   float a;
   memcpy(&a, &w, sizeof a);

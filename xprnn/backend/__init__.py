@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 
@@ -29,11 +28,14 @@ _log = logging.getLogger("xprnn")
 _context: ContextVar[str | None] = ContextVar("xprnn_backend", default=None)
 
 BACKENDS: dict[str, type[Backend]] = {"numpy": Backend, "cupy": CupyBackend}
-_opened: WeakSet[Backend] = WeakSet()
+_opened: dict[str, Backend] = {}  # by every name asked for; one object a device
 
 
-@cache
 def _open(name: str) -> Backend:
+    return _opened.get(name) or _open_first(name)
+
+
+def _open_first(name: str) -> Backend:
     kind, colon, index = name.partition(":")
     if kind not in BACKENDS or (colon and not index):
         raise ValueError(
@@ -41,10 +43,9 @@ def _open(name: str) -> Backend:
             f"use_backend or {ENVIRONMENT_VARIABLE} said so)"
         )
     found = BACKENDS[kind].open(index)
-    if found.name != name:
-        return _open(found.name)  # one object a device
-    _opened.add(found)
-    return found
+    one = _opened.setdefault(found.name, found)  # another thread's, if that was faster
+    _opened[name] = one
+    return one
 
 
 @cache
@@ -109,15 +110,24 @@ def synchronize() -> None:
     """Wait until all work given to the devices that this process uses is done.
 
     Results are on their way when a call returns; an error of the device shows at a later call,
-    and here at the latest.
+    and here at the latest. An error is raised when all are done, with those of other devices as
+    its notes.
 
     :raises KernelStoppedError: a kernel gave up; what it computed is NaN.
     :raises RuntimeError: the current stream is being captured.
 
     >>> synchronize()
     """
-    for backend in list(_opened):
-        backend.synchronize()
+    errors = []
+    for backend in dict.fromkeys(_opened.copy().values()):  # other threads may open more
+        try:
+            backend.synchronize()
+        except RuntimeError as error:
+            errors.append(error)
+    if errors:
+        for other in errors[1:]:
+            errors[0].add_note(f"{type(other).__name__}: {other}")
+        raise errors[0]
 
 
 def backend_of(array: object) -> Backend | None:

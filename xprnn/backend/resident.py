@@ -1,9 +1,10 @@
 """Launches of kernels whose blocks wait for each other, and what such a kernel reports.
 
 All blocks of a resident kernel must be on the device at once. Two of them side by side, from two
-threads or on two streams, could each hold half of it and wait for ever. So each is launched
-cooperatively, which CUDA refuses where it does not fit, and waits, on the device, for the one
-before it; other work may run beside it and ends by itself.
+threads or on two streams, could each hold half of it and wait for ever. So each waits, on the
+device, for the one before it; other work may run beside it and ends by itself. That it fits is
+looked up first. A launch is cooperative too, which CUDA refuses where it does not fit; but not one
+of clusters, which CUDA is said to have refused so, and taken in the ordinary way (cupy#8778).
 
 A kernel in which a wait lasts too long ends, and leaves its number and the step in a word of
 page-locked memory. Nobody waits for that word: the next call on the device looks at it.
@@ -16,6 +17,8 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from . import driver
 
 STEP_BITS = 24  # of a report: below them the step, clipped, above them the kernel's number
 
@@ -30,6 +33,7 @@ class Shape(NamedTuple):
     grid: tuple[int, int]  # blocks
     threads: int  # a block
     shared: int  # bytes a block
+    cluster: int = 1  # neighbours in x that make a cluster: compiled into the kernel
 
     @property
     def blocks(self) -> int:
@@ -49,7 +53,7 @@ class ResidentKernels:
         self._device = device
         self._lock = Lock()
         self._names: list[str] = []
-        self._rooms: dict[tuple[Any, int, int], int] = {}
+        self._rooms: dict[tuple[Any, Shape], int] = {}
         self._last: Any = None  # the event behind the launch before; made with `_memory`
         self._memory: Any = None
         self._word = np.zeros(1, np.uint32)  # 0: nothing to report
@@ -60,7 +64,8 @@ class ResidentKernels:
         The device is the current one, and the stream is not being captured.
 
         :param name: what an error calls it.
-        :param kernel: a RawKernel with `enable_cooperative_groups`; its last two parameters are
+        :param kernel: a RawKernel, with `enable_cooperative_groups` unless its blocks make
+            clusters, whose size divides the grid's first; its last two parameters are
             `unsigned* report` and `unsigned tag`. When it gives up at the t-th step of its walk,
             it writes tag + min(t, 2^24 - 1) to `report`, in one store.
         :param arguments: those before the two.
@@ -71,7 +76,8 @@ class ResidentKernels:
             if shape.blocks > room:
                 raise RuntimeError(
                     f"kernel {name}: {shape.blocks} blocks of {shape.threads} threads and "
-                    f"{shape.shared} bytes wait for each other, and the device holds {room}"
+                    f"{shape.shared} bytes{_in_clusters(shape)} wait for each other, and the "
+                    f"device holds {room}"
                 )
             self._prepare()
             stream = self._cupy.cuda.get_current_stream()
@@ -115,15 +121,24 @@ class ResidentKernels:
 
     def _room(self, kernel: Any, shape: Shape) -> int:
         """How many blocks of a kernel the device holds; CuPy itself would shrink a grid."""
-        key = kernel, shape.threads, shape.shared
+        key = kernel, shape
         if key not in self._rooms:
             cuda = self._cupy.cuda
             facts = cuda.runtime.getDeviceProperties(self._device)
             # the most there is, not this launch's share: the next one may ask for more
             most = facts["sharedMemPerBlockOptin"] - kernel.shared_size_bytes
             kernel.max_dynamic_shared_size_bytes = most
-            each = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
-                kernel.kernel.ptr, shape.threads, shape.shared
-            )
-            self._rooms[key] = each * facts["multiProcessorCount"]
+            self._rooms[key] = self._count(kernel, shape, facts["multiProcessorCount"])
         return self._rooms[key]
+
+    def _count(self, kernel: Any, shape: Shape, processors: int) -> int:
+        pointer = kernel.kernel.ptr
+        if shape.cluster == 1:
+            most = self._cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor
+            return int(most(pointer, shape.threads, shape.shared)) * processors
+        clusters = driver.active_clusters(pointer, shape.grid, shape.threads, shape.shared)
+        return clusters * shape.cluster
+
+
+def _in_clusters(shape: Shape) -> str:
+    return f" in clusters of {shape.cluster}" if shape.cluster > 1 else ""

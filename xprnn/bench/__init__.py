@@ -16,7 +16,7 @@ from .peers import PEERS, cores, installed, ours
 from .report import BenchReport, Row
 from .task import Peer, PeerUnavailableError, Setting, Task, make_task
 
-__all__ = ["PEERS", "DisagreementError", "PeerUnavailableError", "Setting", "run"]
+__all__ = ["PEERS", "DisagreementError", "PeerUnavailableError", "Setting", "agreement", "run"]
 
 MOST = 0.5  # of an array's largest element: no two libraries that agree are further apart
 
@@ -45,7 +45,7 @@ def run(setting: Setting, against: Sequence[str] | None = None) -> BenchReport:
             if against is not None:
                 raise
             lines.append(f"not measured: {error}")
-    agreed = [_agreement(setting, peers[0], peer) for peer in peers[1:]]
+    agreed = [agreement(setting, peers[0], peer) for peer in peers[1:]]
     rows = _rows(peers, task)
     lines = [*(peer.note for peer in peers), *agreed, *lines, *_machine(task.layer.backend)]
     title = (
@@ -67,7 +67,7 @@ def _rows(peers: Sequence[Peer], task: Task) -> list[Row]:
     return [Row(what, who, each, found[what, "xprnn"]) for (what, who), each in found.items()]
 
 
-def _agreement(setting: Setting, mine: Peer, peer: Peer) -> str:
+def agreement(setting: Setting, mine: Peer, peer: Peer) -> str:
     """How far a peer's results lie from xprnn's; DisagreementError if further than rounding goes.
 
     Each may be wrong by `tolerance`; a peer in a narrow dtype may add up its weights' gradients

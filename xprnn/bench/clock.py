@@ -46,8 +46,12 @@ def _events(backend: CupyBackend) -> Timer:
     return seconds
 
 
-def measure(functions: Sequence[Function], seconds: Timer) -> list[list[float]]:
+def measure(
+    functions: Sequence[Function], seconds: Timer, budget: float | None = None
+) -> list[list[float]]:
     """The seconds of one call of each function in each of many rounds.
+
+    No round begins after `budget` seconds (None: BUDGET) but for the first few.
 
     A round takes one sample of each function, and before each sample one call of it goes
     unmeasured: the caches are warm with its own data, and threads of another library that still
@@ -57,7 +61,7 @@ def measure(functions: Sequence[Function], seconds: Timer) -> list[list[float]]:
         seconds(function, 2)
     repeats = [math.ceil(SAMPLE / max(seconds(function, 1), 1e-6)) for function in functions]
     found: list[list[float]] = [[] for _ in functions]
-    end = time.monotonic() + BUDGET
+    end = time.monotonic() + (BUDGET if budget is None else budget)
     for done in range(ROUNDS[1]):
         if done >= ROUNDS[0] and time.monotonic() > end:
             break

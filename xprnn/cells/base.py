@@ -91,7 +91,7 @@ class Cell:
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """From gx and gh to the gates and the next states.
 
-        `bias_hh` (G*H,) is read, `gh` (N, G*H) used up.
+        `bias_hh` (G*H,), or in plain code (N, G*H), is read, `gh` (N, G*H) used up.
         """
         raise NotImplementedError
 

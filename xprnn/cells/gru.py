@@ -51,7 +51,7 @@ class GRU(Cell):
         if bias_hh is None:
             gh_n[...] = gh[:, 2 * H :]
         else:
-            xp.add(gh[:, 2 * H :], bias_hh[2 * H :], out=gh_n)
+            xp.add(gh[:, 2 * H :], bias_hh[..., 2 * H :], out=gh_n)
         r_gh_n = gh[:, :H]
         xp.multiply(r, gh_n, out=r_gh_n)
         n += r_gh_n

@@ -3,8 +3,8 @@
 There are two seams, and the plain code is the fallback and the oracle of both: "pointwise"
 (what a step does by element in one kernel) and "sequence" (all steps in one call). A backend
 names its family of kernels, a folder here whose `__init__` is a `Family`. To add a kernel: a
-cell in the family's `POINTWISE`; for whole sequences a row in `cuda/plan.py`, which says which
-calls they fit, or a name in `numba.SEQUENCE`.
+cell in the family's `POINTWISE`; for whole sequences its rows in `cuda/table.py`, from which
+`cuda/plan.py` says which calls they fit, or a name in `numba.SEQUENCE`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from ..arithmetic import Arithmetic
 from ..backend import Backend
+from ..backend.cupy import CupyBackend
 from ..cells import Cell
 from .family import Family, Sequences
 from .narrow import widened
@@ -28,6 +29,8 @@ IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
 # GPU, fibers for threads; they join when a GPU has shown them right and faster.
 AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
 UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
+
+BY_COLUMN = "a stepper's arrays stand by column on a CPU, compiled parts take rows"
 
 
 class KernelUnavailableError(RuntimeError):
@@ -83,6 +86,49 @@ def choose(
     if wants_sequences(backend) and not _family(backend).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
+
+
+def choose_step(
+    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
+) -> Engine:
+    """Who serves the steps of a stepper; "sequence" is the launch for all layers.
+
+    :param sizes: (L, N, I, H) of the stack and its streams.
+    :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
+    :raises KernelUnavailableError: it forces what is not there, or does not fit.
+    """
+    forced, refused = _forced(), _refuse_stack_step(cell, backend, arithmetic, sizes)
+    if not backend.on_gpu and forced in ("auto", "pointwise"):
+        if forced == "pointwise":
+            raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
+        engine = _choose(cell, backend, arithmetic, "reference")
+        missing = ("pointwise", BY_COLUMN), ("sequence", refused or "")
+        return replace(engine, reason="the only one here", missing=missing)
+    if refused is None and wants_sequences(backend):
+        reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
+        engine = _choose(cell, backend, arithmetic, "auto")
+        return replace(engine, implementation="sequence", reason=reason, missing=())
+    if forced == "sequence":
+        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused}")
+    engine = _choose(cell, backend, arithmetic, forced)
+    others = [row for row in engine.missing if row[0] != "sequence"]
+    why = refused or (UNTRIED if forced == "auto" else engine.reason)
+    return replace(engine, missing=(*others, ("sequence", why)))
+
+
+def _refuse_stack_step(
+    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
+) -> str | None:
+    """Why no kernel takes a step of all layers; None: one can."""
+    if not isinstance(backend, CupyBackend):
+        return _absent(cell, backend)
+    from .cuda.stack_step import Sizes, refusal
+
+    return refusal(backend, cell.name, arithmetic, Sizes(*sizes))
+
+
+def _absent(cell: Cell, backend: Backend) -> str:
+    return f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
 
 
 def _forced() -> str:
@@ -172,8 +218,7 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
         if cell.name in fused:
             serving["pointwise"] = fused[cell.name]
         there = {*serving} if refusal else {*serving, *known}
-    absent = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
-    absent = refusal or absent
+    absent = refusal or _absent(cell, backend)
     if forced == "auto":
         able = [name for name in AUTOMATIC[backend.kernels] if name in serving]
         chosen = able[-1]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...arithmetic import Arithmetic
 from ...cells import Cell
 from .cells import POINTWISE
-from .plan import KERNELS
+from .table import KERNELS
 
 if TYPE_CHECKING:
     from ...backend.cupy import CupyBackend

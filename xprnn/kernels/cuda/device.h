@@ -6,7 +6,15 @@ namespace xprnn {
 
 typedef unsigned int Word;  // 32 bits: one float, or two narrow numbers
 
+#ifndef XP_CLUSTER
+#define XP_CLUSTER 1  // neighbours in x that reach each other's shared memory; more from sm_90 on
+#endif
+#if XP_CLUSTER > 1
+#define XP_KERNEL(threads) \
+  __global__ void __cluster_dims__(XP_CLUSTER, 1, 1) __launch_bounds__(threads, 1)
+#else
 #define XP_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+#endif
 #define XP_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 // Every thread of the block waits for all others; their writes to shared memory are seen then.
@@ -14,6 +22,9 @@ XP_FN void sync_block() { __syncthreads(); }
 
 // Whether it holds in every thread of the warp, which stands together afterwards.
 XP_FN bool all_lanes(bool p) { return __all_sync(0xffffffffu, p); }
+
+// Every lane of the warp waits for all others; what they have read and written stays before it.
+XP_FN void sync_warp() { __syncwarp(); }
 
 // Between two polls. (On a CPU the others get their turn here.)
 XP_FN void pause() {}
@@ -65,6 +76,75 @@ XP_FN void tell_host(Word* p, Word v) {
 
 // Starts to bring what stands at an address into L2.
 XP_FN void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// Between the blocks of a cluster, from sm_90 on: see "Asynchronous operations" and "mbarrier" of
+// the PTX ISA.
+struct Barrier {  // an mbarrier: a phase ends with so many arrivals and all bytes that are expected
+  unsigned long long bits;
+};
+typedef Word Remote;  // an address in the shared memory of any block of the cluster
+
+XP_FN Word shared_address(const void* p) { return static_cast<Word>(__cvta_generic_to_shared(p)); }
+
+XP_FN Word cluster_rank() {
+  Word rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Every thread of the cluster waits for all others that still run, in any state of their warps.
+XP_FN void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// Where `p`, in this block's shared memory, stands in that of another block of the cluster.
+XP_FN Remote at_rank(const void* p, Word rank) {
+  Remote there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(p)), "r"(rank));
+  return there;
+}
+
+// A store to another block, some time from now; then its 16 bytes are counted at a barrier there.
+XP_FN void send4(Remote to, uint4 v, Remote barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
+      "[%0], {%1,%2,%3,%4}, [%5];" ::"r"(to),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(barrier)
+      : "memory");
+}
+
+XP_FN void init(Barrier* barrier, Word count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+               : "memory");
+}
+// What this thread has initialised is so for the cluster, behind its next barrier.
+XP_FN void announce_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// Arrives at a barrier of this block, and lets the phase wait for so many bytes more.
+XP_FN void expect(Barrier* barrier, Word bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+// Arrives at a barrier of another block: what this warp has read before may be overwritten.
+XP_FN void arrive(Remote barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
+               : "memory");
+}
+// Whether the last phase of a parity has ended; looks for about as long as a poll of L2 takes.
+XP_FN bool ended(Barrier* barrier, Word parity) {
+  Word yes;
+  asm volatile(
+      "{.reg .pred p;\n\t"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2, 500;\n\t"
+      "selp.u32 %0, 1, 0, p;}"
+      : "=r"(yes)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return yes;
+}
 
 // Two floats rounded to narrow numbers in one word, the first one low; a NaN becomes 0x7fff.
 XP_FN Word bf16_pair(float low, float high) {

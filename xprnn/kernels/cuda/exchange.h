@@ -91,20 +91,26 @@ struct Passes {
 
 enum Arrival { NEVER, THERE, SPECIAL };  // SPECIAL: there, perhaps with infinities or NaNs
 
-// Poll until every lane has its 16 bytes of `count` pieces; past `words` they are zeros.
-template <int kind, int count>
-XP_FN Arrival await(uint4 (&b)[count], const Word* p, int words, Word spins) {
+// Pieces that follow each other in a row, of which `words` words are left from p on.
+struct InRow {
+  const Word* p;
+  int words;
+  XP_FN bool has(int k) const { return k * PIECE < words; }
+  XP_FN const Word* at(int k) const { return p + k * PIECE; }
+};
+
+// Poll until every lane has its 16 bytes of `count` pieces; those that `pieces` has not are zeros.
+template <int kind, int count, class Pieces>
+XP_FN Arrival await(uint4 (&b)[count], const Pieces& pieces, Word spins) {
   for (;;) {
     bool full = true;
 #pragma unroll
     for (int k = 0; k < count; ++k)
-      b[k] = k * PIECE < words ? poll4(p + k * PIECE) : make_uint4(0, 0, 0, 0);
+      b[k] = pieces.has(k) ? poll4(pieces.at(k)) : make_uint4(0, 0, 0, 0);
     if constexpr (kind == TF32X3) {  // EMPTY is a NaN: what is finite is there
       bool finite = true;
 #pragma unroll
-      for (int k = 0; k < count; ++k)
-        finite = finite && is_finite(b[k].x) && is_finite(b[k].y) && is_finite(b[k].z) &&
-                 is_finite(b[k].w);
+      for (int k = 0; k < count; ++k) finite = finite && is_finite(b[k]);
       if (all_lanes(finite)) return THERE;
     }
 #pragma unroll

@@ -27,6 +27,10 @@ XP_FN int smaller(int a, int b) { return a < b ? a : b; }
 
 XP_FN bool is_finite(Word w) { return fabsf(float_of(w)) <= 3.402823466e38f; }
 
+XP_FN bool is_finite(uint4 v) {
+  return is_finite(v.x) && is_finite(v.y) && is_finite(v.z) && is_finite(v.w);
+}
+
 XP_FN bool is_nan(Word w) { return (w & 0x7fffffffu) > 0x7f800000u; }
 
 XP_FN Word quiet(Word w) { return is_nan(w) ? NAN_WORD : w; }

@@ -3,22 +3,28 @@
 A block keeps the recurrent weights of 16 units for the whole sequence: those of its `held`
 chunks in registers, the rest in shared memory. Its warps share the reduction. Slices of units
 times groups of rows make the grid, and as all blocks wait for each other, all of them must be on
-the device at once. Larger batches take several passes a step. Plain Python, no GPU needed.
+the device at once. Larger batches take several passes a step. Where very much is polled for,
+blocks share that in clusters, if the device has them. Plain Python, no GPU needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...arithmetic import Arithmetic
+from .table import KERNELS, NO_KERNEL, Kernel, Tiling
 
 UNITS, TILE, WARP = 16, 8, 32  # units of a block, rows of a tile, threads of a warp
 COUNTABLE = 2**31  # packed rows that the kernels' 32-bit counters do not reach
 
 # What waiting for other blocks costs a pass, in products of a chunk with a tile: an estimate
 LATENCY = 12
+
+# Bytes that all blocks poll for in a pass from which on clusters share them; N=64, H=1024 of narrow
+# numbers makes 8 MiB. An estimate: L2 takes 0.6 us for the half of 6 MiB, handing it over 0.3 us
+SHARED_FROM = 6 << 20
 
 # By what a product reads: elements of a chunk, those of 16 bytes, the kernels' name for it
 CHUNK = {"float32": 16, "tf32": 16, "bfloat16": 32, "float16": 32}
@@ -67,32 +73,12 @@ class Problem(NamedTuple):
     T: int
 
 
-class Tiling(NamedTuple):
-    """The sizes that are compiled into a kernel."""
-
-    warps: int
-    chunks: int  # of the reduction, a warp
-    held: int  # those whose weights stay in registers
-    tiles: int  # of rows, in a pass
-
-
-class Kernel(NamedTuple):
-    """What a kernel needs, in units of its tiling."""
-
-    template: str  # its name in C++, with a place for what comes before `tiles` and after it
-    reduction: int  # its length, in units of the padded H
-    weights: int  # registers a thread for each chunk that is held; bytes a thread are 4 times that
-    sums: int  # bytes of shared memory for each warp and tile
-    carried: int  # bytes of shared memory for each tile and pass
-    tilings: Mapping[str, tuple[Tiling, ...]]  # by numbers
-
-
 class Plan(NamedTuple):
     """One launch that fits."""
 
     name: str  # of the instantiation, in C++
     tiling: Tiling
-    slices: int  # of 16 units: the grid's first size
+    slices: int  # of 16 units, in whole clusters: the grid's first size
     groups: int  # of rows: the grid's second
     passes: int  # of `tiles` tiles: a group's rows
     shared: int  # bytes a block
@@ -109,42 +95,19 @@ class Plan(NamedTuple):
         """The blocks, all of which are resident."""
         return self.slices, self.groups
 
+    @property
+    def cluster(self) -> int:
+        """Blocks of a cluster, neighbours in the grid's first size."""
+        return self.tiling.cluster
+
 
 HEAD = 128  # bytes of shared memory in front of everything
+AHEAD, PIECE = 8, 512  # pieces that a lane polls for at once, bytes of one of a warp
 MOST = 255  # registers that a thread can have
 # Registers a thread besides the weights: what the compiler takes at most. For float32 it takes all
 # there are, to split weights once instead of at each step.
 SPARE = {"float32": MOST, "tf32": 111, "bfloat16": 111, "float16": 111}
-
-
-def _tilings(held: int, *sizes: tuple[int, tuple[int, ...]]) -> tuple[Tiling, ...]:
-    """Tilings of 8 warps from (chunks, (tiles, ...)); as many chunks are held as may be."""
-    return tuple([Tiling(8, c, min(c, held), t) for c, tiles in sizes for t in tiles])
-
-
-_NARROW = _tilings(6, (1, (1, 4)), (2, (1, 2, 4)), (4, (1, 2, 4)), (8, (1,)), (10, (1,)))
-_NARROW_BACK = _tilings(18, (3, (1, 4)), (6, (1, 2, 4)), (12, (1, 2, 4)), (24, (1,)), (30, (1,)))
-FORWARD = {
-    "float32": _tilings(5, (2, (1, 4)), (4, (1, 2, 4)), (6, (1,)), (8, (1, 2, 4)), (13, (1,))),
-    "tf32": _tilings(6, (2, (1, 4)), (4, (1, 2, 4)), (6, (1,)), (8, (1, 2, 4)), (14, (1,))),
-    "bfloat16": _NARROW,
-    "float16": _NARROW,
-}
-BACKWARD = {
-    "float32": _tilings(15, (6, (1, 4)), (12, (1, 2, 4)), (18, (1,)), (24, (1, 2, 4)), (39, (1,))),
-    "tf32": _tilings(18, (6, (1, 4)), (12, (1, 2, 4)), (18, (1,)), (24, (1, 2, 4)), (42, (1,))),
-    "bfloat16": _NARROW_BACK,
-    "float16": _NARROW_BACK,
-}
-KERNELS: dict[tuple[str, str], Kernel] = {
-    ("gru", "forward"): Kernel("gru_forward<{}, false>", 1, 24, 3840, 0, FORWARD),
-    ("gru", "training"): Kernel("gru_forward<{}, true>", 1, 24, 3840, 0, FORWARD),
-    ("gru", "backward"): Kernel("gru_backward<{}>", 3, 8, 1280, 512, BACKWARD),
-}
-_NO_CELL = {
-    "gru_reset_before": "reset_after=False takes two products that wait for each other a step, "
-    "which no sequence kernel does"
-}
+TO_SHARE = 9  # and in clusters so many more
 
 
 def numbers_of(arithmetic: Arithmetic) -> str:
@@ -162,7 +125,7 @@ def plan(device: Device, problem: Problem) -> Plan | str:
     reach = {
         t: t.warps * t.chunks * CHUNK[problem.numbers] for t in kernel.tilings[problem.numbers]
     }
-    fitting = [tiling for tiling in reach if reach[tiling] >= length]
+    fitting = [t for t in reach if reach[t] >= length and _has(device, t.cluster)]
     if not fitting:
         grain = GRAIN[problem.numbers]
         most = max(reach.values()) // kernel.reduction // grain * grain
@@ -177,18 +140,19 @@ def padded(H: int, numbers: str) -> int:
     return -(-H // GRAIN[numbers]) * GRAIN[numbers]
 
 
-def instantiations(cell: str, work: str) -> Iterator[tuple[str, int]]:
-    """All that `plan` can choose for a kernel: each name, and the registers a thread has."""
+def instantiations(cell: str, work: str, cluster: int = 1) -> Iterator[tuple[str, int]]:
+    """All of a cluster size that `plan` can choose for a kernel: names, and registers a thread."""
     kernel = KERNELS[cell, work]
     for numbers, tilings in kernel.tilings.items():
         for tiling in tilings:
-            yield _name(kernel, numbers, tiling), _registers(kernel, numbers, tiling)
+            if tiling.cluster == cluster:
+                yield _name(kernel, numbers, tiling), _registers(kernel, numbers, tiling)
 
 
 def _refusal(device: Device, problem: Problem) -> str:
     """Why no device of this kind serves such a problem, or ""."""
     if (problem.cell, problem.work) not in KERNELS:
-        return _NO_CELL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
+        return NO_KERNEL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
     if problem.numbers not in CHUNK:
         return f"{problem.numbers}: sequence kernels multiply {', '.join(CHUNK)}"
     if device.capability < (8, 0):
@@ -204,10 +168,17 @@ def _refusal(device: Device, problem: Problem) -> str:
     return ""
 
 
+def _has(device: Device, cluster: int) -> bool:
+    """Whether the device has clusters of that size; those of desktops, 12.x, refuse some."""
+    return cluster == 1 or device.capability[0] in (9, 10)
+
+
 def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -> Plan | str:
     """The launch with a tiling and as few blocks on a multiprocessor as will do, or why not."""
     registers = _registers(kernel, problem.numbers, tiling)
-    slices, tiles = -(-problem.H // UNITS), -(-problem.N // TILE)
+    cluster, tiles = tiling.cluster, -(-problem.N // TILE)
+    slices = -(-problem.H // (UNITS * cluster)) * cluster
+    processors = device.processors // cluster * cluster  # they come in pairs
     least = _shared(kernel, tiling, 1)
     if least > device.shared_block:
         return (
@@ -215,14 +186,16 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
             f"{device.shared_block:,}"
         )
     together = occupancy(device, tiling, registers, least)
-    if slices > device.processors * together:
+    if slices > processors * together:
         return (
             f"H={problem.H}: {slices} blocks must run at once, one for {UNITS} units; this device "
-            f"holds {device.processors * together}"
+            f"holds {processors * together}"
         )
-    for resident in range(-(-slices // device.processors), together + 1):
-        groups = device.processors * resident // slices
+    for resident in range(-(-slices // processors), together + 1):
+        groups = processors * resident // slices
         passes = -(-tiles // (groups * tiling.tiles))
+        if cluster > 1 and _polled(kernel, problem, slices) < SHARED_FROM * passes:
+            return "so little is polled for that sharing it would not pay"
         shared = _shared(kernel, tiling, passes)
         if shared <= device.shared_block and (
             occupancy(device, tiling, registers, shared) >= resident
@@ -236,9 +209,16 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
     )
 
 
-def _cost(plan: Plan) -> tuple[int, int]:
+def _polled(kernel: Kernel, problem: Problem, slices: int) -> int:
+    """Bytes that all blocks poll for in a step."""
+    row = kernel.reduction * padded(problem.H, problem.numbers) * 16 // GRAIN[problem.numbers]
+    return slices * problem.N * row
+
+
+def _cost(plan: Plan) -> tuple[int, int, int]:
     """What is better has less; blocks share a multiprocessor only where they must."""
-    return plan.resident, plan.passes * (LATENCY + plan.tiling.chunks * plan.tiling.tiles)
+    products = plan.tiling.chunks * plan.tiling.tiles
+    return plan.resident, plan.passes * (LATENCY + products), -plan.cluster
 
 
 def occupancy(device: Device, tiling: Tiling, registers: int, shared: int) -> int:
@@ -254,16 +234,29 @@ def occupancy(device: Device, tiling: Tiling, registers: int, shared: int) -> in
 
 
 def _registers(kernel: Kernel, numbers: str, tiling: Tiling) -> int:
-    return min(MOST, kernel.weights * tiling.held + SPARE[numbers])
+    spare = SPARE[numbers] + (TO_SHARE if tiling.cluster > 1 else 0)
+    return min(MOST, kernel.weights * tiling.held + spare)
 
 
 def _shared(kernel: Kernel, tiling: Tiling, passes: int) -> int:
-    """Bytes: the weights that are not held, the warps' sums, what is carried from step to step."""
+    """Bytes: what clusters share, weights that are not held, the warps' sums, what is carried."""
     weights = 4 * kernel.weights * WARP * tiling.warps * (tiling.chunks - tiling.held)
     sums = kernel.sums * tiling.warps * tiling.tiles
-    return HEAD + weights + sums + kernel.carried * tiling.tiles * passes
+    carried = kernel.carried * tiling.tiles * passes
+    return HEAD + tiling.warps * _staged(tiling) + weights + sums + carried
+
+
+def _staged(tiling: Tiling) -> int:
+    """Bytes in which a warp gets what others poll for: `Stage` and `Batch` of staging.h."""
+    if tiling.cluster == 1:
+        return 0
+    parts = -(-tiling.chunks // (AHEAD * tiling.cluster))
+    own = tiling.chunks // parts // tiling.cluster
+    tiles = 1 if parts > 1 else min(AHEAD // own, tiling.tiles)
+    return 16 + (tiling.cluster - 1) * own * tiles * PIECE
 
 
 def _name(kernel: Kernel, numbers: str, tiling: Tiling) -> str:
-    arguments = ", ".join([f"xprnn::{KIND[numbers]}", *map(str, tiling)])
+    sizes = tiling.warps, tiling.chunks, tiling.held, tiling.tiles
+    arguments = ", ".join([f"xprnn::{KIND[numbers]}", *map(str, sizes)])
     return f"xprnn::{kernel.template.format(arguments)}"

@@ -145,28 +145,43 @@ XP_FN void multiply_special(float (&sums)[lines][4], const Source& source, const
   }
 }
 
-// sums (16 units, 8 rows) of each gate, in as many parts as keep mma busy, += the warp's share of
-// the reduction over a row of the mailbox, of which `words` words are left from p on, where this
-// lane begins. False: given up.
+// Sums of `gates` gates are made in so many parts as keep mma busy.
+constexpr int lines_of(int gates) { return gates < 3 ? 3 * gates : gates; }
+
+template <int lines>
+XP_FN void clear(float (&sums)[lines][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * lines; ++i) sums[i / 4][i % 4] = 0;
+}
+
+// sums (16 units, 8 rows) of each gate += what piece k of the weights makes of one of a row.
+template <int kind, int lines, int gates, int chunks, int held>
+XP_FN void multiply_piece(float (&sums)[lines][4], const Fragments<chunks, held> (&weights)[gates],
+                          int k, uint4 b) {
+  constexpr bool keep = kind != TF32X3 || gates * held <= KEPT;
+#pragma unroll
+  for (int gate = 0; gate < gates; ++gate) {
+    Word a[8];
+    weights[gate].template get<keep>(k, a);
+    multiply<kind, false>(sums[k % (lines / gates) * gates + gate], a, b);
+  }
+}
+
+// sums += the warp's share of the reduction over a row of the mailbox, of which `words` words are
+// left from p on, where this lane begins. False: given up.
 template <int kind, int first = 0, int lines, int gates, int chunks, int held, class Source>
 XP_FN bool multiply_row(float (&sums)[lines][4], const Fragments<chunks, held> (&weights)[gates],
                         const Source& source, bool special, const Word* p, int words, Word spins) {
   constexpr int count = chunks - first < AHEAD ? chunks - first : AHEAD;
-  constexpr bool keep = kind != TF32X3 || gates * held <= KEPT;
   uint4 b[count];
-  const Arrival arrival = await<kind>(b, p + first * PIECE, words - first * PIECE, spins);
+  const InRow pieces = {p + first * PIECE, words - first * PIECE};
+  const Arrival arrival = await<kind>(b, pieces, spins);
   if (arrival == NEVER) return false;
   if (kind == TF32X3 && (special || arrival == SPECIAL)) {
     multiply_special<kind, gates>(sums, source, p, words, first, count);
   } else {
 #pragma unroll
-    for (int k = 0; k < count; ++k)
-#pragma unroll
-      for (int gate = 0; gate < gates; ++gate) {
-        Word a[8];
-        weights[gate].template get<keep>(first + k, a);
-        multiply<kind, false>(sums[(first + k) % (lines / gates) * gates + gate], a, b[k]);
-      }
+    for (int k = 0; k < count; ++k) multiply_piece<kind>(sums, weights, first + k, b[k]);
   }
   if constexpr (first + count < chunks)
     return multiply_row<kind, first + count>(sums, weights, source, special, p, words, spins);
@@ -175,7 +190,9 @@ XP_FN bool multiply_row(float (&sums)[lines][4], const Fragments<chunks, held> (
 
 // What a warp leaves of one tile of 8 rows, for `total`. partial: (warps, gates, rows, PITCH)
 template <int gates, int rows, int lines>
-XP_FN void leave(float* partial, int warp, int lane, int tile, const float (&sums)[lines][4]) {
+XP_FN void leave(float* partial, int warp, int lane, int tile, float (&sums)[lines][4]) {
+#pragma unroll
+  for (int i = 4 * gates; i < 4 * lines; ++i) sums[i / 4 % gates][i % 4] += sums[i / 4][i % 4];
 #pragma unroll
   for (int gate = 0; gate < gates; ++gate) {
     float* p =
@@ -187,22 +204,24 @@ XP_FN void leave(float* partial, int warp, int lane, int tile, const float (&sum
   }
 }
 
+// Where this lane begins in row n; past the end of the pass in its first row, which is there too.
+XP_FN const Word* row_of_mail(const Word* p, int words, int n, int first, int end) {
+  return p + static_cast<Index>(n < end ? n : first) * words;
+}
+
 // The warp's part in one pass, over rows `first` and on of a block of the mailbox, before `end`;
 // `p` is where this lane begins in row 0. False: given up.
 template <int kind, int tiles, int gates, int chunks, int held, class Source>
 XP_FN bool multiply_pass(float* partial, const Fragments<chunks, held> (&weights)[gates],
                          const Source& source, bool special, const Word* p, int words, int left,
                          int first, int end, Word spins) {
-  constexpr int lines = gates < 3 ? 3 * gates : gates;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int tile = 0; tile < tiles && first + 8 * tile < end; ++tile) {
     const int n = first + 8 * tile + lane / 4;
-    const Word* const row = p + static_cast<Index>(n < end ? n : first) * words;
-    float sums[lines][4] = {};
+    const Word* const row = row_of_mail(p, words, n, first, end);
+    float sums[lines_of(gates)][4] = {};
     if (!multiply_row<kind>(sums, weights, source, special, row, left, spins)) return false;
-#pragma unroll
-    for (int i = 4 * gates; i < 4 * lines; ++i) sums[i / 4 % gates][i % 4] += sums[i / 4][i % 4];
     leave<gates, 8 * tiles>(partial, warp, lane, tile, sums);
   }
   return true;

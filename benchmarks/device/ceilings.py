@@ -1,0 +1,136 @@
+"""What a device can do at most, measured in the same run as what is held against it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xprnn.backend import Backend
+from xprnn.backend.cupy import CupyBackend
+from xprnn.backend.resident import Shape
+from xprnn.bench.clock import Function, Timer, measure, timer
+from xprnn.bench.peers import torch_for
+from xprnn.bench.task import Setting, make_task
+
+BUDGET, SHORT = 0.2, 0.02  # seconds for a ceiling, and for a launch of each problem
+SIDE = 8192  # of the matrices
+COPIED = 2**31  # bytes
+ROUNDS = 2000  # of a word to and fro: a millisecond or two
+PLACES, APART = 9, 1 << 20  # words between the two that are handed over: other parts of L2
+SPINS = 1 << 20  # polls: half a second
+WARP = 32  # threads of a block
+
+
+class Ceilings(NamedTuple):
+    """What the floors are computed from."""
+
+    bandwidth: float  # bytes / s, read and written, of a large copy on the device
+    rates: dict[str, float]  # operations / s of a large product, by what it reads
+    latency: float | None = None  # seconds from a store to the poll in another block that sees it
+    look: float | None = None  # seconds of a poll that finds its word
+
+    def rate(self, dtype: str) -> float:
+        """Operations / s with the accuracy of `dtype`: three tf32 products make a float32 one."""
+        return max(self.rates[dtype], self.rates.get("tf32", 0.0) / 3 * (dtype == "float32"))
+
+
+def measure_ceilings(
+    backend: Backend, dtypes: tuple[str, ...], side: int = SIDE, copied: int = COPIED
+) -> Ceilings:
+    """Copy `copied` bytes and multiply matrices of `side` rows, by torch; hand a word over."""
+    clock = timer(backend)
+    rates = {}
+    for dtype in dtypes:
+        torch, device, kind = torch_for(make_task(Setting("gru", 1, 1, 1, 1, dtype, backend.name)))
+        a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+        product = partial(torch.matmul, a, b, out=torch.empty_like(a))
+        rates[dtype] = 2 * side**3 / _least(product, clock)
+    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * copied / _least(lambda: target.copy_(source), clock)
+    if not isinstance(backend, CupyBackend):
+        return Ceilings(bandwidth, rates)
+    return Ceilings(bandwidth, rates, *handover(backend, clock))
+
+
+def _least(function: Function, clock: Timer, budget: float = BUDGET) -> float:
+    """The seconds of the fastest call: what is computed from a ceiling is to be out of reach."""
+    (seconds,) = measure([function], clock, budget)
+    return min(seconds)
+
+
+# -- a word from block to block
+
+
+def handover(
+    backend: CupyBackend, clock: Timer, rounds: int = ROUNDS, places: int = PLACES
+) -> tuple[float, float]:
+    """The latency and the look of `Ceilings`: medians over places in L2.
+
+    :raises KernelStoppedError: a block waited too long for the other one.
+    """
+    relay, look = (_kernel(backend.xp, name) for name in ("relay", "look"))
+    words = backend.xp.zeros(places * APART + 1, "uint32")
+    count = np.uint32(rounds)
+
+    def there_and_back(apart: int) -> None:
+        words[:1] = 0
+        words[apart : apart + 1] = 0
+        arguments = words, np.uint32(apart), count, np.uint32(SPINS)
+        backend.resident.launch("relay", relay, Shape((2, 1), WARP, 0), arguments)
+
+    def at(place: int) -> float:
+        return _least(partial(there_and_back, place * APART), clock) / (2 * rounds)
+
+    latency = statistics.median([at(place) for place in range(1, places + 1)])
+    words[:1] = 0
+    alone = _least(lambda: look((1,), (WARP,), (words, count)), clock) / rounds
+    backend.synchronize()  # raises if a wait was given up
+    return latency, alone
+
+
+def _kernel(cupy: Any, name: str) -> Any:
+    module = cupy.RawModule(
+        code=source(),
+        options=("--std=c++17",),
+        name_expressions=(f"xprnn::{name}",),
+        enable_cooperative_groups=True,
+    )
+    return module.get_function(f"xprnn::{name}")
+
+
+def source() -> str:
+    """The text of the kernels `relay` and `look`, behind all that it stands on."""
+    folder = resources.files("xprnn.kernels.cuda")
+    heads = [(folder / name).read_text("utf-8") for name in ("common.h", "device.h")]
+    return "\n".join([*heads, (Path(__file__).parent / "relay.cu").read_text("utf-8")])
+
+
+# -- a step without waiting
+
+
+def unpolled(call: Callable[[], object], backend: CupyBackend) -> float:
+    """The seconds that the sequence kernels of a call take where they find every word at once.
+
+    Each is launched again on the arrays of the call, whose mailbox is full: it takes the same
+    steps and waits for nobody. What it computes then has no meaning.
+    """
+    launches: list[Function] = []
+    genuine = backend.resident.launch
+
+    def launch(*arguments: Any, **options: Any) -> None:
+        genuine(*arguments, **options)
+        launches.append(partial(genuine, *arguments, **options))
+
+    backend.resident.launch = launch  # type: ignore[method-assign]
+    try:
+        call()
+    finally:
+        del backend.resident.launch
+    return sum(_least(again, timer(backend), SHORT) for again in launches)

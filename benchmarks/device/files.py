@@ -1,0 +1,226 @@
+"""The report as files: `report.json`, `report.md` beside it, and the README's table of both."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .problems import DTYPES, PASSES
+
+Report = dict[str, Any]
+Row = dict[str, Any]
+NAME = "report.json"
+OPTIONAL = type(None)
+NUMBER, PAIR, TEXT = (float, OPTIONAL), (list, OPTIONAL), (str, OPTIONAL)
+FIELDS: dict[str, tuple[type, ...]] = {  # of a report
+    **dict.fromkeys(("date", "commit", "sources"), (str,)),
+    **dict.fromkeys(("device", "versions", "ceilings"), (dict,)),
+    **dict.fromkeys(("rows", "absent"), (list,)),
+    "seconds": (float,),
+}
+ROW: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("cell", "dtype", "direction", "pass", "kernels", "wrong"), (str,)),
+    **dict.fromkeys(("N", "H", "T"), (int,)),
+    **dict.fromkeys(("error", "limit", "ours_us", "torch_us", "ratio", "floor_us"), NUMBER),
+    **dict.fromkeys(("ours_quartiles_us", "torch_quartiles_us", "ratio_quartiles"), PAIR),
+    **dict.fromkeys(("of", "floor_of", "not_timed"), TEXT),
+}
+BEGIN = "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->"
+END = "<!-- end of speed on GPUs -->"
+SHORT = {"pointwise": "pw", "sequence": "seq"}
+NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
+
+
+def slug(device: str) -> str:
+    """A device's name as that of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+# -- read and written
+
+
+def check_report(report: Any) -> None:
+    """ValueError, naming the field, unless a report is as `FIELDS` and `ROW` say."""
+    _check_fields(report, FIELDS, "report")
+    for name in ("name", "driver"):
+        if not isinstance(report["device"].get(name), str):
+            raise ValueError(f"report: device: expected its {name}, got {report['device']}")
+    for number, row in enumerate(report["rows"]):
+        _check_fields(row, ROW, f"rows[{number}]")
+        if (row["ours_us"] is None) == (row["not_timed"] is None):
+            raise ValueError(f"rows[{number}]: expected either times or why there are none")
+        if row["wrong"] and row["ours_us"] is not None:
+            raise ValueError(f"rows[{number}]: is wrong, and has a time")
+
+
+def _check_fields(found: Any, fields: dict[str, tuple[type, ...]], where: str) -> None:
+    if not isinstance(found, dict) or found.keys() != fields.keys():
+        names = sorted(found) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"{where}: expected the fields {sorted(fields)}, got {names}")
+    for name, types in fields.items():
+        value = found[name]
+        if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
+            kinds = " or ".join(kind.__name__ for kind in types)
+            raise ValueError(f"{where}: {name}: expected {kinds}, got {value!r}")
+
+
+def check_writable(folder: Path) -> None:
+    """OSError unless files can be written to `folder`; makes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write both files, each whole or not at all; returns the JSON file's path."""
+    from xprnn.io import replacing
+
+    check_report(report)
+    for name, text in ((NAME, json.dumps(report, indent=1)), ("report.md", markdown(report))):
+        with replacing(folder / name) as part:
+            part.write_text(text + "\n", "utf-8")
+    return folder / NAME
+
+
+def read_all(results: Path) -> list[Report]:
+    """Every device's report below `results`; ValueError names a file that is none."""
+    found = []
+    for path in sorted(results.glob(f"*/{NAME}")):
+        try:
+            report = json.loads(path.read_text("utf-8"))
+            check_report(report)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        found.append(report)
+    return found
+
+
+# -- for people
+
+
+def markdown(report: Report) -> str:
+    """All of a report."""
+    rates = report["ceilings"]["rates"]
+    measured = [
+        f"{dtype} products {rate / 1e12:.1f} T operations/s" for dtype, rate in rates.items()
+    ]
+    measured.append(f"copy {report['ceilings']['bandwidth'] / 1e9:.0f} GB/s")
+    waits = {name: report["ceilings"][name] for name in ("latency", "look")}
+    measured += [f"{name} {1e9 * found:.0f} ns" for name, found in waits.items() if found]
+    lines = [
+        f"# Speed on {report['device']['name']}, {report['date']}",
+        "",
+        *provenance(report),
+        "- measured in this run: " + ", ".join(measured),
+        f"- {len(report['rows'])} rows in {report['seconds']:.0f} s, "
+        f"{sum(bool(row['wrong']) for row in report['rows'])} of them wrong",
+        *_absences(report["absent"]),
+        "",
+        "Microseconds of a whole call, medians with quartiles; ratio: torch / xprnn, round by "
+        "round. The floor is explained in `benchmarks/device/floor.py`.",
+        "",
+        "| cell | type | N, H, T | pass | kernels | error (limit) | xprnn | torch | ratio | floor "
+        "| xprnn / floor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *map(_line, report["rows"]),
+    ]
+    return "\n".join(lines)
+
+
+def provenance(report: Report) -> list[str]:
+    """Where and with what it was measured."""
+    facts = ", ".join(f"{name.replace('_', ' ')} {v}" for name, v in report["device"].items())
+    return [
+        f"- commit {report['commit']}; sha256 of the sources {report['sources'][:16]}",
+        f"- {facts}",
+        "- " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+    ]
+
+
+def _absences(absent: Iterable[Row]) -> list[str]:
+    by_reason: dict[str, set[str]] = {}
+    for one in absent:
+        key = f"{one['kernels']}: {one['reason']}"
+        by_reason.setdefault(key, set()).add(f"{one['cell']} {one['dtype']}")
+    return [f"- not there, {', '.join(sorted(who))}: {key}" for key, who in by_reason.items()]
+
+
+def _line(row: Row) -> str:
+    size = f"{row['N']}, {row['H']}, {row['T']}"
+    error = "" if row["error"] is None else f"{row['error']:.1e} ({row['limit']:.1e})"
+    head = (
+        f"| {row['cell']} | {row['dtype']} | {size} | {row['pass']} | {row['kernels']} | {error} "
+    )
+    if row["ours_us"] is None:
+        return head + f"| {'**' + row['wrong'] + '**' if row['wrong'] else row['not_timed']} |||||"
+    return head + (
+        f"| {_spread(row['ours_us'], row['ours_quartiles_us'], '.1f')} "
+        f"| {_spread(row['torch_us'], row['torch_quartiles_us'], '.1f')} "
+        f"| {_spread(row['ratio'], row['ratio_quartiles'], '.2f')} "
+        f"| {row['floor_us']:.1f}, {row['floor_of']} | {row['ours_us'] / row['floor_us']:.2f} |"
+    )
+
+
+def _spread(middle: float, quartiles: Sequence[float], form: str) -> str:
+    low, high = quartiles
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+# -- the README
+
+
+def readme_section(reports: Sequence[Report]) -> str:
+    """What stands between the README's marks."""
+    if not reports:
+        return NO_RUN
+    return "\n\n".join(_device_table(report) for report in reports)
+
+
+def _device_table(report: Report) -> str:
+    by_call: dict[tuple[str, str], dict[tuple[str, str], list[Row]]] = {}
+    for row in report["rows"]:
+        call = row["cell"], f"{row['N']}, {row['H']}, {row['T']}"
+        by_call.setdefault(call, {}).setdefault((row["dtype"], row["pass"]), []).append(row)
+    lines = [
+        f"**{report['device']['name']}**, driver {report['device']['driver']}, "
+        f"torch {report['versions'].get('torch', 'unknown')}, {report['date']}, commit "
+        f"{report['commit'][:8]}: torch's time over xprnn's, forward / forward and backward, by "
+        "the faster of xprnn's kernels (pw: pointwise; seq: sequence, by `XPRNN_KERNELS`).",
+        "",
+        "| cell | N, H, T | " + " | ".join(DTYPES) + " |",
+        "|---|---|" + "---|" * len(DTYPES),
+    ]
+    for (cell, size), rows in by_call.items():
+        entries = [
+            " / ".join(_entry(rows.get((dtype, what), [])) for what in PASSES) for dtype in DTYPES
+        ]
+        lines.append(f"| {cell} | {size} | " + " | ".join(entries) + " |")
+    return "\n".join(lines)
+
+
+def _entry(rows: Sequence[Row]) -> str:
+    """The ratio of the fastest; a wrong one is never hidden by another that is right."""
+    if any(row["wrong"] for row in rows):
+        return "wrong"
+    timed = [row for row in rows if row["ratio"] is not None]
+    if not timed:
+        return "—"
+    best = max(timed, key=lambda row: row["ratio"])
+    return f"{best['ratio']:.2f} {SHORT.get(best['kernels'], best['kernels'])}"
+
+
+def with_section(readme: str, section: str) -> str:
+    """The README with this between its marks; ValueError if it has not both, once each."""
+    if (
+        readme.count(BEGIN) != 1
+        or readme.count(END) != 1
+        or readme.index(END) < readme.index(BEGIN)
+    ):
+        raise ValueError(f"README.md: expected the marks {BEGIN} and {END}, once each")
+    head, rest = readme.split(BEGIN)
+    return f"{head}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}"

@@ -1,0 +1,53 @@
+"""The least time that a call could take on a device, from its ceilings."""
+
+from __future__ import annotations
+
+from xprnn.cells import CELLS
+
+from .ceilings import Ceilings
+from .problems import FORWARD, Problem
+
+ITEMSIZE = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+
+
+def operations(problem: Problem, what: str) -> int:
+    """Multiplications and additions of the products: x W_ih' + h W_hh', backward twice as many."""
+    cell, _, N, H, T = problem
+    forward = 2 * CELLS[cell].gates * H * (H + H) * N * T
+    return forward if what == FORWARD else 3 * forward
+
+
+def moved(problem: Problem, what: str) -> int:
+    """Bytes that have to be read or written once, as narrow as products read them.
+
+    Forward x, both weights and the output; backward these four again, the output's gradient, dx
+    and the weights' gradients.
+    """
+    cell, dtype, N, H, T = problem
+    sequence, weights = T * N * H, 2 * CELLS[cell].gates * H * H
+    forward = 2 * sequence + weights
+    count = forward if what == FORWARD else 2 * forward + 2 * sequence + weights
+    return count * ITEMSIZE[dtype]
+
+
+def floor(
+    problem: Problem, what: str, ceilings: Ceilings, unpolled: float | None
+) -> tuple[float, str]:
+    """The seconds that a call takes at least, and what sets them.
+
+    That is the largest of: "operations" over the rate of a large product, "bytes" over the
+    bandwidth of a large copy, and "steps": a step needs all of the step before it, and where
+    several multiprocessors share one, a word of each has to cross L2. To that comes `unpolled`,
+    what the steps take without waiting, where that was measured; the poll that finds its word is
+    in both and counts once.
+    """
+    parts = {
+        "operations": operations(problem, what) / ceilings.rate(problem.dtype),
+        "bytes": moved(problem, what) / ceilings.bandwidth,
+    }
+    if ceilings.latency is not None and ceilings.look is not None:
+        steps = problem.T if what == FORWARD else 2 * problem.T
+        waited = ceilings.latency if unpolled is None else ceilings.latency - ceilings.look
+        parts["steps"] = steps * max(waited, 0.0) + (unpolled or 0.0)
+    longest = max(parts, key=lambda name: parts[name])
+    return parts[longest], longest

@@ -1,0 +1,119 @@
+"""Times every tiling that a sequence kernel can have, beside the one that the planner chooses.
+
+    python -m benchmarks.device.tuning
+
+A line of Markdown each: a call forward with one tiling of the forward kernel, or forward and
+backward with one of the backward kernel, whatever else is in the call being the same. It changes
+nothing: benchmarks/NOTES.md says where a tiling that wins goes. Ends after LIMIT seconds, and says
+where it was. Needs CuPy and a GPU.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import xprnn
+from xprnn.backend import Backend
+from xprnn.bench.clock import Timer, measure, timer
+from xprnn.kernels import KernelUnavailableError
+from xprnn.kernels.cuda.plan import KERNELS, Plan, Tiling, plan
+from xprnn.verify import forced
+
+from .problems import Problem, problems
+from .rows import drawn, layer_of
+
+LIMIT = 140  # seconds
+BUDGET = 0.05  # seconds for a tiling
+WORKS = ("forward", "backward")
+HEAD = (
+    "| cell | type | N, H, T | kernel | tiling | grid | passes | us a step | |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def main() -> int:
+    try:
+        backend = xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        print(f"tuning: no GPU to measure on: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(HEAD))
+    started = time.monotonic()
+    for problem in problems():
+        for work in WORKS:
+            if time.monotonic() - started > LIMIT:
+                print(f"\nstopped after {LIMIT} s, before {problem} {work}")
+                return 0
+            for line in lines(problem, work, backend, timer(backend)):
+                print(line, flush=True)
+    return 0
+
+
+def lines(problem: Problem, work: str, backend: Backend, clock: Timer) -> list[str]:
+    """The table's lines for one kernel of a problem, the fastest first; none if there is none."""
+    if (problem.cell, work) not in KERNELS:
+        return []
+    found = []
+    with forced("sequence"):
+        call, chosen = _call(problem, work, backend)
+        usual = chosen()
+        for tiling in KERNELS[problem.cell, work].tilings[problem.dtype]:
+            with only(problem, work, tiling):
+                plan_of_it = chosen()
+                if plan_of_it is None:
+                    continue
+                (seconds,) = measure([call], clock, BUDGET)
+            mark = "chosen" if usual is not None and usual.tiling == tiling else ""
+            found.append((statistics.median(seconds) / problem.T, plan_of_it, mark))
+    return [
+        f"| {problem.cell} | {problem.dtype} | {problem.N}, {problem.H}, {problem.T} | {work} "
+        f"| {tuple(one.tiling)} | {one.grid} | {one.passes} | {1e6 * seconds:.2f} | {mark} |"
+        for seconds, one, mark in sorted(found, key=lambda row: row[0])
+    ]
+
+
+def _call(
+    problem: Problem, work: str, backend: Backend
+) -> tuple[Callable[[], Any], Callable[[], Plan | None]]:
+    """A call of a layer, with its inverse for "backward", and which plan it would have now."""
+    layer = layer_of(problem, backend)
+    if work == "backward":
+        layer.train()
+    T, N, H = problem.T, problem.N, problem.H
+    x, doutput = (backend.from_host(drawn(T, N, H, seed).astype(layer.dtype)) for seed in (0, 1))
+
+    def call() -> None:
+        layer(x)
+        if work == "backward":
+            layer.backward(doutput)
+
+    def chosen() -> Plan | None:
+        try:
+            whole = layer._engine(T, N).whole(work, N, H, T)
+        except KernelUnavailableError:
+            return None
+        return None if whole is None else whole[1]
+
+    return call, chosen
+
+
+@contextmanager
+def only(problem: Problem, work: str, tiling: Tiling) -> Iterator[None]:
+    """The planner knows one tiling of a kernel."""
+    kernel = KERNELS[problem.cell, work]
+    KERNELS[problem.cell, work] = kernel._replace(tilings={problem.dtype: (tiling,)})
+    plan.cache_clear()
+    try:
+        yield
+    finally:
+        KERNELS[problem.cell, work] = kernel
+        plan.cache_clear()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

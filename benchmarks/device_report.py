@@ -1,0 +1,193 @@
+"""xprnn beside torch's cuDNN on a GPU: first right, then timed, with the floor beside both.
+
+    python -m benchmarks.device_report [--out FOLDER]
+    python -m benchmarks.device_report --readme
+
+The first compares every call of the grid, with each of xprnn's kernels that can serve it, with
+float64 on the CPU: all results and gradients, at the same N and H over three steps. What is wrong
+gets no time. Then it times what is right and torch in turns, at full length, after their results
+have been found alike, and writes report.json and report.md to FOLDER, by default
+benchmarks/results/<device>/. What is not reached within the time limit is in it as such. A line a
+call says what it is at. The second writes the README's table from all reports that are filed.
+
+xprnn's float16 and bfloat16 are mixed precision, float32 outside, torch's are half layers; TF32 is
+off in both for float32 and on in both for tf32. Times are those between CUDA events.
+
+Exit status: 0 all is right, 1 something is wrong, 2 it cannot be measured or written here.
+Needs CuPy, torch with CUDA and ml_dtypes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# `device/` has no __init__.py, and is imported in functions only: asv imports all that it finds
+# here beside versions of xprnn that are older than what `device/` needs.
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+LIMIT = 440  # seconds after which no further call is begun
+
+
+class RefusedError(Exception):
+    """It cannot be measured or written here; the message says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    sys.path.insert(0, str(ROOT / "tests"))  # what tests know of a machine
+    options = _options(arguments)
+    try:
+        if options.readme:
+            write_readme(ROOT / "README.md", RESULTS)
+            return 0
+        backend = usable_backend()
+        report = measured_report(backend, options.out)
+    except RefusedError as error:
+        print(f"device_report: {error}", file=sys.stderr)
+        return 2
+    wrong = [row for row in report["rows"] if row["wrong"]]
+    for row in wrong:
+        print(f"device_report: wrong: {_name(row)}: {row['wrong']}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.device_report", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--readme", action="store_true", help="write the README's table instead")
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    return parser.parse_args(arguments)
+
+
+def usable_backend() -> Any:
+    """The backend "cupy" beside a torch with CUDA; RefusedError says what is missing."""
+    import xprnn
+
+    try:
+        backend = xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        raise RefusedError(f"no GPU to measure on: {error}") from error
+    for name in ("torch", "ml_dtypes"):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise RefusedError(f"{name} cannot be imported: {error}") from error
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RefusedError(f"torch {torch.__version__} has no usable CUDA device to compare with")
+    return backend
+
+
+def measured_report(
+    backend: Any, folder: Path | None, grid: dict[str, Any] | None = None, **sizes: int
+) -> dict[str, Any]:
+    """Compare, time and write: the report.
+
+    :param grid: of `problems`; `sizes` are those of `measure_ceilings`.
+    """
+    from machine import commit, describe_device, digest, versions
+
+    from .device import files
+
+    started = time.monotonic()
+    on_cpu = {"name": backend.describe(), "driver": "none"}  # as the tests run it
+    device = (describe_device() if backend.kernels else None) or on_cpu
+    folder = folder or RESULTS / files.slug(device["name"])
+    with _writing(folder):
+        files.check_writable(folder)
+    found = measured(backend, started + LIMIT, grid or {}, sizes)
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(ROOT),
+        "sources": digest(ROOT / "xprnn"),
+        "device": device,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+        **found,
+    }
+    with _writing(folder):
+        print(f"written: {files.write(report, folder)}")
+    return report
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RefusedError(f"--out {folder}: cannot be written: {error.strerror}") from error
+
+
+def measured(
+    backend: Any, end: float, grid: dict[str, Any], sizes: dict[str, int]
+) -> dict[str, Any]:
+    """The report's "ceilings", "rows" and "absent"; no call is begun after the time `end`."""
+    from .device import rows
+    from .device.ceilings import measure_ceilings
+    from .device.problems import problems as all_problems
+
+    problems = all_problems(**grid)
+    found: dict[Any, list[Any]] = {}
+    absent: list[Any] = []
+    for problem in problems:
+        found[problem], missing = rows.compared(problem, backend)
+        absent += missing
+        print(f"compared {problem}: {_errors(found[problem])}", flush=True)
+    dtypes = tuple(dict.fromkeys(problem.dtype for problem in problems))
+    ceilings = measure_ceilings(backend, dtypes, **sizes)
+    for problem in problems:
+        if time.monotonic() > end:
+            for row in found[problem]:
+                row["not_timed"] = f"not reached in {LIMIT} s"
+            continue
+        rows.timed(problem, found[problem], backend, ceilings)
+        print(f"timed {problem}: {_times(found[problem])}", flush=True)
+    every = [row for problem in problems for row in found[problem]]
+    return {"ceilings": ceilings._asdict(), "rows": every, "absent": absent}
+
+
+def _name(row: dict[str, Any]) -> str:
+    names = ("cell", "dtype", "N", "H", "T", "pass", "kernels")
+    return " ".join([str(row[name]) for name in names])
+
+
+def _errors(rows: Sequence[dict[str, Any]]) -> str:
+    return ", ".join([f"{row['kernels']} {row['wrong'] or row['error']}" for row in rows])
+
+
+def _times(rows: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(
+        [
+            f"{row['kernels']} {row['pass']} "
+            + (row["not_timed"] or f"{row['ours_us']:.0f} us, ratio {row['ratio']:.2f}")
+            for row in rows
+        ]
+    )
+
+
+def write_readme(readme: Path, results: Path) -> None:
+    """Write the README's table from the reports below `results`."""
+    from xprnn.io import replacing
+
+    from .device import files
+
+    try:
+        section = files.readme_section(files.read_all(results))
+        text = files.with_section(readme.read_text("utf-8"), section)
+        with replacing(readme) as part:
+            part.write_text(text, "utf-8")
+    except (ValueError, OSError) as error:
+        raise RefusedError(f"--readme: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""CUDA sources compiled by g++ for the fibers of `tests/host/fibers.h`, and kept by content."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from host_kernels import COMPILER
+from host_kernels import FLAGS as COMMON
+
+from xprnn.kernels.cuda import sequence
+
+HOST = Path(__file__).parent / "host"
+CUDA = Path(sequence.__file__).parent
+OUTCOMES = (  # as `Outcome` of fibers.h
+    *("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector"),
+    *("sent to a block that has ended", "barrier misused", "cluster not whole"),
+)
+# _FORTIFY_SOURCE would refuse to change stacks. Most of the time goes into compiling, and with -O1
+# that takes two thirds of what it takes with -O2
+WARNINGS = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-Wno-unused-variable")
+FLAGS = (*COMMON, "-O1", *WARNINGS, "-U_FORTIFY_SOURCE")
+STAND_INS = {"device.h": HOST / "warps.h", "lanes.h": HOST / "lanes.h"}
+Faults = tuple[tuple[str, str], ...]  # what stands once in the source, and what in its place
+
+
+def behind_fibers(parts: Iterable[str | Path], faults: Faults = ()) -> str:
+    """The text of files of the CUDA folder, by name, or of others, behind what they stand on.
+
+    Each fault must fit in exactly one place.
+    """
+    paths = [HOST / "fibers.h", HOST / "clusters.h", HOST / "device.h"]
+    paths += [STAND_INS.get(str(part), CUDA / part) for part in parts]
+    text = "\n".join([path.read_text("utf-8") for path in paths])
+    for old, new in faults:
+        if text.count(old) != 1:
+            raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")
+        text = text.replace(old, new)
+    return text
+
+
+@cache
+def compiled(name: str, source: str) -> ctypes.CDLL:
+    """A source as a loaded library; compiled once, for all processes and runs.
+
+    :raises RuntimeError: g++ is missing, or does not accept the source.
+    """
+    if COMPILER is None:
+        raise RuntimeError("there is no g++ here to compile the kernels for the host with")
+    key = hashlib.sha256(repr((COMPILER, FLAGS, source)).encode()).hexdigest()[:32]
+    folder = Path(tempfile.gettempdir()) / f"xprnn-host-sequences-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / f"{key}.so"
+    if not target.exists():
+        mine = folder / f"{key}-{os.getpid()}.so"
+        command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(mine))
+        outcome = subprocess.run(command, input=source, capture_output=True, text=True)
+        if outcome.returncode:
+            raise RuntimeError(f"g++ refuses {name}:\n{outcome.stderr[:4000]}")
+        mine.replace(target)  # whole or not at all, whoever else compiles it now
+    return ctypes.CDLL(str(target))

@@ -1,0 +1,179 @@
+"""What the device report's floors are made of: words to and fro, clocks, operations and bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from host_fibers import OUTCOMES, behind_fibers, compiled
+from host_kernels import COMPILER, needs_compiler
+
+from benchmarks.device import ceilings, floor
+from benchmarks.device.ceilings import Ceilings
+from benchmarks.device.problems import BOTH, FORWARD, Problem
+from xprnn.backend import Backend
+from xprnn.bench import clock
+
+on_a_gpu = pytest.mark.parametrize(
+    "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
+)
+APART, ROUNDS, TAG = 64, 20, 5 << 24
+
+
+# -- the relay, on fibers
+
+
+@pytest.fixture(scope="module")
+def relay() -> Callable[..., Any]:
+    """`relay.cu` compiled for the host: (outcome, words, report) of a run."""
+    if COMPILER is None:
+        pytest.skip("there is no g++ here to compile the kernels for the host with")
+    file = Path(ceilings.__file__).parent / "relay.cu"
+
+    def build(*faults: tuple[str, str]) -> Any:
+        code = f"""{behind_fibers(("common.h", "device.h", file), faults)}
+extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned spins,
+                   unsigned* report, unsigned tag, unsigned seed, int resident) {{
+  return fibers::launch({{2, 1, 1}}, 32, 0, seed, resident,
+                        [=] {{ xprnn::relay(words, apart, rounds, spins, report, tag); }});
+}}
+"""
+        return compiled("relay", code)
+
+    def run(library: Any, seed: int = 0, resident: int = 0, spins: int = 1 << 30) -> Any:
+        words, report = np.zeros(APART + 1, np.uint32), np.zeros(1, np.uint32)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (words, report)]
+        sizes = map(ctypes.c_uint, (APART, ROUNDS, spins))
+        rest = ctypes.c_uint(TAG), ctypes.c_uint(seed), resident
+        outcome = OUTCOMES[library.run(pointers[0], *sizes, pointers[1], *rest)]
+        return outcome, words, int(report[0])
+
+    return lambda *faults, **how: run(build(*faults), **how)
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(6))
+def test_words_go_to_and_fro(seed: int, relay: Callable[..., Any]) -> None:
+    outcome, words, report = relay(seed=seed)
+    assert (outcome, report) == ("fine", 0)
+    assert words[0] == words[APART] == ROUNDS and words.sum() == 2 * ROUNDS
+
+
+@needs_compiler
+def test_a_block_that_is_alone_gives_up(relay: Callable[..., Any]) -> None:
+    """And says so; with the wait taken out, or a word never sent, that shows here."""
+    assert relay(resident=1, spins=50)[2] > TAG
+    assert relay(("poll(other) != k", "poll(other) == ~k"), resident=1, spins=50)[2] == 0
+    assert relay(("if (!first) publish(mine, k);", ""), spins=50)[2] > TAG
+
+
+@pytest.mark.parametrize("architecture", ["80", "90", "100"])
+def test_the_relay_compiles(architecture: str) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    from cupy.cuda import compiler
+    from nvrtc import compile_sources
+
+    found = compile_sources([ceilings.source()], architecture)
+    assert len(found) == 2 and not any(used.stack or used.spilled for used in found.values())
+    names = ("xprnn::relay", "xprnn::look")  # as RawModule asks for them
+    program = compiler._NVRTCProgram(
+        ceilings.source(), "relay.cu", name_expressions=names, method="ptx"
+    )
+    code, mapping = program.compile((f"-arch=compute_{architecture}", "--std=c++17"))
+    assert mapping.keys() == {*names}
+    text = code.decode()
+    assert text.count("ld.relaxed.gpu.global.u32") >= 2 and "st.relaxed.gpu.global.u32" in text
+
+
+# -- clocks
+
+
+class Queue:
+    """A stream on which work takes time, and events that know theirs once they are waited for."""
+
+    def __init__(self) -> None:
+        self.now, self.waiting = 0.0, []
+
+    def work(self, milliseconds: float) -> None:
+        self.waiting.append(lambda: setattr(self, "now", self.now + milliseconds))
+
+    def drain(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+    def cuda(self) -> Any:
+        queue = self
+
+        class Event:
+            at = None
+
+            def record(self) -> None:
+                queue.waiting.append(lambda: setattr(self, "at", queue.now))
+
+            def synchronize(self) -> None:
+                queue.drain()
+
+        def elapsed(start: Event, stop: Event) -> float:
+            if start.at is None or stop.at is None:
+                raise RuntimeError("cudaErrorNotReady: device not ready")
+            return stop.at - start.at
+
+        return SimpleNamespace(Event=Event, get_elapsed_time=elapsed)
+
+
+def test_the_clock_waits_for_the_device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts the device's time of the calls alone; without the wait there is none."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    queue = Queue()
+    cuda = queue.cuda()
+    monkeypatch.setattr(cupy, "cuda", cuda)
+    monkeypatch.setattr(strict, "synchronize", queue.drain)
+    seconds = clock.timer(strict)
+    queue.work(1000.0)  # of somebody else, before
+    assert seconds(lambda: queue.work(2.5), 4) == pytest.approx(0.01)
+    monkeypatch.setattr(cuda.Event, "synchronize", lambda self: None)
+    with pytest.raises(RuntimeError, match="not ready"):
+        seconds(lambda: queue.work(2.5), 4)
+
+
+# -- floors
+
+
+MEASURED = Ceilings(4e12, {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14}, 6e-7, 2e-7)
+
+
+def test_floors() -> None:
+    small, large = Problem("gru", "bfloat16", 1, 256, 512), Problem("lstm", "tf32", 256, 1024, 128)
+    assert floor.operations(small, FORWARD) == 2 * 3 * 256 * 512 * 512
+    assert floor.moved(small, FORWARD) == 2 * (2 * 512 * 256 + 2 * 3 * 256 * 256)
+    assert floor.operations(large, BOTH) == 3 * 2 * 4 * 1024 * 2048 * 256 * 128
+    assert floor.moved(large, BOTH) == 4 * (6 * 128 * 256 * 1024 + 3 * 8 * 1024 * 1024)
+    assert floor.floor(small, FORWARD, MEASURED, None) == (pytest.approx(512 * 6e-7), "steps")
+    both = floor.floor(small, BOTH, MEASURED, 3e-4)  # a poll is in the steps without waiting too
+    assert both == (pytest.approx(2 * 512 * 4e-7 + 3e-4), "steps")
+    least = floor.operations(large, BOTH) / 4e14
+    assert floor.floor(large, BOTH, MEASURED, None) == (pytest.approx(least), "operations")
+    slow = MEASURED._replace(bandwidth=1e9)
+    assert floor.floor(large, FORWARD, slow, None)[1] == "bytes"
+
+
+def test_three_tf32_products_are_one_of_float32() -> None:
+    assert MEASURED.rate("float32") == pytest.approx(4e14 / 3)
+    assert MEASURED._replace(rates={"float32": 5e13}).rate("float32") == 5e13
+    assert MEASURED.rate("bfloat16") == 8e14
+
+
+# -- on a GPU
+
+
+@on_a_gpu
+def test_a_handover_takes_longer_than_a_look(backend: Backend) -> None:
+    started = time.perf_counter()
+    latency, look = ceilings.handover(backend, clock.timer(backend), rounds=500, places=3)
+    assert 1e-8 < look < latency < 1e-4 and time.perf_counter() - started < 30

@@ -1,0 +1,133 @@
+"""One step of all layers in one launch: prepares and launches the kernel of stack_step.cu.
+
+It replaces what `xprnn/stepper.py` does with `sequence.step` for one layer after the other.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...arithmetic import Arithmetic
+from ...backend import Array
+from ...backend.cupy import CupyBackend
+from ...backend.resident import Shape
+from ...cells import Weights
+from .plan import Device
+from .sequence import EMPTY, SPINS
+
+UNITS = {  # of the cells
+    "rnn_tanh": "RnnUnit<false>",
+    "rnn_relu": "RnnUnit<true>",
+    "gru": "GruUnit",
+    "lstm": "LstmUnit",
+}
+KINDS = {"float32": "TF32X3", "bfloat16": "BF16", "float16": "F16"}  # of what products read
+ROWS = (1, 4, 8)  # that an instantiation takes at most; for more rows products are faster
+WARPS = 4  # STEP_WARPS of the kernel
+HEADERS = ("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "numbers.h")
+
+
+class Sizes(NamedTuple):
+    """Of a stack and its streams."""
+
+    L: int
+    N: int
+    I: int  # noqa: E741
+    H: int
+
+    @property
+    def rows(self) -> int:
+        """Of the instantiation that takes N rows."""
+        return next(rows for rows in ROWS if rows >= self.N)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block: the rows of a state and of an input, padded to eight numbers."""
+        widths = self.H, max(self.I, self.H)
+        return 4 * self.rows * sum(-(-width // 8) * 8 for width in widths)
+
+
+def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Sizes) -> str | None:
+    """Why the kernel cannot take the steps of such a stack; None: it can."""
+    device = Device.of(backend.xp, backend.device)
+    if cell not in UNITS:
+        return f"cell {cell!r} exchanges twice in a step, the kernel of a step once a layer"
+    if arithmetic.compute_dtype.name not in KINDS:
+        return "float64: blocks exchange words of 32 bits"
+    if ROWS[-1] < sizes.N:
+        return f"N={sizes.N}: the kernel of a step takes {ROWS[-1]} rows at most"
+    if device.capability < (8, 0) or not device.cooperative:
+        return "the device is older than compute capability 8.0, or launches nothing cooperatively"
+    if sizes.shared > device.shared_block:
+        return f"a block needs {sizes.shared} bytes of shared memory and gets {device.shared_block}"
+    return None
+
+
+class StackStep:
+    """The launches of one stepper.
+
+    :param weights: of each layer, as products read them; they stay where they are.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        cell: str,
+        arithmetic: Arithmetic,
+        sizes: Sizes,
+        weights: list[Weights],
+    ) -> None:
+        self._backend, self._sizes, self._weights = backend, sizes, weights
+        unit, kind = UNITS[cell], KINDS[arithmetic.compute_dtype.name]
+        self._kernel = _kernel(backend.xp, f"{unit}, xprnn::{kind}, {sizes.rows}")
+        processors = Device.of(backend.xp, backend.device).processors
+        self._blocks = min(processors, -(-sizes.H // WARPS))
+        addresses = [[0 if w is None else int(w.data.ptr) for w in layer] for layer in weights]
+        self._addresses = backend.from_host(np.array(addresses, np.uint64))
+        letters = max(sizes.L - 1, 1), sizes.N, sizes.H
+        self._mail = [backend.xp.empty(letters, np.float32) for _ in range(2)]
+        for mail in self._mail:
+            mail.data.memset_async(EMPTY, mail.nbytes)
+
+    def launch(
+        self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
+    ) -> None:
+        """Take a step: x (N, I) and the states `now`, (L, N, H) each, are read.
+
+        `after` and `out` (N, H), the last layer's h, are written. All are C-contiguous.
+        """
+        c, c_next = (states[1] if len(states) > 1 else None for states in (now, after))
+        mail, other = self._mail
+        sizes = self._blocks, self._sizes.L, self._sizes.N, self._sizes.I, self._sizes.H
+        arrays = self._addresses, x, now[0], c, after[0], c_next, out, mail, other
+        self._backend.resident.launch(
+            "stack_step",
+            self._kernel,
+            Shape((1, self._blocks), 32 * WARPS, self._sizes.shared),
+            (*arrays, *map(np.int32, sizes), np.uint32(SPINS)),
+        )
+        self._mail.reverse()  # this launch has emptied the other one
+
+
+@cache
+def _kernel(cupy: Any, instantiation: str) -> Any:
+    """An instantiation; CuPy compiles it when it is first asked for on a device."""
+    name = f"xprnn::stack_step<xprnn::{instantiation}>"
+    module = cupy.RawModule(
+        code=source(),
+        options=("--std=c++17",),
+        name_expressions=(name,),
+        enable_cooperative_groups=True,
+    )
+    return module.get_function(name)
+
+
+@cache
+def source() -> str:
+    """The text of the kernel, behind all that it stands on."""
+    folder = resources.files(__package__)
+    return "\n".join([(folder / part).read_text("utf-8") for part in (*HEADERS, "stack_step.cu")])

@@ -1,0 +1,116 @@
+"""A function's array calls, written down once and repeated: on small arrays Python is what costs.
+
+What `record` takes down are the calls themselves, with the views that they work on, so that to
+repeat them makes no view, no array and no decision. The function runs as it stands, on arrays
+that note what is asked of them; nothing is computed meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+Program = list[Callable[[], Any]]
+
+# `out` by position saves a third of a small call; for these two NumPy advises against it
+BY_NAME = (np.minimum, np.maximum)
+
+
+def record(function: Callable[..., None], *arguments: Any) -> Program:
+    """The calls that function(np, *arguments) makes, to be repeated on the same arrays.
+
+    :param function: takes an array module and `arguments`. It works in place: ufuncs and products
+        with `out=`, `+=` and the like, `a[...] = b`, slices, `.T`. What it asks of the values
+        themselves cannot be recorded and raises AttributeError or TypeError.
+    :param arguments: NumPy arrays, in tuples or not, and anything else, which is passed as it is.
+
+    >>> a = np.ones(2)
+    >>> def twice(xp, a):
+    ...     a += a
+    >>> program = record(twice, a)
+    >>> a.tolist()
+    [1.0, 1.0]
+    >>> for call in program + program:
+    ...     _ = call()
+    >>> a.tolist()
+    [4.0, 4.0]
+    """
+    program: Program = []
+    function(_Module(program), *[_recorded(argument, program) for argument in arguments])
+    return program
+
+
+def _recorded(item: Any, program: Program) -> Any:
+    if isinstance(item, np.ndarray):
+        return _Recorded(item, program)
+    if isinstance(item, tuple):
+        parts = [_recorded(part, program) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else tuple(parts)
+    return item
+
+
+def _operand(item: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """What a call reads; a number would become an array at each call."""
+    return item.array if isinstance(item, _Recorded) else np.array(item, dtype)
+
+
+class _Module:
+    """NumPy as far as it writes into arrays that are there."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        function: np.ufunc = getattr(np, name)
+
+        def note(*operands: Any, out: _Recorded) -> None:
+            target = out.array
+            inner = [_operand(item, target.dtype) for item in operands]
+            if function is np.matmul and not target.flags.c_contiguous:
+                # the same product, as BLAS takes it without a copy: (A B)' = B' A'
+                inner, target = [item.T for item in reversed(inner)], target.T
+            if function in BY_NAME:
+                self._program.append(partial(function, *inner, out=target))
+            else:
+                self._program.append(partial(function, *inner, target))
+
+        return note
+
+
+class _Recorded:
+    """An array, or a view of one, that notes what would be written to it."""
+
+    def __init__(self, array: np.ndarray, program: Program) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+        self._program = program
+
+    @property
+    def T(self) -> _Recorded:  # noqa: N802
+        """As of an array."""
+        return _Recorded(self.array.T, self._program)
+
+    def __getitem__(self, key: Any) -> _Recorded:
+        view = self.array[key]
+        if not np.may_share_memory(view, self.array):
+            raise TypeError(f"record: expected a view, got a copy by index {key!r}")
+        return _Recorded(view, self._program)
+
+    def __setitem__(self, key: Any, value: _Recorded) -> None:
+        self._program.append(partial(np.copyto, self[key].array, value.array))
+
+    def _in_place(self, name: str, other: Any) -> _Recorded:
+        getattr(_Module(self._program), name)(self, other, out=self)
+        return self
+
+    def __iadd__(self, other: Any) -> _Recorded:
+        return self._in_place("add", other)
+
+    def __isub__(self, other: Any) -> _Recorded:
+        return self._in_place("subtract", other)
+
+    def __imul__(self, other: Any) -> _Recorded:
+        return self._in_place("multiply", other)

@@ -1,0 +1,177 @@
+"""A layer taken one step at a time: streams that go on for as long as their source does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import kernels
+from .arguments import state_shape
+from .backend import Array
+from .checks import check_array, check_rows, check_size, check_states
+from .explain import explain_step
+from .memory import frees_memory
+from .recurrent import _Recurrent
+from .stack_steps import StackSteps, bits
+
+
+class Stepper:
+    """The states of N streams, and the step that carries all layers of a stack on by one.
+
+    `layer.stepper(batch)` makes one. A step computes what the layer would at its next step in
+    eval mode, h_t = layer(x_t, h_{t-1}), for every layer from the first to the last, whatever mode
+    the layer is in: nothing is recorded and nothing is dropped. All that it works on is allocated
+    once. It reads the layer's own parameters: what is written to them in a permitted way counts
+    from the next step on. A layer that moves to another backend or to other types needs a new one.
+
+    A stepper is for one thread, and on a GPU for one stream; a layer may have any number of them,
+    in threads of their own. `XPRNN_KERNELS` is read when it is made.
+
+    :param layer: a layer of one direction.
+    :param batch: N.
+
+    >>> import numpy as np, xprnn
+    >>> gru = xprnn.GRU(3, 4, num_layers=2, seed=0)
+    >>> x = np.random.default_rng(0).standard_normal((5, 2, 3), dtype=np.float32)
+    >>> stepper = gru.stepper(2)
+    >>> y = [stepper.step(x_t) for x_t in x]
+    >>> output, h_n = gru(x)
+    >>> np.allclose(y, output, atol=1e-6), np.allclose(stepper.state(), h_n, atol=1e-6)
+    (True, True)
+    """
+
+    @frees_memory
+    def __init__(self, layer: _Recurrent, batch: int) -> None:
+        net = layer._stack
+        if net.num_directions != 1:
+            raise ValueError(
+                "stepper: expected a layer of one direction; a bidirectional one reads every row "
+                "from its end too, which a stream does not have yet"
+            )
+        self.batch = check_size("batch", batch)
+        self.backend, self.arithmetic = layer.backend, layer.arithmetic
+        self._layer, self._net = layer, net
+        self._version = -1  # of the parameters that the steps have taken up
+        self._side = 0  # the one of the two sides that holds the states
+        sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
+        self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic, sizes)
+        with self.backend.activate():
+            self._steps = StackSteps(self._engine, net, self.batch)
+            self._bind()
+
+    @frees_memory
+    def step(self, x: Array, *, rows: Any = None, out: Array | None = None) -> Array:
+        """Take one step of every stream, or of some.
+
+        On a CPU a step with `out` allocates no array; the same numbers give the same bits.
+
+        :param x: (N, I), the next input of each stream, whatever the layer's `batch_first` says;
+            the layer's dtype and backend, any strides; only read.
+        :param rows: the streams that have an input now: a boolean mask (N,), integers from 0 to
+            N-1, on the host, or a slice. The others wait: their rows of x may hold anything, their
+            states stay as they are to the last bit. None: all.
+        :param out: (N, H), the layer's dtype and backend: written and returned. None: a new array.
+        :return: (N, H), the last layer's h of every stream; of one that waits its last one.
+        :raises TypeError, ValueError: an argument has another type, dtype, backend, shape or
+            value, or the layer has moved; no stream has advanced.
+        :raises RuntimeError: it is called inside a `writable()` block of the layer.
+        """
+        A, width = self.arithmetic.dtype, self._net.input_size
+        x = check_array("x", x, self.backend, A, (self.batch, width))
+        target = out if out is None else self._target(out)
+        waiting = None if rows is None else ~check_rows(rows, self.batch)
+        with self.backend.activate():
+            self._follow()
+            there = None if waiting is None else self.backend.from_host(waiting)[:, None]
+            result = self._steps.take(self._side, x, there, target)
+            self._side = 1 - self._side  # the step counts from here
+        return result if out is None else out
+
+    @frees_memory
+    def state(self) -> Any:
+        """The states of all streams: h (L, N, H), for an LSTM (h, c), as the layer returns h_n.
+
+        They are copies in the layer's dtype; the layer and `load` take them.
+        """
+        with self.backend.activate():
+            now, dtype = self._steps.sides[self._side], self.arithmetic.dtype
+            states = tuple([state.astype(dtype, order="C") for state in now])
+        return states if len(states) > 1 else states[0]
+
+    def load(self, state: Any) -> None:
+        """Go on from a state, as `state` or the layer gives it: h (L, N, H), for an LSTM (h, c).
+
+        :raises TypeError, ValueError: it is not that; nothing is changed.
+        """
+        names, shape = self._net.cell.state_names, state_shape(self._net, self.batch)
+        given = check_states(names, state, self.backend, self.arithmetic.dtype, shape)
+        if given is None:
+            raise TypeError(f"state: expected {' and '.join(names)}, got None; reset() sets zeros")
+        with self.backend.activate():
+            for mine, value in zip(self._steps.sides[self._side], given, strict=True):
+                mine[...] = value
+
+    def reset(self, rows: Any = None) -> None:
+        """Begin anew in some streams: their states become zero. A stream needs no other ending.
+
+        :param rows: as for `step`; None: all.
+        :raises TypeError, ValueError: `rows` is not that; nothing is changed.
+        """
+        chosen = check_rows(slice(None) if rows is None else rows, self.batch)
+        with self.backend.activate():
+            there = self.backend.from_host(chosen)[:, None]
+            for state in self._steps.sides[self._side]:
+                self._engine.xp.copyto(bits(state), 0, "unsafe", there)
+
+    def explain(self) -> str:
+        """Who takes a step, why, why nobody faster does, and what it costs.
+
+        >>> import xprnn
+        >>> print(xprnn.GRU(3, 4, seed=0).stepper(2).explain())
+        GRU(3, 4) on numpy, float32, L=1 N=2, one step: reference
+          reason: the only one here
+          its array calls are recorded and repeated
+          pointwise: no kernel for cell 'gru' on backend 'numpy' in this version
+          sequence: no kernel for cell 'gru' on backend 'numpy' in this version
+        """
+        kind = type(self._layer).__name__
+        return explain_step(kind, self._net, self._engine, self.batch, self._steps.repeats)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as the layer, N and the states."""
+        return _rebuilt, (self._layer, self.batch, self.state())
+
+    def _follow(self) -> None:
+        """Take up what was written to the parameters since the last step."""
+        layer = self._layer
+        parameters = layer.parameters
+        parameters.refuse_open("step")
+        if parameters is not self._parameters:
+            if (layer.backend, layer.arithmetic) != (self.backend, self.arithmetic):
+                raise ValueError(
+                    f"stepper: made on {self.backend.name} in {self.arithmetic}, the layer is on "
+                    f"{layer.backend.name} in {layer.arithmetic}; make another with stepper(batch)"
+                )
+            self._bind()
+        version = parameters.version
+        if version != self._version:
+            self._steps.refresh()
+            self._version = version  # read before: what is written meanwhile counts at the next
+
+    def _bind(self) -> None:
+        parameters = self._layer.parameters
+        self._steps.bind(parameters)
+        self._parameters, self._version = parameters, -1
+
+    def _target(self, out: Any) -> Array:
+        """`out` as an array that can be written."""
+        shape = self.batch, self._net.hidden_size
+        found = check_array("out", out, self.backend, self.arithmetic.dtype, shape)
+        if not getattr(found.flags, "writeable", True):  # CuPy's have no such flag
+            raise ValueError("out: expected an array that can be written, got a read-only one")
+        return found
+
+
+def _rebuilt(layer: _Recurrent, batch: int, state: Any) -> Stepper:
+    stepper = Stepper(layer, batch)
+    stepper.load(state)
+    return stepper
