@@ -11,12 +11,14 @@ import pytest
 from gpu_report import IMPLEMENTATION, GpuReport
 from strict_array import StrictBackend
 from strict_cuda import LOG
+from strict_sequence import install
 
 import xprnn
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.kernels import numba as numba_kernels
+from xprnn.kernels.cuda.plan import plan
 
 SERVING = {
     "numpy": ("reference",),
@@ -61,6 +63,17 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     backend_module._opened.clear()
     yield xprnn.get_backend("strict")
     backend_module._opened.clear()
+
+
+@pytest.fixture
+def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
+    install(monkeypatch)
+    monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    plan.cache_clear()  # a test may change what it remembers
+    yield strict
+    plan.cache_clear()
 
 
 @pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])

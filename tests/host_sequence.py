@@ -7,7 +7,7 @@ a test plants in its source.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from xprnn.kernels.cuda.table import KERNELS
 HEAD = 128  # HEAD of products.h
 ITEMS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a piece
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "TF32X3": "float32"}
-C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
+# v: by value, as CuPy passes a NumPy array; here by its address, and copied in front of each thread
+C = {"v": ctypes.c_void_p, "p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
 
 
 class Tiling(NamedTuple):
@@ -47,9 +48,8 @@ class Tiling(NamedTuple):
 
     @property
     def parameters(self) -> str:
-        """Pointers, integers and unsigned ones: the kernel's arrays, then what all have."""
-        own = "p" * len(KERNELS[self.cell, self.work].arrays)
-        return own + "p" + "iiiiii" + "i" * (self.work == "backward") + "upu"
+        """The arrays of both directions, by value, then pointers, integers and unsigned ones."""
+        return "vp" + "iiiiii" + "i" * (self.work == "backward") + "upu"
 
     @property
     def reduction(self) -> int:
@@ -75,10 +75,10 @@ class Tiling(NamedTuple):
         pieces = own * (1 if parts > 1 else min(self.tiles, 8 // own))
         return 16 + (self.cluster - 1) * pieces * 512
 
-    def grid(self, H: int, rows: int, passes: int) -> tuple[int, int]:
-        """Blocks by units and by rows, in whole clusters."""
+    def grid(self, H: int, rows: int, passes: int, directions: int = 1) -> tuple[int, int, int]:
+        """Blocks by units, in whole clusters, and by rows and directions."""
         slices = -(-H // (16 * self.cluster)) * self.cluster
-        return slices, -(-rows // (8 * self.tiles * passes))
+        return slices, -(-rows // (8 * self.tiles * passes)), directions
 
 
 class Run(NamedTuple):
@@ -91,9 +91,10 @@ class Run(NamedTuple):
 def source_of(tiling: Tiling, faults: Faults = ()) -> str:
     """The source for g++; each fault must fit in exactly one place."""
     text = behind_fibers(sequence.parts(tiling.file), faults)
-    types = {"p": "void*", "i": "int", "u": "unsigned"}
+    types = {"v": "const Arg<0>*", "p": "void*", "i": "int", "u": "unsigned"}
     declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(tiling.parameters)])
-    passed = ", ".join([f"static_cast<Arg<{i}>>(a{i})" for i in range(len(tiling.parameters))])
+    others = [f"static_cast<Arg<{i}>>(a{i})" for i in range(1, len(tiling.parameters))]
+    passed = ", ".join(["*a0", *others])
     return f"""#define XP_CLUSTER {tiling.cluster}
 {text}
 template <class F> struct Of;
@@ -101,8 +102,9 @@ template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All;
 constexpr auto kernel = {tiling.name};
 typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
 template <int i> using Arg = std::tuple_element_t<i, All>;
-extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resident) {{
-  return fibers::launch({{x, y, 1}}, {32 * tiling.warps}, shared, seed, resident,
+extern "C" int bytes_by_value() {{ return sizeof(Arg<0>); }}
+extern "C" int run({declared}, int x, int y, int z, int shared, unsigned seed, int resident) {{
+  return fibers::launch({{x, y, z}}, {32 * tiling.warps}, shared, seed, resident,
                         [=] {{ kernel({passed}); }}, {tiling.cluster});
 }}
 """
@@ -120,20 +122,30 @@ def library(tiling: Tiling, faults: Faults = ()) -> ctypes.CDLL:
 def launch(
     tiling: Tiling,
     arguments: list[Any],
-    grid: tuple[int, int],
+    grid: tuple[int, int, int],
     passes: int,
     run: Run,
     faults: Faults = (),
 ) -> str:
-    """Run a kernel on NumPy arrays and integers; what became of it, one of `OUTCOMES`."""
+    """Run a kernel on NumPy arrays and integers; what became of it, one of `OUTCOMES`.
+
+    The first argument is `Both` of exchange.h, with addresses of the host.
+    """
+    loaded = library(tiling, faults)
+    assert arguments[0].nbytes == loaded.bytes_by_value()
     given = [
         C[kind](value.ctypes.data if isinstance(value, np.ndarray) else value)
         for kind, value in zip(tiling.parameters, arguments, strict=True)
     ]
     shape = (*grid, tiling.shared(passes), run.seed, run.resident)
-    return OUTCOMES[library(tiling, faults).run(*given, *shape)]
+    return OUTCOMES[loaded.run(*given, *shape)]
 
 
-def own_arrays(tiling: Tiling, arrays: Mapping[str, Any]) -> list[Any]:
-    """Those of the arrays that a kernel takes, in the order of its parameters."""
-    return [arrays[name] for name in KERNELS[tiling.cell, tiling.work].arrays]
+def both(tiling: Tiling, every: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """`Both` of exchange.h for those arrays of one direction or two that a kernel takes."""
+    names = KERNELS[tiling.cell, tiling.work].arrays
+    table = np.zeros((2, len(names)), np.uint64)
+    for d, arrays in enumerate(every):
+        for k, name in enumerate(names):
+            table[d, k] = 0 if arrays[name] is None else arrays[name].ctypes.data
+    return table

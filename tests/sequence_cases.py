@@ -18,6 +18,7 @@ from xprnn import sequence
 from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import get_backend
 from xprnn.cells import CELLS, Cell, Weights
+from xprnn.directions import Direction, Trace, Undoing
 from xprnn.kernels import Engine, choose
 from xprnn.layout import Layout, make_layout
 from xprnn.scratch import Workspace
@@ -123,26 +124,27 @@ class Case:
         plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
         return replace(plain, xp=Copying(self.weights.weight_ih))
 
-    def plain(self) -> sequence.Trace:
+    def plain(self) -> Trace:
         """The trace of the plain loop in float64."""
         initial = [self.layout.sort(self.wide(f"{name}0")) for name in self.cell.state_names]
         ends = tuple([state.copy() for state in initial])
         with np.errstate(all="ignore"):
-            return sequence.forward(
-                self.engine, self.weights, self.wide("gx"), ends, self.layout, self.reverse,
-                workspace(), workspace(), record=True,
+            (trace,) = sequence.forward(
+                self.engine, [Direction(self.weights, self.reverse, ends)], self.wide("gx"),
+                self.layout, workspace(), workspace(), record=True,
             )  # fmt: skip
+        return trace
 
-    def rounded_trace(self) -> sequence.Trace:
+    def rounded_trace(self) -> Trace:
         """The trace as forward leaves it: but for c in the type that products read."""
         trace = self.plain()
         gates, saved, h = [
             a.astype(self.dtype) for a in (trace.gates, trace.saved, trace.states[0])
         ]
         others = [state.astype(np.float32) for state in trace.states[1:]]
-        return sequence.Trace(self.numbers["gx"], gates, saved, (h, *others))
+        return Trace(self.numbers["gx"], gates, saved, (h, *others))
 
-    def plain_backward(self, trace: sequence.Trace) -> dict[str, np.ndarray]:
+    def plain_backward(self, trace: Trace) -> dict[str, np.ndarray]:
         """What the plain loop makes in float64 of a rounded trace."""
         wide = [a.astype(np.float64) for a in (trace.x, trace.gates, trace.saved)]
         states = tuple([state.astype(np.float64) for state in trace.states])
@@ -150,11 +152,12 @@ class Case:
         dweight_hh = np.empty_like(self.weights.weight_hh)
         doutput = self.wide("doutput") if self.upstream else None
         with np.errstate(all="ignore"):
-            sequence.backward(
-                self.engine, self.weights, sequence.Trace(*wide, states), self.layout,
-                self.reverse, doutput, tuple(dstates), Weights(None, dweight_hh, None, None), None,
-                workspace(),
-            )  # fmt: skip
+            dweights = Weights(None, dweight_hh, None, None)
+            trace = Trace(*wide, states)
+            undoing = Undoing(
+                self.weights, self.reverse, trace, doutput, tuple(dstates), dweights, None
+            )
+            sequence.backward(self.engine, [undoing], self.layout, workspace())
         found = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
         return found | dict(zip(self.dstates, dstates, strict=True))
 

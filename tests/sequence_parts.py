@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from host_fibers import Faults
-from host_sequence import Run, Tiling, launch, own_arrays
+from host_sequence import Run, Tiling, both, launch
 from sequence_cases import Case
 from tolerances import assert_close
 
@@ -56,8 +56,27 @@ def initial_rows(case: Case) -> np.ndarray:
     return layout.total + np.arange(first) if layout.ragged is None else layout.ragged.last
 
 
-def run_forward(case: Case, tiling: Tiling, apart: bool | None = None, **options: Any) -> Left:
-    """Fill, launch, and look that nothing was written outside; all arrays are its own."""
+def run_forward(case: Case, tiling: Tiling, **options: Any) -> Left:
+    """As `run_forwards`, of one direction."""
+    return run_forwards([case], tiling, **options)[0]
+
+
+def run_forwards(
+    cases: Sequence[Case], tiling: Tiling, apart: bool | None = None, **options: Any
+) -> list[Left]:
+    """Fill, launch the directions at once, and look that nothing was written outside."""
+    every = [_forward_arrays(case, tiling, apart) for case in cases]
+    found = _run(cases, tiling, every, (), **options)
+    for case, left in zip(cases, found, strict=True):
+        mail, h = left.arrays["mail"], left.arrays["h"]
+        if left.outcome == "fine" and mail is not h and not left.report:
+            assert np.array_equal(mail[:, : case.H], h, equal_nan=True), "mail and states differ"
+            assert not mail[:, case.H :].any(), "padding is not zero"
+    return found
+
+
+def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str, Any]:
+    """The arrays of a direction before its first step, all its own."""
     layout, H, P, first = case.layout, case.H, case.padded, initial_rows(case)
     assert tiling.reduction >= H, "the tiling is too small for H"
     rows, itemsize = layout.running + layout.total, case.dtype.itemsize
@@ -70,7 +89,7 @@ def run_forward(case: Case, tiling: Tiling, apart: bool | None = None, **options
     mail[first, :H] = h[first] = layout.sort(case.numbers["h0"])[: layout.running]
     c[first] = layout.sort(case.numbers["c0"])[: layout.running]
     width = case.cell.saved * H if tiling.work == "training" else 0
-    arrays = {
+    return {
         "weight_hh": guarded(case.numbers["weight_hh"]),
         "bias_hh": guarded(case.numbers["bias_hh"]) if case.bias else None,
         "gates": guarded(case.numbers["gx"]),
@@ -79,20 +98,21 @@ def run_forward(case: Case, tiling: Tiling, apart: bool | None = None, **options
         "c": c,
         "mail": mail,
     }
-    left = _run(case, tiling, arrays, (), **options)
-    if left.outcome == "fine" and apart and not left.report:
-        assert np.array_equal(mail[:, :H], h, equal_nan=True), "mail and states differ"
-        assert not mail[:, H:].any(), "padding is not zero"
-    return left
 
 
-def check_forward(case: Case, tiling: Tiling, **options: Any) -> None:
+def check_forward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
     """Fail unless the kernel ends and agrees with the plain loop, within rounding.
 
-    Infinities and NaNs must be where the plain loop has them.
+    Infinities and NaNs must be where the plain loop has them. `beside`: the other direction, in
+    the same launch.
     """
+    cases = [case] if beside is None else [case, beside]
+    for each, left in zip(cases, run_forwards(cases, tiling, **options), strict=True):
+        check_ran(each, tiling, left)
+
+
+def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
     trace = case.plain()
-    left = run_forward(case, tiling, **options)
     assert left.outcome == "fine", left.outcome
     assert left.report == 0
     expected = dict(zip(case.cell.state_names, trace.states, strict=True))
@@ -104,9 +124,34 @@ def check_forward(case: Case, tiling: Tiling, **options: Any) -> None:
         compare(case, name, left.arrays[name], value)
 
 
-def run_backward(case: Case, tiling: Tiling, wide: int = 0, **options: Any) -> Left:
-    """Fill, launch, and look that nothing was written outside; doutput's rows are `wide` longer."""
-    layout, H, P, trace = case.layout, case.H, case.padded, case.rounded_trace()
+def run_backward(case: Case, tiling: Tiling, **options: Any) -> Left:
+    """As `run_backwards`, of one direction."""
+    return run_backwards([case], tiling, **options)[0]
+
+
+def run_backwards(
+    cases: Sequence[Case], tiling: Tiling, wide: int = 0, **options: Any
+) -> list[Left]:
+    """As `run_forwards`; the rows of doutput are `wide` longer."""
+    every = [_backward_arrays(case, tiling, wide) for case in cases]
+    names = cases[0].cell.state_names
+    before = [{name: arrays[name].tobytes() for name in names} for arrays in every]
+    found = _run(cases, tiling, every, (cases[0].H + wide,), **options)
+    for case, left, states in zip(cases, found, before, strict=True):
+        for name, state in states.items():
+            assert left.arrays[name].tobytes() == state, f"{name} was written"
+        if left.outcome == "fine" and not left.report:
+            dgh, padding = np.split(left.arrays["mail"], [case.H], axis=2)
+            dgh = dgh.reshape(case.layout.total, -1)
+            same = np.array_equal(dgh, left.arrays["gates"], equal_nan=True)
+            assert same, "mail and gates differ"
+            assert not padding.any(), "padding is not zero"
+    return found
+
+
+def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
+    """The arrays of a direction before its last step is undone, all its own."""
+    layout, P, trace = case.layout, case.padded, case.rounded_trace()
     G, S = case.cell.gates, layout.total
     assert tiling.reduction >= G * P, "the tiling is too small for H"
     empty = np.full(S * G * P * case.dtype.itemsize, 0xFF, np.uint8).view(case.dtype)
@@ -122,22 +167,19 @@ def run_backward(case: Case, tiling: Tiling, wide: int = 0, **options: Any) -> L
     arrays |= {name: guarded(state) for name, state in states.items()}
     for name in case.dstates:
         arrays[name] = guarded(layout.sort(case.numbers[name])[: layout.running])
-    left = _run(case, tiling, arrays, (H + wide,), **options)
-    for name, state in states.items():
-        assert arrays[name].tobytes() == state.tobytes(), f"{name} was written"
-    if left.outcome == "fine" and not left.report:
-        dgh, padding = np.split(arrays["mail"], [H], axis=2)
-        dgh = dgh.reshape(S, G * H)
-        assert np.array_equal(dgh, arrays["gates"], equal_nan=True), "mail and gates differ"
-        assert not padding.any(), "padding is not zero"
-    return left
+    return arrays
 
 
-def check_backward(case: Case, tiling: Tiling, **options: Any) -> None:
+def check_backward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
     """As `check_forward`; the gradients are also multiplied as those of the weights are."""
+    cases = [case] if beside is None else [case, beside]
+    for each, left in zip(cases, run_backwards(cases, tiling, **options), strict=True):
+        check_undone(each, left)
+
+
+def check_undone(case: Case, left: Left) -> None:
     trace = case.rounded_trace()
     expected = case.plain_backward(trace)
-    left = run_backward(case, tiling, **options)
     assert left.outcome == "fine", left.outcome
     assert left.report == 0
     wide, saved, H = left.arrays["gates"].astype(np.float64), left.arrays["saved"], case.H
@@ -157,25 +199,27 @@ def check_backward(case: Case, tiling: Tiling, **options: Any) -> None:
 
 
 def _run(
-    case: Case,
+    cases: Sequence[Case],
     tiling: Tiling,
-    arrays: dict[str, Any],
+    every: list[dict[str, Any]],
     more: tuple[int, ...],
     run: Run = IN_ORDER,
     passes: int = 1,
     faults: Faults = (),
     spins: int = SPINS,
-) -> Left:
-    """Launch with the arrays that the kernel takes, and with what all kernels take."""
+) -> list[Left]:
+    """Launch with the arrays of each direction, and with what all kernels take."""
+    case = cases[0]  # of the same sizes as the other
     layout, H, n_0 = case.layout, case.H, case.layout.running
     counts = None if layout.ragged is None else guarded(np.array(layout.counts, np.int32))
     report = guarded(np.zeros(1, np.uint32))
     sizes = (layout.steps, n_0, H, layout.total, passes, int(case.reverse))
-    arguments = [*own_arrays(tiling, arrays), counts, *sizes, *more, spins, report, TAG]
-    grid = tiling.grid(H, n_0, passes)
+    arguments = [both(tiling, every), counts, *sizes, *more, spins, report, TAG]
+    grid = tiling.grid(H, n_0, passes, len(cases))
     outcome = launch(tiling, arguments, grid, passes, run, faults)
-    check_guards({**arrays, "counts": counts, "report": report})
-    return Left(outcome, arrays, int(report[0]))
+    for arrays in every:
+        check_guards({**arrays, "counts": counts, "report": report})
+    return [Left(outcome, arrays, int(report[0])) for arrays in every]
 
 
 def compare(case: Case, name: str, actual: np.ndarray, expected: np.ndarray) -> None:

@@ -232,24 +232,21 @@ class Cublas:
         self, left: np.ndarray, right: np.ndarray, out: np.ndarray, beta: float, compute: int
     ) -> None:
         wide = np.dtype(np.float64 if compute == self.CUBLAS_COMPUTE_64F else np.float32)
-        mode = self._math_mode & 15
+        fast = self._math_mode & 15 in (1, 3) or compute == self.CUBLAS_COMPUTE_32F_FAST_TF32
         if left.dtype != wide:
             left, right = left.astype(wide), right.astype(wide)
-        elif wide == np.float32 and (
-            mode in (1, 3) or compute == self.CUBLAS_COMPUTE_32F_FAST_TF32
-        ):
+        elif wide == np.float32 and fast:
             left, right = tf32(left), tf32(right)
-        if beta == 0 and out.dtype == wide:
-            with np.errstate(invalid="ignore"):  # see below
-                np.matmul(left, right, out=out)
-            return
         # On some processors OpenBLAS sets the invalid flag for lanes that hold no element.
         with np.errstate(invalid="ignore"):
+            if beta == 0 and out.dtype == wide:
+                np.matmul(left, right, out=out)
+                return
             product = np.matmul(left, right)
-            half = left.shape[1] // 2
-            parts = left[:, :half] @ right[:half], left[:, half:] @ right[half:]
-        if out.dtype != wide and not self._math_mode & 16:  # reductions in a narrow result
-            product = parts[0].astype(out.dtype) + parts[1].astype(out.dtype)
+            if out.dtype != wide and not self._math_mode & 16:  # reductions in a narrow result
+                half = left.shape[1] // 2
+                parts = left[:, :half] @ right[:half], left[:, half:] @ right[half:]
+                product = parts[0].astype(out.dtype) + parts[1].astype(out.dtype)
         out[...] = product if beta == 0 else beta * out.astype(wide) + product
 
     @staticmethod

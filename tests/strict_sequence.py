@@ -42,7 +42,7 @@ class Function:
     def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int) -> None:
         passes = int([a for a in args if isinstance(a, np.int32)][4])  # T N H S passes
         assert shared_mem == self.tiling.shared(passes) <= self.max_dynamic_shared_size_bytes
-        assert block == (32 * self.tiling.warps,)
+        assert block == (32 * self.tiling.warps,) and len(grid) == 3
         outcome = launch(self.tiling, [_plain(a) for a in args], grid, passes, self.run)
         if outcome != "fine":
             raise RuntimeError(f"{self.name}: {outcome}")
@@ -54,6 +54,8 @@ def _plain(argument: Any) -> Any:
     """An argument as the emulator takes it."""
     if isinstance(argument, StrictArray):
         return argument._inner
+    if isinstance(argument, np.ndarray) and argument.size == 1:
+        return argument  # by value
     if argument is None or isinstance(argument, np.integer):
         return argument if argument is None else int(argument)
     raise TypeError(f"Unsupported type {type(argument)}")
@@ -70,8 +72,8 @@ class RawModule:
         name_expressions: tuple[str, ...],
         enable_cooperative_groups: bool,
     ) -> None:
-        defined = CLUSTER.match(code)
-        self.cluster = int(defined[1]) if defined else 1
+        said = CLUSTER.match(code)
+        self.cluster = int(said[1]) if said else 1
         assert options == ("--std=c++17",) and enable_cooperative_groups == (self.cluster == 1)
         assert all(
             name.partition("<")[0].removeprefix("xprnn::") in code for name in name_expressions

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from products import (
     COPIED,
@@ -76,6 +76,7 @@ def strided(draw: Any, rows: int, columns: int, dtype: str) -> StrictArray:
     return StrictArray(matrix)
 
 
+@settings(deadline=None)  # of a busy machine
 @given(
     st.data(),
     st.sampled_from([t for t in RESULTS if BFLOAT16 or t[0] != "bfloat16"]),

@@ -75,7 +75,7 @@ def test_tuning_needs_a_gpu(no_gpu: None, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.startswith("tuning: no GPU to measure on: ")
 
 
-def test_the_grid_is_the_issues() -> None:
+def test_the_grid() -> None:
     assert len(problems()) == 3 * 4 * 7
     assert [(p.N, p.H, p.T) for p in problems()[:7]] == [
         *[(1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256)],
@@ -86,11 +86,11 @@ def test_the_grid_is_the_issues() -> None:
 # -- all parts
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("bash is not installed")
-    environment = {**os.environ, "PYTHON": sys.executable}
+    environment = {**os.environ, "PYTHON": sys.executable, **variables}
     command = [bash, str(SCRIPT), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -113,6 +113,18 @@ def test_parts_leave_their_evidence(no_gpu: None, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "evidence.tar.gz") as tar:
         kept = {Path(name).name for name in tar.getnames()}
     assert kept == {"evidence", "summary.txt", "report.txt", "tuning.txt"}
+
+
+def test_a_suite_that_skips_everything_is_no_success(no_gpu: None, tmp_path: Path) -> None:
+    python = tmp_path / "python"  # whose suite passes, as one does that skips all its tests
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *pytest*) ;; *) exec {sys.executable} "$@" ;; esac\n'
+    )
+    python.chmod(0o755)
+    done = run(str(tmp_path / "out"), "suite", PYTHON=str(python))
+    assert done.returncode == 1 and done.stderr.startswith("no usable GPU")
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert "nothing here counts" in summary and "suite     exit 0" in summary
 
 
 def test_every_part_has_a_time_that_fits_the_headers() -> None:

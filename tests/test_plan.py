@@ -73,7 +73,7 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     units = Counter(u for s in range(chosen.slices) for u in range(16 * s, 16 * s + 16))
     own, resident = 8 * tiles * chosen.passes, chosen.resident
     whole = -(-shared // 128) * 128 + device.shared_reserved
-    blocks, processors = chosen.slices * chosen.groups, device.processors
+    blocks, processors = chosen.slices * chosen.groups * chosen.directions, device.processors
     step = blocks * -(-problem.N // chosen.groups) * length * (4 if wide else 2)
     family, _, relu = problem.cell.partition("_")
     kernel = f"xprnn::{family}_{'backward' if backward else 'forward'}"
@@ -99,7 +99,9 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
         "idle units": (chosen.slices - cluster) * 16 >= problem.H,
         "rows": chosen.groups * own < problem.N,
         "idle groups": (chosen.groups - 1) * own >= problem.N,
-        "grid": chosen.grid != (chosen.slices, chosen.groups) or min(chosen.grid) < 1,
+        "directions": chosen.directions != problem.directions,
+        "grid": chosen.grid != (chosen.slices, chosen.groups, chosen.directions)
+        or min(chosen.grid) < 1,
     }
     return [name for name, wrong in broken.items() if wrong]
 
@@ -118,14 +120,14 @@ def staged_bytes(chosen: Plan) -> int:
 
 
 def sweep(
-    processors: tuple[int, ...] = PROCESSORS, cell: str = "gru"
+    processors: tuple[int, ...] = PROCESSORS, cell: str = "gru", directions: int = 1
 ) -> Iterator[tuple[Device, Problem]]:
     """Devices and problems of every kind; T, which changes nothing, takes turns."""
     times = itertools.cycle((1, 17, 100_000))
     for base, count, work, numbers in itertools.product(KINDS.values(), processors, WORK, NUMBERS):
         device = base._replace(processors=count)
         for N, H in itertools.product(ROWS, UNITS):
-            yield device, Problem(cell, work, numbers, N, H, next(times))
+            yield device, Problem(cell, work, numbers, N, H, next(times), directions)
 
 
 def decide(device: Device, problem: Problem) -> Plan | str:
@@ -133,9 +135,9 @@ def decide(device: Device, problem: Problem) -> Plan | str:
     return plan.__wrapped__(device, problem)
 
 
-def a_wrong_choice(cell: str = "gru") -> list[str]:
+def a_wrong_choice(cell: str = "gru", directions: int = 1) -> list[str]:
     """What is wrong with the first choice that does not fit, of a smaller sweep; [] for none."""
-    for device, problem in sweep((16, 132), cell):
+    for device, problem in sweep((16, 132), cell, directions):
         chosen = decide(device, problem)
         if isinstance(chosen, Plan) and (wrong := problems_of(chosen, device, problem)):
             return wrong
@@ -263,7 +265,7 @@ def test_blocks_share_what_they_poll_for_where_that_is_much() -> None:
     for N, H, cluster in ((64, 1024, 2), (256, 1000, 2), (32, 512, 1), (1, 1024, 1)):
         assert plan(H200, big._replace(N=N, H=H)).cluster == cluster
     odd = plan(H200, big._replace(H=1000))  # 63 blocks have units
-    assert odd.grid == (64, 2)
+    assert odd.grid == (64, 2, 1)
     for capability, cluster in (((8, 0), 1), ((10, 0), 2), ((10, 3), 2), ((12, 0), 1)):
         assert plan(H200._replace(capability=capability), big).cluster == cluster
     assert plan(H200._replace(processors=63), big._replace(H=1000)).cluster == 1  # no 32nd pair

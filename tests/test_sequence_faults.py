@@ -38,7 +38,7 @@ GRU = {
     "the other neighbour's gate": ("gh[0].y, gh[1].y", "gh[0].x, gh[1].y"),
     "a step that does not move": ("    last_at = at;\n", ""),
     "no bias": ("gh_n.y = gh[2].y + bias.y;", "gh_n.y = gh[2].y;"),
-    "states of the other side": ("const { return reverse ? walk.low() : walk.high(); }",
+    "states of the other side": ("const { return reversed() ? walk.low() : walk.high(); }",
                                  "const { return walk.high(); }"),
 }  # fmt: skip
 GRU_BACK = {

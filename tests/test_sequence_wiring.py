@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,6 @@ CALLS = [  # cell, case, type
 ]
 
 
-@pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
-    install(monkeypatch)
-    monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
-    monkeypatch.setenv("XPRNN_KERNELS", "auto")
-    plan.cache_clear()  # a test may change what it remembers
-    yield strict
-    plan.cache_clear()
-
-
 def serve(
     cell: str,
     backend: str,
@@ -107,8 +96,8 @@ def test_calls_have_the_values_of_the_equations(
     case = CASES[name]
     found = serve(cell, device.name, case, training, **TYPES[numbers])
     compare(cell, found, case, training, numbers)
-    sequences = case[3].get("num_layers", 1) * (2 if case[3].get("bidirectional") else 1)
-    assert len(Function.launches) == sequences * (2 if training else 1)
+    layers, directions = case[3].get("num_layers", 1), 1 + case[3].get("bidirectional", False)
+    assert [grid[2] for _, grid in Function.launches] == [directions] * layers * (1 + training)
 
 
 def test_what_no_gpu_has_run_has_to_be_asked_for(
@@ -159,7 +148,7 @@ def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
 def test_calls_of_clusters_have_the_values_of_the_equations(pairs: Backend) -> None:
     for name in ("two groups", "padded lengths"):
         compare("gru", serve("gru", pairs.name, CASES[name], True), CASES[name], True, "float32")
-    assert {grid for _, grid in Function.launches} == {(2, 1)}  # 17 units make two blocks, 6 too
+    assert {grid for _, grid in Function.launches} == {(2, 1, 2)}  # 17 units make two blocks, 6 too
 
 
 def test_more_clusters_than_the_driver_allows_are_not_launched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -105,8 +106,9 @@ def test_a_layer_that_moves_needs_another_stepper(strict: Backend) -> None:
     np.testing.assert_array_equal(stepper.step(x[1]), fresh.step(x[1]))
     for elsewhere in ({"backend": "strict"}, {"backend": "numpy", "dtype": "float32"}):
         layer.to(**elsewhere)
-        with pytest.raises(ValueError, match=r"stepper: made on numpy in float64, the layer is on"):
-            other.step(x[1])
+        for late in (lambda: other.step(x[1]), lambda: pickle.dumps(other)):
+            with pytest.raises(ValueError, match="stepper: made on numpy in float64, the layer is"):
+                late()
     layer.to("numpy", dtype="float64")
     other.step(x[1])
 

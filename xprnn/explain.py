@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .kernels import Engine
+from .kernels.family import Sequences
 from .stack import Stack
 
 
-def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> str:
+def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int, training: bool) -> str:
     """The text for a layer of class `kind` and a call with T steps and N rows."""
     forward, backward = moved(net, engine, batch)
     lines = [
@@ -17,7 +18,7 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
     ]
     launches = engine.cell.launches
     if engine.sequences is not None:
-        lines.append(f"  {engine.sequences.cost}")
+        lines += _sequences(net, engine.sequences, steps, batch, training)
     elif engine.backend.on_gpu and launches is None:
         lines.append("  the launches of the plain code in narrow types are not counted")
     elif engine.backend.on_gpu and launches:
@@ -27,6 +28,23 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int) -> st
             "where its output has a gradient"
         )
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
+
+
+def _sequences(net: Stack, kernels: Sequences, steps: int, batch: int, training: bool) -> list[str]:
+    """What one launch or call takes, a line for each pass where that may differ."""
+    takes = f"one {kernels.unit} takes all steps of a"
+    alone = f"{takes} direction of a layer"
+    if net.num_directions == 1:
+        return [f"  {alone}"]
+    lines = []
+    for work in ("training", "backward") if training else ("forward",):
+        sizes = work, max(batch, 1), net.hidden_size, max(steps, 1)
+        reason = kernels.plan(*sizes, net.num_directions)
+        if not isinstance(reason, str):
+            lines.append(f"  {work}: {takes} layer, both directions")
+        elif not isinstance(kernels.plan(*sizes, 1), str):
+            lines.append(f"  {work}: {alone}; both: {reason}")
+    return lines
 
 
 def explain_step(kind: str, net: Stack, engine: Engine, batch: int, repeats: bool) -> str:

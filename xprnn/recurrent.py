@@ -155,7 +155,8 @@ class _Recurrent(Module):
         """
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
-        return explain(type(self).__name__, net, self._engine(steps, batch), steps, batch)
+        engine = self._engine(steps, batch)
+        return explain(type(self).__name__, net, engine, steps, batch, self.training)
 
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """T and N of an x of this shape; ValueError if it has not the right dimensions."""

@@ -1,74 +1,68 @@
-"""One direction of one layer: input product -> time loop -> products for the weights.
+"""The directions of one layer: input product -> time loop -> products for the weights.
 
-Works on packed arrays, rows longest first; `layout.py` says how they stand.
+Works on packed arrays, rows longest first; `layout.py` says how they stand. A direction is run by
+itself, or two of them together where one launch takes both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from .backend import Array
 from .cells import Buffers, Cell, Weights
+from .directions import Direction, Trace, Undoing
 from .kernels import Engine
 from .layout import Layout
 from .numerics import sum_rows
 from .scratch import Workspace
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What the steps of one direction of one layer leave behind for `backward`.
-
-    All are of the compute dtype but the states after the first, which no product reads.
-    """
-
-    x: Array  # (S, I) the layer's input
-    gates: Array  # (S, G*H)
-    saved: Array  # (S, saved*H)
-    states: tuple[Array, ...]  # (n_0 + S, H) each
-
-
 def forward(
     engine: Engine,
-    weights: Weights,
+    directions: Sequence[Direction],
     x: Array,
-    ends: tuple[Array, ...],
     layout: Layout,
-    reverse: bool,
     kept: Workspace,
     scratch: Workspace,
     record: bool,
-) -> Trace:
-    """Run all steps of one direction of one layer.
+) -> list[Trace]:
+    """Run all steps of directions of one layer.
 
-    `x` (S, I) and `weights` are read. `ends` (N, H) each: the initial states, read, then
-    overwritten with the final ones. The trace is written, in memory of `kept`; its
-    `saved` is complete only with `record`. `scratch` is free again afterwards.
+    `x` (S, I) is read. The traces are written, in memory of `kept`; their `saved` is complete
+    only with `record`. `scratch` is free again afterwards.
     """
-    xp, cell, T = engine.xp, engine.cell, engine.compute_dtype
-    H = ends[0].shape[1]
-    total = layout.total
-    gates = kept.empty(total, cell.gates * H, dtype=T)
-    saved = kept.empty(total if record else layout.running, cell.saved * H, dtype=T)
-    others = [kept.empty(layout.running + total, H) for _ in ends[1:]]
-    states = (kept.empty(layout.running + total, H, dtype=T), *others)
-
-    trace = Trace(x, gates, saved, states)
-    whole = engine.whole("training" if record else "forward", layout.running, H, layout.steps)
-    bias = input_bias(cell, weights, T)
+    n_0, H = layout.running, directions[0].ends[0].shape[1]
+    traces = [_begin(engine, direction, x, layout, kept, record) for direction in directions]
+    work = "training" if record else "forward"
+    whole = engine.whole(work, n_0, H, layout.steps, len(directions))
     if whole is None or not whole[0].from_input:
-        input_side(xp, weights, bias, x, gates)
+        for direction, trace in zip(directions, traces, strict=True):
+            bias = engine.cell.input_bias(direction.weights, engine.compute_dtype)
+            input_side(engine.xp, direction.weights, bias, x, trace.gates)
     if whole is None:
-        _take_steps(engine, weights, trace, ends, layout, reverse, scratch, record)
+        for direction, trace in zip(directions, traces, strict=True):
+            _take_steps(engine, direction, trace, layout, scratch, record)
     else:
         kernels, chosen = whole
-        given = weights, bias, x, gates, saved if record else None
-        first = _block(ends, 0, layout.running)
-        kernels.forward(chosen, *given, states, first, layout, reverse, scratch)
-    for state, end in zip(states, ends, strict=True):
-        end[: layout.running] = layout.final(state, reverse)
-    return trace
+        kernels.forward(chosen, directions, traces, layout, scratch, record)
+    for direction, trace in zip(directions, traces, strict=True):
+        for state, end in zip(trace.states, direction.ends, strict=True):
+            end[:n_0] = layout.final(state, direction.reverse)
+    return traces
+
+
+def _begin(
+    engine: Engine, direction: Direction, x: Array, layout: Layout, kept: Workspace, record: bool
+) -> Trace:
+    """The trace of a direction, none of which but x is written yet."""
+    cell, T, total = engine.cell, engine.compute_dtype, layout.total
+    H = direction.ends[0].shape[1]
+    gates = kept.empty(total, cell.gates * H, dtype=T)
+    saved = kept.empty(total if record else layout.running, cell.saved * H, dtype=T)
+    others = [kept.empty(layout.running + total, H) for _ in direction.ends[1:]]
+    states = (kept.empty(layout.running + total, H, dtype=T), *others)
+    return Trace(x, gates, saved, states)
 
 
 def step(
@@ -76,7 +70,8 @@ def step(
 ) -> None:
     """One step of one direction of one layer alone, from x (N, I).
 
-    `bias` is what `input_bias` gives, for all rows or for each; the buffers are those of `Cell`.
+    `bias` is what the cell's `input_bias` gives, for all rows or for each; the buffers are those
+    of `Cell`.
     """
     input_side(xp, weights, bias, x, here.gates)
     cell.forward(xp, weights, here)
@@ -91,15 +86,14 @@ def input_side(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: A
 
 def _take_steps(
     engine: Engine,
-    weights: Weights,
+    direction: Direction,
     trace: Trace,
-    ends: tuple[Array, ...],
     layout: Layout,
-    reverse: bool,
     scratch: Workspace,
     record: bool,
 ) -> None:
     """The time loop of `forward`: gates, saved and states of `trace` are written."""
+    weights, ends, reverse = direction.weights, direction.ends, direction.reverse
     xp, cell, H = engine.xp, engine.cell, ends[0].shape[1]
     carved = Carved(scratch, layout.running, cell.forward_scratch, H)
     gates, saved, states = trace.gates, trace.saved, trace.states
@@ -117,59 +111,36 @@ def _take_steps(
 
 
 def backward(
-    engine: Engine,
-    weights: Weights,
-    trace: Trace,
-    layout: Layout,
-    reverse: bool,
-    doutput: Array | None,
-    dstates: tuple[Array, ...],
-    dweights: Weights,
-    dx: Array | None,
-    scratch: Workspace,
-    flow: Array | None = None,
+    engine: Engine, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
 ) -> None:
-    """Undo all steps of one direction of one layer, then multiply for the weights and the input.
-
-    `doutput` (S, H) is read, None stands for zeros. `dstates` (N, H) each: the gradient of the
-    final states, read, then overwritten with that of the initial ones. `dweights`: every
-    entry that is not None is written. `dx` (S, I), if given, is written. `flow` (T,), if
-    given, is written: the norm of the gradient that reaches the state after each step.
-    `trace` is used up: its gates and saved are overwritten.
-    """
-    xp, cell = engine.xp, engine.cell
-    H = dstates[0].shape[1]
+    """Undo all steps of directions of one layer, then multiply for the weights and the input."""
+    H = directions[0].dstates[0].shape[1]
     # the norms of `flow` are taken between steps
-    whole = engine.whole("backward", layout.running, H, layout.steps) if flow is None else None
+    between = directions[0].flow is not None
+    sizes = layout.running, H, layout.steps, len(directions)
+    whole = None if between else engine.whole("backward", *sizes)
     if whole is None:
-        _undo_steps(engine, weights, trace, layout, reverse, doutput, dstates, scratch, flow)
+        for undoing in directions:
+            _undo_steps(engine, undoing, layout, scratch)
     else:
         kernels, chosen = whole
-        first = _block(dstates, 0, layout.running)
-        mine = trace.gates, trace.saved, trace.states, doutput, first
-        kernels.backward(chosen, weights, *mine, layout, reverse, scratch)
-    _weight_gradients(xp, cell, trace, layout.previous(trace.states[0], reverse), dweights)
-    if dx is not None:
-        xp.matmul(trace.gates, weights.weight_ih, out=dx)
+        kernels.backward(chosen, directions, layout, scratch)
+    for undoing in directions:
+        trace = undoing.trace
+        previous = layout.previous(trace.states[0], undoing.reverse)
+        _weight_gradients(engine.xp, engine.cell, trace, previous, undoing.dweights)
+        if undoing.dx is not None:
+            engine.xp.matmul(trace.gates, undoing.weights.weight_ih, out=undoing.dx)
 
 
-def _undo_steps(
-    engine: Engine,
-    weights: Weights,
-    trace: Trace,
-    layout: Layout,
-    reverse: bool,
-    doutput: Array | None,
-    dstates: tuple[Array, ...],
-    scratch: Workspace,
-    flow: Array | None,
-) -> None:
-    """The time loop of `backward`: in `trace` gates become dgh; `dstates` are overwritten."""
-    xp, cell = engine.xp, engine.cell
+def _undo_steps(engine: Engine, undoing: Undoing, layout: Layout, scratch: Workspace) -> None:
+    """The time loop of `backward`: in the trace gates become dgh; `dstates` are overwritten."""
+    xp, cell, trace, flow = engine.xp, engine.cell, undoing.trace, undoing.flow
+    weights, doutput, dstates = undoing.weights, undoing.doutput, undoing.dstates
     carved = Carved(scratch, layout.running, cell.backward_scratch, dstates[0].shape[1])
     dnext: tuple[Array, ...] = ()
     here: tuple[Array, ...] = ()
-    for t, rows, joined, at, before, after in layout.walk(reverse, undo=True):
+    for t, rows, joined, at, before, after in layout.walk(undoing.reverse, undo=True):
         ahead = here if rows == joined and here else _block(trace.states, after, rows)
         here = _block(trace.states, before, rows)
         if rows != joined or not dnext:
@@ -188,16 +159,6 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     # a list first, here and in the callers: tuple(generator) leaves an entry in CPython's free
     # list at each call, and a long run would seem to grow
     return tuple([array[start : start + rows] for array in arrays])
-
-
-def input_bias(cell: Cell, weights: Weights, dtype: Any) -> Array | None:
-    """b_ih, and b_hh of the gates in which the two only occur as a sum; a new array (G*H,)."""
-    if weights.bias_ih is None or weights.bias_hh is None:
-        return None
-    bias = weights.bias_ih.copy()
-    folded = cell.folded * weights.weight_hh.shape[1]
-    bias[:folded] += weights.bias_hh[:folded]
-    return bias.astype(dtype, copy=False)
 
 
 def _weight_gradients(

@@ -11,6 +11,7 @@ import numpy as np
 from . import dropout, sequence
 from .backend import Array
 from .cells import Cell, Weights
+from .directions import Direction, Trace, Undoing
 from .kernels import Engine
 from .layout import Layout, make_layout
 from .scratch import Workspace
@@ -69,7 +70,7 @@ class Tape:
     engine: Engine
     weights: list[list[Weights]]  # by layer and direction, as the products read them
     layout: Layout
-    traces: list[list[sequence.Trace]]  # by layer and direction
+    traces: list[list[Trace]]  # by layer and direction
     dropout_key: tuple[int, int]  # (seed, call)
     shape: tuple[int, ...]  # of x, as the caller gave it
     batch_first: bool
@@ -96,6 +97,7 @@ def forward(
     stands in memory of `kept`, can be undone. `scratch` may be `kept` where it is not recorded.
     """
     xp, record = engine.xp, dropout_key is not None
+    work = "training" if record else "forward"
     H, D, dtype, T = stack.hidden_size, stack.num_directions, engine.dtype, engine.compute_dtype
     weights = [[_to_read(each, T) for each in pair] for pair in weights]
     steps, batch = steps_and_batch(x, batch_first)
@@ -104,36 +106,26 @@ def forward(
     final = _sorted_states(xp, stack, layout, initial, dtype)
     current = kept.empty(layout.total, stack.input_size, dtype=T)
     layout.pack(_time_major(x, batch_first), current)
-    traces: list[list[sequence.Trace]] = []
+    traces: list[list[Trace]] = []
     for layer in range(stack.num_layers):
         last = layer + 1 == stack.num_layers
-        joined = None  # one direction's outputs can be handed on where they stand
-        if D > 1 or record:
-            joined = (scratch if last else kept).empty(layout.total, D * H, dtype=T)
+        joined = (scratch if last else kept).empty(layout.total, D * H, dtype=T)
         traces.append([])
-        for d in range(D):
+        for group in engine.groups(work, layout.running, H, steps, D):
             mark = scratch.mark()
-            ends = tuple([end[layer * D + d] for end in final])
-            trace = sequence.forward(
-                engine,
-                weights[layer][d],
-                current,
-                ends,
-                layout,
-                d == 1,
-                kept,
-                scratch,
-                record,
-            )
-            handed = layout.outputs(trace.states[0], d == 1)
-            if joined is not None:
-                joined[:, d * H : (d + 1) * H] = handed
+            directions = [
+                Direction(weights[layer][d], d == 1, tuple([end[layer * D + d] for end in final]))
+                for d in group
+            ]
+            found = sequence.forward(engine, directions, current, layout, kept, scratch, record)
+            for d, trace in zip(group, found, strict=True):
+                joined[:, d * H : (d + 1) * H] = layout.outputs(trace.states[0], d == 1)
             if record:
-                traces[-1].append(trace)
+                traces[-1] += found
             scratch.rewind(mark)
         if dropout_key is not None and not last:
             _drop(xp, stack, layout, joined, dropout_key, layer)
-        current = handed if joined is None else joined
+        current = joined
     layout.unpack(current, _time_major(output, batch_first))
     layout.unsort_in_place(final)
     key = dropout_key or (0, 0)
@@ -169,21 +161,22 @@ def backward(
         wanted = layer > 0 or need_dx
         shares = [scratch.empty(layout.total, width) if wanted else None for _ in range(D)]
         tape.spent = True  # from here on it is overwritten
-        for d in range(D):
-            k, mark = layer * D + d, scratch.mark()
-            sequence.backward(
-                tape.engine,
-                tape.weights[layer][d],
-                tape.traces[layer][d],
-                layout,
-                d == 1,
-                None if dlayer is None else dlayer[:, d * H : (d + 1) * H],
-                tuple([dstate[k] for dstate in dstates]),
-                dweights[layer][d],
-                shares[d],
-                scratch,
-                None if flow is None else flow[k],
-            )
+        for group in tape.engine.groups("backward", layout.running, H, layout.steps, D):
+            mark = scratch.mark()
+            directions = [
+                Undoing(
+                    tape.weights[layer][d],
+                    d == 1,
+                    tape.traces[layer][d],
+                    None if dlayer is None else dlayer[:, d * H : (d + 1) * H],
+                    tuple([dstate[layer * D + d] for dstate in dstates]),
+                    dweights[layer][d],
+                    shares[d],
+                    None if flow is None else flow[layer * D + d],
+                )
+                for d in group
+            ]
+            sequence.backward(tape.engine, directions, layout, scratch)
             scratch.rewind(mark)
         dlayer = shares[0]
         if dlayer is not None and D == 2:

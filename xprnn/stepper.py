@@ -62,7 +62,8 @@ class Stepper:
     def step(self, x: Array, *, rows: Any = None, out: Array | None = None) -> Array:
         """Take one step of every stream, or of some.
 
-        On a CPU a step with `out` allocates no array; the same numbers give the same bits.
+        On a CPU a step with `out` allocates no array, but for the mask that `rows` become; the same
+        numbers give the same bits.
 
         :param x: (N, I), the next input of each stream, whatever the layer's `batch_first` says;
             the layer's dtype and backend, any strides; only read.
@@ -137,7 +138,11 @@ class Stepper:
         return explain_step(kind, self._net, self._engine, self.batch, self._steps.repeats)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle as the layer, N and the states."""
+        """Copy and pickle as the layer, N and the states.
+
+        :raises ValueError: the layer has moved: it would not take these states.
+        """
+        self._refuse_moved()
         return _rebuilt, (self._layer, self.batch, self.state())
 
     def _follow(self) -> None:
@@ -146,16 +151,20 @@ class Stepper:
         parameters = layer.parameters
         parameters.refuse_open("step")
         if parameters is not self._parameters:
-            if (layer.backend, layer.arithmetic) != (self.backend, self.arithmetic):
-                raise ValueError(
-                    f"stepper: made on {self.backend.name} in {self.arithmetic}, the layer is on "
-                    f"{layer.backend.name} in {layer.arithmetic}; make another with stepper(batch)"
-                )
+            self._refuse_moved()
             self._bind()
         version = parameters.version
         if version != self._version:
             self._steps.refresh()
             self._version = version  # read before: what is written meanwhile counts at the next
+
+    def _refuse_moved(self) -> None:
+        layer = self._layer
+        if (layer.backend, layer.arithmetic) != (self.backend, self.arithmetic):
+            raise ValueError(
+                f"stepper: made on {self.backend.name} in {self.arithmetic}, the layer is on "
+                f"{layer.backend.name} in {layer.arithmetic}; make another with stepper(batch)"
+            )
 
     def _bind(self) -> None:
         parameters = self._layer.parameters

@@ -1,8 +1,9 @@
 // What a kernel's source takes for granted on the device, for g++ on the host: the words
-// __device__ and __forceinline__, the mathematical functions, and CuPy's two narrow types.
+// __device__, __grid_constant__ and __forceinline__, the mathematical functions, and CuPy's two narrow types.
 // Nothing is included, so that compiling a kernel takes a few hundredths of a second.
 
 #define __device__
+#define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 
 typedef __PTRDIFF_TYPE__ ptrdiff_t;

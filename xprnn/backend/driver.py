@@ -31,16 +31,16 @@ def _library() -> CDLL:
     return driver
 
 
-def active_clusters(kernel: int, grid: tuple[int, int], threads: int, shared: int) -> int:
+def active_clusters(kernel: int, grid: tuple[int, ...], threads: int, shared: int) -> int:
     """How many clusters of a kernel the current device holds at once.
 
     :param kernel: the address of a `CUfunction` that was compiled for clusters of one size.
-    :param grid: blocks of a launch.
+    :param grid: blocks of a launch, in up to three sizes.
     :param threads: of a block.
     :param shared: bytes of dynamic shared memory of a block.
     :raises RuntimeError: the driver refuses to say.
     """
-    config = LaunchConfig(*grid, 1, threads, 1, 1, shared)
+    config = LaunchConfig(*(*grid, 1, 1)[:3], threads, 1, 1, shared)
     count = c_int()
     error = _library().cuOccupancyMaxActiveClusters(byref(count), kernel, byref(config))
     if error:

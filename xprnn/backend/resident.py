@@ -13,6 +13,7 @@ page-locked memory. Nobody waits for that word: the next call on the device look
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ class KernelStoppedError(RuntimeError):
 class Shape(NamedTuple):
     """How many threads a launch asks for, and the shared memory of each block."""
 
-    grid: tuple[int, int]  # blocks
+    grid: tuple[int, ...]  # blocks, in up to three sizes
     threads: int  # a block
     shared: int  # bytes a block
     cluster: int = 1  # neighbours in x that make a cluster: compiled into the kernel
@@ -38,7 +39,7 @@ class Shape(NamedTuple):
     @property
     def blocks(self) -> int:
         """The blocks that have to be resident at once."""
-        return self.grid[0] * self.grid[1]
+        return prod(self.grid)
 
 
 class ResidentKernels:

@@ -50,15 +50,24 @@ class Engine:
     arithmetic: Arithmetic
     sequences: Sequences | None = None  # those that take all steps in one call
 
-    def whole(self, work: str, N: int, H: int, T: int) -> tuple[Sequences, Any] | None:
+    def whole(
+        self, work: str, N: int, H: int, T: int, directions: int
+    ) -> tuple[Sequences, Any] | None:
         """Who takes all T steps of N rows, and how, or None: they are taken one by one.
 
         :param work: "forward", "training" (forward, recorded) or "backward".
+        :param directions: of a layer, all of which it takes.
         """
         if self.sequences is None:
             return None
-        chosen = self.sequences.plan(work, N, H, T)
+        chosen = self.sequences.plan(work, N, H, T, directions)
         return None if isinstance(chosen, str) else (self.sequences, chosen)
+
+    def groups(self, work: str, N: int, H: int, T: int, directions: int) -> list[range]:
+        """A layer's directions, in groups that run one after the other; see `whole`."""
+        if directions > 1 and self.whole(work, N, H, T, directions):
+            return [range(directions)]
+        return [range(d, d + 1) for d in range(directions)]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -163,7 +172,7 @@ def _fitted(
     sequences, (N, H, T) = _sequences(cell, backend, arithmetic), sizes
     works = ("training", "backward") if record else ("forward",)
     # a call without rows or steps launches nothing, whoever serves
-    plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1)) for work in works}
+    plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1), 1) for work in works}
     refused = [f"{work}: {plan}" for work, plan in plans.items() if isinstance(plan, str)]
     if refused and forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")

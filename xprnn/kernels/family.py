@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..arithmetic import Arithmetic
-from ..backend import Array, Backend
-from ..cells import Cell, Weights
+from ..backend import Backend
+from ..cells import Cell
+from ..directions import Direction, Trace, Undoing
 from ..layout import Layout
 from ..scratch import Workspace
 
 
 class Sequences(Protocol):
-    """Kernels that take all steps of one direction of a layer: see the loops of `sequence.py`."""
+    """Kernels that take all steps of directions of a layer: see the loops of `sequence.py`."""
 
-    cost: str  # for `explain`: what a call takes
+    unit: str  # for `explain`: what takes the steps, a launch or a call
     from_input: bool  # whether `forward` computes gx itself, from x
 
-    def plan(self, work: str, N: int, H: int, T: int) -> Any:
+    def plan(self, work: str, N: int, H: int, T: int, directions: int) -> Any:
         """How a call's steps are taken, or as text why none of these kernels fits it.
 
         :param work: "forward", "training" (forward, recorded) or "backward".
+        :param directions: of a layer, all of which it takes.
         """
 
     def outdone(self, N: int, H: int, T: int) -> str:
@@ -30,41 +32,26 @@ class Sequences(Protocol):
     def forward(
         self,
         chosen: Any,
-        weights: Weights,
-        bias: Array | None,
-        x: Array,
-        gates: Array,
-        saved: Array | None,
-        states: tuple[Array, ...],
-        initial: tuple[Array, ...],
+        directions: Sequence[Direction],
+        traces: Sequence[Trace],
         layout: Layout,
-        reverse: bool,
         scratch: Workspace,
+        record: bool,
     ) -> None:
         """All steps, in place of `_take_steps`; `chosen` is what `plan` gave.
 
-        `weights`, `bias` (G*H,), that of the input side, x (S, I) and `initial` (n_0, H) each are
-        read; `gates` (S, G*H) is read as gx unless `from_input`, with `saved` then written; `saved`
-        (S, saved*H), None unless the call is recorded, and `states` (n_0 + S, H) each are written.
+        Of the directions weights and ends are read, and of the traces x; gates are read as gx
+        unless `from_input`, and every state is written. With `record` gates and saved are
+        written too, else neither is of use afterwards.
         """
 
     def backward(
-        self,
-        chosen: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        doutput: Array | None,
-        dstates: tuple[Array, ...],
-        layout: Layout,
-        reverse: bool,
-        scratch: Workspace,
+        self, chosen: Any, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
     ) -> None:
         """Undo all steps, in place of `_undo_steps`: see there for what is left in the arrays.
 
-        `weights`, `states` and `doutput` (S, H), whose rows may stand apart, are read; `gates`,
-        `saved` and `dstates` (n_0, H) each are read and overwritten.
+        The traces' states and `doutput`, whose rows may stand apart, are read; the traces' gates
+        and saved and the first rows of `dstates` are read and overwritten.
         """
 
 

@@ -116,8 +116,8 @@ struct WeightColumns {
   }
 };
 
-// Each block has 16 hidden units of the rows of one group: grid (units, groups). Its threads take
-// the gates by element, its warps share out the reduction over the dgh of all blocks.
+// Each block has 16 hidden units of the rows of one group: grid (units, groups, directions). Its
+// threads take the gates by element, its warps share out the reduction over the dgh of all blocks.
 template <int warps, int chunks, int held, int tiles, class Cell>
 XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
                       float* const (&dstates)[Cell::carried], const Sequence& sequence) {

@@ -45,20 +45,30 @@ struct Walk {
   XP_FN Index high() const { return static_cast<Index>(N) + at; }
 };
 
+// A direction has its own arrays. A launch has one direction, or two side by side: blocks with
+// z = 1 then have the second ones, and go in reverse. A parameter of type const __grid_constant__,
+// so that it is read where it stands.
+template <class Arrays>
+struct Both {
+  Arrays of[2];
+  XP_FN const Arrays& here() const { return of[blockIdx.z]; }
+};
+
 // What says which steps there are, and of which rows; the same in all sequence kernels.
 struct Sequence {
   const int* counts;  // (T,) rows of each step, or null for N at all of them
   int T, N, S;        // S: the sum of the counts
   int passes;         // each group has so many times the rows of a pass
-  int reverse;
+  int reverse;        // of the first direction
   Word spins;    // polls before a wait is given up
   Word* report;  // one word of the host; = tag + step when that happens
   Word tag;
 
-  XP_FN Walk walk(bool undo) const { return Walk(counts, T, N, S, (reverse != 0) != undo); }
+  XP_FN bool reversed() const { return reverse || blockIdx.z; }
+  XP_FN Walk walk(bool undo) const { return Walk(counts, T, N, S, reversed() != undo); }
   // First rows of the states that a step of the direction reads and writes
-  XP_FN Index before(const Walk& walk) const { return reverse ? walk.high() : walk.low(); }
-  XP_FN Index after(const Walk& walk) const { return reverse ? walk.low() : walk.high(); }
+  XP_FN Index before(const Walk& walk) const { return reversed() ? walk.high() : walk.low(); }
+  XP_FN Index after(const Walk& walk) const { return reversed() ? walk.low() : walk.high(); }
   XP_FN void fail(int step) const { tell_host(report, tag + smaller(step, 0xffffff)); }
 };
 

@@ -68,9 +68,9 @@ struct WeightRows {
   }
 };
 
-// Each block has 16 hidden units of the rows of one group, all their gates: grid (units, groups).
-// Its warps share out the reduction over h; the sums then go to the threads, by element. Blocks
-// past H fill the last cluster: they poll for their part, as the others need it.
+// Each block has 16 hidden units of the rows of one group, all their gates: grid (units, groups,
+// directions). Its warps share out the reduction over h; the sums then go to the threads, by
+// element. Blocks past H fill the last cluster: they poll for their part, as the others need it.
 template <int warps, int chunks, int held, int tiles, class Cell>
 XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
                       const Sequence& sequence) {

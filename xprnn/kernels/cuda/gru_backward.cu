@@ -41,23 +41,29 @@ struct GruBackward : BackwardCell<kind, 3> {
   }
 };
 
-// weight_hh (3*H, H) read
-// states    (N + S, H) read
-// doutput   (S, H), rows `doutput_stride` apart, or null for zeros; read
-// gates     (S, 3*H) read as r z n, then = dgh; saved (S, H) read as gh_n, then = dgx_n
-// dh        (N, H) read as that of the final states, then = that of the initial ones
-// mail      (S, 3, H padded) EMPTY, =
+template <int kind>
+struct GruBackwardArrays {
+  typedef typename Numbers<kind>::Element Element;
+  const Element* weight_hh;  // (3*H, H) read
+  const Element* states;     // (N + S, H) read
+  const float* doutput;      // (S, H), rows `doutput_stride` apart, or null for zeros; read
+  Element* gates;            // (S, 3*H) read as r z n, then = dgh
+  Element* saved;            // (S, H) read as gh_n, then = dgx_n
+  float* dh;                 // (N, H) read as of the final states, then = of the initial ones
+  Word* mail;                // (S, 3, H padded) EMPTY, =
+};
+
 // The rest is in `Sequence`, as the forward pass had it; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles>
 XP_KERNEL(32 * warps)
-gru_backward(const typename Numbers<kind>::Element* weight_hh,
-             const typename Numbers<kind>::Element* states, const float* doutput,
-             typename Numbers<kind>::Element* gates, typename Numbers<kind>::Element* saved,
-             float* dh, Word* mail, const int* counts, int T, int N, int H, int S, int passes,
-             int reverse, int doutput_stride, Word spins, Word* report, Word tag) {
-  const GruBackward<kind> cell({doutput, doutput_stride, gates, mail, H}, states, saved);
+gru_backward(const __grid_constant__ Both<GruBackwardArrays<kind>> arrays, const int* counts, int T,
+             int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
+             Word* report, Word tag) {
+  const GruBackwardArrays<kind>& own = arrays.here();
+  const GruBackward<kind> cell({own.doutput, doutput_stride, own.gates, own.mail, H},
+                               own.states, own.saved);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  undo_steps<warps, chunks, held, tiles>(cell, weight_hh, {dh}, sequence);
+  undo_steps<warps, chunks, held, tiles>(cell, own.weight_hh, {own.dh}, sequence);
 }
 
 }  // namespace xprnn

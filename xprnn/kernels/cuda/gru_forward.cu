@@ -40,21 +40,26 @@ struct GruForward : ForwardCell<kind, 3> {
   }
 };
 
-// weight_hh (3*H, H) read; bias_hh (3*H,) or null: n's part is read
-// gates     (S, 3*H) read as gx; with `record` then = r z n
-// saved     (S, H) with `record` = gh_n, else not touched
-// states    (N + S, H) the initial rows read, others =
-// mail      (N + S, H padded) `states` or apart from it; initial rows read, others, EMPTY, =
+template <int kind>
+struct GruForwardArrays {
+  typedef typename Numbers<kind>::Element Element;
+  const Element* weight_hh;  // (3*H, H) read
+  const float* bias_hh;      // (3*H,) or null: n's part is read
+  Element* gates;            // (S, 3*H) read as gx; with `record` then = r z n
+  Element* saved;            // (S, H) with `record` = gh_n, else not touched
+  Element* states;           // (N + S, H) the initial rows read, others =
+  Word* mail;                // (N + S, H padded) may be `states`; first rows read, others, EMPTY, =
+};
+
 // The rest is in `Sequence`; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool record>
 XP_KERNEL(32 * warps)
-gru_forward(const typename Numbers<kind>::Element* weight_hh, const float* bias_hh,
-            typename Numbers<kind>::Element* gates, typename Numbers<kind>::Element* saved,
-            typename Numbers<kind>::Element* states, Word* mail, const int* counts, int T, int N,
-            int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
-  const GruForward<kind, record> cell({gates, states, mail, H}, bias_hh, saved);
+gru_forward(const __grid_constant__ Both<GruForwardArrays<kind>> arrays, const int* counts, int T,
+            int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
+  const GruForwardArrays<kind>& own = arrays.here();
+  const GruForward<kind, record> cell({own.gates, own.states, own.mail, H}, own.bias_hh, own.saved);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  take_steps<warps, chunks, held, tiles>(cell, weight_hh, sequence);
+  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);
 }
 
 }  // namespace xprnn

@@ -39,23 +39,30 @@ struct LstmBackward : BackwardCell<kind, 4, 2> {
   }
 };
 
-// weight_hh (4*H, H) read
-// c         (N + S, H) read
-// doutput   (S, H), rows `doutput_stride` apart, or null for zeros; read
-// gates     (S, 4*H) read as i f g o, then = dgh; saved (S, H) read as tanh(c)
-// dh, dc    (N, H) read as those of the final states, then = those of the initial ones
-// mail      (S, 4, H padded) EMPTY, =
+template <int kind>
+struct LstmBackwardArrays {
+  typedef typename Numbers<kind>::Element Element;
+  const Element* weight_hh;  // (4*H, H) read
+  const float* c;            // (N + S, H) read
+  const float* doutput;      // (S, H), rows `doutput_stride` apart, or null for zeros; read
+  Element* gates;            // (S, 4*H) read as i f g o, then = dgh
+  const Element* saved;      // (S, H) read as tanh(c)
+  float* dh;                 // (N, H) read as of the final states, then = of the initial ones
+  float* dc;                 // (N, H) likewise
+  Word* mail;                // (S, 4, H padded) EMPTY, =
+};
+
 // The rest is in `Sequence`, as the forward pass had it; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles>
 XP_KERNEL(32 * warps)
-lstm_backward(const typename Numbers<kind>::Element* weight_hh, const float* c,
-              const float* doutput, typename Numbers<kind>::Element* gates,
-              const typename Numbers<kind>::Element* saved, float* dh, float* dc, Word* mail,
-              const int* counts, int T, int N, int H, int S, int passes, int reverse,
-              int doutput_stride, Word spins, Word* report, Word tag) {
-  const LstmBackward<kind> cell({doutput, doutput_stride, gates, mail, H}, c, saved);
+lstm_backward(const __grid_constant__ Both<LstmBackwardArrays<kind>> arrays, const int* counts,
+              int T, int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
+              Word* report, Word tag) {
+  const LstmBackwardArrays<kind>& own = arrays.here();
+  const LstmBackward<kind> cell({own.doutput, doutput_stride, own.gates, own.mail, H},
+                                own.c, own.saved);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  undo_steps<warps, chunks, held, tiles>(cell, weight_hh, {dh, dc}, sequence);
+  undo_steps<warps, chunks, held, tiles>(cell, own.weight_hh, {own.dh, own.dc}, sequence);
 }
 
 }  // namespace xprnn

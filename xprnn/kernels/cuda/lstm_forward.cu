@@ -45,23 +45,26 @@ struct LstmForward : ForwardCell<kind, 4> {
   }
 };
 
-// weight_hh (4*H, H) read
-// gates     (S, 4*H) read as gx; with `record` then = i f g o
-// saved     (S, H) with `record` = tanh(c), else not touched
-// states    (N + S, H) the initial rows read, others =
-// c         (N + S, H) the initial rows read, others =
-// mail      (N + S, H padded) `states` or apart from it; initial rows read, others, EMPTY, =
+template <int kind>
+struct LstmForwardArrays {
+  typedef typename Numbers<kind>::Element Element;
+  const Element* weight_hh;  // (4*H, H) read
+  Element* gates;            // (S, 4*H) read as gx; with `record` then = i f g o
+  Element* saved;            // (S, H) with `record` = tanh(c), else not touched
+  Element* states;           // (N + S, H) the initial rows read, others =
+  float* c;                  // (N + S, H) the initial rows read, others =
+  Word* mail;                // (N + S, H padded) may be `states`; first rows read, others, EMPTY, =
+};
+
 // The rest is in `Sequence`; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool record>
 XP_KERNEL(32 * warps)
-lstm_forward(const typename Numbers<kind>::Element* weight_hh,
-             typename Numbers<kind>::Element* gates, typename Numbers<kind>::Element* saved,
-             typename Numbers<kind>::Element* states, float* c, Word* mail, const int* counts,
-             int T, int N, int H, int S, int passes, int reverse, Word spins, Word* report,
-             Word tag) {
-  const LstmForward<kind, record> cell({gates, states, mail, H}, saved, c);
+lstm_forward(const __grid_constant__ Both<LstmForwardArrays<kind>> arrays, const int* counts, int T,
+             int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
+  const LstmForwardArrays<kind>& own = arrays.here();
+  const LstmForward<kind, record> cell({own.gates, own.states, own.mail, H}, own.saved, own.c);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  take_steps<warps, chunks, held, tiles>(cell, weight_hh, sequence);
+  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);
 }
 
 }  // namespace xprnn

@@ -4,7 +4,8 @@ A block keeps the recurrent weights of 16 units for the whole sequence: those of
 chunks in registers, the rest in shared memory. Its warps share the reduction. Slices of units
 times groups of rows make the grid, and as all blocks wait for each other, all of them must be on
 the device at once. Larger batches take several passes a step. Where very much is polled for,
-blocks share that in clusters, if the device has them. Plain Python, no GPU needed.
+blocks share that in clusters, if the device has them. Both directions of a layer go side by side
+if all their blocks fit and that is estimated to take no longer. Plain Python, no GPU needed.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Device(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One sequence kernel on one direction of one layer."""
+    """One sequence kernel on one layer."""
 
     cell: str  # in cells.CELLS
     work: str  # "forward", "training" (forward, recorded) or "backward"
@@ -71,6 +72,7 @@ class Problem(NamedTuple):
     N: int  # rows that take at least one step
     H: int
     T: int
+    directions: int = 1  # 2: both, side by side
 
 
 class Plan(NamedTuple):
@@ -80,6 +82,7 @@ class Plan(NamedTuple):
     tiling: Tiling
     slices: int  # of 16 units, in whole clusters: the grid's first size
     groups: int  # of rows: the grid's second
+    directions: int  # the grid's third
     passes: int  # of `tiles` tiles: a group's rows
     shared: int  # bytes a block
     registers: int  # a thread, at most
@@ -91,9 +94,9 @@ class Plan(NamedTuple):
         return self.tiling.warps * WARP
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> tuple[int, int, int]:
         """The blocks, all of which are resident."""
-        return self.slices, self.groups
+        return self.slices, self.groups, self.directions
 
     @property
     def cluster(self) -> int:
@@ -117,7 +120,10 @@ def numbers_of(arithmetic: Arithmetic) -> str:
 
 @lru_cache(4096)
 def plan(device: Device, problem: Problem) -> Plan | str:
-    """The launch that serves a problem on a device, or the reason why there is none."""
+    """The launch that serves a problem on a device, or the reason why there is none.
+
+    For two directions that is also said where one after the other takes less.
+    """
     if reason := _refusal(device, problem):
         return reason
     kernel = KERNELS[problem.cell, problem.work]
@@ -132,7 +138,16 @@ def plan(device: Device, problem: Problem) -> Plan | str:
         return f"H={problem.H}: the kernels for {problem.numbers} hold at most H={most}"
     attempts = [_attempt(device, problem, kernel, tiling) for tiling in fitting]
     plans = [attempt for attempt in attempts if isinstance(attempt, Plan)]
-    return min(plans, key=_cost) if plans else attempts[0]
+    if not plans:
+        return attempts[0]
+    best = min(plans, key=_cost)
+    alone = plan(device, problem._replace(directions=1)) if problem.directions > 1 else best
+    if isinstance(alone, Plan) and _time(best) > problem.directions * _time(alone):
+        return (
+            f"N={problem.N}: side by side they take {best.passes} passes a step, which is "
+            f"estimated at more than {alone.passes} for one after the other"
+        )
+    return best
 
 
 def padded(H: int, numbers: str) -> int:
@@ -178,6 +193,7 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
     registers = _registers(kernel, problem.numbers, tiling)
     cluster, tiles = tiling.cluster, -(-problem.N // TILE)
     slices = -(-problem.H // (UNITS * cluster)) * cluster
+    blocks = slices * problem.directions  # of a group
     processors = device.processors // cluster * cluster  # they come in pairs
     least = _shared(kernel, tiling, 1)
     if least > device.shared_block:
@@ -186,15 +202,16 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
             f"{device.shared_block:,}"
         )
     together = occupancy(device, tiling, registers, least)
-    if slices > processors * together:
+    if blocks > processors * together:
+        each = " of each direction" if problem.directions > 1 else ""
         return (
-            f"H={problem.H}: {slices} blocks must run at once, one for {UNITS} units; this device "
-            f"holds {processors * together}"
+            f"H={problem.H}: {blocks} blocks must run at once, one for {UNITS} units{each}; this "
+            f"device holds {processors * together}"
         )
-    for resident in range(-(-slices // processors), together + 1):
-        groups = processors * resident // slices
+    for resident in range(-(-blocks // processors), together + 1):
+        groups = processors * resident // blocks
         passes = -(-tiles // (groups * tiling.tiles))
-        if cluster > 1 and _polled(kernel, problem, slices) < SHARED_FROM * passes:
+        if cluster > 1 and _polled(kernel, problem, blocks) < SHARED_FROM * passes:
             return "so little is polled for that sharing it would not pay"
         shared = _shared(kernel, tiling, passes)
         if shared <= device.shared_block and (
@@ -202,23 +219,28 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
         ):
             groups = -(-tiles // (tiling.tiles * passes))
             name = _name(kernel, problem.numbers, tiling)
-            return Plan(name, tiling, slices, groups, passes, shared, registers, resident)
+            grid = slices, groups, problem.directions
+            return Plan(name, tiling, *grid, passes, shared, registers, resident)
     return (
         f"N={problem.N}: a block takes {shared:,} bytes of shared memory for {passes} passes; this "
         f"device has {device.shared_block:,} for one, {device.shared:,} for {resident}"
     )
 
 
-def _polled(kernel: Kernel, problem: Problem, slices: int) -> int:
+def _polled(kernel: Kernel, problem: Problem, blocks: int) -> int:
     """Bytes that all blocks poll for in a step."""
     row = kernel.reduction * padded(problem.H, problem.numbers) * 16 // GRAIN[problem.numbers]
-    return slices * problem.N * row
+    return blocks * problem.N * row
 
 
 def _cost(plan: Plan) -> tuple[int, int, int]:
     """What is better has less; blocks share a multiprocessor only where they must."""
-    products = plan.tiling.chunks * plan.tiling.tiles
-    return plan.resident, plan.passes * (LATENCY + products), -plan.cluster
+    return plan.resident, _time(plan), -plan.cluster
+
+
+def _time(plan: Plan) -> int:
+    """What a step takes, in products of a chunk with a tile; an estimate until a GPU has run it."""
+    return plan.passes * (LATENCY + plan.resident * plan.tiling.chunks * plan.tiling.tiles)
 
 
 def occupancy(device: Device, tiling: Tiling, registers: int, shared: int) -> int:

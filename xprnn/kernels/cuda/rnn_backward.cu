@@ -29,23 +29,28 @@ struct RnnBackward : BackwardCell<kind, 1> {
   }
 };
 
-// weight_hh (H, H) read
-// states    (N + S, H) read
-// doutput   (S, H), rows `doutput_stride` apart, or null for zeros; read
-// gates     (S, H) = dgh
-// dh        (N, H) read as that of the final states, then = that of the initial ones
-// mail      (S, H padded) EMPTY, =
+template <int kind>
+struct RnnBackwardArrays {
+  typedef typename Numbers<kind>::Element Element;
+  const Element* weight_hh;  // (H, H) read
+  const Element* states;     // (N + S, H) read
+  const float* doutput;      // (S, H), rows `doutput_stride` apart, or null for zeros; read
+  Element* gates;            // (S, H) = dgh
+  float* dh;                 // (N, H) read as of the final states, then = of the initial ones
+  Word* mail;                // (S, H padded) EMPTY, =
+};
+
 // The rest is in `Sequence`, as the forward pass had it; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool relu>
 XP_KERNEL(32 * warps)
-rnn_backward(const typename Numbers<kind>::Element* weight_hh,
-             const typename Numbers<kind>::Element* states, const float* doutput,
-             typename Numbers<kind>::Element* gates, float* dh, Word* mail, const int* counts,
-             int T, int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
+rnn_backward(const __grid_constant__ Both<RnnBackwardArrays<kind>> arrays, const int* counts, int T,
+             int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
              Word* report, Word tag) {
-  const RnnBackward<kind, relu> cell({doutput, doutput_stride, gates, mail, H}, states);
+  const RnnBackwardArrays<kind>& own = arrays.here();
+  const RnnBackward<kind, relu> cell({own.doutput, doutput_stride, own.gates, own.mail, H},
+                                     own.states);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  undo_steps<warps, chunks, held, tiles>(cell, weight_hh, {dh}, sequence);
+  undo_steps<warps, chunks, held, tiles>(cell, own.weight_hh, {own.dh}, sequence);
 }
 
 }  // namespace xprnn

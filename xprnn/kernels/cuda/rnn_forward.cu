@@ -18,20 +18,24 @@ struct RnnForward : ForwardCell<kind, 1> {
   }
 };
 
-// weight_hh (H, H) read
-// gates     (S, H) read: gx
-// states    (N + S, H) the initial rows read, others =
-// mail      (N + S, H padded) `states` or apart from it; initial rows read, others, EMPTY, =
+template <int kind>
+struct RnnForwardArrays {
+  typedef typename Numbers<kind>::Element Element;
+  const Element* weight_hh;  // (H, H) read
+  Element* gates;            // (S, H) read: gx
+  Element* states;           // (N + S, H) the initial rows read, others =
+  Word* mail;                // (N + S, H padded) may be `states`; first rows read, others, EMPTY, =
+};
+
 // The rest is in `Sequence`; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool relu>
 XP_KERNEL(32 * warps)
-rnn_forward(const typename Numbers<kind>::Element* weight_hh,
-            typename Numbers<kind>::Element* gates, typename Numbers<kind>::Element* states,
-            Word* mail, const int* counts, int T, int N, int H, int S, int passes, int reverse,
-            Word spins, Word* report, Word tag) {
-  const RnnForward<kind, relu> cell({gates, states, mail, H});
+rnn_forward(const __grid_constant__ Both<RnnForwardArrays<kind>> arrays, const int* counts, int T,
+            int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
+  const RnnForwardArrays<kind>& own = arrays.here();
+  const RnnForward<kind, relu> cell({own.gates, own.states, own.mail, H});
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  take_steps<warps, chunks, held, tiles>(cell, weight_hh, sequence);
+  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);
 }
 
 }  // namespace xprnn

@@ -6,6 +6,7 @@ what the loops leave. A state is also a letter: other blocks wait for it to diff
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -16,7 +17,8 @@ from ...arithmetic import Arithmetic
 from ...backend import Array
 from ...backend.cupy import CupyBackend
 from ...backend.resident import Shape
-from ...cells import CELLS, Weights
+from ...cells import CELLS
+from ...directions import Direction, Trace, Undoing
 from ...layout import Layout
 from ...scratch import Workspace
 from .plan import Device, Plan, Problem, numbers_of, padded, plan
@@ -29,10 +31,13 @@ SPINS = 1 << 23
 
 
 class SequenceKernels:
-    """The kernels that take all steps of one direction of a cell, on one device, in one launch."""
+    """The kernels that take all steps of a cell in one launch, on one device.
 
+    A launch is one of a direction of a layer, or of both, the reverse one second.
+    """
+
+    unit = "launch"
     from_input = False
-    cost = "one launch takes all steps of a direction of a layer"
 
     def __init__(self, backend: CupyBackend, cell: str, arithmetic: Arithmetic) -> None:
         self._backend = backend
@@ -41,9 +46,10 @@ class SequenceKernels:
         self._numbers = numbers_of(arithmetic)
         self._device = Device.of(backend.xp, backend.device)
 
-    def plan(self, work: str, N: int, H: int, T: int) -> Plan | str:
+    def plan(self, work: str, N: int, H: int, T: int, directions: int) -> Plan | str:
         """The launch for "forward", "training" or "backward", or the reason why there is none."""
-        return plan(self._device, Problem(self._cell, work, self._numbers, N, H, T))
+        problem = Problem(self._cell, work, self._numbers, N, H, T, directions)
+        return plan(self._device, problem)
 
     def outdone(self, N: int, H: int, T: int) -> str:
         """No call that fits is served faster otherwise, as far as is known."""
@@ -52,28 +58,34 @@ class SequenceKernels:
     def forward(
         self,
         chosen: Plan,
-        weights: Weights,
-        bias: Array | None,
-        x: Array,
-        gates: Array,
-        saved: Array | None,
-        states: tuple[Array, ...],
-        initial: tuple[Array, ...],
+        directions: Sequence[Direction],
+        traces: Sequence[Trace],
         layout: Layout,
-        reverse: bool,
         scratch: Workspace,
+        record: bool,
     ) -> None:
-        """All steps: gates from gx, and every state.
+        """All steps: of the traces gates are read as gx, and every state is written.
 
-        `weights` and `initial` (n_0, H) each are read; `gates` (S, G*H) is read, with `saved`
-        then written; `saved` (S, H), None unless the call is recorded, and `states` (n_0 + S, H)
-        each are written.
+        With `record` gates and saved are written too, else saved is not touched.
         """
-        (h, *others), H, rows = states, states[0].shape[1], layout.running
-        width, first = padded(H, self._numbers), _first(layout, reverse)
-        mail = h if width == H else scratch.empty(rows + layout.total, width, dtype=h.dtype)
+        every = []
+        for direction, trace in zip(directions, traces, strict=True):
+            arrays = dict(zip(self._states, trace.states, strict=True))
+            arrays |= {"gates": trace.gates, "saved": trace.saved if record else None}
+            arrays["mail"] = self._posted(direction, trace.states, layout, scratch)
+            every.append(arrays)
+        self._launch(chosen, "forward", directions, every, layout)
+
+    def _posted(
+        self, direction: Direction, states: tuple[Array, ...], layout: Layout, scratch: Workspace
+    ) -> Array:
+        """The mailbox of a direction, with the initial states in it and in `states`."""
+        (h, *others), n_0, xp = states, layout.running, self._backend.xp
+        H, first = h.shape[1], _first(layout, direction.reverse)
+        width = padded(H, self._numbers)
+        mail = h if width == H else scratch.empty(n_0 + layout.total, width, dtype=h.dtype)
         mail.data.memset_async(EMPTY, mail.nbytes)
-        xp = self._backend.xp
+        initial = [end[:n_0] for end in direction.ends]
         # a NaN, but not `EMPTY`
         known = xp.where(initial[0] == initial[0], initial[0], xp.float32(np.nan))
         h[first] = known
@@ -82,64 +94,65 @@ class SequenceKernels:
             mail[first, H:] = 0.0
         for state, start in zip(others, initial[1:], strict=True):
             state[first] = start
-        arrays = dict(zip(self._states, states, strict=True))
-        arrays |= {"gates": gates, "saved": saved, "mail": mail}
-        self._launch(chosen, "forward", arrays, weights, layout, H, reverse)
+        return mail
 
     def backward(
-        self,
-        chosen: Plan,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        doutput: Array | None,
-        dstates: tuple[Array, ...],
-        layout: Layout,
-        reverse: bool,
-        scratch: Workspace,
+        self, chosen: Plan, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
     ) -> None:
-        """Undo all steps: `gates` becomes dgh, `dstates` (n_0, H) each that of the first states.
+        """Undo all steps: of the traces gates become dgh; saved, what the cell's `backward` makes.
 
-        `weights`, `states` and `doutput` (S, H), whose rows may stand apart, are read. `saved`
-        becomes what the cell's `backward` makes of it.
+        `dstates` become those of the initial states. Rows of `doutput` may stand apart.
         """
-        H = dstates[0].shape[1]
-        width = gates.shape[1] // H * padded(H, self._numbers)
-        mail = scratch.empty(layout.total, width, dtype=gates.dtype)
-        mail.data.memset_async(EMPTY, mail.nbytes)
+        every = []
+        for undoing in directions:
+            trace, first = undoing.trace, [dstate[: layout.running] for dstate in undoing.dstates]
+            H = first[0].shape[1]
+            width = trace.gates.shape[1] // H * padded(H, self._numbers)
+            mail = scratch.empty(layout.total, width, dtype=trace.gates.dtype)
+            mail.data.memset_async(EMPTY, mail.nbytes)
+            arrays = dict(zip(self._states, trace.states, strict=True))
+            arrays |= zip(["d" + name for name in self._states], first, strict=True)
+            arrays |= {"gates": trace.gates, "saved": trace.saved, "mail": mail}
+            every.append(arrays | {"doutput": undoing.doutput})
+        doutput = directions[0].doutput
         apart = 0 if doutput is None else doutput.strides[0] // doutput.itemsize
-        arrays = dict(zip(self._states, states, strict=True))
-        arrays |= zip(["d" + name for name in self._states], dstates, strict=True)
-        arrays |= {"doutput": doutput, "gates": gates, "saved": saved, "mail": mail}
-        own = (np.int32(apart),)
-        self._launch(chosen, "backward", arrays, weights, layout, H, reverse, own)
+        self._launch(chosen, "backward", directions, every, layout, np.int32(apart))
 
     def _launch(
         self,
         chosen: Plan,
         work: str,
-        arrays: dict[str, Array | None],
-        weights: Weights,
+        directions: Sequence[Direction | Undoing],
+        every: list[dict[str, Array | None]],
         layout: Layout,
-        H: int,
-        reverse: bool,
-        own: tuple[Any, ...] = (),
+        *own: Any,
     ) -> None:
         """Launch with those of the arrays that the kernel takes, and what all kernels take."""
         kernel = KERNELS[self._cell, work]
-        arrays |= {"weight_hh": _readable(weights.weight_hh), "bias_hh": weights.bias_hh}
+        for direction, arrays in zip(directions, every, strict=True):
+            weights = direction.weights
+            arrays |= {"weight_hh": _readable(weights.weight_hh), "bias_hh": weights.bias_hh}
+        H, reverse = directions[0].weights.weight_hh.shape[1], directions[0].reverse
         counts = None if layout.ragged is None else layout.ragged.counts.astype(np.int32)
         sizes = layout.steps, layout.running, H, layout.total, chosen.passes, int(reverse)
+        addresses = both([[arrays[name] for name in kernel.arrays] for arrays in every])
         self._backend.resident.launch(
             f"{self._cell}_{work}",
             _kernel(self._backend.xp, kernel.file, chosen.name, chosen.cluster),
             Shape(chosen.grid, chosen.threads, chosen.shared, chosen.cluster),
-            (
-                *[arrays[name] for name in kernel.arrays],
-                *(counts, *map(np.int32, sizes), *own, np.uint32(SPINS)),
-            ),
+            (addresses, counts, *map(np.int32, sizes), *own, np.uint32(SPINS)),
         )
+
+
+def both(every: Sequence[Sequence[Array | None]]) -> np.ndarray:
+    """`Both` of exchange.h for the arrays of one direction or two.
+
+    CuPy passes a NumPy array of one element by value, whatever the element is.
+    """
+    table = np.zeros((2, len(every[0])), np.uint64)
+    for addresses, arrays in zip(table, every, strict=False):
+        addresses[:] = [0 if array is None else int(array.data.ptr) for array in arrays]
+    return table.reshape(-1).view([("of", table.dtype, table.shape)])
 
 
 def _first(layout: Layout, reverse: bool) -> Any:

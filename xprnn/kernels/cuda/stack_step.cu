@@ -1,4 +1,4 @@
-// One step of all layers of a stack in one launch, for a few rows: what stepper.py does with
+// One step of all layers of a stack in one launch, for a few rows: what stack_steps.py does with
 // sequence.step for one layer after the other. Stands behind the cells' headers and lanes.h.
 //
 // What bounds it is reading every weight once, so a warp takes a unit at a time, its lanes share

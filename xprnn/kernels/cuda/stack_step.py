@@ -1,6 +1,6 @@
 """One step of all layers in one launch: prepares and launches the kernel of stack_step.cu.
 
-It replaces what `xprnn/stepper.py` does with `sequence.step` for one layer after the other.
+It replaces what `xprnn/stack_steps.py` does with `sequence.step` for one layer after the other.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Kernel(NamedTuple):
     """What a kernel is given, and what it needs in units of its tiling."""
 
     template: str  # its name in C++, with a place for what comes before `tiles` and after it
-    arrays: tuple[str, ...]  # its own parameters, in front of those that all kernels have
+    arrays: tuple[str, ...]  # of a direction, in the order of the struct in its file
     reduction: int  # its length, in units of the padded H
     weights: int  # registers a thread for each chunk that is held; bytes a thread are 4 times that
     sums: int  # bytes of shared memory for each warp and tile

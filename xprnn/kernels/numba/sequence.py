@@ -7,7 +7,7 @@ what the loops leave.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from numba import types
 
 from ...arithmetic import Arithmetic
 from ...backend import Array
-from ...cells import CELLS, Weights
+from ...cells import CELLS
+from ...directions import Direction, Trace, Undoing
 from ...layout import Layout
 from ...scratch import Workspace
 from . import SEQUENCE
@@ -34,16 +35,19 @@ _BESIDE = ("gru",)  # cells of which a part of dh does not go through the produc
 
 
 class SequenceKernels:
-    """The functions that take all steps of one direction of a cell, in float32 or float64."""
+    """The functions that take all steps of a direction of a layer, in float32 or float64.
 
+    Two directions have their turns one after the other.
+    """
+
+    unit = "call"
     from_input = True
-    cost = "one call takes all steps of a direction of a layer"
 
     def __init__(self, cell: str, arithmetic: Arithmetic) -> None:
         self._cell = cell
         self._dtype = arithmetic.dtype
 
-    def plan(self, work: str, N: int, H: int, T: int) -> str | tuple[()]:
+    def plan(self, work: str, N: int, H: int, T: int, directions: int) -> str | tuple[()]:
         """Nothing to be planned for "forward", "training" or "backward", or why none fits."""
         if self._cell not in SEQUENCE:
             return f"no sequence kernel for cell '{self._cell}'"
@@ -61,64 +65,59 @@ class SequenceKernels:
     def forward(
         self,
         chosen: Any,
-        weights: Weights,
-        bias: Array | None,
-        x: Array,
-        gates: Array,
-        saved: Array | None,
-        states: tuple[Array, ...],
-        initial: tuple[Array, ...],
+        directions: Sequence[Direction],
+        traces: Sequence[Trace],
         layout: Layout,
-        reverse: bool,
         scratch: Workspace,
+        record: bool,
     ) -> None:
-        """All steps: every state and, where `saved` is given, the gates.
+        """All steps, from x: of the traces every state is written, with `record` all else too."""
+        for direction, trace in zip(directions, traces, strict=True):
+            mark = scratch.mark()
+            self._take(direction, trace, layout, scratch, record)
+            scratch.rewind(mark)
 
-        `weights`, `x` (S, I) and `initial` (n_0, H) each are read; `states` (n_0 + S, H) each and,
-        with `saved`, `gates` (S, G*H) are written; `saved` (S, saved*H), None unless the call is
-        recorded, is written.
-        """
-        dtype, H, width = self._dtype, initial[0].shape[1], weights.weight_hh.shape[0]
+    def _take(
+        self, direction: Direction, trace: Trace, layout: Layout, scratch: Workspace, record: bool
+    ) -> None:
+        """`forward` of one direction."""
+        weights, dtype, x = direction.weights, self._dtype, trace.x
+        width, H = weights.weight_hh.shape
         panels_ih, gx = self._room(scratch, x.shape[1], width, max(CHUNK, layout.running))
         panels_hh, gh = self._room(scratch, H, width, layout.running)
         filled = scratch.empty(gx.shape[1])
         filled[...] = 0.0
+        bias = CELLS[self._cell].input_bias(weights, dtype)
         if bias is not None:
             filled[:width] = bias
         bias_hh = filled if weights.bias_hh is None else weights.bias_hh
-        kernel = _forward(self._cell, dtype, saved is not None)
-        filled = filled.reshape(len(panels_ih), -1)
-        read = weights.weight_ih, weights.weight_hh, filled, bias_hh
-        kernel(
-            *(*read, panels_ih, panels_hh, gx, gh, x, gates, saved, states, initial),
-            *(_counts(layout), reverse),
+        read = weights.weight_ih, weights.weight_hh, filled.reshape(len(panels_ih), -1), bias_hh
+        saved = trace.saved if record else None
+        initial = _first(direction.ends, layout)
+        _forward(self._cell, dtype, record)(
+            *(*read, panels_ih, panels_hh, gx, gh, x, trace.gates, saved, trace.states, initial),
+            *(_counts(layout), direction.reverse),
         )
 
     def backward(
-        self,
-        chosen: Any,
-        weights: Weights,
-        gates: Array,
-        saved: Array,
-        states: tuple[Array, ...],
-        doutput: Array | None,
-        dstates: tuple[Array, ...],
-        layout: Layout,
-        reverse: bool,
-        scratch: Workspace,
+        self, chosen: Any, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
     ) -> None:
-        """Undo all steps: `gates` becomes dgh, `dstates` (n_0, H) each those of the first states.
+        """Undo all steps: of the traces gates become dgh; saved, what the cell's `backward` makes.
 
-        `weights`, `states` and `doutput` (S, H), whose rows may stand apart, are read; `saved`
-        becomes what the cell says.
+        `dstates` become those of the initial states. Rows of `doutput` may stand apart.
         """
-        H, width = dstates[0].shape[1], gates.shape[1]
-        panels, through = self._room(scratch, width, H, layout.running)
-        if doutput is None:
-            doutput = np.empty((0, H), self._dtype)
-        kernel = _backward(self._cell, self._dtype)
-        before = weights.weight_hh, panels, through
-        kernel(*before, gates, saved, states, doutput, dstates, _counts(layout), reverse)
+        for undoing in directions:
+            mark, trace, doutput = scratch.mark(), undoing.trace, undoing.doutput
+            H, width = trace.states[0].shape[1], trace.gates.shape[1]
+            panels, through = self._room(scratch, width, H, layout.running)
+            if doutput is None:
+                doutput = np.empty((0, H), self._dtype)
+            arrays = trace.gates, trace.saved, trace.states, doutput
+            _backward(self._cell, self._dtype)(
+                *(undoing.weights.weight_hh, panels, through, *arrays),
+                *(_first(undoing.dstates, layout), _counts(layout), undoing.reverse),
+            )
+            scratch.rewind(mark)
 
     def _room(self, scratch: Workspace, K: int, columns: int, rows: int) -> tuple[Array, Array]:
         """Uninitialised arrays for the weights of a product over K, and for its result."""
@@ -132,6 +131,11 @@ def _threads() -> int:
         if (text := os.environ.get(name, "")).isdecimal():
             return int(text)
     return os.cpu_count() or 1
+
+
+def _first(states: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
+    """The rows that take any step at all, as views; a list first, as in `xprnn/sequence.py`."""
+    return tuple([state[: layout.running] for state in states])
 
 
 def _counts(layout: Layout) -> np.ndarray:
