@@ -77,9 +77,25 @@ def test_what_they_are_not_made_for_is_left_to_the_parts(
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
     first, *_, last = explained(layer, (12, 64, 3))
     assert first.endswith(": pointwise")
-    assert last == "  sequence: N=64 H=256: the products are worth the BLAS's 8 threads"
+    assert last == "  sequence: N=64 I=3 H=256: the products are worth the BLAS's 8 threads"
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
     assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "layer",
+    [xprnn.GRU(2000, 16, seed=0), xprnn.GRU(3, 100, num_layers=2, bidirectional=True, seed=0)],
+    ids=["first", "above"],
+)
+def test_a_wide_input_counts(
+    layer: xprnn.GRU, automatic: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any layer: they compute the input side too, in one thread."""
+    shape = (12, 64, layer.options["input_size"])
+    assert explained(layer, shape)[0].endswith(": sequence")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    assert explained(layer, shape)[0].endswith(": pointwise")
 
 
 @needs_numba

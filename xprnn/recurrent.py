@@ -119,7 +119,7 @@ class _Recurrent(Module):
 
     def _engine(self, steps: int, batch: int) -> kernels.Engine:
         net = self._stack
-        sizes = batch, net.hidden_size, steps
+        sizes = batch, net.widest_input, net.hidden_size, steps
         return kernels.choose(net.cell, self.backend, self.arithmetic, sizes, self.training)
 
     def _moved(self) -> None:

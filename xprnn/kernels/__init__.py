@@ -81,13 +81,17 @@ class Engine:
 
 
 def choose(
-    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int], record: bool
+    cell: Cell,
+    backend: Backend,
+    arithmetic: Arithmetic,
+    sizes: tuple[int, int, int, int],
+    record: bool,
 ) -> Engine:
     """Who serves a call of a cell on a backend in these types; only sequence kernels mind sizes.
 
     Where one fits forward and none backward, the steps are undone one by one.
 
-    :param sizes: (N, H, T) of the call.
+    :param sizes: (N, I, H, T) of the call, I that of the layer with the widest input.
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
@@ -165,11 +169,11 @@ def _fitted(
     backend: Backend,
     arithmetic: Arithmetic,
     forced: str,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
     record: bool,
 ) -> Engine:
     """The engine with sequence kernels where they fit, or the one without and the reason."""
-    sequences, (N, H, T) = _sequences(cell, backend, arithmetic), sizes
+    sequences, (N, width, H, T) = _sequences(cell, backend, arithmetic), sizes
     works = ("training", "backward") if record else ("forward",)
     # a call without rows or steps launches nothing, whoever serves
     plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1), 1) for work in works}
@@ -178,7 +182,7 @@ def _fitted(
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
     left = refused[0] if isinstance(plans[works[0]], str) else ""
     if not left and forced == "auto":
-        left = sequences.outdone(N, H, T)
+        left = sequences.outdone(N, width, H, T)
     return _whole(cell, backend, arithmetic, forced, left, tuple(refused))
 
 

@@ -26,8 +26,11 @@ class Sequences(Protocol):
         :param directions: of a layer, all of which it takes.
         """
 
-    def outdone(self, N: int, H: int, T: int) -> str:
-        """Why "auto" leaves a call that fits to the parts of the steps; "" where it does not."""
+    def outdone(self, N: int, width: int, H: int, T: int) -> str:
+        """Why "auto" leaves a call that fits to the parts of the steps; "" where it does not.
+
+        :param width: I of the layer with the widest input.
+        """
 
     def forward(
         self,

@@ -53,13 +53,13 @@ class SequenceKernels:
             return f"no sequence kernel for cell '{self._cell}'"
         return ()
 
-    def outdone(self, N: int, H: int, T: int) -> str:
+    def outdone(self, N: int, width: int, H: int, T: int) -> str:
         """Why "auto" leaves a call to the parts, between which NumPy's BLAS multiplies."""
         if T == 1 or N * T < FEW:
             return f"N={N} T={T}: to pack the weights takes longer than so few steps"
-        threads, work = _threads(), N * H * H * CELLS[self._cell].gates
+        threads, work = _threads(), N * (width + H) * H * CELLS[self._cell].gates
         if threads > 1 and work > ALONE:
-            return f"N={N} H={H}: the products are worth the BLAS's {threads} threads"
+            return f"N={N} I={width} H={H}: the products are worth the BLAS's {threads} threads"
         return ""
 
     def forward(
