@@ -156,7 +156,7 @@ def measured(
 
 
 def _name(row: dict[str, Any]) -> str:
-    names = ("cell", "dtype", "N", "H", "T", "pass", "kernels")
+    names = ("cell", "dtype", "direction", "N", "H", "T", "pass", "kernels")
     return " ".join([str(row[name]) for name in names])
 
 

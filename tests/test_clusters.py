@@ -177,7 +177,7 @@ def test_a_neighbours_infinity_taken_for_a_number_shows() -> None:
 
 
 def test_a_cluster_that_the_grid_does_not_fill_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tiling, "grid", lambda self, H, rows, passes: (3, 1))
+    monkeypatch.setattr(Tiling, "grid", lambda self, *sizes: (3, 1, 1))
     tiling, _ = call_of("BF16", 2, False)
     assert run_forward(Case("gru", "BF16", 48, (3,)), tiling).outcome == "cluster not whole"
 

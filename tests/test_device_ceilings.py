@@ -159,6 +159,11 @@ def test_floors() -> None:
     assert both == (pytest.approx(2 * 512 * 4e-7 + 3e-4), "steps")
     least = floor.operations(large, BOTH) / 4e14
     assert floor.floor(large, BOTH, MEASURED, None) == (pytest.approx(least), "operations")
+    pair = large._replace(directions=2)
+    assert floor.operations(pair, BOTH) == 2 * floor.operations(large, BOTH)
+    assert floor.moved(pair, FORWARD) == 4 * (3 * 128 * 256 * 1024 + 2 * 8 * 1024 * 1024)
+    steps = floor.floor(small._replace(directions=2), FORWARD, MEASURED, None)
+    assert steps == (pytest.approx(512 * 6e-7), "steps")
     slow = MEASURED._replace(bandwidth=1e9)
     assert floor.floor(large, FORWARD, slow, None)[1] == "bytes"
 

@@ -62,6 +62,14 @@ def test_both_kernels_are_compared(dtype: str, device: Backend) -> None:
 
 
 @needs_compiler
+def test_both_directions_are_compared_in_one_launch(device: Backend) -> None:
+    found, _ = rows.compared(Problem("lstm", "float32", 2, 32, 9, directions=2), device)
+    assert {row["direction"] for row in found} == {"both"}
+    assert not any(row["wrong"] for row in found)
+    assert {grid[2] for _, grid in Function.launches} == {2}
+
+
+@needs_compiler
 def test_a_wrong_sign_in_one_kernel_is_in_its_rows(
     device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,8 +118,9 @@ def test_steps_without_waiting_wait_for_nobody(
     genuine = ceilings.measure
 
     def alone(functions: Any, *rest: Any) -> Any:
-        monkeypatch.setattr(Function, "run", Run(resident=1))
-        return genuine(functions, *rest)
+        with monkeypatch.context() as patch:
+            patch.setattr(Function, "run", Run(resident=1))
+            return genuine(functions, *rest)
 
     monkeypatch.setattr(ceilings, "measure", alone)
     monkeypatch.setattr(sequence, "SPINS", 50)
@@ -119,6 +128,7 @@ def test_steps_without_waiting_wait_for_nobody(
     assert len({name for name, _ in Function.launches}) == 1 + training
     device.synchronize()  # nobody gave up
     assert "launch" not in vars(device.resident)
+    monkeypatch.setattr(Function, "run", Run(resident=1))
     with pytest.raises((xprnn.KernelStoppedError, RuntimeError)):  # the control
         call()
         device.synchronize()

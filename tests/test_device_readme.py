@@ -106,7 +106,19 @@ def test_the_markdown_has_every_row() -> None:
     assert "| **output is off by 2** |" in text and "| not reached |" in text
     assert "| 5.13 (90.00 to 110.00) | 100.0, steps | 1.00 |" in text
     assert "latency 600 ns, look 200 ns" in text and "1 of them wrong" in text
-    assert "- not there, lstm float32: sequence: none" in text
+    assert "- not there, lstm float32: sequence: none" in text and "Both directions" not in text
+
+
+def test_both_directions_stand_beside_one_after_the_other() -> None:
+    """Only where both were timed, by the same kernels in the same pass."""
+    both = {**row("gru", "float32", "forward", "sequence", 5.0), "direction": "both"}
+    other = {**row("lstm", "float32", "forward", "sequence", 5.0), "direction": "both"}
+    rows = *SAMPLE["rows"], {**both, "ours_us": 120.0}, other
+    text = files.markdown(report(*rows))
+    assert text.splitlines()[-1] == "| gru | float32 | 8, 512, 512 | forward | sequence | 1.67 |"
+    assert text.count("| 8, 512, 512 | forward | sequence | 1.67 |") == 1
+    section = files.readme_section([report(*rows)])
+    assert "| gru, both directions | 8, 512, 512 | 5.00 seq / — |" in section
 
 
 def file(folder: Path, name: str, content: Any) -> None:

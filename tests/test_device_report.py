@@ -20,12 +20,13 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: NumPy has n
 
 import xprnn
 from benchmarks import device_report
-from benchmarks.device import ceilings, files, rows
+from benchmarks.device import ceilings, files, problems, rows
 from xprnn.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
 DTYPES = ("float32", "bfloat16", "float16")
 GRID = ((1, 16, 4), (3, 8, 6))
+BOTH_GRID = GRID[1:]  # those in both directions too, in two of the types
 SMALL = {"side": 32, "copied": 1 << 16}
 
 
@@ -34,6 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few samples as there may be."""
     for module, name in ((rows, "BUDGET"), (ceilings, "BUDGET")):
         monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(problems, "BOTH_GRID", BOTH_GRID)
     monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
 
@@ -59,15 +61,19 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = measured(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     files.check_report(report)
-    assert len(report["rows"]) == 3 * 3 * 2 * 2
+    assert len(report["rows"]) == 3 * (3 * 2 + 2) * 2
     for row in report["rows"]:
         assert not row["wrong"] and 0 < row["error"] <= row["limit"]
         assert row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
         assert 0 < row["floor_us"] < row["ours_us"] and row["floor_of"] in ("operations", "bytes")
-    assert {row["direction"] for row in report["rows"]} == {"forward"}
+    both = [row for row in report["rows"] if row["direction"] == "both"]
+    assert len(both) == 3 * 2 * 2 and {row["dtype"] for row in both} == {"float32", "bfloat16"}
+    assert {row["direction"] for row in report["rows"]} == {"forward", "both"}
     assert report["versions"]["torch"] and report["ceilings"]["rates"].keys() == {*DTYPES}
     text = (tmp_path / "report.md").read_text()
-    assert text.count("| reference |") == len(report["rows"]) and "0 of them wrong" in text
+    assert (
+        text.count("| reference |") == len(report["rows"]) + len(both) and "0 of them wrong" in text
+    )
     for private in (str(tmp_path), str(ROOT), str(Path.home()), socket.gethostname()):
         assert private not in text + json.dumps(report)
     printed = capsys.readouterr().out
@@ -103,7 +109,7 @@ def test_a_wrong_row_is_the_commands_failure(
     assert device_report.main(["--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(
-        "device_report: wrong: gru float32 1 16 4 forward+backward reference: d"
+        "device_report: wrong: gru float32 forward 1 16 4 forward+backward reference: d"
     )
 
 

@@ -76,7 +76,8 @@ def test_tuning_needs_a_gpu(no_gpu: None, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_grid() -> None:
-    assert len(problems()) == 3 * 4 * 7
+    assert len(problems()) == 3 * (4 * 7 + 2 * 3)
+    assert {p.directions for p in problems()[-18:]} == {2}
     assert [(p.N, p.H, p.T) for p in problems()[:7]] == [
         *[(1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256)],
         *[(256, 1024, 128), (1, 1024, 1024), (16, 768, 1024)],

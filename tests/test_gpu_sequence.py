@@ -38,16 +38,19 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     plan.cache_clear()
 
 
-def trainer(cell: str, backend: Backend, H: int = H) -> Callable[[], list[Any]]:
+def trainer(
+    cell: str, backend: Backend, H: int = H, directions: int = 1
+) -> Callable[[], list[Any]]:
     """A call and its inverse: output, dx and the recurrent weights' gradient."""
     family, options = LAYERS[cell]
+    options = {**options, "bidirectional": directions == 2}
     layer = family(16, H, seed=0, backend=backend.name, **options)
     if not has_sequences(layer._stack.cell, backend):
         pytest.skip(f"{cell} has no sequence kernels")
     layer.train()
     rng = np.random.default_rng(0)
     x = backend.from_host(rng.standard_normal((T, N, 16), np.float32))
-    doutput = backend.from_host(rng.standard_normal((T, N, H), np.float32))
+    doutput = backend.from_host(rng.standard_normal((T, N, directions * H), np.float32))
 
     def call() -> list[Any]:
         layer.zero_grad()
@@ -71,6 +74,12 @@ def repeat(call: Callable[[], list[Any]], backend: Backend, times: int) -> int:
 @each_cell
 def test_ten_thousand_launches_in_a_row(cell: str, backend: Backend) -> None:
     assert repeat(trainer(cell, backend), backend, LAUNCHES // 2) == 0
+
+
+@on_a_gpu
+@each_cell
+def test_both_directions_in_a_row(cell: str, backend: Backend) -> None:
+    assert repeat(trainer(cell, backend, directions=2), backend, TOGETHER) == 0
 
 
 @on_a_gpu
@@ -125,8 +134,10 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
 
 @needs_compiler
 def test_calls_in_a_row_on_fibers(device: Backend) -> None:
-    assert repeat(trainer("gru", device, H=24), device, 3) == 0
-    assert len(Function.launches) == 2 * 4
+    for directions in (1, 2):
+        Function.launches.clear()
+        assert repeat(trainer("gru", device, 24, directions), device, 3) == 0
+        assert [grid[2] for _, grid in Function.launches] == [directions] * 2 * 4
 
 
 @needs_compiler

@@ -51,6 +51,10 @@ UNITS = (
 )
 
 
+NAMED = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F16"}
+FLAGS = {"forward": ", false>", "training": ", true>", "backward": ">"}
+
+
 def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     """What is wrong with a choice; the sums are those of the kernels' sources, made once more."""
     warps, chunks, held, tiles, cluster = chosen.tiling
@@ -77,10 +81,8 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     step = blocks * -(-problem.N // chosen.groups) * length * (4 if wide else 2)
     family, _, relu = problem.cell.partition("_")
     kernel = f"xprnn::{family}_{'backward' if backward else 'forward'}"
-    kind = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F16"}
-    wanted = f"{kernel}<xprnn::{kind[problem.numbers]}, {warps}, {chunks}, {held}, {tiles}"
-    flags = {"forward": ", false>", "training": ", true>", "backward": ">"}
-    wanted += {"tanh": ", false>", "relu": ", true>"}.get(relu, flags[problem.work])
+    wanted = f"{kernel}<xprnn::{NAMED[problem.numbers]}, {warps}, {chunks}, {held}, {tiles}"
+    wanted += {"tanh": ", false>", "relu": ", true>"}.get(relu, FLAGS[problem.work])
     broken = {
         "name": chosen.name != wanted,
         "held": not 0 <= held <= chunks,

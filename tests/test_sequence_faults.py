@@ -34,7 +34,7 @@ ANYWHERE = {  # in the source that all of these kernels share
 }
 GRU = {
     "a sign of a gate": ("n = tanh_of(gx_n + r * gh_n)", "n = tanh_of(gx_n - r * gh_n)"),
-    "two gates exchanged": ("in.gx[0].y, in.gx[1].y", "in.gx[1].y, in.gx[0].y"),
+    "two gates exchanged": ("in.gx[0].y(), in.gx[1].y()", "in.gx[1].y(), in.gx[0].y()"),
     "the other neighbour's gate": ("gh[0].y, gh[1].y", "gh[0].x, gh[1].y"),
     "a step that does not move": ("    last_at = at;\n", ""),
     "no bias": ("gh_n.y = gh[2].y + bias.y;", "gh_n.y = gh[2].y;"),
@@ -55,7 +55,7 @@ WAITING = {name: ANYWHERE[name] for name in ("a barrier removed", "a poll remove
 LSTM = {
     **WAITING,
     "a sign of a gate": ("c_next = f * c + i * g;", "c_next = f * c - i * g;"),
-    "the other neighbour's gate": ("in.gx[2].y + gh[2].y", "in.gx[2].y + gh[2].x"),
+    "the other neighbour's gate": ("in.gx[2].y() + gh[2].y", "in.gx[2].y() + gh[2].x"),
     "c that is not carried on": ("c + before * this->H", "c"),
     "c that is not left": ("this->write(c + after * this->H, c_next);", ""),
     "a gate kept in another's place": ("this->gate_of(at, 1), f", "this->gate_of(at, 1), i"),

@@ -189,6 +189,17 @@ def test_infinities_and_nans_go_where_the_plain_loop_has_them(cell: str, device:
     np.testing.assert_allclose(found[good], wanted[good], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cell", UNITS)
+def test_a_nan_that_looks_like_an_empty_mailbox_is_found(
+    cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault: a NaN is stored as it comes."""
+    monkeypatch.setattr(Function, "faults", (("quiet(word_of(v.x))", "word_of(v.x)"),))
+    monkeypatch.setattr(Function, "spins", 1000)
+    with pytest.raises((AssertionError, xprnn.KernelStoppedError)):
+        test_infinities_and_nans_go_where_the_plain_loop_has_them(cell, device)
+
+
 # -- waits, and faults that are planted
 
 
@@ -237,7 +248,7 @@ FAULTS = {
     "the mailbox stays full": ("other[i] = EMPTY;", "(void)other;"),
     "a letter for the wrong row": ("publish(mail + at,", "publish(mail + at - lane * H,"),
     "the layer below the one below": ("(layer - 1) * size + row", "0 * size + row"),
-    "NaN is not made quiet": ("publish(mail + at, quiet(word_of(v)))", "publish(mail + at, EMPTY)"),
+    "a letter is not sent": ("publish(mail + at, word_of(v))", "publish(mail + at, EMPTY)"),
     "a sign in GRU": ("return n + z * (h - n);", "return n - z * (h - n);"),
     "a bias is lost": ("gh[g] += bias_hh[g * H + u];", ";"),
     "a gate's row": (
@@ -245,7 +256,7 @@ FAULTS = {
         "weights + (g * H + u + 1) % H * K",
     ),
     "half of the sums": ("bits; bits /= 2", "bits > 1; bits /= 2"),
-    "no rounding of x": ("number<kind>(stored<kind>(x[row * I + k]))", "-x[row * I + k]"),
+    "a sign of x": ("number<kind>(stored<kind>(x[row * I + k]))", "-x[row * I + k]"),
 }
 
 

@@ -118,19 +118,19 @@ def source() -> str:
 def unpolled(call: Callable[[], object], backend: CupyBackend) -> float:
     """The seconds that the sequence kernels of a call take where they find every word at once.
 
-    Each is launched again on the arrays of the call, whose mailbox is full: it takes the same
-    steps and waits for nobody. What it computes then has no meaning.
+    Each is launched again on the arrays of the call, while they are there: their mailbox is full,
+    so it takes the same steps and waits for nobody. What it computes then has no meaning.
     """
-    launches: list[Function] = []
-    genuine = backend.resident.launch
+    found: list[float] = []
+    genuine, clock = backend.resident.launch, timer(backend)
 
     def launch(*arguments: Any, **options: Any) -> None:
         genuine(*arguments, **options)
-        launches.append(partial(genuine, *arguments, **options))
+        found.append(_least(partial(genuine, *arguments, **options), clock, SHORT))
 
     backend.resident.launch = launch  # type: ignore[method-assign]
     try:
         call()
     finally:
         del backend.resident.launch
-    return sum(_least(again, timer(backend), SHORT) for again in launches)
+    return sum(found)

@@ -32,6 +32,7 @@ ROW: dict[str, tuple[type, ...]] = {
 }
 BEGIN = "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->"
 END = "<!-- end of speed on GPUs -->"
+CALL = ("direction", "cell", "dtype", "N", "H", "T", "pass", "kernels")  # what tells rows apart
 SHORT = {"pointwise": "pw", "sequence": "seq"}
 NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
 
@@ -128,6 +129,7 @@ def markdown(report: Report) -> str:
         "| xprnn / floor |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_line, report["rows"]),
+        *_side_by_side(report["rows"]),
     ]
     return "\n".join(lines)
 
@@ -150,12 +152,25 @@ def _absences(absent: Iterable[Row]) -> list[str]:
     return [f"- not there, {', '.join(sorted(who))}: {key}" for key, who in by_reason.items()]
 
 
+def _side_by_side(rows: Sequence[Row]) -> list[str]:
+    """A table of both directions in one call beside one after the other, where both are timed."""
+    times = {tuple(row[name] for name in CALL): row["ours_us"] for row in rows}
+    lines = []
+    for row in rows:
+        call = tuple(row[name] for name in CALL)
+        alone = times.get(("forward", *call[1:]))
+        if row["direction"] == "both" and row["ours_us"] and alone:
+            cells = *call[1:3], ", ".join(map(str, call[3:6])), *call[6:]
+            lines.append(f"| {' | '.join(cells)} | {2 * alone / row['ours_us']:.2f} |")
+    head = "Both directions: twice the time of one, over that of a bidirectional layer."
+    columns = "| cell | type | N, H, T | pass | kernels | ratio |", "|---|---|---|---|---|---|"
+    return ["", head, "", *columns, *lines] if lines else []
+
+
 def _line(row: Row) -> str:
     size = f"{row['N']}, {row['H']}, {row['T']}"
     error = "" if row["error"] is None else f"{row['error']:.1e} ({row['limit']:.1e})"
-    head = (
-        f"| {row['cell']} | {row['dtype']} | {size} | {row['pass']} | {row['kernels']} | {error} "
-    )
+    head = f"| {_kind(row)} | {row['dtype']} | {size} | {row['pass']} | {row['kernels']} | {error} "
     if row["ours_us"] is None:
         return head + f"| {'**' + row['wrong'] + '**' if row['wrong'] else row['not_timed']} |||||"
     return head + (
@@ -164,6 +179,10 @@ def _line(row: Row) -> str:
         f"| {_spread(row['ratio'], row['ratio_quartiles'], '.2f')} "
         f"| {row['floor_us']:.1f}, {row['floor_of']} | {row['ours_us'] / row['floor_us']:.2f} |"
     )
+
+
+def _kind(row: Row) -> str:
+    return row["cell"] + ", both directions" * (row["direction"] == "both")
 
 
 def _spread(middle: float, quartiles: Sequence[float], form: str) -> str:
@@ -184,7 +203,7 @@ def readme_section(reports: Sequence[Report]) -> str:
 def _device_table(report: Report) -> str:
     by_call: dict[tuple[str, str], dict[tuple[str, str], list[Row]]] = {}
     for row in report["rows"]:
-        call = row["cell"], f"{row['N']}, {row['H']}, {row['T']}"
+        call = _kind(row), f"{row['N']}, {row['H']}, {row['T']}"
         by_call.setdefault(call, {}).setdefault((row["dtype"], row["pass"]), []).append(row)
     lines = [
         f"**{report['device']['name']}**, driver {report['device']['driver']}, "

@@ -12,8 +12,8 @@ ITEMSIZE = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
 def operations(problem: Problem, what: str) -> int:
     """Multiplications and additions of the products: x W_ih' + h W_hh', backward twice as many."""
-    cell, _, N, H, T = problem
-    forward = 2 * CELLS[cell].gates * H * (H + H) * N * T
+    cell, _, N, H, T, D = problem
+    forward = D * 2 * CELLS[cell].gates * H * (H + H) * N * T
     return forward if what == FORWARD else 3 * forward
 
 
@@ -23,10 +23,10 @@ def moved(problem: Problem, what: str) -> int:
     Forward x, both weights and the output; backward these four again, the output's gradient, dx
     and the weights' gradients.
     """
-    cell, dtype, N, H, T = problem
-    sequence, weights = T * N * H, 2 * CELLS[cell].gates * H * H
-    forward = 2 * sequence + weights
-    count = forward if what == FORWARD else 2 * forward + 2 * sequence + weights
+    cell, dtype, N, H, T, D = problem
+    sequences, weights = (1 + D) * T * N * H, D * 2 * CELLS[cell].gates * H * H
+    forward = sequences + weights
+    count = forward if what == FORWARD else 2 * forward + sequences + weights
     return count * ITEMSIZE[dtype]
 
 
@@ -36,10 +36,10 @@ def floor(
     """The seconds that a call takes at least, and what sets them.
 
     That is the largest of: "operations" over the rate of a large product, "bytes" over the
-    bandwidth of a large copy, and "steps": a step needs all of the step before it, and where
-    several multiprocessors share one, a word of each has to cross L2. To that comes `unpolled`,
-    what the steps take without waiting, where that was measured; the poll that finds its word is
-    in both and counts once.
+    bandwidth of a large copy, and "steps": a step needs all of the step before it, in both
+    directions side by side, and where several multiprocessors share one, a word of each has to
+    cross L2. To that comes `unpolled`, what the steps take without waiting, where that was
+    measured; the poll that finds its word is in both and counts once.
     """
     parts = {
         "operations": operations(problem, what) / ceilings.rate(problem.dtype),

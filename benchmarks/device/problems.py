@@ -12,19 +12,29 @@ GRID = (  # N, H, T
     *((1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256), (256, 1024, 128)),
     *((1, 1024, 1024), (16, 768, 1024)),
 )
+# Side by side they have to take 1 / 1.6 of one after the other: twice the row of one direction
+BOTH_DTYPES = ("float32", "bfloat16")
+BOTH_GRID = ((1, 256, 512), (32, 512, 512), (1, 1024, 1024))
 
 
 class Problem(NamedTuple):
-    """One direction of one layer, T steps of N rows from I = H inputs to H units."""
+    """One layer, T steps of N rows from I = H inputs to H units."""
 
     cell: str  # a name of xprnn's table of cells
     dtype: str  # what products read
     N: int
     H: int
     T: int
+    directions: int = 1  # D
+
+    @property
+    def direction(self) -> str:
+        """As a row has it."""
+        return "both" if self.directions == 2 else "forward"
 
     def __str__(self) -> str:
-        return f"{self.cell} {self.dtype} N={self.N} H={self.H} T={self.T}"
+        both = " both directions" * (self.directions == 2)
+        return f"{self.cell} {self.dtype} N={self.N} H={self.H} T={self.T}{both}"
 
 
 def problems(
@@ -32,5 +42,10 @@ def problems(
     dtypes: Sequence[str] = DTYPES,
     grid: Sequence[tuple[int, int, int]] = GRID,
 ) -> list[Problem]:
-    """All of them, the cells first that matter most."""
-    return [Problem(cell, dtype, *size) for cell in cells for dtype in dtypes for size in grid]
+    """All of them, the cells first that matter most, behind them those of both directions."""
+    alone = [Problem(cell, dtype, *size) for cell in cells for dtype in dtypes for size in grid]
+    return alone + [
+        problem._replace(directions=2)
+        for problem in alone
+        if problem.dtype in BOTH_DTYPES and problem[2:5] in BOTH_GRID
+    ]

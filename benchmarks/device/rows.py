@@ -75,12 +75,14 @@ def candidates(backend: Backend) -> tuple[str, ...]:
 def layer_of(problem: Problem, backend: Backend) -> Any:
     family, options = LAYERS[problem.cell]
     types = ARITHMETIC[problem.dtype]
-    return family(problem.H, problem.H, seed=0, backend=backend.name, **options, **types)
+    options = {**options, **types, "bidirectional": problem.directions == 2}
+    return family(problem.H, problem.H, seed=0, backend=backend.name, **options)
 
 
 def described(problem: Problem) -> Row:
     """What a row says of its problem."""
-    return {**problem._asdict(), "direction": "forward"}
+    names = "cell", "dtype", "direction", "N", "H", "T"
+    return {name: getattr(problem, name) for name in names}
 
 
 def _check_served(layer: Any, problem: Problem) -> None:
@@ -175,14 +177,13 @@ def _all_right(name: str, rows: Sequence[Row]) -> bool:
 
 def _peers(problem: Problem, names: Sequence[str], backend: Backend) -> tuple[dict[str, Any], Any]:
     """xprnn with each of the kernels, and torch, all of whose results agree at full length."""
-    setting = Setting(
-        problem.cell, problem.H, problem.H, problem.N, problem.T, problem.dtype, backend.name
-    )
+    _, dtype, N, H, T, D = problem
+    setting = Setting(problem.cell, H, H, N, T, dtype, backend.name, D)
     layer = layer_of(problem, backend)
     narrow = layer.arithmetic.compute_dtype
     x, doutput = (
-        drawn(problem.T, problem.N, problem.H, seed).astype(narrow).astype(layer.dtype)
-        for seed in (0, 1)
+        drawn(T, N, width, seed).astype(narrow).astype(layer.dtype)
+        for seed, width in enumerate((H, D * H))
     )
     mine = {}
     for name in names:

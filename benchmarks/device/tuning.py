@@ -94,7 +94,7 @@ def _call(
 
     def chosen() -> Plan | None:
         try:
-            whole = layer._engine(T, N).whole(work, N, H, T)
+            whole = layer._engine(T, N).whole(work, N, H, T, 1)
         except KernelUnavailableError:
             return None
         return None if whole is None else whole[1]

@@ -48,7 +48,8 @@ def theirs(task: Task) -> Peer:
     setting = task.setting
     family = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
     kind, _, nonlinearity = setting.cell.partition("_")
-    options = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    options: dict[str, Any] = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    options["bidirectional"] = setting.directions == 2
     layer = family[kind](setting.input, setting.hidden, **options).to(device, dtype)
     layer.load_state_dict({n: torch.from_numpy(w) for n, w in task.weights.items()})
     x = torch.from_numpy(task.x).to(device, dtype).requires_grad_()

@@ -20,7 +20,7 @@ class PeerUnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Setting:
-    """One layer in one direction, T steps of N rows."""
+    """One layer, T steps of N rows."""
 
     cell: str = "gru"  # a name of `LAYERS`
     hidden: int = 128
@@ -29,6 +29,7 @@ class Setting:
     steps: int = 100
     kind: str = "float32"  # a name of `ARITHMETIC`
     backend: str | None = None
+    directions: int = 1  # D
 
     @property
     def stored(self) -> str:
@@ -43,7 +44,7 @@ class Task:
     setting: Setting
     layer: Any
     x: np.ndarray  # (T, N, I) in the layer's dtype, values that `setting.stored` holds
-    doutput: np.ndarray  # (T, N, H), likewise
+    doutput: np.ndarray  # (T, N, D*H), likewise
     states: tuple[np.ndarray, ...]  # (h,) or (h, c), each (N, H): what a single step starts from
 
     @property
@@ -74,6 +75,7 @@ def make_task(setting: Setting) -> Task:
         setting.hidden,
         backend=get_backend(setting.backend).name,
         seed=0,
+        bidirectional=setting.directions == 2,
         **options,
         **ARITHMETIC[setting.kind],
     )
@@ -83,6 +85,6 @@ def make_task(setting: Setting) -> Task:
         wide = rng.standard_normal((setting.steps, setting.batch, width))
         return wide.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
 
-    x, doutput = drawn(setting.input), drawn(setting.hidden)
+    x, doutput = drawn(setting.input), drawn(setting.directions * setting.hidden)
     names = layer._stack.cell.state_names
     return Task(setting, layer, x, doutput, tuple([drawn(setting.hidden)[0] for _ in names]))

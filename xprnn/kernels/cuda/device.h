@@ -128,17 +128,18 @@ XP_FN void expect(Barrier* barrier, Word bytes) {
                "r"(bytes)
                : "memory");
 }
-// Arrives at a barrier of another block: what this warp has read before may be overwritten.
+// Arrives at a barrier of another block: what this warp has read before may be overwritten. Not
+// `.release.cluster`, which sm_90 makes of a fence that waits for all stores to global memory.
 XP_FN void arrive(Remote barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Whether the last phase of a parity has ended; looks for about as long as a poll of L2 takes.
+// Whether the last phase of a parity has ended; looks for about as long as a poll of L2 takes. Not
+// `.acquire.cluster`, which would also empty L1: what was sent stands in shared memory.
 XP_FN bool ended(Barrier* barrier, Word parity) {
   Word yes;
   asm volatile(
       "{.reg .pred p;\n\t"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2, 500;\n\t"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, 500;\n\t"
       "selp.u32 %0, 1, 0, p;}"
       : "=r"(yes)
       : "r"(shared_address(barrier)), "r"(parity)

@@ -118,9 +118,9 @@ XP_FN Arrival await(uint4 (&b)[count], const Pieces& pieces, Word spins) {
     for (int k = 0; k < count; ++k)
       b[k] = pieces.has(k) ? poll4(pieces.at(k)) : make_uint4(0, 0, 0, 0);
     if constexpr (kind == TF32X3) {  // EMPTY is a NaN: what is finite is there
-      bool finite = true;
+      bool finite = true;  // the last one first: else the compiler looks before it asks for all
 #pragma unroll
-      for (int k = 0; k < count; ++k) finite = finite && is_finite(b[k]);
+      for (int k = count - 1; k >= 0; --k) finite = finite && is_finite(b[k]);
       if (all_lanes(finite)) return THERE;
     }
 #pragma unroll

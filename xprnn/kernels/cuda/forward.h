@@ -13,7 +13,7 @@ struct ForwardCell : Units<kind_> {
   using Units<kind>::u;
   using Units<kind>::words;
   struct Inputs {
-    float2 gx[G];
+    Pair<kind> gx[G];
   };
   Element *gates, *states;
   Word* mail;
@@ -27,7 +27,7 @@ struct ForwardCell : Units<kind_> {
   XP_FN void load(Inputs& in, Index before, Index at) const {
 #pragma unroll
     for (int gate = 0; gate < G; ++gate) {
-      in.gx[gate].x = in.gx[gate].y = 0;
+      in.gx[gate] = Pair<kind>();
       if (u < H) in.gx[gate] = this->read(gate_of(at, gate));
     }
   }

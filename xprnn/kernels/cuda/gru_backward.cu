@@ -8,7 +8,7 @@ struct GruBackward : BackwardCell<kind, 3> {
   typedef BackwardCell<kind, 3> Base;
   typedef typename Base::Element Element;
   struct Inputs : Base::Inputs {
-    float2 r, z, n, gh_n, h;
+    Pair<kind> r, z, n, gh_n, h;
   };
   const Element* states;
   Element* saved;
@@ -27,10 +27,10 @@ struct GruBackward : BackwardCell<kind, 3> {
   XP_FN float2 step(const Inputs& in, Carried<1>::Row dstates, Index at) const {
     const float2 dh = dstates[0];
     float2 dgh[3], dgx_n, direct;
-    direct.x = gru_step_backward(dh.x + in.doutput.x, in.r.x, in.z.x, in.n.x, in.gh_n.x, in.h.x,
-                                 dgh[0].x, dgh[1].x, dgx_n.x, dgh[2].x);
-    direct.y = gru_step_backward(dh.y + in.doutput.y, in.r.y, in.z.y, in.n.y, in.gh_n.y, in.h.y,
-                                 dgh[0].y, dgh[1].y, dgx_n.y, dgh[2].y);
+    direct.x = gru_step_backward(dh.x + in.doutput.x, in.r.x(), in.z.x(), in.n.x(), in.gh_n.x(),
+                                 in.h.x(), dgh[0].x, dgh[1].x, dgx_n.x, dgh[2].x);
+    direct.y = gru_step_backward(dh.y + in.doutput.y, in.r.y(), in.z.y(), in.n.y(), in.gh_n.y(),
+                                 in.h.y(), dgh[0].y, dgh[1].y, dgx_n.y, dgh[2].y);
     this->put(dgh, at);
     if (this->u < this->H) this->write(saved + at * this->H, dgx_n);
     return direct;

@@ -8,7 +8,7 @@ struct GruForward : ForwardCell<kind, 3> {
   typedef ForwardCell<kind, 3> Base;
   typedef typename Base::Element Element;
   struct Inputs : Base::Inputs {
-    float2 h;
+    Pair<kind> h;
   };
   Element* saved;
   float2 bias;  // of n
@@ -26,10 +26,10 @@ struct GruForward : ForwardCell<kind, 3> {
     float2 r, z, n, h, gh_n;
     gh_n.x = gh[2].x + bias.x;
     gh_n.y = gh[2].y + bias.y;
-    h.x = gru_step(in.gx[0].x, in.gx[1].x, in.gx[2].x, gh[0].x, gh[1].x, gh_n.x, in.h.x, r.x, z.x,
-                   n.x);
-    h.y = gru_step(in.gx[0].y, in.gx[1].y, in.gx[2].y, gh[0].y, gh[1].y, gh_n.y, in.h.y, r.y, z.y,
-                   n.y);
+    h.x = gru_step(in.gx[0].x(), in.gx[1].x(), in.gx[2].x(), gh[0].x, gh[1].x, gh_n.x,
+                   in.h.x(), r.x, z.x, n.x);
+    h.y = gru_step(in.gx[0].y(), in.gx[1].y(), in.gx[2].y(), gh[0].y, gh[1].y, gh_n.y,
+                   in.h.y(), r.y, z.y, n.y);
     this->put(h, after);
     if (record && this->u < this->H) {
       this->write(this->gate_of(at, 0), r);

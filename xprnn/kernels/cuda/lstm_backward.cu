@@ -8,7 +8,8 @@ struct LstmBackward : BackwardCell<kind, 4, 2> {
   typedef BackwardCell<kind, 4, 2> Base;
   typedef typename Base::Element Element;
   struct Inputs : Base::Inputs {
-    float2 i, f, g, o, tanh_c, c;
+    Pair<kind> i, f, g, o, tanh_c;
+    float2 c;
   };
   const float* c;
   const Element* saved;
@@ -29,10 +30,10 @@ struct LstmBackward : BackwardCell<kind, 4, 2> {
     const float2 dh = dstates[0];
     float2& dc = dstates[1];
     float2 dgh[4], direct;
-    dc.x = lstm_step_backward(dh.x + in.doutput.x, dc.x, in.i.x, in.f.x, in.g.x, in.o.x, in.c.x,
-                              in.tanh_c.x, dgh[0].x, dgh[1].x, dgh[2].x, dgh[3].x);
-    dc.y = lstm_step_backward(dh.y + in.doutput.y, dc.y, in.i.y, in.f.y, in.g.y, in.o.y, in.c.y,
-                              in.tanh_c.y, dgh[0].y, dgh[1].y, dgh[2].y, dgh[3].y);
+    dc.x = lstm_step_backward(dh.x + in.doutput.x, dc.x, in.i.x(), in.f.x(), in.g.x(), in.o.x(),
+                              in.c.x, in.tanh_c.x(), dgh[0].x, dgh[1].x, dgh[2].x, dgh[3].x);
+    dc.y = lstm_step_backward(dh.y + in.doutput.y, dc.y, in.i.y(), in.f.y(), in.g.y(), in.o.y(),
+                              in.c.y, in.tanh_c.y(), dgh[0].y, dgh[1].y, dgh[2].y, dgh[3].y);
     this->put(dgh, at);
     direct.x = direct.y = 0;
     return direct;

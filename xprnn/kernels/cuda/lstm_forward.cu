@@ -24,10 +24,10 @@ struct LstmForward : ForwardCell<kind, 4> {
   }
   XP_FN void step(const Inputs& in, const float2 (&gh)[4], Index after, Index at) const {
     float2 i, f, g, o, c_next, tanh_c, h;
-    h.x = lstm_step(in.gx[0].x + gh[0].x, in.gx[1].x + gh[1].x, in.gx[2].x + gh[2].x,
-                    in.gx[3].x + gh[3].x, in.c.x, i.x, f.x, g.x, o.x, c_next.x, tanh_c.x);
-    h.y = lstm_step(in.gx[0].y + gh[0].y, in.gx[1].y + gh[1].y, in.gx[2].y + gh[2].y,
-                    in.gx[3].y + gh[3].y, in.c.y, i.y, f.y, g.y, o.y, c_next.y, tanh_c.y);
+    h.x = lstm_step(in.gx[0].x() + gh[0].x, in.gx[1].x() + gh[1].x, in.gx[2].x() + gh[2].x,
+                    in.gx[3].x() + gh[3].x, in.c.x, i.x, f.x, g.x, o.x, c_next.x, tanh_c.x);
+    h.y = lstm_step(in.gx[0].y() + gh[0].y, in.gx[1].y() + gh[1].y, in.gx[2].y() + gh[2].y,
+                    in.gx[3].y() + gh[3].y, in.c.y, i.y, f.y, g.y, o.y, c_next.y, tanh_c.y);
     this->put(h, after);
     if (this->u >= this->H) return;
     this->write(c + after * this->H, c_next);

@@ -63,10 +63,20 @@ XP_FN float2 floats_of(uint2 w) {
   }
 }
 
+// Two numbers as they are stored. Looked at where they are loaded, narrow ones would be waited for
+// there, before anything else is asked for.
+template <int kind>
+struct Pair {
+  uint2 words;
+
+  XP_FN float x() const { return floats_of<kind>(words).x; }
+  XP_FN float y() const { return floats_of<kind>(words).y; }
+};
+
 // Two numbers next to each other in an array of the caller's, of which the second may be past
 // the end of its row. `even`: rows have an even length, so that pairs stand on whole words.
 template <int kind>
-XP_FN float2 load_pair(const typename Numbers<kind>::Element* p, bool even, bool both) {
+XP_FN Pair<kind> load_pair(const typename Numbers<kind>::Element* p, bool even, bool both) {
   uint2 w;
   w.y = 0;
   if constexpr (Numbers<kind>::per_word == 2) {
@@ -82,7 +92,7 @@ XP_FN float2 load_pair(const typename Numbers<kind>::Element* p, bool even, bool
       if (both) w.y = p[1];
     }
   }
-  return floats_of<kind>(w);
+  return {w};
 }
 
 template <int kind>
@@ -107,14 +117,14 @@ XP_FN void store_pair(typename Numbers<kind>::Element* p, float2 v, bool even, b
 
 // Two numbers next to each other in the mailbox, whose rows are padded to 16 bytes.
 template <int kind>
-XP_FN float2 poll_pair(const Word* p) {
+XP_FN Pair<kind> poll_pair(const Word* p) {
   uint2 w;
   w.y = 0;
   if constexpr (Numbers<kind>::per_word == 2)
     w.x = poll(p);
   else
     w = poll2(p);
-  return floats_of<kind>(w);
+  return {w};
 }
 
 template <int kind>

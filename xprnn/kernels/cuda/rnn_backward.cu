@@ -8,7 +8,7 @@ struct RnnBackward : BackwardCell<kind, 1> {
   typedef BackwardCell<kind, 1> Base;
   typedef typename Base::Element Element;
   struct Inputs : Base::Inputs {
-    float2 h_next;
+    Pair<kind> h_next;
   };
   const Element* states;
 
@@ -21,8 +21,8 @@ struct RnnBackward : BackwardCell<kind, 1> {
   XP_FN float2 step(const Inputs& in, Carried<1>::Row dstates, Index at) const {
     const float2 dh = dstates[0];
     float2 dgh[1], direct;
-    dgh[0].x = rnn_step_backward<relu>(dh.x + in.doutput.x, in.h_next.x);
-    dgh[0].y = rnn_step_backward<relu>(dh.y + in.doutput.y, in.h_next.y);
+    dgh[0].x = rnn_step_backward<relu>(dh.x + in.doutput.x, in.h_next.x());
+    dgh[0].y = rnn_step_backward<relu>(dh.y + in.doutput.y, in.h_next.y());
     this->put(dgh, at);
     direct.x = direct.y = 0;
     return direct;

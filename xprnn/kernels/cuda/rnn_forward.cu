@@ -12,8 +12,8 @@ struct RnnForward : ForwardCell<kind, 1> {
 
   XP_FN void step(const Inputs& in, const float2 (&gh)[1], Index after, Index at) const {
     float2 h;
-    h.x = rnn_step<relu>(in.gx[0].x, gh[0].x);
-    h.y = rnn_step<relu>(in.gx[0].y, gh[0].y);
+    h.x = rnn_step<relu>(in.gx[0].x(), gh[0].x);
+    h.y = rnn_step<relu>(in.gx[0].y(), gh[0].y);
     this->put(h, after);
   }
 };

@@ -208,13 +208,13 @@ stack_step(const unsigned long long* layers, const float* x,
       float second = 0;
       if (Unit::second) second = c[at];
       const Word w = stored<kind>(Unit::step(gx, gh, old[lane * pitch_h + u], second));
-      const float v = number<kind>(w);  // as it is stored
+      const float v = number<kind>(w);  // as it is stored, so not EMPTY
       h_next[at] = static_cast<Element>(w);
       if (Unit::second) c_next[at] = second;
       if (layer == L - 1)
         out[lane * H + u] = v;
       else
-        publish(mail + at, quiet(word_of(v)));
+        publish(mail + at, word_of(v));
     }
   }
 }

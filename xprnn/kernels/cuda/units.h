@@ -16,7 +16,7 @@ struct Units {
   XP_FN bool both() const { return u + 1 < H; }
 
   // Of the H numbers of a row; u < H
-  XP_FN float2 read(const Element* row) const {
+  XP_FN Pair<kind> read(const Element* row) const {
     return load_pair<kind>(row + u, H % 2 == 0, both());
   }
   XP_FN void write(Element* row, float2 v) const {
