@@ -16,6 +16,8 @@ CELLS = ("gru", "lstm", "rnn_tanh")
 # or peer is one name here, a new cell one name above.
 IMPLEMENTATIONS = (
     "xprnn-numpy-reference",
+    "xprnn-numpy-pointwise",
+    "xprnn-numpy-sequence",
     "xprnn-cupy-reference",
     "xprnn-cupy-pointwise",
     "xprnn-cupy-sequence",

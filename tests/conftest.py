@@ -17,6 +17,7 @@ import xprnn
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
+from xprnn.kernels import numba as numba_kernels
 from xprnn.kernels.cuda.plan import plan
 
 SERVING = {
@@ -28,6 +29,25 @@ SERVING = {
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(forced)
     config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
+
+
+@pytest.fixture(autouse=True)
+def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests mean the plain code by "numpy", whether Numba is installed or not, unless they ask."""
+    monkeypatch.setitem(kernels.AUTOMATIC, "numba", ("reference",))
+
+
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Numba is not found, as where it is not installed."""
+
+    caches = numba_kernels._lacks, kernels._choose, kernels._whole
+    for remembered in caches:
+        remembered.cache_clear()
+    monkeypatch.setattr(numba_kernels, "find_spec", lambda name: None)
+    yield
+    for remembered in caches:
+        remembered.cache_clear()
 
 
 @pytest.fixture
@@ -49,7 +69,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
     install(monkeypatch)
-    monkeypatch.setattr(kernels, "AUTOMATIC", kernels.IMPLEMENTATIONS)
+    monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
     plan.cache_clear()  # a test may change what it remembers
     yield strict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -22,8 +23,8 @@ from benchmarks import filing
 ROOT = Path(__file__).parents[1]
 SIZE = "N=1 H=32 T=128"
 FORWARD, LOAD = "layers.Forward.time_forward", "programs.Load.time_load"
-ADDED = ("xprnn-nonsense-reference", "nopeer-cpu", "torch-nodevice", "xprnn-numpy-pointwise")
-ADDED += ("xprnn-numpy-nokernels",)
+ADDED = ("xprnn-nonsense-reference", "nopeer-cpu", "torch-nodevice", "xprnn-numpy-nokernels")
+ON_NUMBA = ("xprnn-numpy-pointwise", "xprnn-numpy-sequence")
 MACHINE = "a-machine"
 
 
@@ -150,11 +151,12 @@ def test_what_cannot_be_measured_is_null_with_its_reason(recorded: Recorded) -> 
     assert "expected 'numpy', 'cupy'" in reasons["xprnn-nonsense-reference"]
     assert reasons["nopeer-cpu"] == "nopeer: expected xprnn, torch, onnxruntime"
     assert "one of the devices cpu, cuda" in reasons["torch-nodevice"]
-    assert "no kernel for cell" in reasons["xprnn-numpy-pointwise"]
     assert "expected one of the kernels" in reasons["xprnn-numpy-nokernels"]
-    for name in ("xprnn-cupy-pointwise", "torch-cuda", "onnxruntime-cuda"):
+    for name in ("xprnn-cupy-pointwise", "torch-cuda", "onnxruntime-cuda", *ON_NUMBA):
         alone = found["gru", name, "float32", SIZE]
-        assert (alone is None) == (name in reasons)  # a machine with a GPU measures it
+        assert (alone is None) == (name in reasons)  # a machine with a GPU, or Numba, measures it
+    if importlib.util.find_spec("numba") is None:
+        assert all("need Numba" in reasons[name] for name in ON_NUMBA)
 
 
 def test_neither_paths_nor_names_of_hosts_are_filed(recorded: Recorded) -> None:

@@ -72,6 +72,7 @@ def test_run_writes_what_the_layer_gives(demo, batch, tmp_path):
         "--batch",
         batch,
         cwd=tmp_path,
+        XPRNN_KERNELS="reference",
     )
     assert done.returncode == 0, done.stderr
     assert "wrote y.npy: 370 x 29 x 128" in done.stdout

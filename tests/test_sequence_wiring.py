@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_said_and_served_otherwise(
     facts: dict[str, int], reason: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, **facts)
-    monkeypatch.setattr(kernels, "AUTOMATIC", kernels.IMPLEMENTATIONS)
+    monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv("XPRNN_KERNELS", "auto")
     case = (2, 17, 3, {}, None)
     compare("gru", serve("gru", strict.name, case, False), case, False, "float32")

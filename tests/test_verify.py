@@ -28,6 +28,8 @@ BFLOAT16 = pytest.param(
 NARROW = ["float16", BFLOAT16]
 GATES = [(cell, gate) for cell, plain in PLAIN.items() for gate in range(plain.gates)]
 
+pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the same everywhere
+
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_verify(commands.add_parser("verify", help="check every kernel on this machine"))
     _add_bench(commands.add_parser("bench", help="time a layer beside other libraries'"))
-    commands.add_parser("info", help="versions, backends and devices").set_defaults(command=_info)
+    told = commands.add_parser("info", help="versions, backends and devices")
+    told.add_argument("--warm", action="store_true", help="compile the CPU's kernels ahead")
+    told.set_defaults(command=_info)
     return parser
 
 
@@ -219,3 +221,17 @@ def _info(options: argparse.Namespace) -> None:
         for name, found in rows.items():
             table.add_row(name, Text(found))
         Console().print(table)
+    if options.warm:
+        _warm()
+
+
+def _warm() -> None:
+    """Compile every kernel for the CPU that is not in Numba's cache on disk yet."""
+    from .kernels.numba import compilations
+
+    waiting = compilations()
+    with _progress("compiled") as bar:
+        for done, compilation in enumerate(waiting, 1):
+            compilation()
+            bar(done, len(waiting))
+    print(f"{len(waiting)} kernels for the CPU are compiled")

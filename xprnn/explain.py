@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .kernels import Engine
+from .kernels.family import Sequences
 from .stack import Stack
-
-if TYPE_CHECKING:
-    from .kernels.cuda.sequence import SequenceKernels
 
 
 def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int, training: bool) -> str:
@@ -23,9 +19,9 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int, train
     launches = engine.cell.launches
     if engine.sequences is not None:
         lines += _sequences(net, engine.sequences, steps, batch, training)
-    elif engine.backend.kernels and launches is None:
+    elif engine.backend.on_gpu and launches is None:
         lines.append("  the launches of the plain code in narrow types are not counted")
-    elif engine.backend.kernels and launches:
+    elif engine.backend.on_gpu and launches:
         there, back = launches
         lines.append(
             f"  a step takes {there} launches forward, {back} backward and one more "
@@ -34,11 +30,10 @@ def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int, train
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
 
 
-def _sequences(
-    net: Stack, kernels: SequenceKernels, steps: int, batch: int, training: bool
-) -> list[str]:
-    """What one launch takes, a line for each pass where that may differ."""
-    alone = "one launch takes all steps of a direction of a layer"
+def _sequences(net: Stack, kernels: Sequences, steps: int, batch: int, training: bool) -> list[str]:
+    """What one launch or call takes, a line for each pass where that may differ."""
+    takes = f"one {kernels.unit} takes all steps of a"
+    alone = f"{takes} direction of a layer"
     if net.num_directions == 1:
         return [f"  {alone}"]
     lines = []
@@ -46,7 +41,7 @@ def _sequences(
         sizes = work, max(batch, 1), net.hidden_size, max(steps, 1)
         reason = kernels.plan(*sizes, net.num_directions)
         if not isinstance(reason, str):
-            lines.append(f"  {work}: one launch takes all steps of a layer, both directions")
+            lines.append(f"  {work}: {takes} layer, both directions")
         elif not isinstance(kernels.plan(*sizes, 1), str):
             lines.append(f"  {work}: {alone}; both: {reason}")
     return lines

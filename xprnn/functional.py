@@ -264,7 +264,7 @@ def _forward(
     batch_first = check_flag("batch_first", batch_first)
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
     steps, batch = stack.steps_and_batch(call.x, call.batch_first)
-    sizes = batch, net.hidden_size, steps
+    sizes = batch, net.widest_input, net.hidden_size, steps
     engine = kernels.choose(cell, backend, check_arithmetic(dtype, None, "ieee"), sizes, record)
     with backend.activate():
         if record:  # the caller may write his weights before he calls backward

@@ -119,7 +119,7 @@ class _Recurrent(Module):
 
     def _engine(self, steps: int, batch: int) -> kernels.Engine:
         net = self._stack
-        sizes = batch, net.hidden_size, steps
+        sizes = batch, net.widest_input, net.hidden_size, steps
         return kernels.choose(net.cell, self.backend, self.arithmetic, sizes, self.training)
 
     def _moved(self) -> None:
@@ -147,12 +147,11 @@ class _Recurrent(Module):
         :raises TypeError, ValueError: the module does not take such an x.
 
         >>> import xprnn
-        >>> print(xprnn.GRU(3, 4, seed=0).explain((10, 2, 3)))
-        GRU(3, 4) on numpy, float32, T=10 N=2: reference
-          reason: the only one here
-          a step moves at least 672 bytes forward, 640 backward
-          pointwise: no kernel for cell 'gru' on backend 'numpy' in this version
-          sequence: no kernel for cell 'gru' on backend 'numpy' in this version
+        >>> lines = xprnn.GRU(3, 4, seed=0).explain((10, 2, 3)).splitlines()
+        >>> lines[0].rpartition(": ")[0]  # then who serves, and why
+        'GRU(3, 4) on numpy, float32, T=10 N=2'
+        >>> lines[2]
+        '  a step moves at least 672 bytes forward, 640 backward'
         """
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))

@@ -36,6 +36,10 @@ def forward(
     traces = [_begin(engine, direction, x, layout, kept, record) for direction in directions]
     work = "training" if record else "forward"
     whole = engine.whole(work, n_0, H, layout.steps, len(directions))
+    if whole is None or not whole[0].from_input:
+        for direction, trace in zip(directions, traces, strict=True):
+            bias = engine.cell.input_bias(direction.weights, engine.compute_dtype)
+            input_side(engine.xp, direction.weights, bias, x, trace.gates)
     if whole is None:
         for direction, trace in zip(directions, traces, strict=True):
             _take_steps(engine, direction, trace, layout, scratch, record)
@@ -51,14 +55,13 @@ def forward(
 def _begin(
     engine: Engine, direction: Direction, x: Array, layout: Layout, kept: Workspace, record: bool
 ) -> Trace:
-    """The trace of a direction before its first step: its gates are gx, the rest is not written."""
+    """The trace of a direction, none of which but x is written yet."""
     cell, T, total = engine.cell, engine.compute_dtype, layout.total
-    weights, H = direction.weights, direction.ends[0].shape[1]
+    H = direction.ends[0].shape[1]
     gates = kept.empty(total, cell.gates * H, dtype=T)
     saved = kept.empty(total if record else layout.running, cell.saved * H, dtype=T)
     others = [kept.empty(layout.running + total, H) for _ in direction.ends[1:]]
     states = (kept.empty(layout.running + total, H, dtype=T), *others)
-    input_side(engine.xp, weights, input_bias(cell, weights, T), x, gates)
     return Trace(x, gates, saved, states)
 
 
@@ -67,7 +70,8 @@ def step(
 ) -> None:
     """One step of one direction of one layer alone, from x (N, I).
 
-    `bias` is what `input_bias` gives, for all rows or for each; the buffers are those of `Cell`.
+    `bias` is what the cell's `input_bias` gives, for all rows or for each; the buffers are those
+    of `Cell`.
     """
     input_side(xp, weights, bias, x, here.gates)
     cell.forward(xp, weights, here)
@@ -155,16 +159,6 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     # a list first, here and in the callers: tuple(generator) leaves an entry in CPython's free
     # list at each call, and a long run would seem to grow
     return tuple([array[start : start + rows] for array in arrays])
-
-
-def input_bias(cell: Cell, weights: Weights, dtype: Any) -> Array | None:
-    """b_ih, and b_hh of the gates in which the two only occur as a sum; a new array (G*H,)."""
-    if weights.bias_ih is None or weights.bias_hh is None:
-        return None
-    bias = weights.bias_ih.copy()
-    folded = cell.folded * weights.weight_hh.shape[1]
-    bias[:folded] += weights.bias_hh[:folded]
-    return bias.astype(dtype, copy=False)
 
 
 def _weight_gradients(

@@ -30,6 +30,12 @@ class Stack:
     dropout: float = 0.0
     layer_suffixes: bool = True  # names end in _l0, _l0_reverse, _l1, ...; a cell's do not
 
+    @property
+    def widest_input(self) -> int:
+        """I of the layer in which it is largest."""
+        above = self.num_directions * self.hidden_size if self.num_layers > 1 else 0
+        return max(self.input_size, above)
+
     def weights(self, arrays: Mapping[str, Array]) -> list[list[Weights]]:
         """Named arrays as `Weights` by layer and direction; an absent name gives None."""
         return [

@@ -52,7 +52,7 @@ class StackSteps:
         for place, matrix in self._copies:
             place[...] = matrix
         for bias, given in self._biases:
-            bias[...] = sequence.input_bias(self._net.cell, given, bias.dtype)
+            bias[...] = self._net.cell.input_bias(given, bias.dtype)
 
     def take(self, side: int, x: Array, waiting: Array | None, out: Array | None) -> Array:
         """Take all layers from `side` to the other one; the last layer's h, in `out` if given.

@@ -41,7 +41,8 @@ class Backend:
 
     kind = "numpy"
     xp: Any = np
-    kernels = ""  # the family of fused kernels that run here, a folder of `xprnn/kernels`
+    kernels = "numba"  # the family of fused kernels that run here, a folder of `xprnn/kernels`
+    on_gpu = False  # where every array operation is a launch
 
     def __init__(self, name: str) -> None:
         self.name = name

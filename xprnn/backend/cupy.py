@@ -32,6 +32,7 @@ class CupyBackend(Backend):
 
     kind = "cupy"
     kernels = "cuda"
+    on_gpu = True
 
     def __init__(self, name: str, cupy: Any, device: int) -> None:
         super().__init__(name)

@@ -77,6 +77,15 @@ class Cell:
         """G, the number of gates."""
         return len(self.gate_names)
 
+    def input_bias(self, weights: Weights, dtype: Any) -> Array | None:
+        """b_ih, and b_hh of the gates in which the two only occur as a sum; a new array (G*H,)."""
+        if weights.bias_ih is None or weights.bias_hh is None:
+            return None
+        bias = weights.bias_ih.copy()
+        folded = self.folded * weights.weight_hh.shape[1]
+        bias[:folded] += weights.bias_hh[:folded]
+        return bias.astype(dtype, copy=False)
+
     def forward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Take one step; the buffers are those of the class's table."""
         gh = step.scratch[0]

@@ -1,18 +1,18 @@
 """The table that chooses who serves a cell: the plain code of `cells/`, or a faster kernel.
 
 There are two seams, and the plain code is the fallback and the oracle of both: "pointwise"
-(what a step does by element in one kernel) and "sequence" (all steps in one launch). To add a
-kernel: a folder here with a dict of cells like `cuda.POINTWISE`, one line in `_pointwise`; for
-whole sequences its rows in `cuda/table.py`, from which `cuda/plan.py` says which calls they fit.
+(what a step does by element in one kernel) and "sequence" (all steps in one call). A backend
+names its family of kernels, a folder here whose `__init__` is a `Family`. To add a kernel: a
+cell in the family's `POINTWISE`; for whole sequences its rows in `cuda/table.py`, from which
+`cuda/plan.py` says which calls they fit, or a name in `numba.SEQUENCE`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,18 +20,17 @@ from ..arithmetic import Arithmetic
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
 from ..cells import Cell
+from .family import Family, Sequences
 from .narrow import widened
-
-if TYPE_CHECKING:
-    from .cuda.plan import Plan
-    from .cuda.sequence import SequenceKernels
 
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
-# Of these "auto" takes what fits. The sequence kernels are right on a CPU that stands for a GPU,
-# fibers for threads; they join when a GPU has shown them right and faster.
-AUTOMATIC = ("reference", "pointwise")
+# Of these "auto" takes what fits. The GPU's sequence kernels are right on a CPU that stands for a
+# GPU, fibers for threads; they join when a GPU has shown them right and faster.
+AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
 UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
+
+BY_COLUMN = "a stepper's arrays stand by column on a CPU, compiled parts take rows"
 
 
 class KernelUnavailableError(RuntimeError):
@@ -49,12 +48,12 @@ class Engine:
     xp: Any  # the backend's array module, with products as precise as the layer asks for
     cell: Cell
     arithmetic: Arithmetic
-    sequences: SequenceKernels | None = None  # those that take all steps in one launch
+    sequences: Sequences | None = None  # those that take all steps in one call
 
     def whole(
         self, work: str, N: int, H: int, T: int, directions: int
-    ) -> tuple[SequenceKernels, Plan] | None:
-        """The launch that takes all T steps of N rows, or None: they are taken one by one.
+    ) -> tuple[Sequences, Any] | None:
+        """Who takes all T steps of N rows, and how, or None: they are taken one by one.
 
         :param work: "forward", "training" (forward, recorded) or "backward".
         :param directions: of a layer, all of which it takes.
@@ -82,18 +81,22 @@ class Engine:
 
 
 def choose(
-    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int], record: bool
+    cell: Cell,
+    backend: Backend,
+    arithmetic: Arithmetic,
+    sizes: tuple[int, int, int, int],
+    record: bool,
 ) -> Engine:
     """Who serves a call of a cell on a backend in these types; only sequence kernels mind sizes.
 
     Where one fits forward and none backward, the steps are undone one by one.
 
-    :param sizes: (N, H, T) of the call.
+    :param sizes: (N, I, H, T) of the call, I that of the layer with the widest input.
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
     forced = _forced()
-    if isinstance(backend, CupyBackend) and wants_sequences():
+    if wants_sequences(backend) and not _family(backend).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
 
@@ -108,7 +111,13 @@ def choose_step(
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
     forced, refused = _forced(), _refuse_stack_step(cell, backend, arithmetic, sizes)
-    if refused is None and wants_sequences():
+    if not backend.on_gpu and forced in ("auto", "pointwise"):
+        if forced == "pointwise":
+            raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
+        engine = _choose(cell, backend, arithmetic, "reference")
+        missing = ("pointwise", BY_COLUMN), ("sequence", refused or "")
+        return replace(engine, reason="the only one here", missing=missing)
+    if refused is None and wants_sequences(backend):
         reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
         engine = _choose(cell, backend, arithmetic, "auto")
         return replace(engine, implementation="sequence", reason=reason, missing=())
@@ -139,85 +148,111 @@ def _forced() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
-def wants_sequences() -> bool:
-    """Whether sequence kernels are asked for, or "auto" may take them."""
+def wants_sequences(backend: Backend) -> bool:
+    """Whether sequence kernels are asked for, or "auto" may take them on a backend."""
     forced = _forced()
-    return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC)
+    return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
+
+
+def untried(backend: Backend) -> bool:
+    """Whether sequence kernels have to be asked for on a backend, and nobody asks."""
+    return "sequence" not in AUTOMATIC[backend.kernels] and _forced() != "sequence"
 
 
 def has_sequences(cell: Cell, backend: Backend) -> bool:
     """Whether there are sequence kernels for a cell on a backend, whatever they fit."""
-    if backend.kernels != "cuda":
-        return False
-    from .cuda.table import KERNELS
-
-    return (cell.name, "forward") in KERNELS
+    return _family(backend).has_sequences(cell.name)
 
 
 def _fitted(
     cell: Cell,
-    backend: CupyBackend,
+    backend: Backend,
     arithmetic: Arithmetic,
     forced: str,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
     record: bool,
 ) -> Engine:
     """The engine with sequence kernels where they fit, or the one without and the reason."""
-    sequences, (N, H, T) = _sequences(cell, backend, arithmetic), sizes
+    sequences, (N, width, H, T) = _sequences(cell, backend, arithmetic), sizes
     works = ("training", "backward") if record else ("forward",)
     # a call without rows or steps launches nothing, whoever serves
     plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1), 1) for work in works}
     refused = [f"{work}: {plan}" for work, plan in plans.items() if isinstance(plan, str)]
     if refused and forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
+    left = refused[0] if isinstance(plans[works[0]], str) else ""
+    if not left and forced == "auto":
+        left = sequences.outdone(N, width, H, T)
+    return _whole(cell, backend, arithmetic, forced, left, tuple(refused))
+
+
+@cache
+def _whole(
+    cell: Cell,
+    backend: Backend,
+    arithmetic: Arithmetic,
+    forced: str,
+    left: str,
+    refused: tuple[str, ...],
+) -> Engine:
+    """The engine with sequence kernels, or with a reason why a call is left to others without."""
     engine = _choose(cell, backend, arithmetic, "auto")
-    if isinstance(plans[works[0]], str):
+    if left:
         others = tuple([row for row in engine.missing if row[0] != "sequence"])
-        return replace(engine, missing=(*others, ("sequence", refused[0])))
+        return replace(engine, missing=(*others, ("sequence", left)))
     reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
     missing = tuple([("sequence", why) for why in refused])
+    sequences = _sequences(cell, backend, arithmetic)
     return replace(
         engine, implementation="sequence", reason=reason, missing=missing, sequences=sequences
     )
 
 
 @cache
-def _sequences(cell: Cell, backend: CupyBackend, arithmetic: Arithmetic) -> SequenceKernels:
-    from .cuda.sequence import SequenceKernels
-
-    return SequenceKernels(backend, cell.name, arithmetic)
+def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequences:
+    return _family(backend).sequences(cell.name, backend, arithmetic)
 
 
 @cache
 def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -> Engine:
+    """The engine that takes steps one by one."""
     if forced not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join(IMPLEMENTATIONS)}; got {forced!r}"
         )
     serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
-    pointwise = _pointwise(backend)
-    if cell.name in pointwise:
-        serving["pointwise"] = pointwise[cell.name]
-    absent = _absent(cell, backend)
-    if forced == "auto":
-        chosen = next(name for name in reversed(IMPLEMENTATIONS) if name in serving)
-        reason = f"the fastest of {len(serving)}" if len(serving) > 1 else "the only one here"
-    elif forced in serving:
-        chosen, reason = forced, f"{ENVIRONMENT_VARIABLE}={forced}"
+    family, asked = _family(backend), f"{ENVIRONMENT_VARIABLE}={forced}"
+    known = {"sequence"} if has_sequences(cell, backend) else set()
+    if forced == "reference":  # nothing else is looked for: Numba takes its time to import
+        refusal, there = "", {"pointwise", *known}
     else:
-        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {absent}")
+        refusal = family.refusal(arithmetic)
+        fused = {} if refusal else family.fused_cells()
+        if cell.name in fused:
+            serving["pointwise"] = fused[cell.name]
+        there = {*serving} if refusal else {*serving, *known}
+    absent = refusal or _absent(cell, backend)
+    if forced == "auto":
+        able = [name for name in AUTOMATIC[backend.kernels] if name in serving]
+        chosen = able[-1]
+        reason = f"the fastest of {len(able)}" if len(able) > 1 else "the only one here"
+    elif forced in serving:
+        chosen, reason = forced, asked
+    else:
+        raise KernelUnavailableError(f"{asked}: {absent}")
     faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(chosen) + 1 :]
-    there = {*serving, "sequence"} if has_sequences(cell, backend) else {*serving}
-    why = UNTRIED if forced == "auto" else reason  # "auto" leaves out nothing else
+    why = UNTRIED if forced == "auto" else asked  # "auto" leaves out nothing else
     missing = tuple([(name, why if name in there else absent) for name in faster])
     xp = backend.module(arithmetic.precision, arithmetic.narrow)
     return Engine(chosen, reason, missing, backend, xp, serving[chosen], arithmetic)
 
 
-def _pointwise(backend: Backend) -> Mapping[str, Cell]:
-    """The cells whose parts are fused, for the family of kernels that a backend runs."""
+def _family(backend: Backend) -> Family:
+    """The family of kernels that a backend runs."""
     if backend.kernels == "cuda":
-        from .cuda.cells import POINTWISE
+        from . import cuda
 
-        return POINTWISE
-    return {}
+        return cast("Family", cuda)
+    from . import numba
+
+    return cast("Family", numba)

@@ -91,7 +91,7 @@ def verify_cells(
 def types_of(backend: Backend) -> list[str]:
     """The names of `ARITHMETIC` that mean something on a backend."""
     left_out = set() if importlib.util.find_spec("ml_dtypes") else {"bfloat16"}
-    if not backend.kernels:  # tf32 is about NVIDIA's tensor cores
+    if not backend.on_gpu:  # tf32 is about NVIDIA's tensor cores
         left_out.add("tf32")
     return [name for name in ARITHMETIC if name not in left_out]
 

@@ -1,8 +1,40 @@
-"""Fused kernels for NVIDIA GPUs: a header of arithmetic per cell, and what launches it.
+"""Fused kernels for NVIDIA GPUs: a header of arithmetic per cell, and what launches it."""
 
-`POINTWISE` has the cells whose parts are one kernel each, by name.
-"""
+from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ...arithmetic import Arithmetic
+from ...cells import Cell
 from .cells import POINTWISE
+from .table import KERNELS
 
-__all__ = ["POINTWISE"]
+if TYPE_CHECKING:
+    from ...backend.cupy import CupyBackend
+    from .sequence import SequenceKernels
+
+
+def refusal(arithmetic: Arithmetic) -> str:
+    """Nothing stands against them: they take every type that the layer takes."""
+    return ""
+
+
+def fused_cells() -> Mapping[str, Cell]:
+    """The cells whose parts are one kernel each, by name."""
+    return POINTWISE
+
+
+def has_sequences(cell: str) -> bool:
+    """Whether there are sequence kernels for a cell, whatever they fit."""
+    return (cell, "forward") in KERNELS
+
+
+def sequences(cell: str, backend: CupyBackend, arithmetic: Arithmetic) -> SequenceKernels:
+    """Those for a cell."""
+    from .sequence import SequenceKernels
+
+    return SequenceKernels(backend, cell, arithmetic)
+
+
+__all__ = ["POINTWISE", "fused_cells", "has_sequences", "refusal", "sequences"]

@@ -1,0 +1,281 @@
+"""Numba in use: chosen, explained, imported late, kept on disk, in threads and after a fork."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numba_parts import forced, needs_numba
+
+import xprnn
+from xprnn import kernels
+
+X = np.random.default_rng(0).standard_normal((12, 4, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def automatic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The table as users have it, with one thread."""
+    monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
+    monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    for remembered in (kernels._choose, kernels._whole):  # what "auto" took
+        remembered.cache_clear()
+    yield
+    for remembered in (kernels._choose, kernels._whole):
+        remembered.cache_clear()
+
+
+def python(code: str, folder: Path | None = None, **environment: str) -> str:
+    """What a new process, in a folder of its own, prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def explained(layer: xprnn.GRU, shape: tuple[int, ...] = (12, 4, 3)) -> list[str]:
+    return layer.explain(shape).splitlines()
+
+
+@needs_numba
+def test_the_table_chooses_them(automatic: None) -> None:
+    lines = explained(xprnn.GRU(3, 8, seed=0))
+    assert lines[0].endswith("T=12 N=4: sequence")
+    assert lines[1] == "  reason: the fastest that fits"
+    assert lines[-1] == "  one call takes all steps of a direction of a layer"
+    lines = explained(xprnn.GRU(3, 8, seed=0, reset_after=False))
+    assert lines[0].endswith(": pointwise")
+    assert lines[-1] == "  sequence: forward: no sequence kernel for cell 'gru_reset_before'"
+
+
+@needs_numba
+def test_what_they_are_not_made_for_is_left_to_the_parts(
+    automatic: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = xprnn.GRU(3, 256, seed=0)
+    first, *_, last = explained(layer, (1, 4, 3))
+    assert first.endswith(": pointwise")
+    assert last == "  sequence: N=4 T=1: to pack the weights takes longer than so few steps"
+    assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    first, *_, last = explained(layer, (12, 64, 3))
+    assert first.endswith(": pointwise")
+    assert last == "  sequence: N=64 I=3 H=256: the products are worth the BLAS's 8 threads"
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "layer",
+    [xprnn.GRU(2000, 16, seed=0), xprnn.GRU(3, 100, num_layers=2, bidirectional=True, seed=0)],
+    ids=["first", "above"],
+)
+def test_a_wide_input_counts(
+    layer: xprnn.GRU, automatic: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any layer: they compute the input side too, in one thread."""
+    shape = (12, 64, layer.options["input_size"])
+    assert explained(layer, shape)[0].endswith(": sequence")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
+    assert explained(layer, shape)[0].endswith(": pointwise")
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_a_stepper_is_left_to_the_plain_code(kind: str, automatic: None) -> None:
+    layer = getattr(xprnn, kind)(3, 8, num_layers=2, seed=0)
+    expected, _ = forced("reference", layer, X)
+    stepper = layer.stepper(4)
+    found = np.stack([stepper.step(x).copy() for x in X])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_numba
+def test_narrow_types_are_left_to_the_plain_code(automatic: None) -> None:
+    layer = xprnn.GRU(3, 8, seed=0, compute_dtype="float16")
+    lines = explained(layer)
+    assert lines[0].endswith(": reference")
+    assert lines[-1].endswith("the CPU's kernels compute in float32 or float64, not in float16")
+    assert np.isfinite(layer(X)[0]).all()
+
+
+@pytest.mark.parametrize("forced_to", ["auto", "pointwise", "sequence"])
+def test_without_numba_it_is_said_what_would_help(
+    forced_to: str, automatic: None, without_numba: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", forced_to)
+    layer = xprnn.GRU(3, 8, seed=0)
+    if forced_to == "auto":
+        lines = explained(layer)
+        assert lines[0].endswith(": reference")
+        assert len([line for line in lines if line.endswith("pip install xprnn[numba]")]) == 2
+    else:
+        with pytest.raises(xprnn.KernelUnavailableError, match=r"pip install xprnn\[numba\]"):
+            layer(X)
+
+
+@needs_numba
+def test_numba_is_imported_when_it_is_used() -> None:
+    code = """
+import sys, numpy as np, xprnn
+def there(): return "numba" in sys.modules
+layer = xprnn.GRU(3, 8, seed=0)
+x = np.ones((12, 4, 3), "f")
+import os; os.environ["XPRNN_KERNELS"] = "reference"
+layer(x); layer.explain((12, 4, 3)); print(there())
+os.environ["XPRNN_KERNELS"] = "auto"
+layer(x); print(there())
+"""
+    assert python(code).split() == ["False", "True"]
+
+
+COUNTING = """
+import logging, sys, numpy as np, xprnn
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+print(xprnn.__file__)
+layer = xprnn.RNN(3, 8, seed=0)
+print(float(layer(np.ones((12, 4, 3), "f"))[0].sum()))
+"""
+
+
+@needs_numba
+def test_what_is_compiled_is_kept_and_follows_every_source(tmp_path: Path) -> None:
+    """The second process compiles nothing; one with another source, as old and as long, does."""
+    package = tmp_path / "xprnn"
+    shutil.copytree(Path(xprnn.__file__).parent, package, ignore=shutil.ignore_patterns("__py*"))
+    own = {
+        "PYTHONPATH": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "XPRNN_KERNELS": "sequence",
+    }
+    first = python(COUNTING, tmp_path, **own)
+    assert str(package) in first
+    assert "compiled rnn_tanh_forward for the CPU in " in first
+    second = python(COUNTING, tmp_path, **own)
+    assert "compiled rnn" not in second and second.split()[-1] == first.split()[-1]
+    source = package / "kernels" / "numba" / "elementary.py"
+    before, text = source.stat(), source.read_text("utf-8")
+    source.write_text(text.replace("return e / (e + (one + one))", "return e / (e - (one + one))"))
+    assert source.stat().st_size == before.st_size
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    shutil.rmtree(source.parent / "__pycache__", ignore_errors=True)
+    third = python(COUNTING, tmp_path, **own)
+    assert "compiled rnn" in third and third.split()[-1] != first.split()[-1]
+
+
+@needs_numba
+def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A function from no file on disk, for which Numba knows no place to keep it."""
+    from numba import types
+
+    from xprnn.kernels.numba.jit import compile_for, written
+
+    names: dict[str, Any] = {}
+    exec(compile("def double(a):\n    a[0] *= 2\n", "<nowhere>", "exec"), names)
+    with caplog.at_level(logging.INFO, "xprnn"):
+        double = compile_for(names["double"], (written(types.float32, 1),))
+    kept, compiled = (record.getMessage() for record in caplog.records)
+    assert kept.startswith("compiled code will not be kept: ") and "compiled double" in compiled
+    a = np.full(1, 3, np.float32)
+    double(a)
+    assert a[0] == 6
+
+
+@needs_numba
+def test_two_layers_in_two_threads_give_right_answers() -> None:
+    layers = [xprnn.GRU(3, 24, seed=0), xprnn.LSTM(3, 40, bidirectional=True, seed=1)]
+    inputs = [np.tile(X, (4, 1, 1)), np.tile(X, (2, 3, 1))]
+    pairs = [*zip(layers, inputs, strict=True)]
+
+    def work() -> None:
+        expected = [layer(x)[0] for layer, x in pairs]
+        wrong: list[int] = []
+        ready = threading.Barrier(len(layers))
+
+        def repeat(k: int) -> None:
+            ready.wait()
+            outputs = (layers[k](inputs[k])[0] for _ in range(200))
+            wrong.extend(k for output in outputs if not np.array_equal(output, expected[k]))
+
+        threads = [threading.Thread(target=repeat, args=(k,)) for k in range(len(layers))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    for kernels_name in ("pointwise", "sequence"):
+        forced(kernels_name, work)
+
+
+@needs_numba
+def test_they_let_other_threads_run() -> None:
+    """While a kernel works, another thread counts on: it does not hold Python's lock."""
+    code = """
+import threading, time, numpy as np, xprnn
+layer = xprnn.GRU(256, 256, seed=0)
+x = np.ones((400, 32, 256), "f")
+layer(x)
+from xprnn.kernels.numba.sequence import SequenceKernels
+inside, seen = threading.Event(), []
+genuine = SequenceKernels.forward
+def forward(self, *arguments):
+    inside.set()
+    start = time.perf_counter()
+    genuine(self, *arguments)
+    seen.append((start, time.perf_counter()))
+SequenceKernels.forward = forward
+ticks = []
+def tick():
+    inside.wait()
+    while not seen:
+        ticks.append(time.perf_counter())
+        time.sleep(0.001)
+other = threading.Thread(target=tick)
+other.start()
+layer(x)
+other.join()
+start, stop = seen[0]
+print(len([t for t in ticks if start + 0.1 * (stop - start) < t < stop - 0.1 * (stop - start)]))
+"""
+    assert int(python(code, XPRNN_KERNELS="sequence", OMP_NUM_THREADS="1")) > 5
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("kernels_name", ["pointwise", "sequence"])
+def test_a_fork_after_use_works(kernels_name: str) -> None:
+    code = """
+import os, numpy as np, xprnn
+layer = xprnn.GRU(3, 24, seed=0).train()
+x = np.ones((12, 4, 3), "f")
+expected, _ = layer(x)
+child = os.fork()
+if child == 0:
+    output, _ = layer(x)
+    layer.backward(output)
+    other = xprnn.LSTM(3, 24, seed=0)(x)[0]  # not compiled before the fork
+    os._exit(0 if np.array_equal(output, expected) and np.isfinite(other).all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert python(code, XPRNN_KERNELS=kernels_name, OMP_NUM_THREADS="1").split() == ["0"]

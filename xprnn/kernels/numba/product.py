@@ -1,0 +1,85 @@
+"""Products of a few rows with weights packed once: what a step of a sequence multiplies.
+
+A BLAS packs its operands anew in every call, which a step is too short to pay for. Here the
+weights stand in panels as wide as a tile, for all steps, and a tile of the result stays in
+registers while the sum runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .jit import at, inlined
+from .tile import REGISTERS, VECTORS, tile, transpose
+
+_MOST = REGISTERS.rows
+_most, _four, _two, _one = (tile(rows) for rows in (_MOST, 4, 2, 1))
+
+
+def width_of(dtype: np.dtype[Any]) -> int:
+    """The columns of a panel."""
+    return VECTORS * REGISTERS.bytes // dtype.itemsize
+
+
+def panels_of(columns: int, dtype: np.dtype[Any]) -> int:
+    """The panels of a matrix; the last one is filled up with zeros."""
+    return -(-columns // width_of(dtype))
+
+
+@inlined
+def pack(matrix: Any, panels: Any) -> None:
+    """Write a matrix (K, columns) into `panels` (panels, K, width)."""
+    K, columns, width = matrix.shape[0], matrix.shape[1], panels.shape[2]
+    for p in range(panels.shape[0]):
+        panel, first = panels[p], p * width
+        filled = min(width, columns - first)
+        for k in range(K):
+            source, place = matrix[k], panel[k]
+            for j in range(filled):
+                place[j] = source[first + j]
+            for j in range(filled, width):
+                place[j] = 0.0
+
+
+@inlined
+def pack_transposed(matrix: Any, panels: Any) -> None:
+    """Write the transpose of a matrix (columns, K) into `panels` (panels, K, width)."""
+    columns, K, width = matrix.shape[0], matrix.shape[1], panels.shape[2]
+    lanes = width // VECTORS
+    for p in range(panels.shape[0]):
+        panel = panels[p]
+        for v in range(0, width, lanes):
+            first = p * width + v
+            whole = K // lanes * lanes if first + lanes <= columns else 0
+            for k in range(0, whole, lanes):
+                transpose(matrix[first:, k:], panel[k:, v:])
+            for j in range(lanes):
+                for k in range(whole, K):
+                    panel[k, v + j] = matrix[first + j, k] if first + j < columns else 0.0
+
+
+@inlined
+def product(a: Any, panels: Any, start: Any, out: Any) -> None:
+    """Write start + a @ panels to `out`; sums begin at `start`, None for zero.
+
+    `a` is (N, K), `panels` (panels, K, width), `start` (panels, width), `out`
+    (N, panels * width).
+    """
+    rows, width = a.shape[0], panels.shape[2]
+    for p in range(panels.shape[0]):
+        panel, place = panels[p], out[:, p * width :]
+        begin = at(start, p)
+        n = 0
+        while n + _MOST <= rows:
+            _most(a[n:], panel, begin, place[n:])
+            n += _MOST
+        while n + 3 < rows:
+            _four(a[n:], panel, begin, place[n:])
+            n += 4
+        if n + 1 < rows:
+            _two(a[n:], panel, begin, place[n:])
+            n += 2
+        if n < rows:
+            _one(a[n:], panel, begin, place[n:])
