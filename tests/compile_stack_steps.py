@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from nvrtc import compile_instantiation, problems
 
-from xprnn.kernels.cuda.stack_step import KINDS, ROWS, UNITS, source
+from xprnn.kernels.cuda.stack_step import KINDS, ROWS, UNITS, instantiation, source
 
 ARCHITECTURES = ("80", "90", "100")
 MOST = 255  # registers a thread: a block has 128, and one is on each multiprocessor
@@ -45,7 +45,7 @@ def wrong(job: Job) -> list[str]:
 
     :raises RuntimeError: NVRTC does not accept it.
     """
-    name = f"xprnn::stack_step<xprnn::{job.unit}, xprnn::{job.kind}, {job.rows}>"
+    name = instantiation(job.unit, job.kind, job.rows)
     usage = compile_instantiation(source(), name, job.architecture)
     return [
         f"sm_{job.architecture}: {problem}" for problem in problems({name: usage}, {name: MOST})

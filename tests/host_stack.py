@@ -11,7 +11,7 @@ import numpy as np
 from host_fibers import OUTCOMES, Faults, behind_fibers, compiled
 from host_sequence import Run
 
-from xprnn.kernels.cuda.stack_step import HEADERS
+from xprnn.kernels.cuda.stack_step import PARTS
 
 KINDS = "ppppppppp" + "iiiii" + "upu"
 C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
@@ -20,7 +20,7 @@ THREADS = 128
 
 def source_of(name: str, faults: Faults = ()) -> str:
     """The source for g++ of an instantiation; each fault must fit in exactly one place."""
-    text = behind_fibers((*HEADERS, "stack_step.cu"), faults)
+    text = behind_fibers(PARTS, faults)
     types = {"p": "void*", "i": "int", "u": "unsigned"}
     declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(KINDS)])
     passed = ", ".join([f"(std::tuple_element_t<{i}, All>)(a{i})" for i in range(len(KINDS))])

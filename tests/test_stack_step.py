@@ -28,7 +28,8 @@ from strict_stack import Function, install
 import xprnn
 from xprnn import kernels
 from xprnn.backend import Backend
-from xprnn.kernels.cuda.stack_step import UNITS, _kernel
+from xprnn.kernels.cuda.loading import kernel
+from xprnn.kernels.cuda.stack_step import UNITS
 
 pytestmark = needs_compiler
 
@@ -52,9 +53,9 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
     """The stand-in on a small device of today; a step of all layers in one launch is forced."""
     install(monkeypatch, multiProcessorCount=PROCESSORS)
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
-    _kernel.cache_clear()
+    kernel.cache_clear()
     yield strict
-    _kernel.cache_clear()
+    kernel.cache_clear()
 
 
 def shaped(case: Case) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from xprnn.backend.resident import Shape
 from xprnn.bench.clock import Function, Timer, measure, timer
 from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, make_task
+from xprnn.kernels.cuda import loading
 
 BUDGET, SHORT = 0.2, 0.02  # seconds for a ceiling, and for a launch of each problem
 SIDE = 8192  # of the matrices
@@ -75,7 +75,9 @@ def handover(
 
     :raises KernelStoppedError: a block waited too long for the other one.
     """
-    relay, look = (_kernel(backend.xp, name) for name in ("relay", "look"))
+    relay, look = (
+        loading.kernel(backend.xp, source(), f"xprnn::{name}") for name in ("relay", "look")
+    )
     words = backend.xp.zeros(places * APART + 1, "uint32")
     count = np.uint32(rounds)
 
@@ -95,21 +97,10 @@ def handover(
     return latency, alone
 
 
-def _kernel(cupy: Any, name: str) -> Any:
-    module = cupy.RawModule(
-        code=source(),
-        options=("--std=c++17",),
-        name_expressions=(f"xprnn::{name}",),
-        enable_cooperative_groups=True,
-    )
-    return module.get_function(f"xprnn::{name}")
-
-
 def source() -> str:
     """The text of the kernels `relay` and `look`, behind all that it stands on."""
-    folder = resources.files("xprnn.kernels.cuda")
-    heads = [(folder / name).read_text("utf-8") for name in ("common.h", "device.h")]
-    return "\n".join([*heads, (Path(__file__).parent / "relay.cu").read_text("utf-8")])
+    own = (Path(__file__).parent / "relay.cu").read_text("utf-8")
+    return loading.text("common.h", "device.h") + own
 
 
 # -- a step without waiting

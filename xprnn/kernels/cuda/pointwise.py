@@ -8,10 +8,10 @@ cell in `cells/`. T is the type of what products read, A that of the rest. Array
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 from ...backend import Array
+from . import loading
 
 
 class Buffer(NamedTuple):
@@ -190,8 +190,6 @@ def build(elementwise_kernel: Any, name: str) -> Any:
     )
 
 
-@cache
 def source(header: str) -> str:
     """The text of a cell's header, behind that of what all of them share."""
-    folder = resources.files(__package__)
-    return "\n".join([(folder / name).read_text("utf-8") for name in ("common.h", header)])
+    return loading.text("common.h", header)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ...cells import CELLS
 from ...directions import Direction, Trace, Undoing
 from ...layout import Layout
 from ...scratch import Workspace
+from . import loading
 from .plan import Device, Plan, Problem, numbers_of, padded, plan
 from .table import KERNELS
 
@@ -135,10 +135,11 @@ class SequenceKernels:
         H, reverse = directions[0].weights.weight_hh.shape[1], directions[0].reverse
         counts = None if layout.ragged is None else layout.ragged.counts.astype(np.int32)
         sizes = layout.steps, layout.running, H, layout.total, chosen.passes, int(reverse)
+        code = source(kernel.file, chosen.cluster)
         addresses = both([[arrays[name] for name in kernel.arrays] for arrays in every])
         self._backend.resident.launch(
             f"{self._cell}_{work}",
-            _kernel(self._backend.xp, kernel.file, chosen.name, chosen.cluster),
+            loading.kernel(self._backend.xp, code, chosen.name, chosen.cluster == 1),
             Shape(chosen.grid, chosen.threads, chosen.shared, chosen.cluster),
             (addresses, counts, *map(np.int32, sizes), *own, np.uint32(SPINS)),
         )
@@ -167,18 +168,6 @@ def _readable(weight: Array) -> Array:
     return weight.copy() if weight.data.ptr % 16 else weight
 
 
-@cache
-def _kernel(cupy: Any, name: str, instantiation: str, cluster: int) -> Any:
-    """An instantiation; CuPy compiles it when it is first asked for on a device."""
-    module = cupy.RawModule(
-        code=source(name, cluster),
-        options=("--std=c++17",),
-        name_expressions=(instantiation,),
-        enable_cooperative_groups=cluster == 1,  # see backend/resident.py
-    )
-    return module.get_function(instantiation)
-
-
 def parts(name: str) -> tuple[str, ...]:
     """The files of a kernel, such as "gru_forward", and of all that it stands on, in order."""
     cell, _, way = name.rpartition("_")
@@ -189,6 +178,4 @@ def parts(name: str) -> tuple[str, ...]:
 @cache
 def source(name: str, cluster: int = 1) -> str:
     """The text of a kernel for clusters of so many blocks, behind all that it stands on."""
-    folder = resources.files(__package__)
-    texts = [(folder / part).read_text("utf-8") for part in parts(name)]
-    return "\n".join([f"#define XP_CLUSTER {cluster}", *texts])
+    return f"#define XP_CLUSTER {cluster}\n{loading.text(*parts(name))}"

@@ -5,8 +5,6 @@ It replaces what `xprnn/stack_steps.py` does with `sequence.step` for one layer 
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ from ...backend import Array
 from ...backend.cupy import CupyBackend
 from ...backend.resident import Shape
 from ...cells import Weights
+from . import loading
 from .plan import Device
 from .sequence import EMPTY, SPINS
 
@@ -28,7 +27,10 @@ UNITS = {  # of the cells
 KINDS = {"float32": "TF32X3", "bfloat16": "BF16", "float16": "F16"}  # of what products read
 ROWS = (1, 4, 8)  # that an instantiation takes at most; for more rows products are faster
 WARPS = 4  # STEP_WARPS of the kernel
-HEADERS = ("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "numbers.h")
+PARTS = (  # of its source
+    *("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "numbers.h"),
+    "stack_step.cu",
+)
 
 
 class Sizes(NamedTuple):
@@ -82,8 +84,8 @@ class StackStep:
         weights: list[Weights],
     ) -> None:
         self._backend, self._sizes, self._weights = backend, sizes, weights
-        unit, kind = UNITS[cell], KINDS[arithmetic.compute_dtype.name]
-        self._kernel = _kernel(backend.xp, f"{unit}, xprnn::{kind}, {sizes.rows}")
+        name = instantiation(UNITS[cell], KINDS[arithmetic.compute_dtype.name], sizes.rows)
+        self._kernel = loading.kernel(backend.xp, source(), name)
         processors = Device.of(backend.xp, backend.device).processors
         self._blocks = min(processors, -(-sizes.H // WARPS))
         addresses = [[0 if w is None else int(w.data.ptr) for w in layer] for layer in weights]
@@ -113,21 +115,11 @@ class StackStep:
         self._mail.reverse()  # this launch has emptied the other one
 
 
-@cache
-def _kernel(cupy: Any, instantiation: str) -> Any:
-    """An instantiation; CuPy compiles it when it is first asked for on a device."""
-    name = f"xprnn::stack_step<xprnn::{instantiation}>"
-    module = cupy.RawModule(
-        code=source(),
-        options=("--std=c++17",),
-        name_expressions=(name,),
-        enable_cooperative_groups=True,
-    )
-    return module.get_function(name)
+def instantiation(unit: str, kind: str, rows: int) -> str:
+    """The kernel's name in C++ for one of `UNITS`, one of `KINDS` and one of `ROWS`."""
+    return f"xprnn::stack_step<xprnn::{unit}, xprnn::{kind}, {rows}>"
 
 
-@cache
 def source() -> str:
     """The text of the kernel, behind all that it stands on."""
-    folder = resources.files(__package__)
-    return "\n".join([(folder / part).read_text("utf-8") for part in (*HEADERS, "stack_step.cu")])
+    return loading.text(*PARTS)
