@@ -1,0 +1,58 @@
+"""Which calls the CPU report times, in which libraries, on how many threads."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+WORKS = FORWARD, BOTH, STEP = "forward", "forward+backward", "step"
+CELLS = ("gru", "lstm", "rnn_tanh")
+SHAPES = (  # T, N, I, H
+    *((128, 1, 32, 32), (128, 1, 128, 128), (128, 1, 512, 512), (128, 8, 64, 64)),
+    *((128, 32, 64, 128), (64, 32, 256, 256), (64, 64, 256, 512), (32, 128, 512, 1024)),
+)
+STEP_SHAPE = (1, 1, 128, 128)
+# "products" is the floor: the layer's products and nothing else, by NumPy's BLAS
+SIDES = ("numpy", "numba", "torch", "onnxruntime", "jax", "products")
+OURS, PEERS = ("numpy", "numba"), ("torch", "onnxruntime", "jax")
+NEEDS = {"numba": "numba", "torch": "torch", "onnxruntime": "onnxruntime", "jax": "jax"}
+
+
+class Problem(NamedTuple):
+    """One layer in float32, T steps of N rows from I inputs to H units."""
+
+    cell: str  # a name of xprnn's table of cells
+    T: int
+    N: int
+    I: int  # noqa: E741
+    H: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As the tables have it."""
+        return self.T, self.N, self.I, self.H
+
+    def __str__(self) -> str:
+        return f"{self.cell} T={self.T} N={self.N} I={self.I} H={self.H}"
+
+
+def all_threads() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def environment(side: str, threads: int) -> dict[str, str]:
+    """That of a process in which one library computes with so many threads."""
+    held = {name: value for name, value in os.environ.items() if not name.startswith("XPRNN_")}
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        held[f"{library}_NUM_THREADS"] = str(threads)
+    held["XPRNN_BACKEND"] = "numpy"
+    if side == "numpy":
+        held["XPRNN_KERNELS"] = "reference"
+    if side == "jax":
+        held["JAX_PLATFORMS"] = "cpu"
+        alone = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        held["XLA_FLAGS"] = alone if threads == 1 else ""
+    return held

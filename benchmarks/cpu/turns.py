@@ -1,0 +1,133 @@
+"""Workers, a process each, and the turns in which they are timed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .problems import BOTH, FORWARD, NEEDS, STEP, Problem, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST = 3  # rounds, whatever they take
+BUDGET = 5.0  # seconds after which no further round of a cell begins
+Row = dict[str, Any]
+
+
+class WorkerError(RuntimeError):
+    """A worker ended; what it wrote is on stderr."""
+
+
+class Client:
+    """One library in a process of its own."""
+
+    def __init__(self, side: str, threads: int) -> None:
+        self.side = side
+        command = [sys.executable, "-m", "benchmarks.cpu.worker", side]
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment(side, threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        """What the worker answers; WorkerError if it is no more."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(json.dumps({"do": do, **request}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            raise WorkerError(f"the process of {self.side} ended with status {status} in {do}")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def missing(sides: Iterable[str]) -> dict[str, str]:
+    """Why sides cannot be measured here."""
+    absent = {s: NEEDS[s] for s in sides if s in NEEDS and find_spec(NEEDS[s]) is None}
+    return {side: f"{package} is not installed" for side, package in absent.items()}
+
+
+@contextmanager
+def clients(sides: Sequence[str], threads: int) -> Iterator[list[Client]]:
+    """A process of each side; they are ended afterwards."""
+    found = [Client(side, threads) for side in sides]
+    try:
+        yield found
+    finally:
+        for client in found:
+            client.close()
+
+
+def timed(
+    problem: Problem, works: Sequence[str], found: Sequence[Client], threads: int, rounds: int
+) -> list[Row]:
+    """A row of each work and side, after all have found what xprnn's plain code finds."""
+    ready = _prepared(problem, STEP if STEP in works else "layer", found)
+    rows = []
+    for work in works:
+        able = [client for client in found if work in ready[client.side].get("works", ())]
+        samples = _samples(work, able, rounds)
+        for client in found:
+            facts = ready[client.side]
+            if client not in able and not (facts.get("wrong") or facts.get("absent")):
+                continue  # it has no such work: ONNX Runtime no gradients
+            rows.append(_row(problem, work, client.side, threads, facts, samples))
+    return rows
+
+
+def _prepared(problem: Problem, work: str, found: Sequence[Client]) -> dict[str, dict[str, Any]]:
+    """What each worker says of itself after it has been compared."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = {"problem": [*problem], "work": work, "path": str(Path(folder) / "expected.npz")}
+        found[0].ask("expect", **request)
+        return {client.side: client.ask("prepare", **request) for client in found}
+
+
+def _samples(work: str, able: Sequence[Client], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Samples of each side in turns."""
+    found: dict[str, list[dict[str, float]]] = {client.side: [] for client in able}
+    end = time.monotonic() + BUDGET
+    for done in range(rounds):
+        if done >= LEAST and time.monotonic() > end:
+            break
+        for client in able:
+            found[client.side].append(client.ask("sample", work=work))
+    return found
+
+
+def _row(
+    problem: Problem,
+    work: str,
+    side: str,
+    threads: int,
+    facts: dict[str, Any],
+    samples: dict[str, list[dict[str, float]]],
+) -> Row:
+    row: Row = {**problem._asdict(), "work": work, "threads": threads, "side": side}
+    row |= {"wrong": facts.get("wrong", ""), "absent": facts.get("absent", "")}
+    row |= {"note": facts.get("note", ""), "agreed": facts.get("agreed", "")}
+    taken = samples.get(side, [])
+    row["us"] = [round(1e6 * sample["seconds"], 2) for sample in taken]
+    row["cores"] = round(statistics.median([s["cores"] for s in taken]), 2) if taken else None
+    return row
+
+
+__all__ = ["BOTH", "FORWARD", "Client", "WorkerError", "clients", "missing", "timed"]
