@@ -26,7 +26,7 @@ ANYWHERE = {  # in the source that all of these kernels share
     "a barrier removed": (BARRIER, BARRIER.replace("sync_block();", "")),
     "a poll removed": ("if (all_lanes(full)) return SPECIAL;", "return SPECIAL;"),
     "a poll of three words of four": (" && b[k].w != EMPTY", ""),
-    "a buffer shared too early": ("partial + turn * partials", "partial"),
+    "a buffer shared too early": ("shared.sums(turn)", "shared.sums(0)"),
     "steps that overlap": ("at - next_rows : at + rows;", "at - next_rows : at + next_rows;"),
     "rows past the last one waited for": ("(n < end ? n : first)", "(n)"),
     "all sums of one warp": ("warp < warps; ++warp", "warp < 1; ++warp"),

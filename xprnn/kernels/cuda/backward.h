@@ -124,19 +124,17 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   constexpr int kind = Cell::kind, G = Cell::G;
   constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * rows * PITCH;
   constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
-  typedef Stage<CLUSTER, chunks, tiles> BlockStage;
-  XP_SHARED(shared);
-  unsigned char* const behind = shared + HEAD + warps * BlockStage::bytes;
-  Word* const stop = reinterpret_cast<Word*>(shared);       // by the parity of the pass,
-  float* const partial = reinterpret_cast<float*>(behind);  // as are the partial sums
-  uint4* const rest = reinterpret_cast<uint4*>(partial + 2 * partials);
+  XP_SHARED(start);
+  const Shared<Stage<CLUSTER, chunks, tiles>, warps, partials> shared = {start};
+  Word* const stop = shared.stop();
+  uint4* const rest = shared.rest();
 
   const int thread = threadIdx.x, warp = thread / 32, row_words = G * cell.words;
   const int word = warp * chunks * PIECE + thread % 4 * 4;  // where this lane's share begins
   Fragments<chunks, held> weights[1];
   const int apart = weights[0].rest_of_warp(), begin = blockIdx.y * rows * sequence.passes;
   const WeightColumns<kind, G> source = {weight_hh, cell.H, cell.words, word};
-  BlockStage stage(shared + HEAD);
+  Stage<CLUSTER, chunks, tiles> stage(shared.staged());
   const bool special = !load_weights(weights, rest + warp * apart, staged(source, stage));
   float2* const place = reinterpret_cast<float2*>(rest + warps * apart) + thread % PAIRS;
   const Carried<Cell::carried> carried = {place, begin,
@@ -170,7 +168,7 @@ XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
     }
     at.next();
     if (!at.done()) load(at);  // on their way while the others are waited for
-    float* const sums = partial + turn * partials;
+    float* const sums = shared.sums(turn);
     const Word* const dgh = cell.mail + block * row_words + word;
     if (!multiply_pass<kind, tiles>(sums, weights, source, special, stage, dgh, row_words,
                                     row_words - word, first, end, sequence.spins))

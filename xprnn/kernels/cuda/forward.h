@@ -77,18 +77,16 @@ XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
   constexpr int kind = Cell::kind, G = Cell::G;
   constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * G * rows * PITCH;
   constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
-  typedef Stage<CLUSTER, chunks, tiles> BlockStage;
-  XP_SHARED(shared);
-  unsigned char* const behind = shared + HEAD + warps * BlockStage::bytes;
-  Word* const stop = reinterpret_cast<Word*>(shared);       // by the parity of the pass,
-  float* const partial = reinterpret_cast<float*>(behind);  // as are the partial sums
-  uint4* const rest = reinterpret_cast<uint4*>(partial + 2 * partials);
+  XP_SHARED(start);
+  const Shared<Stage<CLUSTER, chunks, tiles>, warps, partials> shared = {start};
+  Word* const stop = shared.stop();
+  uint4* const rest = shared.rest();
 
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int word = warp * chunks * PIECE + lane % 4 * 4;  // where this lane's share of h begins
   Fragments<chunks, held> weights[G];
   const WeightRows<kind> source = {weight_hh, cell.H, word};
-  BlockStage stage(shared + HEAD);
+  Stage<CLUSTER, chunks, tiles> stage(shared.staged());
   const bool special =
       !load_weights(weights, rest + warp * G * weights[0].rest_of_warp(), staged(source, stage));
   if (thread < 2) stop[thread] = 0;
@@ -105,7 +103,7 @@ XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
       if (row + i * stride < mine) cell.load(in[i], before + n, at.walk.at + n);
       if (row + i * stride < mine && n < at.walk.next_rows) cell.bring(at.walk.next_at + n);
     }
-    float* const sums = partial + turn * partials;
+    float* const sums = shared.sums(turn);
     const Word* const h = cell.mail + before * cell.words + word;
     if (!multiply_pass<kind, tiles>(sums, weights, source, special, stage, h, cell.words,
                                     cell.words - word, at.first, at.end, sequence.spins))

@@ -109,6 +109,20 @@ struct Stage<1, chunks, tiles> {
   XP_FN int piece(int k) const { return k; }
 };
 
+// How a block cuts its shared memory; what goes by the turn has two places, one for each parity of
+// the pass.
+template <class Stage, int warps, int partials>
+struct Shared {
+  unsigned char* start;
+
+  XP_FN Word* stop() const { return reinterpret_cast<Word*>(start); }  // by the turn: given up
+  XP_FN unsigned char* staged() const { return start + HEAD; }
+  XP_FN float* sums(int turn) const {  // of each warp
+    return reinterpret_cast<float*>(staged() + warps * Stage::bytes) + turn * partials;
+  }
+  XP_FN uint4* rest() const { return reinterpret_cast<uint4*>(sums(2)); }  // is the caller's
+};
+
 // A source of weights, in the order in which the block has the pieces.
 template <class Source, class Stage>
 struct Staged {
