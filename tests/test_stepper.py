@@ -207,12 +207,9 @@ def test_explain_names_the_layer_and_who_serves(strict: Backend) -> None:
     )
 
 
-@pytest.mark.parametrize("forced", ["pointwise", "sequence"])
-def test_a_forced_kernel_that_is_missing_raises(
-    forced: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, forced)
-    with pytest.raises(xprnn.KernelUnavailableError, match=f"{forced}: (no kernel|.*by column)"):
+def test_a_forced_kernel_that_is_missing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "pointwise")
+    with pytest.raises(xprnn.KernelUnavailableError, match=r"pointwise: .*by column"):
         xprnn.GRU(3, 4).stepper(1)
 
 

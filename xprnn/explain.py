@@ -57,6 +57,8 @@ def explain_step(kind: str, net: Stack, engine: Engine, batch: int, repeats: boo
     more = f"{1 + len(net.cell.state_names)} more where streams wait"
     if repeats:
         lines.append("  its array calls are recorded and repeated")
+    elif engine.implementation == "sequence" and not engine.backend.on_gpu:
+        lines.append("  one call takes a step of all layers, on weights packed for it")
     elif engine.implementation == "sequence":
         lines.append(f"  one launch takes a step of all layers, and {more}")
     elif engine.backend.kernels and engine.cell.launches is not None:

@@ -1,7 +1,7 @@
 """All that a step of a stack works on: the states twice, the weights, and the calls between.
 
 Who serves is the engine's to say: recorded calls of the plain code on NumPy, kernels and products
-layer by layer, or one launch for all layers.
+layer by layer, or one call or launch for all layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .program import Program, record
 from .stack import Stack
 
 if TYPE_CHECKING:
-    from .kernels.cuda.stack_step import StackStep
+    from .kernels.cuda.stack_step import StackStep as Launched
+    from .kernels.numba.step import StackStep as Called
 
 
 class StackSteps:
@@ -37,18 +38,24 @@ class StackSteps:
 
     def bind(self, arrays: Mapping[str, Array]) -> None:
         """Write down the steps from side 0 to 1 and back, on these parameters of the stack."""
-        self._whole: StackStep | None = None
+        self._called: Called | None = None
+        self._launched: Launched | None = None
         self._copies: list[tuple[Array, Array]] = []
         self._biases: list[tuple[Array, Weights]] = []
-        read = [self._read(given) for (given,) in self._net.weights(arrays)]
         self._programs: list[Program] = []
-        if self._engine.implementation == "sequence":
-            self._whole = self._launches([weights for weights, _ in read])
-        else:
+        weights = [given for (given,) in self._net.weights(arrays)]
+        if self._engine.implementation != "sequence":
+            read = [self._read(given) for given in weights]
             self._programs = [self._program(read, side) for side in range(2)]
+        elif self._engine.backend.on_gpu:
+            self._launched = self._launches([self._read(given)[0] for given in weights])
+        else:
+            self._called = self._calls(weights)
 
     def refresh(self) -> None:
         """Copy what is written in the parameters now."""
+        if self._called is not None:
+            self._called.refresh()
         for place, matrix in self._copies:
             place[...] = matrix
         for bias, given in self._biases:
@@ -59,35 +66,45 @@ class StackSteps:
 
         x (N, I) is read, and `waiting` (N, 1), bool: the rows that keep their states.
         """
-        xp, A = self._engine.xp, self._engine.dtype
         now, after = self.sides[side], self.sides[1 - side]
         written = None
-        if self._whole is not None:
+        if self._called is not None:
+            written = self._fresh() if out is None else out
+            self._called.launch(x, now, after, written)
+        elif self._launched is not None:
+            xp = self._engine.xp
             # blocks write `out` while others still read x
             direct = out is not None and out.flags.c_contiguous and not xp.may_share_memory(x, out)
-            written = out if direct else xp.empty((self.batch, self._net.hidden_size), A)
-            self._whole.launch(xp.ascontiguousarray(x), now, after, written)
+            written = out if direct else self._fresh()
+            self._launched.launch(xp.ascontiguousarray(x), now, after, written)
         else:
-            self._x[...] = x
-            if waiting is not None:
-                xp.copyto(bits(self._x), 0, "unsafe", waiting)
-            for call in self._programs[side]:
-                call()
+            self._repeat(side, x, waiting)
+        if waiting is None and written is not None and (out is None or out is written):
+            return written
         if waiting is not None:
             for kept, state in zip(now, after, strict=True):
-                xp.copyto(bits(state), bits(kept), "unsafe", waiting)
-        elif written is not None and (out is None or out is written):
-            return written
+                self._engine.xp.copyto(bits(state), bits(kept), "unsafe", waiting)
         h = after[0][-1]
         if out is None:
-            return h.astype(A, order="C")
+            return h.astype(self._engine.dtype, order="C")
         out[...] = h
         return out
+
+    def _fresh(self) -> Array:
+        return self._engine.xp.empty((self.batch, self._net.hidden_size), self._engine.dtype)
+
+    def _repeat(self, side: int, x: Array, waiting: Array | None) -> None:
+        """Take all layers from `side` to the other one, call by call."""
+        self._x[...] = x
+        if waiting is not None:
+            self._engine.xp.copyto(bits(self._x), 0, "unsafe", waiting)
+        for call in self._programs[side]:
+            call()
 
     @property
     def repeats(self) -> bool:
         """Whether the cell's plain code runs on NumPy itself, so that it can be recorded."""
-        return self._engine.xp is np
+        return self._engine.xp is np and self._engine.implementation == "reference"
 
     def _empty(self, rows: int, width: int, dtype: Any, stack: tuple[int, ...] = ()) -> Array:
         """Zeros (*stack, rows, width), with contiguous rows or, in recorded calls, columns.
@@ -103,12 +120,14 @@ class StackSteps:
         """All arrays but those of the weights; but for the states they serve layer after layer."""
         net, N, H = self._net, self.batch, self._net.hidden_size
         A, T = self._engine.dtype, self._engine.compute_dtype
-        cell = self._engine.cell
+        cell, whole = self._engine.cell, self._engine.implementation == "sequence"
         types = [T, *[A] * (len(cell.state_names) - 1)]
         self.sides = [
             tuple([self._empty(N, H, dtype, (net.num_layers,)) for dtype in types])
             for _ in range(2)
         ]
+        if whole:
+            return
         self._x: Array = self._empty(N, net.input_size, T)
         self._gates = self._empty(N, cell.gates * H, T)
         self._saved = self._empty(N, cell.saved * H, T)
@@ -157,7 +176,14 @@ class StackSteps:
             x = ahead[0]
         return program
 
-    def _launches(self, weights: list[Weights]) -> StackStep:
+    def _calls(self, weights: list[Weights]) -> Called:
+        """What takes a step of all layers in one call of compiled code."""
+        from .kernels.numba.step import StackStep
+
+        engine = self._engine
+        return StackStep(engine.backend, engine.cell.name, engine.dtype, weights, self.batch)
+
+    def _launches(self, weights: list[Weights]) -> Launched:
         """What takes a step of all layers in one launch."""
         from .kernels.cuda.stack_step import Sizes, StackStep
 

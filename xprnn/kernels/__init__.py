@@ -104,25 +104,25 @@ def choose(
 def choose_step(
     cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
 ) -> Engine:
-    """Who serves the steps of a stepper; "sequence" is the launch for all layers.
+    """Who serves the steps of a stepper; "sequence" is the one call for all layers.
 
     :param sizes: (L, N, I, H) of the stack and its streams.
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
     forced, refused = _forced(), _refuse_stack_step(cell, backend, arithmetic, sizes)
-    if not backend.on_gpu and forced in ("auto", "pointwise"):
-        if forced == "pointwise":
-            raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
-        engine = _choose(cell, backend, arithmetic, "reference")
-        missing = ("pointwise", BY_COLUMN), ("sequence", refused or "")
-        return replace(engine, reason="the only one here", missing=missing)
+    if forced == "pointwise" and not backend.on_gpu:
+        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
     if refused is None and wants_sequences(backend):
         reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
         engine = _choose(cell, backend, arithmetic, "auto")
         return replace(engine, implementation="sequence", reason=reason, missing=())
     if forced == "sequence":
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused}")
+    if forced == "auto" and not backend.on_gpu:
+        engine = _choose(cell, backend, arithmetic, "reference")
+        missing = ("pointwise", BY_COLUMN), ("sequence", refused or "not asked for")
+        return replace(engine, reason="the only one here", missing=missing)
     engine = _choose(cell, backend, arithmetic, forced)
     others = [row for row in engine.missing if row[0] != "sequence"]
     why = refused or (UNTRIED if forced == "auto" else engine.reason)
@@ -132,12 +132,17 @@ def choose_step(
 def _refuse_stack_step(
     cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
 ) -> str | None:
-    """Why no kernel takes a step of all layers; None: one can."""
-    if not isinstance(backend, CupyBackend):
-        return _absent(cell, backend)
-    from .cuda.stack_step import Sizes, refusal
+    """Why no kernel takes a step of all layers; None: one can, or nobody would ask for it."""
+    if isinstance(backend, CupyBackend):
+        from .cuda.stack_step import Sizes, refusal
 
-    return refusal(backend, cell.name, arithmetic, Sizes(*sizes))
+        return refusal(backend, cell.name, arithmetic, Sizes(*sizes))
+    if not backend.on_gpu:
+        from .numba import refuse_step
+
+        # where it is not wanted nothing is looked for: Numba takes its time to import
+        return refuse_step(cell.name, arithmetic) if wants_sequences(backend) else None
+    return _absent(cell, backend)
 
 
 def _absent(cell: Cell, backend: Backend) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .sequence import SequenceKernels
 
 SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+STEP = (*SEQUENCE, "gru_reset_before")
 
 
 def refusal(arithmetic: Arithmetic) -> str:
@@ -50,6 +51,11 @@ def has_sequences(cell: str) -> bool:
     return cell in SEQUENCE
 
 
+def refuse_step(cell: str, arithmetic: Arithmetic) -> str | None:
+    """Why no kernel takes a step of all layers of a cell in one call; None: `step` has one."""
+    return refusal(arithmetic) or (None if cell in STEP else f"no kernel of a step for '{cell}'")
+
+
 def sequences(cell: str, backend: Backend, arithmetic: Arithmetic) -> SequenceKernels:
     """Those for a cell."""
     from .sequence import SequenceKernels
@@ -64,9 +70,9 @@ def compilations() -> list[Callable[[], Any]]:
     """
     if reason := _lacks():
         raise RuntimeError(reason)
-    from . import cells, sequence
+    from . import cells, sequence, step
 
-    return [*sequence.compilations(), *cells.compilations()]
+    return [*sequence.compilations(), *step.compilations(), *cells.compilations()]
 
 
-__all__ = ["compilations", "fused_cells", "has_sequences", "refusal", "sequences"]
+__all__ = ["compilations", "fused_cells", "has_sequences", "refusal", "refuse_step", "sequences"]

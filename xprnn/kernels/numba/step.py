@@ -1,0 +1,198 @@
+"""One step of all layers in one call, on weights packed once: a stepper's on a CPU.
+
+It replaces what `xprnn/stack_steps.py` does with `sequence.step` for one layer after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from ...backend import Array, Backend
+from ...cells import CELLS, Weights
+from . import gates as by_element
+from . import reset_before
+from .jit import compile_for, inlined, number_of, read, written
+from .loops import _take
+from .product import pack_transposed, panels_of, product, width_of
+
+# What a layer does behind its input product, by cell: `panels` are those of W_hh, `gh` (N, filled)
+# and `q` (N, H) are scratch, (h, c) are read and (h_next, c_next) written; where a cell has no c,
+# both stand for h's.
+
+
+@inlined
+def _rnn_tanh(
+    panels: Any, bias_hh: Any, gx: Any, gh: Any, q: Any, h: Any, c: Any, h_next: Any, c_next: Any
+) -> None:
+    product(h, panels, None, gh)
+    by_element.rnn_tanh_forward(gx, gh, None, None, (h_next,), None)
+
+
+@inlined
+def _rnn_relu(
+    panels: Any, bias_hh: Any, gx: Any, gh: Any, q: Any, h: Any, c: Any, h_next: Any, c_next: Any
+) -> None:
+    product(h, panels, None, gh)
+    by_element.rnn_relu_forward(gx, gh, None, None, (h_next,), None)
+
+
+@inlined
+def _gru(
+    panels: Any, bias_hh: Any, gx: Any, gh: Any, q: Any, h: Any, c: Any, h_next: Any, c_next: Any
+) -> None:
+    product(h, panels, None, gh)
+    by_element.gru_forward(gx, gh, bias_hh, (h,), (h_next,), None)
+
+
+@inlined
+def _gru_reset_before(
+    panels: Any, bias_hh: Any, gx: Any, gh: Any, q: Any, h: Any, c: Any, h_next: Any, c_next: Any
+) -> None:
+    width = panels.shape[2]
+    gates = -(-2 * h.shape[1] // width)  # the panels of r and z
+    product(h, panels[:gates], None, gh)
+    reset_before.forward_reset(gx, gh, h, q)
+    gh_n = gh[:, gates * width :]
+    product(q, panels[gates:], None, gh_n)
+    reset_before.forward_candidate(gx, gh_n, h, h_next)
+
+
+@inlined
+def _lstm(
+    panels: Any, bias_hh: Any, gx: Any, gh: Any, q: Any, h: Any, c: Any, h_next: Any, c_next: Any
+) -> None:
+    product(h, panels, None, gh)
+    by_element.lstm_forward(gx, gh, None, (h, c), (h_next, c_next), None)
+
+
+RECURRENT = {
+    "rnn_tanh": _rnn_tanh,
+    "rnn_relu": _rnn_relu,
+    "gru": _gru,
+    "gru_reset_before": _gru_reset_before,
+    "lstm": _lstm,
+}
+
+
+def step_of(name: str, recurrent: Any) -> Callable[..., None]:
+    """The function that takes a step of all layers of a cell; `recurrent` is that of the cell."""
+
+    def step(
+        panels_in: Any,  # (panels, I, width), of the first layer's input, read
+        panels_up: Any,  # (L-1, panels, H, width), of the other layers' inputs, read
+        panels_hh: Any,  # (L, panels, H, width), read
+        bias: Any,  # (L, panels, width), of the input side, read
+        bias_hh: Any,  # (L, G*H), read
+        row: Any,  # (N, I), scratch: x in one piece
+        gx: Any,  # (N, panels * width), scratch
+        gh: Any,  # scratch
+        q: Any,  # (N, H), scratch
+        x: Any,  # (N, I), read
+        h: Any,  # (L, N, H), read, as c
+        c: Any,
+        h_next: Any,  # (L, N, H), written, as c_next
+        c_next: Any,
+        out: Any,  # (N, H), written when all else is done: it may share memory with x
+    ) -> None:
+        _take(x, row)
+        for k in range(h.shape[0]):
+            below = row if k == 0 else h_next[k - 1]
+            panels = panels_in if k == 0 else panels_up[k - 1]
+            product(below, panels, bias[k], gx)
+            recurrent(panels_hh[k], bias_hh[k], gx, gh, q, h[k], c[k], h_next[k], c_next[k])
+        _take(h_next[h.shape[0] - 1], out)
+
+    step.__name__ = f"{name}_step"
+    return step
+
+
+class StackStep:
+    """The calls of one stepper.
+
+    :param weights: of each layer; `refresh` takes up what is written in them.
+    """
+
+    def __init__(
+        self, backend: Backend, cell: str, dtype: np.dtype[Any], weights: list[Weights], batch: int
+    ) -> None:
+        self._weights, self._cell, N = weights, CELLS[cell], batch
+        L, (GH, H) = len(weights), weights[0].weight_hh.shape
+        I, width = weights[0].weight_ih.shape[1], width_of(dtype)  # noqa: E741
+        # the rows of W_hh whose products have to wait for one another
+        self._parts = (slice(0, 2 * H), slice(2 * H, GH)) if _waits(cell) else (slice(0, GH),)
+        count = panels_of(GH, dtype)
+        recurrent = sum([panels_of(part.stop - part.start, dtype) for part in self._parts])
+
+        def zeros(*shape: int) -> Array:
+            return backend.zeros_aligned(int(np.prod(shape)), dtype).reshape(shape)
+
+        self._panels_in, self._panels_up = zeros(count, I, width), zeros(L - 1, count, H, width)
+        self._panels_hh = zeros(L, recurrent, H, width)
+        self._bias, self._bias_hh = zeros(L, count, width), zeros(L, GH)
+        scratch = zeros(N, I), zeros(N, count * width), zeros(N, recurrent * width), zeros(N, H)
+        read = self._panels_in, self._panels_up, self._panels_hh, self._bias, self._bias_hh
+        self._step, self._pack = _step(cell, dtype), _pack(dtype)
+        self._arrays = (*read, *scratch)
+
+    def refresh(self) -> None:
+        """Pack what is written in the weights now."""
+        for k, weights in enumerate(self._weights):
+            self._pack(weights.weight_ih, self._panels_up[k - 1] if k else self._panels_in)
+            first = 0
+            for part in self._parts:
+                matrix = weights.weight_hh[part]
+                count = panels_of(len(matrix), matrix.dtype)
+                self._pack(matrix, self._panels_hh[k, first : first + count])
+                first += count
+            bias = self._cell.input_bias(weights, self._bias.dtype)
+            if bias is not None:
+                self._bias[k].reshape(-1)[: bias.size] = bias
+                self._bias_hh[k] = weights.bias_hh
+
+    def launch(
+        self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
+    ) -> None:
+        """Take a step: x (N, I) and the states `now`, (L, N, H) each, are read.
+
+        `after` and `out` (N, H), the last layer's h, are written; x and `out` may have any strides.
+        """
+        self._step(*self._arrays, x, now[0], now[-1], after[0], after[-1], out)
+
+
+def _waits(cell: str) -> bool:
+    return cell == "gru_reset_before"
+
+
+@cache
+def _step(cell: str, dtype: np.dtype[Any]) -> Any:
+    """The compiled step of a cell."""
+    number = number_of(dtype)
+    matrix, states = written(number, 2), written(number, 3)
+    x = types.Array(number, 2, "A", readonly=True, aligned=False)
+    packed = written(number, 3), written(number, 4), written(number, 4), written(number, 3), matrix
+    out = types.Array(number, 2, "A", aligned=False)
+    function = step_of(cell, RECURRENT[cell])
+    signature = *packed, *[matrix] * 4, x, *[states] * 4, out
+    return compile_for(function, signature)
+
+
+@cache
+def _pack(dtype: np.dtype[Any]) -> Any:
+    number = number_of(dtype)
+    return compile_for(_pack_one, (read(number, 2), written(number, 3)))
+
+
+def _pack_one(matrix: Any, panels: Any) -> None:
+    pack_transposed(matrix, panels)
+
+
+def compilations() -> list[Callable[[], Any]]:
+    """What compiles each step, in every type, if it is called."""
+    types_ = [np.dtype(name) for name in ("float32", "float64")]
+    steps = [partial(_step, cell, dtype) for cell in RECURRENT for dtype in types_]
+    return [*steps, *(partial(_pack, dtype) for dtype in types_)]
