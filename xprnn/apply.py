@@ -12,8 +12,8 @@ import numpy as np
 from .backend import asarray, to_numpy
 from .checks import check_lengths, check_size
 from .io import replacing
+from .layer import _Layer
 from .module import load
-from .modules import _Layer
 
 Report = Callable[[int, int], None]  # rows done, rows in all
 

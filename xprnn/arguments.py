@@ -20,7 +20,8 @@ from .checks import (
 )
 from .stack import Stack
 
-PLACE = ("backend", "dtype", "precision", "compute_dtype")  # of a constructor: where, in what
+# of a constructor: where, in what, how
+PLACE = ("backend", "dtype", "precision", "compute_dtype", "recompute")
 
 
 class Call(NamedTuple):

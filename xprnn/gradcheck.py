@@ -12,7 +12,7 @@ import numpy as np
 from .backend import Array, asarray, to_numpy
 from .cell_modules import _CellModule
 from .checks import check_seed, check_size
-from .modules import _Layer
+from .layer import _Layer
 from .recurrent import _Recurrent
 
 R = TypeVar("R", bound=_Recurrent)

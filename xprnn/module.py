@@ -68,9 +68,9 @@ class Module:
         """The gradients by name, accumulated by `backward`."""
         return self._grads
 
-    def _begin(self, options: dict[str, Any], *place: Any) -> None:
+    def _begin(self, options: dict[str, Any], *place: Any, **more: Any) -> None:
         """Set up and draw the parameters: a constructor."""
-        self._set_up(options, *place)
+        self._set_up(options, *place, **more)
         self.parameters.draw(self.options["seed"], self._bound())
 
     def writable(self) -> AbstractContextManager[Array]:
@@ -191,8 +191,8 @@ class Module:
     def _moved(self) -> None:
         """Drop what depends on the place."""
 
-    def _place(self) -> dict[str, str]:
-        """The constructor's arguments that say where and in which types the module computes."""
+    def _place(self) -> dict[str, Any]:
+        """The constructor's arguments that say where, in which types and how it computes."""
         return {"backend": self.backend.name, "dtype": self.dtype.name}
 
     def _extra(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class Module:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters and options to a safetensors file, whole or not at all.
 
-        Where and how a layer computes, `precision` and `compute_dtype`, is not in it: see `to`.
+        Where and how a layer computes, `precision`, `compute_dtype` and `recompute`, is not in it.
 
         :raises OSError: the file cannot be written.
         """

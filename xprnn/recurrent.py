@@ -35,6 +35,7 @@ class _Recurrent(Module):
 
     arithmetic: Arithmetic
     _stack: Stack
+    _recompute: int | None = None  # steps of a segment that `backward` computes again
     _calls: int  # recorded so far: the dropout masks' clock
 
     def _set_up(
@@ -113,12 +114,14 @@ class _Recurrent(Module):
         self.arithmetic = arithmetic
         return self
 
-    def _place(self) -> dict[str, str]:
+    def _place(self) -> dict[str, Any]:
         precision, compute_dtype = self.arithmetic.precision, self.arithmetic.compute_dtype.name
         return {**super()._place(), "precision": precision, "compute_dtype": compute_dtype}
 
     def _engine(self, steps: int, batch: int) -> kernels.Engine:
         net = self._stack
+        if self.training and self._recompute is not None:
+            steps = min(steps, self._recompute)
         sizes = batch, net.widest_input, net.hidden_size, steps
         return kernels.choose(net.cell, self.backend, self.arithmetic, sizes, self.training)
 
@@ -182,6 +185,7 @@ class _Recurrent(Module):
                 memory,
                 scratch,
                 (self.options["seed"], self._calls) if self.training else None,
+                self._recompute,
             )
             self._scratch.give(scratch)
         if self.training:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from . import dropout, sequence
+from . import dropout, segments
 from .backend import Array
 from .cells import Cell, Weights
 from .directions import Direction, Trace, Undoing
 from .kernels import Engine
 from .layout import Layout, make_layout
 from .scratch import Workspace
+from .segments import Segment
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Tape:
     engine: Engine
     weights: list[list[Weights]]  # by layer and direction, as the products read them
     layout: Layout
+    segments: tuple[Segment, ...]  # to be recomputed; none: the traces are whole
     traces: list[list[Trace]]  # by layer and direction
     dropout_key: tuple[int, int]  # (seed, call)
     shape: tuple[int, ...]  # of x, as the caller gave it
@@ -94,48 +96,72 @@ def forward(
     kept: Workspace,
     scratch: Workspace,
     dropout_key: tuple[int, int] | None,
+    recompute: int | None = None,
 ) -> tuple[Array, tuple[Array, ...], Tape]:
     """Run every layer and direction; returns a new output, new final states, and the tape.
 
     Read: `weights`, `x` (T, N, I) or, batch first, (N, T, I), `initial` (L*D, N, H) each, None
     for zeros, `lengths` intp (N,). The output is (T, N, D*H), laid out as x, the final states
     (L*D, N, H). With a `dropout_key` the call is recorded: dropout acts, and the tape, which
-    stands in memory of `kept`, can be undone. `scratch` may be `kept` where it is not recorded.
+    stands in memory of `kept`, can be undone; for each layer it keeps what goes in, and of what
+    the steps compute all, or the states before every `recompute` steps. `scratch` may be `kept`
+    where it is not recorded.
     """
-    xp, record = engine.xp, dropout_key is not None
-    work = "training" if record else "forward"
-    H, D, dtype, T = stack.hidden_size, stack.num_directions, engine.dtype, engine.compute_dtype
+    xp, record, T = engine.xp, dropout_key is not None, engine.compute_dtype
+    width, dtype = stack.num_directions * stack.hidden_size, engine.dtype
     weights = [[_to_read(each, T) for each in pair] for pair in weights]
     steps, batch = steps_and_batch(x, batch_first)
     layout = make_layout(engine.backend, steps, batch, lengths)
-    output = _caller_array(xp, layout, (*x.shape[:2], D * H), dtype)
+    parts = segments.cut(engine.backend, layout, lengths, recompute if record else None)
+    key = dropout_key or (0, 0)
+    tape = Tape(engine, weights, layout, parts, [], key, x.shape, batch_first)
+    output = _caller_array(xp, layout, (*x.shape[:2], width), dtype)
     final = _sorted_states(xp, stack, layout, initial, dtype)
     current = kept.empty(layout.total, stack.input_size, dtype=T)
     layout.pack(_time_major(x, batch_first), current)
-    traces: list[list[Trace]] = []
     for layer in range(stack.num_layers):
         last = layer + 1 == stack.num_layers
-        joined = (scratch if last else kept).empty(layout.total, D * H, dtype=T)
-        traces.append([])
-        for group in engine.groups(work, layout.running, H, steps, D):
-            mark = scratch.mark()
-            directions = [
-                Direction(weights[layer][d], d == 1, tuple([end[layer * D + d] for end in final]))
-                for d in group
-            ]
-            found = sequence.forward(engine, directions, current, layout, kept, scratch, record)
-            for d, trace in zip(group, found, strict=True):
-                joined[:, d * H : (d + 1) * H] = layout.outputs(trace.states[0], d == 1)
-            if record:
-                traces[-1] += found
-            scratch.rewind(mark)
-        if dropout_key is not None and not last:
-            _drop(xp, stack, layout, joined, dropout_key, layer)
+        joined = (scratch if last else kept).empty(layout.total, width, dtype=T)
+        _run_layer(stack, tape, layer, current, final, kept, scratch, record, joined)
+        if record and not last:
+            _drop(xp, stack, layout, joined, key, layer)
         current = joined
     layout.unpack(current, _time_major(output, batch_first))
     layout.unsort_in_place(final)
-    key = dropout_key or (0, 0)
-    return output, final, Tape(engine, weights, layout, traces, key, x.shape, batch_first)
+    return output, final, tape
+
+
+def _run_layer(
+    stack: Stack,
+    tape: Tape,
+    layer: int,
+    x: Array,
+    ends: tuple[Array, ...],
+    kept: Workspace,
+    scratch: Workspace,
+    record: bool,
+    joined: Array,
+) -> None:
+    """Run a layer's directions: `joined` (S, D*H) is written, the layer's of `ends` become final.
+
+    With `record` its traces are put on the tape.
+    """
+    H, D, engine, layout = stack.hidden_size, stack.num_directions, tape.engine, tape.layout
+    work = "training" if record else "forward"
+    traces = []
+    for group in engine.groups(work, layout.running, H, layout.steps, D):
+        mark = scratch.mark()
+        directions = [
+            Direction(tape.weights[layer][d], d == 1, tuple([end[layer * D + d] for end in ends]))
+            for d in group
+        ]
+        outputs = [joined[:, d * H : (d + 1) * H] for d in group]
+        traces += segments.forward(
+            engine, directions, x, layout, tape.segments, kept, scratch, record, outputs
+        )
+        scratch.rewind(mark)
+    if record:
+        tape.traces.append(traces)
 
 
 def backward(
@@ -155,44 +181,66 @@ def backward(
     tape is used up.
     """
     xp, layout = tape.engine.xp, tape.layout
-    H, D, dtype = stack.hidden_size, stack.num_directions, tape.engine.dtype
+    width, dtype = stack.num_directions * stack.hidden_size, tape.engine.dtype
     dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
     dstates = _sorted_states(xp, stack, layout, dfinal, dtype)
     dlayer: Array | None = None
     if doutput is not None:
-        dlayer = scratch.empty(layout.total, D * H)
+        dlayer = scratch.empty(layout.total, width)
         layout.pack(_time_major(doutput, tape.batch_first), dlayer)
     for layer in range(stack.num_layers - 1, -1, -1):
-        width = D * H if layer else stack.input_size
-        wanted = layer > 0 or need_dx
-        shares = [scratch.empty(layout.total, width) if wanted else None for _ in range(D)]
-        tape.spent = True  # from here on it is overwritten
-        for group in tape.engine.groups("backward", layout.running, H, layout.steps, D):
-            mark = scratch.mark()
-            directions = [
-                Undoing(
-                    tape.weights[layer][d],
-                    d == 1,
-                    tape.traces[layer][d],
-                    None if dlayer is None else dlayer[:, d * H : (d + 1) * H],
-                    tuple([dstate[layer * D + d] for dstate in dstates]),
-                    dweights[layer][d],
-                    shares[d],
-                    None if flow is None else flow[layer * D + d],
-                )
-                for d in group
-            ]
-            sequence.backward(tape.engine, directions, layout, scratch)
-            scratch.rewind(mark)
-        dlayer = shares[0]
-        if dlayer is not None and D == 2:
-            dlayer += shares[1]
+        dlayer = _undo_layer(
+            stack, tape, layer, dlayer, dstates, dweights[layer], need_dx, scratch, flow
+        )
         if layer:
             _drop(xp, stack, layout, dlayer, tape.dropout_key, layer - 1)
     if dx is not None:
         layout.unpack(dlayer, _time_major(dx, tape.batch_first))
     layout.unsort_in_place(dstates)
     return dx, dstates
+
+
+def _undo_layer(
+    stack: Stack,
+    tape: Tape,
+    layer: int,
+    doutput: Array | None,
+    dstates: tuple[Array, ...],
+    dweights: list[Weights],
+    need_dx: bool,
+    scratch: Workspace,
+    flow: Array | None,
+) -> Array | None:
+    """Undo a layer's directions: returns the gradient of its input, None where nobody needs it.
+
+    `doutput` (S, D*H) is read, the layer's part of `dstates` is read and overwritten.
+    """
+    H, D, engine, layout = stack.hidden_size, stack.num_directions, tape.engine, tape.layout
+    width = D * H if layer else stack.input_size
+    wanted = layer > 0 or need_dx
+    shares = [scratch.empty(layout.total, width) if wanted else None for _ in range(D)]
+    tape.spent = True  # from here on it is overwritten
+    for group in engine.groups("backward", layout.running, H, layout.steps, D):
+        mark = scratch.mark()
+        directions = [
+            Undoing(
+                tape.weights[layer][d],
+                d == 1,
+                tape.traces[layer][d],
+                None if doutput is None else doutput[:, d * H : (d + 1) * H],
+                tuple([dstate[layer * D + d] for dstate in dstates]),
+                dweights[d],
+                shares[d],
+                None if flow is None else flow[layer * D + d],
+            )
+            for d in group
+        ]
+        segments.backward(engine, directions, layout, tape.segments, scratch)
+        scratch.rewind(mark)
+    dx = shares[0]
+    if dx is not None and D == 2:
+        dx += shares[1]
+    return dx
 
 
 def steps_and_batch(x: Array, batch_first: bool) -> tuple[int, int]:

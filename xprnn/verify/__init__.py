@@ -16,7 +16,7 @@ from ..backend import asarray
 from ..cell_modules import _CellModule
 from ..checks import check_seed, check_shape
 from ..gradcheck import _Function
-from ..modules import _Layer
+from ..layer import _Layer
 from .equations import Equations, Given, Module, packed
 from .report import GRADCHECK, Absent, Row, VerifyReport
 

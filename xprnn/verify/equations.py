@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend import asarray, to_numpy
 from ..cell_modules import _CellModule
-from ..modules import _Layer
+from ..layer import _Layer
 from ..tolerances import EPSILON, error_of, tolerance
 from .report import Row, worst_of
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import Backend, get_backend, to_numpy
-from ..modules import GRU, LSTM, RNN, _Layer
+from ..layer import _Layer
+from ..modules import GRU, LSTM, RNN
 from ..tolerances import EPSILON
 from . import check
 from .report import GRADCHECK, Absent, Row, VerifyReport, worst_of

@@ -1,0 +1,121 @@
+"""The calls of a layer: what RNN, GRU and LSTM have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .arguments import check_call, check_upstream, unwrap
+from .backend import Array
+from .checks import check_size
+from .recurrent import _Recurrent
+from .stepper import Stepper
+
+
+class _Layer(_Recurrent):
+    """The calls of a layer: any number of steps, layers and directions."""
+
+    def __call__(self, x: Array, hx: Any = None, *, lengths: Any = None) -> tuple[Array, Any]:
+        """Run the layer over a batch of sequences.
+
+        In train mode the call is recorded for `backward`. The arrays returned are the caller's.
+
+        :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
+            and backend (CuPy takes what another library lends on its device by DLPack), any
+            strides; only read.
+        :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0). None: zeros.
+        :param lengths: N host integers from 0 to T, in any order: how many steps each row has.
+            Past a row's end x is not read and the output is zero; the reverse direction starts
+            at each row's own end. None: all T.
+        :return: output (T, N, D*H), laid out as x, and h_n (L*D, N, H), for an LSTM (h_n, c_n):
+            the state of each row after its own last step; h0 where it has none.
+        :raises TypeError: an argument has another type, dtype or backend.
+        :raises ValueError: an argument has another shape, or lengths leave 0..T.
+        :raises MemoryError: there is not enough; nothing is recorded, and what the call took is
+            free again though the error is kept.
+        """
+        call = check_call(
+            self._stack, self.backend, self.dtype, x, hx, lengths, self.options["batch_first"]
+        )
+        output, final = self._run(call)
+        return unwrap(output, final, call.batched)
+
+    def backward(
+        self, doutput: Array | None = None, dhx: Any = None, *, need_dx: bool = True
+    ) -> tuple[Array | None, Any]:
+        """Undo the last recorded call: gradients of a scalar L given those of its results.
+
+        The parameters' gradients are added to `grads`. Several recorded calls are undone last
+        one first. An error in the arguments leaves the record in place.
+
+        :param doutput: dL/doutput, of the output's shape; None: zeros. Only read.
+        :param dhx: dL/dh_n, of h_n's shape; for an LSTM (dh_n, dc_n), either may be None: zeros.
+        :param need_dx: False: dx is not computed, and None is returned in its place.
+        :return: dx of x's shape, zero past a row's end, and dh0 (for an LSTM (dh0, dc0)).
+        :raises RuntimeError: no recorded call is left, or the parameters have changed since.
+        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
+
+        >>> import numpy as np, xprnn
+        >>> rnn = xprnn.RNN(1, 1, nonlinearity="relu", bias=False, dtype="float64").train()
+        >>> rnn.load_state_dict({"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.eye(1) / 2})
+        >>> output, h_n = rnn(np.ones((3, 1)))
+        >>> output.ravel().tolist()
+        [1.0, 1.5, 1.75]
+        >>> dx, dh0 = rnn.backward(None, np.ones_like(h_n))
+        >>> dx.ravel().tolist(), rnn.grads["weight_hh_l0"].item()
+        ([0.25, 0.5, 1.0], 2.0)
+        """
+        record = self._last_record()
+        tape, batched = record.tape, record.batched
+        doutput, dfinal = check_upstream(
+            self._stack,
+            self.backend,
+            self.dtype,
+            tape.shape,
+            tape.layout.batch,
+            batched,
+            doutput,
+            dhx,
+        )
+        return unwrap(*self._undo(doutput, dfinal, need_dx), batched)
+
+    def stepper(self, batch: int) -> Stepper:
+        """The layer one step at a time, for streams: see `xprnn.stepper.Stepper`.
+
+        :param batch: N, how many streams go side by side, each begun and ended on its own.
+        :raises ValueError: the layer is bidirectional.
+
+        >>> import numpy as np, xprnn
+        >>> stepper = xprnn.LSTM(3, 4, num_layers=2, seed=0).stepper(2)
+        >>> for _ in range(5):
+        ...     y = stepper.step(np.ones((2, 3), np.float32))  # y_t (2, 4)
+        >>> stepper.reset([1])  # another stream begins in row 1
+        >>> h, c = stepper.state()
+        >>> h.shape, bool(h[:, 0].any()), bool(h[:, 1].any())
+        ((2, 2, 4), True, False)
+        """
+        return Stepper(self, batch)
+
+    def _set_up(
+        self, options: dict[str, Any], *place: Any, recompute: Any = None, **more: Any
+    ) -> None:
+        self.recompute = recompute
+        super()._set_up(options, *place, **more)
+
+    @property
+    def recompute(self) -> int | None:
+        """The steps after which a recorded call keeps states, or None: see `RNN`."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, k: int | None) -> None:
+        self._recompute = None if k is None else check_size("recompute", k)
+
+    def _place(self) -> dict[str, Any]:
+        return {**super()._place(), "recompute": self.recompute}
+
+    def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        if len(shape) not in (2, 3):
+            raise ValueError(f"shape: expected (T, N, I) or (T, I), got {shape}")
+        first, second = (*shape[:-1], 1)[:2]
+        swapped = self.options["batch_first"] and len(shape) == 3
+        return (second, first) if swapped else (first, second)
