@@ -28,6 +28,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .reports import check_writable, slug, write_section
+
 # `device/` has no __init__.py, and is imported in functions only: asv imports all that it finds
 # here beside versions of xprnn that are older than what `device/` needs.
 
@@ -101,9 +103,9 @@ def measured_report(
     started = time.monotonic()
     on_cpu = {"name": backend.describe(), "driver": "none"}  # as the tests run it
     device = (describe_device() if backend.kernels else None) or on_cpu
-    folder = folder or RESULTS / files.slug(device["name"])
+    folder = folder or RESULTS / slug(device["name"])
     with _writing(folder):
-        files.check_writable(folder)
+        check_writable(folder)
     found = measured(backend, started + LIMIT, grid or {}, sizes)
     report = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -176,15 +178,10 @@ def _times(rows: Sequence[dict[str, Any]]) -> str:
 
 def write_readme(readme: Path, results: Path) -> None:
     """Write the README's table from the reports below `results`."""
-    from xprnn.io import replacing
-
     from .device import files
 
     try:
-        section = files.readme_section(files.read_all(results))
-        text = files.with_section(readme.read_text("utf-8"), section)
-        with replacing(readme) as part:
-            part.write_text(text, "utf-8")
+        write_section(readme, files.MARKS, files.readme_section(files.read_all(results)))
     except (ValueError, OSError) as error:
         raise RefusedError(f"--readme: {error}") from error
 

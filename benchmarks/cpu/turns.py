@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .problems import BOTH, FORWARD, NEEDS, STEP, Problem, environment
+from .problems import NEEDS, STEP, Problem, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 3  # rounds, whatever they take
@@ -79,17 +79,22 @@ def clients(sides: Sequence[str], threads: int) -> Iterator[list[Client]]:
 def timed(
     problem: Problem, works: Sequence[str], found: Sequence[Client], threads: int, rounds: int
 ) -> list[Row]:
-    """A row of each work and side, after all have found what xprnn's plain code finds."""
-    ready = _prepared(problem, STEP if STEP in works else "layer", found)
+    """A row of each work, after all have found what xprnn's plain code finds."""
+    facts = _prepared(problem, STEP if STEP in works else "layer", found)
+    not_timed = {side: said.get("absent") or said.get("wrong") for side, said in facts.items()}
     rows = []
     for work in works:
-        able = [client for client in found if work in ready[client.side].get("works", ())]
+        able = [client for client in found if work in facts[client.side].get("works", ())]
         samples = _samples(work, able, rounds)
-        for client in found:
-            facts = ready[client.side]
-            if client not in able and not (facts.get("wrong") or facts.get("absent")):
-                continue  # it has no such work: ONNX Runtime no gradients
-            rows.append(_row(problem, work, client.side, threads, facts, samples))
+        row: Row = {**problem._asdict(), "work": work, "threads": threads}
+        row["us"] = {s: [_rounded(1e6 * one["seconds"]) for one in f] for s, f in samples.items()}
+        row["cores"] = {
+            s: round(statistics.median([one["cores"] for one in f]), 2) for s, f in samples.items()
+        }
+        row["notes"] = {client.side: facts[client.side]["note"] for client in able}
+        row["not_timed"] = {side: why for side, why in not_timed.items() if why}
+        row["wrong"] = [side for side, said in facts.items() if said.get("wrong")]
+        rows.append(row)
     return rows
 
 
@@ -102,7 +107,7 @@ def _prepared(problem: Problem, work: str, found: Sequence[Client]) -> dict[str,
 
 
 def _samples(work: str, able: Sequence[Client], rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Samples of each side in turns."""
+    """Samples of each side in turns, as many of each."""
     found: dict[str, list[dict[str, float]]] = {client.side: [] for client in able}
     end = time.monotonic() + BUDGET
     for done in range(rounds):
@@ -113,21 +118,6 @@ def _samples(work: str, able: Sequence[Client], rounds: int) -> dict[str, list[d
     return found
 
 
-def _row(
-    problem: Problem,
-    work: str,
-    side: str,
-    threads: int,
-    facts: dict[str, Any],
-    samples: dict[str, list[dict[str, float]]],
-) -> Row:
-    row: Row = {**problem._asdict(), "work": work, "threads": threads, "side": side}
-    row |= {"wrong": facts.get("wrong", ""), "absent": facts.get("absent", "")}
-    row |= {"note": facts.get("note", ""), "agreed": facts.get("agreed", "")}
-    taken = samples.get(side, [])
-    row["us"] = [round(1e6 * sample["seconds"], 2) for sample in taken]
-    row["cores"] = round(statistics.median([s["cores"] for s in taken]), 2) if taken else None
-    return row
-
-
-__all__ = ["BOTH", "FORWARD", "Client", "WorkerError", "clients", "missing", "timed"]
+def _rounded(number: float) -> float:
+    """To four digits: more are noise."""
+    return float(f"{number:.4g}")

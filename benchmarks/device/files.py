@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..reports import check_fields
+from ..reports import read_all as read_reports
+from ..reports import with_section as with_marked_section
+from ..reports import write as write_texts
 from .problems import DTYPES, PASSES
 
 Report = dict[str, Any]
@@ -30,16 +31,13 @@ ROW: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("ours_quartiles_us", "torch_quartiles_us", "ratio_quartiles"), PAIR),
     **dict.fromkeys(("of", "floor_of", "not_timed"), TEXT),
 }
-BEGIN = "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->"
-END = "<!-- end of speed on GPUs -->"
+MARKS = BEGIN, END = (
+    "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->",
+    "<!-- end of speed on GPUs -->",
+)
 CALL = ("direction", "cell", "dtype", "N", "H", "T", "pass", "kernels")  # what tells rows apart
 SHORT = {"pointwise": "pw", "sequence": "seq"}
 NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
-
-
-def slug(device: str) -> str:
-    """A device's name as that of a folder."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 # -- read and written
@@ -47,58 +45,28 @@ def slug(device: str) -> str:
 
 def check_report(report: Any) -> None:
     """ValueError, naming the field, unless a report is as `FIELDS` and `ROW` say."""
-    _check_fields(report, FIELDS, "report")
+    check_fields(report, FIELDS, "report")
     for name in ("name", "driver"):
         if not isinstance(report["device"].get(name), str):
             raise ValueError(f"report: device: expected its {name}, got {report['device']}")
     for number, row in enumerate(report["rows"]):
-        _check_fields(row, ROW, f"rows[{number}]")
+        check_fields(row, ROW, f"rows[{number}]")
         if (row["ours_us"] is None) == (row["not_timed"] is None):
             raise ValueError(f"rows[{number}]: expected either times or why there are none")
         if row["wrong"] and row["ours_us"] is not None:
             raise ValueError(f"rows[{number}]: is wrong, and has a time")
 
 
-def _check_fields(found: Any, fields: dict[str, tuple[type, ...]], where: str) -> None:
-    if not isinstance(found, dict) or found.keys() != fields.keys():
-        names = sorted(found) if isinstance(found, dict) else type(found).__name__
-        raise ValueError(f"{where}: expected the fields {sorted(fields)}, got {names}")
-    for name, types in fields.items():
-        value = found[name]
-        if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
-            kinds = " or ".join(kind.__name__ for kind in types)
-            raise ValueError(f"{where}: {name}: expected {kinds}, got {value!r}")
-
-
-def check_writable(folder: Path) -> None:
-    """OSError unless files can be written to `folder`; makes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
 def write(report: Report, folder: Path) -> Path:
     """Write both files, each whole or not at all; returns the JSON file's path."""
-    from xprnn.io import replacing
-
     check_report(report)
-    for name, text in ((NAME, json.dumps(report, indent=1)), ("report.md", markdown(report))):
-        with replacing(folder / name) as part:
-            part.write_text(text + "\n", "utf-8")
+    write_texts(folder, {NAME: json.dumps(report, indent=1), "report.md": markdown(report)})
     return folder / NAME
 
 
 def read_all(results: Path) -> list[Report]:
     """Every device's report below `results`; ValueError names a file that is none."""
-    found = []
-    for path in sorted(results.glob(f"*/{NAME}")):
-        try:
-            report = json.loads(path.read_text("utf-8"))
-            check_report(report)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        found.append(report)
-    return found
+    return read_reports(results, NAME, check_report)
 
 
 # -- for people
@@ -235,11 +203,4 @@ def _entry(rows: Sequence[Row]) -> str:
 
 def with_section(readme: str, section: str) -> str:
     """The README with this between its marks; ValueError if it has not both, once each."""
-    if (
-        readme.count(BEGIN) != 1
-        or readme.count(END) != 1
-        or readme.index(END) < readme.index(BEGIN)
-    ):
-        raise ValueError(f"README.md: expected the marks {BEGIN} and {END}, once each")
-    head, rest = readme.split(BEGIN)
-    return f"{head}{BEGIN}\n{section}\n{END}{rest.split(END)[1]}"
+    return with_marked_section(readme, MARKS, section)

@@ -1,0 +1,82 @@
+"""What all reports share as files: checks, folders, and the README's sections between marks."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+Fields = Mapping[str, tuple[type, ...]]
+
+
+def slug(name: str) -> str:
+    """A machine's or device's name as that of a folder."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def check_fields(found: Any, fields: Fields, where: str) -> None:
+    """ValueError, naming the field, unless `found` has these fields in these types."""
+    if not isinstance(found, dict) or found.keys() != fields.keys():
+        names = sorted(found) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"{where}: expected the fields {sorted(fields)}, got {names}")
+    for name, types in fields.items():
+        value = found[name]
+        if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
+            kinds = " or ".join(kind.__name__ for kind in types)
+            raise ValueError(f"{where}: {name}: expected {kinds}, got {value!r}")
+
+
+def check_writable(folder: Path) -> None:
+    """OSError unless files can be written to `folder`; makes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def write(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files of these names, each whole or not at all."""
+    from xprnn.io import replacing
+
+    for name, text in texts.items():
+        with replacing(folder / name) as part:
+            part.write_text(text + "\n", "utf-8")
+
+
+def read_all(results: Path, name: str, check: Callable[[Any], None]) -> list[Report]:
+    """The reports of this name in the folders of `results`; ValueError names one that is none."""
+    found = []
+    for path in sorted(results.glob(f"*/{name}")):
+        try:
+            report = json.loads(path.read_text("utf-8"))
+            check(report)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        found.append(report)
+    return found
+
+
+def with_section(readme: str, marks: tuple[str, str], section: str) -> str:
+    """The README with this between two marks; ValueError if it has not both, once each."""
+    begin, end = marks
+    if (
+        readme.count(begin) != 1
+        or readme.count(end) != 1
+        or readme.index(end) < readme.index(begin)
+    ):
+        raise ValueError(f"README.md: expected the marks {begin} and {end}, once each")
+    head, rest = readme.split(begin)
+    return f"{head}{begin}\n{section}\n{end}{rest.split(end)[1]}"
+
+
+def write_section(readme: Path, marks: tuple[str, str], section: str) -> None:
+    """Write this between the marks of the README."""
+    from xprnn.io import replacing
+
+    text = with_section(readme.read_text("utf-8"), marks, section)
+    with replacing(readme) as part:
+        part.write_text(text, "utf-8")
