@@ -4,11 +4,12 @@
     python -m benchmarks.device_report --readme
 
 The first compares every call of the grid, with each of xprnn's kernels that can serve it, with
-float64 on the CPU: all results and gradients, at the same N and H over three steps. What is wrong
-gets no time. Then it times what is right and torch in turns, at full length, after their results
-have been found alike, and writes report.json and report.md to FOLDER, by default
-benchmarks/results/<device>/. What is not reached within the time limit is in it as such. A line a
-call says what it is at. The second writes the README's table from all reports that are filed.
+float64 on the CPU: all results and gradients, at the same N and H over three steps; and the steps
+of a stepper through three layers, four of them. What is wrong gets no time. Then it times what is
+right and torch in turns, at full length, after their results have been found alike, and writes
+report.json and report.md to FOLDER, by default benchmarks/results/<device>/. What is not reached
+within the time limit, to be compared or timed, is in it as such. A line a call says what it is at.
+The second writes the README's table from all reports that are filed.
 
 xprnn's float16 and bfloat16 are mixed precision, float32 outside, torch's are half layers; TF32 is
 off in both for float32 and on in both for tf32. Times are those between CUDA events.
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         if options.readme:
+            if options.out:
+                raise RefusedError("--out is for what is measured: --readme writes README.md alone")
             write_readme(ROOT / "README.md", RESULTS)
             return 0
         backend = usable_backend()
@@ -132,28 +135,32 @@ def _writing(folder: Path) -> Iterator[None]:
 def measured(
     backend: Any, end: float, grid: dict[str, Any], sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """The report's "ceilings", "rows" and "absent"; no call is begun after the time `end`."""
-    from .device import rows
+    """The report's "ceilings", "rows" and "absent"; nothing is begun after the time `end`."""
+    from .device import rows, steps
     from .device.ceilings import measure_ceilings
-    from .device.problems import problems as all_problems
+    from .device.problems import StepProblem, everything
 
-    problems = all_problems(**grid)
+    work = [(steps if isinstance(p, StepProblem) else rows, p) for p in everything(**grid)]
+    late = {"not_timed": f"not reached in {LIMIT} s"}
     found: dict[Any, list[Any]] = {}
     absent: list[Any] = []
-    for problem in problems:
-        found[problem], missing = rows.compared(problem, backend)
+    for kind, problem in work:
+        if time.monotonic() > end:
+            each = [(what, name) for name in kind.candidates(backend) for what in problem.passes]
+            found[problem] = [rows.row_of(problem, *one, **late) for one in each]
+            continue
+        found[problem], missing = kind.compared(problem, backend)
         absent += missing
         print(f"compared {problem}: {_errors(found[problem])}", flush=True)
-    dtypes = tuple(dict.fromkeys(problem.dtype for problem in problems))
-    ceilings = measure_ceilings(backend, dtypes, **sizes)
-    for problem in problems:
+    ceilings = measure_ceilings(backend, tuple({p.dtype: 0 for _, p in work}), **sizes)
+    for kind, problem in work:
         if time.monotonic() > end:
             for row in found[problem]:
-                row["not_timed"] = f"not reached in {LIMIT} s"
+                row |= late
             continue
-        rows.timed(problem, found[problem], backend, ceilings)
+        kind.timed(problem, found[problem], backend, ceilings)
         print(f"timed {problem}: {_times(found[problem])}", flush=True)
-    every = [row for problem in problems for row in found[problem]]
+    every = [row for rows_of_one in found.values() for row in rows_of_one]
     return {"ceilings": ceilings._asdict(), "rows": every, "absent": absent}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,10 +80,11 @@ class Stream:
     _current = threading.local()
     _count = 0
 
-    def __init__(self) -> None:
+    def __init__(self, non_blocking: bool = False) -> None:
         Stream._count += 1
         self.ptr = Stream._count * 16
         self._capturing = False
+        self.captured: list[Callable[[], object]] = []  # launches, which wait for the graph's
         self._before: list[Stream] = []
 
     def __enter__(self) -> Stream:
@@ -96,14 +98,27 @@ class Stream:
     def begin_capture(self) -> None:
         self._capturing = True
 
-    def end_capture(self) -> None:
-        self._capturing = False
+    def end_capture(self) -> Graph:
+        self._capturing, captured = False, self.captured
+        self.captured = []
+        return Graph(captured)
 
     def is_capturing(self) -> bool:
         return self._capturing
 
     def synchronize(self) -> None:
         """Nothing is ever under way."""
+
+
+class Graph:
+    """As `cupy.cuda.Graph`."""
+
+    def __init__(self, launches: list[Callable[[], object]]) -> None:
+        self._launches = launches
+
+    def launch(self) -> None:
+        for launch in self._launches:
+            launch()
 
 
 NULL_STREAM = Stream()

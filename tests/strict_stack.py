@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -30,6 +31,10 @@ class Function:
         self.kernel = SimpleNamespace(ptr=id(self))
 
     def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int) -> None:
+        stream = strict_cuda.get_current_stream()
+        if stream.is_capturing():
+            stream.captured.append(partial(self, grid, block, args, shared_mem=shared_mem))
+            return
         assert block == (THREADS,) and shared_mem <= self.max_dynamic_shared_size_bytes
         run = self.run._replace(seed=self.run.seed and self.run.seed + len(self.launches))
         given = [a._inner if isinstance(a, StrictArray) else a for a in args]

@@ -24,6 +24,7 @@ on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
 )
 APART, ROUNDS, TAG = 64, 20, 5 << 24
+RELAY = Path(ceilings.__file__).parent / "relay.cu"
 
 
 # -- the relay, on fibers
@@ -34,10 +35,9 @@ def relay() -> Callable[..., Any]:
     """`relay.cu` compiled for the host: (outcome, words, report) of a run."""
     if COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
-    file = Path(ceilings.__file__).parent / "relay.cu"
 
     def build(*faults: tuple[str, str]) -> Any:
-        code = f"""{behind_fibers(("common.h", "device.h", file), faults)}
+        code = f"""{behind_fibers(("common.h", "device.h", RELAY), faults)}
 extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned spins,
                    unsigned* report, unsigned tag, unsigned seed, int resident) {{
   return fibers::launch({{2, 1, 1}}, 32, 0, seed, resident,
@@ -73,6 +73,40 @@ def test_a_block_that_is_alone_gives_up(relay: Callable[..., Any]) -> None:
     assert relay(("if (!first) publish(mine, k);", ""), spins=50)[2] > TAG
 
 
+# -- the sweep, on fibers
+
+
+@needs_compiler
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_byte_is_read(blocks: int) -> None:
+    """Wherever the one word is that is not zero."""
+
+    def found(count: int, at: int | None, *faults: tuple[str, str]) -> int:
+        code = f"""{behind_fibers(("common.h", "device.h", RELAY), faults)}
+extern "C" int run(void* data, unsigned count, unsigned rounds, unsigned* sum, int blocks) {{
+  return fibers::launch({{blocks, 1, 1}}, 1024, 0, 0, 0,
+                        [=] {{ xprnn::sweep((uint4*)data, count, rounds, blocks, sum); }});
+}}
+"""
+        data, total = np.zeros(4 * count, np.uint32), np.zeros(1, np.uint32)
+        if at is not None:
+            data[at] = 1 << 31
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (data, total)]
+        sizes = ctypes.c_uint(count), ctypes.c_uint(1)
+        outcome = compiled("sweep", code).run(pointers[0], *sizes, pointers[1], blocks)
+        assert OUTCOMES[outcome] == "fine"
+        return int(total[0])
+
+    count = 1024 * blocks + 5
+    places = 0, 1, 2, 3, 4 * 1024 - 1, 4 * count - 4, 4 * count - 1
+    assert [found(count, at) for at in places] == [1] * len(places)
+    assert found(count, None) == 0
+    assert found(count, 4 * count - 1, ("(count + blocks - 1) / blocks", "count / blocks")) == (
+        count % blocks == 0
+    )
+    assert found(count, 3, ("v.x | v.y | v.z | v.w", "v.x | v.y | v.z")) == 0
+
+
 @pytest.mark.parametrize("architecture", ["80", "90", "100"])
 def test_the_relay_compiles(architecture: str) -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
@@ -80,8 +114,8 @@ def test_the_relay_compiles(architecture: str) -> None:
     from nvrtc import compile_sources
 
     found = compile_sources([ceilings.source()], architecture)
-    assert len(found) == 2 and not any(used.stack or used.spilled for used in found.values())
-    names = ("xprnn::relay", "xprnn::look")  # as RawModule asks for them
+    assert len(found) == 3 and not any(used.stack or used.spilled for used in found.values())
+    names = ("xprnn::relay", "xprnn::look", "xprnn::sweep")  # as RawModule asks for them
     program = compiler._NVRTCProgram(
         ceilings.source(), "relay.cu", name_expressions=names, method="ptx"
     )
@@ -175,6 +209,13 @@ def test_three_tf32_products_are_one_of_float32() -> None:
 
 
 # -- on a GPU
+
+
+@on_a_gpu
+def test_a_launch_and_a_reading_take_their_time(backend: Backend) -> None:
+    assert 2e-7 < ceilings.launching(backend, clock.timer(backend)) < 1e-4
+    small, large = (ceilings.reading(backend, nbytes, rounds=20) for nbytes in (1 << 22, 1 << 29))
+    assert small > 1e-7 and 30 * small < large < 1e-2  # what does not fit in L2 takes longer still
 
 
 @on_a_gpu

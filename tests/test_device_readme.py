@@ -23,7 +23,7 @@ QUARTILES = ("ours_quartiles_us", "torch_quartiles_us", "ratio_quartiles")
 
 def row(cell: str, dtype: str, what: str, kernels: str, ratio: float | None) -> dict[str, Any]:
     """A row that is right, with a time unless the ratio is None."""
-    found = {"cell": cell, "dtype": dtype, "direction": "forward", "pass": what}
+    found = {"cell": cell, "dtype": dtype, "direction": "forward", "layers": 1, "pass": what}
     found |= {"kernels": kernels, "wrong": "", "N": 8, "H": 512, "T": 512, "error": 1e-7}
     found |= {"limit": 1e-5, "of": "output", "floor_of": "steps", "not_timed": None}
     found |= {**dict.fromkeys(TIMES, 100.0), **{name: [90.0, 110.0] for name in QUARTILES}}
@@ -35,6 +35,7 @@ def row(cell: str, dtype: str, what: str, kernels: str, ratio: float | None) -> 
 
 def report(*rows: dict[str, Any], name: str = "A Device") -> dict[str, Any]:
     ceilings = {"bandwidth": 4e12, "rates": {"float32": 5e13}, "latency": 6e-7, "look": 2e-7}
+    ceilings["launch"] = 3e-6
     return {
         "date": "2026-01-02",
         "commit": "0123456789abcdef",
@@ -105,7 +106,7 @@ def test_the_markdown_has_every_row() -> None:
     assert text.count("| gru |") == 7
     assert "| **output is off by 2** |" in text and "| not reached |" in text
     assert "| 5.13 (90.00 to 110.00) | 100.0, steps | 1.00 |" in text
-    assert "latency 600 ns, look 200 ns" in text and "1 of them wrong" in text
+    assert "latency 600 ns, look 200 ns, launch 3000 ns" in text and "1 of them wrong" in text
     assert "- not there, lstm float32: sequence: none" in text and "Both directions" not in text
 
 
@@ -119,6 +120,29 @@ def test_both_directions_stand_beside_one_after_the_other() -> None:
     assert text.count("| 8, 512, 512 | forward | sequence | 1.67 |") == 1
     section = files.readme_section([report(*rows)])
     assert "| gru, both directions | 8, 512, 512 | 5.00 seq / — |" in section
+
+
+def step(kernels: str, ours: float, ratio: float, N: int = 1) -> dict[str, Any]:
+    found = row("lstm", "bfloat16", "step", kernels, ratio)
+    return {**found, "layers": 3, "N": N, "T": 1, "ours_us": ours, "floor_us": 4.0}
+
+
+def test_steps_stand_beside_torchs_cells_and_their_floor() -> None:
+    """By the fastest way; a layer's row is none, and what has no time does not count."""
+    late = row("gru", "float16", "step", "sequence", None) | {"layers": 3, "T": 1}
+    rows = (
+        *(step("pointwise", 60.0, 1.5), step("sequence", 20.0, 4.5), step("graph", 5.9, 9.04)),
+        *(step("sequence", 6.1, 2.0, N=8), late, row("gru", "tf32", "forward", "sequence", 1.0)),
+    )
+    text = files.markdown(report(*rows))
+    assert "\n- steps in at most 1.5 times their floor: 1 of 2\n" in text
+    assert "| lstm, step of 3 layers | bfloat16 | 1, 512, 1 | step | graph |" in text
+    assert "| 4.0, steps | 1.48 |" in text
+    section = files.readme_section([report(*rows)])
+    assert "| lstm, step of 3 layers | 1, 512, 1 | — | — | 9.04 graph | — |" in section
+    assert "| lstm, step of 3 layers | 8, 512, 1 | — | — | 2.00 seq | — |" in section
+    assert "| gru, step of 3 layers | 8, 512, 1 | — | — | — | — |" in section
+    assert "times their floor" not in files.markdown(SAMPLE)
 
 
 def file(folder: Path, name: str, content: Any) -> None:

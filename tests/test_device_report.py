@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +21,13 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: NumPy has n
 
 import xprnn
 from benchmarks import device_report
-from benchmarks.device import ceilings, files, problems, rows
+from benchmarks.device import ceilings, files, problems, rows, steps
 from xprnn.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
 DTYPES = ("float32", "bfloat16", "float16")
 GRID = ((1, 16, 4), (3, 8, 6))
+STEP_GRID = ((1, 16), (3, 8))
 BOTH_GRID = GRID[1:]  # those in both directions too, in two of the types
 SMALL = {"side": 32, "copied": 1 << 16}
 
@@ -33,9 +35,10 @@ SMALL = {"side": 32, "copied": 1 << 16}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few samples as there may be."""
-    for module, name in ((rows, "BUDGET"), (ceilings, "BUDGET")):
-        monkeypatch.setattr(module, name, 0.0)
+    for module in (rows, ceilings, steps):
+        monkeypatch.setattr(module, "BUDGET", 0.0)
     monkeypatch.setattr(problems, "BOTH_GRID", BOTH_GRID)
+    monkeypatch.setattr(problems, "STEP_GRID", STEP_GRID)
     monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
 
@@ -43,6 +46,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured(folder: Path, **grid: Any) -> dict[str, Any]:
     grid = {"dtypes": DTYPES, "grid": GRID, **grid}
     return device_report.measured_report(xprnn.get_backend("numpy"), folder, grid, **SMALL)
+
+
+def of_layers(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that are no steps."""
+    return [row for row in report["rows"] if row["pass"] != "step"]
 
 
 def wrong_but_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +69,7 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = measured(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     files.check_report(report)
-    assert len(report["rows"]) == 3 * (3 * 2 + 2) * 2
+    assert len(report["rows"]) == 3 * (3 * 2 + 2) * 2 + 3 * 3 * 2
     for row in report["rows"]:
         assert not row["wrong"] and 0 < row["error"] <= row["limit"]
         assert row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
@@ -70,6 +78,9 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = [row for row in report["rows"] if row["direction"] == "both"]
     assert len(both) == 3 * 2 * 2 and {row["dtype"] for row in both} == {"float32", "bfloat16"}
     assert {row["direction"] for row in report["rows"]} == {"forward", "both"}
+    taken = [(row["T"], row["layers"]) for row in report["rows"] if row["pass"] == "step"]
+    assert taken == [(1, 3)] * (3 * 3 * 2)
+    assert {row["layers"] for row in report["rows"] if row["pass"] != "step"} == {1}
     assert report["versions"]["torch"] and report["ceilings"]["rates"].keys() == {*DTYPES}
     text = (tmp_path / "report.md").read_text()
     assert (
@@ -79,12 +90,14 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert private not in text + json.dumps(report)
     printed = capsys.readouterr().out
     assert printed.index("timed") > printed.rindex("compared")  # all is compared before
+    near = [row["ours_us"] <= 1.5 * row["floor_us"] for row in report["rows"]]
+    assert not any(near) and "- steps in at most 1.5 times their floor: 0 of 18\n" in text
 
 
 def test_a_wrong_sign_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_but_in_float64(monkeypatch)
     report = measured(tmp_path, cells=("gru", "lstm"), dtypes=("float32",))
-    for row in report["rows"]:
+    for row in of_layers(report):
         back = row["pass"] == "forward+backward"
         if row["cell"] == "gru":
             assert row["ours_us"] is None and row["floor_us"] is None
@@ -127,7 +140,7 @@ def test_results_that_differ_at_full_length_are_not_timed(
 
     monkeypatch.setattr(rows, "theirs", other)
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",))
-    for row in report["rows"]:
+    for row in of_layers(report):
         assert row["wrong"].startswith("DisagreementError: torch: its output differs")
         assert row["ours_us"] is None
 
@@ -142,16 +155,38 @@ def test_a_kernel_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(rows, "results_of", failing)
     report = measured(tmp_path, dtypes=("float32",))
-    said = {row["cell"]: row["wrong"] for row in report["rows"]}
+    said = {row["cell"]: row["wrong"] for row in of_layers(report)}
     stopped = "KernelStoppedError: kernel lstm_forward gave up at step 1: waited"
     assert said == {"gru": "", "lstm": stopped, "rnn_tanh": ""}
 
 
-def test_what_is_not_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_report, "LIMIT", 0)
-    report = measured(tmp_path, cells=("gru",), dtypes=("float32",))
-    assert {row["not_timed"] for row in report["rows"]} == {"not reached in 0 s"}
-    assert all(row["error"] > 0 and not row["wrong"] for row in report["rows"])
+@pytest.mark.parametrize("reached", [1, 4, 11])
+def test_what_is_not_reached_is_said(
+    reached: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit counts for both: of seven calls four are compared, or all and four are timed."""
+    done: list[str] = []
+    for module in (rows, steps):
+        for name in ("compared", "timed"):
+            genuine = getattr(module, name)
+
+            def counted(*given: Any, genuine: Any = genuine, name: str = name) -> Any:
+                done.append(name)
+                return genuine(*given)
+
+            monkeypatch.setattr(module, name, counted)
+    clock = SimpleNamespace(monotonic=lambda: 1e9 if len(done) >= reached else 0.0)
+    monkeypatch.setattr(device_report, "time", clock)
+    grid = {"grid": ((1, 16, 4), (2, 8, 3), (2, 16, 2), *BOTH_GRID)}
+    report = measured(tmp_path, cells=("gru",), dtypes=("float32",), **grid)
+    assert done == (["compared"] * 7 + ["timed"] * 7)[:reached]
+    calls = list(dict.fromkeys([(row["pass"] == "step", row["N"], row["H"], row["direction"])
+                                for row in report["rows"]]))  # fmt: skip
+    assert len(calls) == 7
+    for row in report["rows"]:
+        at = calls.index((row["pass"] == "step", row["N"], row["H"], row["direction"]))
+        assert (row["error"] is not None) == (at < reached)
+        assert row["not_timed"] == (None if 7 + at < reached else "not reached in 440 s")
 
 
 def test_a_time_that_is_longer_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +202,7 @@ def test_a_time_that_is_longer_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(rows, "ours", slow)
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",), grid=GRID[:1])
-    forward, both = report["rows"]
+    forward, both = of_layers(report)
     assert forward["ours_us"] > 50_000 > both["ours_us"] and forward["ratio"] < both["ratio"]
 
 
@@ -184,6 +219,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def never(*_: Any, **__: Any) -> Any:
     raise AssertionError("it went on")
+
+
+def test_a_folder_for_the_readme(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = refused(capsys, "--readme", "--out", str(tmp_path))
+    assert said == "--out is for what is measured: --readme writes README.md alone"
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from xprnn.bench.clock import Function, Timer, measure, timer
 from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, make_task
 from xprnn.kernels.cuda import loading
+from xprnn.kernels.cuda.plan import Device
+
+from .graphs import NotCapturedError, captured
 
 BUDGET, SHORT = 0.2, 0.02  # seconds for a ceiling, and for a launch of each problem
 SIDE = 8192  # of the matrices
@@ -24,6 +27,7 @@ COPIED = 2**31  # bytes
 ROUNDS = 2000  # of a word to and fro: a millisecond or two
 PLACES, APART = 9, 1 << 20  # words between the two that are handed over: other parts of L2
 SPINS = 1 << 20  # polls: half a second
+SWEEPS = 200  # readings of some megabytes: a millisecond or so
 WARP = 32  # threads of a block
 
 
@@ -34,6 +38,7 @@ class Ceilings(NamedTuple):
     rates: dict[str, float]  # operations / s of a large product, by what it reads
     latency: float | None = None  # seconds from a store to the poll in another block that sees it
     look: float | None = None  # seconds of a poll that finds its word
+    launch: float | None = None  # seconds from launch to launch of a kernel that does nothing
 
     def rate(self, dtype: str) -> float:
         """Operations / s with the accuracy of `dtype`: three tf32 products make a float32 one."""
@@ -56,7 +61,7 @@ def measure_ceilings(
     bandwidth = 2 * copied / _least(lambda: target.copy_(source), clock)
     if not isinstance(backend, CupyBackend):
         return Ceilings(bandwidth, rates)
-    return Ceilings(bandwidth, rates, *handover(backend, clock))
+    return Ceilings(bandwidth, rates, *handover(backend, clock), launching(backend, clock))
 
 
 def _least(function: Function, clock: Timer, budget: float = BUDGET) -> float:
@@ -98,9 +103,41 @@ def handover(
 
 
 def source() -> str:
-    """The text of the kernels `relay` and `look`, behind all that it stands on."""
+    """The text of `relay.cu`, behind all that it stands on."""
     own = (Path(__file__).parent / "relay.cu").read_text("utf-8")
     return loading.text("common.h", "device.h") + own
+
+
+# -- what a step of a stack takes at least
+
+
+def launching(backend: CupyBackend, clock: Timer) -> float:
+    """The `launch` of `Ceilings`, by CuPy's own call or by that of a graph: the faster."""
+    look = loading.kernel(backend.xp, source(), "xprnn::look")
+    word = backend.xp.zeros(1, "uint32")
+    calls = [lambda: look((1,), (WARP,), (word, np.uint32(0)))]
+    calls[0]()  # compiles
+    try:
+        calls.append(captured(backend, calls[0]).launch)
+    except NotCapturedError as error:
+        print(f"no graph of a launch: {error}", flush=True)
+    return min(_least(call, clock) for call in calls)
+
+
+@cache
+def reading(backend: CupyBackend, nbytes: int, rounds: int = SWEEPS) -> float:
+    """The seconds in which all of the device reads so many bytes, which it has just read.
+
+    :param nbytes: a multiple of 16.
+    """
+    xp = backend.xp
+    sweep = loading.kernel(xp, source(), "xprnn::sweep")
+    blocks = Device.of(xp, backend.device).processors
+    data, total = xp.zeros(nbytes // 4, "uint32"), xp.zeros(1, "uint32")
+    sizes = np.uint32(nbytes // 16), np.uint32(rounds), np.uint32(blocks)
+    # in two sizes: CuPy would shrink a grid of one
+    call = partial(sweep, (blocks, 1), (1024,), (data, *sizes, total))
+    return _least(call, timer(backend)) / rounds
 
 
 # -- a step without waiting

@@ -11,7 +11,7 @@ from ..reports import check_fields
 from ..reports import read_all as read_reports
 from ..reports import with_section as with_marked_section
 from ..reports import write as write_texts
-from .problems import DTYPES, PASSES
+from .problems import DTYPES, PASSES, STEP
 
 Report = dict[str, Any]
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ FIELDS: dict[str, tuple[type, ...]] = {  # of a report
 }
 ROW: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("cell", "dtype", "direction", "pass", "kernels", "wrong"), (str,)),
-    **dict.fromkeys(("N", "H", "T"), (int,)),
+    **dict.fromkeys(("layers", "N", "H", "T"), (int,)),
     **dict.fromkeys(("error", "limit", "ours_us", "torch_us", "ratio", "floor_us"), NUMBER),
     **dict.fromkeys(("ours_quartiles_us", "torch_quartiles_us", "ratio_quartiles"), PAIR),
     **dict.fromkeys(("of", "floor_of", "not_timed"), TEXT),
@@ -37,6 +37,7 @@ MARKS = BEGIN, END = (
 )
 CALL = ("direction", "cell", "dtype", "N", "H", "T", "pass", "kernels")  # what tells rows apart
 SHORT = {"pointwise": "pw", "sequence": "seq"}
+NEAR = 1.5  # times its floor: what a step may take
 NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
 
 
@@ -79,7 +80,7 @@ def markdown(report: Report) -> str:
         f"{dtype} products {rate / 1e12:.1f} T operations/s" for dtype, rate in rates.items()
     ]
     measured.append(f"copy {report['ceilings']['bandwidth'] / 1e9:.0f} GB/s")
-    waits = {name: report["ceilings"][name] for name in ("latency", "look")}
+    waits = {name: report["ceilings"][name] for name in ("latency", "look", "launch")}
     measured += [f"{name} {1e9 * found:.0f} ns" for name, found in waits.items() if found]
     lines = [
         f"# Speed on {report['device']['name']}, {report['date']}",
@@ -89,9 +90,12 @@ def markdown(report: Report) -> str:
         f"- {len(report['rows'])} rows in {report['seconds']:.0f} s, "
         f"{sum(bool(row['wrong']) for row in report['rows'])} of them wrong",
         *_absences(report["absent"]),
+        *_near(report["rows"]),
         "",
         "Microseconds of a whole call, medians with quartiles; ratio: torch / xprnn, round by "
-        "round. The floor is explained in `benchmarks/device/floor.py`.",
+        "round. The floor is explained in `benchmarks/device/floor.py`. A step is one of a "
+        "stepper, beside one of torch's cells, one above the other; graph: its one launch "
+        "replayed.",
         "",
         "| cell | type | N, H, T | pass | kernels | error (limit) | xprnn | torch | ratio | floor "
         "| xprnn / floor |",
@@ -118,6 +122,18 @@ def _absences(absent: Iterable[Row]) -> list[str]:
         key = f"{one['kernels']}: {one['reason']}"
         by_reason.setdefault(key, set()).add(f"{one['cell']} {one['dtype']}")
     return [f"- not there, {', '.join(sorted(who))}: {key}" for key, who in by_reason.items()]
+
+
+def _near(rows: Sequence[Row]) -> list[str]:
+    """How many of the steps are as near to their floor as they should be, by the fastest way."""
+    least: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        if row["pass"] == STEP and row["ours_us"]:
+            call = row["cell"], row["dtype"], row["N"], row["H"]
+            times = row["ours_us"] / row["floor_us"]
+            least[call] = min(times, least.get(call, times))
+    near = sum(times <= NEAR for times in least.values())
+    return [f"- steps in at most {NEAR} times their floor: {near} of {len(least)}"] if least else []
 
 
 def _side_by_side(rows: Sequence[Row]) -> list[str]:
@@ -150,7 +166,8 @@ def _line(row: Row) -> str:
 
 
 def _kind(row: Row) -> str:
-    return row["cell"] + ", both directions" * (row["direction"] == "both")
+    stack = f", step of {row['layers']} layers" if row["pass"] == STEP else ""
+    return row["cell"] + stack + ", both directions" * (row["direction"] == "both")
 
 
 def _spread(middle: float, quartiles: Sequence[float], form: str) -> str:
@@ -176,15 +193,17 @@ def _device_table(report: Report) -> str:
     lines = [
         f"**{report['device']['name']}**, driver {report['device']['driver']}, "
         f"torch {report['versions'].get('torch', 'unknown')}, {report['date']}, commit "
-        f"{report['commit'][:8]}: torch's time over xprnn's, forward / forward and backward, by "
-        "the faster of xprnn's kernels (pw: pointwise; seq: sequence, by `XPRNN_KERNELS`).",
+        f"{report['commit'][:8]}: torch's time over xprnn's, forward / forward and backward, "
+        "and for a step of a stepper that of its cells, by the fastest of xprnn's kernels (pw: "
+        "pointwise; seq: sequence, by `XPRNN_KERNELS`; graph: a step's one launch, replayed).",
         "",
         "| cell | N, H, T | " + " | ".join(DTYPES) + " |",
         "|---|---|" + "---|" * len(DTYPES),
     ]
     for (cell, size), rows in by_call.items():
+        passes = (STEP,) if any(what == STEP for _, what in rows) else PASSES
         entries = [
-            " / ".join(_entry(rows.get((dtype, what), [])) for what in PASSES) for dtype in DTYPES
+            " / ".join(_entry(rows.get((dtype, what), [])) for what in passes) for dtype in DTYPES
         ]
         lines.append(f"| {cell} | {size} | " + " | ".join(entries) + " |")
     return "\n".join(lines)

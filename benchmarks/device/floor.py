@@ -5,7 +5,7 @@ from __future__ import annotations
 from xprnn.cells import CELLS
 
 from .ceilings import Ceilings
-from .problems import FORWARD, Problem
+from .problems import FORWARD, Problem, StepProblem
 
 ITEMSIZE = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
@@ -49,5 +49,29 @@ def floor(
         steps = problem.T if what == FORWARD else 2 * problem.T
         waited = ceilings.latency if unpolled is None else ceilings.latency - ceilings.look
         parts["steps"] = steps * max(waited, 0.0) + (unpolled or 0.0)
+    longest = max(parts, key=lambda name: parts[name])
+    return parts[longest], longest
+
+
+def weights(problem: StepProblem) -> int:
+    """Numbers in the weights of all layers."""
+    return problem.layers * CELLS[problem.cell].gates * problem.H * 2 * problem.H
+
+
+def step_floor(problem: StepProblem, ceilings: Ceilings, reading: float) -> tuple[float, str]:
+    """The seconds that a step of a stack takes at least, and what sets them.
+
+    That is the largest of: "operations" as above, "bytes": every weight is read once, from wherever
+    the step before has left it, "layers": each needs all of the one below, and a word of it has to
+    cross L2, and "launch": there is one.
+
+    :param reading: the seconds in which the device reads as many bytes as the weights have.
+    """
+    parts = {
+        "operations": 2 * problem.N * weights(problem) / ceilings.rate(problem.dtype),
+        "bytes": reading,
+        "layers": (problem.layers - 1) * (ceilings.latency or 0.0),
+        "launch": ceilings.launch or 0.0,
+    }
     longest = max(parts, key=lambda name: parts[name])
     return parts[longest], longest

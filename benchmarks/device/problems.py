@@ -15,6 +15,10 @@ GRID = (  # N, H, T
 # Side by side they have to take 1 / 1.6 of one after the other: twice the row of one direction
 BOTH_DTYPES = ("float32", "bfloat16")
 BOTH_GRID = ((1, 256, 512), (32, 512, 512), (1, 1024, 1024))
+STEP = "step"
+# tf32 is not there: the launch for all layers has float32's numbers for it too
+STEP_DTYPES = ("float32", "bfloat16", "float16")
+STEP_GRID = ((1, 512), (8, 512))  # N, H
 
 
 class Problem(NamedTuple):
@@ -27,6 +31,9 @@ class Problem(NamedTuple):
     T: int
     directions: int = 1  # D
 
+    layers = 1
+    passes = PASSES
+
     @property
     def direction(self) -> str:
         """As a row has it."""
@@ -35,6 +42,29 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         both = " both directions" * (self.directions == 2)
         return f"{self.cell} {self.dtype} N={self.N} H={self.H} T={self.T}{both}"
+
+
+class StepProblem(NamedTuple):
+    """One step of N streams through a stack from I = H inputs to H units."""
+
+    cell: str
+    dtype: str
+    N: int
+    H: int
+    layers: int = 3
+    T = 1
+    directions = 1
+    direction = "forward"
+    passes = (STEP,)
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.dtype} N={self.N} H={self.H}, a step of {self.layers} layers"
+
+
+def step_problems(cells: Sequence[str], dtypes: Sequence[str]) -> list[StepProblem]:
+    """All steps of these."""
+    kept = [dtype for dtype in dtypes if dtype in STEP_DTYPES]
+    return [StepProblem(c, dtype, *size) for c in cells for dtype in kept for size in STEP_GRID]
 
 
 def problems(
@@ -49,3 +79,12 @@ def problems(
         for problem in alone
         if problem.dtype in BOTH_DTYPES and problem[2:5] in BOTH_GRID
     ]
+
+
+def everything(
+    cells: Sequence[str] = CELLS,
+    dtypes: Sequence[str] = DTYPES,
+    grid: Sequence[tuple[int, int, int]] = GRID,
+) -> list[StepProblem | Problem]:
+    """What the report has, in its order: steps take little time."""
+    return [*step_problems(cells, dtypes), *problems(cells, dtypes, grid)]

@@ -1,5 +1,5 @@
 // How long a word takes from block to block through L2, the way the kernels for whole sequences
-// send it. Stands behind common.h and device.h of xprnn/kernels/cuda/.
+// send it, and how long reading from there takes. Stands behind common.h and device.h of xprnn/kernels/cuda/.
 
 namespace xprnn {
 
@@ -30,6 +30,26 @@ XP_KERNEL(32) look(const Word* words, Word rounds) {
   if (threadIdx.x) return;
   Word at = 0;
   for (Word k = 0; k < rounds; ++k) at = poll(words + at);
+}
+
+// All blocks read `count` times 16 bytes, `rounds` times over: every time each another's share, so
+// that none has its own in L1. As a step reads weights that the step before has left in L2.
+//
+// data    (4 * count,) zeros, read
+// sum     (1,) = 1 where something else stands there, which the compiler cannot know
+XP_KERNEL(1024) sweep(const uint4* data, Word count, Word rounds, Word blocks, Word* sum) {
+  const Word share = (count + blocks - 1) / blocks;
+  Word any = 0;
+  for (Word round = 0; round < rounds; ++round) {
+    const Word first = (blockIdx.x + round) % blocks * share;
+    const Word end = first + share < count ? first + share : count;
+#pragma unroll 4
+    for (Word i = first + threadIdx.x; i < end; i += 1024) {
+      const uint4 v = data[i];
+      any |= v.x | v.y | v.z | v.w;
+    }
+  }
+  if (any) *sum = 1;
 }
 
 }  // namespace xprnn

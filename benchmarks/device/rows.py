@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from math import isfinite
@@ -26,7 +26,7 @@ from xprnn.verify.suite import ARITHMETIC, LAYERS
 
 from .ceilings import Ceilings, unpolled
 from .floor import floor
-from .problems import BOTH, FORWARD, PASSES, Problem
+from .problems import BOTH, FORWARD, PASSES, Problem, StepProblem
 
 CHECKED = 3  # steps compared with float64: one has a step before it and one behind
 BUDGET = 0.8  # seconds after which no round of a pass begins
@@ -59,7 +59,7 @@ def compared(problem: Problem, backend: Backend) -> tuple[list[Row], list[Row]]:
                 with poisoned(backend):
                     found = results_of(layer, equations.given)
             except (RuntimeError, MemoryError) as error:  # one kernel, not the whole report
-                rows += [_row(problem, what, name, wrong=_said(error)) for what in PASSES]
+                rows += [row_of(problem, what, name, wrong=said(error)) for what in PASSES]
                 layer = layer_of(problem, backend)
                 layer.load_state_dict(equations.parameters)
                 continue
@@ -72,16 +72,17 @@ def candidates(backend: Backend) -> tuple[str, ...]:
     return ("sequence", "pointwise") if isinstance(backend, CupyBackend) else ("reference",)
 
 
-def layer_of(problem: Problem, backend: Backend) -> Any:
+def layer_of(problem: Problem | StepProblem, backend: Backend) -> Any:
     family, options = LAYERS[problem.cell]
     types = ARITHMETIC[problem.dtype]
     options = {**options, **types, "bidirectional": problem.directions == 2}
-    return family(problem.H, problem.H, seed=0, backend=backend.name, **options)
+    sizes = problem.H, problem.H, problem.layers
+    return family(*sizes, seed=0, backend=backend.name, **options)
 
 
-def described(problem: Problem) -> Row:
+def described(problem: Problem | StepProblem) -> Row:
     """What a row says of its problem."""
-    names = "cell", "dtype", "direction", "N", "H", "T"
+    names = "cell", "dtype", "direction", "layers", "N", "H", "T"
     return {name: getattr(problem, name) for name in names}
 
 
@@ -94,13 +95,24 @@ def _check_served(layer: Any, problem: Problem) -> None:
 def _verdict(
     problem: Problem, what: str, name: str, found: dict[str, np.ndarray], equations: Equations
 ) -> Row:
-    errors = {
-        array: error_of(found[array], expected)
-        for array, expected in equations.expected.items()
+    expected = {
+        array: values
+        for array, values in equations.expected.items()
         if array.endswith("(eval)") == (what == FORWARD)
     }
-    worst = max(errors, key=lambda array: errors[array] / equations.limits[array])
-    row = _row(problem, what, name, error=errors[worst], limit=equations.limits[worst], of=worst)
+    return judged(row_of(problem, what, name), found, expected, equations.limits)
+
+
+def judged(
+    row: Row,
+    found: dict[str, np.ndarray],
+    expected: dict[str, np.ndarray],
+    limits: Mapping[str, float],
+) -> Row:
+    """A row with the error of the array that does worst by its limit, and what is wrong."""
+    errors = {array: error_of(found[array], values) for array, values in expected.items()}
+    worst = max(errors, key=lambda array: errors[array] / limits[array])
+    row |= {"error": errors[worst], "limit": limits[worst], "of": worst}
     if not row["error"] <= row["limit"]:
         row["wrong"] = f"{worst} is off by {row['error']:.2g} of its largest element"
     if not isfinite(row["error"]):  # which JSON does not have
@@ -108,14 +120,16 @@ def _verdict(
     return row
 
 
-def _row(problem: Problem, what: str, name: str, **facts: Any) -> Row:
-    compared = {"error": None, "limit": None, "of": None, "wrong": "", **facts}
+def row_of(problem: Problem | StepProblem, what: str, name: str, **facts: Any) -> Row:
+    """A row without times; `facts` are those of the comparison, or why there are no times."""
+    compared = {"error": None, "limit": None, "of": None, "wrong": ""}
     times = dict.fromkeys(("ours_us", "ours_quartiles_us", "torch_us", "torch_quartiles_us"))
     rest = dict.fromkeys(("ratio", "ratio_quartiles", "floor_us", "floor_of", "not_timed"))
-    return {**described(problem), "pass": what, "kernels": name, **compared, **times, **rest}
+    row = {**described(problem), "pass": what, "kernels": name}
+    return {**row, **compared, **times, **rest, **facts}
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """An error in one line."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"
@@ -160,14 +174,16 @@ def timed(problem: Problem, rows: Sequence[Row], backend: Backend, ceilings: Cei
                 alone = {what: unpolled(call, backend) for what, call in calls.items()}
         for what in PASSES:
             here = [row for row in rows if row["pass"] == what and row["kernels"] in right]
-            _fill(here, what, mine, peer, backend)
+            calls = [_call(mine, row["kernels"], what) for row in here]
+            theirs_call = peer.forward if what == FORWARD else peer.both
+            fill(here, measure([*calls, theirs_call], timer(backend), BUDGET))
             least, which = floor(problem, what, ceilings, alone.get(what))
             for row in here:
                 row["floor_us"], row["floor_of"] = 1e6 * least, which
     except (DisagreementError, RuntimeError, MemoryError) as error:
         for row in rows:
             if row["kernels"] in right and row["ours_us"] is None:
-                row["wrong"] = row["not_timed"] = _said(error)
+                row["wrong"] = row["not_timed"] = said(error)
 
 
 def _all_right(name: str, rows: Sequence[Row]) -> bool:
@@ -201,22 +217,19 @@ def drawn(T: int, N: int, H: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((T, N, H), np.float32)
 
 
-def _fill(
-    rows: Sequence[Row], what: str, mine: dict[str, Any], peer: Any, backend: Backend
-) -> None:
-    """Time one pass, xprnn's kernels and torch in turns."""
+def _call(mine: dict[str, Any], name: str, what: str) -> Callable[[], Any]:
+    function = mine[name].forward if what == FORWARD else mine[name].both
 
-    def call(row: Row) -> Any:
-        function = mine[row["kernels"]].forward if what == FORWARD else mine[row["kernels"]].both
+    def run() -> Any:
+        with forced(name):
+            return function()
 
-        def run() -> Any:
-            with forced(row["kernels"]):
-                return function()
+    return run
 
-        return run
 
-    functions = [*map(call, rows), peer.forward if what == FORWARD else peer.both]
-    *times, theirs_seconds = measure(functions, timer(backend), BUDGET)
+def fill(rows: Sequence[Row], samples: Sequence[Sequence[float]]) -> None:
+    """Write times into rows: the seconds of each in turns, torch's behind them."""
+    *times, theirs_seconds = samples
     for row, seconds in zip(rows, times, strict=True):
         ratios = [b / a for a, b in zip(seconds, theirs_seconds, strict=True)]
         row["ours_us"], row["ours_quartiles_us"] = _summary(seconds, 1e6)
