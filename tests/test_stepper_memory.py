@@ -20,7 +20,7 @@ from test_parameters import WAYS
 
 import xprnn
 from xprnn.backend import Backend
-from xprnn.stepper import Stepper
+from xprnn.stack_steps import StackSteps
 
 # -- the parameters
 
@@ -65,9 +65,11 @@ def write(layer: Any, way: str, place: Backend) -> None:
 
 def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: a stepper that takes up the parameters once."""
-    follow = Stepper._follow
+    follow = StackSteps.follow
     monkeypatch.setattr(
-        Stepper, "_follow", lambda self: follow(self) if self._version < 0 else None
+        StackSteps,
+        "follow",
+        lambda self, version: follow(self, version) if self._version < 0 else None,
     )
     for narrow in (None, "float16"):
         with pytest.raises(AssertionError):

@@ -47,15 +47,15 @@ def _sequences(net: Stack, kernels: Sequences, steps: int, batch: int, training:
     return lines
 
 
-def explain_step(kind: str, net: Stack, engine: Engine, batch: int, repeats: bool) -> str:
-    """The text for a stepper of a layer of class `kind`; `repeats`: its calls are recorded."""
+def explain_step(kind: str, net: Stack, engine: Engine, batch: int) -> str:
+    """The text for a stepper of a layer of class `kind`, or for a cell that takes its steps."""
     lines = [
         f"{kind}({net.input_size}, {net.hidden_size}) on {engine.backend.name}, "
         f"{engine.arithmetic}, L={net.num_layers} N={batch}, one step: {engine.implementation}",
         f"  reason: {engine.reason}",
     ]
     more = f"{1 + len(net.cell.state_names)} more where streams wait"
-    if repeats:
+    if engine.repeats:
         lines.append("  its array calls are recorded and repeated")
     elif engine.implementation == "sequence" and not engine.backend.on_gpu:
         lines.append("  one call takes a step of all layers, on weights packed for it")

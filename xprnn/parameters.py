@@ -123,6 +123,11 @@ class Parameters(Mapping[str, Array]):
         """Refuse every later write: it would not reach the module any more."""
         self._retired = True
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a `writable` block has not ended: what is read now has no version of its own."""
+        return self._open > 0
+
     def refuse_open(self, what: str) -> None:
         """RuntimeError while a `writable` block is open: nobody could say which values count."""
         if self._open:

@@ -95,7 +95,7 @@ class _Recorded:
 
     def __getitem__(self, key: Any) -> _Recorded:
         view = self.array[key]
-        if not np.may_share_memory(view, self.array):
+        if view.size and not np.may_share_memory(view, self.array):
             raise TypeError(f"record: expected a view, got a copy by index {key!r}")
         return _Recorded(view, self._program)
 

@@ -11,8 +11,6 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from . import sequence
 from .backend import Array
 from .cells import Buffers, Weights
@@ -38,6 +36,7 @@ class StackSteps:
 
     def bind(self, arrays: Mapping[str, Array]) -> None:
         """Write down the steps from side 0 to 1 and back, on these parameters of the stack."""
+        self._version = -1  # of the parameters that the steps have taken up
         self._called: Called | None = None
         self._launched: Launched | None = None
         self._copies: list[tuple[Array, Array]] = []
@@ -52,7 +51,13 @@ class StackSteps:
         else:
             self._called = self._calls(weights)
 
-    def refresh(self) -> None:
+    def follow(self, version: int) -> None:
+        """Take up what was written to the parameters up to a version, which was read before."""
+        if version != self._version:
+            self._refresh()
+            self._version = version
+
+    def _refresh(self) -> None:
         """Copy what is written in the parameters now."""
         if self._called is not None:
             self._called.refresh()
@@ -101,18 +106,13 @@ class StackSteps:
         for call in self._programs[side]:
             call()
 
-    @property
-    def repeats(self) -> bool:
-        """Whether the cell's plain code runs on NumPy itself, so that it can be recorded."""
-        return self._engine.xp is np and self._engine.implementation == "reference"
-
     def _empty(self, rows: int, width: int, dtype: Any, stack: tuple[int, ...] = ()) -> Array:
         """Zeros (*stack, rows, width), with contiguous rows or, in recorded calls, columns.
 
         With columns each gate is one piece of memory, which saves more than half of a small call.
         """
         flat = self._engine.backend.zeros_aligned(prod(stack) * rows * width, dtype)
-        if self.repeats:
+        if self._engine.repeats:
             return flat.reshape(*stack, width, rows).swapaxes(-1, -2)
         return flat.reshape(*stack, rows, width)
 
@@ -140,7 +140,7 @@ class StackSteps:
         a CPU reads weights with contiguous columns up to twice as fast, for one row too, and NumPy
         adds a bias that is there for every row without a buffer of its own.
         """
-        T, repeats = self._engine.compute_dtype, self.repeats
+        T, repeats = self._engine.compute_dtype, self._engine.repeats
         copies: dict[str, Array] = {}
         for name in ("weight_ih", "weight_hh"):
             matrix = getattr(given, name)
@@ -169,7 +169,7 @@ class StackSteps:
             )
             step = Buffers(self._gates, self._saved, here, ahead, (), self._scratch)
             arguments = engine.cell, weights, bias, x, step
-            if self.repeats:
+            if self._engine.repeats:
                 program += record(sequence.step, *arguments)
             else:
                 program.append(partial(sequence.step, engine.xp, *arguments))

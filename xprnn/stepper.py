@@ -50,7 +50,6 @@ class Stepper:
         self.batch = check_size("batch", batch)
         self.backend, self.arithmetic = layer.backend, layer.arithmetic
         self._layer, self._net = layer, net
-        self._version = -1  # of the parameters that the steps have taken up
         self._side = 0  # the one of the two sides that holds the states
         sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
         self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic, sizes)
@@ -132,7 +131,7 @@ class Stepper:
         'GRU(3, 4) on numpy, float32, L=1 N=2, one step'
         """
         kind = type(self._layer).__name__
-        return explain_step(kind, self._net, self._engine, self.batch, self._steps.repeats)
+        return explain_step(kind, self._net, self._engine, self.batch)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as the layer, N and the states.
@@ -150,10 +149,7 @@ class Stepper:
         if parameters is not self._parameters:
             self._refuse_moved()
             self._bind()
-        version = parameters.version
-        if version != self._version:
-            self._steps.refresh()
-            self._version = version  # read before: what is written meanwhile counts at the next
+        self._steps.follow(parameters.version)
 
     def _refuse_moved(self) -> None:
         layer = self._layer
@@ -166,7 +162,7 @@ class Stepper:
     def _bind(self) -> None:
         parameters = self._layer.parameters
         self._steps.bind(parameters)
-        self._parameters, self._version = parameters, -1
+        self._parameters = parameters
 
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""

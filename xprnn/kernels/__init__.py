@@ -70,6 +70,11 @@ class Engine:
         return [range(d, d + 1) for d in range(directions)]
 
     @property
+    def repeats(self) -> bool:
+        """Whether the cell's plain code runs on NumPy itself, so that its calls can be recorded."""
+        return self.xp is np and self.implementation == "reference"
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """A, the type of what the caller sees and of arithmetic."""
         return self.arithmetic.dtype
@@ -95,7 +100,7 @@ def choose(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced = _forced()
+    forced = asked()
     if wants_sequences(backend) and not _family(backend).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
@@ -110,7 +115,7 @@ def choose_step(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced, refused = _forced(), _refuse_stack_step(cell, backend, arithmetic, sizes)
+    forced, refused = asked(), _refuse_stack_step(cell, backend, arithmetic, sizes)
     if forced == "pointwise" and not backend.on_gpu:
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
     if refused is None and wants_sequences(backend):
@@ -149,19 +154,20 @@ def _absent(cell: Cell, backend: Backend) -> str:
     return f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
 
 
-def _forced() -> str:
+def asked() -> str:
+    """What `XPRNN_KERNELS` asks for now, unchecked; "auto" where nothing is."""
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
 def wants_sequences(backend: Backend) -> bool:
     """Whether sequence kernels are asked for, or "auto" may take them on a backend."""
-    forced = _forced()
+    forced = asked()
     return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
 
 
 def untried(backend: Backend) -> bool:
     """Whether sequence kernels have to be asked for on a backend, and nobody asks."""
-    return "sequence" not in AUTOMATIC[backend.kernels] and _forced() != "sequence"
+    return "sequence" not in AUTOMATIC[backend.kernels] and asked() != "sequence"
 
 
 def has_sequences(cell: Cell, backend: Backend) -> bool:
