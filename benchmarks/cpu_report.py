@@ -68,7 +68,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", type=_shape, default=problems.SHAPES)
     every = tuple(sorted({1, problems.all_threads()}))
     parser.add_argument("--threads", nargs="+", type=int, default=every)
-    parser.add_argument("--rounds", type=int, default=9, help="of samples; 9")
+    parser.add_argument("--rounds", type=int, default=7, help="of samples; 7")
     parser.add_argument("--first", type=int, help="rounds of first results; 5, of a part 0")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument("--readme", action="store_true", help="write the README's section instead")

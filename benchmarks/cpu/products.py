@@ -1,9 +1,9 @@
 """The floor: a layer's products and nothing else, by NumPy's BLAS, each in its best orientation.
 
 Nothing is added, no gate is computed; each result is written into an array that is there. A
-product is tried as it stands and transposed, of weights as they are and packed the other way, by
-`matmul` and `dot`, and the fastest is timed. On steps of a few microseconds NumPy's call itself
-shows; there compiled code can be below this floor.
+product is tried as it stands and transposed, of weights as they are and packed the other way, and
+the fastest is timed. On steps of a few microseconds NumPy's call itself shows; there compiled code
+can be below this floor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from xprnn.bench.task import Peer, Task
 
-TRIED = 0.01  # seconds of calls, or two of them, by which the fastest is found
+TRIED = 0.01  # seconds of calls, or one of them, by which the fastest is found
+FEW = 8  # of the products of all steps, by which it is found
 Call = Callable[[], Any]
 
 
@@ -57,7 +58,8 @@ def step_products(task: Task) -> tuple[Call, None, str]:
 
 def _fastest(lefts: np.ndarray, right: np.ndarray) -> Call:
     """A call that multiplies each of `lefts` (count, M, K) by `right` (K, columns)."""
-    return min(_ways(lefts, right), key=_seconds)
+    seconds = [_seconds(call) for call in _ways(lefts[:FEW], right)]
+    return [*_ways(lefts, right)][seconds.index(min(seconds))]
 
 
 def _ways(lefts: np.ndarray, right: np.ndarray) -> Iterator[Call]:
@@ -67,16 +69,14 @@ def _ways(lefts: np.ndarray, right: np.ndarray) -> Iterator[Call]:
     outs = [part.reshape(rows, columns) for part in by_row]
     outs_t = [part.reshape(columns, rows) for part in by_column]
     turned = np.ascontiguousarray(lefts.swapaxes(1, 2))
-    packed = np.ascontiguousarray(right), np.asfortranarray(right)
-    for weights in packed:
-        for multiply in (np.matmul, np.dot):
-            yield partial(_each, multiply, [(a, weights) for a in lefts], outs)
-            yield partial(_each, multiply, [(weights.T, a) for a in turned], outs_t)
+    for weights in (np.ascontiguousarray(right), np.asfortranarray(right)):
+        yield partial(_each, [(a, weights) for a in lefts], outs)
+        yield partial(_each, [(weights.T, a) for a in turned], outs_t)
 
 
-def _each(multiply: Any, pairs: list[tuple[np.ndarray, np.ndarray]], outs: list[Any]) -> None:
+def _each(pairs: list[tuple[np.ndarray, np.ndarray]], outs: list[np.ndarray]) -> None:
     for (left, right), out in zip(pairs, outs, strict=True):
-        multiply(left, right, out=out)
+        np.dot(left, right, out=out)
 
 
 def _seconds(call: Call) -> float:
@@ -84,7 +84,7 @@ def _seconds(call: Call) -> float:
     call()
     found: list[float] = []
     end = time.perf_counter() + TRIED
-    while len(found) < 2 or time.perf_counter() < end:
+    while not found or time.perf_counter() < end:
         start = time.perf_counter()
         call()
         found.append(time.perf_counter() - start)

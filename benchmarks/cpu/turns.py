@@ -18,7 +18,7 @@ from .problems import NEEDS, STEP, Problem, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 3  # rounds, whatever they take
-BUDGET = 5.0  # seconds after which no further round of a cell begins
+BUDGET = 3.0  # seconds after which no further round of a cell begins
 Row = dict[str, Any]
 
 
