@@ -41,7 +41,7 @@ QUICK = (  # of the combinations of asv's names and parameters
     r"^layers\.Forward\.track_throughput_forward\('gru', .*'float32', 'N=8 H=64 T=128'\)",
     r"^layers\.(Training)?Launches\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
     r"^layers\.TrainingMemory\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
-    r"^layers\.Step\.time_step\(.*'float32', 'N=1 H=128'\)",
+    r"^layers\.(Step|Stepper)\.time_100_steps\('gru', .*'float32', 'N=1 H=128'\)",
     r"^programs\.(DemoEpoch|Load)\.\w+\('gru', ",
     r"^programs\.Import\.",
 )

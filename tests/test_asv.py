@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("asv", reason="asv is not installed: pip install 'xprnn[test]'")
 
 from benchmarks import filing
+from benchmarks.record import QUICK
 
 ROOT = Path(__file__).parents[1]
 SIZE = "N=1 H=32 T=128"
@@ -272,6 +273,21 @@ def test_importing_the_suite_imports_no_library() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_quick_profile_has_some_of_every_benchmark(recorded: Recorded) -> None:
+    """A name that is renamed would leave it without a word."""
+    known = json.loads((recorded.target / "benchmarks.json").read_text("utf-8"))
+    combinations = {
+        f"{name}({', '.join(chosen)})": name.rpartition(".")[0]
+        for name, facts in known.items()
+        if name != "version"
+        for chosen in product(*facts["params"])
+    }
+    taken = {text for text in combinations if any(re.search(part, text) for part in QUICK)}
+    assert {combinations[text] for text in taken} == {*combinations.values()}
+    for part in QUICK:
+        assert any(re.search(part, text) for text in combinations), part
 
 
 def test_the_page_describes_every_benchmark(recorded: Recorded) -> None:
