@@ -37,7 +37,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "asv"
 # of asv's output; thousands of lines
 LEFT_OUT = re.compile(r" n/a *$|asv: skipped|^ *For parameters|· For |^ *$")
 QUICK = (  # of the combinations of asv's names and parameters
-    r"^layers\.(Forward|Training)\.time_\w+\(.*'float32', 'N=8 H=64 T=128'\)",
+    r"^layers\.Forward\.time_forward\(.*'float32', 'N=8 H=64 T=128'\)",
+    r"^layers\.Training\.time_training\('gru', .*'float32', 'N=8 H=64 T=128'\)",
     r"^layers\.Forward\.track_throughput_forward\('gru', .*'float32', 'N=8 H=64 T=128'\)",
     r"^layers\.(Training)?Launches\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
     r"^layers\.TrainingMemory\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
