@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +46,18 @@ def forced(kernels: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
+@contextmanager
+def several(threads: int) -> Iterator[None]:
+    """So many threads, which take their share of any call, however small."""
+    from xprnn.kernels.numba import sequence
+    from xprnn.kernels.numba import threads as crew
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "usable", lambda: threads)
+        patch.setattr(sequence, "SHARED", 1)
+        yield
+
+
 def compare(case: Case, kernels: str) -> Results:
     """Run a case by these kernels, and compare everything with the equations in float64."""
     layer, problem = build(case), draw(case)
@@ -72,3 +89,18 @@ def uncached(function: Any, signature: Any) -> Any:
     from xprnn.kernels.numba.jit import OPTIONS
 
     return numba.njit([signature], **OPTIONS)(function)
+
+
+def python(code: str, folder: Path | None = None, **environment: str) -> str:
+    """What a new process, in a folder of its own, prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

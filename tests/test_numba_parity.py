@@ -159,23 +159,24 @@ def test_registers_of_other_processors(
     """The tiles that fit them, here."""
     from xprnn.kernels.numba import loops, product, sequence, tile
 
+    made = sequence._forward, sequence._backward, sequence._packing
     ours = ("REGISTERS = Registers.of_host()", f"REGISTERS = Registers({size}, {rows})")
     monkeypatch.setitem(sys.modules, tile.__name__, faulty(tile, ours))
     theirs = faulty(product)
     assert theirs.width_of(np.dtype("float32")) == size // 2
-    for name in ("pack", "pack_transposed", "product"):
-        monkeypatch.setattr(loops, name, getattr(theirs, name))
+    monkeypatch.setattr(loops, "product", theirs.product)
+    monkeypatch.setattr(sequence, "product", theirs)
     for name in ("panels_of", "width_of"):
         monkeypatch.setattr(sequence, name, getattr(theirs, name))
     monkeypatch.setattr(sequence, "compile_for", uncached)
-    for made in (sequence._forward, sequence._backward):
-        made.cache_clear()
+    for function in made:
+        function.cache_clear()
     try:
         for case in sized(cell=("gru",), directions=(2,), T=(5,)):
             compare(case, "sequence")
     finally:
-        for made in (sequence._forward, sequence._backward):
-            made.cache_clear()
+        for function in made:
+            function.cache_clear()
 
 
 @pytest.mark.parametrize("kernels", ["pointwise", "sequence"])

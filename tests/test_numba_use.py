@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numba_parts import forced, needs_numba
+from numba_parts import forced, needs_numba, python
 
 import xprnn
 from xprnn import kernels
@@ -33,21 +30,6 @@ def automatic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for remembered in (kernels._choose, kernels._whole):
         remembered.cache_clear()
-
-
-def python(code: str, folder: Path | None = None, **environment: str) -> str:
-    """What a new process, in a folder of its own, prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def explained(layer: xprnn.GRU, shape: tuple[int, ...] = (12, 4, 3)) -> list[str]:
@@ -75,27 +57,7 @@ def test_what_they_are_not_made_for_is_left_to_the_parts(
     assert last == "  sequence: N=4 T=1: to pack the weights takes longer than so few steps"
     assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
-    first, *_, last = explained(layer, (12, 64, 3))
-    assert first.endswith(": pointwise")
-    assert last == "  sequence: N=64 I=3 H=256: the products are worth the BLAS's 8 threads"
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
     assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
-
-
-@needs_numba
-@pytest.mark.parametrize(
-    "layer",
-    [xprnn.GRU(2000, 16, seed=0), xprnn.GRU(3, 100, num_layers=2, bidirectional=True, seed=0)],
-    ids=["first", "above"],
-)
-def test_a_wide_input_counts(
-    layer: xprnn.GRU, automatic: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of any layer: they compute the input side too, in one thread."""
-    shape = (12, 64, layer.options["input_size"])
-    assert explained(layer, shape)[0].endswith(": sequence")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
-    assert explained(layer, shape)[0].endswith(": pointwise")
 
 
 @needs_numba
@@ -202,33 +164,6 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
 
 
 @needs_numba
-def test_two_layers_in_two_threads_give_right_answers() -> None:
-    layers = [xprnn.GRU(3, 24, seed=0), xprnn.LSTM(3, 40, bidirectional=True, seed=1)]
-    inputs = [np.tile(X, (4, 1, 1)), np.tile(X, (2, 3, 1))]
-    pairs = [*zip(layers, inputs, strict=True)]
-
-    def work() -> None:
-        expected = [layer(x)[0] for layer, x in pairs]
-        wrong: list[int] = []
-        ready = threading.Barrier(len(layers))
-
-        def repeat(k: int) -> None:
-            ready.wait()
-            outputs = (layers[k](inputs[k])[0] for _ in range(200))
-            wrong.extend(k for output in outputs if not np.array_equal(output, expected[k]))
-
-        threads = [threading.Thread(target=repeat, args=(k,)) for k in range(len(layers))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
-
-    for kernels_name in ("pointwise", "sequence"):
-        forced(kernels_name, work)
-
-
-@needs_numba
 def test_they_let_other_threads_run() -> None:
     """While a kernel works, another thread counts on: it does not hold Python's lock."""
     code = """
@@ -259,23 +194,3 @@ start, stop = seen[0]
 print(len([t for t in ticks if start + 0.1 * (stop - start) < t < stop - 0.1 * (stop - start)]))
 """
     assert int(python(code, XPRNN_KERNELS="sequence", OMP_NUM_THREADS="1")) > 5
-
-
-@needs_numba
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("kernels_name", ["pointwise", "sequence"])
-def test_a_fork_after_use_works(kernels_name: str) -> None:
-    code = """
-import os, numpy as np, xprnn
-layer = xprnn.GRU(3, 24, seed=0).train()
-x = np.ones((12, 4, 3), "f")
-expected, _ = layer(x)
-child = os.fork()
-if child == 0:
-    output, _ = layer(x)
-    layer.backward(output)
-    other = xprnn.LSTM(3, 24, seed=0)(x)[0]  # not compiled before the fork
-    os._exit(0 if np.array_equal(output, expected) and np.isfinite(other).all() else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    assert python(code, XPRNN_KERNELS=kernels_name, OMP_NUM_THREADS="1").split() == ["0"]

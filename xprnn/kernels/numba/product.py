@@ -7,6 +7,7 @@ registers while the sum runs.
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .jit import at, inlined
 from .tile import REGISTERS, VECTORS, tile, transpose
 
 _MOST = REGISTERS.rows
+_FOURS = lcm(_MOST, 4)
 _most, _four, _two, _one = (tile(rows) for rows in (_MOST, 4, 2, 1))
 
 
@@ -65,17 +67,19 @@ def product(a: Any, panels: Any, start: Any, out: Any) -> None:
     """Write start + a @ panels to `out`; sums begin at `start`, None for zero.
 
     `a` is (N, K), `panels` (panels, K, width), `start` (panels, width), `out`
-    (N, panels * width).
+    (N, panels * width). Tiles of four rows and more add one k after the other, smaller ones do
+    not: what a row gives depends on nothing but whether it is among the last N % 4.
     """
     rows, width = a.shape[0], panels.shape[2]
     for p in range(panels.shape[0]):
         panel, place = panels[p], out[:, p * width :]
         begin = at(start, p)
         n = 0
-        while n + _MOST <= rows:
-            _most(a[n:], panel, begin, place[n:])
-            n += _MOST
-        while n + 3 < rows:
+        while n + _FOURS <= rows:
+            for first in range(n, n + _FOURS, _MOST):
+                _most(a[first:], panel, begin, place[first:])
+            n += _FOURS
+        while n + 4 <= rows:
             _four(a[n:], panel, begin, place[n:])
             n += 4
         if n + 1 < rows:

@@ -1,14 +1,14 @@
-"""Whole sequences: one compiled function for all steps of one direction of a layer.
+"""Whole sequences: one compiled function for all steps of a direction of a layer.
 
 They replace the time loops of `xprnn/sequence.py`, work on the same arrays and leave in them
-what the loops leave.
+what the loops leave. Where several threads pay, each takes a direction or some of its rows.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from numba import types
 
 from ...arithmetic import Arithmetic
 from ...backend import Array
-from ...cells import CELLS
+from ...cells import CELLS, Weights
 from ...directions import Direction, Trace, Undoing
 from ...layout import Layout
 from ...scratch import Workspace
-from . import SEQUENCE
+from . import SEQUENCE, product, threads
 from . import gates as by_element
 from .jit import compile_for, number_of, read, written
 from .loops import backward_loop, forward_loop
@@ -28,17 +28,14 @@ from .product import panels_of, width_of
 
 CHUNK = 64  # rows whose input side is computed at a time: enough for the weights to pay off
 FEW = 8  # rows of all steps
-# Multiply-adds of a step from which the BLAS's threads outdo these kernels, which have one: about
-# 80 microseconds of it.
-ALONE = 4_000_000
+# Multiply-adds of a call from which a second thread pays: to wake it takes as long as a million
+SHARED = 4_000_000
+FEWEST = 4  # rows of a slice, whose first row is divisible by it: so the bits do not depend on it
 _BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
 
 
 class SequenceKernels:
-    """The functions that take all steps of a direction of a layer, in float32 or float64.
-
-    Two directions have their turns one after the other.
-    """
+    """The functions that take all steps of a direction of a layer, in float32 or float64."""
 
     unit = "call"
     from_input = True
@@ -57,9 +54,6 @@ class SequenceKernels:
         """Why "auto" leaves a call to the parts, between which NumPy's BLAS multiplies."""
         if T == 1 or N * T < FEW:
             return f"N={N} T={T}: to pack the weights takes longer than so few steps"
-        threads, work = _threads(), N * (width + H) * H * CELLS[self._cell].gates
-        if threads > 1 and work > ALONE:
-            return f"N={N} I={width} H={H}: the products are worth the BLAS's {threads} threads"
         return ""
 
     def forward(
@@ -72,32 +66,48 @@ class SequenceKernels:
         record: bool,
     ) -> None:
         """All steps, from x: of the traces every state is written, with `record` all else too."""
-        for direction, trace in zip(directions, traces, strict=True):
-            mark = scratch.mark()
-            self._take(direction, trace, layout, scratch, record)
-            scratch.rewind(mark)
+        mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
+        weights = len(directions) * width * (traces[0].x.shape[1] + H)
+        with threads.crew(_worth(layout, weights)) as crew:
+            slices, calls = _slices(layout, crew.size // len(directions)), []
+            for direction, trace in zip(directions, traces, strict=True):
+                arrays = self._packed(direction.weights, scratch)
+                for part in slices:
+                    rooms = self._rooms(scratch, part, trace.x.shape[1], arrays[1])
+                    calls.append(
+                        partial(
+                            _forward(self._cell, self._dtype, record),
+                            *(*arrays, *rooms, trace.x, trace.gates),
+                            *(trace.saved if record else None, trace.states),
+                            *(_first(direction.ends, layout), _counts(layout), direction.reverse),
+                            *part,
+                        )
+                    )
+            crew.run(calls)
+        scratch.rewind(mark)
 
-    def _take(
-        self, direction: Direction, trace: Trace, layout: Layout, scratch: Workspace, record: bool
-    ) -> None:
-        """`forward` of one direction."""
-        weights, dtype, x = direction.weights, self._dtype, trace.x
-        width, H = weights.weight_hh.shape
-        panels_ih, gx = self._room(scratch, x.shape[1], width, max(CHUNK, layout.running))
-        panels_hh, gh = self._room(scratch, H, width, layout.running)
-        filled = scratch.empty(gx.shape[1])
+    def _packed(self, weights: Weights, scratch: Workspace) -> tuple[Array, ...]:
+        """The weights and biases of a direction as the loops read them."""
+        width, dtype = len(weights.weight_hh), self._dtype
+        panels = [self._panels(scratch, matrix.shape[1], width) for matrix in weights[:2]]
+        for matrix, place in zip(weights[:2], panels, strict=True):
+            _packing("pack_transposed", dtype)(matrix, place)
+        filled = scratch.empty(panels[0].shape[0] * panels[0].shape[2])
         filled[...] = 0.0
         bias = CELLS[self._cell].input_bias(weights, dtype)
         if bias is not None:
             filled[:width] = bias
         bias_hh = filled if weights.bias_hh is None else weights.bias_hh
-        read = weights.weight_ih, weights.weight_hh, filled.reshape(len(panels_ih), -1), bias_hh
-        saved = trace.saved if record else None
-        initial = _first(direction.ends, layout)
-        _forward(self._cell, dtype, record)(
-            *(*read, panels_ih, panels_hh, gx, gh, x, trace.gates, saved, trace.states, initial),
-            *(_counts(layout), direction.reverse),
-        )
+        return *panels, filled.reshape(len(panels[0]), -1), bias_hh
+
+    def _rooms(
+        self, scratch: Workspace, part: tuple[int, int], width: int, panels: Array
+    ) -> tuple[Array, ...]:
+        """Uninitialised arrays for x and the input side of some steps, and a step's product."""
+        rows, columns = part[1] - part[0], panels.shape[0] * panels.shape[2]
+        ahead = max(CHUNK, -(-rows // 4) * 4)
+        sizes = (ahead, width), (ahead, columns), (rows, columns)
+        return tuple([scratch.empty(*size) for size in sizes])
 
     def backward(
         self, chosen: Any, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
@@ -106,31 +116,48 @@ class SequenceKernels:
 
         `dstates` become those of the initial states. Rows of `doutput` may stand apart.
         """
-        for undoing in directions:
-            mark, trace, doutput = scratch.mark(), undoing.trace, undoing.doutput
-            H, width = trace.states[0].shape[1], trace.gates.shape[1]
-            panels, through = self._room(scratch, width, H, layout.running)
-            if doutput is None:
-                doutput = np.empty((0, H), self._dtype)
-            arrays = trace.gates, trace.saved, trace.states, doutput
-            _backward(self._cell, self._dtype)(
-                *(undoing.weights.weight_hh, panels, through, *arrays),
-                *(_first(undoing.dstates, layout), _counts(layout), undoing.reverse),
-            )
-            scratch.rewind(mark)
+        mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
+        with threads.crew(_worth(layout, len(directions) * width * H)) as crew:
+            slices, calls = _slices(layout, crew.size // len(directions)), []
+            for undoing in directions:
+                panels, trace = self._panels(scratch, width, H), undoing.trace
+                _packing("pack", self._dtype)(undoing.weights.weight_hh, panels)
+                doutput = undoing.doutput
+                if doutput is None:
+                    doutput = np.empty((0, H), self._dtype)
+                for part in slices:
+                    through = scratch.empty(part[1] - part[0], panels.shape[0] * panels.shape[2])
+                    calls.append(
+                        partial(
+                            _backward(self._cell, self._dtype),
+                            *(panels, through, trace.gates, trace.saved, trace.states, doutput),
+                            *(_first(undoing.dstates, layout), _counts(layout), undoing.reverse),
+                            *part,
+                        )
+                    )
+            crew.run(calls)
+        scratch.rewind(mark)
 
-    def _room(self, scratch: Workspace, K: int, columns: int, rows: int) -> tuple[Array, Array]:
-        """Uninitialised arrays for the weights of a product over K, and for its result."""
-        count, width = panels_of(columns, self._dtype), width_of(self._dtype)
-        return scratch.empty(count, K, width), scratch.empty(rows, count * width)
+    def _panels(self, scratch: Workspace, K: int, columns: int) -> Array:
+        """An uninitialised array for the weights of a product over K."""
+        return scratch.empty(panels_of(columns, self._dtype), K, width_of(self._dtype))
 
 
-def _threads() -> int:
-    """The threads that NumPy's BLAS takes, by the usual variables or the processors there are."""
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        if (text := os.environ.get(name, "")).isdecimal():
-            return int(text)
-    return os.cpu_count() or 1
+def _worth(layout: Layout, weights: int) -> int:
+    """How many threads may pay for the products of all rows and steps with these many weights."""
+    return layout.total * weights // SHARED + 1
+
+
+def _slices(layout: Layout, parts: int) -> list[tuple[int, int]]:
+    """The rows in up to so many parts of about as many steps in all."""
+    rows = layout.running
+    parts = max(1, min(parts, rows // FEWEST))
+    if parts == 1:
+        return [(0, rows)]
+    steps = np.searchsorted(-_counts(layout), -np.arange(rows))  # of each row
+    ends = np.searchsorted(np.cumsum(steps), np.arange(1, parts) * layout.total / parts) + 1
+    bounds = [0, *(np.rint(ends / FEWEST).astype(int) * FEWEST).tolist(), rows]
+    return [part for part in pairwise(bounds) if part[0] < part[1]]
 
 
 def _first(states: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
@@ -146,16 +173,27 @@ def _counts(layout: Layout) -> np.ndarray:
 
 
 @cache
+def _packing(name: str, dtype: np.dtype[Any]) -> Any:
+    """`pack` or `pack_transposed` compiled."""
+    pack = getattr(product, name)
+
+    def packing(matrix: Any, panels: Any) -> None:
+        pack(matrix, panels)
+
+    packing.__name__ = name
+    number = number_of(dtype)
+    return compile_for(packing, (read(number, 2), written(number, 3)))
+
+
+@cache
 def _forward(cell: str, dtype: np.dtype[Any], record: bool) -> Any:
     """The compiled loop of a cell."""
     number = number_of(dtype)
-    matrix, states = written(number, 2), _states(cell, number)
+    matrix, panels, states = written(number, 2), written(number, 3), _states(cell, number)
     function = forward_loop(cell, getattr(by_element, f"{cell}_forward"))
     saved = matrix if record else types.none
-    weight, panels = read(number, 2), written(number, 3)
-    before = weight, weight, matrix, read(number, 1), panels, panels, matrix, matrix, matrix
-    after = matrix, saved, states, states, types.Array(types.intp, 1, "C"), types.boolean
-    return compile_for(function, (*before, *after))
+    before = panels, panels, matrix, read(number, 1), matrix, matrix, matrix, matrix, matrix
+    return compile_for(function, (*before, saved, states, states, *_WHICH))
 
 
 @cache
@@ -166,9 +204,12 @@ def _backward(cell: str, dtype: np.dtype[Any]) -> Any:
     gates_of = getattr(by_element, f"{cell}_backward")
     function = backward_loop(cell, gates_of, cell in _BESIDE)
     doutput = types.Array(number, 2, "A", readonly=True)
-    before = read(number, 2), written(number, 3), matrix, matrix, matrix
-    after = states, doutput, states, types.Array(types.intp, 1, "C"), types.boolean
-    return compile_for(function, (*before, *after))
+    before = written(number, 3), matrix, matrix, matrix, states, doutput, states
+    return compile_for(function, (*before, *_WHICH))
+
+
+# counts, reverse, low, high
+_WHICH = types.Array(types.intp, 1, "C"), types.boolean, types.intp, types.intp
 
 
 def _states(cell: str, number: Any) -> types.UniTuple:
@@ -177,6 +218,8 @@ def _states(cell: str, number: Any) -> types.UniTuple:
 
 def compilations() -> list[Callable[[], Any]]:
     """What compiles each loop, in every type, if it is called."""
-    kinds = [(cell, np.dtype(dtype)) for cell in SEQUENCE for dtype in ("float32", "float64")]
+    dtypes = [np.dtype(dtype) for dtype in ("float32", "float64")]
+    kinds = [(cell, dtype) for cell in SEQUENCE for dtype in dtypes]
+    packing = [partial(_packing, name, t) for name in ("pack", "pack_transposed") for t in dtypes]
     forward = [partial(_forward, *kind, record) for kind in kinds for record in (False, True)]
-    return [*forward, *(partial(_backward, *kind) for kind in kinds)]
+    return [*packing, *forward, *(partial(_backward, *kind) for kind in kinds)]
