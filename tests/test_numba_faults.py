@@ -33,8 +33,11 @@ GATES = {
 }  # fmt: skip
 LOOPS = {
     "the wrong rows of gx": ("forward", "mine = gx[place : place + rows]", "mine = gx[0:rows]"),
-    "rows that join at zero": ("forward", "states[k][before + n] = initial[k][n]",
-                               "states[k][before + n] = initial[k][n] - initial[k][n]"),
+    "rows that join at zero": (
+        "forward",
+        "states[k][before + n] = initial[k][n]",
+        "states[k][before + n] = initial[k][n] - initial[k][n]",
+    ),
     "rows that join again": ("forward", "                joined = rows\n", ""),
     "forward's blocks in reverse": (
         "forward",
