@@ -1,23 +1,32 @@
-"""A stepper's step of three layers beside three of torch's cells, in turns in one process.
+"""A stepper's step beside torch's cells and ONNX Runtime's session, in turns in one process.
 
     OMP_NUM_THREADS=1 python benchmarks/stepper_vs_torch.py [--rounds 15] [--dtype float32]
 
-Microseconds a step on the CPU, medians of the rounds, and torch's time by xprnn's, round by round,
-with its quartiles; both have the same weights and have to find the same results. Needs torch.
+First three layers beside three of torch's cells, then one layer of 128 units and one stream, for
+which ONNX Runtime has a session of one operator and xprnn a cell too. Microseconds a step on the
+CPU, medians of the rounds, and torch's time by xprnn's, round by round, with its quartiles: with
+Numba where it is installed, and with NumPy alone. All have the same weights and have to find the
+same results. Needs torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LAYERS = 3
 SIZES = [(H, N) for N in (1, 8) for H in (32, 64, 128, 512)]
-SAMPLE = 8e-3  # seconds
+SAMPLE = 5e-3  # seconds
 STREAMED = 20  # steps that are compared
+OURS = {"with Numba": "auto", "NumPy alone": "reference"}  # what XPRNN_KERNELS says
+
+Sides = dict[str, Callable[[], Any]]
 
 
 def main() -> None:
@@ -28,20 +37,26 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    print("| cell | H | N | torch's three cells, µs | a stepper's step, µs | torch / xprnn |")
-    print("|---|---|---|---|---|---|")
+    if importlib.util.find_spec("numba") is None:
+        print("Numba is not installed: its column is left out")
+        del OURS["with Numba"]
+    columns = " | ".join(f"{side}, µs | torch / xprnn" for side in OURS)
+    print(f"| cell | H | N | torch's three cells, µs | {columns} |")
+    print("|---" * (4 + 2 * len(OURS)) + "|")
     for kind in ("GRU", "LSTM", "RNN"):
         for H, N in SIZES:
-            ours, theirs = _sides(kind, H, N, options.dtype)
-            seconds = _measure({"xprnn": ours, "torch": theirs}, options.rounds)
-            pairs = zip(seconds["torch"], seconds["xprnn"], strict=True)
-            low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-            one, other = (1e6 * statistics.median(seconds[side]) for side in ("torch", "xprnn"))
-            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
-            print(f"| {kind} | {H} | {N} | {one:.0f} | {other:.0f} | {ratio} |", flush=True)
+            seconds = _measure(_three_layers(kind, H, N, options.dtype), options.rounds)
+            found = " | ".join(_beside(seconds, side) for side in OURS)
+            torch_s = _median(seconds, "torch")
+            print(f"| {kind} | {H} | {N} | {torch_s} | {found} |", flush=True)
+    print("\n| cell, one layer, H=128 N=1 | µs | torch / it |\n|---|---|---|")
+    for cell in ("gru", "lstm", "rnn_tanh"):
+        seconds = _measure(_one_layer(cell, options.dtype), options.rounds)
+        for side in seconds:
+            print(f"| {cell}: {side} | {_beside(seconds, side)} |", flush=True)
 
 
-def _sides(kind: str, H: int, N: int, dtype: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _three_layers(kind: str, H: int, N: int, dtype: str) -> Sides:
     """A step of each, with the same weights, after a few that found the same."""
     import numpy as np
     import torch
@@ -56,7 +71,7 @@ def _sides(kind: str, H: int, N: int, dtype: str) -> tuple[Callable[[], Any], Ca
         cell.load_state_dict({name: torch.from_numpy(weight) for name, weight in named.items()})
         cells.append(cell)
     x = np.random.default_rng(0).standard_normal((N, H)).astype(dtype)
-    lent, out, stepper = torch.from_numpy(x), np.empty((N, H), dtype), layer.stepper(N)
+    lent = torch.from_numpy(x)
     states: list[Any] = [None] * LAYERS
 
     def theirs() -> Any:
@@ -67,15 +82,69 @@ def _sides(kind: str, H: int, N: int, dtype: str) -> tuple[Callable[[], Any], Ca
                 y = states[k][0] if kind == "LSTM" else states[k]
         return y
 
-    def ours() -> Any:
-        return stepper.step(x, out=out)
-
+    sides: Sides = {side: _stepping(layer, x, asked) for side, asked in OURS.items()}
     for _ in range(STREAMED):
-        np.testing.assert_allclose(ours(), theirs().numpy(), atol=1e-5)
-    return ours, theirs
+        expected = theirs().numpy()
+        for ours in sides.values():
+            np.testing.assert_allclose(ours(), expected, atol=1e-5)
+    return {"torch": theirs, **sides}
 
 
-def _measure(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def _one_layer(cell: str, dtype: str) -> Sides:
+    """A step of each, those of the peers and of xprnn's cell from the same state each time."""
+    import numpy as np
+
+    import xprnn
+    from xprnn.bench.steps import runtime_step, torch_step
+    from xprnn.bench.task import PeerUnavailableError, Setting, make_task
+
+    task = make_task(Setting(cell, 128, 128, batch=1, steps=1, kind=dtype))
+    theirs, result = torch_step(task)
+    sides: Sides = {"torch": theirs}
+    try:
+        sides["ONNX Runtime's session"] = runtime_step(task)[0]
+    except PeerUnavailableError as error:
+        print(f"ONNX Runtime: {error}")
+    kind = {"gru": xprnn.GRUCell, "lstm": xprnn.LSTMCell, "rnn_tanh": xprnn.RNNCell}[cell]
+    weights = {name.removesuffix("_l0"): weight for name, weight in task.weights.items()}
+    x, states = task.x[0], task.states if len(task.states) > 1 else task.states[0]
+    for side, asked in OURS.items():
+        sides[f"stepper, {side}"] = _stepping(task.layer, x, asked)
+        one = sides[f"cell, {side}"] = _calling(kind.from_weights(**weights), x, states, asked)
+        h = one()
+        np.testing.assert_allclose(h[0] if cell == "lstm" else h, result(), atol=1e-5)
+    return sides
+
+
+def _calling(cell: Any, x: Any, states: Any, asked: str) -> Callable[[], Any]:
+    """A cell's call; the variable is set within it, which takes a microsecond."""
+
+    def call() -> Any:
+        os.environ["XPRNN_KERNELS"] = asked
+        return cell(x, states)
+
+    return call
+
+
+def _stepping(layer: Any, x: Any, asked: str) -> Callable[[], Any]:
+    """A stepper's step, the first one taken, by those who serve where `asked` is asked for."""
+    import numpy as np
+
+    with _kernels(asked):
+        stepper = layer.stepper(len(x))
+    out = np.empty((len(x), layer.options["hidden_size"]), x.dtype)
+    return lambda: stepper.step(x, out=out)
+
+
+@contextmanager
+def _kernels(asked: str) -> Iterator[None]:
+    before = os.environ.get("XPRNN_KERNELS", "auto")
+    os.environ["XPRNN_KERNELS"] = asked
+    yield
+    os.environ["XPRNN_KERNELS"] = before
+
+
+def _measure(sides: Sides, rounds: int) -> dict[str, list[float]]:
     """Seconds a call, `rounds` samples of each side in turns."""
     counts = {side: max(2, int(SAMPLE / _seconds(call, 5))) for side, call in sides.items()}
     found: dict[str, list[float]] = {side: [] for side in sides}
@@ -90,6 +159,17 @@ def _seconds(call: Callable[[], Any], count: int) -> float:
     for _ in range(count):
         call()
     return (time.perf_counter() - start) / count
+
+
+def _median(seconds: dict[str, list[float]], side: str) -> str:
+    return f"{1e6 * statistics.median(seconds[side]):.1f}"
+
+
+def _beside(seconds: dict[str, list[float]], side: str) -> str:
+    """A side's microseconds, and torch's time by its."""
+    pairs = zip(seconds["torch"], seconds[side], strict=True)
+    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
+    return f"{_median(seconds, side)} | {middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

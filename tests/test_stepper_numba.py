@@ -32,6 +32,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The table as users have it who have Numba."""
     monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     kernels._choose.cache_clear()
     yield
     kernels._choose.cache_clear()
@@ -199,6 +200,23 @@ def test_explain_says_who_serves_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "its array calls are recorded and repeated" in text
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
     assert "  reason: XPRNN_KERNELS=sequence" in layer.stepper(2).explain()
+
+
+@pytest.mark.parametrize(
+    ("N", "threads", "serving"),
+    [(1, 1, "sequence"), (1, 2, "reference"), (8, 4, "sequence"), (8, 5, "reference")],
+)
+def test_work_for_many_threads_is_left_to_the_blas(
+    N: int, threads: int, serving: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", str(threads))
+    lines = xprnn.GRU(64, 1024, 2, seed=0).stepper(N).explain().splitlines()
+    assert lines[0].endswith(f"one step: {serving}")
+    if serving == "reference":
+        why = f"the products are worth the BLAS's {threads} threads"
+        assert lines[-1] == f"  sequence: N={N} I=1024 H=1024: {why}"
+    small = xprnn.GRU(64, 64, 2, seed=0).stepper(N)
+    assert small.explain().splitlines()[0].endswith("one step: sequence")
 
 
 def test_narrow_types_stay_with_the_plain_code_and_the_reason(

@@ -127,7 +127,7 @@ def choose_step(
     if forced == "auto" and not backend.on_gpu:
         engine = _choose(cell, backend, arithmetic, "reference")
         missing = ("pointwise", BY_COLUMN), ("sequence", refused or "not asked for")
-        return replace(engine, reason="the only one here", missing=missing)
+        return replace(engine, reason="the fastest that fits", missing=missing)
     engine = _choose(cell, backend, arithmetic, forced)
     others = [row for row in engine.missing if row[0] != "sequence"]
     why = refused or (UNTRIED if forced == "auto" else engine.reason)
@@ -142,12 +142,12 @@ def _refuse_stack_step(
         from .cuda.stack_step import Sizes, refusal
 
         return refusal(backend, cell.name, arithmetic, Sizes(*sizes))
-    if not backend.on_gpu:
-        from .numba import refuse_step
+    from .numba import refuse_step, step_outdone
 
-        # where it is not wanted nothing is looked for: Numba takes its time to import
-        return refuse_step(cell.name, arithmetic) if wants_sequences(backend) else None
-    return _absent(cell, backend)
+    if not wants_sequences(backend):
+        return None  # nothing is looked for: Numba takes its time to import
+    refused = refuse_step(cell.name, arithmetic)
+    return refused if refused or asked() != "auto" else step_outdone(cell.name, sizes) or None
 
 
 def _absent(cell: Cell, backend: Backend) -> str:

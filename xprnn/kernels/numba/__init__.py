@@ -56,6 +56,13 @@ def refuse_step(cell: str, arithmetic: Arithmetic) -> str | None:
     return refusal(arithmetic) or (None if cell in STEP else f"no kernel of a step for '{cell}'")
 
 
+def step_outdone(cell: str, sizes: tuple[int, int, int, int]) -> str:
+    """Why "auto" leaves the steps of a stack (L, N, I, H) to NumPy; "" where it does not."""
+    from .step import outdone
+
+    return outdone(cell, sizes)
+
+
 def sequences(cell: str, backend: Backend, arithmetic: Arithmetic) -> SequenceKernels:
     """Those for a cell."""
     from .sequence import SequenceKernels
@@ -75,4 +82,12 @@ def compilations() -> list[Callable[[], Any]]:
     return [*sequence.compilations(), *step.compilations(), *cells.compilations()]
 
 
-__all__ = ["compilations", "fused_cells", "has_sequences", "refusal", "refuse_step", "sequences"]
+__all__ = [
+    "compilations",
+    "fused_cells",
+    "has_sequences",
+    "refusal",
+    "refuse_step",
+    "sequences",
+    "step_outdone",
+]
