@@ -73,16 +73,16 @@ def test_explain_says_which(narrow: Backend) -> None:
     alone = "one launch takes all steps of a direction of a layer"
     blocks = "both: H=20: 4 blocks must run at once, one for 16 units of each direction; this "
     why = f"{blocks}device holds 3"
-    assert layer.eval().explain((4, 2, 3)).splitlines()[3:] == [f"  forward: {alone}; {why}"]
-    assert layer.train().explain((4, 2, 3)).splitlines()[3:] == [
+    assert layer.eval().explain((4, 2, 3)).splitlines()[4:] == [f"  forward: {alone}; {why}"]
+    assert layer.train().explain((4, 2, 3)).splitlines()[4:] == [
         f"  {work}: {alone}; {why}" for work in ("training", "backward")
     ]
     layer = xprnn.GRU(3, 16, seed=0, bidirectional=True, backend=narrow.name).eval()
-    assert layer.explain((4, 2, 3)).splitlines()[3:] == [
+    assert layer.explain((4, 2, 3)).splitlines()[4:] == [
         "  forward: one launch takes all steps of a layer, both directions"
     ]
     layer = xprnn.GRU(3, 16, seed=0, backend=narrow.name).eval()
-    assert layer.explain((4, 2, 3)).splitlines()[3:] == [f"  {alone}"]
+    assert layer.explain((4, 2, 3)).splitlines()[4:] == [f"  {alone}"]
 
 
 @pytest.mark.parametrize("cell", [xprnn.GRU, xprnn.LSTM])

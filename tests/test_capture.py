@@ -124,7 +124,7 @@ def test_the_list_is_complete(strict: Backend, tmp_path: Path) -> None:
     steps = {name for name in dir(feature_first) if name.startswith("rnn_")}
     assert steps <= names, "xprnn.feature_first"
     silent = {"parameters", "grads", "frozen", "unfreeze", "trainable", "train", "eval"}
-    silent |= {"explain", "to"}  # the last is attempted under other names
+    silent |= {"explain", "recompute", "to"}  # the last is attempted under other names
     assert _methods(xprnn.GRU) - silent <= names, "layers"
     own = _methods(optim.Adam)
     assert {f"Adam.{name}" for name in own} <= names, "optimisers"
@@ -143,6 +143,7 @@ def test_what_launches_nothing_still_goes(device: Backend) -> None:
         layer.explain((4, 3, 3))
         layer.eval().train().unfreeze()
         assert layer.trainable() and repr(layer)
+        layer.recompute = 2
         stream.end_capture()
 
 

@@ -18,7 +18,7 @@ from .checks import (
     check_lengths,
     check_states,
 )
-from .stack import Stack
+from .network import Stack
 
 # of a constructor: where, in what, how
 PLACE = ("backend", "dtype", "precision", "compute_dtype", "recompute")

@@ -13,6 +13,7 @@ from .backend import Array
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+BLOCK = 1 << 20  # elements hashed at a time, at 16 bytes each; fewer cost a GPU more launches
 
 
 def _mix_host(value: int) -> int:
@@ -49,6 +50,20 @@ def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, r
     root = 0
     for part in key:
         root = _mix_host((root ^ (part & _MASK)) + _GOLDEN & _MASK)
+    rows = max(BLOCK // max(x.shape[1], 1), 1)
+    for start in range(0, x.shape[0], rows):
+        block = slice(start, start + rows)
+        _apply(xp, x[block], p, root, time[block], row[block])
+
+
+def beside(S: int, F: int) -> int:
+    """The bytes that `apply` to x (S, F) takes beside it, those of `time` and `row` among them."""
+    block = min(S * F, BLOCK)
+    return 16 * (block + S)
+
+
+def _apply(xp: Any, x: Array, p: float, root: int, time: Array, row: Array) -> None:
+    """`apply`, with the hash of its key."""
     h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(root))
     h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
     feature = xp.arange(x.shape[1]).astype(xp.uint64) * xp.uint64(_GOLDEN)

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .kernels import Engine
 from .kernels.family import Sequences
-from .stack import Stack
+from .network import Stack
 
 
-def explain(kind: str, net: Stack, engine: Engine, steps: int, batch: int, training: bool) -> str:
-    """The text for a layer of class `kind` and a call with T steps and N rows."""
+def explain(
+    kind: str,
+    net: Stack,
+    engine: Engine,
+    steps: int,
+    batch: int,
+    training: bool,
+    memory: Sequence[str],
+) -> str:
+    """The text for a layer of class `kind` and a call with T steps and N rows.
+
+    `memory` is what there is to be said of a training step's.
+    """
     forward, backward = moved(net, engine, batch)
     lines = [
         f"{kind}({net.input_size}, {net.hidden_size}) on {engine.backend.name}, "
         f"{engine.arithmetic}, T={steps} N={batch}: {engine.implementation}",
         f"  reason: {engine.reason}",
         f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
+        *(f"  {line}" for line in memory),
     ]
     launches = engine.cell.launches
     if engine.sequences is not None:

@@ -27,8 +27,8 @@ from .backend import Array
 from .cells import CELLS, Cell, Weights
 from .checks import check_flag
 from .memory import frees_memory
+from .network import Stack
 from .scratch import Workspace
-from .stack import Stack
 
 
 @dataclass

@@ -12,7 +12,7 @@ from .arguments import check_upstream
 from .backend import Array, to_numpy
 from .gradcheck import float64_copy, widened
 from .layer import _Layer
-from .stack import Stack
+from .network import Stack
 
 VANISHING, EXPLODING = 1e-2, 1e2  # of the gradient at the last state, what reaches the first
 

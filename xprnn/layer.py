@@ -7,6 +7,8 @@ from typing import Any
 from .arguments import check_call, check_upstream, unwrap
 from .backend import Array
 from .checks import check_size
+from .footprint import Footprint, training_step
+from .kernels import Engine
 from .recurrent import _Recurrent
 from .stepper import Stepper
 
@@ -112,6 +114,21 @@ class _Layer(_Recurrent):
 
     def _place(self) -> dict[str, Any]:
         return {**super()._place(), "recompute": self.recompute}
+
+    def _memory_of(self, engine: Engine, steps: int, batch: int) -> list[str]:
+        if engine.arithmetic.narrow and engine.implementation == "reference":
+            return ["the memory of the plain code in narrow types is not counted"]
+        batch_first = self.options["batch_first"]
+
+        def footprint(k: int | None) -> Footprint:
+            return training_step(self._stack, engine, steps, batch, batch_first, k)
+
+        if self.recompute is None:
+            return [f"a training step takes about {footprint(None)}"]
+        return [
+            f"a training step takes about {footprint(self.recompute)}",
+            f"without recompute={self.recompute} about {sum(footprint(None)):,}",
+        ]
 
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
         if len(shape) not in (2, 3):

@@ -15,9 +15,9 @@ from .checks import check_count, check_flag, check_probability, check_seed, chec
 from .explain import explain
 from .memory import frees_memory
 from .module import Module
+from .network import Stack
 from .parameters import Shapes, views
 from .scratch import FreeList, Workspace
-from .stack import Stack
 
 
 @dataclass
@@ -159,7 +159,12 @@ class _Recurrent(Module):
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
         engine = self._engine(steps, batch)
-        return explain(type(self).__name__, net, engine, steps, batch, self.training)
+        memory = self._memory_of(engine, steps, batch)
+        return explain(type(self).__name__, net, engine, steps, batch, self.training, memory)
+
+    def _memory_of(self, engine: kernels.Engine, steps: int, batch: int) -> list[str]:
+        """What `explain` says of the memory that a training step takes."""
+        return []
 
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """T and N of an x of this shape; ValueError if it has not the right dimensions."""

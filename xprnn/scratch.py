@@ -15,6 +15,8 @@ import numpy as np
 
 from .backend import ALIGNMENT, Array, Backend
 
+PATIENCE = 8  # small calls one after the other before a large buffer is dropped
+
 
 class Workspace:
     """A stack of uninitialised arrays, cut from one buffer that follows the demand.
@@ -30,6 +32,7 @@ class Workspace:
         self._size = 0
         self._used = 0
         self._peak = 0
+        self._idle = 0
 
     def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
         """An uninitialised C-contiguous array; its owner is whoever holds the workspace."""
@@ -55,10 +58,12 @@ class Workspace:
     def reset(self) -> None:
         """Take back all arrays; a buffer that was too small or mostly idle is dropped.
 
-        It shrinks only when most of it lay idle, so that calls of different sizes can take turns.
+        It shrinks only when most of it lay idle several times, so that calls of different sizes,
+        a forward and a backward pass, can take turns.
         """
         size = self._buffer.shape[0]
-        if self._peak > size or self._peak < size // 8:
+        self._idle = self._idle + 1 if self._peak < size // 8 else 0
+        if self._peak > size or self._idle == PATIENCE:
             self._size = self._peak
             self._buffer = self._backend.xp.empty(0, self.dtype)
         self._used = self._peak = 0

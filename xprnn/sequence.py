@@ -56,13 +56,19 @@ def _begin(
     engine: Engine, direction: Direction, x: Array, layout: Layout, kept: Workspace, record: bool
 ) -> Trace:
     """The trace of a direction, none of which but x is written yet."""
-    cell, T, total = engine.cell, engine.compute_dtype, layout.total
-    H = direction.ends[0].shape[1]
-    gates = kept.empty(total, cell.gates * H, dtype=T)
-    saved = kept.empty(total if record else layout.running, cell.saved * H, dtype=T)
-    others = [kept.empty(layout.running + total, H) for _ in direction.ends[1:]]
-    states = (kept.empty(layout.running + total, H, dtype=T), *others)
-    return Trace(x, gates, saved, states)
+    T, H = engine.compute_dtype, direction.ends[0].shape[1]
+    narrow, wide = trace_shapes(engine.cell, H, layout.running, layout.total, record)
+    gates, saved, h = [kept.empty(*shape, dtype=T) for shape in narrow]
+    return Trace(x, gates, saved, (h, *[kept.empty(*shape) for shape in wide]))
+
+
+def trace_shapes(
+    cell: Cell, H: int, running: int, total: int, record: bool
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The shapes of a trace's own arrays: of gates, saved and h, and of the other states."""
+    saved, states = total if record else running, (running + total, H)
+    narrow = [(total, cell.gates * H), (saved, cell.saved * H), states]
+    return narrow, [states for _ in cell.state_names[1:]]
 
 
 def step(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,64 +9,13 @@ import numpy as np
 
 from . import dropout, segments
 from .backend import Array
-from .cells import Cell, Weights
+from .cells import Weights
 from .directions import Direction, Trace, Undoing
 from .kernels import Engine
 from .layout import Layout, make_layout
+from .network import Stack
 from .scratch import Workspace
 from .segments import Segment
-
-
-@dataclass(frozen=True)
-class Stack:
-    """What a recurrent network is, apart from its numbers."""
-
-    cell: Cell
-    input_size: int  # I
-    hidden_size: int  # H
-    num_layers: int = 1  # L
-    num_directions: int = 1  # D
-    bias: bool = True
-    dropout: float = 0.0
-    layer_suffixes: bool = True  # names end in _l0, _l0_reverse, _l1, ...; a cell's do not
-
-    @property
-    def widest_input(self) -> int:
-        """I of the layer in which it is largest."""
-        above = self.num_directions * self.hidden_size if self.num_layers > 1 else 0
-        return max(self.input_size, above)
-
-    def weights(self, arrays: Mapping[str, Array]) -> list[list[Weights]]:
-        """Named arrays as `Weights` by layer and direction; an absent name gives None."""
-        return [
-            [
-                Weights(
-                    *[arrays.get(f"{kind}{self._suffix(layer, d)}") for kind in Weights._fields]
-                )
-                for d in range(self.num_directions)
-            ]
-            for layer in range(self.num_layers)
-        ]
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The name and shape of every parameter, torch's, in torch's order."""
-        gates, H = self.cell.gates * self.hidden_size, self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(self.num_layers):
-            width = self.num_directions * H if layer else self.input_size
-            for d in range(self.num_directions):
-                suffix = self._suffix(layer, d)
-                shapes[f"weight_ih{suffix}"] = (gates, width)
-                shapes[f"weight_hh{suffix}"] = (gates, H)
-                if self.bias:
-                    shapes[f"bias_ih{suffix}"] = (gates,)
-                    shapes[f"bias_hh{suffix}"] = (gates,)
-        return shapes
-
-    def _suffix(self, layer: int, direction: int) -> str:
-        if not self.layer_suffixes:
-            return ""
-        return f"_l{layer}" + ("_reverse" if direction else "")
 
 
 @dataclass
@@ -119,14 +67,18 @@ def forward(
     final = _sorted_states(xp, stack, layout, initial, dtype)
     current = kept.empty(layout.total, stack.input_size, dtype=T)
     layout.pack(_time_major(x, batch_first), current)
+    packed = _as_packed(layout, output, batch_first, T)
     for layer in range(stack.num_layers):
         last = layer + 1 == stack.num_layers
-        joined = (scratch if last else kept).empty(layout.total, width, dtype=T)
+        joined = packed if last else kept.empty(layout.total, width, dtype=T)
+        if joined is None:
+            joined = scratch.empty(layout.total, width, dtype=T)
         _run_layer(stack, tape, layer, current, final, kept, scratch, record, joined)
         if record and not last:
             _drop(xp, stack, layout, joined, key, layer)
         current = joined
-    layout.unpack(current, _time_major(output, batch_first))
+    if packed is None:
+        layout.unpack(current, _time_major(output, batch_first))
     layout.unsort_in_place(final)
     return output, final, tape
 
@@ -180,22 +132,29 @@ def backward(
     zeros. Written: `dweights`, every entry that is not None; `flow` (L*D, T), if given. The
     tape is used up.
     """
-    xp, layout = tape.engine.xp, tape.layout
+    xp, layout, total = tape.engine.xp, tape.layout, tape.layout.total
     width, dtype = stack.num_directions * stack.hidden_size, tape.engine.dtype
     dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
     dstates = _sorted_states(xp, stack, layout, dfinal, dtype)
     dlayer: Array | None = None
     if doutput is not None:
-        dlayer = scratch.empty(layout.total, width)
+        dlayer = scratch.empty(total, width)
         layout.pack(_time_major(doutput, tape.batch_first), dlayer)
-    for layer in range(stack.num_layers - 1, -1, -1):
-        dlayer = _undo_layer(
-            stack, tape, layer, dlayer, dstates, dweights[layer], need_dx, scratch, flow
-        )
-        if layer:
-            _drop(xp, stack, layout, dlayer, tape.dropout_key, layer - 1)
-    if dx is not None:
-        layout.unpack(dlayer, _time_major(dx, tape.batch_first))
+    spare: list[Array] = []
+    for layer in range(stack.num_layers - 1, 0, -1):
+        below = spare.pop() if spare else scratch.empty(total, width)
+        _undo_layer(stack, tape, layer, dlayer, dstates, dweights, scratch, flow, below)
+        _drop(xp, stack, layout, below, tape.dropout_key, layer - 1)
+        if dlayer is not None:
+            spare.append(dlayer)
+        dlayer = below
+    packed = None if dx is None else _as_packed(layout, dx, tape.batch_first, dtype)
+    below = packed
+    if dx is not None and packed is None:
+        below = scratch.empty(total, stack.input_size)
+    _undo_layer(stack, tape, 0, dlayer, dstates, dweights, scratch, flow, below)
+    if dx is not None and packed is None:
+        layout.unpack(below, _time_major(dx, tape.batch_first))
     layout.unsort_in_place(dstates)
     return dx, dstates
 
@@ -206,19 +165,18 @@ def _undo_layer(
     layer: int,
     doutput: Array | None,
     dstates: tuple[Array, ...],
-    dweights: list[Weights],
-    need_dx: bool,
+    dweights: list[list[Weights]],
     scratch: Workspace,
     flow: Array | None,
-) -> Array | None:
-    """Undo a layer's directions: returns the gradient of its input, None where nobody needs it.
+    dx: Array | None,
+) -> None:
+    """Undo a layer's directions: the gradient of its input is written to `dx` (S, I), if given.
 
     `doutput` (S, D*H) is read, the layer's part of `dstates` is read and overwritten.
     """
     H, D, engine, layout = stack.hidden_size, stack.num_directions, tape.engine, tape.layout
-    width = D * H if layer else stack.input_size
-    wanted = layer > 0 or need_dx
-    shares = [scratch.empty(layout.total, width) if wanted else None for _ in range(D)]
+    start = scratch.mark()
+    shares = [dx, *[None if dx is None else scratch.empty(*dx.shape) for _ in range(1, D)]]
     tape.spent = True  # from here on it is overwritten
     for group in engine.groups("backward", layout.running, H, layout.steps, D):
         mark = scratch.mark()
@@ -229,7 +187,7 @@ def _undo_layer(
                 tape.traces[layer][d],
                 None if doutput is None else doutput[:, d * H : (d + 1) * H],
                 tuple([dstate[layer * D + d] for dstate in dstates]),
-                dweights[d],
+                dweights[layer][d],
                 shares[d],
                 None if flow is None else flow[layer * D + d],
             )
@@ -237,10 +195,9 @@ def _undo_layer(
         ]
         segments.backward(engine, directions, layout, tape.segments, scratch)
         scratch.rewind(mark)
-    dx = shares[0]
     if dx is not None and D == 2:
         dx += shares[1]
-    return dx
+    scratch.rewind(start)
 
 
 def steps_and_batch(x: Array, batch_first: bool) -> tuple[int, int]:
@@ -283,6 +240,13 @@ def _drop(
 
 def _time_major(x: Array, batch_first: bool) -> Array:
     return x.transpose(1, 0, 2) if batch_first else x
+
+
+def _as_packed(layout: Layout, x: Array, batch_first: bool, dtype: Any) -> Array | None:
+    """A new array x (T, N, F) as the packed rows (S, F) that it is, or None."""
+    if batch_first or layout.ragged is not None or x.dtype != dtype:
+        return None
+    return x.reshape(layout.total, x.shape[2])
 
 
 def _caller_array(xp: Any, layout: Layout, shape: tuple[int, ...], dtype: Any) -> Array:

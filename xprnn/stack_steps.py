@@ -15,8 +15,8 @@ from . import sequence
 from .backend import Array
 from .cells import Buffers, Weights
 from .kernels import Engine
+from .network import Stack
 from .program import Program, record
-from .stack import Stack
 
 if TYPE_CHECKING:
     from .kernels.cuda.stack_step import StackStep as Launched
