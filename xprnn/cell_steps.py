@@ -5,8 +5,8 @@ from __future__ import annotations
 from . import kernels
 from .arithmetic import Arithmetic
 from .backend import Array, Backend
+from .network import Stack
 from .parameters import Parameters
-from .stack import Stack
 from .stack_steps import StackSteps
 
 MOST = 4  # batch sizes that are kept ready; one more, and all begin anew
