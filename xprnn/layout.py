@@ -23,15 +23,15 @@ import numpy as np
 from .backend import Array, Backend
 
 
-class Step(NamedTuple):
-    """One step of a walk: its active rows and where their blocks start."""
+class Run(NamedTuple):
+    """Steps of a walk, one after the other, with the same active rows; where their blocks start."""
 
-    t: int
     rows: int  # n_t: the first n_t rows are active
-    joined: int  # rows active at the step walked before this one
-    gates: int  # first row in packed arrays
-    before: int  # first row of the previous states
-    after: int  # first row of the next states
+    joined: int  # rows active at the step walked before the first of these
+    times: Sequence[int]  # t of each
+    gates: Sequence[int]  # first row in packed arrays
+    before: Sequence[int]  # first row of the previous states
+    after: Sequence[int]  # first row of the next states
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,24 @@ class Layout:
         """n_0, the rows that take at least one step."""
         return self.counts[0] if self.steps else 0
 
-    def walk(self, reverse: bool, undo: bool = False) -> Iterator[Step]:
+    def walk(self, reverse: bool, undo: bool = False) -> Iterator[Run]:
         """The steps in the order in which a direction takes them; with `undo`, last step first."""
-        first, joined = self.running, 0
-        times = range(self.steps)
-        for t in reversed(times) if reverse != undo else times:
-            low, high = first + self.starts[t - 1] if t else 0, first + self.starts[t]
-            before, after = (high, low) if reverse else (low, high)
-            yield Step(t, self.counts[t], joined, self.starts[t], before, after)
-            joined = self.counts[t]
+        counts, T = self.counts, self.steps
+        high = [self.running + start for start in self.starts]
+        before, after = (high, [0, *high]) if reverse else ([0, *high], high)
+        turn = -1 if reverse != undo else 1
+        joined = 0
+        # where the rows change a run ends
+        bounds = (
+            [t for t in range(T) if not t or counts[t] != counts[t - 1]] if self.ragged else [0]
+        )
+        for k in range(len(bounds))[::turn] if T else ():
+            first, stop = bounds[k], bounds[k + 1] if k + 1 < len(bounds) else T
+            times = range(first, stop)[::turn]
+            gates = self.starts[first:stop][::turn]
+            blocks = before[first:stop][::turn], after[first:stop][::turn]
+            yield Run(counts[first], joined, times, gates, *blocks)
+            joined = counts[first]
 
     def outputs(self, states: Array, reverse: bool) -> Array:
         """The states (S, H) that the steps of a direction wrote; read from (n_0 + S, H)."""

@@ -52,9 +52,15 @@ def _recorded(item: Any, program: Program) -> Any:
     return item
 
 
-def _operand(item: Any, dtype: np.dtype[Any]) -> np.ndarray:
-    """What a call reads; a number would become an array at each call."""
-    return item.array if isinstance(item, _Recorded) else np.array(item, dtype)
+def _operand(item: Any, target: np.ndarray, fully: bool) -> np.ndarray:
+    """What a call reads; a number would become an array at each call.
+
+    `fully`: one that has it for each element. The minimum with a single one takes three times as
+    long.
+    """
+    if isinstance(item, _Recorded):
+        return item.array
+    return np.full_like(target, item) if fully else np.array(item, target.dtype)
 
 
 class _Module:
@@ -68,7 +74,7 @@ class _Module:
 
         def note(*operands: Any, out: _Recorded) -> None:
             target = out.array
-            inner = [_operand(item, target.dtype) for item in operands]
+            inner = [_operand(item, target, function in BY_NAME) for item in operands]
             if function is np.matmul and not target.flags.c_contiguous:
                 # the same product, as BLAS takes it without a copy: (A B)' = B' A'
                 inner, target = [item.T for item in reversed(inner)], target.T

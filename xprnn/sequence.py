@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from . import columns
 from .backend import Array
 from .cells import Buffers, Cell, Weights
 from .directions import Direction, Trace, Undoing
 from .kernels import Engine
-from .layout import Layout
+from .layout import Layout, Run
 from .numerics import sum_rows
 from .scratch import Workspace
 
@@ -33,18 +34,17 @@ def forward(
     only with `record`. `scratch` is free again afterwards.
     """
     n_0, H = layout.running, directions[0].ends[0].shape[1]
-    traces = [begin(engine, direction, x, layout, kept, record) for direction in directions]
+    traces = [_begin(engine, direction, x, layout, kept, record) for direction in directions]
     work = "training" if record else "forward"
     whole = engine.whole(work, n_0, H, layout.steps, len(directions))
-    if whole is None or not whole[0].from_input:
-        for direction, trace in zip(directions, traces, strict=True):
-            bias = engine.cell.input_bias(direction.weights, engine.compute_dtype)
-            input_side(engine.xp, direction.weights, bias, x, trace.gates)
     if whole is None:
         for direction, trace in zip(directions, traces, strict=True):
             _take_steps(engine, direction, trace, layout, scratch, record)
     else:
         kernels, chosen = whole
+        if not kernels.from_input:
+            for direction, trace in zip(directions, traces, strict=True):
+                _input_sides(engine, direction, trace)
         kernels.forward(chosen, directions, traces, layout, scratch, record)
     for direction, trace in zip(directions, traces, strict=True):
         for state, end in zip(trace.states, direction.ends, strict=True):
@@ -52,7 +52,7 @@ def forward(
     return traces
 
 
-def begin(
+def _begin(
     engine: Engine, direction: Direction, x: Array, layout: Layout, kept: Workspace, record: bool
 ) -> Trace:
     """The trace of a direction, none of which but x is written yet."""
@@ -90,6 +90,12 @@ def input_side(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: A
         gates += bias
 
 
+def _input_sides(engine: Engine, direction: Direction, trace: Trace) -> None:
+    """gx of all steps, in one product, to the trace's gates."""
+    bias = engine.cell.input_bias(direction.weights, engine.compute_dtype)
+    input_side(engine.xp, direction.weights, bias, trace.x, trace.gates)
+
+
 def _take_steps(
     engine: Engine,
     direction: Direction,
@@ -99,21 +105,36 @@ def _take_steps(
     record: bool,
 ) -> None:
     """The time loop of `forward`: gates, saved and states of `trace` are written."""
-    weights, ends, reverse = direction.weights, direction.ends, direction.reverse
-    xp, cell, H = engine.xp, engine.cell, ends[0].shape[1]
-    carved = Carved(scratch, layout.running, cell.forward_scratch, H)
-    gates, saved, states = trace.gates, trace.saved, trace.states
-    ahead: tuple[Array, ...] = ()
-    for _, rows, joined, at, before, after in layout.walk(reverse):
-        if rows > joined:
-            for state, end in zip(states, ends, strict=True):
-                state[before + joined : before + rows] = end[joined:rows]
-        # what one step writes the next one reads; CuPy takes microseconds for each view
-        here = ahead if rows == joined and ahead else _block(states, before, rows)
-        ahead = _block(states, after, rows)
+    in_steps = columns.takes_input(engine, layout)
+    if not in_steps:
+        _input_sides(engine, direction, trace)
+    for run in layout.walk(direction.reverse):
+        if run.rows > run.joined:
+            joining = slice(run.joined, run.rows)
+            for state, end in zip(trace.states, direction.ends, strict=True):
+                state[run.before[0] :][joining] = end[joining]
+        mark = scratch.mark()
+        if columns.serves(engine, run):
+            columns.take(engine.cell, direction.weights, trace, run, scratch, record, in_steps)
+        else:
+            _take_by_row(engine, direction.weights, trace, run, scratch, record)
+        scratch.rewind(mark)
+
+
+def _take_by_row(
+    engine: Engine, weights: Weights, trace: Trace, run: Run, scratch: Workspace, record: bool
+) -> None:
+    """Steps as they stand, on the packed rows themselves."""
+    xp, cell, rows = engine.xp, engine.cell, run.rows
+    gates, saved = trace.gates, trace.saved
+    work = _scratch(scratch, rows, cell.forward_scratch, trace.states[0].shape[1])
+    # what one step writes the next one reads; CuPy takes microseconds for each view
+    ahead = _block(trace.states, run.before[0], rows)
+    for at, after in zip(run.gates, run.after, strict=True):
+        here, ahead = ahead, _block(trace.states, after, rows)
         place = at if record else 0
         mine = gates[at : at + rows], saved[place : place + rows]
-        cell.forward(xp, weights, Buffers(*mine, here, ahead, (), carved.rows(rows)))
+        cell.forward(xp, weights, Buffers(*mine, here, ahead, (), work))
 
 
 def backward(
@@ -141,23 +162,31 @@ def backward(
 
 def _undo_steps(engine: Engine, undoing: Undoing, layout: Layout, scratch: Workspace) -> None:
     """The time loop of `backward`: in the trace gates become dgh; `dstates` are overwritten."""
-    xp, cell, trace, flow = engine.xp, engine.cell, undoing.trace, undoing.flow
-    weights, doutput, dstates = undoing.weights, undoing.doutput, undoing.dstates
-    carved = Carved(scratch, layout.running, cell.backward_scratch, dstates[0].shape[1])
-    dnext: tuple[Array, ...] = ()
-    here: tuple[Array, ...] = ()
-    for t, rows, joined, at, before, after in layout.walk(undoing.reverse, undo=True):
-        ahead = here if rows == joined and here else _block(trace.states, after, rows)
-        here = _block(trace.states, before, rows)
-        if rows != joined or not dnext:
-            dnext = _block(dstates, 0, rows)
+    for run in layout.walk(undoing.reverse, undo=True):
+        mark = scratch.mark()
+        if undoing.flow is None and columns.serves(engine, run):
+            columns.undo(engine.cell, undoing, run, scratch)
+        else:
+            _undo_by_row(engine, undoing, run, scratch)
+        scratch.rewind(mark)
+
+
+def _undo_by_row(engine: Engine, undoing: Undoing, run: Run, scratch: Workspace) -> None:
+    """Steps as they stand, on the packed rows themselves."""
+    xp, cell, trace, rows = engine.xp, engine.cell, undoing.trace, run.rows
+    weights, doutput, flow = undoing.weights, undoing.doutput, undoing.flow
+    dnext = _block(undoing.dstates, 0, rows)
+    work = _scratch(scratch, rows, cell.backward_scratch, dnext[0].shape[1])
+    here = _block(trace.states, run.after[0], rows)
+    for t, at, before in zip(run.times, run.gates, run.before, strict=True):
+        ahead, here = here, _block(trace.states, before, rows)
         if doutput is not None:
             dh = dnext[0]
             dh += doutput[at : at + rows]
         if flow is not None:
             flow[t] = sum((dstate * dstate).sum() for dstate in dnext) ** 0.5
         mine = trace.gates[at : at + rows], trace.saved[at : at + rows]
-        cell.backward(xp, weights, Buffers(*mine, here, ahead, dnext, carved.rows(rows)))
+        cell.backward(xp, weights, Buffers(*mine, here, ahead, dnext, work))
 
 
 def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...]:
@@ -165,6 +194,11 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     # a list first, here and in the callers: tuple(generator) leaves an entry in CPython's free
     # list at each call, and a long run would seem to grow
     return tuple([array[start : start + rows] for array in arrays])
+
+
+def _scratch(workspace: Workspace, rows: int, widths: tuple[int, ...], H: int) -> tuple[Array, ...]:
+    """A step's scratch arrays, contiguous and uninitialised."""
+    return tuple([workspace.empty(rows, width * H) for width in widths])
 
 
 def _weight_gradients(
@@ -181,27 +215,3 @@ def _weight_gradients(
         xp.matmul(dgates.T, trace.x, out=dweights.weight_ih)
     if dweights.bias_ih is not None:
         sum_rows(xp, dgates, dweights.bias_ih)
-
-
-class Carved:
-    """Contiguous scratch arrays (rows, width*H), carved anew only when `rows` changes."""
-
-    def __init__(
-        self, workspace: Workspace, most_rows: int, widths: tuple[int, ...], H: int
-    ) -> None:
-        self._flat = [workspace.empty(most_rows * width * H) for width in widths]
-        self._widths = [width * H for width in widths]
-        self._rows = -1
-        self._arrays: tuple[Array, ...] = ()
-
-    def rows(self, rows: int) -> tuple[Array, ...]:
-        """The arrays for a step with `rows` active rows, uninitialised."""
-        if rows != self._rows:
-            self._rows = rows
-            self._arrays = tuple(
-                [
-                    flat[: rows * width].reshape(rows, width)
-                    for flat, width in zip(self._flat, self._widths, strict=True)
-                ]
-            )
-        return self._arrays

@@ -68,6 +68,9 @@ class Cell:
     state_names: tuple[str, ...] = ("h",)
     forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
     backward_scratch: tuple[int, ...]
+    # what `backward` reads and writes of a trace; h' is the next h
+    undoing_reads: tuple[str, ...]
+    undoing_writes: tuple[str, ...] = ("gates",)
     parts: tuple[str, ...] = ("forward_gates", "backward_gates")
     # array operations of a step forward and backward, on a GPU a launch each; None: not counted
     launches: tuple[int, int] | None = None

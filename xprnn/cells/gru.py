@@ -38,6 +38,8 @@ class GRU(Cell):
     saved = 1
     forward_scratch: tuple[int, ...] = (3,)
     backward_scratch: tuple[int, ...] = (1, 1)
+    undoing_reads = ("gates", "saved", "h")
+    undoing_writes = ("gates", "saved")
     launches = (14, 17)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
@@ -112,6 +114,7 @@ class GRUResetBefore(Cell):
     saved = 1
     forward_scratch: tuple[int, ...] = (2, 1)
     backward_scratch: tuple[int, ...] = (1, 1)
+    undoing_reads = ("gates", "h")
     launches = (14, 20)
     parts = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
 

@@ -39,6 +39,7 @@ class LSTM(Cell):
     state_names = ("h", "c")
     forward_scratch: tuple[int, ...] = (4,)
     backward_scratch: tuple[int, ...] = (1, 1)
+    undoing_reads = ("gates", "saved", "c")
     launches = (18, 24)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:

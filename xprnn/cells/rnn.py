@@ -27,6 +27,7 @@ class RNN(Cell):
     folded = 1
     forward_scratch: tuple[int, ...] = (1,)
     backward_scratch: tuple[int, ...] = ()
+    undoing_reads = ("h'",)
 
     def __init__(self, nonlinearity: str) -> None:
         self.name = f"rnn_{nonlinearity}"
