@@ -2,7 +2,7 @@
 
     python tests/compile_sequences.py
 
-For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: about three minutes on two
+For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: about five minutes on two
 cores for a gated cell. It prints the most registers that each kernel takes, and ends with 1 and the
 names where one takes more than the planner counts on, or spills.
 """
@@ -36,6 +36,7 @@ class Job(NamedTuple):
     registers: int  # that the planner counts on
     architecture: str
     cluster: int = 1  # blocks
+    wave: bool = False  # of layers
 
     def sizes(self) -> list[int]:
         """What its name says, such as warps and chunks: the larger, the more registers."""
@@ -44,13 +45,15 @@ class Job(NamedTuple):
 
 def jobs() -> list[Job]:
     """All there are; one that does two kinds of work, once."""
-    once: dict[tuple[str, int], tuple[tuple[str, str], int]] = {}
-    for kernel, cluster in itertools.product(KERNELS, (1, 2)):
-        for name, registers in instantiations(*kernel, cluster):
-            once.setdefault((name, cluster), (kernel, registers))
+    once: dict[tuple[str, int, bool], tuple[tuple[str, str], int]] = {}
+    for kernel, (cluster, wave) in itertools.product(KERNELS, ((1, False), (2, False), (1, True))):
+        if wave and kernel[1] == "backward":
+            continue  # layers are undone one by one
+        for name, registers in instantiations(*kernel, cluster, wave):
+            once.setdefault((name, cluster, wave), (kernel, registers))
     return [
-        Job(kernel, name, registers, architecture, cluster)
-        for (name, cluster), (kernel, registers) in once.items()
+        Job(kernel, name, registers, architecture, cluster, wave)
+        for (name, cluster, wave), (kernel, registers) in once.items()
         for architecture in (ARCHITECTURES if cluster == 1 else WITH_CLUSTERS)
     ]
 
@@ -60,7 +63,7 @@ def compiled(job: Job) -> Usage:
 
     :raises RuntimeError: NVRTC does not accept it.
     """
-    text = source(KERNELS[job.kernel].file, job.cluster)
+    text = source(KERNELS[job.kernel].file, job.cluster, job.wave)
     return compile_instantiation(text, job.name, job.architecture)
 
 
@@ -75,7 +78,8 @@ def report(found: Iterable[tuple[Job, Usage]]) -> list[str]:
     lines: dict[tuple[str, ...], list[int]] = {}
     faults = []
     for job, usage in found:
-        lines.setdefault((*job.kernel, f"sm_{job.architecture}"), []).append(usage.registers)
+        wave = ("wave",) * job.wave
+        lines.setdefault((*job.kernel, *wave, f"sm_{job.architecture}"), []).append(usage.registers)
         faults += wrong(job, usage)
     for line, registers in lines.items():
         print(*line, f"{len(registers)} compiled, at most {max(registers)} registers")

@@ -16,7 +16,7 @@ from host_fibers import OUTCOMES, Faults, behind_fibers, compiled
 
 from xprnn.cells import CELLS
 from xprnn.kernels.cuda import sequence
-from xprnn.kernels.cuda.table import KERNELS
+from xprnn.kernels.cuda.table import KERNELS, LAYERS
 
 HEAD = 128  # HEAD of products.h
 ITEMS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a piece
@@ -36,6 +36,7 @@ class Tiling(NamedTuple):
     held: int
     tiles: int
     cluster: int = 1
+    wave: bool = False  # of layers
 
     @property
     def file(self) -> str:
@@ -48,13 +49,13 @@ class Tiling(NamedTuple):
 
     @property
     def parameters(self) -> str:
-        """The arrays of both directions, by value, then pointers, integers and unsigned ones."""
+        """The arrays of all directions, by value, then pointers, integers and unsigned ones."""
         return "vp" + "iiiiii" + "i" * (self.work == "backward") + "upu"
 
     @property
     def reduction(self) -> int:
         """The longest reduction that it takes."""
-        return self.warps * self.chunks * ITEMS[self.kind]
+        return self.warps * self.chunks * ITEMS[self.kind] // (1 + self.wave)
 
     def shared(self, passes: int) -> int:
         """Bytes of shared memory, as the interface gives them."""
@@ -75,10 +76,10 @@ class Tiling(NamedTuple):
         pieces = own * (1 if parts > 1 else min(self.tiles, 8 // own))
         return 16 + (self.cluster - 1) * pieces * 512
 
-    def grid(self, H: int, rows: int, passes: int, directions: int = 1) -> tuple[int, int, int]:
-        """Blocks by units, in whole clusters, and by rows and directions."""
+    def grid(self, H: int, rows: int, passes: int, beside: int = 1) -> tuple[int, int, int]:
+        """Blocks by units, in whole clusters, by rows, and by directions or layers."""
         slices = -(-H // (16 * self.cluster)) * self.cluster
-        return slices, -(-rows // (8 * self.tiles * passes)), directions
+        return slices, -(-rows // (8 * self.tiles * passes)), beside
 
 
 class Run(NamedTuple):
@@ -96,6 +97,7 @@ def source_of(tiling: Tiling, faults: Faults = ()) -> str:
     others = [f"static_cast<Arg<{i}>>(a{i})" for i in range(1, len(tiling.parameters))]
     passed = ", ".join(["*a0", *others])
     return f"""#define XP_CLUSTER {tiling.cluster}
+#define XP_WAVE {int(tiling.wave)}
 {text}
 template <class F> struct Of;
 template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All; }};
@@ -129,7 +131,7 @@ def launch(
 ) -> str:
     """Run a kernel on NumPy arrays and integers; what became of it, one of `OUTCOMES`.
 
-    The first argument is `Both` of exchange.h, with addresses of the host.
+    The first argument is `Beside` of exchange.h, with addresses of the host.
     """
     loaded = library(tiling, faults)
     assert arguments[0].nbytes == loaded.bytes_by_value()
@@ -141,10 +143,10 @@ def launch(
     return OUTCOMES[loaded.run(*given, *shape)]
 
 
-def both(tiling: Tiling, every: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """`Both` of exchange.h for those arrays of one direction or two that a kernel takes."""
+def beside(tiling: Tiling, every: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """`Beside` of exchange.h for those arrays of directions or layers that a kernel takes."""
     names = KERNELS[tiling.cell, tiling.work].arrays
-    table = np.zeros((2, len(names)), np.uint64)
+    table = np.zeros((LAYERS if tiling.wave else 2, len(names)), np.uint64)
     for d, arrays in enumerate(every):
         for k, name in enumerate(names):
             table[d, k] = 0 if arrays[name] is None else arrays[name].ctypes.data

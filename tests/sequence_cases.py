@@ -96,6 +96,8 @@ class Case:
         self.numbers["c0"] = rng.uniform(-1, 1, (N, H)).astype(np.float32)
         for name in self.dstates:
             self.numbers[name] = rng.normal(0, 1, (N, H)).astype(np.float32)
+        weight_ih = rng.uniform(-scale, scale, (G * H, H))  # of an upper layer of a wave
+        self.numbers["weight_ih"] = weight_ih.astype(self.dtype)
         for name, place, value in self.special:
             self.numbers[name][place] = value
 

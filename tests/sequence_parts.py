@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from host_fibers import Faults
-from host_sequence import Run, Tiling, both, launch
+from host_sequence import Run, Tiling, beside, launch
 from sequence_cases import Case
 from tolerances import assert_close
 
@@ -64,8 +64,12 @@ def run_forward(case: Case, tiling: Tiling, **options: Any) -> Left:
 def run_forwards(
     cases: Sequence[Case], tiling: Tiling, apart: bool | None = None, **options: Any
 ) -> list[Left]:
-    """Fill, launch the directions at once, and look that nothing was written outside."""
+    """Fill, launch directions, or layers of a wave, at once; nothing may be written outside."""
     every = [_forward_arrays(case, tiling, apart) for case in cases]
+    for case, arrays, lower in zip(cases[1:], every[1:], every, strict=False):
+        if tiling.wave:
+            weight_ih = guarded(case.numbers["weight_ih"])
+            arrays |= {"weight_ih": weight_ih, "below": lower["mail"]}
     found = _run(cases, tiling, every, (), **options)
     for case, left in zip(cases, found, strict=True):
         mail, h = left.arrays["mail"], left.arrays["h"]
@@ -97,6 +101,8 @@ def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str,
         "h": h,
         "c": c,
         "mail": mail,
+        "weight_ih": None,
+        "below": None,
     }
 
 
@@ -214,7 +220,7 @@ def _run(
     counts = None if layout.ragged is None else guarded(np.array(layout.counts, np.int32))
     report = guarded(np.zeros(1, np.uint32))
     sizes = (layout.steps, n_0, H, layout.total, passes, int(case.reverse))
-    arguments = [both(tiling, every), counts, *sizes, *more, spins, report, TAG]
+    arguments = [beside(tiling, every), counts, *sizes, *more, spins, report, TAG]
     grid = tiling.grid(H, n_0, passes, len(cases))
     outcome = launch(tiling, arguments, grid, passes, run, faults)
     for arrays in every:
@@ -222,12 +228,15 @@ def _run(
     return [Left(outcome, arrays, int(report[0])) for arrays in every]
 
 
-def compare(case: Case, name: str, actual: np.ndarray, expected: np.ndarray) -> None:
+def compare(
+    case: Case, name: str, actual: np.ndarray, expected: np.ndarray, layers: int = 1
+) -> None:
     """Fail unless they agree within the tolerance of what products read."""
     actual, finite = actual.astype(np.float32), np.isfinite(expected)
     same = np.where(finite, 0, expected) == np.where(np.isfinite(actual), 0, actual)
     same |= np.isnan(expected) & np.isnan(actual)
     assert same.all(), f"{name}: not finite elsewhere: {np.argwhere(~same)[:5].tolist()}"
-    sizes = {"steps": max(case.lengths), "width": case.H, "layers": 1}
+    width = case.H * (1 + (layers > 1))
+    sizes = {"steps": max(case.lengths), "width": width, "layers": layers}
     rounded = ROUNDED[case.kind]
     assert_close(actual[finite], expected[finite], np.float32, name, rounded, **sizes)

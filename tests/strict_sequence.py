@@ -22,6 +22,7 @@ from xprnn.kernels.cuda.table import KERNELS
 
 NAME = re.compile(r"(\w+<)xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)((?:, true|, false)?>)")
 CLUSTER = re.compile(r"#define XP_CLUSTER (\d)\n")
+WAVE = "#define XP_WAVE 1\n"
 WORKS = {kernel.template: key for key, kernel in KERNELS.items()}
 
 
@@ -33,9 +34,9 @@ class Function:
     shared_size_bytes = 0
     max_dynamic_shared_size_bytes = 48 * 1024
 
-    def __init__(self, name: str, cluster: int = 1) -> None:
+    def __init__(self, name: str, cluster: int = 1, wave: bool = False) -> None:
         file, kind, *sizes, rest = NAME.fullmatch(name.removeprefix("xprnn::")).groups()
-        self.tiling = Tiling(*WORKS[f"{file}{{}}{rest}"], kind, *map(int, sizes), cluster)
+        self.tiling = Tiling(*WORKS[f"{file}{{}}{rest}"], kind, *map(int, sizes), cluster, wave)
         self.name = name
         self.kernel = SimpleNamespace(ptr=id(self))
 
@@ -73,7 +74,7 @@ class RawModule:
         enable_cooperative_groups: bool,
     ) -> None:
         said = CLUSTER.match(code)
-        self.cluster = int(said[1]) if said else 1
+        self.cluster, self.wave = int(said[1]) if said else 1, WAVE in code
         assert options == ("--std=c++17",) and enable_cooperative_groups == (self.cluster == 1)
         assert all(
             name.partition("<")[0].removeprefix("xprnn::") in code for name in name_expressions
@@ -82,7 +83,7 @@ class RawModule:
 
     def get_function(self, name: str) -> Function:
         assert name in self.names
-        return Function(name, self.cluster)
+        return Function(name, self.cluster, self.wave)
 
 
 class Event:

@@ -123,12 +123,13 @@ def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: in
 
 
 CHOICE = "blockIdx.z ? of[1] : of[0]"
+Z_REVERSED = "reverse || (!WAVE && blockIdx.z);"
 FAULTS: dict[str, Faults] = {
     "the first direction's arrays": ((CHOICE, "of[0]"),),
     "directions exchanged": ((CHOICE, "of[blockIdx.z ^ 1]"),),
     "the index of the rows": ((CHOICE, "of[blockIdx.y & 1]"),),
-    "no direction reversed": (("reverse || blockIdx.z;", "reverse;"),),
-    "the wrong direction reversed": (("reverse || blockIdx.z;", "reverse || !blockIdx.z;"),),
+    "no direction reversed": ((Z_REVERSED, "reverse;"),),
+    "the wrong direction reversed": ((Z_REVERSED, "reverse || !blockIdx.z;"),),
     "a mailbox shared": (("own.mail, H}", "arrays.of[0].mail, H}"),),
     "weights shared": (("(cell, own.weight_hh", "(cell, arrays.of[0].weight_hh"),),
     "the other's gates": (("own.gates", "arrays.of[!blockIdx.z].gates"),),

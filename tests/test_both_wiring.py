@@ -100,22 +100,22 @@ def test_the_argument_by_value_has_one_element(device: Backend) -> None:
         ([[a, None]], [[int(a.data.ptr), 0], [0, 0]]),
         ([[a, b], [None, a]], [[int(a.data.ptr), int(b.data.ptr)], [0, int(a.data.ptr)]]),
     ):
-        table = sequence.both(every)
+        table = sequence.beside(every, 2)
         assert table.size == 1 and table.nbytes == 32
         assert np.frombuffer(table.tobytes(), np.uint64).reshape(2, 2).tolist() == wanted
 
 
 def swapped(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every: genuine(every[::-1])
+    return lambda every, places: genuine(every[::-1], places)
 
 
 def first_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every: genuine([every[0]] * len(every))
+    return lambda every, places: genuine([every[0]] * len(every), places)
 
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
-    "directions exchanged": (sequence, "both", swapped),
-    "the first direction twice": (sequence, "both", first_twice),
+    "directions exchanged": (sequence, "beside", swapped),
+    "the first direction twice": (sequence, "beside", first_twice),
     "the other direction's first states": (
         sequence,
         "_first",

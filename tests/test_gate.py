@@ -21,14 +21,26 @@ SLOW = """
 def _slow(part):
     import time
 
-    def slower(*arguments):
-        start = time.process_time()
-        part(*arguments)
-        end = time.process_time()
-        while time.process_time() - end < 0.5 * (end - start):
-            pass
+    def slow(call):
+        def slower(*arguments):
+            start = time.process_time()
+            call(*arguments)
+            end = time.process_time()
+            while time.process_time() - end < 0.5 * (end - start):
+                pass
 
-    return slower
+        return slower
+
+    def planted(cell, xp, *arguments):
+        program = getattr(xp, "_program", None)
+        if program is None:
+            slow(part)(cell, xp, *arguments)
+        else:  # its calls are recorded, and computed later
+            first = len(program)
+            part(cell, xp, *arguments)
+            program[first:] = map(slow, program[first:])
+
+    return planted
 
 GRU.{part} = _slow(GRU.{part})
 """

@@ -39,11 +39,11 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def trainer(
-    cell: str, backend: Backend, H: int = H, directions: int = 1
+    cell: str, backend: Backend, H: int = H, directions: int = 1, layers: int = 1
 ) -> Callable[[], list[Any]]:
     """A call and its inverse: output, dx and the recurrent weights' gradient."""
     family, options = LAYERS[cell]
-    options = {**options, "bidirectional": directions == 2}
+    options = {**options, "bidirectional": directions == 2, "num_layers": layers}
     layer = family(16, H, seed=0, backend=backend.name, **options)
     if not has_sequences(layer._stack.cell, backend):
         pytest.skip(f"{cell} has no sequence kernels")
@@ -80,6 +80,15 @@ def test_ten_thousand_launches_in_a_row(cell: str, backend: Backend) -> None:
 @each_cell
 def test_both_directions_in_a_row(cell: str, backend: Backend) -> None:
     assert repeat(trainer(cell, backend, directions=2), backend, TOGETHER) == 0
+
+
+@on_a_gpu
+@each_cell
+def test_layers_in_a_wave_in_a_row(
+    cell: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", "wave")
+    assert repeat(trainer(cell, backend, layers=3), backend, TOGETHER) == 0
 
 
 @on_a_gpu

@@ -73,11 +73,12 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     registers = -(-(weights + spare) // 8) * 8
     per_row = 16 // (4 if wide else 2)
     H = -(-problem.H // per_row) * per_row
-    length = cell.gates * H if backward else problem.H
+    length = cell.gates * H if backward else problem.H * (1 + (problem.layers > 1))
     units = Counter(u for s in range(chosen.slices) for u in range(16 * s, 16 * s + 16))
     own, resident = 8 * tiles * chosen.passes, chosen.resident
     whole = -(-shared // 128) * 128 + device.shared_reserved
-    blocks, processors = chosen.slices * chosen.groups * chosen.directions, device.processors
+    beside = problem.directions * problem.layers
+    blocks, processors = chosen.slices * chosen.groups * beside, device.processors
     step = blocks * -(-problem.N // chosen.groups) * length * (4 if wide else 2)
     family, _, relu = problem.cell.partition("_")
     kernel = f"xprnn::{family}_{'backward' if backward else 'forward'}"
@@ -102,8 +103,9 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
         "rows": chosen.groups * own < problem.N,
         "idle groups": (chosen.groups - 1) * own >= problem.N,
         "directions": chosen.directions != problem.directions,
-        "grid": chosen.grid != (chosen.slices, chosen.groups, chosen.directions)
-        or min(chosen.grid) < 1,
+        "layers": chosen.layers != problem.layers,
+        "clusters of a wave": chosen.layers > 1 and cluster > 1,
+        "grid": chosen.grid != (chosen.slices, chosen.groups, beside) or min(chosen.grid) < 1,
     }
     return [name for name, wrong in broken.items() if wrong]
 

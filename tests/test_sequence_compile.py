@@ -36,7 +36,10 @@ def largest() -> list[Job]:
             for job in jobs()
             if (job.kernel, job.architecture) == (kernel, architecture) and f"::{kind}," in job.name
         ]
-        chosen.append(max(among, key=lambda job: (job.registers, job.sizes())))
+        by_registers = sorted(among, key=lambda job: (job.registers, job.sizes()))
+        chosen.append([job for job in by_registers if not job.wave][-1])
+        if kernel in (("gru", "forward"), ("lstm", "training")):  # of the layers of a wave
+            chosen.append([job for job in by_registers if job.wave][-1])
     return chosen
 
 
@@ -44,7 +47,9 @@ def faults_of(job: Job) -> list[str]:
     return wrong(job, compiled(job))
 
 
-@pytest.mark.parametrize("job", largest(), ids=lambda job: f"{job.name} sm_{job.architecture}")
+@pytest.mark.parametrize(
+    "job", largest(), ids=lambda job: f"{job.name}{' wave' * job.wave} sm_{job.architecture}"
+)
 def test_the_largest_fit_in_the_registers_that_the_planner_counts_on(job: Job) -> None:
     assert not faults_of(job)
 

@@ -209,6 +209,9 @@ def test_explain_says_who_serves_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_work_for_many_threads_is_left_to_the_blas(
     N: int, threads: int, serving: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from xprnn.kernels.numba import threads as limits
+
+    monkeypatch.setattr(limits, "processors", lambda: 8)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", str(threads))
     lines = xprnn.GRU(64, 1024, 2, seed=0).stepper(N).explain().splitlines()
     assert lines[0].endswith(f"one step: {serving}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .kernels import Engine
 from .kernels.family import Sequences
+from .kernels.wave import Layers, together
 from .network import Stack
 
 
@@ -17,10 +18,11 @@ def explain(
     batch: int,
     training: bool,
     memory: Sequence[str],
+    segments: bool,
 ) -> str:
     """The text for a layer of class `kind` and a call with T steps and N rows.
 
-    `memory` is what there is to be said of a training step's.
+    `memory` is what there is to be said of a training step's; `segments`: its steps are recomputed.
     """
     forward, backward = moved(net, engine, batch)
     lines = [
@@ -33,6 +35,7 @@ def explain(
     launches = engine.cell.launches
     if engine.sequences is not None:
         lines += _sequences(net, engine.sequences, steps, batch, training)
+        lines += _wave(net, engine, steps, batch, training, segments)
     elif engine.backend.on_gpu and launches is None:
         lines.append("  the launches of the plain code in narrow types are not counted")
     elif engine.backend.on_gpu and launches:
@@ -59,6 +62,20 @@ def _sequences(net: Stack, kernels: Sequences, steps: int, batch: int, training:
         elif not isinstance(kernels.plan(*sizes, 1), str):
             lines.append(f"  {work}: {alone}; both: {reason}")
     return lines
+
+
+def _wave(
+    net: Stack, engine: Engine, steps: int, batch: int, training: bool, segments: bool
+) -> list[str]:
+    """Whether one launch takes all layers, where there could be one."""
+    if net.num_layers == 1 or engine.backend.kernels != "cuda":
+        return []
+    dropped = net.dropout if training else 0.0
+    layers = Layers(net.num_layers, net.num_directions, dropped, training and segments)
+    work = "training" if training else "forward"
+    reason = together(engine, work, batch, net.hidden_size, steps, layers)
+    takes = reason if isinstance(reason, str) else "one launch takes all steps of all layers"
+    return [f"  {work}, layers in a wave: {takes}"]
 
 
 def explain_step(kind: str, net: Stack, engine: Engine, batch: int) -> str:

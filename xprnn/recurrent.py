@@ -159,8 +159,10 @@ class _Recurrent(Module):
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
         engine = self._engine(steps, batch)
-        memory = self._memory_of(engine, steps, batch)
-        return explain(type(self).__name__, net, engine, steps, batch, self.training, memory)
+        memory, segments = self._memory_of(engine, steps, batch), self._recompute is not None
+        return explain(
+            type(self).__name__, net, engine, steps, batch, self.training, memory, segments
+        )
 
     def _memory_of(self, engine: kernels.Engine, steps: int, batch: int) -> list[str]:
         """What `explain` says of the memory that a training step takes."""

@@ -34,7 +34,7 @@ def forward(
     only with `record`. `scratch` is free again afterwards.
     """
     n_0, H = layout.running, directions[0].ends[0].shape[1]
-    traces = [_begin(engine, direction, x, layout, kept, record) for direction in directions]
+    traces = [begin(engine, direction, x, layout, kept, record) for direction in directions]
     work = "training" if record else "forward"
     whole = engine.whole(work, n_0, H, layout.steps, len(directions))
     if whole is None:
@@ -52,7 +52,7 @@ def forward(
     return traces
 
 
-def _begin(
+def begin(
     engine: Engine, direction: Direction, x: Array, layout: Layout, kept: Workspace, record: bool
 ) -> Trace:
     """The trace of a direction, none of which but x is written yet."""

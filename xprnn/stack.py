@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from . import dropout, segments
+from . import dropout, segments, wave
 from .backend import Array
 from .cells import Weights
 from .directions import Direction, Trace, Undoing
 from .kernels import Engine
+from .kernels.wave import Layers
 from .layout import Layout, make_layout
 from .network import Stack
 from .scratch import Workspace
@@ -68,7 +69,11 @@ def forward(
     current = kept.empty(layout.total, stack.input_size, dtype=T)
     layout.pack(_time_major(x, batch_first), current)
     packed = _as_packed(layout, output, batch_first, T)
-    for layer in range(stack.num_layers):
+    net = Layers(stack.num_layers, stack.num_directions, record * stack.dropout, bool(parts))
+    found = wave.forward(engine, net, weights, current, final, layout, kept, scratch, record)
+    if found is not None:
+        (tape.traces, current), packed = found, None
+    for layer in range(stack.num_layers if found is None else 0):
         last = layer + 1 == stack.num_layers
         joined = packed if last else kept.empty(layout.total, width, dtype=T)
         if joined is None:

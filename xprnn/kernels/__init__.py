@@ -4,7 +4,8 @@ There are two seams, and the plain code is the fallback and the oracle of both: 
 (what a step does by element in one kernel) and "sequence" (all steps in one call). A backend
 names its family of kernels, a folder here whose `__init__` is a `Family`. To add a kernel: a
 cell in the family's `POINTWISE`; for whole sequences its rows in `cuda/table.py`, from which
-`cuda/plan.py` says which calls they fit, or a name in `numba.SEQUENCE`.
+`cuda/plan.py` says which calls they fit, or a name in `numba.SEQUENCE`. `wave.py` says whether one
+call takes all layers of a stack.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .narrow import widened
 
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
+WAVE = "wave"  # forces "sequence", and the layers of a stack in one launch: see wave.py
 # Of these "auto" takes what fits. The GPU's sequence kernels are right on a CPU that stands for a
 # GPU, fibers for threads; they join when a GPU has shown them right and faster.
 AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
@@ -97,10 +99,10 @@ def choose(
     Where one fits forward and none backward, the steps are undone one by one.
 
     :param sizes: (N, I, H, T) of the call, I that of the layer with the widest input.
-    :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
+    :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise, sequence or wave.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced = asked()
+    forced = _forced()
     if wants_sequences(backend) and not _family(backend).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
@@ -112,10 +114,10 @@ def choose_step(
     """Who serves the steps of a stepper; "sequence" is the one call for all layers.
 
     :param sizes: (L, N, I, H) of the stack and its streams.
-    :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise or sequence.
+    :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise, sequence or wave.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced, refused = asked(), _refuse_stack_step(cell, backend, arithmetic, sizes)
+    forced, refused = _forced(), _refuse_stack_step(cell, backend, arithmetic, sizes)
     if forced == "pointwise" and not backend.on_gpu:
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
     if refused is None and wants_sequences(backend):
@@ -159,15 +161,20 @@ def asked() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
+def _forced() -> str:
+    """The implementation that is asked for; a wave is of sequence kernels."""
+    return "sequence" if asked() == WAVE else asked()
+
+
 def wants_sequences(backend: Backend) -> bool:
     """Whether sequence kernels are asked for, or "auto" may take them on a backend."""
-    forced = asked()
+    forced = _forced()
     return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
 
 
 def untried(backend: Backend) -> bool:
     """Whether sequence kernels have to be asked for on a backend, and nobody asks."""
-    return "sequence" not in AUTOMATIC[backend.kernels] and asked() != "sequence"
+    return "sequence" not in AUTOMATIC[backend.kernels] and _forced() != "sequence"
 
 
 def has_sequences(cell: Cell, backend: Backend) -> bool:
@@ -229,7 +236,8 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
     """The engine that takes steps one by one."""
     if forced not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join(IMPLEMENTATIONS)}; got {forced!r}"
+            f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join((*IMPLEMENTATIONS, WAVE))}; "
+            f"got {forced!r}"
         )
     serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
     family, asked = _family(backend), f"{ENVIRONMENT_VARIABLE}={forced}"

@@ -8,7 +8,13 @@
 
 namespace xprnn {
 
+#ifndef XP_WAVE
+#define XP_WAVE 0  // 1: what stands side by side in the grid's third size is layers
+#endif
+
 constexpr int PIECE = 16;  // words of a row of the mailbox that a warp polls for together
+constexpr bool WAVE = XP_WAVE;
+constexpr int LAYERS = 8;  // of a wave, at most
 
 // The steps of a direction in the order in which it takes them, as layout.walk.
 struct Walk {
@@ -47,11 +53,15 @@ struct Walk {
 
 // A direction has its own arrays. A launch has one direction, or two side by side: blocks with
 // z = 1 then have the second ones, and go in reverse. A parameter of type const __grid_constant__,
-// so that it is read where it stands; an index instead of a choice takes more registers.
+// so that it is read where it stands; an index instead of a choice takes more registers. In a wave
+// z is the layer, and all go forward.
 template <class Arrays>
-struct Both {
-  Arrays of[2];
-  XP_FN Arrays here() const { return blockIdx.z ? of[1] : of[0]; }
+struct Beside {
+  Arrays of[WAVE ? LAYERS : 2];
+  XP_FN Arrays here() const {
+    if (WAVE) return of[blockIdx.z];
+    return blockIdx.z ? of[1] : of[0];
+  }
 };
 
 // What says which steps there are, and of which rows; the same in all sequence kernels.
@@ -64,7 +74,7 @@ struct Sequence {
   Word* report;  // one word of the host; = tag + step when that happens
   Word tag;
 
-  XP_FN bool reversed() const { return reverse || blockIdx.z; }
+  XP_FN bool reversed() const { return reverse || (!WAVE && blockIdx.z); }
   XP_FN Walk walk(bool undo) const { return Walk(counts, T, N, S, reversed() != undo); }
   // First rows of the states that a step of the direction reads and writes
   XP_FN Index before(const Walk& walk) const { return reversed() ? walk.high() : walk.low(); }

@@ -56,7 +56,7 @@ struct GruBackwardArrays {
 // The rest is in `Sequence`, as the forward pass had it; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles>
 XP_KERNEL(32 * warps)
-gru_backward(const __grid_constant__ Both<GruBackwardArrays<kind>> arrays, const int* counts, int T,
+gru_backward(const __grid_constant__ Beside<GruBackwardArrays<kind>> arrays, const int* counts, int T,
              int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
              Word* report, Word tag) {
   const GruBackwardArrays<kind> own = arrays.here();

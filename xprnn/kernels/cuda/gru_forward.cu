@@ -49,17 +49,18 @@ struct GruForwardArrays {
   Element* saved;            // (S, H) with `record` = gh_n, else not touched
   Element* states;           // (N + S, H) the initial rows read, others =
   Word* mail;                // (N + S, H padded) may be `states`; first rows read, others, EMPTY, =
+  Below<kind> below;         // of a wave
 };
 
 // The rest is in `Sequence`; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool record>
 XP_KERNEL(32 * warps)
-gru_forward(const __grid_constant__ Both<GruForwardArrays<kind>> arrays, const int* counts, int T,
+gru_forward(const __grid_constant__ Beside<GruForwardArrays<kind>> arrays, const int* counts, int T,
             int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
   const GruForwardArrays<kind> own = arrays.here();
   const GruForward<kind, record> cell({own.gates, own.states, own.mail, H}, own.bias_hh, own.saved);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);
+  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, own.below, sequence);
 }
 
 }  // namespace xprnn

@@ -54,17 +54,18 @@ struct LstmForwardArrays {
   Element* states;           // (N + S, H) the initial rows read, others =
   float* c;                  // (N + S, H) the initial rows read, others =
   Word* mail;                // (N + S, H padded) may be `states`; first rows read, others, EMPTY, =
+  Below<kind> below;         // of a wave
 };
 
 // The rest is in `Sequence`; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool record>
 XP_KERNEL(32 * warps)
-lstm_forward(const __grid_constant__ Both<LstmForwardArrays<kind>> arrays, const int* counts, int T,
+lstm_forward(const __grid_constant__ Beside<LstmForwardArrays<kind>> arrays, const int* counts, int T,
              int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
   const LstmForwardArrays<kind> own = arrays.here();
   const LstmForward<kind, record> cell({own.gates, own.states, own.mail, H}, own.saved, own.c);
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);
+  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, own.below, sequence);
 }
 
 }  // namespace xprnn

@@ -5,7 +5,8 @@ chunks in registers, the rest in shared memory. Its warps share the reduction. S
 times groups of rows make the grid, and as all blocks wait for each other, all of them must be on
 the device at once. Larger batches take several passes a step. Where very much is polled for,
 blocks share that in clusters, if the device has them. Both directions of a layer go side by side
-if all their blocks fit and that is estimated to take no longer. Plain Python, no GPU needed.
+if all their blocks fit and that is estimated to take no longer, the layers of a wave wherever they
+fit. Plain Python, no GPU needed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...arithmetic import Arithmetic
-from .table import KERNELS, NO_KERNEL, Kernel, Tiling
+from .table import KERNELS, LAYERS, NO_KERNEL, Kernel, Tiling, in_waves
 
 UNITS, TILE, WARP = 16, 8, 32  # units of a block, rows of a tile, threads of a warp
 COUNTABLE = 2**31  # packed rows that the kernels' 32-bit counters do not reach
@@ -73,6 +74,7 @@ class Problem(NamedTuple):
     H: int
     T: int
     directions: int = 1  # 2: both, side by side
+    layers: int = 1  # more: of one direction, in a wave
 
 
 class Plan(NamedTuple):
@@ -82,7 +84,8 @@ class Plan(NamedTuple):
     tiling: Tiling
     slices: int  # of 16 units, in whole clusters: the grid's first size
     groups: int  # of rows: the grid's second
-    directions: int  # the grid's third
+    directions: int  # the grid's third, or
+    layers: int  # of a wave
     passes: int  # of `tiles` tiles: a group's rows
     shared: int  # bytes a block
     registers: int  # a thread, at most
@@ -96,7 +99,7 @@ class Plan(NamedTuple):
     @property
     def grid(self) -> tuple[int, int, int]:
         """The blocks, all of which are resident."""
-        return self.slices, self.groups, self.directions
+        return self.slices, self.groups, self.directions * self.layers
 
     @property
     def cluster(self) -> int:
@@ -125,16 +128,20 @@ def plan(device: Device, problem: Problem) -> Plan | str:
     """
     if reason := _refusal(device, problem):
         return reason
-    kernel = KERNELS[problem.cell, problem.work]
-    length = kernel.reduction * padded(problem.H, problem.numbers)
+    kernel, wave = KERNELS[problem.cell, problem.work], problem.layers > 1
+    times = kernel.reduction * (1 + wave)  # a wave reduces what is below as well
+    length = times * padded(problem.H, problem.numbers)
     reach = {
         t: t.warps * t.chunks * CHUNK[problem.numbers] for t in kernel.tilings[problem.numbers]
     }
-    fitting = [t for t in reach if reach[t] >= length and _has(device, t.cluster)]
+    able = [t for t in reach if _has(device, t.cluster)]
+    able = [t for t in able if not wave or in_waves(problem.cell, problem.numbers, t)]
+    fitting = [t for t in able if reach[t] >= length]
     if not fitting:
         grain = GRAIN[problem.numbers]
-        most = max(reach.values()) // kernel.reduction // grain * grain
-        return f"H={problem.H}: the kernels for {problem.numbers} hold at most H={most}"
+        most = max([reach[t] for t in able]) // times // grain * grain
+        held = f"hold at most H={most}{' and as many inputs' if wave else ''}"
+        return f"H={problem.H}: the kernels for {problem.numbers} {held}"
     attempts = [_attempt(device, problem, kernel, tiling) for tiling in fitting]
     plans = [attempt for attempt in attempts if isinstance(attempt, Plan)]
     if not plans:
@@ -154,12 +161,14 @@ def padded(H: int, numbers: str) -> int:
     return -(-H // GRAIN[numbers]) * GRAIN[numbers]
 
 
-def instantiations(cell: str, work: str, cluster: int = 1) -> Iterator[tuple[str, int]]:
+def instantiations(
+    cell: str, work: str, cluster: int = 1, wave: bool = False
+) -> Iterator[tuple[str, int]]:
     """All of a cluster size that `plan` can choose for a kernel: names, and registers a thread."""
     kernel = KERNELS[cell, work]
     for numbers, tilings in kernel.tilings.items():
         for tiling in tilings:
-            if tiling.cluster == cluster:
+            if tiling.cluster == cluster and (not wave or in_waves(cell, numbers, tiling)):
                 yield _name(kernel, numbers, tiling), _registers(kernel, numbers, tiling)
 
 
@@ -176,6 +185,8 @@ def _refusal(device: Device, problem: Problem) -> str:
         return "the device cannot launch blocks that wait for each other"
     if not problem.T or not problem.N:
         return f"T={problem.T} N={problem.N}: there is nothing to launch"
+    if problem.layers > LAYERS:
+        return f"{problem.layers} layers: a wave has at most {LAYERS}"
     if problem.N * (problem.T + 1) >= COUNTABLE:
         rows = problem.N * (problem.T + 1)
         return f"N * (T + 1) = {rows:,}: sequence kernels count less than {COUNTABLE:,} rows"
@@ -192,7 +203,7 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
     registers = _registers(kernel, problem.numbers, tiling)
     cluster, tiles = tiling.cluster, -(-problem.N // TILE)
     slices = -(-problem.H // (UNITS * cluster)) * cluster
-    blocks = slices * problem.directions  # of a group
+    blocks = slices * problem.directions * problem.layers  # of a group
     processors = device.processors // cluster * cluster  # they come in pairs
     least = _shared(kernel, tiling, 1)
     if least > device.shared_block:
@@ -202,7 +213,8 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
         )
     together = occupancy(device, tiling, registers, least)
     if blocks > processors * together:
-        each = " of each direction" if problem.directions > 1 else ""
+        each = " of each layer" if problem.layers > 1 else ""
+        each = " of each direction" if problem.directions > 1 else each
         return (
             f"H={problem.H}: {blocks} blocks must run at once, one for {UNITS} units{each}; this "
             f"device holds {processors * together}"
@@ -218,7 +230,7 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
         ):
             groups = -(-tiles // (tiling.tiles * passes))
             name = _name(kernel, problem.numbers, tiling)
-            grid = slices, groups, problem.directions
+            grid = slices, groups, problem.directions, problem.layers
             return Plan(name, tiling, *grid, passes, shared, registers, resident)
     return (
         f"N={problem.N}: a block takes {shared:,} bytes of shared memory for {passes} passes; this "

@@ -43,7 +43,7 @@ struct RnnBackwardArrays {
 // The rest is in `Sequence`, as the forward pass had it; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool relu>
 XP_KERNEL(32 * warps)
-rnn_backward(const __grid_constant__ Both<RnnBackwardArrays<kind>> arrays, const int* counts, int T,
+rnn_backward(const __grid_constant__ Beside<RnnBackwardArrays<kind>> arrays, const int* counts, int T,
              int N, int H, int S, int passes, int reverse, int doutput_stride, Word spins,
              Word* report, Word tag) {
   const RnnBackwardArrays<kind> own = arrays.here();

@@ -25,17 +25,18 @@ struct RnnForwardArrays {
   Element* gates;            // (S, H) read: gx
   Element* states;           // (N + S, H) the initial rows read, others =
   Word* mail;                // (N + S, H padded) may be `states`; first rows read, others, EMPTY, =
+  Below<kind> below;         // of a wave
 };
 
 // The rest is in `Sequence`; a pass has 8 * tiles rows.
 template <int kind, int warps, int chunks, int held, int tiles, bool relu>
 XP_KERNEL(32 * warps)
-rnn_forward(const __grid_constant__ Both<RnnForwardArrays<kind>> arrays, const int* counts, int T,
+rnn_forward(const __grid_constant__ Beside<RnnForwardArrays<kind>> arrays, const int* counts, int T,
             int N, int H, int S, int passes, int reverse, Word spins, Word* report, Word tag) {
   const RnnForwardArrays<kind> own = arrays.here();
   const RnnForward<kind, relu> cell({own.gates, own.states, own.mail, H});
   const Sequence sequence = {counts, T, N, S, passes, reverse, spins, report, tag};
-  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, sequence);
+  take_steps<warps, chunks, held, tiles>(cell, own.weight_hh, own.below, sequence);
 }
 
 }  // namespace xprnn

@@ -22,7 +22,7 @@ from ...layout import Layout
 from ...scratch import Workspace
 from . import loading
 from .plan import Device, Plan, Problem, numbers_of, padded, plan
-from .table import KERNELS
+from .table import BELOW, KERNELS, LAYERS
 
 EMPTY = 0xFF  # in every byte: a NaN that no kernel writes
 # Looks at a letter before a wait is given up, half a microsecond or so each: seconds, where a step
@@ -33,7 +33,8 @@ SPINS = 1 << 23
 class SequenceKernels:
     """The kernels that take all steps of a cell in one launch, on one device.
 
-    A launch is one of a direction of a layer, or of both, the reverse one second.
+    A launch is one of a direction of a layer, or of both, the reverse one second; or of the layers
+    of a stack, in a wave.
     """
 
     unit = "launch"
@@ -51,6 +52,10 @@ class SequenceKernels:
         problem = Problem(self._cell, work, self._numbers, N, H, T, directions)
         return plan(self._device, problem)
 
+    def wave(self, work: str, N: int, H: int, T: int, layers: int) -> Plan | str:
+        """As `plan`, for a launch of all layers of a stack, "forward" or "training"."""
+        return plan(self._device, Problem(self._cell, work, self._numbers, N, H, T, 1, layers))
+
     def outdone(self, N: int, width: int, H: int, T: int) -> str:
         """No call that fits is served faster otherwise, as far as is known."""
         return ""
@@ -66,13 +71,18 @@ class SequenceKernels:
     ) -> None:
         """All steps: of the traces gates are read as gx, and every state is written.
 
-        With `record` gates and saved are written too, else saved is not touched.
+        With `record` gates and saved are written too, else saved is not touched. In a wave there is
+        a direction for each layer; to gx of the upper ones the product with the one below is added.
         """
-        every = []
+        every: list[dict[str, Array | None]] = []
         for direction, trace in zip(directions, traces, strict=True):
             arrays = dict(zip(self._states, trace.states, strict=True))
             arrays |= {"gates": trace.gates, "saved": trace.saved if record else None}
             arrays["mail"] = self._posted(direction, trace.states, layout, scratch)
+            arrays |= dict.fromkeys(BELOW)
+            if chosen.layers > 1 and every:
+                weight_ih = _readable(direction.weights.weight_ih)
+                arrays |= zip(BELOW, (weight_ih, every[-1]["mail"]), strict=True)
             every.append(arrays)
         self._launch(chosen, "forward", directions, every, layout)
 
@@ -135,8 +145,9 @@ class SequenceKernels:
         H, reverse = directions[0].weights.weight_hh.shape[1], directions[0].reverse
         counts = None if layout.ragged is None else layout.ragged.counts.astype(np.int32)
         sizes = layout.steps, layout.running, H, layout.total, chosen.passes, int(reverse)
-        code = source(kernel.file, chosen.cluster)
-        addresses = both([[arrays[name] for name in kernel.arrays] for arrays in every])
+        code = source(kernel.file, chosen.cluster, chosen.layers > 1)
+        places = LAYERS if chosen.layers > 1 else 2
+        addresses = beside([[arrays[name] for name in kernel.arrays] for arrays in every], places)
         self._backend.resident.launch(
             f"{self._cell}_{work}",
             loading.kernel(self._backend.xp, code, chosen.name, chosen.cluster == 1),
@@ -145,12 +156,12 @@ class SequenceKernels:
         )
 
 
-def both(every: Sequence[Sequence[Array | None]]) -> np.ndarray:
-    """`Both` of exchange.h for the arrays of one direction or two.
+def beside(every: Sequence[Sequence[Array | None]], places: int) -> np.ndarray:
+    """`Beside` of exchange.h for the arrays of directions or layers, with room for `places`.
 
     CuPy passes a NumPy array of one element by value, whatever the element is.
     """
-    table = np.zeros((2, len(every[0])), np.uint64)
+    table = np.zeros((places, len(every[0])), np.uint64)
     for addresses, arrays in zip(table, every, strict=False):
         addresses[:] = [0 if array is None else int(array.data.ptr) for array in arrays]
     return table.reshape(-1).view([("of", table.dtype, table.shape)])
@@ -176,6 +187,11 @@ def parts(name: str) -> tuple[str, ...]:
 
 
 @cache
-def source(name: str, cluster: int = 1) -> str:
-    """The text of a kernel for clusters of so many blocks, behind all that it stands on."""
-    return f"#define XP_CLUSTER {cluster}\n{loading.text(*parts(name))}"
+def source(name: str, cluster: int = 1, wave: bool = False) -> str:
+    """The text of a kernel, behind all that it stands on.
+
+    :param cluster: the blocks of a cluster.
+    :param wave: for the layers of a stack in place of directions.
+    """
+    head = f"#define XP_CLUSTER {cluster}\n#define XP_WAVE {int(wave)}\n"
+    return head + loading.text(*parts(name))

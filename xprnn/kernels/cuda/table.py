@@ -79,11 +79,12 @@ _RNN = _by_numbers(
     _tilings(18, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (9, (1,))) + _pairs(18, 4),
 )
 
-_GRU = "weight_hh", "bias_hh", "gates", "saved", "h", "mail"
+BELOW = "weight_ih", "below"  # of the upper layers of a wave, else null: its W_ih, a mailbox
+_GRU = "weight_hh", "bias_hh", "gates", "saved", "h", "mail", *BELOW
 _GRU_BACK = "weight_hh", "h", "doutput", "gates", "saved", "dh", "mail"
-_LSTM = "weight_hh", "gates", "saved", "h", "c", "mail"
+_LSTM = "weight_hh", "gates", "saved", "h", "c", "mail", *BELOW
 _LSTM_BACK = "weight_hh", "c", "doutput", "gates", "saved", "dh", "dc", "mail"
-_ELMAN = "weight_hh", "gates", "h", "mail"
+_ELMAN = "weight_hh", "gates", "h", "mail", *BELOW
 _ELMAN_BACK = "weight_hh", "h", "doutput", "gates", "dh", "mail"
 _TANH = Kernel("rnn_forward<{}, false>", _ELMAN, 1, 8, 1280, 0, _RNN)
 _RELU = Kernel("rnn_forward<{}, true>", _ELMAN, 1, 8, 1280, 0, _RNN)
@@ -106,3 +107,13 @@ NO_KERNEL = {  # by cell: why
     "gru_reset_before": "reset_after=False takes two products that wait for each other a step, "
     "which no sequence kernel does"
 }
+
+LAYERS = 8  # of a wave, at most: `LAYERS` of exchange.h
+ALONE = {  # cell, numbers, chunks that in a wave take more registers than there are, for 10.0
+    *(("lstm", "float32", 10), ("lstm", "bfloat16", 6), ("lstm", "float16", 6)),
+}
+
+
+def in_waves(cell: str, numbers: str, tiling: Tiling) -> bool:
+    """Whether a tiling of a forward kernel also serves a wave."""
+    return tiling.cluster == 1 and (cell, numbers, tiling.chunks) not in ALONE

@@ -19,7 +19,7 @@ from . import reset_before
 from .jit import compile_for, inlined, number_of, read, written
 from .loops import _take
 from .product import pack_transposed, panels_of, product, width_of
-from .sequence import ALONE, _threads
+from .threads import usable
 
 # What a layer does behind its input product, by cell: `panels` are those of W_hh, `gh` (N, filled)
 # and `q` (N, H) are scratch, (h, c) are read and (h_next, c_next) written; where a cell has no c,
@@ -80,6 +80,8 @@ RECURRENT = {
 }
 
 
+# Multiply-adds of a layer from which the BLAS's threads outdo this one thread
+ALONE = 4_000_000
 # Rows for which a BLAS packs as much as it multiplies: up to four of its threads take longer.
 PACKED = range(2, 17)
 
@@ -87,7 +89,7 @@ PACKED = range(2, 17)
 def outdone(cell: str, sizes: tuple[int, int, int, int]) -> str:
     """Why "auto" leaves the steps of (L, N, I, H) to NumPy's BLAS; "" where it does not."""
     L, N, I, H = sizes  # noqa: E741
-    width, threads = max(I, H) if L > 1 else I, _threads()
+    width, threads = max(I, H) if L > 1 else I, usable()
     work = N * (width + H) * H * CELLS[cell].gates
     if work > ALONE and threads > (4 if N in PACKED else 1):
         return f"N={N} I={width} H={H}: the products are worth the BLAS's {threads} threads"
