@@ -100,7 +100,7 @@ class Here:
     """A worker in this process."""
 
     def __init__(self, side: str, threads: int) -> None:
-        self.side, self._worker = side, worker.Worker(side)
+        self.side, self.threads, self._worker = side, threads, worker.Worker(side)
 
     def ask(self, do: str, **request: Any) -> Any:
         return getattr(self._worker, do)(**request)

@@ -19,6 +19,9 @@ from .problems import NEEDS, STEP, Problem, environment
 ROOT = Path(__file__).resolve().parents[2]
 LEAST = 3  # rounds, whatever they take
 BUDGET = 3.0  # seconds after which no further round of a cell begins
+# Seconds before a sample on several threads: those of the library before it wait for work without
+# sleeping, OpenBLAS's for 2^26 cycles, and would take a processor from this one.
+REST = 0.04
 Row = dict[str, Any]
 
 
@@ -30,7 +33,7 @@ class Client:
     """One library in a process of its own."""
 
     def __init__(self, side: str, threads: int) -> None:
-        self.side = side
+        self.side, self.threads = side, threads
         command = [sys.executable, "-m", "benchmarks.cpu.worker", side]
         self._process = subprocess.Popen(
             command,
@@ -114,6 +117,7 @@ def _samples(work: str, able: Sequence[Client], rounds: int) -> dict[str, list[d
         if done >= LEAST and time.monotonic() > end:
             break
         for client in able:
+            time.sleep(REST if client.threads > 1 else 0.0)
             found[client.side].append(client.ask("sample", work=work))
     return found
 
