@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from subjects import LAYERS, make
 from xprnn import sequence
 from xprnn.scratch import Workspace
 
+README = Path(__file__).parents[1] / "README.md"
 BOUND = 0.05  # of what is measured: what a step works on and packed weights are estimated
 T, N, I, H = 200, 8, 48, 64  # noqa: E741
 NETWORKS = {
@@ -98,6 +100,18 @@ def test_the_layer_says_what_recomputing_gives() -> None:
     bytes_of = stated(make("gru", I, H))["total"]
     assert saved == f"  without recompute=10 about {bytes_of:,}"
     assert bytes_of > 1.5 * stated(make("gru", I, H, recompute=10))["total"]
+
+
+@pytest.mark.parametrize("kernels", ["reference", pytest.param("sequence", marks=needs_numba)])
+def test_the_readme_says_what_is_stated(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    rows = re.findall("^[|] (.*) [|] (.*) MB [|] .* [|] (.*) MB [|]", README.read_text(), re.M)
+    assert [name for name, *_ in rows] == ["all is kept", "`recompute=32`"]
+    for k, (_, compiled, plain) in zip((None, 32), rows, strict=True):
+        text = make("gru", 256, 256, dtype="float32", recompute=k).explain((1000, 32, 256))
+        (total,) = re.findall("a training step takes about ([0-9,]+)", text)
+        found = float(plain if kernels == "reference" else compiled) * 1e6
+        assert abs(int(total.replace(",", "")) / found - 1) < BOUND
 
 
 @pytest.mark.parametrize("k", [None, 10])
