@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,21 @@ start, stop = seen[0]
 print(len([t for t in ticks if start + 0.1 * (stop - start) < t < stop - 0.1 * (stop - start)]))
 """
     assert int(python(code, XPRNN_KERNELS="sequence", OMP_NUM_THREADS="1")) > 5
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_an_unrecorded_call_has_no_gates(kind: str) -> None:
+    """Beside states and outputs it takes what some steps need, not what all of them would."""
+    layer, other = (getattr(xprnn, kind)(8, 64, bidirectional=True, seed=0) for _ in range(2))
+    x = np.ones((400, 32, 8), np.float32)
+    forced("sequence", other, x)  # compiled
+    tracemalloc.start()
+    try:
+        forced("sequence", layer, x)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    states = 2 * len(layer._stack.cell.state_names)
+    # the directions' states, what the layer hands up, the output, and all else
+    assert peak < (states + 2 + 2 + 1) * 400 * 32 * 64 * 4

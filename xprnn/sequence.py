@@ -34,9 +34,10 @@ def forward(
     only with `record`. `scratch` is free again afterwards.
     """
     n_0, H = layout.running, directions[0].ends[0].shape[1]
-    traces = [begin(engine, direction, x, layout, kept, record) for direction in directions]
     work = "training" if record else "forward"
     whole = engine.whole(work, n_0, H, layout.steps, len(directions))
+    bare = whole is not None and whole[0].from_input and not record
+    traces = [begin(engine, each, x, layout, kept, record, bare) for each in directions]
     if whole is None:
         for direction, trace in zip(directions, traces, strict=True):
             _take_steps(engine, direction, trace, layout, scratch, record)
@@ -53,11 +54,19 @@ def forward(
 
 
 def begin(
-    engine: Engine, direction: Direction, x: Array, layout: Layout, kept: Workspace, record: bool
+    engine: Engine,
+    direction: Direction,
+    x: Array,
+    layout: Layout,
+    kept: Workspace,
+    record: bool,
+    bare: bool = False,
 ) -> Trace:
-    """The trace of a direction, none of which but x is written yet."""
+    """The trace of a direction, none of which but x is written yet; `bare`: no gates, no saved."""
     T, H = engine.compute_dtype, direction.ends[0].shape[1]
     narrow, wide = trace_shapes(engine.cell, H, layout.running, layout.total, record)
+    if bare:
+        narrow[:2] = [(0, width) for _, width in narrow[:2]]
     gates, saved, h = [kept.empty(*shape, dtype=T) for shape in narrow]
     return Trace(x, gates, saved, (h, *[kept.empty(*shape) for shape in wide]))
 

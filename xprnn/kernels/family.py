@@ -45,7 +45,7 @@ class Sequences(Protocol):
 
         Of the directions weights and ends are read, and of the traces x; gates are read as gx
         unless `from_input`, and every state is written. With `record` gates and saved are
-        written too, else neither is of use afterwards.
+        written too, else neither is of use afterwards; with `from_input` they then have no rows.
         """
 
     def backward(

@@ -28,8 +28,9 @@ from .product import panels_of, width_of
 
 CHUNK = 64  # rows whose input side is computed at a time: enough for the weights to pay off
 FEW = 8  # rows of all steps
-# Multiply-adds of a call from which a second thread pays: to wake it takes as long as a million
-SHARED = 4_000_000
+# Multiply-adds of a call for which another thread pays, some 0.8 ms of one: with 30 million two
+# took longer than one, where the other had slept meanwhile
+SHARED = 40_000_000
 FEWEST = 4  # rows of a slice, whose first row is divisible by it: so the bits do not depend on it
 _BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
 
