@@ -39,10 +39,8 @@ def main() -> None:
             seconds[k].append(time.perf_counter() - start)
     print(layers[None].explain(x.shape).splitlines()[0])
     for k in layers:
-        print(
-            f"recompute={k}: {statistics.median(seconds[k]):.2f} s, peak {peak(k, x) / 1e6:.0f} MB, "
-            f"stated {stated(layers[k]) / 1e6:.0f} MB"
-        )
+        memory = f"peak {peak(k, x) / 1e6:.0f} MB, stated {stated(layers[k]) / 1e6:.0f} MB"
+        print(f"recompute={k}: {statistics.median(seconds[k]):.2f} s, {memory}")
     pairs = zip(seconds[None], seconds[options.every], strict=True)
     print(f"time with / without: {statistics.median([b / a for a, b in pairs]):.2f}")
 
