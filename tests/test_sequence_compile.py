@@ -11,7 +11,7 @@ from typing import Any
 
 import compile_sequences
 import pytest
-from compile_sequences import ARCHITECTURES, Job, compiled, jobs, main, wrong
+from compile_sequences import ARCHITECTURES, Job, compiled, jobs, main, tightest, wrong
 from nvrtc import Usage, usages
 
 from xprnn.kernels.cuda import plan
@@ -54,6 +54,18 @@ def test_the_largest_fit_in_the_registers_that_the_planner_counts_on(job: Job) -
     assert not faults_of(job)
 
 
+def test_of_waves_those_with_most_registers_can_be_compiled_alone() -> None:
+    """All other jobs stay, and of every kernel, numbers and architecture some wave does."""
+    every, kept = jobs(), tightest(jobs())
+    assert [job for job in kept if not job.wave] == [job for job in every if not job.wave]
+    left = [*({*every} - {*kept})]
+    assert len(left) > 300 and {job.group() for job in left} <= {job.group() for job in kept}
+    assert {job.group() for job in kept if job.wave} == {job.group() for job in every if job.wave}
+    most = {job.group(): job.registers for job in kept if job.wave}
+    assert all(job.registers < most[job.group()] for job in left)
+    assert {job for job in largest() if job.wave} <= {*kept}
+
+
 SMALL = Job(("gru", "forward"), "xprnn::gru_forward<xprnn::BF16, 8, 1, 1, 1, false>", 135, "90")
 TOO_MANY = "xprnn::gru_forward<xprnn::TF32X3, 8, 10, 10, 1, true>"  # chunks held
 SPILLING = SMALL._replace(name=TOO_MANY, registers=255)
@@ -85,7 +97,7 @@ def test_the_command_names_more_held_chunks_than_fit(
     planted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compile_sequences, "jobs", lambda: [SMALL, *[SPILLING] * planted])
-    assert main() == planted
+    assert main([]) == planted
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"gru forward sm_90 {1 + planted} compiled, at most ")
     assert ("bytes of stack" in last and f"sm_90: {TOO_MANY}: " in last) == planted

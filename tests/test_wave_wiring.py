@@ -124,6 +124,22 @@ def test_what_cannot_go_in_a_wave_is_refused(
     assert f"  forward, layers in a wave: {reason}" in layer.explain(x.shape).splitlines()
 
 
+@pytest.mark.parametrize("asked", ["wave", "sequence"])
+def test_what_no_sequence_kernel_takes_is_said_of_what_was_asked_for(
+    asked: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer, its arithmetic, and a stepper; one that is served says so too."""
+    monkeypatch.setenv("XPRNN_KERNELS", asked)
+    wide = xprnn.GRU(3, 2000, seed=0, backend=device.name)
+    double = xprnn.GRU(3, 4, seed=0, backend=device.name, dtype="float64")
+    for call in (lambda: wide.explain((2, 1, 3)), lambda: double.explain((2, 1, 3)),
+                 lambda: double.stepper(1)):  # fmt: skip
+        with pytest.raises(xprnn.KernelUnavailableError, match=f"^XPRNN_KERNELS={asked}: "):
+            call()
+    one = xprnn.GRU(3, 4, seed=0, backend=device.name)
+    assert f"XPRNN_KERNELS={asked}" in one.explain((2, 1, 3))
+
+
 def test_segments_that_are_recomputed_are_refused(device: Backend) -> None:
     layer = xprnn.GRU(3, 4, seed=0, num_layers=2, recompute=2, backend=device.name).train()
     x = device.from_host(np.ones((3, 1, 3), np.float32))

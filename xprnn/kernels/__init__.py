@@ -27,6 +27,7 @@ from .narrow import widened
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
 WAVE = "wave"  # forces "sequence", and the layers of a stack in one launch: see wave.py
+WHOLE = ("sequence", WAVE)  # what forces sequence kernels
 # Of these "auto" takes what fits. The GPU's sequence kernels are right on a CPU that stands for a
 # GPU, fibers for threads; they join when a GPU has shown them right and faster.
 AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
@@ -102,7 +103,7 @@ def choose(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise, sequence or wave.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced = _forced()
+    forced = asked()
     if wants_sequences(backend) and not _family(backend).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
@@ -117,15 +118,15 @@ def choose_step(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise, sequence or wave.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced, refused = _forced(), _refuse_stack_step(cell, backend, arithmetic, sizes)
+    forced, refused = asked(), _refuse_stack_step(cell, backend, arithmetic, sizes)
     if forced == "pointwise" and not backend.on_gpu:
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
     if refused is None and wants_sequences(backend):
         reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
         engine = _choose(cell, backend, arithmetic, "auto")
         return replace(engine, implementation="sequence", reason=reason, missing=())
-    if forced == "sequence":
-        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused}")
+    if forced in WHOLE:
+        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {refused}")
     if forced == "auto" and not backend.on_gpu:
         engine = _choose(cell, backend, arithmetic, "reference")
         missing = ("pointwise", BY_COLUMN), ("sequence", refused or "not asked for")
@@ -161,20 +162,15 @@ def asked() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
-def _forced() -> str:
-    """The implementation that is asked for; a wave is of sequence kernels."""
-    return "sequence" if asked() == WAVE else asked()
-
-
 def wants_sequences(backend: Backend) -> bool:
     """Whether sequence kernels are asked for, or "auto" may take them on a backend."""
-    forced = _forced()
-    return forced == "sequence" or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
+    forced = asked()
+    return forced in WHOLE or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
 
 
 def untried(backend: Backend) -> bool:
     """Whether sequence kernels have to be asked for on a backend, and nobody asks."""
-    return "sequence" not in AUTOMATIC[backend.kernels] and _forced() != "sequence"
+    return "sequence" not in AUTOMATIC[backend.kernels] and asked() not in WHOLE
 
 
 def has_sequences(cell: Cell, backend: Backend) -> bool:
@@ -196,8 +192,8 @@ def _fitted(
     # a call without rows or steps launches nothing, whoever serves
     plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1), 1) for work in works}
     refused = [f"{work}: {plan}" for work, plan in plans.items() if isinstance(plan, str)]
-    if refused and forced == "sequence":
-        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}=sequence: {refused[0]}")
+    if refused and forced in WHOLE:
+        raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {refused[0]}")
     left = refused[0] if isinstance(plans[works[0]], str) else ""
     if not left and forced == "auto":
         left = sequences.outdone(N, width, H, T)
@@ -234,7 +230,7 @@ def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequence
 @cache
 def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -> Engine:
     """The engine that takes steps one by one."""
-    if forced not in ("auto", *IMPLEMENTATIONS):
+    if forced not in ("auto", *IMPLEMENTATIONS, WAVE):
         raise ValueError(
             f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join((*IMPLEMENTATIONS, WAVE))}; "
             f"got {forced!r}"
