@@ -49,6 +49,15 @@ def test_the_table_chooses_them(automatic: None) -> None:
 
 
 @needs_numba
+def test_calls_of_many_sizes_leave_no_engines_behind(automatic: None) -> None:
+    """Each reason names the sizes that it is for."""
+    layer = xprnn.GRU(3, 4, seed=0)
+    for N in range(1, 600):
+        layer(np.zeros((1, N, 3), np.float32))
+    assert kernels._whole.cache_info().currsize < 300
+
+
+@needs_numba
 def test_what_they_are_not_made_for_is_left_to_the_parts(
     automatic: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -200,7 +200,7 @@ def _fitted(
     return _whole(cell, backend, arithmetic, forced, left, tuple(refused))
 
 
-@cache
+@lru_cache(256)  # reasons name sizes: there is no end of them
 def _whole(
     cell: Cell,
     backend: Backend,
