@@ -4,8 +4,9 @@
     python -m benchmarks.device_report --readme
 
 The first compares every call of the grid, with each of xprnn's kernels that can serve it, with
-float64 on the CPU: all results and gradients, at the same N and H over three steps; and the steps
-of a stepper through three layers, four of them. What is wrong gets no time. Then it times what is
+float64 on the CPU: all results and gradients, at the same N and H over three steps; the steps of a
+stepper through three layers, four of them; and stacks of two to four layers forward, in a wave and
+layer by layer. What is wrong gets no time. Then it times what is
 right and torch in turns, at full length, after their results have been found alike, and writes
 report.json and report.md to FOLDER, by default benchmarks/results/<device>/. What is not reached
 within the time limit, to be compared or timed, is in it as such. A line a call says what it is at.
@@ -136,11 +137,12 @@ def measured(
     backend: Any, end: float, grid: dict[str, Any], sizes: dict[str, int]
 ) -> dict[str, Any]:
     """The report's "ceilings", "rows" and "absent"; nothing is begun after the time `end`."""
-    from .device import rows, steps
+    from .device import rows, stacks, steps
     from .device.ceilings import measure_ceilings
-    from .device.problems import StepProblem, everything
+    from .device.problems import StackProblem, StepProblem, everything
 
-    work = [(steps if isinstance(p, StepProblem) else rows, p) for p in everything(**grid)]
+    kinds = {StepProblem: steps, StackProblem: stacks}
+    work = [(kinds.get(type(p), rows), p) for p in everything(**grid)]
     late = {"not_timed": f"not reached in {LIMIT} s"}
     found: dict[Any, list[Any]] = {}
     absent: list[Any] = []
@@ -165,7 +167,7 @@ def measured(
 
 
 def _name(row: dict[str, Any]) -> str:
-    names = ("cell", "dtype", "direction", "N", "H", "T", "pass", "kernels")
+    names = ("cell", "dtype", "direction", "layers", "N", "H", "T", "pass", "kernels")
     return " ".join([str(row[name]) for name in names])
 
 

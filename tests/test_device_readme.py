@@ -122,6 +122,33 @@ def test_both_directions_stand_beside_one_after_the_other() -> None:
     assert "| gru, both directions | 8, 512, 512 | 5.00 seq / — |" in section
 
 
+def stack(kernels: str, dtype: str, layers: int, ours: float) -> dict[str, Any]:
+    found = row("gru", dtype, "forward", kernels, 600.0 / ours)
+    return {**found, "layers": layers, "ours_us": ours}
+
+
+def test_waves_stand_beside_layer_by_layer() -> None:
+    """Where both are timed; a layer, and a stack of another size, are none of them."""
+    rows = (
+        *(stack("wave", "float32", 2, 120.0), stack("sequence", "float32", 2, 100.0)),
+        *(stack("wave", "float32", 3, 120.0), stack("sequence", "float32", 3, 150.0)),
+        *(stack("wave", "bfloat16", 3, 120.0), row("gru", "bfloat16", "forward", "sequence", 5.0)),
+        {**row("gru", "bfloat16", "forward", "sequence", None), "layers": 3},
+    )
+    text = files.markdown(report(*rows))
+    assert text.splitlines()[-2:] == [
+        "| gru | float32 | 8, 512, 512 | 2 | 0.83 |",
+        "| gru | float32 | 8, 512, 512 | 3 | 1.25 |",
+    ]
+    assert "the time of layer by layer over theirs; 1 of 2 win." in text
+    assert "| gru, 3 layers | bfloat16 | 8, 512, 512 | forward | wave |" in text
+    section = files.readme_section([report(*rows)])
+    assert "| gru, 2 layers | 8, 512, 512 | 6.00 seq | — | — | — |" in section
+    assert "| gru, 3 layers | 8, 512, 512 | 5.00 wave | — | 5.00 wave | — |" in section
+    assert "| gru | 8, 512, 512 | — / — | — / — | 5.00 seq / — | — / — |" in section
+    assert "in a wave" not in files.markdown(SAMPLE)
+
+
 def step(kernels: str, ours: float, ratio: float, N: int = 1) -> dict[str, Any]:
     found = row("lstm", "bfloat16", "step", kernels, ratio)
     return {**found, "layers": 3, "N": N, "T": 1, "ours_us": ours, "floor_us": 4.0}

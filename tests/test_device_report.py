@@ -21,13 +21,14 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: NumPy has n
 
 import xprnn
 from benchmarks import device_report
-from benchmarks.device import ceilings, files, problems, rows, steps
+from benchmarks.device import ceilings, files, problems, rows, stacks, steps
 from xprnn.cells import CELLS
 
 ROOT = Path(__file__).parents[1]
 DTYPES = ("float32", "bfloat16", "float16")
 GRID = ((1, 16, 4), (3, 8, 6))
 STEP_GRID = ((1, 16), (3, 8))
+STACK_GRID = ((2, 8, 5),)
 BOTH_GRID = GRID[1:]  # those in both directions too, in two of the types
 SMALL = {"side": 32, "copied": 1 << 16}
 
@@ -35,10 +36,11 @@ SMALL = {"side": 32, "copied": 1 << 16}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few samples as there may be."""
-    for module in (rows, ceilings, steps):
+    for module in (rows, ceilings, stacks, steps):
         monkeypatch.setattr(module, "BUDGET", 0.0)
     monkeypatch.setattr(problems, "BOTH_GRID", BOTH_GRID)
     monkeypatch.setattr(problems, "STEP_GRID", STEP_GRID)
+    monkeypatch.setattr(problems, "STACK_GRID", STACK_GRID)
     monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
 
@@ -49,8 +51,8 @@ def measured(folder: Path, **grid: Any) -> dict[str, Any]:
 
 
 def of_layers(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that are no steps."""
-    return [row for row in report["rows"] if row["pass"] != "step"]
+    """The rows that are no steps and no stacks."""
+    return [row for row in report["rows"] if row["layers"] == 1]
 
 
 def wrong_but_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +71,7 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = measured(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     files.check_report(report)
-    assert len(report["rows"]) == 3 * (3 * 2 + 2) * 2 + 3 * 3 * 2
+    assert len(report["rows"]) == 3 * (3 * 2 + 2) * 2 + 3 * 3 * 2 + 2 * 2 * 3
     for row in report["rows"]:
         assert not row["wrong"] and 0 < row["error"] <= row["limit"]
         assert row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
@@ -80,7 +82,10 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row["direction"] for row in report["rows"]} == {"forward", "both"}
     taken = [(row["T"], row["layers"]) for row in report["rows"] if row["pass"] == "step"]
     assert taken == [(1, 3)] * (3 * 3 * 2)
-    assert {row["layers"] for row in report["rows"] if row["pass"] != "step"} == {1}
+    stacked = [row for row in report["rows"] if row["T"] == 5]
+    assert [row["layers"] for row in stacked] == [2, 3, 4] * 4
+    assert {row["pass"] for row in stacked} == {"forward"}
+    assert len(of_layers(report)) == len(report["rows"]) - len(taken) - len(stacked)
     assert report["versions"]["torch"] and report["ceilings"]["rates"].keys() == {*DTYPES}
     text = (tmp_path / "report.md").read_text()
     assert (
@@ -123,7 +128,7 @@ def test_a_wrong_row_is_the_commands_failure(
     assert device_report.main(["--out", str(tmp_path)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(
-        "device_report: wrong: gru float32 forward 1 16 4 forward+backward reference: d"
+        "device_report: wrong: gru float32 forward 1 1 16 4 forward+backward reference: d"
     )
 
 
@@ -160,13 +165,13 @@ def test_a_kernel_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.Monk
     assert said == {"gru": "", "lstm": stopped, "rnn_tanh": ""}
 
 
-@pytest.mark.parametrize("reached", [1, 4, 11])
+@pytest.mark.parametrize("reached", [1, 4, 14])
 def test_what_is_not_reached_is_said(
     reached: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit counts for both: of seven calls four are compared, or all and four are timed."""
+    """The limit counts for both: of ten calls four are compared, or all and four are timed."""
     done: list[str] = []
-    for module in (rows, steps):
+    for module in (rows, stacks, steps):
         for name in ("compared", "timed"):
             genuine = getattr(module, name)
 
@@ -179,14 +184,17 @@ def test_what_is_not_reached_is_said(
     monkeypatch.setattr(device_report, "time", clock)
     grid = {"grid": ((1, 16, 4), (2, 8, 3), (2, 16, 2), *BOTH_GRID)}
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",), **grid)
-    assert done == (["compared"] * 7 + ["timed"] * 7)[:reached]
-    calls = list(dict.fromkeys([(row["pass"] == "step", row["N"], row["H"], row["direction"])
-                                for row in report["rows"]]))  # fmt: skip
-    assert len(calls) == 7
+    assert done == (["compared"] * 10 + ["timed"] * 10)[:reached]
+
+    def call(row: dict[str, Any]) -> tuple[Any, ...]:
+        return (row["T"] == 1, *[row[name] for name in ("layers", "N", "H", "direction")])
+
+    calls = list(dict.fromkeys([call(row) for row in report["rows"]]))
+    assert len(calls) == 10
     for row in report["rows"]:
-        at = calls.index((row["pass"] == "step", row["N"], row["H"], row["direction"]))
+        at = calls.index(call(row))
         assert (row["error"] is not None) == (at < reached)
-        assert row["not_timed"] == (None if 7 + at < reached else "not reached in 440 s")
+        assert row["not_timed"] == (None if 10 + at < reached else "not reached in 440 s")
 
 
 def test_a_time_that_is_longer_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +303,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def sample(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "BUDGET", 0.0)
+        patch.setattr(problems, "STACK_GRID", STACK_GRID)
         patch.syspath_prepend(str(ROOT / "tests"))
         folder = tmp_path_factory.mktemp("sample")
         return measured(folder, cells=("gru",), dtypes=("float32",), grid=GRID[:1])

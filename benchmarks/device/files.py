@@ -35,7 +35,17 @@ MARKS = BEGIN, END = (
     "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->",
     "<!-- end of speed on GPUs -->",
 )
-CALL = ("direction", "cell", "dtype", "N", "H", "T", "pass", "kernels")  # what tells rows apart
+CALL = (
+    "direction",
+    "cell",
+    "dtype",
+    "N",
+    "H",
+    "T",
+    "pass",
+    "kernels",
+    "layers",
+)  # what tells rows apart
 SHORT = {"pointwise": "pw", "sequence": "seq"}
 NEAR = 1.5  # times its floor: what a step may take
 NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
@@ -102,6 +112,7 @@ def markdown(report: Report) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_line, report["rows"]),
         *_side_by_side(report["rows"]),
+        *_in_waves(report["rows"]),
     ]
     return "\n".join(lines)
 
@@ -144,10 +155,28 @@ def _side_by_side(rows: Sequence[Row]) -> list[str]:
         call = tuple(row[name] for name in CALL)
         alone = times.get(("forward", *call[1:]))
         if row["direction"] == "both" and row["ours_us"] and alone:
-            cells = *call[1:3], ", ".join(map(str, call[3:6])), *call[6:]
+            cells = *call[1:3], ", ".join(map(str, call[3:6])), *call[6:8]
             lines.append(f"| {' | '.join(cells)} | {2 * alone / row['ours_us']:.2f} |")
     head = "Both directions: twice the time of one, over that of a bidirectional layer."
     columns = "| cell | type | N, H, T | pass | kernels | ratio |", "|---|---|---|---|---|---|"
+    return ["", head, "", *columns, *lines] if lines else []
+
+
+def _in_waves(rows: Sequence[Row]) -> list[str]:
+    """A table of stacks in a wave beside layer by layer, where both are timed, and who wins."""
+    times = {tuple(row[name] for name in CALL): row["ours_us"] for row in rows}
+    ratios = {}
+    for call, ours in times.items():
+        apart = times.get((*call[:7], "sequence", call[8]))
+        if call[7] == "wave" and ours and apart:
+            ratios[call] = apart / ours
+    lines = [
+        f"| {cell} | {dtype} | {N}, {H}, {T} | {layers} | {ratio:.2f} |"
+        for (_, cell, dtype, N, H, T, _, _, layers), ratio in ratios.items()
+    ]
+    wins = sum(ratio > 1 for ratio in ratios.values())
+    head = f"Layers in a wave: the time of layer by layer over theirs; {wins} of {len(lines)} win."
+    columns = "| cell | type | N, H, T | layers | ratio |", "|---|---|---|---|---|"
     return ["", head, "", *columns, *lines] if lines else []
 
 
@@ -166,7 +195,9 @@ def _line(row: Row) -> str:
 
 
 def _kind(row: Row) -> str:
-    stack = f", step of {row['layers']} layers" if row["pass"] == STEP else ""
+    stack = f", {row['layers']} layers" if row["layers"] > 1 else ""
+    if row["pass"] == STEP:
+        stack = f", step of {row['layers']} layers"
     return row["cell"] + stack + ", both directions" * (row["direction"] == "both")
 
 
@@ -194,14 +225,16 @@ def _device_table(report: Report) -> str:
         f"**{report['device']['name']}**, driver {report['device']['driver']}, "
         f"torch {report['versions'].get('torch', 'unknown')}, {report['date']}, commit "
         f"{report['commit'][:8]}: torch's time over xprnn's, forward / forward and backward, "
-        "and for a step of a stepper that of its cells, by the fastest of xprnn's kernels (pw: "
-        "pointwise; seq: sequence, by `XPRNN_KERNELS`; graph: a step's one launch, replayed).",
+        "of a stack forward, and for a step of a stepper that of its cells, by the fastest of "
+        "xprnn's kernels (pw: pointwise; seq: sequence; wave: a stack's one launch, by "
+        "`XPRNN_KERNELS`; graph: a step's one launch, replayed).",
         "",
         "| cell | N, H, T | " + " | ".join(DTYPES) + " |",
         "|---|---|" + "---|" * len(DTYPES),
     ]
     for (cell, size), rows in by_call.items():
-        passes = (STEP,) if any(what == STEP for _, what in rows) else PASSES
+        first = next(iter(rows.values()))[0]
+        passes = (first["pass"],) if first["layers"] > 1 else PASSES
         entries = [
             " / ".join(_entry(rows.get((dtype, what), [])) for what in passes) for dtype in DTYPES
         ]

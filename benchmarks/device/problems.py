@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 FORWARD, BOTH = PASSES = ("forward", "forward+backward")
@@ -19,6 +20,11 @@ STEP = "step"
 # tf32 is not there: the launch for all layers has float32's numbers for it too
 STEP_DTYPES = ("float32", "bfloat16", "float16")
 STEP_GRID = ((1, 512), (8, 512))  # N, H
+# Stacks forward: those that the planner expects to win in a wave
+STACK_CELLS = ("gru", "lstm")
+STACK_DTYPES = ("float32", "bfloat16")
+STACK_GRID = GRID[:3]
+STACK_LAYERS = (2, 3, 4)
 
 
 class Problem(NamedTuple):
@@ -61,6 +67,36 @@ class StepProblem(NamedTuple):
         return f"{self.cell} {self.dtype} N={self.N} H={self.H}, a step of {self.layers} layers"
 
 
+class StackProblem(NamedTuple):
+    """T steps of N rows through a stack from I = H inputs to H units, forward."""
+
+    cell: str
+    dtype: str
+    N: int
+    H: int
+    T: int
+    layers: int  # L
+    directions = 1
+    direction = "forward"
+    passes = (FORWARD,)
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.dtype} N={self.N} H={self.H} T={self.T}, {self.layers} layers"
+
+
+AnyProblem = Problem | StepProblem | StackProblem
+
+
+def stack_problems(cells: Sequence[str], dtypes: Sequence[str]) -> list[StackProblem]:
+    """All stacks of these."""
+    kinds = product(cells, dtypes, STACK_GRID, STACK_LAYERS)
+    return [
+        StackProblem(cell, dtype, *size, layers)
+        for cell, dtype, size, layers in kinds
+        if cell in STACK_CELLS and dtype in STACK_DTYPES
+    ]
+
+
 def step_problems(cells: Sequence[str], dtypes: Sequence[str]) -> list[StepProblem]:
     """All steps of these."""
     kept = [dtype for dtype in dtypes if dtype in STEP_DTYPES]
@@ -85,6 +121,7 @@ def everything(
     cells: Sequence[str] = CELLS,
     dtypes: Sequence[str] = DTYPES,
     grid: Sequence[tuple[int, int, int]] = GRID,
-) -> list[StepProblem | Problem]:
-    """What the report has, in its order: steps take little time."""
-    return [*step_problems(cells, dtypes), *problems(cells, dtypes, grid)]
+) -> list[AnyProblem]:
+    """What the report has, in its order: steps and stacks take little time."""
+    few = [*step_problems(cells, dtypes), *stack_problems(cells, dtypes)]
+    return [*few, *problems(cells, dtypes, grid)]

@@ -26,7 +26,7 @@ from xprnn.verify.suite import ARITHMETIC, LAYERS
 
 from .ceilings import Ceilings, unpolled
 from .floor import floor
-from .problems import BOTH, FORWARD, PASSES, Problem, StepProblem
+from .problems import BOTH, FORWARD, PASSES, AnyProblem, Problem
 
 CHECKED = 3  # steps compared with float64: one has a step before it and one behind
 BUDGET = 0.8  # seconds after which no round of a pass begins
@@ -72,7 +72,7 @@ def candidates(backend: Backend) -> tuple[str, ...]:
     return ("sequence", "pointwise") if isinstance(backend, CupyBackend) else ("reference",)
 
 
-def layer_of(problem: Problem | StepProblem, backend: Backend) -> Any:
+def layer_of(problem: AnyProblem, backend: Backend) -> Any:
     family, options = LAYERS[problem.cell]
     types = ARITHMETIC[problem.dtype]
     options = {**options, **types, "bidirectional": problem.directions == 2}
@@ -80,7 +80,7 @@ def layer_of(problem: Problem | StepProblem, backend: Backend) -> Any:
     return family(*sizes, seed=0, backend=backend.name, **options)
 
 
-def described(problem: Problem | StepProblem) -> Row:
+def described(problem: AnyProblem) -> Row:
     """What a row says of its problem."""
     names = "cell", "dtype", "direction", "layers", "N", "H", "T"
     return {name: getattr(problem, name) for name in names}
@@ -120,7 +120,7 @@ def judged(
     return row
 
 
-def row_of(problem: Problem | StepProblem, what: str, name: str, **facts: Any) -> Row:
+def row_of(problem: AnyProblem, what: str, name: str, **facts: Any) -> Row:
     """A row without times; `facts` are those of the comparison, or why there are no times."""
     compared = {"error": None, "limit": None, "of": None, "wrong": ""}
     times = dict.fromkeys(("ours_us", "ours_quartiles_us", "torch_us", "torch_quartiles_us"))

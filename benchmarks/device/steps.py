@@ -27,7 +27,7 @@ from xprnn.verify.equations import flat, packed
 from .ceilings import Ceilings, reading
 from .floor import ITEMSIZE, step_floor, weights
 from .graphs import NotCapturedError, replayed
-from .problems import STEP, StepProblem
+from .problems import STEP, StackProblem, StepProblem
 from .rows import Row, described, drawn, fill, judged, layer_of, poisoned, row_of, said
 
 GRAPH = "graph"
@@ -62,10 +62,10 @@ class Streams:
             self.x[...] = asarray(x_t, backend=self._place)
             self.take()
             outputs.append(to_numpy(self.out).copy())
-        return _named(np.stack(outputs), [to_numpy(a) for a in flat(self.stepper.state())])
+        return named(np.stack(outputs), [to_numpy(a) for a in flat(self.stepper.state())])
 
 
-def _named(output: np.ndarray, states: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def named(output: np.ndarray, states: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     names = "h", "c"
     return {"output": output, **dict(zip(names, states, strict=False))}
 
@@ -75,14 +75,11 @@ def _named(output: np.ndarray, states: Sequence[np.ndarray]) -> dict[str, np.nda
 
 def compared(problem: StepProblem, backend: Backend) -> tuple[list[Row], list[Row]]:
     """The rows of a problem without times, and who cannot serve it: as `rows.compared`."""
-    layer = layer_of(problem, backend)
-    numbers = layer.arithmetic.compute_dtype
-    rounded = {n: to_numpy(p).astype(numbers) for n, p in layer.parameters.items()}
-    layer.load_state_dict({n: p.astype(layer.dtype) for n, p in rounded.items()})
-    x = _numbers(problem, TAKEN, 0, layer)
+    layer = rounded_layer(problem, backend)
+    x = numbers(problem, TAKEN, 0, layer)
     count = len(layer._stack.cell.state_names)
-    states = [_numbers(problem, problem.layers, 1 + k, layer) for k in range(count)]
-    expected = _equations(layer, x, states)
+    states = [numbers(problem, problem.layers, 1 + k, layer) for k in range(count)]
+    expected = equations(layer, x, states)
     limits = dict.fromkeys(expected, _tolerance(problem))
     rows: list[Row] = []
     absent: list[Row] = []
@@ -99,7 +96,16 @@ def compared(problem: StepProblem, backend: Backend) -> tuple[list[Row], list[Ro
     return rows, absent
 
 
-def _numbers(problem: StepProblem, count: int, seed: int, layer: Any) -> np.ndarray:
+def rounded_layer(problem: StackProblem | StepProblem, backend: Backend) -> Any:
+    """The layer of a problem with such weights as its products read."""
+    layer = layer_of(problem, backend)
+    narrow = layer.arithmetic.compute_dtype
+    rounded = {n: to_numpy(p).astype(narrow) for n, p in layer.parameters.items()}
+    layer.load_state_dict({n: p.astype(layer.dtype) for n, p in rounded.items()})
+    return layer
+
+
+def numbers(problem: StackProblem | StepProblem, count: int, seed: int, layer: Any) -> np.ndarray:
     """Normal numbers (count, N, H), such as products read, in the layer's dtype."""
     wide = drawn(count, problem.N, problem.H, seed)
     return wide.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
@@ -109,14 +115,14 @@ def _tolerance(problem: StepProblem) -> float:
     return tolerance(problem.dtype, steps=TAKEN, width=2 * problem.H, layers=problem.layers)
 
 
-def _equations(layer: Any, x: np.ndarray, states: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
+def equations(layer: Any, x: np.ndarray, states: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
     """What the float64 equations on NumPy find."""
     wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
     with forced("reference"):
         equations = copy.deepcopy(layer).to("numpy", **wide).eval()
         given = packed([state.astype(np.float64) for state in states])
         output, *final = flat(equations(x.astype(np.float64), given))
-    return _named(output, final)
+    return named(output, final)
 
 
 # -- timed
@@ -131,7 +137,7 @@ def timed(problem: StepProblem, rows: Sequence[Row], backend: Backend, ceilings:
         return
     try:
         layer = layer_of(problem, backend)
-        x = _numbers(problem, 1, 0, layer)[0]
+        x = numbers(problem, 1, 0, layer)[0]
         theirs = torch_cells(problem, layer, x)
         expected = np.stack([to_numpy(theirs()).astype(np.float64) for _ in range(TAKEN)])
         mine = [Streams(row["kernels"], layer, problem) for row in right]
