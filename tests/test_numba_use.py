@@ -222,3 +222,31 @@ def test_an_unrecorded_call_has_no_gates(kind: str) -> None:
     states = 2 * len(layer._stack.cell.state_names)
     # the directions' states, what the layer hands up, the output, and all else
     assert peak < (states + 2 + 2 + 1) * 400 * 32 * 64 * 4
+
+
+@needs_numba
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_where_the_disk_is_full_it_is_compiled_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numba
+    from numba import types
+
+    from xprnn.kernels.numba.jit import compile_for, written
+
+    def full(self: Any, name: str, data: Any) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"all of it")
+
+    def double(a: Any) -> None:
+        a[0] *= 2
+
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "_save_data", full)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    with caplog.at_level(logging.INFO, "xprnn"):
+        compiled = compile_for(double, (written(types.float32, 1),))
+    kept, said = (record.getMessage() for record in caplog.records)
+    assert "No space left on device" in kept and "compiled double" in said
+    array = np.ones(1, np.float32)
+    compiled(array)
+    assert array[0] == 2

@@ -84,7 +84,12 @@ def compile_for(function: Callable[..., None], *signatures: tuple[Any, ...]) -> 
         dispatcher = numba.njit(**OPTIONS)(function)
     start = time.perf_counter()
     for signature in signatures:
-        dispatcher.compile(signature)
+        try:
+            dispatcher.compile(signature)
+        except OSError as error:  # the disk is full, say; what is compiled is there all the same
+            if signature not in dispatcher.overloads:
+                raise
+            _log.info("compiled code will not be kept: %s", error)
     dispatcher.disable_compile()
     if not dispatcher.stats.cache_hits:
         seconds = time.perf_counter() - start
