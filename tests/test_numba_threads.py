@@ -108,6 +108,20 @@ def test_variables_processors_and_threadpoolctl_limit_them(
         assert threads.usable() == 2
 
 
+@pytest.mark.parametrize(("text", "count"), [("2,4", 2), (" 3 ", 3), ("0", 8), ("many", 8)])
+def test_a_variable_is_read_as_a_blas_reads_it(
+    text: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xprnn.kernels.numba import threads
+
+    for name in threads.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "processors", lambda: 8)
+    monkeypatch.setattr(threads, "_libraries", list)
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert threads.usable() == count
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_a_process_held_to_one_processor_takes_one_thread() -> None:
     code = """

@@ -22,8 +22,9 @@ def usable() -> int:
     """How many threads a call may use: the processors, or fewer by a variable or threadpoolctl."""
     most = processors()
     for name in VARIABLES:
-        if (text := os.environ.get(name, "")).isdecimal():
-            most = min(most, int(text))
+        first = os.environ.get(name, "").partition(",")[0].strip()  # OpenMP's may be one a level
+        if first.isdecimal() and int(first):  # to a BLAS 0 says nothing
+            most = min(most, int(first))
             break
     if "threadpoolctl" in sys.modules:  # else nobody has set a limit with it
         most = min([most, *(library.num_threads or most for library in _libraries())])
