@@ -14,10 +14,12 @@ import re
 import statistics
 import time
 import tracemalloc
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-import xprnn
+    import xprnn
 
 T, N, H = 1000, 32, 256
 
@@ -27,6 +29,10 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=32, help="k: which states are kept")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    import numpy as np
+
+    import xprnn
+
     x = np.random.default_rng(0).standard_normal((T, N, H), dtype=np.float32)
     layers = {k: xprnn.GRU(H, H, seed=0, recompute=k).train() for k in (None, options.every)}
     seconds: dict[int | None, list[float]] = {k: [] for k in layers}
@@ -53,6 +59,8 @@ def take(layer: xprnn.GRU, x: np.ndarray) -> None:
 
 def peak(k: int | None, x: np.ndarray) -> int:
     """The bytes of a new layer's third step."""
+    import xprnn
+
     tracemalloc.start()
     layer = xprnn.GRU(H, H, seed=0, recompute=k).train()
     for _ in range(3):

@@ -136,14 +136,14 @@ def test_memory_that_is_not_stated_is_found(fault: str, monkeypatch: pytest.Monk
     """A state more in each trace; segments that are not given back."""
     layer = make("gru", I, H, recompute=None if fault == "trace" else 10)
     if fault == "trace":
-        genuine = sequence._begin
+        genuine = sequence.begin
 
         def more(*arguments: Any) -> Any:
             kept = arguments[4]
             kept.empty(T * N, H)
             return genuine(*arguments)
 
-        monkeypatch.setattr(sequence, "_begin", more)
+        monkeypatch.setattr(sequence, "begin", more)
     else:
         monkeypatch.setattr(Workspace, "rewind", lambda self, mark: None)
     with pytest.raises(AssertionError, match="stated"):

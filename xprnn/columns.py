@@ -24,6 +24,7 @@ from .scratch import Workspace
 
 ENOUGH = 8  # steps that repay taking down a step's calls, which costs about as much
 APART = 272  # elements, of 4 or 8 bytes, that keep the alignment to 64 bytes
+VIEW = 137  # bytes of a view of an array, as NumPy and CPython allocate it
 WIDE = 16  # rows from which a product a step for the input costs no more than one for all steps
 
 
@@ -38,6 +39,14 @@ def takes_input(engine: Engine, layout: Layout) -> bool:
     if layout.ragged is not None or layout.running < WIDE:
         return False
     return all(serves(engine, run) for run in layout.walk(reverse=False))
+
+
+def beside(engine: Engine, steps: int) -> int:
+    """The bytes of the views through which so many steps are undone; 0: others undo them."""
+    if engine.xp is not np or engine.implementation != "reference" or steps < ENOUGH:
+        return 0
+    views = len(engine.cell.undoing_reads) + len(engine.cell.undoing_writes) + 1  # doutput
+    return steps * views * VIEW
 
 
 def take(
@@ -70,7 +79,9 @@ def take(
         bias[...] = weights.bias_hh
     work = tuple([empty(width * H) for width in cell.forward_scratch])
     here = Buffers(gates, saved, states, states, (), work)
-    program += record(cell.forward, weights._replace(bias_hh=bias), here)
+    # `_replace` would leave an entry in CPython's free list at each call, and seem to grow
+    mine = Weights(weights.weight_ih, weights.weight_hh, weights.bias_ih, bias)
+    program += record(cell.forward, mine, here)
 
     left = [(states[0], trace.states[0], run.after)]
     others = list(zip(states[1:], trace.states[1:], strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from . import dropout
+from . import columns, dropout
 from .kernels import Engine
 from .network import Stack
 from .sequence import trace_shapes
@@ -36,6 +36,7 @@ def training_step(
 
     kept = S * (net.input_size + (net.num_layers - 1) * width) * T
     work = _beside_steps(net, engine, batch, k is not None)
+    work += columns.beside(engine, steps if k is None else min(k, steps))
     if k is None:
         kept += net.num_layers * D * _trace(net, engine, steps, batch)
     else:
@@ -66,6 +67,8 @@ def _beside_steps(net: Stack, engine: Engine, batch: int, segments: bool) -> int
     largest = cell.gates * H * (net.widest_input + H)
     step = 2 * cell.gates + cell.saved + 3 * len(cell.state_names)
     step += max(sum(cell.forward_scratch), sum(cell.backward_scratch))
-    packed = engine.sequences is not None
-    elements = weights + (segments + packed) * largest + batch * H * step
+    packed, ahead = engine.sequences is not None, 0
+    if segments and engine.sequences is not None:  # for a segment's forward pass
+        ahead = engine.sequences.ahead * (net.widest_input + cell.gates * H)
+    elements = weights + (segments + packed) * largest + batch * H * step + ahead
     return elements * engine.dtype.itemsize

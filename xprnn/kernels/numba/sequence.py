@@ -40,6 +40,7 @@ class SequenceKernels:
 
     unit = "call"
     from_input = True
+    ahead = CHUNK
 
     def __init__(self, cell: str, arithmetic: Arithmetic) -> None:
         self._cell = cell
