@@ -25,11 +25,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .filing import processor
+from .filing import processor, versions
 from .reports import check_writable, read_all, slug, write_section
 
 # `cpu/` has no __init__.py, and is imported in functions only: asv imports all that it finds
@@ -109,7 +108,7 @@ def measured_report(options: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine,
-        "versions": _versions(),
+        "versions": versions(VERSIONS),
         "absent": absent,
         "rows": [*measured(options, sides)],
         "first": first_results(sides, options.first) if options.first else {},
@@ -129,16 +128,6 @@ def _sources() -> dict[str, str]:
     from machine import commit, digest
 
     return {"commit": commit(ROOT), "sources": digest(ROOT / "xprnn")}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def measured(options: argparse.Namespace, sides: Sequence[str]) -> Iterator[dict[str, Any]]:

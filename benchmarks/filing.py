@@ -106,15 +106,16 @@ def renamed(results: Results, commit: Commit, environment: str) -> Results:
         "commit_hash": commit.hash,
         "env_name": environment,
         "python": python,
-        "requirements": _versions(),
+        "requirements": versions(VERSIONS),
         "env_vars": {THREADS[0]: "1"},
         "params": results["params"] | {"python": python},
     }
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
     found = {}
-    for package in VERSIONS:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -12,6 +12,8 @@ from host_sequence import Run, Tiling, beside, launch
 from sequence_cases import Case
 from tolerances import assert_close
 
+from xprnn.directions import Trace
+
 SPINS = 2**31
 IN_ORDER = Run()
 TAG = 7 << 24
@@ -118,7 +120,13 @@ def check_forward(case: Case, tiling: Tiling, beside: Case | None = None, **opti
 
 
 def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
-    trace = case.plain()
+    check_left(case, case.plain(), tiling, left)
+
+
+def check_left(
+    case: Case, trace: Trace, tiling: Tiling, left: Left, of: str = "", layers: int = 1
+) -> None:
+    """Fail unless a direction ended and left what the plain loop does; `of` names it."""
     assert left.outcome == "fine", left.outcome
     assert left.report == 0
     expected = dict(zip(case.cell.state_names, trace.states, strict=True))
@@ -127,7 +135,7 @@ def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
     else:
         assert left.arrays["gates"].tobytes() == case.numbers["gx"].tobytes(), "gates were written"
     for name, value in expected.items():
-        compare(case, name, left.arrays[name], value)
+        compare(case, name + of, left.arrays[name], value, layers)
 
 
 def run_backward(case: Case, tiling: Tiling, **options: Any) -> Left:

@@ -10,7 +10,7 @@ import numpy as np
 from host_sequence import DTYPES, Tiling
 from kernel_parts import needs_dtype
 from sequence_cases import Case
-from sequence_parts import Left, compare, run_forwards
+from sequence_parts import Left, check_left, run_forwards
 
 from xprnn.directions import Trace
 
@@ -54,13 +54,5 @@ def check_wave(cases: Sequence[Case], tiling: Tiling, **options: Any) -> None:
 
 
 def check_layer(cases: Sequence[Case], layer: int, tiling: Tiling, left: Left) -> None:
-    case, trace = cases[layer], plain(cases[: layer + 1])[-1]
-    assert left.outcome == "fine", left.outcome
-    assert left.report == 0
-    expected = dict(zip(case.cell.state_names, trace.states, strict=True))
-    if tiling.work == "training" and case.cell.saved:
-        expected |= {"gates": trace.gates, "saved": trace.saved}
-    else:
-        assert left.arrays["gates"].tobytes() == case.numbers["gx"].tobytes(), "gates were written"
-    for name, value in expected.items():
-        compare(case, f"{name} of layer {layer}", left.arrays[name], value, layer + 1)
+    trace = plain(cases[: layer + 1])[-1]
+    check_left(cases[layer], trace, tiling, left, f" of layer {layer}", layer + 1)

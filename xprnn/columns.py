@@ -30,8 +30,7 @@ WIDE = 16  # rows from which a product a step for the input costs no more than o
 
 def serves(engine: Engine, run: Run) -> bool:
     """Whether a run is taken here: the plain code, which is to serve, on NumPy itself."""
-    plain = engine.xp is np and engine.implementation == "reference"
-    return plain and run.rows > 0 and len(run.times) >= ENOUGH
+    return engine.repeats and run.rows > 0 and len(run.times) >= ENOUGH
 
 
 def takes_input(engine: Engine, layout: Layout) -> bool:
@@ -43,7 +42,7 @@ def takes_input(engine: Engine, layout: Layout) -> bool:
 
 def beside(engine: Engine, steps: int) -> int:
     """The bytes of the views through which so many steps are undone; 0: others undo them."""
-    if engine.xp is not np or engine.implementation != "reference" or steps < ENOUGH:
+    if not engine.repeats or steps < ENOUGH:
         return 0
     views = len(engine.cell.undoing_reads) + len(engine.cell.undoing_writes) + 1  # doutput
     return steps * views * VIEW
