@@ -104,7 +104,7 @@ def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.Monk
     report = bench.run(SMALL, ["torch"])
     by_name = {(row.what, row.who): row for row in report.rows}
     assert by_name["forward", "double"].median > 0.02
-    assert by_name["forward", "double"].ratio[0] > 5
+    assert by_name["forward", "double"].ratio[0] > 1
     assert by_name["forward", "double"].ours == by_name["forward", "xprnn"].seconds
 
     genuine = xprnn.stack.backward

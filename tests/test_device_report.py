@@ -211,7 +211,8 @@ def test_a_time_that_is_longer_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rows, "ours", slow)
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",), grid=GRID[:1])
     forward, both = of_layers(report)
-    assert forward["ours_us"] > 50_000 > both["ours_us"] and forward["ratio"] < both["ratio"]
+    assert forward["ours_us"] > 50_000 and forward["ratio"] < forward["torch_us"] / 50_000
+    assert both["ours_us"] < forward["ours_us"]
 
 
 # -- what is refused

@@ -152,7 +152,8 @@ def test_a_call_that_takes_longer_shows(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(stacks, "_call", slow)
     stacks.timed(SMALL, found, backend, MEASURED)
-    assert found[0]["ours_us"] > 20_000 and found[0]["ratio"] < 0.5
+    (row,) = found  # torch's own time is the machine's affair, which may be busy
+    assert row["ours_us"] > 20_000 and row["ratio"] < row["torch_us"] / 20_000
 
 
 def test_floors() -> None:
