@@ -250,3 +250,28 @@ def test_where_the_disk_is_full_it_is_compiled_all_the_same(
     array = np.ones(1, np.float32)
     compiled(array)
     assert array[0] == 2
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_damaged_code_on_disk_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numba
+    from numba import types
+
+    from xprnn.kernels.numba.jit import compile_for, written
+
+    def double(a: Any) -> None:
+        a[0] *= 2
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compile_for(double, (written(types.float32, 1),))
+    (kept,) = tmp_path.rglob(f"*double-*.{kind}")
+    kept.write_bytes(kept.read_bytes()[:-20])
+    double.__qualname__ = double.__name__  # as in a new process
+    with pytest.raises(RuntimeError, match=r"double: .* is damaged .*; delete that") as raised:
+        compile_for(double, (written(types.float32, 1),))
+    assert str(kept.parent) in str(raised.value)
+    kept.unlink()
+    compile_for(double, (written(types.float32, 1),))

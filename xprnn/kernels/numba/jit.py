@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 import time
 from collections.abc import Callable
 from functools import cache
@@ -74,6 +75,8 @@ def compile_for(function: Callable[..., None], *signatures: tuple[Any, ...]) -> 
     """`function` compiled for these argument types, or taken from the cache on disk.
 
     It logs what it compiled to logger "xprnn", as information.
+
+    :raises RuntimeError: what is kept on disk cannot be read; the message names the folder.
     """
     # Numba looks for changes in the function's own file only; the name on disk tells of all
     function.__qualname__ = f"{function.__name__}-{_digest()}"
@@ -90,6 +93,12 @@ def compile_for(function: Callable[..., None], *signatures: tuple[Any, ...]) -> 
             if signature not in dispatcher.overloads:
                 raise
             _log.info("compiled code will not be kept: %s", error)
+        except (EOFError, pickle.UnpicklingError) as error:
+            folder, why = dispatcher.stats.cache_path, f"{type(error).__name__}: {error}"
+            raise RuntimeError(
+                f"{function.__name__}: its compiled code in {folder} is damaged ({why}); "
+                "delete that folder: it is compiled anew"
+            ) from error
     dispatcher.disable_compile()
     if not dispatcher.stats.cache_hits:
         seconds = time.perf_counter() - start
