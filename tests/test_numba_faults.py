@@ -68,12 +68,13 @@ LOOPS = {
     "a slice that undoes the first rows": ("backward", "first = at + low\n", "first = at\n"),
 }
 PRODUCTS = {
-    "the last column of a panel": ("packing", "filled = min(width, columns - first)",
-                                   "filled = min(width, columns - first) - 1"),
+    "the last column of a panel": ("packing", "filled = min(width, columns.shape[1])",
+                                   "filled = min(width, columns.shape[1]) - 1"),
+    "rows that are packed again": ("packing", "panels[p, rows])", "panels[p, : rows.stop - k])"),
     "the rest of a transpose": ("packing", "for k in range(whole, K):",
                                 "for k in range(whole, K - 1):"),
-    "weights the wrong way": ("packing", "source, place = matrix[k], panel[k]",
-                              "source, place = matrix[K - 1 - k], panel[k]"),
+    "weights the wrong way": ("packing", "source, place = columns[k], panel[k]",
+                              "source, place = columns[-1 - k], panel[k]"),
     "a row too few": ("forward", "        if n < rows:\n", "        if n + 1 < rows:\n"),
     "sums that begin at another panel's bias": ("forward", "begin = at(start, p)",
                                                 "begin = at(start, 0)"),

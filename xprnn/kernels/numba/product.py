@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from .jit import at, inlined
-from .tile import REGISTERS, VECTORS, tile, transpose
+from .tile import REGISTERS, VECTORS, move, tile, transpose
 
 _MOST = REGISTERS.rows
 _FOURS = lcm(_MOST, 4)
+_TOGETHER = 16  # rows that are packed at a time: their pages are at hand for the next panel
 _most, _four, _two, _one = (tile(rows) for rows in (_MOST, 4, 2, 1))
 
 
@@ -33,14 +34,25 @@ def panels_of(columns: int, dtype: np.dtype[Any]) -> int:
 @inlined
 def pack(matrix: Any, panels: Any) -> None:
     """Write a matrix (K, columns) into `panels` (panels, K, width)."""
-    K, columns, width = matrix.shape[0], matrix.shape[1], panels.shape[2]
-    for p in range(panels.shape[0]):
-        panel, first = panels[p], p * width
-        filled = min(width, columns - first)
-        for k in range(K):
-            source, place = matrix[k], panel[k]
+    K, width = matrix.shape[0], panels.shape[2]
+    for k in range(0, K, _TOGETHER):
+        rows = slice(k, min(k + _TOGETHER, K))
+        for p in range(panels.shape[0]):
+            pack_panel(matrix[rows, p * width :], panels[p, rows])
+
+
+@inlined
+def pack_panel(columns: Any, panel: Any) -> None:
+    """Write the leading columns of `columns` (K, F) into one panel (K, width)."""
+    width = panel.shape[1]
+    filled = min(width, columns.shape[1])
+    for k in range(panel.shape[0]):
+        source, place = columns[k], panel[k]
+        if filled == width:
+            move(source, place)
+        else:
             for j in range(filled):
-                place[j] = source[first + j]
+                place[j] = source[j]
             for j in range(filled, width):
                 place[j] = 0.0
 

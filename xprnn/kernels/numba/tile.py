@@ -130,6 +130,25 @@ def _loop(builder: Any, start: Any, stop: Any, by: int, values: list[Any], step:
 
 
 @intrinsic
+def move(typing: Any, source: Any, out: Any) -> Any:
+    """out[:width] = source[:width], through registers."""
+    lanes = REGISTERS.bytes * 8 // source.dtype.bitwidth
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        given, place = (
+            cgutils.create_struct_proxy(kind)(context, builder, value=value).data
+            for kind, value in zip(signature.args, arguments, strict=True)
+        )
+        vector = ir.VectorType(context.get_value_type(source.dtype), lanes)
+        for start in [ir.IntType(64)(v * lanes) for v in COLUMNS]:
+            whole = _load(builder, given, start, vector)
+            builder.store(whole, _vector(builder, place, start, vector), align=ALIGNED)
+        return context.get_dummy_value()
+
+    return types.void(source, out), generate
+
+
+@intrinsic
 def transpose(typing: Any, matrix: Any, out: Any) -> Any:
     """out[:lanes, :lanes] = matrix[:lanes, :lanes].T, in registers."""
     lanes = REGISTERS.bytes * 8 // matrix.dtype.bitwidth
