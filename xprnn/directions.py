@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from .backend import Array
 from .cells import Weights
+
+
+@dataclass(slots=True)
+class Packs:
+    """What kernels make of a direction's weights, good for as long as these stand."""
+
+    made: dict[str, Any] = field(default_factory=dict)  # by its use
+    spare: dict[str, Any] = field(default_factory=dict)  # of weights that stand no more
+
+    def get(self, use: str, make: Callable[[Any], Any]) -> Any:
+        """What there is for a use; else what `make` makes, of what it may write over or None.
+
+        It is complete before it is there, for other threads may read it; two that come first each
+        make it, in memory of their own.
+        """
+        found = self.made.get(use)
+        if found is None:
+            found = self.made[use] = make(self.spare.pop(use, None))
+        return found
+
+    def renewed(self) -> Packs:
+        """Those of weights that are to be written: nothing is made of them yet."""
+        return Packs(spare={**self.spare, **self.made})
+
+
+PacksOfAll = dict[tuple[int, int], Packs]  # by layer and direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +56,7 @@ class Direction:
     weights: Weights  # read
     reverse: bool
     ends: tuple[Array, ...]  # (N, H) each: the initial states, read, then = the final ones
+    packs: Packs = field(default_factory=Packs)  # of the weights; read, and added to
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +71,4 @@ class Undoing:
     dweights: Weights  # every entry that is not None is written
     dx: Array | None  # (S, I), if given, is written
     flow: Array | None = None  # (T,), if given, = the norm of what reaches the state after a step
+    packs: Packs = field(default_factory=Packs)  # of the weights; read, and added to

@@ -67,8 +67,10 @@ def _beside_steps(net: Stack, engine: Engine, batch: int, segments: bool) -> int
     largest = cell.gates * H * (net.widest_input + H)
     step = 2 * cell.gates + cell.saved + 3 * len(cell.state_names)
     step += max(sum(cell.forward_scratch), sum(cell.backward_scratch))
-    packed, ahead = engine.sequences is not None, 0
+    packed = ahead = 0
+    if engine.sequences is not None and engine.sequences.packs:
+        packed = sum(prod(s) * (1 + ("weight_hh" in n)) for n, s in net.shapes().items())
     if segments and engine.sequences is not None:  # for a segment's forward pass
         ahead = engine.sequences.ahead * (net.widest_input + cell.gates * H)
-    elements = weights + (segments + packed) * largest + batch * H * step + ahead
+    elements = weights + packed + segments * largest + batch * H * step + ahead
     return elements * engine.dtype.itemsize

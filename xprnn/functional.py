@@ -277,6 +277,7 @@ def _forward(
             engine,
             net,
             [[weights]],
+            {},
             call.x,
             call.initial,
             call.lengths,

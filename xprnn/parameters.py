@@ -15,6 +15,7 @@ import numpy as np
 
 from .backend import ALIGNMENT, Array, Backend
 from .checks import check_array
+from .directions import PacksOfAll
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -95,6 +96,7 @@ class Parameters(Mapping[str, Array]):
         self._zero = backend.zeros_aligned(1, dtype)  # CuPy would move a number each time
         self._open = 0  # `writable` blocks that have not ended
         self._retired = False  # the module has moved to other parameters
+        self._packs: PacksOfAll = {}
 
     @property
     def flat(self) -> Array:
@@ -113,8 +115,10 @@ class Parameters(Mapping[str, Array]):
         try:
             yield flat
         finally:
-            self._open -= 1
             self.version += 1
+            # before anybody may take what stands there for these numbers; a list: others may add
+            self._packs = {key: packs.renewed() for key, packs in [*self._packs.items()]}
+            self._open -= 1
             with self.backend.activate():
                 flat[self._padding] = self._zero
             self.backend.set_writable(flat, False)
@@ -127,6 +131,18 @@ class Parameters(Mapping[str, Array]):
     def is_open(self) -> bool:
         """Whether a `writable` block has not ended: what is read now has no version of its own."""
         return self._open > 0
+
+    @property
+    def packs(self) -> PacksOfAll:
+        """Where kernels keep what they make of the numbers as they stand, until the next write.
+
+        Inside a `writable` block the numbers stand for no time at all: it serves one call.
+        """
+        return {} if self._open else self._packs
+
+    def drop_packs(self) -> None:
+        """Give back the memory of what kernels keep; calls that are at work go on with it."""
+        self._packs = {}
 
     def refuse_open(self, what: str) -> None:
         """RuntimeError while a `writable` block is open: nobody could say which values count."""

@@ -134,6 +134,7 @@ class _Recurrent(Module):
         """From here on calls are not recorded; records left are dropped, and free memory is too."""
         self._scratch = FreeList(self.backend, self.dtype)
         self._memory = FreeList(self.backend, self.dtype)
+        self.parameters.drop_packs()
         return super().eval()
 
     def _extra(self) -> dict[str, Any]:
@@ -185,6 +186,7 @@ class _Recurrent(Module):
                 engine,
                 self._stack,
                 self._weights,
+                self.parameters.packs,
                 call.x,
                 call.initial,
                 call.lengths,

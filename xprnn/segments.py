@@ -128,7 +128,7 @@ def _backward(
     for layout, times, rows, begin in _walk(segments, not undoing.reverse):
         mark = scratch.mark()
         ends = tuple([state[begin] for state in trace.states])  # overwritten: used for once
-        again = Direction(undoing.weights, undoing.reverse, ends)
+        again = Direction(undoing.weights, undoing.reverse, ends, undoing.packs)
         (run,) = sequence.forward(engine, [again], trace.x[rows], layout, scratch, scratch, True)
         part = replace(
             undoing,

@@ -10,7 +10,7 @@ import numpy as np
 from . import dropout, segments, wave
 from .backend import Array
 from .cells import Weights
-from .directions import Direction, Trace, Undoing
+from .directions import Direction, Packs, PacksOfAll, Trace, Undoing
 from .kernels import Engine
 from .kernels.wave import Layers
 from .layout import Layout, make_layout
@@ -25,6 +25,7 @@ class Tape:
 
     engine: Engine
     weights: list[list[Weights]]  # by layer and direction, as the products read them
+    packs: list[list[Packs]]  # of these
     layout: Layout
     segments: tuple[Segment, ...]  # to be recomputed; none: the traces are whole
     traces: list[list[Trace]]  # by layer and direction
@@ -38,6 +39,7 @@ def forward(
     engine: Engine,
     stack: Stack,
     weights: list[list[Weights]],
+    packs: PacksOfAll,
     x: Array,
     initial: tuple[Array, ...] | None,
     lengths: np.ndarray | None,
@@ -50,7 +52,8 @@ def forward(
     """Run every layer and direction; returns a new output, new final states, and the tape.
 
     Read: `weights`, `x` (T, N, I) or, batch first, (N, T, I), `initial` (L*D, N, H) each, None
-    for zeros, `lengths` intp (N,). The output is (T, N, D*H), laid out as x, the final states
+    for zeros, `lengths` intp (N,); `packs`, read and added to: what kernels make of the weights,
+    good for as long as these stand. The output is (T, N, D*H), laid out as x, the final states
     (L*D, N, H). With a `dropout_key` the call is recorded: dropout acts, and the tape, which
     stands in memory of `kept`, can be undone; for each layer it keeps what goes in, and of what
     the steps compute all, or the states before every `recompute` steps. `scratch` may be `kept`
@@ -63,7 +66,9 @@ def forward(
     layout = make_layout(engine.backend, steps, batch, lengths)
     parts = segments.cut(engine.backend, layout, lengths, recompute if record else None)
     key = dropout_key or (0, 0)
-    tape = Tape(engine, weights, layout, parts, [], key, x.shape, batch_first)
+    tape = Tape(
+        engine, weights, _by_direction(stack, packs), layout, parts, [], key, x.shape, batch_first
+    )
     output = _caller_array(xp, layout, (*x.shape[:2], width), dtype)
     final = _sorted_states(xp, stack, layout, initial, dtype)
     current = kept.empty(layout.total, stack.input_size, dtype=T)
@@ -109,7 +114,12 @@ def _run_layer(
     for group in engine.groups(work, layout.running, H, layout.steps, D):
         mark = scratch.mark()
         directions = [
-            Direction(tape.weights[layer][d], d == 1, tuple([end[layer * D + d] for end in ends]))
+            Direction(
+                tape.weights[layer][d],
+                d == 1,
+                tuple([end[layer * D + d] for end in ends]),
+                tape.packs[layer][d],
+            )
             for d in group
         ]
         outputs = [joined[:, d * H : (d + 1) * H] for d in group]
@@ -195,6 +205,7 @@ def _undo_layer(
                 dweights[layer][d],
                 shares[d],
                 None if flow is None else flow[layer * D + d],
+                tape.packs[layer][d],
             )
             for d in group
         ]
@@ -232,6 +243,14 @@ def _to_read(weights: Weights, dtype: np.dtype[Any]) -> Weights:
         weights.bias_ih,
         weights.bias_hh,
     )
+
+
+def _by_direction(stack: Stack, packs: PacksOfAll) -> list[list[Packs]]:
+    """The part of `packs` for each layer and direction."""
+    return [
+        [packs.setdefault((layer, d), Packs()) for d in range(stack.num_directions)]
+        for layer in range(stack.num_layers)
+    ]
 
 
 def _drop(

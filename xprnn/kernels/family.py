@@ -18,6 +18,7 @@ class Sequences(Protocol):
 
     unit: str  # for `explain`: what takes the steps, a launch or a call
     from_input: bool  # whether `forward` computes gx itself, from x
+    packs: bool  # whether it keeps the weights in an order of its own, W_hh in one for each pass
     ahead: int  # rows of x for which it then computes it at a time, in memory to work in
 
     def plan(self, work: str, N: int, H: int, T: int, directions: int) -> Any:

@@ -39,6 +39,7 @@ class SequenceKernels:
 
     unit = "launch"
     from_input = False
+    packs = False
     ahead = 0
 
     def __init__(self, backend: CupyBackend, cell: str, arithmetic: Arithmetic) -> None:

@@ -67,7 +67,7 @@ def sequences(cell: str, backend: Backend, arithmetic: Arithmetic) -> SequenceKe
     """Those for a cell."""
     from .sequence import SequenceKernels
 
-    return SequenceKernels(cell, arithmetic)
+    return SequenceKernels(backend, cell, arithmetic)
 
 
 def compilations() -> list[Callable[[], Any]]:

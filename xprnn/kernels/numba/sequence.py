@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
 from numba import types
 
 from ...arithmetic import Arithmetic
-from ...backend import Array
+from ...backend import Array, Backend
 from ...cells import CELLS, Weights
 from ...directions import Direction, Trace, Undoing
 from ...layout import Layout
@@ -40,9 +41,11 @@ class SequenceKernels:
 
     unit = "call"
     from_input = True
+    packs = True
     ahead = CHUNK
 
-    def __init__(self, cell: str, arithmetic: Arithmetic) -> None:
+    def __init__(self, backend: Backend, cell: str, arithmetic: Arithmetic) -> None:
+        self._backend = backend
         self._cell = cell
         self._dtype = arithmetic.dtype
 
@@ -73,7 +76,8 @@ class SequenceKernels:
         with threads.crew(_worth(layout, weights)) as crew:
             slices, calls = _slices(layout, crew.size // len(directions)), []
             for direction, trace in zip(directions, traces, strict=True):
-                arrays = self._packed(direction.weights, scratch)
+                made = partial(self._packed, direction.weights)
+                arrays = direction.packs.get("forward", made)
                 for part in slices:
                     rooms = self._rooms(scratch, part, trace.x.shape[1], arrays[1])
                     calls.append(
@@ -88,19 +92,18 @@ class SequenceKernels:
             crew.run(calls)
         scratch.rewind(mark)
 
-    def _packed(self, weights: Weights, scratch: Workspace) -> tuple[Array, ...]:
-        """The weights and biases of a direction as the loops read them."""
-        width, dtype = len(weights.weight_hh), self._dtype
-        panels = [self._panels(scratch, matrix.shape[1], width) for matrix in weights[:2]]
-        for matrix, place in zip(weights[:2], panels, strict=True):
-            _packing("pack_transposed", dtype)(matrix, place)
-        filled = scratch.empty(panels[0].shape[0] * panels[0].shape[2])
-        filled[...] = 0.0
-        bias = CELLS[self._cell].input_bias(weights, dtype)
+    def _packed(self, weights: Weights, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
+        """The weights and biases of a direction as the loops forward read them."""
+        ih, hh, filled, _ = old or (None,) * 4
+        ih = self._panels("pack_transposed", weights.weight_ih, ih)
+        hh = self._panels("pack_transposed", weights.weight_hh, hh)
+        if filled is None:
+            filled = self._backend.zeros_aligned(hh.shape[0] * hh.shape[2], self._dtype)
+            filled = filled.reshape(len(hh), -1)
+        bias = CELLS[self._cell].input_bias(weights, self._dtype)
         if bias is not None:
-            filled[:width] = bias
-        bias_hh = filled if weights.bias_hh is None else weights.bias_hh
-        return *panels, filled.reshape(len(panels[0]), -1), bias_hh
+            filled.reshape(-1)[: bias.size] = bias
+        return ih, hh, filled, filled.reshape(-1) if weights.bias_hh is None else weights.bias_hh
 
     def _rooms(
         self, scratch: Workspace, part: tuple[int, int], width: int, panels: Array
@@ -122,9 +125,9 @@ class SequenceKernels:
         with threads.crew(_worth(layout, len(directions) * width * H)) as crew:
             slices, calls = _slices(layout, crew.size // len(directions)), []
             for undoing in directions:
-                panels, trace = self._panels(scratch, width, H), undoing.trace
-                _packing("pack", self._dtype)(undoing.weights.weight_hh, panels)
-                doutput = undoing.doutput
+                made = partial(self._panels, "pack", undoing.weights.weight_hh)
+                panels = undoing.packs.get("backward", made)
+                trace, doutput = undoing.trace, undoing.doutput
                 if doutput is None:
                     doutput = np.empty((0, H), self._dtype)
                 for part in slices:
@@ -140,9 +143,17 @@ class SequenceKernels:
             crew.run(calls)
         scratch.rewind(mark)
 
-    def _panels(self, scratch: Workspace, K: int, columns: int) -> Array:
-        """An uninitialised array for the weights of a product over K."""
-        return scratch.empty(panels_of(columns, self._dtype), K, width_of(self._dtype))
+    def _panels(self, how: str, matrix: Array, panels: Array | None) -> Array:
+        """A matrix (K, columns) by `pack`, or (columns, K) by `pack_transposed`.
+
+        It is written to `panels`, or to a new array where None is given.
+        """
+        if panels is None:
+            K, columns = matrix.shape if how == "pack" else matrix.shape[::-1]
+            shape = panels_of(columns, self._dtype), K, width_of(self._dtype)
+            panels = self._backend.zeros_aligned(prod(shape), self._dtype).reshape(shape)
+        _packing(how, self._dtype)(matrix, panels)
+        return panels
 
 
 def _worth(layout: Layout, weights: int) -> int:
