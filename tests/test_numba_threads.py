@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -79,12 +78,26 @@ def test_slices_are_all_rows_in_parts_of_as_many_steps(parts: int, lengths: Any)
 
     given = None if lengths is None else np.array(lengths)
     layout = make_layout(xprnn.get_backend("numpy"), 9, 12, given)
-    slices = _slices(layout, parts)
+    slices = _slices(layout, parts, 1)
     rows = [row for low, high in slices for row in range(low, high)]
     assert rows == list(range(layout.running))
     assert all(low % 4 == 0 for low, _ in slices) and len(slices) <= min(parts, 3)
     if lengths is None:
         assert {high - low for low, high in slices} == {12 // min(parts, 3)} or parts == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "threads", "directions", "count"),
+    [(64, 1, 1, 1), (64, 2, 1, 4), (64, 2, 2, 2), (64, 1, 2, 1), (23, 2, 1, 2), (64, 7, 2, 7)],
+)
+def test_slices_of_eight_rows_are_two_a_thread(
+    rows: int, threads: int, directions: int, count: int
+) -> None:
+    from xprnn.kernels.numba.sequence import _slices
+    from xprnn.layout import make_layout
+
+    layout = make_layout(xprnn.get_backend("numpy"), 9, rows, None)
+    assert len(_slices(layout, threads, directions)) == count
 
 
 def test_variables_processors_and_threadpoolctl_limit_them(
@@ -155,23 +168,69 @@ def test_threads_work_at_the_same_time_and_hand_on_errors() -> None:
         crew.run([lambda: meeting.wait(20)] * 3)
 
 
+def test_a_thread_that_comes_late_takes_fewer_calls() -> None:
+    from xprnn.kernels.numba import threads
+
+    caller, mine, enough = threading.get_ident(), [0], threading.Event()
+
+    def call() -> None:
+        if threading.get_ident() != caller:
+            enough.wait(20)
+            return
+        mine[0] += 1
+        if mine[0] == 3:
+            enough.set()
+
+    with several(2), threads.crew(2) as crew:
+        crew.run([call] * 4)
+        assert enough.is_set() and mine[0] >= 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says where a thread may run")
+def test_the_others_may_run_on_all_processors_but_the_callers() -> None:
+    from xprnn.kernels.numba import threads
+
+    allowed, seen = os.sched_getaffinity(0), set()
+    if len(allowed) == 1:
+        pytest.skip("this process may use one processor only")
+    meeting = threading.Barrier(2)
+
+    def look() -> None:
+        meeting.wait(20)
+        seen.add((threading.get_ident(), frozenset(os.sched_getaffinity(0))))
+
+    assert threads._this_processor is not None
+    for processor in [*allowed][:2]:
+        before = None
+        while before != processor or threads._this_processor() != processor:
+            os.sched_setaffinity(0, {processor})  # is there, and may leave
+            os.sched_setaffinity(0, allowed)
+            before = threads._this_processor()
+            with several(2), threads.crew(2) as crew:
+                seen.clear()
+                crew.run([look] * 2)
+        found = dict(seen)
+        assert found.pop(threading.get_ident()) == allowed
+        assert [*found.values()] == [allowed - {processor}]
+
+
 def test_they_keep_no_arrays() -> None:
     from xprnn.kernels.numba import threads
 
     class Held:
         def __call__(self) -> None:
-            seen.append(sys.getrefcount(self))
+            meeting.wait(20)  # one call is the other thread's
 
-    seen: list[int] = []
-    held = Held()
-    alone = sys.getrefcount(held)
-    with several(2), threads.crew(2) as crew:
-        crew.run([lambda: None, held])
-    for _ in range(1000):
-        if sys.getrefcount(held) == alone:
-            break
-        time.sleep(0.001)
-    assert seen and sys.getrefcount(held) == alone
+    meeting, held = threading.Barrier(2), Held()
+    alone, interval = sys.getrefcount(held), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(200):
+            with several(2), threads.crew(2) as crew:
+                crew.run([held, held])
+            assert sys.getrefcount(held) == alone
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -29,10 +29,11 @@ from .product import panels_of, width_of
 
 CHUNK = 64  # rows whose input side is computed at a time: enough for the weights to pay off
 FEW = 8  # rows of all steps
-# Multiply-adds of a call for which another thread pays, some 0.8 ms of one: with 30 million two
-# took longer than one, where the other had slept meanwhile
-SHARED = 40_000_000
+# Multiply-adds of a call for which another thread pays, some 0.4 ms of one: with 13 million two
+# took as long as one
+SHARED = 20_000_000
 FEWEST = 4  # rows of a slice, whose first row is divisible by it: so the bits do not depend on it
+FINE = 8  # rows of which two slices a thread are made, so that one that comes late takes fewer
 _BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
 
 
@@ -74,7 +75,7 @@ class SequenceKernels:
         mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
         weights = len(directions) * width * (traces[0].x.shape[1] + H)
         with threads.crew(_worth(layout, weights)) as crew:
-            slices, calls = _slices(layout, crew.size // len(directions)), []
+            slices, calls = _slices(layout, crew.size, len(directions)), []
             for direction, trace in zip(directions, traces, strict=True):
                 made = partial(self._packed, direction.weights)
                 arrays = direction.packs.get("forward", made)
@@ -123,7 +124,7 @@ class SequenceKernels:
         """
         mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
         with threads.crew(_worth(layout, len(directions) * width * H)) as crew:
-            slices, calls = _slices(layout, crew.size // len(directions)), []
+            slices, calls = _slices(layout, crew.size, len(directions)), []
             for undoing in directions:
                 made = partial(self._panels, "pack", undoing.weights.weight_hh)
                 panels = undoing.packs.get("backward", made)
@@ -161,15 +162,17 @@ def _worth(layout: Layout, weights: int) -> int:
     return layout.total * weights // SHARED + 1
 
 
-def _slices(layout: Layout, parts: int) -> list[tuple[int, int]]:
-    """The rows in up to so many parts of about as many steps in all."""
+def _slices(layout: Layout, threads: int, directions: int) -> list[tuple[int, int]]:
+    """The rows of each direction in slices of about as many steps, for so many threads."""
     rows = layout.running
-    parts = max(1, min(parts, rows // FEWEST))
-    if parts == 1:
-        return [(0, rows)]
-    steps = np.searchsorted(-_counts(layout), -np.arange(rows))  # of each row
-    ends = np.searchsorted(np.cumsum(steps), np.arange(1, parts) * layout.total / parts) + 1
-    bounds = [0, *(np.rint(ends / FEWEST).astype(int) * FEWEST).tolist(), rows]
+    parts = max(threads, min(2 * threads, directions * (rows // FINE))) // directions
+    parts = max(1, min(parts, rows // FEWEST)) if threads > 1 else 1
+    ends = [rows * part / parts for part in range(1, parts)]
+    if layout.ragged is not None and ends:
+        steps = np.searchsorted(-_counts(layout), -np.arange(rows))  # of each row
+        shares = np.arange(1, parts) * layout.total / parts
+        ends = (np.searchsorted(np.cumsum(steps), shares) + 1).tolist()
+    bounds = [0, *[round(end / FEWEST) * FEWEST for end in ends], rows]
     return [part for part in pairwise(bounds) if part[0] < part[1]]
 
 
