@@ -32,7 +32,7 @@ def test_an_error_half_way_through_backward_spoils_that_record_only(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(sequence, "_weight_gradients", fail)
+        patched.setattr(sequence, "_gradients", fail)
         with pytest.raises(MemoryError):
             layer.backward(output)
     assert not layer.grads.flat.any()

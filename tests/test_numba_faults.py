@@ -46,8 +46,8 @@ LOOPS = {
     ),
     "a slice that takes the first rows": (
         "forward",
-        "_take(x[at + low :], taken",
-        "_take(x[at:], taken",
+        "take(x[at + low :], taken",
+        "take(x[at:], taken",
     ),
     "a slice without its last row": (
         "forward",
@@ -79,30 +79,65 @@ PRODUCTS = {
     "sums that begin at another panel's bias": ("forward", "begin = at(start, p)",
                                                 "begin = at(start, 0)"),
 }  # fmt: skip
+GRADIENTS = {
+    "a lost last block": ("range(0, S, BLOCK)", "range(0, S - BLOCK, BLOCK)"),
+    "the first block alone": ("range(0, S, BLOCK)", "range(0, min(S, BLOCK), BLOCK)"),
+    "a step too few": ("block = dgates[s : s + BLOCK, low",
+                       "block = dgates[s : min(s + BLOCK, S - 15), low"),
+    "a block that begins where the one before did not end": ("block = dgates[s : s + BLOCK, low",
+                                                             "block = dgates[s : s + 255, low"),
+    "the first block's input": ("inputs[s : s + BLOCK, first:]", "inputs[:BLOCK, first:]"),
+    "a slice that takes the first rows": ("s + BLOCK, low:high]", "s + BLOCK, : high - low]"),
+    "the columns of a broken panel": ("    if K % width:\n", "    if K % width > 1:\n"),
+    "a bias without its last block": ("last = s + BLOCK >= S or", "last ="),
+    "dgx for dgh": ("        previous = layout.previous(",
+                    "        cell.to_input_side(each.trace.gates, each.trace.saved)\n"
+                    "        previous = layout.previous("),
+    "dgh for dgx": ("        cell.to_input_side(each.trace.gates, each.trace.saved)\n",
+                    "        pass\n"),
+    "the states that follow": ("layout.previous(each.trace.states[0], each.reverse)",
+                               "layout.previous(each.trace.states[0], not each.reverse)"),
+    "rows of dx that stay": ("range(low, high, ROWS)", "range(low, high - ROWS, ROWS)"),
+    "dx of the first rows": ("product.product(dgates[some], ", "product.product(dgates[:ROWS], "),
+    "threads without the last columns": ("pairwise([*bounds, size])",
+                                         "pairwise([*bounds, size - 1])"),
+}  # fmt: skip
+SUMS = {
+    "rows below the last tile": ("for n in range(whole, rows):\n        _one_transposed",
+                                 "for n in range(whole, rows - 1):\n        _one_transposed"),
+    "a tile in another's place": ("_most_transposed(a[:, n:], panel, out[n:])",
+                                  "_most_transposed(a[:, n:], panel, out[0:])"),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Three threads; no kernel of a test before, none of this one for those after."""
-    forget("forward", "backward", "packing")
+    forget("forward", "backward", "packing", "gradients")
     with several(3):
         yield
-    forget("forward", "backward", "packing")
+    forget("forward", "backward", "packing", "gradients")
 
 
 def forget(*passes: str) -> None:
     """Compile anew what serves these passes."""
-    from xprnn.kernels.numba import sequence
+    from xprnn.kernels.numba import gradients, sequence
 
     for name in passes:
-        getattr(sequence, f"_{name}").cache_clear()
+        if name == "gradients":
+            gradients._weights.cache_clear()
+            gradients._input.cache_clear()
+        else:
+            getattr(sequence, f"_{name}").cache_clear()
 
 
 def load(cell: str) -> None:
     """Have all that serves `check`; run nothing, for memory would hold what a fault leaves out."""
-    from xprnn.kernels.numba import sequence
+    from xprnn.kernels.numba import gradients, sequence
 
     float32 = np.dtype("float32")
+    gradients._weights(float32)
+    gradients._input(float32)
     sequence._forward(cell, float32, True)
     sequence._backward(cell, float32)
     for name in ("pack", "pack_transposed"):
@@ -114,14 +149,16 @@ def check(cell: str) -> None:
     compare(Case(cell, directions=2, lengths="zero", dtype="float32", H=40, I=20), "sequence")
     compare(Case(cell, directions=2, dtype="float32", N=15, H=33, I=34), "sequence")
     compare(Case(cell, dtype="float32", N=15, H=33, I=34), "sequence")
+    compare(Case(cell, dtype="float32", N=65, T=5, H=33, I=34), "sequence")
 
 
 def assert_shows(cell: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault that has been planted shows in this pass."""
-    from xprnn.kernels.numba import sequence
+    from xprnn.kernels.numba import gradients, sequence
 
     forget(where)
-    monkeypatch.setattr(sequence, "compile_for", uncached)
+    for module in (gradients, sequence):
+        monkeypatch.setattr(module, "compile_for", uncached)
     # where nobody wrote there may be anything: a NaN, of which NumPy warns
     with pytest.raises(
         (AssertionError, RuntimeWarning), match=r"relative error|not finite|invalid"
@@ -165,3 +202,26 @@ def test_a_fault_in_the_products_shows(fault: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sequence, "product", broken)
     monkeypatch.setattr(loops, "product", broken.product)
     assert_shows("gru", where, monkeypatch)
+
+
+@pytest.mark.parametrize("fault", GRADIENTS)
+def test_a_fault_in_the_gradients_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xprnn.kernels.numba import gradients, sequence
+
+    load("gru")
+    broken = faulty(gradients, GRADIENTS[fault])
+    for name in ("_weights", "_input"):
+        if fault.startswith(("dg", "the states", "threads")):  # what is compiled has none
+            monkeypatch.setattr(broken, name, getattr(gradients, name))
+    monkeypatch.setattr(broken, "compile_for", uncached)
+    monkeypatch.setattr(sequence, "gradients", broken)
+    assert_shows("gru", "gradients", monkeypatch)
+
+
+@pytest.mark.parametrize("fault", SUMS)
+def test_a_fault_in_their_products_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xprnn.kernels.numba import gradients, product
+
+    load("gru")
+    monkeypatch.setattr(gradients, "product", faulty(product, SUMS[fault]))
+    assert_shows("gru", "gradients", monkeypatch)

@@ -157,18 +157,20 @@ def test_registers_of_other_processors(
     size: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiles that fit them, here."""
-    from xprnn.kernels.numba import loops, product, sequence, tile
+    from xprnn.kernels.numba import gradients, loops, product, sequence, tile
 
     made = sequence._forward, sequence._backward, sequence._packing
+    made = *made, gradients._weights, gradients._input
     ours = ("REGISTERS = Registers.of_host()", f"REGISTERS = Registers({size}, {rows})")
     monkeypatch.setitem(sys.modules, tile.__name__, faulty(tile, ours))
     theirs = faulty(product)
     assert theirs.width_of(np.dtype("float32")) == size // 2
     monkeypatch.setattr(loops, "product", theirs.product)
-    monkeypatch.setattr(sequence, "product", theirs)
+    for module in (gradients, sequence):
+        monkeypatch.setattr(module, "product", theirs)
+        monkeypatch.setattr(module, "compile_for", uncached)
     for name in ("panels_of", "width_of"):
         monkeypatch.setattr(sequence, name, getattr(theirs, name))
-    monkeypatch.setattr(sequence, "compile_for", uncached)
     for function in made:
         function.cache_clear()
     try:

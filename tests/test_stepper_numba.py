@@ -267,7 +267,7 @@ FAULTS = {
                                               "recurrent(panels_hh[0], bias_hh"),
     "one layer's bias for all": ("product(below, panels, bias[k], gx)",
                                  "product(below, panels, bias[0], gx)"),
-    "the first layer's h given": ("_take(h_next[h.shape[0] - 1], out)", "_take(h_next[0], out)"),
+    "the first layer's h given": ("take(h_next[h.shape[0] - 1], out)", "take(h_next[0], out)"),
     "sides exchanged": ("x, now[0], now[-1], after[0], after[-1], out",
                         "x, after[0], after[-1], now[0], now[-1], out"),
     "c read from h": ("x, now[0], now[-1],", "x, now[0], now[0],"),

@@ -69,7 +69,7 @@ def _beside_steps(net: Stack, engine: Engine, batch: int, segments: bool) -> int
     step += max(sum(cell.forward_scratch), sum(cell.backward_scratch))
     packed = ahead = 0
     if engine.sequences is not None and engine.sequences.packs:
-        packed = sum(prod(s) * (1 + ("weight_hh" in n)) for n, s in net.shapes().items())
+        packed = sum(prod(s) * (1 + ("weight" in n)) for n, s in net.shapes().items())
     if segments and engine.sequences is not None:  # for a segment's forward pass
         ahead = engine.sequences.ahead * (net.widest_input + cell.gates * H)
     elements = weights + packed + segments * largest + batch * H * step + ahead

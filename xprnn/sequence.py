@@ -161,12 +161,9 @@ def backward(
     else:
         kernels, chosen = whole
         kernels.backward(chosen, directions, layout, scratch)
-    for undoing in directions:
-        trace = undoing.trace
-        previous = layout.previous(trace.states[0], undoing.reverse)
-        _weight_gradients(engine.xp, engine.cell, trace, previous, undoing.dweights)
-        if undoing.dx is not None:
-            engine.xp.matmul(trace.gates, undoing.weights.weight_ih, out=undoing.dx)
+    if whole is None or not whole[0].to_weights:
+        for undoing in directions:
+            _gradients(engine.xp, engine.cell, undoing, layout)
 
 
 def _undo_steps(engine: Engine, undoing: Undoing, layout: Layout, scratch: Workspace) -> None:
@@ -210,12 +207,12 @@ def _scratch(workspace: Workspace, rows: int, widths: tuple[int, ...], H: int) -
     return tuple([workspace.empty(rows, width * H) for width in widths])
 
 
-def _weight_gradients(
-    xp: Any, cell: Cell, trace: Trace, previous: Array, dweights: Weights
-) -> None:
-    """One product over all steps per weight; turns the trace's gates from dgh into dgx."""
+def _gradients(xp: Any, cell: Cell, undoing: Undoing, layout: Layout) -> None:
+    """One product over all steps per weight, and dx; turns the trace's gates from dgh into dgx."""
+    trace, dweights = undoing.trace, undoing.dweights
     dgates = trace.gates
     if dweights.weight_hh is not None:
+        previous = layout.previous(trace.states[0], undoing.reverse)
         cell.recurrent_gradient(xp, dgates, previous, trace.saved, dweights.weight_hh)
     if dweights.bias_hh is not None:
         sum_rows(xp, dgates, dweights.bias_hh)
@@ -224,3 +221,5 @@ def _weight_gradients(
         xp.matmul(dgates.T, trace.x, out=dweights.weight_ih)
     if dweights.bias_ih is not None:
         sum_rows(xp, dgates, dweights.bias_ih)
+    if undoing.dx is not None:
+        xp.matmul(dgates, undoing.weights.weight_ih, out=undoing.dx)

@@ -18,7 +18,8 @@ class Sequences(Protocol):
 
     unit: str  # for `explain`: what takes the steps, a launch or a call
     from_input: bool  # whether `forward` computes gx itself, from x
-    packs: bool  # whether it keeps the weights in an order of its own, W_hh in one for each pass
+    to_weights: bool  # whether `backward` goes on to the gradients of weights and input itself
+    packs: bool  # whether it keeps the weights in orders of its own, one for each pass
     ahead: int  # rows of x for which it then computes it at a time, in memory to work in
 
     def plan(self, work: str, N: int, H: int, T: int, directions: int) -> Any:
@@ -56,7 +57,8 @@ class Sequences(Protocol):
         """Undo all steps, in place of `_undo_steps`: see there for what is left in the arrays.
 
         The traces' states and `doutput`, whose rows may stand apart, are read; the traces' gates
-        and saved and the first rows of `dstates` are read and overwritten.
+        and saved and the first rows of `dstates` are read and overwritten. `to_weights` it does
+        what `_gradients` does as well: dweights and dx are written, gates end as dgx.
         """
 
 

@@ -39,6 +39,7 @@ class SequenceKernels:
 
     unit = "launch"
     from_input = False
+    to_weights = False
     packs = False
     ahead = 0
 

@@ -59,7 +59,7 @@ def forward_loop(name: str, gates_of: Any) -> Callable[..., None]:
                     gates_of(mine, gh, bias_hh, here, ahead, None)
                 else:
                     kept = gates[at + low : at + low + rows]
-                    _take(mine, kept)
+                    take(mine, kept)
                     behind = saved[at + low : at + low + rows]
                     gates_of(kept, gh, bias_hh, here, ahead, behind)
                 place += 0 if reverse else rows
@@ -104,7 +104,7 @@ def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]
                 if beside:
                     _add(through, dnext[0])
                 else:
-                    _take(through, dnext[0])
+                    take(through, dnext[0])
             at += counts[t] if reverse else 0
 
     backward.__name__ = f"{name}_backward"
@@ -152,7 +152,7 @@ def _rows_of(
     n = 0
     for s in range(first, first + steps):
         rows = min(counts[s], high) - low
-        _take(x[at + low :], taken[n : n + rows])
+        take(x[at + low :], taken[n : n + rows])
         n += rows
         at += counts[s]
     whole = (total + 3) // 4 * 4
@@ -171,7 +171,7 @@ def _add(more: Any, out: Any) -> None:
 
 
 @inlined
-def _take(whole: Any, out: Any) -> None:
+def take(whole: Any, out: Any) -> None:
     """Copy the leading part of `whole` to `out` (N, H)."""
     for n in range(out.shape[0]):
         for j in range(out.shape[1]):

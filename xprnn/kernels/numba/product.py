@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from .jit import at, inlined
-from .tile import REGISTERS, VECTORS, move, tile, transpose
+from .tile import REGISTERS, VECTORS, move, tile, tile_transposed, transpose
 
-_MOST = REGISTERS.rows
-_FOURS = lcm(_MOST, 4)
+MOST = REGISTERS.rows  # rows of a tile
+_FOURS = lcm(MOST, 4)
 _TOGETHER = 16  # rows that are packed at a time: their pages are at hand for the next panel
-_most, _four, _two, _one = (tile(rows) for rows in (_MOST, 4, 2, 1))
+_most, _four, _two, _one = (tile(rows) for rows in (MOST, 4, 2, 1))
+_most_transposed, _one_transposed = (tile_transposed(rows) for rows in (MOST, 1))
 
 
 def width_of(dtype: np.dtype[Any]) -> int:
@@ -88,7 +89,7 @@ def product(a: Any, panels: Any, start: Any, out: Any) -> None:
         begin = at(start, p)
         n = 0
         while n + _FOURS <= rows:
-            for first in range(n, n + _FOURS, _MOST):
+            for first in range(n, n + _FOURS, MOST):
                 _most(a[first:], panel, begin, place[first:])
             n += _FOURS
         while n + 4 <= rows:
@@ -99,3 +100,17 @@ def product(a: Any, panels: Any, start: Any, out: Any) -> None:
             n += 2
         if n < rows:
             _one(a[n:], panel, begin, place[n:])
+
+
+@inlined
+def add_transposed(a: Any, panel: Any, out: Any) -> None:
+    """Add a.T @ panel to the leading columns of `out`: a sum over rows, one after the other.
+
+    `a` is (K, N) and `out` (N, columns), their rows may stand apart; `panel` (K, width).
+    """
+    rows = a.shape[1]
+    whole = rows // MOST * MOST
+    for n in range(0, whole, MOST):
+        _most_transposed(a[:, n:], panel, out[n:])
+    for n in range(whole, rows):
+        _one_transposed(a[:, n:], panel, out[n:])

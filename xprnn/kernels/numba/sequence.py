@@ -21,7 +21,7 @@ from ...cells import CELLS, Weights
 from ...directions import Direction, Trace, Undoing
 from ...layout import Layout
 from ...scratch import Workspace
-from . import SEQUENCE, product, threads
+from . import SEQUENCE, gradients, product, threads
 from . import gates as by_element
 from .jit import compile_for, number_of, read, written
 from .loops import backward_loop, forward_loop
@@ -42,6 +42,7 @@ class SequenceKernels:
 
     unit = "call"
     from_input = True
+    to_weights = True
     packs = True
     ahead = CHUNK
 
@@ -118,7 +119,7 @@ class SequenceKernels:
     def backward(
         self, chosen: Any, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
     ) -> None:
-        """Undo all steps: of the traces gates become dgh; saved, what the cell's `backward` makes.
+        """Undo all steps, then multiply for the weights and x: of the traces gates become dgx.
 
         `dstates` become those of the initial states. Rows of `doutput` may stand apart.
         """
@@ -143,6 +144,20 @@ class SequenceKernels:
                     )
             crew.run(calls)
         scratch.rewind(mark)
+        self._gradients(directions, layout, scratch)
+
+    def _gradients(self, directions: Sequence[Undoing], layout: Layout, scratch: Workspace) -> None:
+        """What `backward` does when all steps are undone."""
+        packed, weights = [], 0
+        for each in directions:
+            matrix, panels = each.weights.weight_ih, None
+            weights += matrix.size + each.weights.weight_hh.size
+            if each.dx is not None:
+                weights += matrix.size
+                panels = each.packs.get("input", partial(self._panels, "pack", matrix))
+            packed.append(panels)
+        with threads.crew(_worth(layout, weights)) as crew:
+            gradients.compute(CELLS[self._cell], directions, packed, layout, scratch, crew)
 
     def _panels(self, how: str, matrix: Array, panels: Array | None) -> Array:
         """A matrix (K, columns) by `pack`, or (columns, K) by `pack_transposed`.
@@ -238,4 +253,5 @@ def compilations() -> list[Callable[[], Any]]:
     kinds = [(cell, dtype) for cell in SEQUENCE for dtype in dtypes]
     packing = [partial(_packing, name, t) for name in ("pack", "pack_transposed") for t in dtypes]
     forward = [partial(_forward, *kind, record) for kind in kinds for record in (False, True)]
-    return [*packing, *forward, *(partial(_backward, *kind) for kind in kinds)]
+    backward = [partial(_backward, *kind) for kind in kinds]
+    return [*packing, *forward, *backward, *gradients.compilations()]

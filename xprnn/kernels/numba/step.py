@@ -17,7 +17,7 @@ from ...cells import CELLS, Weights
 from . import gates as by_element
 from . import reset_before
 from .jit import compile_for, inlined, number_of, read, written
-from .loops import _take
+from .loops import take
 from .product import pack_transposed, panels_of, product, width_of
 from .threads import usable
 
@@ -116,13 +116,13 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
         c_next: Any,
         out: Any,  # (N, H), written when all else is done: it may share memory with x
     ) -> None:
-        _take(x, row)
+        take(x, row)
         for k in range(h.shape[0]):
             below = row if k == 0 else h_next[k - 1]
             panels = panels_in if k == 0 else panels_up[k - 1]
             product(below, panels, bias[k], gx)
             recurrent(panels_hh[k], bias_hh[k], gx, gh, q, h[k], c[k], h_next[k], c_next[k])
-        _take(h_next[h.shape[0] - 1], out)
+        take(h_next[h.shape[0] - 1], out)
 
     step.__name__ = f"{name}_step"
     return step

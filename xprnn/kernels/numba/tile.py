@@ -76,12 +76,7 @@ def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, start: Any, 
         places = [builder.add(builder.mul(k, i64(width)), i64(v * vector.count)) for v in COLUMNS]
         weights = [_load(builder, panel.data, place, vector) for place in places]
         numbers = [builder.load(builder.gep(first, [k])) for first in firsts]
-        spread = [_spread(builder, number, vector) for number in numbers]
-        pairs = [(number, weight) for number in spread for weight in weights]
-        return [
-            _multiply_add(builder, vector, *pair, total)
-            for pair, total in zip(pairs, sums, strict=True)
-        ]
+        return _with_products(builder, vector, numbers, weights, sums)
 
     zero = [ir.Constant(vector, None)] * (rows * VECTORS)
     begin = zero
@@ -107,6 +102,66 @@ def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, start: Any, 
         for v in COLUMNS:
             place = _vector(builder, row, i64(v * vector.count), vector)
             builder.store(totals[r * VECTORS + v], place, align=ALIGNED)
+
+
+def tile_transposed(rows: int) -> Any:
+    """The product of the first `rows` columns, as rows, with one panel, in registers."""
+
+    @intrinsic
+    def of_type(typing: Any, a: Any, panel: Any, out: Any) -> Any:
+        """out[:rows, :width] += a[:, :rows].T @ panel; C-contiguous rows."""
+        lanes = REGISTERS.bytes * 8 // a.dtype.bitwidth
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            views = [
+                cgutils.create_struct_proxy(kind)(context, builder, value=value)
+                for kind, value in zip(signature.args, arguments, strict=True)
+            ]
+            vector = ir.VectorType(context.get_value_type(a.dtype), lanes)
+            _emit_transposed(builder, vector, rows, *views)
+            return context.get_dummy_value()
+
+        return types.void(a, panel, out), generate
+
+    return of_type
+
+
+def _emit_transposed(builder: Any, vector: Any, rows: int, a: Any, panel: Any, out: Any) -> None:
+    """The sums over the rows of `a`, which begin at zero and are then added to `out`."""
+    i64 = ir.IntType(64)
+    starts = [i64(v * vector.count) for v in COLUMNS]
+    places = [
+        _vector(builder, _row(builder, out, r), start, vector)
+        for r in range(rows)
+        for start in starts
+    ]
+    for place in places:  # each row may be a page of its own, and not in the cache any more
+        _prefetch(builder, place)
+
+    def step(k: Any, sums: list[Any]) -> list[Any]:
+        """The sums with what row k adds to them."""
+        row, across = _row(builder, a, k), _row(builder, panel, k)
+        weights = [_load(builder, across, start, vector) for start in starts]
+        numbers = [builder.load(builder.gep(row, [i64(r)])) for r in range(rows)]
+        return _with_products(builder, vector, numbers, weights, sums)
+
+    zero = [ir.Constant(vector, None)] * len(places)
+    sums = _loop(builder, i64(0), builder.extract_value(a.shape, 0), 1, zero, step)
+    for place, total in zip(places, sums, strict=True):
+        before = builder.load(place, align=ALIGNED)
+        builder.store(builder.fadd(before, total), place, align=ALIGNED)
+
+
+def _with_products(
+    builder: Any, vector: Any, numbers: list[Any], weights: list[Any], sums: list[Any]
+) -> list[Any]:
+    """The sums with the products of each number and all weights, vectors, added to them."""
+    spread = [_spread(builder, number, vector) for number in numbers]
+    pairs = [(number, weight) for number in spread for weight in weights]
+    return [
+        _multiply_add(builder, vector, *pair, total)
+        for pair, total in zip(pairs, sums, strict=True)
+    ]
 
 
 def _loop(builder: Any, start: Any, stop: Any, by: int, values: list[Any], step: Any) -> list[Any]:
@@ -188,9 +243,18 @@ def _multiply_add(builder: Any, vector: Any, number: Any, weight: Any, total: An
     return builder.call(function, [number, weight, total])
 
 
-def _row(builder: Any, array: Any, r: int) -> Any:
-    """The address of row r of an array (N, columns)."""
-    apart = builder.mul(builder.extract_value(array.strides, 0), ir.IntType(64)(r))
+def _prefetch(builder: Any, place: Any) -> None:
+    """Have what stands at an address brought to the nearest cache, to be written."""
+    i32, address = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [address, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [builder.bitcast(place, address), i32(1), i32(3), i32(1)])
+
+
+def _row(builder: Any, array: Any, r: Any) -> Any:
+    """The address of row r, a number or an i64, of an array (N, columns)."""
+    number = ir.IntType(64)(r) if isinstance(r, int) else r
+    apart = builder.mul(builder.extract_value(array.strides, 0), number)
     start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
     return builder.bitcast(builder.gep(start, [apart]), array.data.type)
 
