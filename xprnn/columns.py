@@ -8,23 +8,25 @@ the packed rows, which is all that others see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import repeat
+from operator import setitem
 from typing import Any
 
 import numpy as np
 
 from .backend import Array
+from .blas import calls
 from .cells import Buffers, Cell, Weights
 from .directions import Trace, Undoing
 from .kernels import Engine
 from .layout import Layout, Run
-from .program import Program, record
+from .program import Program, record, repeated
 from .scratch import Workspace
 
 ENOUGH = 8  # steps that repay taking down a step's calls, which costs about as much
 APART = 272  # elements, of 4 or 8 bytes, that keep the alignment to 64 bytes
-VIEW = 137  # bytes of a view of an array, as NumPy and CPython allocate it
 WIDE = 16  # rows from which a product a step for the input costs no more than one for all steps
 
 
@@ -38,14 +40,6 @@ def takes_input(engine: Engine, layout: Layout) -> bool:
     if layout.ragged is not None or layout.running < WIDE:
         return False
     return all(serves(engine, run) for run in layout.walk(reverse=False))
-
-
-def beside(engine: Engine, steps: int) -> int:
-    """The bytes of the views through which so many steps are undone; 0: others undo them."""
-    if not engine.repeats or steps < ENOUGH:
-        return 0
-    views = len(engine.cell.undoing_reads) + len(engine.cell.undoing_writes) + 1  # doutput
-    return steps * views * VIEW
 
 
 def take(
@@ -66,7 +60,7 @@ def take(
     gates, saved = empty(cell.gates * H), empty(cell.saved * H)
     states = tuple([empty(H) for _ in trace.states])
     for state, kept in zip(states, trace.states, strict=True):
-        state[...] = _rows(kept, run.before[:1], run.rows)[0]
+        state[...] = kept[run.before[0] :][: run.rows]
     program: Program = []
     source, given = trace.gates, gates
     if from_input:
@@ -91,7 +85,7 @@ def take(
         left += [(gates, trace.gates, run.gates)]
     _repeat(program, len(run.times), [(given, source, run.gates)], left, run.rows)
     for state, kept in others:
-        _rows(kept, run.after[-1:], run.rows)[0][...] = state
+        kept[run.after[-1] :][: run.rows] = state
 
 
 def undo(cell: Cell, undoing: Undoing, run: Run, scratch: Workspace) -> None:
@@ -127,7 +121,7 @@ def _input_side(
     cell: Cell, weights: Weights, x: Array, gates: Array, empty: Callable[[int], Array]
 ) -> Program:
     """The calls that write gx to `gates`: `sequence.input_side` by column."""
-    program: Program = [partial(np.matmul, weights.weight_ih, x.T, gates.T)]
+    program: Program = calls(weights.weight_ih, x.T, gates.T)
     given = cell.input_bias(weights, gates.dtype)
     if given is not None:
         bias = empty(given.shape[0])
@@ -147,22 +141,28 @@ def _repeat(
 
     Each is an array of the step, packed rows, and where in these each step's block starts.
     """
-    reads, writes = (
-        [(array, _rows(packed, at, rows)) for array, packed, at in arrays if array.size]
+    copies_in, copies_out = (
+        [(array, _blocks(packed, at, rows)) for array, packed, at in arrays if array.size]
         for arrays in (given, left)
     )
-    for k in range(steps):
-        for array, blocks in reads:
-            array[...] = blocks[k]
-        for call in program:
-            call()
-        for array, blocks in writes:
-            blocks[k][...] = array
+    turns = [
+        range(steps),
+        *[map(setitem, repeat(array), repeat(...), blocks) for array, blocks in copies_in],
+        *repeated(program),
+        *[map(setitem, blocks, repeat(...), repeat(array)) for array, blocks in copies_out],
+    ]
+    for _ in zip(*turns, strict=False):
+        pass  # all is done between the turns, without a step of Python's
 
 
-def _rows(packed: Array, starts: Sequence[int], rows: int) -> list[Array]:
-    """Blocks of packed rows, as views."""
-    return [packed[start : start + rows] for start in starts]
+def _blocks(packed: Array, starts: Sequence[int], rows: int) -> Iterable[Array]:
+    """Blocks of packed rows one after the other, as views."""
+    low, high = sorted([starts[0], starts[-1]])
+    if high - low != rows * (len(starts) - 1):  # lengths differ: one stands apart
+        return [packed[start : start + rows] for start in starts]
+    even = packed[low : high + rows].reshape(len(starts), rows, packed.shape[1])
+    blocks: Iterable[Array] = even if low == starts[0] else even[::-1]
+    return blocks
 
 
 def _empty(scratch: Workspace, rows: int, width: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from . import columns, dropout
+from . import dropout
 from .kernels import Engine
 from .network import Stack
 from .sequence import trace_shapes
@@ -36,7 +36,6 @@ def training_step(
 
     kept = S * (net.input_size + (net.num_layers - 1) * width) * T
     work = _beside_steps(net, engine, batch, k is not None)
-    work += columns.beside(engine, steps if k is None else min(k, steps))
     if k is None:
         kept += net.num_layers * D * _trace(net, engine, steps, batch)
     else:

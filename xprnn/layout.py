@@ -69,8 +69,8 @@ class Layout:
 
     def walk(self, reverse: bool, undo: bool = False) -> Iterator[Run]:
         """The steps in the order in which a direction takes them; with `undo`, last step first."""
-        counts, T = self.counts, self.steps
-        high = [self.running + start for start in self.starts]
+        counts, T, running = self.counts, self.steps, self.running
+        high = [running + start for start in self.starts]
         before, after = (high, [0, *high]) if reverse else ([0, *high], high)
         turn = -1 if reverse != undo else 1
         joined = 0

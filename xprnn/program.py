@@ -7,13 +7,16 @@ that note what is asked of them; nothing is computed meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-Program = list[Callable[[], Any]]
+from .blas import calls
+
+Program = list[partial[Any]]
 
 # `out` by position saves a third of a small call; for these two NumPy advises against it
 BY_NAME = (np.minimum, np.maximum)
@@ -41,6 +44,18 @@ def record(function: Callable[..., None], *arguments: Any) -> Program:
     program: Program = []
     function(_Module(program), *[_recorded(argument, program) for argument in arguments])
     return program
+
+
+def repeated(program: Program) -> list[Iterator[Any]]:
+    """For each call an iterator that makes it whenever it is asked for the next item.
+
+    Asked in turn, by `zip` for one, they make all calls without a step of Python's between them.
+    """
+    found: list[Iterator[Any]] = []
+    for call in program:
+        function = partial(call.func, **call.keywords) if call.keywords else call.func
+        found.append(map(function, *[repeat(operand) for operand in call.args]))
+    return found
 
 
 def _recorded(item: Any, program: Program) -> Any:
@@ -75,10 +90,13 @@ class _Module:
         def note(*operands: Any, out: _Recorded) -> None:
             target = out.array
             inner = [_operand(item, target, function in BY_NAME) for item in operands]
-            if function is np.matmul and not target.flags.c_contiguous:
-                # the same product, as BLAS takes it without a copy: (A B)' = B' A'
-                inner, target = [item.T for item in reversed(inner)], target.T
-            if function in BY_NAME:
+            if function is np.matmul:
+                left, right = inner
+                if target.flags.f_contiguous:
+                    # the same product, as BLAS takes it without a copy: (A B)' = B' A'
+                    left, right, target = right.T, left.T, target.T
+                self._program += calls(left, right, target)
+            elif function in BY_NAME:
                 self._program.append(partial(function, *inner, out=target))
             else:
                 self._program.append(partial(function, *inner, target))

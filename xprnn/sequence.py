@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import columns
+from . import blas, columns
 from .backend import Array
 from .cells import Buffers, Cell, Weights
 from .directions import Direction, Trace, Undoing
@@ -102,7 +102,12 @@ def input_side(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: A
 def _input_sides(engine: Engine, direction: Direction, trace: Trace) -> None:
     """gx of all steps, in one product, to the trace's gates."""
     bias = engine.cell.input_bias(direction.weights, engine.compute_dtype)
-    input_side(engine.xp, direction.weights, bias, trace.x, trace.gates)
+    input_side(_products(engine), direction.weights, bias, trace.x, trace.gates)
+
+
+def _products(engine: Engine) -> Any:
+    """What has the `matmul` of products over all steps."""
+    return blas if engine.repeats else engine.xp
 
 
 def _take_steps(
@@ -163,7 +168,7 @@ def backward(
         kernels.backward(chosen, directions, layout, scratch)
     if whole is None or not whole[0].to_weights:
         for undoing in directions:
-            _gradients(engine.xp, engine.cell, undoing, layout)
+            _gradients(engine, undoing, layout)
 
 
 def _undo_steps(engine: Engine, undoing: Undoing, layout: Layout, scratch: Workspace) -> None:
@@ -207,19 +212,20 @@ def _scratch(workspace: Workspace, rows: int, widths: tuple[int, ...], H: int) -
     return tuple([workspace.empty(rows, width * H) for width in widths])
 
 
-def _gradients(xp: Any, cell: Cell, undoing: Undoing, layout: Layout) -> None:
+def _gradients(engine: Engine, undoing: Undoing, layout: Layout) -> None:
     """One product over all steps per weight, and dx; turns the trace's gates from dgh into dgx."""
+    products, xp, cell = _products(engine), engine.xp, engine.cell
     trace, dweights = undoing.trace, undoing.dweights
     dgates = trace.gates
     if dweights.weight_hh is not None:
         previous = layout.previous(trace.states[0], undoing.reverse)
-        cell.recurrent_gradient(xp, dgates, previous, trace.saved, dweights.weight_hh)
+        cell.recurrent_gradient(products, dgates, previous, trace.saved, dweights.weight_hh)
     if dweights.bias_hh is not None:
         sum_rows(xp, dgates, dweights.bias_hh)
     cell.to_input_side(dgates, trace.saved)
     if dweights.weight_ih is not None:
-        xp.matmul(dgates.T, trace.x, out=dweights.weight_ih)
+        products.matmul(dgates.T, trace.x, out=dweights.weight_ih)
     if dweights.bias_ih is not None:
         sum_rows(xp, dgates, dweights.bias_ih)
     if undoing.dx is not None:
-        xp.matmul(dgates, undoing.weights.weight_ih, out=undoing.dx)
+        products.matmul(dgates, undoing.weights.weight_ih, out=undoing.dx)
