@@ -18,7 +18,7 @@ from xprnn import sequence
 from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import get_backend
 from xprnn.cells import CELLS, Cell, Weights
-from xprnn.directions import Direction, Trace, Undoing
+from xprnn.directions import Direction, Packs, Trace, Undoing
 from xprnn.kernels import Engine, choose
 from xprnn.layout import Layout, make_layout
 from xprnn.scratch import Workspace
@@ -131,9 +131,10 @@ class Case:
         initial = [self.layout.sort(self.wide(f"{name}0")) for name in self.cell.state_names]
         ends = tuple([state.copy() for state in initial])
         with np.errstate(all="ignore"):
+            direction = Direction(self.weights, self.reverse, ends, Packs())
             (trace,) = sequence.forward(
-                self.engine, [Direction(self.weights, self.reverse, ends)], self.wide("gx"),
-                self.layout, workspace(), workspace(), record=True,
+                self.engine, [direction], self.wide("gx"), self.layout,
+                workspace(), workspace(), record=True,
             )  # fmt: skip
         return trace
 
@@ -156,9 +157,8 @@ class Case:
         with np.errstate(all="ignore"):
             dweights = Weights(None, dweight_hh, None, None)
             trace = Trace(*wide, states)
-            undoing = Undoing(
-                self.weights, self.reverse, trace, doutput, tuple(dstates), dweights, None
-            )
+            given = self.weights, self.reverse, trace, doutput, tuple(dstates)
+            undoing = Undoing(*given, dweights, None, Packs())
             sequence.backward(self.engine, [undoing], self.layout, workspace())
         found = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
         return found | dict(zip(self.dstates, dstates, strict=True))

@@ -173,6 +173,34 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
     assert a[0] == 6
 
 
+def unaligned(x: np.ndarray) -> np.ndarray:
+    place = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    place[...] = x
+    assert not place.flags.aligned
+    return place
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+@needs_numba
+@pytest.mark.parametrize("kernels", ["reference", "sequence"])
+@pytest.mark.parametrize("lengths", [None, [12, 5, 0, 7]])
+def test_x_may_stand_as_it_likes(kernels: str, lengths: Any) -> None:
+    """Where nothing is recorded it is read where it stands, if compiled code can."""
+    layer, as_is = xprnn.GRU(3, 8, num_layers=2, seed=0), X.copy()
+    expected, _ = forced(kernels, lambda x: layer(x, lengths=lengths), as_is)
+    for way in (unaligned, read_only, np.asfortranarray, lambda x: x[:, ::-1].copy()[:, ::-1]):
+        found, _ = forced(kernels, lambda x: layer(x, lengths=lengths), way(X))
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(as_is, X)
+    as_is[...] = 0.0
+    np.testing.assert_array_equal(found, expected)
+
+
 @needs_numba
 def test_they_let_other_threads_run() -> None:
     """While a kernel works, another thread counts on: it does not hold Python's lock."""

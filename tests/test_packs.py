@@ -16,6 +16,7 @@ from test_parameters import WAYS
 
 import xprnn
 from xprnn import kernels
+from xprnn.directions import PacksOfAll
 from xprnn.parameters import Parameters
 
 pytestmark = needs_numba
@@ -121,7 +122,9 @@ def warm(name: str) -> tuple[Any, list[np.ndarray]]:
     layer = make(name, num_layers=2, bidirectional=True)
     found = results(layer)
     packs = layer.parameters.packs.values()
-    assert len(packs) == 4 and all({*each.made} == {"forward", "backward"} for each in packs)
+    assert len(packs) == 4 and all(
+        {*each.made} == {"forward", "backward", "input"} for each in packs
+    )
     return layer, found
 
 
@@ -138,7 +141,7 @@ def test_what_is_written_counts_in_the_next_call(name: str, way: str) -> None:
 def test_stale_packs_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: packs that live as long as the parameters."""
     monkeypatch.setattr(
-        Parameters, "packs", property(lambda self: self.__dict__.setdefault("p", {}))
+        Parameters, "packs", property(lambda self: self.__dict__.setdefault("p", PacksOfAll()))
     )
     with pytest.raises(AssertionError):
         test_what_is_written_counts_in_the_next_call("gru", way)
@@ -211,7 +214,7 @@ def test_packs_that_modules_share_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault: one place for the packs of all parameters."""
-    every: dict[Any, Any] = {}
+    every = PacksOfAll()
     monkeypatch.setattr(Parameters, "packs", property(lambda self: every))
     for way in OTHERS:
         with pytest.raises(AssertionError):

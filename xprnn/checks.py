@@ -104,15 +104,13 @@ def check_array(
 
     :raises TypeError, ValueError: it is not on `backend`, or not of `dtype` and `shape`.
     """
-    if (  # the usual case first: a step of a small cell takes but microseconds
-        type(array) is backend.xp.ndarray
-        and backend.owns(array)
-        and array.dtype == dtype
-        and array.shape == shape
-    ):
-        return array
-    plain = not isinstance(array, (np.ma.MaskedArray, np.matrix))
-    found = _adopted(name, array, backend) if plain else None
+    if type(array) is backend.xp.ndarray and backend.owns(
+        array
+    ):  # the usual case: microseconds count
+        found = array
+    else:
+        plain = not isinstance(array, (np.ma.MaskedArray, np.matrix))
+        found = _adopted(name, array, backend) if plain else None
     if found is None:
         raise TypeError(
             f"{name}: expected a {dtype} array {_shape_text(shape)} on backend {backend.name!r}"
@@ -123,13 +121,16 @@ def check_array(
         raise TypeError(
             f"{name}: expected dtype {dtype}, got {found.dtype}; convert it with {advice}"
         )
-    if len(found.shape) != len(shape) or any(
-        isinstance(want, int) and want != got for want, got in zip(shape, found.shape, strict=True)
-    ):
+    if found.shape != shape and not _fits(found.shape, shape):
         raise ValueError(
             f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(found.shape)}"
         )
     return found
+
+
+def _fits(found: tuple[int, ...], shape: tuple[Any, ...]) -> bool:
+    wanted = [b if isinstance(b, int) else a for a, b in zip(found, shape, strict=False)]
+    return len(found) == len(shape) and [*found] == wanted
 
 
 def check_leader(name: str, array: Any, shape: tuple[Any, ...]) -> tuple[Backend, Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .backend import Array
 from .cells import Weights
@@ -33,11 +33,20 @@ class Packs:
         return Packs(spare={**self.spare, **self.made})
 
 
-PacksOfAll = dict[tuple[int, int], Packs]  # by layer and direction
+class PacksOfAll(dict[tuple[int, int], Packs]):
+    """The packs of a stack, by layer and direction."""
+
+    def __missing__(self, key: tuple[int, int]) -> Packs:
+        """Those of a direction that has none yet."""
+        return self.setdefault(key, Packs())
+
+    def renewed(self) -> PacksOfAll:
+        """Those of weights that are to be written."""
+        # a list: other threads may add to this
+        return PacksOfAll([(key, packs.renewed()) for key, packs in [*self.items()]])
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """What the steps of one direction of one layer leave behind for `backward`.
 
     All are of the compute dtype but the states after the first, which no product reads.
@@ -49,18 +58,16 @@ class Trace:
     states: tuple[Array, ...]  # (n_0 + S, H) each
 
 
-@dataclass(frozen=True, slots=True)
-class Direction:
+class Direction(NamedTuple):
     """A direction that is to be run."""
 
     weights: Weights  # read
     reverse: bool
     ends: tuple[Array, ...]  # (N, H) each: the initial states, read, then = the final ones
-    packs: Packs = field(default_factory=Packs)  # of the weights; read, and added to
+    packs: Packs  # of the weights; read, and added to
 
 
-@dataclass(frozen=True, slots=True)
-class Undoing:
+class Undoing(NamedTuple):
     """A direction that is to be undone."""
 
     weights: Weights  # read
@@ -70,5 +77,5 @@ class Undoing:
     dstates: tuple[Array, ...]  # (N, H) each: of the final states, read, then = of the initial ones
     dweights: Weights  # every entry that is not None is written
     dx: Array | None  # (S, I), if given, is written
+    packs: Packs  # of the weights; read, and added to
     flow: Array | None = None  # (T,), if given, = the norm of what reaches the state after a step
-    packs: Packs = field(default_factory=Packs)  # of the weights; read, and added to

@@ -26,6 +26,7 @@ from .arithmetic import check_arithmetic
 from .backend import Array
 from .cells import CELLS, Cell, Weights
 from .checks import check_flag
+from .directions import PacksOfAll
 from .memory import frees_memory
 from .network import Stack
 from .scratch import Workspace
@@ -277,7 +278,7 @@ def _forward(
             engine,
             net,
             [[weights]],
-            {},
+            PacksOfAll(),
             call.x,
             call.initial,
             call.lengths,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from .backend import Array
 from .cells import Cell, Weights
@@ -31,13 +32,8 @@ class Stack:
     def weights(self, arrays: Mapping[str, Array]) -> list[list[Weights]]:
         """Named arrays as `Weights` by layer and direction; an absent name gives None."""
         return [
-            [
-                Weights(
-                    *[arrays.get(f"{kind}{self._suffix(layer, d)}") for kind in Weights._fields]
-                )
-                for d in range(self.num_directions)
-            ]
-            for layer in range(self.num_layers)
+            [Weights(*[arrays.get(name) for name in names]) for names in pair]
+            for pair in self._names
         ]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -54,6 +50,17 @@ class Stack:
                     shapes[f"bias_ih{suffix}"] = (gates,)
                     shapes[f"bias_hh{suffix}"] = (gates,)
         return shapes
+
+    @cached_property
+    def _names(self) -> list[list[list[str]]]:
+        """The names of the weights by layer and direction, those of absent biases too."""
+        return [
+            [
+                [f"{kind}{self._suffix(layer, d)}" for kind in Weights._fields]
+                for d in range(self.num_directions)
+            ]
+            for layer in range(self.num_layers)
+        ]
 
     def _suffix(self, layer: int, direction: int) -> str:
         if not self.layer_suffixes:

@@ -96,7 +96,7 @@ class Parameters(Mapping[str, Array]):
         self._zero = backend.zeros_aligned(1, dtype)  # CuPy would move a number each time
         self._open = 0  # `writable` blocks that have not ended
         self._retired = False  # the module has moved to other parameters
-        self._packs: PacksOfAll = {}
+        self._packs = PacksOfAll()
 
     @property
     def flat(self) -> Array:
@@ -116,8 +116,8 @@ class Parameters(Mapping[str, Array]):
             yield flat
         finally:
             self.version += 1
-            # before anybody may take what stands there for these numbers; a list: others may add
-            self._packs = {key: packs.renewed() for key, packs in [*self._packs.items()]}
+            # before anybody may take what stands there for these numbers
+            self._packs = self._packs.renewed()
             self._open -= 1
             with self.backend.activate():
                 flat[self._padding] = self._zero
@@ -138,11 +138,11 @@ class Parameters(Mapping[str, Array]):
 
         Inside a `writable` block the numbers stand for no time at all: it serves one call.
         """
-        return {} if self._open else self._packs
+        return PacksOfAll() if self._open else self._packs
 
     def drop_packs(self) -> None:
         """Give back the memory of what kernels keep; calls that are at work go on with it."""
-        self._packs = {}
+        self._packs = PacksOfAll()
 
     def refuse_open(self, what: str) -> None:
         """RuntimeError while a `writable` block is open: nobody could say which values count."""

@@ -36,14 +36,14 @@ class Workspace:
 
     def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
         """An uninitialised C-contiguous array; its owner is whoever holds the workspace."""
-        if dtype is not None and dtype != self.dtype:
+        if dtype is not None and dtype is not self.dtype and dtype != self.dtype:
             size, ratio = prod(shape), self.dtype.itemsize // dtype.itemsize
             return self.empty(-(-size // ratio)).view(dtype)[:size].reshape(shape)
-        size = prod(shape)
-        start = self._used
-        self._used += -(-size // self._grain) * self._grain
-        self._peak = max(self._peak, self._used)
-        if self._used > self._buffer.shape[0]:
+        size, start = prod(shape), self._used
+        self._used = end = start + -(-size // self._grain) * self._grain
+        if end > self._peak:
+            self._peak = end
+        if end > self._buffer.size:
             return self._backend.xp.empty(shape, self.dtype)
         return self._buffer[start : start + size].reshape(shape)
 

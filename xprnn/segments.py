@@ -11,7 +11,6 @@ T. Chen et al., "Training deep nets with sublinear memory cost" (2016).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -130,8 +129,7 @@ def _backward(
         ends = tuple([state[begin] for state in trace.states])  # overwritten: used for once
         again = Direction(undoing.weights, undoing.reverse, ends, undoing.packs)
         (run,) = sequence.forward(engine, [again], trace.x[rows], layout, scratch, scratch, True)
-        part = replace(
-            undoing,
+        part = undoing._replace(
             trace=run,
             doutput=None if undoing.doutput is None else undoing.doutput[rows],
             dweights=written,

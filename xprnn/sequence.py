@@ -65,9 +65,8 @@ def begin(
     """The trace of a direction, none of which but x is written yet; `bare`: no gates, no saved."""
     T, H = engine.compute_dtype, direction.ends[0].shape[1]
     narrow, wide = trace_shapes(engine.cell, H, layout.running, layout.total, record)
-    if bare:
-        narrow[:2] = [(0, width) for _, width in narrow[:2]]
-    gates, saved, h = [kept.empty(*shape, dtype=T) for shape in narrow]
+    h = kept.empty(*narrow.pop(), dtype=T)
+    gates, saved = [x[:0]] * 2 if bare else [kept.empty(*shape, dtype=T) for shape in narrow]
     return Trace(x, gates, saved, (h, *[kept.empty(*shape) for shape in wide]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from . import dropout, segments, wave
 from .backend import Array
 from .cells import Weights
-from .directions import Direction, Packs, PacksOfAll, Trace, Undoing
+from .directions import Direction, PacksOfAll, Trace, Undoing
 from .kernels import Engine
 from .kernels.wave import Layers
 from .layout import Layout, make_layout
@@ -25,7 +25,7 @@ class Tape:
 
     engine: Engine
     weights: list[list[Weights]]  # by layer and direction, as the products read them
-    packs: list[list[Packs]]  # of these
+    packs: PacksOfAll  # of these
     layout: Layout
     segments: tuple[Segment, ...]  # to be recomputed; none: the traces are whole
     traces: list[list[Trace]]  # by layer and direction
@@ -61,21 +61,21 @@ def forward(
     """
     xp, record, T = engine.xp, dropout_key is not None, engine.compute_dtype
     width, dtype = stack.num_directions * stack.hidden_size, engine.dtype
-    weights = [[_to_read(each, T) for each in pair] for pair in weights]
+    if engine.arithmetic.narrow:
+        weights = [[_to_read(each, T) for each in pair] for pair in weights]
     steps, batch = steps_and_batch(x, batch_first)
     layout = make_layout(engine.backend, steps, batch, lengths)
     parts = segments.cut(engine.backend, layout, lengths, recompute if record else None)
     key = dropout_key or (0, 0)
-    tape = Tape(
-        engine, weights, _by_direction(stack, packs), layout, parts, [], key, x.shape, batch_first
-    )
+    tape = Tape(engine, weights, packs, layout, parts, [], key, x.shape, batch_first)
     output = _caller_array(xp, layout, (*x.shape[:2], width), dtype)
     final = _sorted_states(xp, stack, layout, initial, dtype)
-    current = kept.empty(layout.total, stack.input_size, dtype=T)
-    layout.pack(_time_major(x, batch_first), current)
+    current = _packed_input(engine, layout, x, batch_first, kept, record)
     packed = _as_packed(layout, output, batch_first, T)
-    net = Layers(stack.num_layers, stack.num_directions, record * stack.dropout, bool(parts))
-    found = wave.forward(engine, net, weights, current, final, layout, kept, scratch, record)
+    found = None
+    if stack.num_layers > 1:
+        net = Layers(stack.num_layers, stack.num_directions, record * stack.dropout, bool(parts))
+        found = wave.forward(engine, net, weights, current, final, layout, kept, scratch, record)
     if found is not None:
         (tape.traces, current), packed = found, None
     for layer in range(stack.num_layers if found is None else 0):
@@ -118,7 +118,7 @@ def _run_layer(
                 tape.weights[layer][d],
                 d == 1,
                 tuple([end[layer * D + d] for end in ends]),
-                tape.packs[layer][d],
+                tape.packs[layer, d],
             )
             for d in group
         ]
@@ -204,8 +204,8 @@ def _undo_layer(
                 tuple([dstate[layer * D + d] for dstate in dstates]),
                 dweights[layer][d],
                 shares[d],
+                tape.packs[layer, d],
                 None if flow is None else flow[layer * D + d],
-                tape.packs[layer][d],
             )
             for d in group
         ]
@@ -227,30 +227,22 @@ def _sorted_states(
 ) -> tuple[Array, ...]:
     """New arrays (L*D, N, H), one a state, with the values given, longest rows first, or zeros."""
     shape = (stack.num_layers * stack.num_directions, layout.batch, stack.hidden_size)
-    states = tuple([xp.empty(shape, dtype) for _ in stack.cell.state_names])
-    for state, value in zip(states, given or (None,) * len(states), strict=True):
-        state[...] = 0.0 if value is None else layout.sort(value)
+    values = given or (None,) * len(stack.cell.state_names)
+    states = tuple([(xp.zeros if v is None else xp.empty)(shape, dtype) for v in values])
+    for state, value in zip(states, values, strict=True):
+        if value is not None:
+            state[...] = layout.sort(value)
     return states
 
 
 def _to_read(weights: Weights, dtype: np.dtype[Any]) -> Weights:
     """The weights as products read them: the matrices in the compute dtype."""
-    if weights.weight_ih.dtype == dtype:
-        return weights
     return Weights(
         weights.weight_ih.astype(dtype),
         weights.weight_hh.astype(dtype),
         weights.bias_ih,
         weights.bias_hh,
     )
-
-
-def _by_direction(stack: Stack, packs: PacksOfAll) -> list[list[Packs]]:
-    """The part of `packs` for each layer and direction."""
-    return [
-        [packs.setdefault((layer, d), Packs()) for d in range(stack.num_directions)]
-        for layer in range(stack.num_layers)
-    ]
 
 
 def _drop(
@@ -264,6 +256,22 @@ def _drop(
 
 def _time_major(x: Array, batch_first: bool) -> Array:
     return x.transpose(1, 0, 2) if batch_first else x
+
+
+def _packed_input(
+    engine: Engine, layout: Layout, x: Array, batch_first: bool, kept: Workspace, record: bool
+) -> Array:
+    """x as packed rows (S, I): a copy, where the caller's own memory does not serve.
+
+    Compiled code takes none that is read-only, and a record outlives what stands there now.
+    """
+    if not (record or engine.backend.on_gpu) and x.flags.carray:
+        own = _as_packed(layout, x, batch_first, engine.compute_dtype)
+        if own is not None:
+            return own
+    packed = kept.empty(layout.total, x.shape[2], dtype=engine.compute_dtype)
+    layout.pack(_time_major(x, batch_first), packed)
+    return packed
 
 
 def _as_packed(layout: Layout, x: Array, batch_first: bool, dtype: Any) -> Array | None:

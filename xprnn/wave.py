@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .backend import Array
 from .cells import Weights
-from .directions import Direction, Trace
+from .directions import Direction, Packs, Trace
 from .kernels import Engine
 from .kernels.wave import Layers, together
 from .layout import Layout
@@ -34,7 +34,7 @@ def forward(
         return None
     layers, traces = [], []
     for layer, (own,) in enumerate(weights):
-        direction = Direction(own, False, tuple([end[layer] for end in ends]))
+        direction = Direction(own, False, tuple([end[layer] for end in ends]), Packs())
         trace = begin(engine, direction, x, layout, kept, record)
         bias = engine.cell.input_bias(own, engine.compute_dtype)
         if layer:

@@ -104,7 +104,7 @@ def choose(
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
     forced = asked()
-    if wants_sequences(backend) and not _family(backend).refusal(arithmetic):
+    if _wants_sequences(backend, forced) and not _family(backend.kernels).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
 
@@ -118,10 +118,11 @@ def choose_step(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise, sequence or wave.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
-    forced, refused = asked(), _refuse_stack_step(cell, backend, arithmetic, sizes)
+    forced = asked()
+    refused = _refuse_stack_step(cell, backend, arithmetic, sizes, forced)
     if forced == "pointwise" and not backend.on_gpu:
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {BY_COLUMN}")
-    if refused is None and wants_sequences(backend):
+    if refused is None and _wants_sequences(backend, forced):
         reason = "the fastest that fits" if forced == "auto" else f"{ENVIRONMENT_VARIABLE}={forced}"
         engine = _choose(cell, backend, arithmetic, "auto")
         return replace(engine, implementation="sequence", reason=reason, missing=())
@@ -138,7 +139,11 @@ def choose_step(
 
 
 def _refuse_stack_step(
-    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
+    cell: Cell,
+    backend: Backend,
+    arithmetic: Arithmetic,
+    sizes: tuple[int, int, int, int],
+    forced: str,
 ) -> str | None:
     """Why no kernel takes a step of all layers; None: one can, or nobody would ask for it."""
     if isinstance(backend, CupyBackend):
@@ -147,10 +152,10 @@ def _refuse_stack_step(
         return refusal(backend, cell.name, arithmetic, Sizes(*sizes))
     from .numba import refuse_step, step_outdone
 
-    if not wants_sequences(backend):
+    if not _wants_sequences(backend, forced):
         return None  # nothing is looked for: Numba takes its time to import
     refused = refuse_step(cell.name, arithmetic)
-    return refused if refused or asked() != "auto" else step_outdone(cell.name, sizes) or None
+    return refused if refused or forced != "auto" else step_outdone(cell.name, sizes) or None
 
 
 def _absent(cell: Cell, backend: Backend) -> str:
@@ -162,9 +167,8 @@ def asked() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
-def wants_sequences(backend: Backend) -> bool:
+def _wants_sequences(backend: Backend, forced: str) -> bool:
     """Whether sequence kernels are asked for, or "auto" may take them on a backend."""
-    forced = asked()
     return forced in WHOLE or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
 
 
@@ -175,7 +179,7 @@ def untried(backend: Backend) -> bool:
 
 def has_sequences(cell: Cell, backend: Backend) -> bool:
     """Whether there are sequence kernels for a cell on a backend, whatever they fit."""
-    return _family(backend).has_sequences(cell.name)
+    return _family(backend.kernels).has_sequences(cell.name)
 
 
 def _fitted(
@@ -190,14 +194,14 @@ def _fitted(
     sequences, (N, width, H, T) = _sequences(cell, backend, arithmetic), sizes
     works = ("training", "backward") if record else ("forward",)
     # a call without rows or steps launches nothing, whoever serves
-    plans = {work: sequences.plan(work, max(N, 1), H, max(T, 1), 1) for work in works}
-    refused = [f"{work}: {plan}" for work, plan in plans.items() if isinstance(plan, str)]
+    plans = [sequences.plan(work, N or 1, H, T or 1, 1) for work in works]
+    refused = tuple([f"{w}: {p}" for w, p in zip(works, plans, strict=True) if isinstance(p, str)])
     if refused and forced in WHOLE:
         raise KernelUnavailableError(f"{ENVIRONMENT_VARIABLE}={forced}: {refused[0]}")
-    left = refused[0] if isinstance(plans[works[0]], str) else ""
+    left = refused[0] if isinstance(plans[0], str) else ""
     if not left and forced == "auto":
         left = sequences.outdone(N, width, H, T)
-    return _whole(cell, backend, arithmetic, forced, left, tuple(refused))
+    return _whole(cell, backend, arithmetic, forced, left, refused)
 
 
 @lru_cache(256)  # reasons name sizes: there is no end of them
@@ -224,7 +228,7 @@ def _whole(
 
 @cache
 def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequences:
-    return _family(backend).sequences(cell.name, backend, arithmetic)
+    return _family(backend.kernels).sequences(cell.name, backend, arithmetic)
 
 
 @cache
@@ -236,7 +240,7 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
             f"got {forced!r}"
         )
     serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
-    family, asked = _family(backend), f"{ENVIRONMENT_VARIABLE}={forced}"
+    family, asked = _family(backend.kernels), f"{ENVIRONMENT_VARIABLE}={forced}"
     known = {"sequence"} if has_sequences(cell, backend) else set()
     if forced == "reference":  # nothing else is looked for: Numba takes its time to import
         refusal, there = "", {"pointwise", *known}
@@ -262,9 +266,10 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
     return Engine(chosen, reason, missing, backend, xp, serving[chosen], arithmetic)
 
 
-def _family(backend: Backend) -> Family:
-    """The family of kernels that a backend runs."""
-    if backend.kernels == "cuda":
+@cache
+def _family(name: str) -> Family:
+    """The family of kernels of this name, a folder here."""
+    if name == "cuda":
         from . import cuda
 
         return cast("Family", cuda)

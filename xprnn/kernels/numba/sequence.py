@@ -193,12 +193,16 @@ def _slices(layout: Layout, threads: int, directions: int) -> list[tuple[int, in
 
 def _first(states: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
     """The rows that take any step at all, as views; a list first, as in `xprnn/sequence.py`."""
+    if layout.running == layout.batch:
+        return states
     return tuple([state[: layout.running] for state in states])
 
 
 def _counts(layout: Layout) -> np.ndarray:
     if layout.ragged is None:
-        return np.full(layout.steps, layout.batch)
+        full = np.empty(layout.steps, np.intp)
+        full.fill(layout.batch)
+        return full
     counts: np.ndarray = layout.ragged.counts
     return counts
 
