@@ -6,7 +6,7 @@ after each of its products, beside compiled loops that need the processors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from ...scratch import Workspace
 from . import product
 from .jit import compile_for, number_of, read, row, written
 from .loops import take
-from .threads import Crew
+from .threads import Call, Crew
 
 BLOCK = 256  # rows that are summed in registers: a panel of them fills the nearest cache
 ROWS = 64  # rows of dx that are computed at a time: enough for the weights to pay off
@@ -38,29 +38,27 @@ def compute(
 ) -> None:
     """Write what is wanted of each direction's dweights and dx; dgh becomes dgx in the traces.
 
-    `packed` are the W_ih of directions with a dx, in panels. Each thread takes rows of the weights
-    and of dx: whoever sums up a number does it in the same order.
+    `packed` are the W_ih of directions with a dx, in panels. Threads take rows of the weights and
+    of dx: whoever sums up a number does it in the same order.
     """
-    mark, dtype = scratch.mark(), scratch.dtype
-    shares: list[list[Callable[[], Any]]] = [[] for _ in range(crew.size)]
+    parts = 2 * crew.size if crew.size > 1 else 1  # so that one that comes late takes fewer
+    mark = scratch.mark()
+    calls: list[Call] = []
     for each in directions:
         previous = layout.previous(each.trace.states[0], each.reverse)
         wanted = each.dweights.weight_hh, each.dweights.bias_hh
-        _of_weights(each.trace.gates, previous, wanted, scratch, shares)
-    crew.run([partial(_make, share) for share in shares])
+        calls += _of_weights(each.trace.gates, previous, wanted, scratch, parts)
+    crew.run(calls)
     for each in directions:
         cell.to_input_side(each.trace.gates, each.trace.saved)
     scratch.rewind(mark)
-    shares = [[] for _ in range(crew.size)]
+    calls = []
     for each, panels in zip(directions, packed, strict=True):
         wanted = each.dweights.weight_ih, each.dweights.bias_ih
-        _of_weights(each.trace.gates, each.trace.x, wanted, scratch, shares)
-        if each.dx is not None and panels is not None:
-            for share, part in zip(shares, _parts(len(each.dx), len(shares), ROWS), strict=True):
-                room = scratch.empty(ROWS, panels.shape[0] * panels.shape[2])
-                arrays = each.trace.gates, panels, each.dx, room
-                share.append(partial(_input(dtype), *arrays, *part))
-    crew.run([partial(_make, share) for share in shares])
+        calls += _of_weights(each.trace.gates, each.trace.x, wanted, scratch, parts)
+        if panels is not None:
+            calls += _of_input(each.trace.gates, panels, each.dx, scratch, parts)
+    crew.run(calls)
     scratch.rewind(mark)
 
 
@@ -69,35 +67,38 @@ def _of_weights(
     inputs: Array,
     wanted: tuple[Array | None, Array | None],
     scratch: Workspace,
-    shares: Sequence[list[Callable[[], Any]]],
-) -> None:
-    """Add to each thread's share its rows of a matrix and a bias; None: nobody wants it."""
+    parts: int,
+) -> Iterator[Call]:
+    """What writes a matrix and a bias, in so many parts; None: nobody wants it."""
     dtype = scratch.dtype
     dweight, dbias = wanted
     if dweight is None:
         dweight = np.empty((0, 0), dtype)
     if dbias is None:
         dbias = np.empty(0, dtype)
-    width = product.width_of(dtype)
-    for share, (low, high) in zip(
-        shares, _parts(dgates.shape[1], len(shares), product.MOST), strict=True
-    ):
+    width, function = product.width_of(dtype), _weights(dtype)
+    for low, high in _cut(dgates.shape[1], parts, product.MOST):
         broken = high - low if dweight.shape[1] % width else 0
-        sizes = (BLOCK, width), (broken, width), (2, high - low)
-        arrays = dgates, inputs, dweight, dbias, *[scratch.empty(*size) for size in sizes]
-        share.append(partial(_weights(dtype), *arrays, low, high))
+        rooms = [
+            scratch.empty(*size) for size in ((BLOCK, width), (broken, width), (2, high - low))
+        ]
+        yield partial(function, dgates, inputs, dweight, dbias, *rooms, low, high)
 
 
-def _parts(size: int, parts: int, by: int) -> list[tuple[int, int]]:
-    """From where to where each of so many parts goes, the first of each divisible by `by`."""
+def _of_input(
+    dgates: Array, panels: Array, dx: Array | None, scratch: Workspace, parts: int
+) -> Iterator[Call]:
+    """What writes dx, in so many parts."""
+    function = _input(scratch.dtype)
+    for part in _cut(len(dgates), parts, ROWS):
+        room = scratch.empty(ROWS, panels.shape[0] * panels.shape[2])
+        yield partial(function, dgates, panels, dx, room, *part)
+
+
+def _cut(size: int, parts: int, by: int) -> list[tuple[int, int]]:
+    """From where to where up to so many parts go, the first of each divisible by `by`."""
     bounds = [size * part // parts // by * by for part in range(parts)]
-    return list(pairwise([*bounds, size]))
-
-
-def _make(calls: Sequence[Callable[[], Any]]) -> None:
-    """Make calls one after the other."""
-    for call in calls:
-        call()
+    return [part for part in pairwise([*bounds, size]) if part[0] < part[1]]
 
 
 def weight_gradient(
