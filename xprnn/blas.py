@@ -1,9 +1,9 @@
 """Products by NumPy's BLAS that leave its threads asleep where they would not pay.
 
-A product that wakes another thread, and that thread looking for more work for 26 ms, made whole
-calls ten times as slow, as often as not: where it had slept, or shared the caller's processor. To
-one product nothing can be said about threads, and a limit for the process would be the business of
-all its threads. But what is small enough OpenBLAS never divides. So a product that threads would
+Now and then a thread that a product wakes up shares the caller's processor, or sleeps again before
+the next one, and the thread looks for more work for 26 ms: calls of one millisecond took sixteen.
+To one product nothing can be said about threads, and a limit for the process would slow whatever
+else computes in it. But what is small enough OpenBLAS never divides. So a product that threads do
 not pay for is made in slices, each of them that small, in one call of NumPy; on one thread too,
 because OpenBLAS's kernels for small products are a fifth faster.
 """
@@ -21,7 +21,7 @@ from .kernels.numba.threads import usable
 # Multiply-adds: of the largest product that OpenBLAS leaves to one thread on every processor; of
 # the least for which others pay, in a loop of them, and once, where they must first wake up
 SLICE = 262_144
-LOOP, ONCE = 4_000_000, 32_000_000
+LOOP, ONCE = 2_000_000, 32_000_000
 FEWEST = 4  # rows of a slice: with fewer, slices are slower than the whole
 
 
