@@ -104,9 +104,9 @@ def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: steps that take up the parameters once."""
     genuine = StackSteps.follow
 
-    def follow(self: StackSteps, version: int) -> None:
+    def follow(self: StackSteps, version: int, packs: Any) -> None:
         if self._version < 0:
-            genuine(self, version)
+            genuine(self, version, packs)
 
     monkeypatch.setattr(StackSteps, "follow", follow)
     with pytest.raises(AssertionError, match="relative error"):
@@ -193,3 +193,19 @@ def test_explain_says_who_takes_the_step(serving: str, monkeypatch: pytest.Monke
         monkeypatch.setenv(ENVIRONMENT_VARIABLE, "pointwise")
         assert "T=1 N=2: pointwise" in cell.explain((2, 3))
         assert_right(cell, *[a.astype("f4") for a in arguments("gru", 2)])
+
+
+def test_compiled_steps_share_packed_weights(serving: str) -> None:
+    """Of every batch size, and those of a layer's steppers; plain ones have copies of their own."""
+    cell = make("gru")
+    for N in (1, 2, 3):
+        cell(*arguments("gru", N))
+    if serving == "reference":
+        assert not cell.parameters.packs
+        return
+    (packs,) = cell.parameters.packs.values()
+    assert {*packs.made} == {"step"}
+    every = [steps._called._arrays for free in cell._steps._free.values() for steps in free]
+    assert len(every) == 3
+    for arrays in every:
+        assert all(one is other for one, other in zip(arrays, packs.made["step"], strict=False))

@@ -69,7 +69,7 @@ def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         StackSteps,
         "follow",
-        lambda self, version: follow(self, version) if self._version < 0 else None,
+        lambda self, *of: follow(self, *of) if self._version < 0 else None,
     )
     for narrow in (None, "float16"):
         with pytest.raises(AssertionError):

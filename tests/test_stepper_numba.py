@@ -271,15 +271,15 @@ FAULTS = {
     "sides exchanged": ("x, now[0], now[-1], after[0], after[-1], out",
                         "x, after[0], after[-1], now[0], now[-1], out"),
     "c read from h": ("x, now[0], now[-1],", "x, now[0], now[0],"),
-    "no bias of the input side": (".reshape(-1)[: bias.size] = bias", ".reshape(-1)[:0] = 0"),
+    "no bias of the input side": (".reshape(-1)[: both.size] = both", ".reshape(-1)[:0] = 0"),
     "a pack of the first weights": ("        for k, weights in enumerate(self._weights):\n",
-                                    "        if self._bias.any():\n            return\n"
+                                    "        if old:\n            return old\n"
                                     "        for k, weights in enumerate(self._weights):\n"),
     "q not used": ("product(q, panels[gates:], None, gh_n)",
                    "product(h, panels[gates:], None, gh_n)"),
     "the panels of r for n": ("product(q, panels[gates:], None, gh_n)",
                               "product(q, panels[: len(panels) - gates], None, gh_n)"),
-    "no recurrent bias of n": ("self._bias_hh[k] = weights.bias_hh", "pass"),
+    "no recurrent bias of n": ("bias_hh[k] = weights.bias_hh", "pass"),
 }  # fmt: skip
 SHOWN_BY = {"c read from h": "lstm", "q not used": "gru_reset_before",
             "the panels of r for n": "gru_reset_before"}  # fmt: skip

@@ -15,8 +15,9 @@ MOST = 4  # batch sizes that are kept ready; one more, and all begin anew
 class CellSteps:
     """Takes steps of a cell from states that are given.
 
-    For each batch size there are as many `StackSteps`, with weights of their own, as threads have
-    been at work at once: lists from which a call takes one, and puts it back.
+    For each batch size there are as many `StackSteps` as threads have been at work at once: lists
+    from which a call takes one, and puts it back. Compiled ones share the packed weights, the
+    others have copies of their own.
     """
 
     def __init__(self, net: Stack, backend: Backend) -> None:
@@ -48,7 +49,7 @@ class CellSteps:
         except IndexError:  # the first call, or another thread has it
             steps = StackSteps(self.engine(arithmetic, batch), self._net, batch)
             steps.bind(parameters)
-        steps.follow(parameters.version)
+        steps.follow(parameters.version, parameters.packs)
         for k, state in enumerate(steps.sides[0]):
             state[0] = 0.0 if initial is None else initial[k]
         h = steps.take(0, x, None, None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import sequence
 from .backend import Array
 from .cells import Buffers, Weights
+from .directions import PacksOfAll
 from .kernels import Engine
 from .network import Stack
 from .program import Program, record
@@ -51,16 +52,16 @@ class StackSteps:
         else:
             self._called = self._calls(weights)
 
-    def follow(self, version: int) -> None:
-        """Take up what was written to the parameters up to a version, which was read before."""
+    def follow(self, version: int, packs: PacksOfAll) -> None:
+        """Take up what was written to the parameters up to a version; both were read before."""
         if version != self._version:
-            self._refresh()
+            self._refresh(packs)
             self._version = version
 
-    def _refresh(self) -> None:
-        """Copy what is written in the parameters now."""
+    def _refresh(self, packs: PacksOfAll) -> None:
+        """Copy what is written in the parameters now, or take what others have packed of it."""
         if self._called is not None:
-            self._called.refresh()
+            self._called.refresh(packs[0, 0])
         for place, matrix in self._copies:
             place[...] = matrix
         for bias, given in self._biases:

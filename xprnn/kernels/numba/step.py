@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numba import types
 
 from ...backend import Array, Backend
 from ...cells import CELLS, Weights
+from ...directions import Packs
 from . import gates as by_element
 from . import reset_before
 from .jit import compile_for, inlined, number_of, read, written
@@ -138,38 +140,46 @@ class StackStep:
         self, backend: Backend, cell: str, dtype: np.dtype[Any], weights: list[Weights], batch: int
     ) -> None:
         self._weights, self._cell, N = weights, CELLS[cell], batch
-        L, (GH, H) = len(weights), weights[0].weight_hh.shape
-        I, width = weights[0].weight_ih.shape[1], width_of(dtype)  # noqa: E741
+        self._backend, self._dtype = backend, dtype
+        (GH, H), I = weights[0].weight_hh.shape, weights[0].weight_ih.shape[1]  # noqa: E741
         # the rows of W_hh whose products have to wait for one another
         self._parts = (slice(0, 2 * H), slice(2 * H, GH)) if _waits(cell) else (slice(0, GH),)
-        count = panels_of(GH, dtype)
-        recurrent = sum([panels_of(part.stop - part.start, dtype) for part in self._parts])
-
-        def zeros(*shape: int) -> Array:
-            return backend.zeros_aligned(int(np.prod(shape)), dtype).reshape(shape)
-
-        self._panels_in, self._panels_up = zeros(count, I, width), zeros(L - 1, count, H, width)
-        self._panels_hh = zeros(L, recurrent, H, width)
-        self._bias, self._bias_hh = zeros(L, count, width), zeros(L, GH)
-        scratch = zeros(N, I), zeros(N, count * width), zeros(N, recurrent * width), zeros(N, H)
-        read = self._panels_in, self._panels_up, self._panels_hh, self._bias, self._bias_hh
         self._step, self._pack = _step(cell, dtype), _pack(dtype)
-        self._arrays = (*read, *scratch)
+        self._recurrent = sum([panels_of(part.stop - part.start, dtype) for part in self._parts])
+        widths = panels_of(GH, dtype) * width_of(dtype), self._recurrent * width_of(dtype)
+        self._scratch = tuple([self._zeros(N, width) for width in (I, *widths, H)])
 
-    def refresh(self) -> None:
-        """Pack what is written in the weights now."""
+    def refresh(self, packs: Packs) -> None:
+        """Take what is written in the weights now, packed: all steps share it."""
+        self._arrays = (*packs.get("step", self._packed), *self._scratch)
+
+    def _packed(self, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
+        """The weights and biases of all layers as the step reads them."""
+        panels_in, panels_up, panels_hh, bias, bias_hh = arrays = old or self._places()
         for k, weights in enumerate(self._weights):
-            self._pack(weights.weight_ih, self._panels_up[k - 1] if k else self._panels_in)
+            self._pack(weights.weight_ih, panels_up[k - 1] if k else panels_in)
             first = 0
             for part in self._parts:
                 matrix = weights.weight_hh[part]
                 count = panels_of(len(matrix), matrix.dtype)
-                self._pack(matrix, self._panels_hh[k, first : first + count])
+                self._pack(matrix, panels_hh[k, first : first + count])
                 first += count
-            bias = self._cell.input_bias(weights, self._bias.dtype)
-            if bias is not None:
-                self._bias[k].reshape(-1)[: bias.size] = bias
-                self._bias_hh[k] = weights.bias_hh
+            both = self._cell.input_bias(weights, self._dtype)
+            if both is not None:
+                bias[k].reshape(-1)[: both.size] = both
+                bias_hh[k] = weights.bias_hh
+        return arrays
+
+    def _places(self) -> tuple[Array, ...]:
+        """Zeros for what `_packed` packs."""
+        L, (GH, H) = len(self._weights), self._weights[0].weight_hh.shape
+        I = self._weights[0].weight_ih.shape[1]  # noqa: E741
+        count, width = panels_of(GH, self._dtype), width_of(self._dtype)
+        panels = (count, I, width), (L - 1, count, H, width), (L, self._recurrent, H, width)
+        return tuple([self._zeros(*shape) for shape in (*panels, (L, count, width), (L, GH))])
+
+    def _zeros(self, *shape: int) -> Array:
+        return self._backend.zeros_aligned(prod(shape), self._dtype).reshape(shape)
 
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
