@@ -41,7 +41,7 @@ def compute(
     `packed` are the W_ih of directions with a dx, in panels. Threads take rows of the weights and
     of dx: whoever sums up a number does it in the same order.
     """
-    parts = 2 * crew.size if crew.size > 1 else 1  # so that one that comes late takes fewer
+    parts = crew.size  # no more: each packs all inputs for itself
     mark = scratch.mark()
     calls: list[Call] = []
     for each in directions:
