@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from xprnn import blas
-from xprnn.kernels.numba.threads import processors
+from xprnn.processors import processors
 
 SHAPES = [(384, 128, 32), (381, 127, 33), (97, 300, 200), (4, 8, 3), (1, 9, 5), (5, 9, 1)]
 

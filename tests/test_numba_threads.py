@@ -100,52 +100,6 @@ def test_slices_of_eight_rows_are_two_a_thread(
     assert len(_slices(layout, threads, directions)) == count
 
 
-def test_variables_processors_and_threadpoolctl_limit_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-    from xprnn.kernels.numba import threads
-
-    for name in threads.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "processors", lambda: 8)
-    with threadpoolctl.threadpool_limits(5, "blas"):
-        assert threads.usable() == 5
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        assert threads.usable() == 3
-        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")  # goes before, as in OpenBLAS
-        assert threads.usable() == 4
-        with threadpoolctl.threadpool_limits(1):
-            assert threads.usable() == 1
-        monkeypatch.setattr(threads, "processors", lambda: 2)
-        assert threads.usable() == 2
-
-
-@pytest.mark.parametrize(("text", "count"), [("2,4", 2), (" 3 ", 3), ("0", 8), ("many", 8)])
-def test_a_variable_is_read_as_a_blas_reads_it(
-    text: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from xprnn.kernels.numba import threads
-
-    for name in threads.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(threads, "processors", lambda: 8)
-    monkeypatch.setattr(threads, "_libraries", list)
-    monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert threads.usable() == count
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
-def test_a_process_held_to_one_processor_takes_one_thread() -> None:
-    code = """
-import os
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from xprnn.kernels.numba import threads
-print(threads.usable())
-"""
-    assert python(code, OMP_NUM_THREADS="8", OPENBLAS_NUM_THREADS="8") == "1\n"
-
-
 def test_a_call_that_comes_meanwhile_works_alone() -> None:
     from xprnn.kernels.numba import threads
 

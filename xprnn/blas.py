@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array
-from .kernels.numba.threads import usable
+from .processors import usable
 
 # Multiply-adds: of the largest product that OpenBLAS leaves to one thread on every processor; of
 # the least for which others pay, in a loop of them, and once, where they must first wake up

@@ -16,12 +16,12 @@ from numba import types
 from ...backend import Array, Backend
 from ...cells import CELLS, Weights
 from ...directions import Packs
+from ...processors import usable
 from . import gates as by_element
 from . import reset_before
 from .jit import compile_for, inlined, number_of, read, written
 from .loops import take
 from .product import pack_transposed, panels_of, product, width_of
-from .threads import usable
 
 # What a layer does behind its input product, by cell: `panels` are those of W_hh, `gh` (N, filled)
 # and `q` (N, H) are scratch, (h, c) are read and (h_next, c_next) written; where a cell has no c,

@@ -13,43 +13,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self
 
+from ...processors import usable
+
 Call = Callable[[], Any]
 Ends = SimpleQueue[BaseException | None]
-VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 _this_processor = ctypes.CDLL(None).sched_getcpu if sys.platform == "linux" else None
-
-
-def usable() -> int:
-    """How many threads a call may use: the processors, or fewer by a variable or threadpoolctl."""
-    most = processors()
-    for name in VARIABLES:
-        first = os.environ.get(name, "").partition(",")[0].strip()  # OpenMP's may be one a level
-        if first.isdecimal() and int(first):  # to a BLAS 0 says nothing
-            most = min(most, int(first))
-            break
-    if "threadpoolctl" in sys.modules:  # else nobody has set a limit with it
-        most = min([most, *(library.num_threads or most for library in _libraries())])
-    return max(most, 1)
-
-
-def processors() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@cache
-def _libraries() -> list[Any]:
-    """The BLAS libraries that are loaded, NumPy's among them, as threadpoolctl knows them."""
-    from threadpoolctl import ThreadpoolController
-
-    libraries: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
-    return libraries
 
 
 class Crew:
