@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_what_is_wrong_gets_no_time(
     said = capsys.readouterr()
     assert said.out.count("torch: torch: its dx differs from xprnn's by") == 2
     assert said.err.startswith("cpu_report: wrong: lstm 5, 2, 3, 4 forward, threads 1: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_a_process_is_held_to_as_many_processors(tmp_path: Path) -> None:
+    with turns.clients(["numpy"], 1) as (client,):
+        client.ask("expect", problem=[*SMALL], work="layer", path=str(tmp_path / "expected.npz"))
+        assert len(os.sched_getaffinity(client._process.pid)) == 1
 
 
 def test_a_worker_that_ends_is_named(

@@ -34,7 +34,7 @@ class Client:
 
     def __init__(self, side: str, threads: int) -> None:
         self.side, self.threads = side, threads
-        command = [sys.executable, "-m", "benchmarks.cpu.worker", side]
+        command = [sys.executable, "-m", "benchmarks.cpu.worker", side, str(threads)]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,

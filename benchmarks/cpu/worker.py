@@ -1,4 +1,4 @@
-"""A process in which one library computes: `python -m benchmarks.cpu.worker SIDE`.
+"""A process in which one library computes: `python -m benchmarks.cpu.worker SIDE THREADS`.
 
 It reads a request a line, as JSON, and answers each with a line; see `turns.py`.
 """
@@ -111,10 +111,17 @@ def _step_peer(side: str, task: Task) -> Peer:
     return Peer(side, step, None, results, note)
 
 
+def _hold(threads: int) -> None:
+    """Keep this process on so many processors: XLA's threads obey no variable."""
+    if hasattr(os, "sched_setaffinity"):  # not on every system
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+
+
 def main() -> None:
     """Answer until nothing more is asked; what libraries print goes to stderr."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _hold(int(sys.argv[2]))
     worker = Worker(sys.argv[1])
     for line in sys.stdin:
         request = json.loads(line)
