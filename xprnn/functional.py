@@ -27,6 +27,7 @@ from .backend import Array
 from .cells import CELLS, Cell, Weights
 from .checks import check_flag
 from .directions import PacksOfAll
+from .layout import steps_and_batch
 from .memory import frees_memory
 from .network import Stack
 from .scratch import Workspace
@@ -264,7 +265,7 @@ def _forward(
     dtype = weights.weight_ih.dtype
     batch_first = check_flag("batch_first", batch_first)
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
-    steps, batch = stack.steps_and_batch(call.x, call.batch_first)
+    steps, batch = steps_and_batch(call.x, call.batch_first)
     sizes = batch, net.widest_input, net.hidden_size, steps
     engine = kernels.choose(cell, backend, check_arithmetic(dtype, None, "ieee"), sizes, record)
     with backend.activate():

@@ -137,6 +137,12 @@ class Layout:
         return places // max(self.batch, 1), places % max(self.batch, 1)
 
 
+def steps_and_batch(x: Array, batch_first: bool) -> tuple[int, int]:
+    """T and N of x (T, N, I) or, batch first, (N, T, I)."""
+    first, second = x.shape[:2]
+    return (second, first) if batch_first else (first, second)
+
+
 def make_layout(backend: Backend, steps: int, batch: int, lengths: np.ndarray | None) -> Layout:
     """The layout of `batch` rows over `steps` steps; `lengths` intp (N,), None = all full."""
     if lengths is None or bool((lengths == steps).all()):

@@ -13,6 +13,7 @@ from .backend import Array
 from .cells import Cell
 from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
 from .explain import explain
+from .layout import steps_and_batch
 from .memory import frees_memory
 from .module import Module
 from .network import Stack
@@ -176,7 +177,7 @@ class _Recurrent(Module):
     @frees_memory
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
-        engine = self._engine(*stack.steps_and_batch(call.x, call.batch_first))
+        engine = self._engine(*steps_and_batch(call.x, call.batch_first))
         if self.training:
             self.parameters.refuse_open("a recorded call")
         with self.backend.activate():

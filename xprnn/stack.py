@@ -13,7 +13,7 @@ from .cells import Weights
 from .directions import Direction, PacksOfAll, Trace, Undoing
 from .kernels import Engine
 from .kernels.wave import Layers
-from .layout import Layout, make_layout
+from .layout import Layout, make_layout, steps_and_batch
 from .network import Stack
 from .scratch import Workspace
 from .segments import Segment
@@ -70,27 +70,45 @@ def forward(
     tape = Tape(engine, weights, packs, layout, parts, [], key, x.shape, batch_first)
     output = _caller_array(xp, layout, (*x.shape[:2], width), dtype)
     final = _sorted_states(xp, stack, layout, initial, dtype)
-    current = _packed_input(engine, layout, x, batch_first, kept, record)
+    x = _packed_input(engine, layout, x, batch_first, kept, record)
     packed = _as_packed(layout, output, batch_first, T)
     found = None
     if stack.num_layers > 1:
         net = Layers(stack.num_layers, stack.num_directions, record * stack.dropout, bool(parts))
-        found = wave.forward(engine, net, weights, current, final, layout, kept, scratch, record)
-    if found is not None:
-        (tape.traces, current), packed = found, None
-    for layer in range(stack.num_layers if found is None else 0):
+        found = wave.forward(engine, net, weights, x, final, layout, kept, scratch, record)
+    if found is None:
+        last = _run_layers(stack, tape, x, final, kept, scratch, record, packed)
+    else:
+        (tape.traces, last), packed = found, None
+    if packed is None:
+        layout.unpack(last, _time_major(output, batch_first))
+    layout.unsort_in_place(final)
+    return output, final, tape
+
+
+def _run_layers(
+    stack: Stack,
+    tape: Tape,
+    x: Array,
+    ends: tuple[Array, ...],
+    kept: Workspace,
+    scratch: Workspace,
+    record: bool,
+    packed: Array | None,
+) -> Array:
+    """Run one layer after the other: the rows (S, D*H) of the last, in `packed` if it is given."""
+    layout, T = tape.layout, tape.engine.compute_dtype
+    width = stack.num_directions * stack.hidden_size
+    for layer in range(stack.num_layers):
         last = layer + 1 == stack.num_layers
         joined = packed if last else kept.empty(layout.total, width, dtype=T)
         if joined is None:
             joined = scratch.empty(layout.total, width, dtype=T)
-        _run_layer(stack, tape, layer, current, final, kept, scratch, record, joined)
+        _run_layer(stack, tape, layer, x, ends, kept, scratch, record, joined)
         if record and not last:
-            _drop(xp, stack, layout, joined, key, layer)
-        current = joined
-    if packed is None:
-        layout.unpack(current, _time_major(output, batch_first))
-    layout.unsort_in_place(final)
-    return output, final, tape
+            _drop(tape.engine.xp, stack, layout, joined, tape.dropout_key, layer)
+        x = joined
+    return x
 
 
 def _run_layer(
@@ -214,12 +232,6 @@ def _undo_layer(
     if dx is not None and D == 2:
         dx += shares[1]
     scratch.rewind(start)
-
-
-def steps_and_batch(x: Array, batch_first: bool) -> tuple[int, int]:
-    """T and N of x (T, N, I) or, batch first, (N, T, I)."""
-    first, second = x.shape[:2]
-    return (second, first) if batch_first else (first, second)
 
 
 def _sorted_states(
