@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,23 @@ def test_a_process_is_held_to_as_many_processors(tmp_path: Path) -> None:
     with turns.clients(["numpy"], 1) as (client,):
         client.ask("expect", problem=[*SMALL], work="layer", path=str(tmp_path / "expected.npz"))
         assert len(os.sched_getaffinity(client._process.pid)) == 1
+
+
+def test_after_a_rest_a_blas_sleeps() -> None:
+    """Its idle threads would take a processor from the library whose turn it is."""
+    code = """
+import sys, time, numpy as np
+a = np.ones((768, 768), np.float32)
+for _ in range(20):
+    a @ a
+time.sleep(float(sys.argv[1]))
+before = time.process_time()
+time.sleep(0.05)
+print(time.process_time() - before)
+"""
+    environment = problems.environment("numpy", problems.all_threads())
+    command = [sys.executable, "-c", code, str(turns.REST)]
+    assert float(subprocess.check_output(command, env=environment)) < 0.01
 
 
 def test_a_worker_that_ends_is_named(

@@ -1,7 +1,7 @@
 """Products by NumPy's BLAS that leave its threads asleep where they would not pay.
 
 Now and then a thread that a product wakes up shares the caller's processor, or sleeps again before
-the next one, and the thread looks for more work for 26 ms: calls of one millisecond took sixteen.
+the next one, and the thread looks for more work for 0.1 s: calls of one millisecond took sixteen.
 To one product nothing can be said about threads, and a limit for the process would slow whatever
 else computes in it. But what is small enough OpenBLAS never divides. So a product that threads do
 not pay for is made in slices, each of them that small, in one call of NumPy; on one thread too,

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAST = 3  # rounds, whatever they take
 BUDGET = 3.0  # seconds after which no further round of a cell begins
 # Seconds before a sample on several threads: those of the library before it wait for work without
-# sleeping, OpenBLAS's for 2^26 cycles, and would take a processor from this one.
-REST = 0.04
+# sleeping, OpenBLAS's for 2^28 cycles, and would take a processor from this one.
+REST = 0.15
 Row = dict[str, Any]
 
 
