@@ -5,7 +5,7 @@
 --sides numba torch --rounds 5
     python -m benchmarks.cpu_report --readme
 
-The first measures all, in some twelve minutes on two cores, and writes cpu.json and cpu.md to
+The first measures all, in some fifteen minutes on two cores, and writes cpu.json and cpu.md to
 FOLDER, by default benchmarks/results/<machine>/. The second measures a part, and writes nothing
 unless --out says where. The third writes the README's section from the reports that are filed.
 
