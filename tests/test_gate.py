@@ -20,11 +20,12 @@ LSTM = "xprnn/cells/lstm.py"
 SLOW = """
 def _slow(part):
     import time
+    from functools import partial
 
     def slow(call):
-        def slower(*arguments):
+        def slower(*arguments, **named):
             start = time.process_time()
-            call(*arguments)
+            call(*arguments, **named)
             end = time.process_time()
             while time.process_time() - end < 0.5 * (end - start):
                 pass
@@ -38,7 +39,9 @@ def _slow(part):
         else:  # its calls are recorded, and computed later
             first = len(program)
             part(cell, xp, *arguments)
-            program[first:] = map(slow, program[first:])
+            program[first:] = [
+                partial(slow(call.func), *call.args, **call.keywords) for call in program[first:]
+            ]
 
     return planted
 

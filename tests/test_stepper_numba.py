@@ -13,13 +13,12 @@ import test_stepper as by_value
 import test_stepper_memory as in_memory
 import test_stepper_streams as in_streams
 from cases import LAYERS, Case, draw
-from numba_parts import SIZES, faulty, needs_numba, uncached
+from numba_parts import SIZES, faulty, needs_numba, python, uncached
 from streaming import MATRIX, assert_streams, assert_streams_apart, make, stream
 from subjects import normal
-from test_numba_use import python
 
 import xprnn
-from xprnn import kernels
+from xprnn import kernels, processors
 
 pytestmark = needs_numba
 
@@ -209,10 +208,8 @@ def test_explain_says_who_serves_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_work_for_many_threads_is_left_to_the_blas(
     N: int, threads: int, serving: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from xprnn.kernels.numba import threads as limits
-
-    monkeypatch.setattr(limits, "processors", lambda: 8)
-    monkeypatch.setattr(limits, "_libraries", list)  # what this machine's BLAS was limited to
+    monkeypatch.setattr(processors, "processors", lambda: 8)
+    monkeypatch.setattr(processors, "_libraries", list)  # what this machine's BLAS was limited to
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", str(threads))
     lines = xprnn.GRU(64, 1024, 2, seed=0).stepper(N).explain().splitlines()
     assert lines[0].endswith(f"one step: {serving}")

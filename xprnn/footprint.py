@@ -69,6 +69,7 @@ def _beside_steps(net: Stack, engine: Engine, batch: int, segments: bool) -> int
     packed = ahead = 0
     if engine.sequences is not None and engine.sequences.packs:
         packed = sum(prod(s) * (1 + ("weight" in n)) for n, s in net.shapes().items())
+        packed += engine.sequences.room
     if segments and engine.sequences is not None:  # for a segment's forward pass
         ahead = engine.sequences.ahead * (net.widest_input + cell.gates * H)
     elements = weights + packed + segments * largest + batch * H * step + ahead

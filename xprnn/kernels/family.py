@@ -19,6 +19,7 @@ class Sequences(Protocol):
     unit: str  # for `explain`: what takes the steps, a launch or a call
     from_input: bool  # whether `forward` computes gx itself, from x
     to_weights: bool  # whether `backward` goes on to the gradients of weights and input itself
+    room: int  # numbers in which it then packs some rows at a time, whatever the sizes
     packs: bool  # whether it keeps the weights in orders of its own, one for each pass
     ahead: int  # rows of x for which it then computes it at a time, in memory to work in
 

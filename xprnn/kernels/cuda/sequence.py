@@ -40,6 +40,7 @@ class SequenceKernels:
     unit = "launch"
     from_input = False
     to_weights = False
+    room = 0
     packs = False
     ahead = 0
 
