@@ -104,9 +104,8 @@ def check_array(
 
     :raises TypeError, ValueError: it is not on `backend`, or not of `dtype` and `shape`.
     """
-    if type(array) is backend.xp.ndarray and backend.owns(
-        array
-    ):  # the usual case: microseconds count
+    # the usual case first: a step of a small cell takes but microseconds
+    if type(array) is backend.xp.ndarray and backend.owns(array):
         found = array
     else:
         plain = not isinstance(array, (np.ma.MaskedArray, np.matrix))
