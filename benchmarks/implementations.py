@@ -5,6 +5,7 @@ xprnn is used by its public face alone, because older versions are measured too.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
@@ -27,6 +28,7 @@ ARITHMETIC = {
     "bfloat16": {"compute_dtype": "bfloat16"},
 }
 BACKENDS = {"cpu": "numpy", "cuda": "cupy"}  # of a peer's device
+CHOSEN = "auto"  # in place of kernels: those that xprnn chooses by itself
 ON_A_CPU = ("float32", "float64")
 WORK_ON_A_CPU = 2**34  # multiplications of a forward pass: larger ones are for GPUs
 
@@ -81,6 +83,8 @@ def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> 
     library, place, kernels = parts(implementation)
     if place == "numpy":
         _check_cpu(cell, dtype, size)
+        if kernels == CHOSEN and importlib.util.find_spec("numba") is None:
+            raise UnusableError("Numba is not installed, and without it the plain code is chosen")
     backend = usable_backend(place)
     if library == "xprnn":
         call = OURS[task](cell, backend, kernels, dtype, size)
@@ -109,7 +113,7 @@ def _layer(cell: str, backend: Any, kernels: str, dtype: str, size: str, suffix:
         layer = getattr(xprnn, name + suffix)(n["H"], n["H"], **options)
     except (TypeError, ValueError) as error:  # an older version; a type that is not there
         raise UnusableError(f"{dtype}: {error}") from error
-    if kernels != "reference":  # which alone older versions have, whatever the variable says
+    if kernels not in ("reference", CHOSEN):  # older versions have no others
         _check_kernels(layer, kernels, (n["N"], n["H"]) if suffix else (n["T"], n["N"], n["H"]))
     return layer
 
