@@ -1,12 +1,12 @@
-"""Compile every instantiation of the sequence kernels that the planner can choose.
+"""Compile the instantiations of the sequence kernels that the planner can choose.
 
-    python tests/compile_sequences.py [--tightest-waves]
+    python tests/compile_sequences.py [--frozen] [--sample]
 
-For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: about five minutes on two
-cores for a gated cell. With the option, of the waves' instantiations only those for which the
-planner counts on most registers, 276 of 636, which saves a minute and a half. It prints the most
-registers that each kernel takes, and ends with 1 and the names where one takes more than the
-planner counts on, or spills.
+For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: some minutes on two cores.
+With `--frozen`, in their place the kernels of clusters and waves. With `--sample`, of each file,
+numbers and architecture the one with most registers. What was compiled before on this machine from
+the same text is not compiled again. It prints the most registers that each kernel takes, and ends
+with 1 and the names where one takes more than the planner counts on, or spills.
 """
 
 from __future__ import annotations
@@ -45,15 +45,19 @@ class Job(NamedTuple):
         """What its name says, such as warps and chunks: the larger, the more registers."""
         return [int(size) for size in re.findall(r"\b\d+\b", self.name)]
 
-    def group(self) -> tuple[tuple[str, str], str, str]:
-        """Its kernel, numbers and architecture."""
-        return self.kernel, self.name.partition(",")[0], self.architecture
+    def group(self) -> tuple[str, str, int, bool, str]:
+        """Its file, numbers and architecture; clusters and waves are groups of their own."""
+        file, numbers = KERNELS[self.kernel].file, self.name.partition(",")[0].partition("<")[2]
+        return file, numbers, self.cluster, self.wave, self.architecture
 
 
-def jobs() -> list[Job]:
+PLAIN, FROZEN = ((1, False),), ((2, False), (1, True))  # blocks of a cluster, whether it is a wave
+
+
+def jobs(which: Iterable[tuple[int, bool]] = PLAIN) -> list[Job]:
     """All there are; one that does two kinds of work, once."""
     once: dict[tuple[str, int, bool], tuple[tuple[str, str], int]] = {}
-    for kernel, (cluster, wave) in itertools.product(KERNELS, ((1, False), (2, False), (1, True))):
+    for kernel, (cluster, wave) in itertools.product(KERNELS, which):
         if wave and kernel[1] == "backward":
             continue  # layers are undone one by one
         for name, registers in instantiations(*kernel, cluster, wave):
@@ -65,16 +69,15 @@ def jobs() -> list[Job]:
     ]
 
 
-def tightest(every: Sequence[Job]) -> list[Job]:
-    """Without the waves that have fewer registers than another of their kernel and numbers.
+def sample(every: Sequence[Job]) -> list[Job]:
+    """Of each group the one with most registers, and of these the one with the largest sizes."""
+    ascending = sorted(every, key=lambda job: (job.registers, job.sizes(), job.name))
+    return [*{job.group(): job for job in ascending}.values()]
 
-    Of float32 that leaves out none: the planner gives each of them all there are.
-    """
-    most: dict[tuple[tuple[str, str], str, str], int] = {}
-    for job in every:
-        if job.wave:
-            most[job.group()] = max(job.registers, most.get(job.group(), 0))
-    return [job for job in every if not job.wave or job.registers == most[job.group()]]
+
+def largest_first(chosen: Sequence[Job]) -> list[Job]:
+    """So that none of the last ones takes long."""
+    return sorted(chosen, key=Job.sizes, reverse=True)
 
 
 def compiled(job: Job) -> Usage:
@@ -97,8 +100,8 @@ def report(found: Iterable[tuple[Job, Usage]]) -> list[str]:
     lines: dict[tuple[str, ...], list[int]] = {}
     faults = []
     for job, usage in found:
-        wave = ("wave",) * job.wave
-        lines.setdefault((*job.kernel, *wave, f"sm_{job.architecture}"), []).append(usage.registers)
+        kind = ("wave",) * job.wave + ("cluster",) * (job.cluster > 1)
+        lines.setdefault((*job.kernel, *kind, f"sm_{job.architecture}"), []).append(usage.registers)
         faults += wrong(job, usage)
     for line, registers in lines.items():
         print(*line, f"{len(registers)} compiled, at most {max(registers)} registers")
@@ -106,15 +109,19 @@ def report(found: Iterable[tuple[Job, Usage]]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile all, the largest first; the exit status."""
+    """Compile what is asked for; the exit status."""
     parser = argparse.ArgumentParser(description="Compile the sequence kernels.")
-    parser.add_argument("--tightest-waves", action="store_true")
-    chosen = tightest(jobs()) if parser.parse_args(arguments).tightest_waves else jobs()
-    largest_first = sorted(chosen, key=Job.sizes, reverse=True)
+    parser.add_argument("--frozen", action="store_true")
+    parser.add_argument("--sample", action="store_true")
+    options = parser.parse_args(arguments)
+    chosen = jobs(FROZEN if options.frozen else PLAIN)
+    if options.sample:
+        chosen = sample(chosen)
+    ordered = largest_first(chosen)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        usages = list(pool.map(compiled, largest_first))
-    faults = report(sorted(zip(largest_first, usages, strict=True)))
+        usages = list(pool.map(compiled, ordered))
+    faults = report(sorted(zip(ordered, usages, strict=True)))
     print(*faults or ["none spills, none takes more than the planner counts on"], sep="\n")
     return 1 if faults else 0
 

@@ -31,6 +31,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is frozen, also of `-m gpu`, unless `-m` names it."""
+    if "frozen" not in config.option.markexpr:
+        frozen = [item for item in items if item.get_closest_marker("frozen")]
+        items[:] = [item for item in items if item not in frozen]
+        config.hook.pytest_deselected(items=frozen)
+
+
 @pytest.fixture(autouse=True)
 def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests mean the plain code by "numpy", whether Numba is installed or not, unless they ask."""

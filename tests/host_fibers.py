@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from host_kernels import COMPILER
 from host_kernels import FLAGS as COMMON
+from kept import once
 
 from xprnn.kernels.cuda import sequence
 
@@ -53,15 +51,12 @@ def compiled(name: str, source: str) -> ctypes.CDLL:
     """
     if COMPILER is None:
         raise RuntimeError("there is no g++ here to compile the kernels for the host with")
-    key = hashlib.sha256(repr((COMPILER, FLAGS, source)).encode()).hexdigest()[:32]
-    folder = Path(tempfile.gettempdir()) / f"xprnn-host-sequences-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"{key}.so"
-    if not target.exists():
-        mine = folder / f"{key}-{os.getpid()}.so"
-        command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(mine))
+
+    def compile_to(path: Path) -> None:
+        command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(path))
         outcome = subprocess.run(command, input=source, capture_output=True, text=True)
         if outcome.returncode:
             raise RuntimeError(f"g++ refuses {name}:\n{outcome.stderr[:4000]}")
-        mine.replace(target)  # whole or not at all, whoever else compiles it now
-    return ctypes.CDLL(str(target))
+
+    made_from = COMPILER, FLAGS, source
+    return ctypes.CDLL(str(once("host-sequences", ".so", made_from, compile_to)))

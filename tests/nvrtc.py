@@ -8,11 +8,16 @@ What the assembler says of the result, registers and memory, is read from its lo
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from kept import once
 from kernel_parts import TYPES, dtype_of
 
 from xprnn.kernels.cuda.pointwise import KERNELS, build
@@ -106,10 +111,33 @@ def compile_instantiation(source: str, instantiation: str, architecture: str) ->
 def _compile(
     source: str, options: tuple[str, ...], architecture: str, instantiations: tuple[str, ...] = ()
 ) -> tuple[str, dict[str, str]]:
-    """The compiler's log, and the name there of each instantiation."""
+    """The compiler's log, and the name there of each instantiation; compiled once, for all runs."""
+    options += (*FLAGS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
+
+    def compile_to(path: Path) -> None:
+        path.write_text(json.dumps(_log(source, options, instantiations)), "utf-8")
+
+    made_from = _versions(), source, options, instantiations
+    log, names = json.loads(once("nvrtc", ".json", made_from, compile_to).read_text("utf-8"))
+    return log, names
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    """Of what compiles, to the last digit, as far as it comes from a package."""
+    import cupy
+
+    installed = [(d.name, d.version) for d in distributions()]
+    compilers = sorted({pair for pair in installed if pair[0].startswith("nvidia-cuda")})
+    return (cupy.__version__, str(cupy.cuda.nvrtc.getVersion()), str(compilers))
+
+
+def _log(
+    source: str, options: tuple[str, ...], instantiations: tuple[str, ...]
+) -> tuple[str, dict[str, str]]:
+    """What `_compile` gives, from the compiler."""
     from cupy.cuda import compiler
 
-    options += (*FLAGS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
     program = compiler._NVRTCProgram(
         source, "kernels.cu", name_expressions=instantiations or None, method="cubin"
     )
@@ -117,7 +145,8 @@ def _compile(
     try:
         _, names = program.compile(options, log)
     except compiler.CompileException as error:  # which no other process can receive
-        raise RuntimeError(f"sm_{architecture}: NVRTC refuses the kernel: {error}") from None
+        architecture = next(option for option in options if option.startswith("-arch="))
+        raise RuntimeError(f"{architecture[6:]}: NVRTC refuses the kernel: {error}") from None
     return log.getvalue(), names or {}
 
 

@@ -63,6 +63,7 @@ def test_both_in_any_order(cell: str, kind: str) -> None:
         check_backward(forward, tiling(cell, "backward", kind), reverse, run=Run(seed))
 
 
+@pytest.mark.frozen
 def test_both_in_clusters() -> None:
     for seed, H in enumerate((100, 33)):
         forward, reverse = pair("gru", "TF32", H, (3, 2) * 17)

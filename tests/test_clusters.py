@@ -17,7 +17,7 @@ from kernel_parts import needs_dtype
 from sequence_cases import Case
 from sequence_parts import TAG, check_backward, check_forward, run_backward, run_forward
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.frozen]
 RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
 LENGTHS = {"a row": (4,), "two groups": (3,) * 33, "ragged": RAGGED, "tails": (4,) * 9 + (1,) * 16}
 CLUSTERS = [("BF16", 2, 4), ("F16", 4, 2), ("TF32", 2, 4), ("TF32X3", 4, 2)]  # there, back

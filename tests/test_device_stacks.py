@@ -66,6 +66,7 @@ def test_the_stacks_of_the_report() -> None:
 # -- compared
 
 
+@pytest.mark.frozen
 @needs_compiler
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -82,6 +83,7 @@ def test_both_ways_are_compared_and_timed(cell: str, dtype: str, device: Backend
         assert row["torch_us"] == found[0]["torch_us"] > 0 and row["ours_us"] > 0
 
 
+@pytest.mark.frozen
 @needs_compiler
 def test_a_wave_of_another_layers_arrays_is_in_its_row(
     device: Backend, monkeypatch: pytest.MonkeyPatch

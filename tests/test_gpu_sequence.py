@@ -82,6 +82,7 @@ def test_both_directions_in_a_row(cell: str, backend: Backend) -> None:
     assert repeat(trainer(cell, backend, directions=2), backend, TOGETHER) == 0
 
 
+@pytest.mark.frozen
 @on_a_gpu
 @each_cell
 def test_layers_in_a_wave_in_a_row(

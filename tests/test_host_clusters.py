@@ -12,7 +12,7 @@ import pytest
 from host_fibers import OUTCOMES, behind_fibers, compiled
 from host_kernels import needs_compiler
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.frozen]
 FIRST = "if (threadIdx.x == 0) "
 SEND = "send4(at_rank(data + threadIdx.x, 1 - rank), piece, at_rank(full, 1 - rank));"
 WAIT = "for (int spins = 0; !all_lanes(ended(full, {})); ++spins) pause();"

@@ -1,17 +1,28 @@
 """Sequence kernels compile without spilling, in the registers that the planner counts on.
 
-For each kernel and numbers the instantiation with the most registers, for one architecture in
-turn; `compile_sequences.py` compiles them all, which takes minutes.
+For each file and numbers the instantiation with the most registers, for one architecture in turn;
+`compile_sequences.py` compiles them all, which takes minutes.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import compile_sequences
 import pytest
-from compile_sequences import ARCHITECTURES, Job, compiled, jobs, main, tightest, wrong
+from compile_sequences import (
+    ARCHITECTURES,
+    FROZEN,
+    PLAIN,
+    Job,
+    compiled,
+    jobs,
+    main,
+    sample,
+    wrong,
+)
 from nvrtc import Usage, usages
 
 from xprnn.kernels.cuda import plan
@@ -25,22 +36,12 @@ def cupy() -> Any:
     return pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
 
 
-def largest() -> list[Job]:
-    """For each kernel and numbers one; each kernel and all numbers meet every architecture."""
-    chosen = []
-    kernels = dict.fromkeys([job.kernel for job in jobs()])
-    for (k, kernel), (n, kind) in itertools.product(enumerate(kernels), enumerate(KIND.values())):
-        architecture = ARCHITECTURES[(k + n) % len(ARCHITECTURES)]
-        among = [
-            job
-            for job in jobs()
-            if (job.kernel, job.architecture) == (kernel, architecture) and f"::{kind}," in job.name
-        ]
-        by_registers = sorted(among, key=lambda job: (job.registers, job.sizes()))
-        chosen.append([job for job in by_registers if not job.wave][-1])
-        if kernel in (("gru", "forward"), ("lstm", "training")):  # of the layers of a wave
-            chosen.append([job for job in by_registers if job.wave][-1])
-    return chosen
+def largest(which: Iterable[tuple[int, bool]]) -> list[Job]:
+    """The sample, for one architecture of each file and numbers; all meet every architecture."""
+    groups: dict[tuple[str, str, int, bool], list[Job]] = {}
+    for job in sorted(sample(jobs(which))):
+        groups.setdefault(job.group()[:4], []).append(job)
+    return [among[k % len(among)] for k, among in enumerate(groups.values())]
 
 
 def faults_of(job: Job) -> list[str]:
@@ -48,22 +49,32 @@ def faults_of(job: Job) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "job", largest(), ids=lambda job: f"{job.name}{' wave' * job.wave} sm_{job.architecture}"
+    "job",
+    [
+        *largest(PLAIN),
+        *[pytest.param(job, marks=pytest.mark.frozen) for job in largest(FROZEN)],
+    ],
+    ids=lambda job: f"{job.name}{' wave' * job.wave} sm_{job.architecture}",
 )
 def test_the_largest_fit_in_the_registers_that_the_planner_counts_on(job: Job) -> None:
     assert not faults_of(job)
 
 
-def test_of_waves_those_with_most_registers_can_be_compiled_alone() -> None:
-    """All other jobs stay, and of every kernel, numbers and architecture some wave does."""
-    every, kept = jobs(), tightest(jobs())
-    assert [job for job in kept if not job.wave] == [job for job in every if not job.wave]
-    left = [*({*every} - {*kept})]
-    assert len(left) > 300 and {job.group() for job in left} <= {job.group() for job in kept}
-    assert {job.group() for job in kept if job.wave} == {job.group() for job in every if job.wave}
-    most = {job.group(): job.registers for job in kept if job.wave}
-    assert all(job.registers < most[job.group()] for job in left)
-    assert {job for job in largest() if job.wave} <= {*kept}
+def test_a_sample_has_one_of_each_file_numbers_and_architecture() -> None:
+    """No other of its group has more registers; nothing of what is frozen is in it."""
+    for which in (PLAIN, FROZEN):
+        every, some = jobs(which), sample(jobs(which))
+        assert {*some} <= {*every} and {job.group() for job in every} == {
+            group for group, count in Counter([job.group() for job in some]).items() if count == 1
+        }
+        most = {job.group(): job.registers for job in some}
+        assert all(job.registers <= most[job.group()] for job in every)
+    assert len(sample(jobs())) == 6 * len(KIND) * len(ARCHITECTURES)
+    assert {(job.cluster, job.wave) for job in jobs()} == {*PLAIN}
+    assert {(job.cluster, job.wave) for job in jobs(FROZEN)} == {*FROZEN}
+    assert {(job.group()[0], job.architecture) for job in largest(PLAIN)} == {
+        (job.group()[0], job.architecture) for job in jobs()
+    }
 
 
 SMALL = Job(("gru", "forward"), "xprnn::gru_forward<xprnn::BF16, 8, 1, 1, 1, false>", 135, "90")
@@ -96,8 +107,22 @@ def test_what_a_function_that_is_called_spills_shows() -> None:
 def test_the_command_names_more_held_chunks_than_fit(
     planted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compile_sequences, "jobs", lambda: [SMALL, *[SPILLING] * planted])
+    monkeypatch.setattr(compile_sequences, "jobs", lambda which: [SMALL, *[SPILLING] * planted])
     assert main([]) == planted
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"gru forward sm_90 {1 + planted} compiled, at most ")
     assert ("bytes of stack" in last and f"sm_90: {TOO_MANY}: " in last) == planted
+
+
+@pytest.mark.parametrize("options", ([], ["--sample"], ["--frozen"], ["--frozen", "--sample"]))
+def test_the_options_choose_what_is_compiled(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smaller = SMALL._replace(registers=SMALL.registers - 1)
+    of = {PLAIN: [smaller, SMALL], FROZEN: [SMALL._replace(cluster=2)] * 2}
+    monkeypatch.setattr(compile_sequences, "jobs", lambda which: of[which])
+    chosen: list[Job] = []
+    monkeypatch.setattr(compile_sequences, "largest_first", lambda jobs: chosen.extend(jobs) or [])
+    assert main(options) == 0
+    every = of[FROZEN if "--frozen" in options else PLAIN]
+    assert chosen == (every[-1:] if "--sample" in options else every)

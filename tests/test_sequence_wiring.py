@@ -145,12 +145,14 @@ def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     return device
 
 
+@pytest.mark.frozen
 def test_calls_of_clusters_have_the_values_of_the_equations(pairs: Backend) -> None:
     for name in ("two groups", "padded lengths"):
         compare("gru", serve("gru", pairs.name, CASES[name], True), CASES[name], True, "float32")
     assert {grid for _, grid in Function.launches} == {(2, 1, 2)}  # 17 units make two blocks, 6 too
 
 
+@pytest.mark.frozen
 def test_more_clusters_than_the_driver_allows_are_not_launched(
     pairs: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import compile_stack_steps
 import pytest
-from compile_stack_steps import ARCHITECTURES, JOBS, Job, wrong
+from compile_stack_steps import ARCHITECTURES, JOBS, Job, main, sample, wrong
 
 from xprnn.kernels.cuda.stack_step import KINDS, ROWS
 
@@ -26,6 +27,25 @@ def test_most_gates_and_rows_do_not_spill(kind: str, architecture: str) -> None:
 
 def test_a_kernel_that_takes_too_much_shows() -> None:
     assert wrong(Job("LstmUnit", "F16", 32, "90"))
+
+
+@pytest.mark.parametrize("options", ([], ["--sample"]))
+def test_the_command_compiles_what_is_asked_for(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitting = Job("RnnUnit<false>", "F16", ROWS[0], "90")
+    spilling = Job("LstmUnit", "F16", 32, "90")
+    monkeypatch.setattr(compile_stack_steps, "JOBS", [fitting, spilling])
+    monkeypatch.setattr(compile_stack_steps, "sample", lambda every: every[:1])
+    assert main(options) == (not options)
+    said = "1 compiled, 0 wrong" if options else "2 compiled, 1 wrong"
+    assert capsys.readouterr().out.splitlines()[-1] == said
+
+
+def test_a_sample_has_every_unit_kind_and_architecture() -> None:
+    some = sample(JOBS)
+    assert {*some} < {*JOBS} and len(some) == len({(j.unit, j.kind, j.architecture) for j in JOBS})
+    assert {job.rows for job in some} == {max(ROWS)}
 
 
 def test_there_are_not_too_many() -> None:

@@ -15,7 +15,7 @@ from wave_parts import check_layer, check_wave, stack_of, tiling_of
 from xprnn.cells import CELLS
 from xprnn.kernels.cuda.table import LAYERS
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.frozen]
 RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
 SIZES = {  # lengths, H, layers
     "ragged": (RAGGED, 33, 3),

@@ -19,6 +19,8 @@ from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.plan import Device, Plan, Problem, plan
 from xprnn.kernels.cuda.table import LAYERS
 
+pytestmark = pytest.mark.frozen
+
 
 def sweep(cell: str) -> Iterator[tuple[Device, Problem]]:
     layers = itertools.cycle((2, 3, LAYERS))

@@ -53,6 +53,7 @@ def layers_of_launches() -> list[tuple[str, int]]:
     ]
 
 
+@pytest.mark.frozen
 @pytest.mark.parametrize(("cell", "name", "numbers", "training"), CALLS)
 def test_calls_have_the_values_of_the_equations(
     cell: str, name: str, numbers: str, training: bool, device: Backend
@@ -69,6 +70,7 @@ def test_calls_have_the_values_of_the_equations(
     assert layers_of_launches() == [(f"{family}_forward", layers), *back]
 
 
+@pytest.mark.frozen
 @pytest.mark.parametrize("numbers", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
 @pytest.mark.parametrize("backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
@@ -177,6 +179,7 @@ def test_a_call_without_rows_or_steps_is_served(N: int, T: int, device: Backend)
     assert not Function.launches
 
 
+@pytest.mark.frozen
 def test_a_wave_that_gives_up_is_reported(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two blocks a layer only one runs."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
@@ -203,6 +206,7 @@ def own_mailbox(genuine: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+@pytest.mark.frozen
 @pytest.mark.parametrize("fault", [first_layer_twice, nothing_below, own_mailbox])
 def test_a_fault_in_the_launcher_is_seen(
     fault: Callable[[Any], Any], device: Backend, monkeypatch: pytest.MonkeyPatch
