@@ -34,9 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is frozen, also of `-m gpu`, unless `-m` names it."""
     if "frozen" not in config.option.markexpr:
-        frozen = [item for item in items if item.get_closest_marker("frozen")]
-        items[:] = [item for item in items if item not in frozen]
-        config.hook.pytest_deselected(items=frozen)
+        config.hook.pytest_deselected(items=[item for item in items if is_frozen(item)])
+        items[:] = [item for item in items if not is_frozen(item)]
+
+
+def is_frozen(item: pytest.Item) -> bool:
+    return item.get_closest_marker("frozen") is not None
 
 
 @pytest.fixture(autouse=True)
