@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from control_bits import callers_environment
 from hosted import backward, forward, run
 from subjects import (
     CELLS,
@@ -186,7 +187,7 @@ def test_saturated_gates_do_not_warn(name: str, dtype: str, served: Backend) -> 
     subject = make(name, dtype=dtype, backend=served.name)
     given = arguments(subject)
     given["x"] *= np.dtype(dtype).type(1e6)
-    with np.errstate(all="raise", under="ignore"):
+    with callers_environment(), np.errstate(all="raise", under="ignore"):
         found = run(subject, given)
     assert all(np.isfinite(array).all() for array in found)
 
@@ -225,7 +226,7 @@ def test_padding_is_not_read(name: str, batch_first: bool, bad: float, served: B
     for name_of_padded in ("x", "doutput"):
         zeroed[name_of_padded][past] = 0.0
         filled[name_of_padded][past] = bad
-    with np.errstate(all="raise", under="ignore"):
+    with callers_environment(), np.errstate(all="raise", under="ignore"):
         found = run(subject, filled, lengths=lengths)
     assert all(np.isfinite(array).all() for array in found)
     assert_same(found, run(subject, zeroed, lengths=lengths))

@@ -49,7 +49,8 @@ class _CellModule(_Recurrent):
 
     @frees_memory
     def _take(self, x: Array, states: tuple[Array, ...] | None, forced: str) -> tuple[Array, ...]:
-        return self._steps.take(self.arithmetic, self.parameters, x, states, forced)
+        with self.backend.activate():
+            return self._steps.take(self.arithmetic, self.parameters, x, states, forced)
 
     def _is_ready(self, forced: str) -> bool:
         """Whether such a call is a step that is kept ready, by its array calls or compiled.

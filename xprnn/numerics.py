@@ -16,7 +16,7 @@ def sigmoid(xp: Any, a: Array) -> None:
     The relative error is a few units in the last place however small σ is, so that a closed
     gate is as exact as an open one; (1 + tanh(a/2)) / 2 has that absolute error only. Nothing
     overflows or warns at any input: where -a exceeds 88 (float32) or 709 (float64) σ stays at
-    its value there, below 1e-38 or 1e-307.
+    its value there, below 1e-38 or 1e-307. A call, which flushes subnormal numbers, has 0 there.
     """
     # not xp.negative: in place it is wrong on float32 columns 16 bytes apart (NumPy 2.4)
     xp.multiply(a, -1.0, out=a)

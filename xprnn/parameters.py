@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import ALIGNMENT, Array, Backend
+from .backend import ALIGNMENT, Array, Backend, asarray
 from .checks import check_array
 from .directions import PacksOfAll
 
@@ -160,7 +160,7 @@ class Parameters(Mapping[str, Array]):
 
     def write(self, values: Mapping[str, np.ndarray]) -> None:
         """Overwrite parameters with arrays on the host, as `update` does."""
-        own = {name: value.astype(self.dtype, copy=False) for name, value in values.items()}
+        own = {n: asarray(value, backend="numpy", dtype=self.dtype) for n, value in values.items()}
         moved = {name: self.backend.from_host(value) for name, value in own.items()}
         self._check(moved)
         self._assign(moved)

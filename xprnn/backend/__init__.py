@@ -177,6 +177,9 @@ def to_numpy(value: Any) -> np.ndarray:
 def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Array:
     """The values of any array on a backend, in a dtype: the one explicit way across.
 
+    A conversion is NumPy's `astype`, an overflow what `np.errstate` says of it; a number too small
+    for the dtype becomes subnormal or zero without an error.
+
     :param value: NumPy, CuPy, torch or JAX array of any shape, or nested numbers.
     :param backend: where to; as for `get_backend`.
     :param dtype: "float32", "float64" or any NumPy dtype; None keeps the value's own.
@@ -190,11 +193,10 @@ def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Arr
     target = get_backend(backend)
     value = _without_gradient(value)
     here = None if isinstance(value, (np.ma.MaskedArray, np.matrix)) else target.adopt(value)
-    if here is None:
-        return target.from_host(np.asarray(to_numpy(value), dtype))
-    wanted = here.dtype if dtype is None else np.dtype(dtype)
-    with target.activate():
-        return here.astype(wanted, copy=False)
+    with np.errstate(under="ignore"):
+        if here is None:
+            return target.from_host(np.asarray(to_numpy(value), dtype))
+        return target.converted(here, here.dtype if dtype is None else np.dtype(dtype))
 
 
 def _without_gradient(value: Any) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from ..floating_point import environment
 
 Array: TypeAlias = Any  # an array of whichever module serves: numpy.ndarray, cupy.ndarray
 
@@ -78,9 +80,10 @@ class Backend:
     def activate(self) -> AbstractContextManager[Any]:
         """A context in which new arrays are made on this backend's device.
 
-        Every operation begins by entering it, before anything is changed.
+        Every operation begins by entering it, before anything is changed. On a CPU it is the
+        floating-point environment of a call, of the thread that enters it.
         """
-        return nullcontext()
+        return environment()
 
     def stream(self) -> int:
         """What identifies the queue that work is put on now; scratch is reused within one."""
@@ -92,6 +95,10 @@ class Backend:
     def from_host(self, array: np.ndarray) -> Array:
         """A copy of a NumPy array on this backend."""
         return np.array(array)
+
+    def converted(self, array: Array, dtype: np.dtype[Any]) -> Array:
+        """One of this backend's arrays in another dtype: a copy, or itself where it has that."""
+        return array.astype(dtype, copy=False)
 
     def to_host(self, array: Array) -> np.ndarray:
         """A NumPy array with the values of one of this backend's arrays; may share memory."""

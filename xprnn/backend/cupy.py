@@ -144,6 +144,11 @@ class CupyBackend(Backend):
         with self.activate():
             return self.xp.asarray(array)
 
+    def converted(self, array: Array, dtype: np.dtype[Any]) -> Array:
+        """As NumPy's, on this device."""
+        with self.activate():
+            return super().converted(array, dtype)
+
     def to_host(self, array: Array) -> np.ndarray:
         """A copy of a device array on the host; waits for it, raises as `synchronize`."""
         with self.activate():

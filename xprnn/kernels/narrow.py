@@ -38,11 +38,8 @@ def _part(cell: Cell, name: str, dtype: np.dtype[Any]) -> Callable[..., None]:
             copies.append((buffer, buffer.astype(dtype)))
             return copies[-1][1]
 
-        with np.errstate(invalid="ignore"):  # what nobody has written yet may hold anything
-            given = [widen(buffer) for buffer in buffers]
-        getattr(cell, name)(xp, *given)
-        with np.errstate(invalid="ignore"):
-            for buffer, wide in copies:  # what was not written comes back as it was
-                buffer[...] = wide
+        getattr(cell, name)(xp, *[widen(buffer) for buffer in buffers])
+        for buffer, wide in copies:  # what was not written comes back as it was
+            buffer[...] = wide
 
     return run

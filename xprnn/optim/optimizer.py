@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import io
-from ..backend import Array, to_numpy
+from ..backend import Array, asarray, to_numpy
 from ..checks import check_count, check_number, range_errors, state_errors
 from ..memory import frees_memory
 from ..module import Module
@@ -93,7 +93,9 @@ class Optimizer:
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         moved = [
             {
-                slot: module.backend.from_host(arrays[f"{k}.{slot}"].astype(module.dtype))
+                slot: module.backend.from_host(
+                    asarray(arrays[f"{k}.{slot}"], backend="numpy", dtype=module.dtype)
+                )
                 for slot in slots
             }
             for k, (module, slots) in enumerate(zip(self.modules, self._state, strict=True))

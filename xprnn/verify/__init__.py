@@ -15,6 +15,7 @@ from .. import kernels
 from ..backend import asarray
 from ..cell_modules import _CellModule
 from ..checks import check_seed, check_shape
+from ..floating_point import environment
 from ..gradcheck import _Function
 from ..layer import _Layer
 from .equations import Equations, Given, Module, packed
@@ -59,7 +60,9 @@ def verify(
         raise TypeError(f"lengths: expected None, a {type(layer).__name__} takes one step")
     shape = check_shape(shape, layer._stack.input_size)
     layer._steps_and_batch(shape)
-    rows, absent = check(layer, shape, lengths, check_seed(seed))
+    seed = check_seed(seed)
+    with environment():
+        rows, absent = check(layer, shape, lengths, seed)
     title = f"{type(layer).__name__} on {layer.backend.name}, {layer.arithmetic}, x {shape}"
     return VerifyReport(title, tuple(rows), tuple(absent))
 

@@ -17,6 +17,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self
 
+from ...floating_point import environment
 from ...processors import usable
 
 Call = Callable[[], Any]
@@ -107,10 +108,11 @@ class _Several(Crew):
 
 def _serve(shared: SimpleQueue[tuple[deque[Call], Ends]]) -> None:
     """What another thread does: it takes its share of what there is, and waits for more."""
-    while True:
-        left, ends = shared.get()
-        _work(left, ends)
-        del left, ends
+    with environment():  # a thread does not have its caller's, and this one makes no other calls
+        while True:
+            left, ends = shared.get()
+            _work(left, ends)
+            del left, ends
 
 
 def _work(left: deque[Call], ends: Ends) -> None:
