@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 
 from .backend import Array, Backend, backend_of, home_of, whereabouts
 
 DTYPES = ("float32", "float64")
+T = TypeVar("T")
+
+
+class Checked(Generic[T]):
+    """An attribute whose value is checked, and made Python's own type, whenever it is set.
+
+    :param check: takes the attribute's name and the value; returns what to keep, or raises.
+    """
+
+    def __init__(self, check: Callable[[str, Any], T]) -> None:
+        self._check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Take the attribute's name; the instance's dict holds the value under it."""
+        self._name = name
+
+    if TYPE_CHECKING:  # without a __get__ Python reads the instance's dict, at no cost
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> Self: ...
+
+        @overload
+        def __get__(self, instance: object, owner: type) -> T: ...
+
+        def __get__(self, instance: object | None, owner: type) -> Self | T:
+            """The value that was set last; of the class this object."""
+
+    def __set__(self, instance: object, value: Any) -> None:
+        """Check the value and keep it; nothing is changed where the check raises."""
+        instance.__dict__[self._name] = self._check(self._name, value)
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
@@ -23,11 +54,16 @@ def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     return np.dtype(str(known.name))
 
 
-def check_size(name: str, value: Any) -> int:
-    """`value` as a positive int; TypeError or ValueError otherwise."""
+def check_whole(name: str, value: Any) -> int:
+    """`value` as an int; TypeError if it is not a whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < 1:
+    return int(value)
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` as a positive int; TypeError or ValueError otherwise."""
+    if check_whole(name, value) < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
     return int(value)
 
@@ -78,11 +114,11 @@ def check_probability(p: Any) -> float:
 
 
 def check_count(name: str, value: Any) -> int:
-    """`value` if it is an int from 0; TypeError or ValueError otherwise."""
+    """`value` if it is an int from 0 to 2^63 - 1; TypeError or ValueError otherwise."""
     if type(value) is not int:
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < 0:
-        raise ValueError(f"{name}: expected a number from 0, got {value}")
+    if not 0 <= value < 1 << 63:
+        raise ValueError(f"{name}: expected a number from 0 to 2**63 - 1, got {value}")
     return value
 
 
@@ -90,9 +126,13 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float in [low, high); TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not low <= value < high:
+    try:
+        number = float(value)
+    except OverflowError:  # of an int
+        number = math.inf
+    if not low <= number < high:
         raise ValueError(f"{name}: expected a number from {low} to below {high}, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_array(

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from ..backend import Array
-from ..checks import check_number
+from ..checks import Checked, check_number
 from ..module import Module
-from .optimizer import Optimizer
+from .optimizer import Optimizer, check_rate
+
+check_decay = partial(check_number, low=0.0, high=1.0)
+
+
+def check_betas(name: str, value: Any) -> tuple[float, float]:
+    """`value` as two floats in [0, 1); TypeError or ValueError otherwise."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}: expected two numbers, got {value!r}")
+    return check_decay(f"{name}[0]", value[0]), check_decay(f"{name}[1]", value[1])
 
 
 class SGD(Optimizer):
@@ -33,14 +43,28 @@ class SGD(Optimizer):
     """
 
     def __init__(self, modules: Iterable[Module], lr: float, momentum: float = 0.0) -> None:
-        self.momentum = check_number("momentum", momentum, 0.0, 1.0)
-        super().__init__(modules, lr, ("momentum_buffer",) if self.momentum else ())
+        self._momentum = check_decay("momentum", momentum)
+        super().__init__(modules, lr, ("momentum_buffer",) if self._momentum else ())
 
-    def _update(self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array) -> None:
+    @property
+    def momentum(self) -> float:
+        """Which share of the last move is kept; while it is 0 the moves kept do not change."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        momentum = check_decay("momentum", value)
+        if momentum:
+            self._add_slot("momentum_buffer")
+        self._momentum = momentum
+
+    def _update(
+        self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array, steps: int
+    ) -> None:
         step = dp
-        if self.momentum:
+        if self._momentum:
             step = state["momentum_buffer"]
-            step *= self.momentum
+            step *= self._momentum
             step += dp
         xp.multiply(step, self.lr, out=t)
         p -= t
@@ -49,7 +73,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam: D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization" (2015).
 
-    With m and v the running means of dp and dp^2, corrected for their start at zero::
+    With m and v the running means of dp and dp^2, corrected for their start at zero, and k the
+    number of steps that the parameter has taken: those in which it is frozen do not count::
 
         p <- p - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
 
@@ -66,6 +91,9 @@ class Adam(Optimizer):
     0.01
     """
 
+    betas = Checked(check_betas)
+    eps = Checked(partial(check_number, low=sys.float_info.min, high=math.inf))
+
     def __init__(
         self,
         modules: Iterable[Module],
@@ -73,16 +101,12 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
+        self.betas, self.eps = betas, eps
         super().__init__(modules, lr, ("exp_avg", "exp_avg_sq"))
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise TypeError(f"betas: expected two numbers, got {betas!r}")
-        self.betas = (
-            check_number("betas[0]", betas[0], 0.0, 1.0),
-            check_number("betas[1]", betas[1], 0.0, 1.0),
-        )
-        self.eps = check_number("eps", eps, sys.float_info.min, math.inf)
 
-    def _update(self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array) -> None:
+    def _update(
+        self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array, steps: int
+    ) -> None:
         (b1, b2), m, v = self.betas, state["exp_avg"], state["exp_avg_sq"]
         m *= b1
         xp.multiply(dp, 1.0 - b1, out=t)
@@ -93,10 +117,10 @@ class Adam(Optimizer):
         v += t
 
         xp.sqrt(v, out=t)
-        t *= 1.0 / math.sqrt(1.0 - b2**self.steps)
+        t *= 1.0 / math.sqrt(1.0 - b2**steps)
         t += self.eps
         xp.divide(m, t, out=t)
-        t *= self.lr / (1.0 - b1**self.steps)
+        t *= self.lr / (1.0 - b1**steps)
         p -= t
 
 
@@ -113,6 +137,8 @@ class AdamW(Adam):
     0.01
     """
 
+    weight_decay = Checked(check_rate)
+
     def __init__(
         self,
         modules: Iterable[Module],
@@ -121,9 +147,11 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
+        self.weight_decay = weight_decay
         super().__init__(modules, lr, betas, eps)
-        self.weight_decay = check_number("weight_decay", weight_decay, 0.0, math.inf)
 
-    def _update(self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array) -> None:
+    def _update(
+        self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array, steps: int
+    ) -> None:
         p *= 1.0 - self.lr * self.weight_decay
-        super()._update(xp, p, dp, state, t)
+        super()._update(xp, p, dp, state, t, steps)
