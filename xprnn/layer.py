@@ -17,6 +17,7 @@ from .stepper import Stepper
 class _Layer(_Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
 
+    _many_records = 100
     num_layers: int = option("num_layers", "L, how many layers there are.")
     batch_first: bool = option("batch_first", "Whether x and output are (N, T, ...).")
     dropout: float = option(

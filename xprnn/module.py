@@ -37,6 +37,7 @@ class Module:
     """
 
     _kinds: ClassVar[dict[str, type[Module]]] = {}
+    _many_records: ClassVar[int | None] = None  # that wait, when a line is logged
     _own: frozenset[str] = frozenset()  # the names of the attributes that no user has set
 
     backend: Backend = read_only(
@@ -87,7 +88,7 @@ class Module:
         self._parameters, self._grads = parameters, grads
         self._training = False
         self._frozen: frozenset[str] = frozenset()
-        self._records = Records()
+        self._records = Records(self._many_records)
         self._moved()
 
     @property
@@ -194,6 +195,15 @@ class Module:
         self._records.clear()
         return self
 
+    @property
+    def recorded_calls(self) -> int:
+        """How many recorded calls wait for `backward`, each with its memory.
+
+        One made before the parameters changed cannot be used and is not counted; its memory is
+        free again when the next call is recorded.
+        """
+        return self._records.waiting(self.parameters.version)
+
     def _last_record(self) -> Any:
         """The record that `backward` would undo; RuntimeError if none can be."""
         return self._records.last(type(self).__name__, self._parameters)
@@ -204,9 +214,9 @@ class Module:
         :raises RuntimeError: recorded calls are waiting for `backward`.
         :raises ValueError, BackendUnavailableError: as `get_backend`; nothing is changed.
         """
-        if self._records:
+        if self.recorded_calls:
             raise RuntimeError(
-                f"to: {len(self._records)} recorded calls wait for backward(); undo them or "
+                f"to: {self.recorded_calls} recorded calls wait for backward(); undo them or "
                 "drop them with eval() first"
             )
         self.parameters.refuse_open("to")
@@ -221,6 +231,7 @@ class Module:
         self.parameters.retire()
         self._backend, self._dtype = target, wanted
         self._parameters, self._grads = parameters, grads
+        self._records.drop_older(parameters.version)
         self._moved()
         return self
 

@@ -103,7 +103,9 @@ class Linear(Module):
                 y += self.parameters["bias"]
             if self.training:
                 self.parameters.refuse_open("a recorded call")
-                self._records.append(_Record(rows.copy(), x.shape, self.parameters.version))
+                self._records.drop_older(self.parameters.version)
+                record = _Record(rows.copy(), x.shape, self.parameters.version)
+                self._records.add(record, type(self).__name__)
             return y.reshape(*x.shape[:-1], self.options["out_features"])
 
     @frees_memory

@@ -189,6 +189,7 @@ class _Recurrent(Module):
         engine = self._engine(*steps_and_batch(call.x, call.batch_first))
         if self.training:
             self.parameters.refuse_open("a recorded call")
+            self._records.drop_older(self.parameters.version)
         with self.backend.activate():
             scratch = self._scratch.take()
             memory = self._memory.take() if self.training else scratch
@@ -209,8 +210,8 @@ class _Recurrent(Module):
             self._scratch.give(scratch)
         if self.training:
             self._calls += 1
-            version = self.parameters.version
-            self._records.append(_Record(tape, memory, version, call.batched))
+            record = _Record(tape, memory, self.parameters.version, call.batched)
+            self._records.add(record, type(self).__name__)
         return output, final
 
     def _last_record(self) -> _Record:
