@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from . import kernels
 from .arguments import Call, check_weights, elman, gru, lstm
+from .attributes import option
 from .backend import Array
 from .cell_steps import CellSteps
 from .cells import Weights
@@ -187,6 +188,7 @@ class RNNCell(_CellModule):
         }
         self._begin(options, backend, dtype, precision, compute_dtype)
 
+    nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
     _cell = staticmethod(elman)
 
 
@@ -227,6 +229,7 @@ class GRUCell(_CellModule):
         }
         self._begin(options, backend, dtype, precision, compute_dtype)
 
+    reset_after: bool = option("reset_after", "Which of the two forms of the GRU this is.")
     _cell = staticmethod(gru)
 
 

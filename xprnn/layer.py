@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .arguments import check_call, check_upstream, unwrap
+from .attributes import option
 from .backend import Array
 from .checks import check_size
 from .footprint import Footprint, training_step
@@ -15,6 +16,16 @@ from .stepper import Stepper
 
 class _Layer(_Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
+
+    _many_records = 100
+    num_layers: int = option("num_layers", "L, how many layers there are.")
+    batch_first: bool = option("batch_first", "Whether x and output are (N, T, ...).")
+    dropout: float = option(
+        "dropout", "The probability with which an element between layers is dropped."
+    )
+    bidirectional: bool = option(
+        "bidirectional", "Whether a second direction reads each row from its end."
+    )
 
     def __call__(self, x: Array, hx: Any = None, *, lengths: Any = None) -> tuple[Array, Any]:
         """Run the layer over a batch of sequences.
@@ -36,7 +47,7 @@ class _Layer(_Recurrent):
             free again though the error is kept.
         """
         call = check_call(
-            self._stack, self.backend, self.dtype, x, hx, lengths, self.options["batch_first"]
+            self._stack, self.backend, self.dtype, x, hx, lengths, self._options["batch_first"]
         )
         output, final = self._run(call)
         return unwrap(output, final, call.batched)
@@ -118,7 +129,7 @@ class _Layer(_Recurrent):
     def _memory_of(self, engine: Engine, steps: int, batch: int) -> list[str]:
         if engine.arithmetic.narrow and engine.implementation == "reference":
             return ["the memory of the plain code in narrow types is not counted"]
-        batch_first = self.options["batch_first"]
+        batch_first = self._options["batch_first"]
 
         def footprint(k: int | None) -> Footprint:
             return training_step(self._stack, engine, steps, batch, batch_first, k)
@@ -134,5 +145,5 @@ class _Layer(_Recurrent):
         if len(shape) not in (2, 3):
             raise ValueError(f"shape: expected (T, N, I) or (T, I), got {shape}")
         first, second = (*shape[:-1], 1)[:2]
-        swapped = self.options["batch_first"] and len(shape) == 3
+        swapped = self._options["batch_first"] and len(shape) == 3
         return (second, first) if swapped else (first, second)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from . import io
 from .arguments import split
+from .attributes import read_only, set_again, set_by_users, setting_own
 from .backend import Array, Backend, asarray, get_backend, to_numpy
-from .checks import check_dtype, range_errors, state_errors
+from .checks import check_dtype, check_flag, range_errors, state_errors
 from .memory import frees_memory
 from .parameters import Gradients, Parameters, Shapes
 from .records import Records
+
+# What a module is without the attributes that users set: the first part of its state.
+CORE = ("options", "place", "training", "extra", "version", "parameters", "grads")
 
 
 class Module:
@@ -25,20 +29,49 @@ class Module:
     `options` are the constructor's arguments that say what the module is (JSON values); the
     module's file holds them, the parameters and what `_extra` gives, a copy the gradients and
     the mode too. A subclass's constructor is one call of `_begin`.
+
+    A user's subclass is copied and pickled as any Python object is: without a call of its
+    constructor, with all attributes that were set, modules among them. `copy.copy` shares these
+    and copies the module's own arrays; `copy.deepcopy` copies all. A file that `save` writes does
+    not hold them.
     """
 
     _kinds: ClassVar[dict[str, type[Module]]] = {}
+    _many_records: ClassVar[int | None] = None  # that wait, when a line is logged
+    _own: frozenset[str] = frozenset()  # the names of the attributes that no user has set
 
-    options: dict[str, Any]
-    training: bool
+    backend: Backend = read_only(
+        "backend", "Where the module computes.", "move the module with to()"
+    )
+    dtype: np.dtype[Any] = read_only(
+        "dtype", "Of parameters, gradients and results.", "change it with to(dtype=...)"
+    )
+    parameters: Parameters = read_only(
+        "parameters",
+        "The parameters by name, written only through `parameters[name] = array` and the like.",
+        "write parameters[name] = array, or load_state_dict(mapping)",
+    )
+    grads: Gradients = read_only(
+        "grads",
+        "The gradients by name, accumulated by `backward`.",
+        "write grads[name][...] = array",
+    )
+    frozen: frozenset[str] = read_only(
+        "frozen",
+        "The names of the parameters that get no gradient and that optimisers leave alone.",
+        "use freeze(name) and unfreeze(name)",
+    )
+
+    _options: dict[str, Any]
     _set_up: Callable[..., None]  # builds it from options and place; its parameters are zero
     _bound: Callable[[], float]  # of the parameters that are drawn
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
         """Make xprnn's own modules loadable by name."""
+        super().__init_subclass__(**arguments)
         if cls.__module__.startswith(f"{__package__}.") and not cls.__name__.startswith("_"):
             Module._kinds[cls.__name__] = cls
 
@@ -47,31 +80,40 @@ class Module:
         self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
     ) -> None:
         """Allocate zero parameters and gradients."""
-        self.options = options
-        self.backend: Backend = get_backend(backend)
-        self.dtype = check_dtype(dtype)
-        parameters = Parameters(self.backend, self.dtype, shapes)
-        grads = Gradients(self.backend, self.dtype, shapes)
+        self._options = options
+        self._backend: Backend = get_backend(backend)
+        self._dtype = check_dtype(dtype)
+        parameters = Parameters(self._backend, self._dtype, shapes)
+        grads = Gradients(self._backend, self._dtype, shapes)
         self._parameters, self._grads = parameters, grads
-        self.training = False
+        self._training = False
         self._frozen: frozenset[str] = frozenset()
-        self._records = Records()
+        self._records = Records(self._many_records)
         self._moved()
 
     @property
-    def parameters(self) -> Parameters:
-        """The parameters by name, written only through `parameters[name] = array` and the like."""
-        return self._parameters
+    def options(self) -> Mapping[str, Any]:
+        """The constructor's arguments that say what the module is; they cannot be changed."""
+        return MappingProxyType(self._options)
 
     @property
-    def grads(self) -> Gradients:
-        """The gradients by name, accumulated by `backward`."""
-        return self._grads
+    def training(self) -> bool:
+        """Whether calls are recorded for `backward`: True after `train()`, False after `eval()`."""
+        return self._training
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        self._training = check_flag("training", value)
 
     def _begin(self, options: dict[str, Any], *place: Any, **more: Any) -> None:
         """Set up and draw the parameters: a constructor."""
-        self._set_up(options, *place, **more)
-        self.parameters.draw(self.options["seed"], self._bound())
+        self._prepare(options, *place, **more)
+        self.parameters.draw(self._options["seed"], self._bound())
+
+    def _prepare(self, options: Mapping[str, Any], *place: Any, **more: Any) -> None:
+        """Set up, and note which attributes are the module's own."""
+        with setting_own(self):
+            self._set_up(options, *place, **more)
 
     def writable(self) -> AbstractContextManager[Array]:
         """The flat parameter buffer (1-D, the module's dtype), writable inside the block.
@@ -90,11 +132,6 @@ class Module:
         """Set every gradient to zero."""
         with self.backend.activate():
             self.grads.flat[...] = 0.0
-
-    @property
-    def frozen(self) -> frozenset[str]:
-        """The names of the parameters that get no gradient and that optimisers leave alone."""
-        return self._frozen
 
     def freeze(self, *names: str) -> None:
         """Freeze parameters by name, all of them if none is named; their gradients become zero.
@@ -149,14 +186,23 @@ class Module:
 
     def train(self) -> Self:
         """From here on calls are recorded for `backward`."""
-        self.training = True
+        self._training = True
         return self
 
     def eval(self) -> Self:
         """From here on calls are not recorded; records left are dropped."""
-        self.training = False
+        self._training = False
         self._records.clear()
         return self
+
+    @property
+    def recorded_calls(self) -> int:
+        """How many recorded calls wait for `backward`, each with its memory.
+
+        One made before the parameters changed cannot be used and is not counted; its memory is
+        free again when the next call is recorded.
+        """
+        return self._records.waiting(self.parameters.version)
 
     def _last_record(self) -> Any:
         """The record that `backward` would undo; RuntimeError if none can be."""
@@ -168,9 +214,9 @@ class Module:
         :raises RuntimeError: recorded calls are waiting for `backward`.
         :raises ValueError, BackendUnavailableError: as `get_backend`; nothing is changed.
         """
-        if self._records:
+        if self.recorded_calls:
             raise RuntimeError(
-                f"to: {len(self._records)} recorded calls wait for backward(); undo them or "
+                f"to: {self.recorded_calls} recorded calls wait for backward(); undo them or "
                 "drop them with eval() first"
             )
         self.parameters.refuse_open("to")
@@ -183,8 +229,9 @@ class Module:
             new.update({n: asarray(a, backend=target.name, dtype=wanted) for n, a in old.items()})
         parameters.version = self.parameters.version + 1
         self.parameters.retire()
-        self.backend, self.dtype = target, wanted
+        self._backend, self._dtype = target, wanted
         self._parameters, self._grads = parameters, grads
+        self._records.drop_older(parameters.version)
         self._moved()
         return self
 
@@ -214,7 +261,7 @@ class Module:
         :raises OSError: the file cannot be written.
         """
         arrays = self._host_copies(self.parameters)
-        options = {**self.options, "dtype": self.dtype.name, "extra": self._extra()}
+        options = {**self._options, "dtype": self.dtype.name, "extra": self._extra()}
         # a user's subclass is saved as what it is derived from
         kind = next(base for base in type(self).__mro__ if base in Module._kinds.values())
         io.write(path, kind.__name__, options, arrays)
@@ -242,7 +289,7 @@ class Module:
                 raise ValueError("; ".join(wrong))
             arguments, place = split(found, backend=backend, **options)
             module = found.__new__(found)
-            module._set_up(arguments, **place)
+            module._prepare(arguments, **place)
             module._restore(extra)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: does not make a {kind}: {error}") from error
@@ -255,35 +302,57 @@ class Module:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        """Options, place and host copies of parameters and gradients; no records."""
+        """Options, place, host copies of parameters and gradients, and what users set; no records.
+
+        What users set, `attributes` and what is in `slots`, is given as it is.
+        """
         return {
-            "options": self.options,
+            "options": dict(self._options),
             "place": self._place(),
-            "training": self.training,
+            "training": self._training,
             "extra": self._extra(),
             "version": self.parameters.version,
             "parameters": self._host_copies(self.parameters),
             "grads": self._host_copies(self.grads),
+            **set_by_users(self),
         }
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild the module first: attributes that refer to it come after."""
+        state = core = self.__getstate__()  # a user's own, perhaps
+        if not isinstance(state, dict) or not state.keys() >= set(CORE):
+            core = Module.__getstate__(self)
+        else:
+            state = {name: value for name, value in state.items() if name not in CORE}
+        return _rebuilt, (type(self), {name: core[name] for name in CORE}), state
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Build the module anew on its backend and fill it."""
-        self._set_up(state["options"], **state["place"])
+        """Set what users set; a module that is not built yet is built first."""
+        if state.keys() >= set(CORE):  # as xprnn 0.1.0 pickled it: all in one
+            self._fill(state)
+        set_again(self, {name: value for name, value in state.items() if name not in CORE})
+
+    def _fill(self, state: Mapping[str, Any]) -> None:
+        """Build the module on its backend and fill it."""
+        self._prepare(state["options"], **state["place"])
         self.parameters.write(state["parameters"])
         grads = {n: self.backend.from_host(array) for n, array in state["grads"].items()}
         self._grads.update(grads)
         self.parameters.version = state["version"]
-        self.training = state["training"]
+        self._training = state["training"]
         self._restore(state["extra"])
-
-    def __copy__(self) -> Self:
-        """A deep copy: two modules never share a buffer."""
-        return copy.deepcopy(self)
 
     def __repr__(self) -> str:
         """The constructor's call."""
-        arguments = {**self.options, **self._place()}
+        arguments = {**self._options, **self._place()}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+
+
+def _rebuilt(kind: type[Module], state: Mapping[str, Any]) -> Module:
+    """A module from the first part of its state, without what users set."""
+    module = kind.__new__(kind)
+    module._fill(state)
+    return module
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
@@ -293,7 +362,7 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder) / "gru.safetensors"
     ...     xprnn.GRU(3, 4, seed=0).save(path)
-    ...     xprnn.load(path).options["hidden_size"]
+    ...     xprnn.load(path).hidden_size
     4
     """
     return Module.load(path, backend=backend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .arguments import elman, gru, lstm
+from .attributes import option
 from .layer import _Layer
 
 
@@ -81,6 +82,7 @@ class RNN(_Layer):
         }
         self._begin(options, backend, dtype, precision, compute_dtype, recompute=recompute)
 
+    nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
     _cell = staticmethod(elman)
 
 
@@ -140,6 +142,7 @@ class GRU(_Layer):
         }
         self._begin(options, backend, dtype, precision, compute_dtype, recompute=recompute)
 
+    reset_after: bool = option("reset_after", "Which of the two forms of the GRU this is.")
     _cell = staticmethod(gru)
 
 

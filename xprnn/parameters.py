@@ -48,8 +48,18 @@ class Gradients(Mapping[str, Array]):
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
         self._backend = backend
-        self.flat: Array = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
-        self._arrays = views(self.flat, shapes)
+        self._flat: Array = backend.zeros_aligned(offsets(shapes, dtype.itemsize)[""], dtype)
+        self._arrays = views(self._flat, shapes)
+
+    @property
+    def flat(self) -> Array:
+        """All gradients and the padding between them, 1-D, to be written in place."""
+        return self._flat
+
+    @flat.setter
+    def flat(self, value: Array) -> None:
+        if value is not self._flat:  # which it is after `grads.flat *= 2`
+            raise AttributeError("flat cannot be set: write flat[...] = array")
 
     def update(self, values: Mapping[str, Array]) -> None:
         """Overwrite gradients with arrays of their shapes, dtype and backend."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .attributes import option
 from .backend import Array, Backend, whereabouts
 from .checks import check_array, check_flag, check_leader, check_seed, check_size
 from .memory import frees_memory
@@ -43,6 +44,10 @@ class Linear(Module):
     >>> linear.backward(np.ones_like(y)).shape, linear.grads["bias"].tolist()
     ((5, 4), [5.0, 5.0])
     """
+
+    in_features: int = option("in_features", "The width of x.")
+    out_features: int = option("out_features", "The width of y.")
+    bias: bool = option("bias", "Whether there is a b.")
 
     def __init__(
         self,
@@ -98,7 +103,9 @@ class Linear(Module):
                 y += self.parameters["bias"]
             if self.training:
                 self.parameters.refuse_open("a recorded call")
-                self._records.append(_Record(rows.copy(), x.shape, self.parameters.version))
+                self._records.drop_older(self.parameters.version)
+                record = _Record(rows.copy(), x.shape, self.parameters.version)
+                self._records.add(record, type(self).__name__)
             return y.reshape(*x.shape[:-1], self.options["out_features"])
 
     @frees_memory

@@ -9,6 +9,7 @@ from typing import Any, Self
 from . import kernels, stack
 from .arguments import Call
 from .arithmetic import Arithmetic, check_arithmetic
+from .attributes import option, read_only
 from .backend import Array
 from .cells import Cell
 from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
@@ -34,7 +35,15 @@ class _Record:
 class _Recurrent(Module):
     """Runs a `Stack` on time-major arrays and undoes recorded runs; subclasses shape arguments."""
 
-    arithmetic: Arithmetic
+    arithmetic: Arithmetic = read_only(
+        "arithmetic",
+        "The types in which it computes.",
+        "change them with to(compute_dtype=..., precision=...)",
+    )
+    input_size: int = option("input_size", "I, features of x.")
+    hidden_size: int = option("hidden_size", "H, features of the state.")
+    bias: bool = option("bias", "Whether there are b_ih and b_hh.")
+
     _stack: Stack
     _recompute: int | None = None  # steps of a segment that `backward` computes again
     _calls: int  # recorded so far: the dropout masks' clock
@@ -47,7 +56,7 @@ class _Recurrent(Module):
         precision: str = "ieee",
         compute_dtype: Any = None,
     ) -> None:
-        self.arithmetic = check_arithmetic(dtype, compute_dtype, precision)
+        self._arithmetic = check_arithmetic(dtype, compute_dtype, precision)
         self._stack = self._make_stack(options)
         self._calls = 0
         self._build(self._stack.shapes(), self._plain(options), backend, dtype)
@@ -112,7 +121,7 @@ class _Recurrent(Module):
             now.precision if precision is None else precision,
         )
         super().to(backend, dtype=dtype)
-        self.arithmetic = arithmetic
+        self._arithmetic = arithmetic
         return self
 
     def _place(self) -> dict[str, Any]:
@@ -180,6 +189,7 @@ class _Recurrent(Module):
         engine = self._engine(*steps_and_batch(call.x, call.batch_first))
         if self.training:
             self.parameters.refuse_open("a recorded call")
+            self._records.drop_older(self.parameters.version)
         with self.backend.activate():
             scratch = self._scratch.take()
             memory = self._memory.take() if self.training else scratch
@@ -194,14 +204,14 @@ class _Recurrent(Module):
                 call.batch_first,
                 memory,
                 scratch,
-                (self.options["seed"], self._calls) if self.training else None,
+                (self._options["seed"], self._calls) if self.training else None,
                 self._recompute,
             )
             self._scratch.give(scratch)
         if self.training:
             self._calls += 1
-            version = self.parameters.version
-            self._records.append(_Record(tape, memory, version, call.batched))
+            record = _Record(tape, memory, self.parameters.version, call.batched)
+            self._records.add(record, type(self).__name__)
         return output, final
 
     def _last_record(self) -> _Record:

@@ -6,7 +6,9 @@ from typing import Any
 
 from . import kernels
 from .arguments import state_shape
-from .backend import Array
+from .arithmetic import Arithmetic
+from .attributes import read_only, set_again, set_by_users, setting_own
+from .backend import Array, Backend
 from .checks import check_array, check_rows, check_size, check_states
 from .explain import explain_step
 from .memory import frees_memory
@@ -39,16 +41,27 @@ class Stepper:
     (True, True)
     """
 
-    @frees_memory
+    batch: int = read_only("batch", "N, how many streams there are.", "make another stepper")
+    backend: Backend = read_only("backend", "Where it computes.", "make another stepper")
+    arithmetic: Arithmetic = read_only(
+        "arithmetic", "The types in which it computes.", "make another stepper"
+    )
+    _own: frozenset[str] = frozenset()  # the names of the attributes that no user has set
+
     def __init__(self, layer: _Recurrent, batch: int) -> None:
+        with setting_own(self):
+            self._set_up(layer, batch)
+
+    @frees_memory
+    def _set_up(self, layer: _Recurrent, batch: int) -> None:
         net = layer._stack
         if net.num_directions != 1:
             raise ValueError(
                 "stepper: expected a layer of one direction; a bidirectional one reads every row "
                 "from its end too, which a stream does not have yet"
             )
-        self.batch = check_size("batch", batch)
-        self.backend, self.arithmetic = layer.backend, layer.arithmetic
+        self._batch = check_size("batch", batch)
+        self._backend, self._arithmetic = layer.backend, layer.arithmetic
         self._layer, self._net = layer, net
         self._side = 0  # the one of the two sides that holds the states
         sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
@@ -75,7 +88,7 @@ class Stepper:
             value, or the layer has moved; no stream has advanced.
         :raises RuntimeError: it is called inside a `writable()` block of the layer.
         """
-        A, width = self.arithmetic.dtype, self._net.input_size
+        A, width = self._arithmetic.dtype, self._net.input_size
         x = check_array("x", x, self.backend, A, (self.batch, width))
         target = out if out is None else self._target(out)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
@@ -133,13 +146,21 @@ class Stepper:
         kind = type(self._layer).__name__
         return explain_step(kind, self._net, self._engine, self.batch)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle as the layer, N and the states.
+    def __getstate__(self) -> dict[str, Any]:
+        """The layer, N, the states, and what users set.
 
         :raises ValueError: the layer has moved: it would not take these states.
         """
         self._refuse_moved()
-        return _rebuilt, (self._layer, self.batch, self.state())
+        mine = {"layer": self._layer, "batch": self._batch, "state": self.state()}
+        return {**mine, **set_by_users(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the stepper of the layer, and go on from the states."""
+        rest = dict(state)
+        Stepper.__init__(self, rest.pop("layer"), rest.pop("batch"))
+        self.load(rest.pop("state"))
+        set_again(self, rest)
 
     def _follow(self) -> None:
         """Take up what was written to the parameters since the last step."""
@@ -174,6 +195,7 @@ class Stepper:
 
 
 def _rebuilt(layer: _Recurrent, batch: int, state: Any) -> Stepper:
+    """What the pickles of xprnn 0.1.0 call."""
     stepper = Stepper(layer, batch)
     stepper.load(state)
     return stepper
