@@ -249,7 +249,6 @@ def test_a_file_that_is_replaced_keeps_its_mode(mode: int, tmp_path: Path) -> No
         assert path.read_bytes() == b"new"
     make("gru").save(path)
     assert stat.S_IMODE(path.stat().st_mode) == mode
-    assert path.read_bytes() == b"new"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no umask on Windows")
