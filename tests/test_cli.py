@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ def test_demo_trains_saves_and_ends_with_the_accuracy(demo):
     assert re.search(r"\d+\.\d s, \d+ utterances per second", done.stdout)
     assert "loss" in done.stdout
     names = {path.name for path in (folder / "here").iterdir()}
-    assert names == {"model.safetensors", "readout.safetensors", "test_x.npy", "test_lengths.npy"}
+    arrays = {"test_x.npy", "test_lengths.npy", "test_y.npy"}
+    assert names == {"model.safetensors", "readout.safetensors", *arrays}
 
     layer = xprnn.load(folder / "here" / "model.safetensors")
     readout = xprnn.load(folder / "here" / "readout.safetensors")
@@ -56,6 +58,19 @@ def test_demo_trains_saves_and_ends_with_the_accuracy(demo):
     _, h_n = layer(test.x, lengths=test.lengths)
     predicted = readout(np.concatenate(h_n, axis=1)).argmax(axis=1)
     assert f"{100 * (predicted == test.speakers).mean():.1f}" == accuracy[1]
+
+
+def test_the_readmes_command_prints_the_demos_accuracy(demo):
+    done, folder = demo
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^xprnn (run .*)$", readme, re.MULTILINE)
+    ran = xprnn_command(*command.replace("xprnn-demo/", "here/").split(), cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-2:] == [
+        "wrote here/y.npy: 370 x 9",
+        done.stdout.splitlines()[-1].removeprefix("test "),
+    ]
+    (folder / "here" / "y.npy").unlink()
 
 
 @pytest.mark.parametrize("batch", [1000, 64])

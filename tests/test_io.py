@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,146 @@ def test_a_saved_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "b").touch()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"]
     assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "語"])  # 1, 2 and 3 bytes
+def test_a_file_may_have_the_longest_name_there_is(letter: str, tmp_path: Path) -> None:
+    size = len(os.fsencode(letter))
+    for length in range(238, 256):
+        name = letter * (length // size) + "b" * (length % size)
+        with io.replacing(tmp_path / name) as part:
+            part.write_bytes(b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+        (tmp_path / name).unlink()
+    with pytest.raises(OSError, match="name too long"), io.replacing(tmp_path / ("a" * 256)):
+        raise AssertionError("it has begun")
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no such modes on Windows")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664, 0o755, 0o200])
+def test_a_file_that_is_replaced_keeps_its_mode(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with io.replacing(path) as part:
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600  # nothing of it is to be read meanwhile
+        part.write_bytes(b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    if mode & 0o400:
+        assert path.read_bytes() == b"new"
+    make("gru").save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no umask on Windows")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
+def test_a_new_file_gets_what_the_umask_leaves_and_the_umask_is_not_touched(
+    umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("another thread's files have it"))
+            make("gru").save(tmp_path / "a")
+    finally:
+        assert os.umask(before) == umask
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root may give files")
+def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    os.chown(path, 1234, 2345)
+    path.chmod(0o4750)
+    with io.replacing(path) as part:
+        part.write_bytes(b"new")
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 2345, 0o4750)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no owners on Windows")
+def test_an_owner_that_cannot_be_kept_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o4750)
+    found = list(path.stat())
+    found[4] += 1  # st_uid
+    asked: list[tuple[int, int]] = []
+
+    def refused(part: Path, uid: int, gid: int) -> None:
+        asked.append((uid, gid))
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refused)
+    part = tmp_path / "part"
+    part.write_bytes(b"new")
+    io._give(part, os.stat_result(found))
+    assert asked == [(found[4], found[5]), (-1, found[5])]
+    assert stat.S_IMODE(part.stat().st_mode) == 0o750
+
+
+def test_a_read_only_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match="a: is there already, and read-only"):
+        make("gru").save(path)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["a"])  # noqa: PTH208
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no folder that takes no files here")
+def test_a_folder_that_takes_no_files_is_named() -> None:
+    with pytest.raises(OSError, match=r"/sys/kernel/a: cannot be written in its folder"):
+        make("gru").save("/sys/kernel/a")
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "old").write_bytes(b"old")
+    for name, target in (("a", "old"), ("b", "there/new"), ("c", "a")):
+        (tmp_path / name).symlink_to(target)
+        with io.replacing(tmp_path / name) as part:
+            assert part.parent == (tmp_path / target).resolve().parent
+            part.write_bytes(name.encode())
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target).read_bytes() == name.encode()
+    (tmp_path / "d").symlink_to("gone/new")
+    with (
+        pytest.raises(FileNotFoundError, match=r"no such folder: .*gone"),
+        io.replacing(tmp_path / "d"),
+    ):
+        raise AssertionError("it has begun")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"), io.replacing(tmp_path / "loop"):
+        raise AssertionError("it has begun")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d", "loop", "old", "there"]  # noqa: PTH208
+
+
+# -- which files may be written
+
+
+def test_outputs_are_no_inputs_and_no_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "hard").hardlink_to("there")
+    (tmp_path / "dangling").symlink_to("new")
+    (tmp_path / "same").symlink_to(".")
+    of_there = ["there", "./there", "folder/../there", tmp_path / "there", "link", "hard"]
+    of_new = ["new", "folder/../new", tmp_path / "new", "dangling", "same/new"]
+    for names in (of_there, of_new):
+        for a in names:
+            for b in names:
+                with pytest.raises(ValueError, match="expected another file to write to than"):
+                    io.check_outputs([a, "else", b])
+                if names is of_there:
+                    with pytest.raises(ValueError, match=f"{a}: expected .* {b}: it is read"):
+                        io.check_outputs(["else", a], ["other", b])
+    io.check_outputs(["there", "new"], ["folder/there", "else", "there2"])

@@ -143,12 +143,12 @@ def test_the_report_is_a_table() -> None:
     assert [*lines[:5], lines[-1]] == [
         "every cell",
         "cell served by type error in limit",
-        "gru reference float16 0.5 ε dx 4.9 ε ok",
-        "gru pointwise bfloat16 inf ε dweight_hh_l0[z] 4.9 ε FAILED",
+        "gru reference float16 0.5 eps dx 4.9 eps ok",
+        "gru pointwise bfloat16 inf eps dweight_hh_l0[z] 4.9 eps FAILED",
         "gru pointwise gradcheck 1.25 weight_hh_l0 1 FAILED",
         "not compared: sequence of gru: no kernel; likewise lstm",
     ]
-    assert "in units of ε" in " ".join(lines)
+    assert "in units of eps" in " ".join(lines)
     assert VerifyReport("", (good,), ()).ok
     assert not VerifyReport("", (), absent).ok
 

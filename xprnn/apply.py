@@ -1,79 +1,169 @@
-"""Apply a saved layer to an array on disk, in batches, without loading it whole."""
+"""Apply a saved layer, and a saved read-out of it, to an array on disk, in batches."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 
 from .backend import asarray, to_numpy
 from .checks import check_lengths, check_size
-from .io import replacing
+from .io import Location, check_outputs, replacing
 from .layer import _Layer
 from .module import load
+from .readout import Linear
 
 Report = Callable[[int, int], None]  # rows done, rows in all
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The files that are read; None where there is none."""
+
+    model: Location  # safetensors, a layer
+    x: Location  # .npy, as the layer takes it: (T, N, I), batch first (N, T, I), or (T, I)
+    lengths: Location | None = None  # .npy, (N,) integers: the steps of each row
+    readout: Location | None = None  # safetensors, a `Linear` from D*H features to K scores
+    labels: Location | None = None  # .npy, (N,) integers: which of the K scores is to be largest
+
+
+class Applied(NamedTuple):
+    """What was written."""
+
+    shape: tuple[int, ...]
+    accuracy: float | None  # the share of rows whose largest score is the label's; no labels: None
+
+
 def apply(
-    model: str | os.PathLike[str],
-    x_path: str | os.PathLike[str],
-    y_path: str | os.PathLike[str],
+    inputs: Inputs,
+    y_path: Location,
     *,
-    lengths_path: str | os.PathLike[str] | None = None,
+    last: bool = False,
     batch: int = 64,
     backend: str | None = None,
     report: Report = lambda done, total: None,
-) -> tuple[int, ...]:
-    """Write the output of the layer in file `model` for the array in `x_path` to `y_path`.
+) -> Applied:
+    """Write what a saved layer gives for the array in file `inputs.x` to file `y_path`.
 
-    :param x_path: .npy, (T, N, I) or as the layer's `batch_first` says (N, T, I), or (T, I),
-        in the layer's dtype; memory-mapped.
-    :param y_path: .npy, written whole or not at all; (T, N, D*H), laid out as x.
-    :param lengths_path: .npy, (N,) integers: the steps of each row; None: all.
+    That is the last layer's output at every step, both directions side by side: (T, N, D*H),
+    batch first (N, T, D*H), or (T, D*H), laid out as x, zero past a row's end. A read-out makes K
+    scores of the D*H features, zero past a row's end too. Arrays are read and written by batches.
+
+    :param inputs: x is in the layer's dtype. Labels need a read-out and `last`.
+    :param y_path: .npy, written whole or not at all, in the layer's dtype.
+    :param last: write each row's final state of the last layer instead, (N, D*H) or scores (N, K):
+        that after the row's own last step, of the reverse direction after the row's first.
     :param batch: rows a time.
     :param backend: where to compute; as for `xprnn.get_backend`.
     :param report: called after each batch with the rows done and the rows in all.
-    :return: the shape of the output.
-    :raises FileNotFoundError, ValueError, TypeError: a file is not there or not what it should be.
+    :raises FileNotFoundError, ValueError, TypeError: a file is not there or not what it should be,
+        or `y_path` is one of the inputs.
     """
     batch = check_size("batch", batch)
-    layer = load(model, backend=backend)
-    if not isinstance(layer, _Layer):
-        raise ValueError(f"{os.fspath(model)}: holds a {type(layer).__name__}, expected a layer")
-    x = _open_input(x_path, layer)
-    target = Path(y_path)
-    if target.exists() and any(target.samefile(path) for path in (x_path, model)):
-        raise ValueError(f"{os.fspath(y_path)}: expected another file than the inputs to write to")
+    check_outputs([y_path], [path for path in astuple(inputs) if path is not None])
+    layer, readout = _layer(inputs.model, backend), None
+    if inputs.readout is not None:
+        readout = _readout(inputs.readout, layer)
+    x = _open_input(inputs.x, layer)
     rows_axis = 0 if layer.options["batch_first"] else 1
     batched = x if x.ndim == 3 else np.expand_dims(x, rows_axis)
     total, steps = batched.shape[rows_axis], batched.shape[1 - rows_axis]
-    given = None if lengths_path is None else np.asarray(_open(lengths_path))
+    given = None if inputs.lengths is None else np.array(_open(inputs.lengths))
     lengths = check_lengths(given, steps, total)
+    labels = None
+    if inputs.labels is not None:
+        if readout is None or not last:
+            raise ValueError("labels: expected with a read-out, on each row's final state")
+        labels = _labels(inputs.labels, total, readout.options["out_features"])
 
-    width = layer.options["hidden_size"] * (2 if layer.options["bidirectional"] else 1)
-    shape = (*x.shape[:-1], width)
-    with replacing(y_path) as part:
-        y = _create(part, layer.dtype, shape)
-        y_batched = y if y.ndim == 3 else np.expand_dims(y, rows_axis)
+    features = _width(layer) if readout is None else readout.options["out_features"]
+    whole = (total, features) if last else (*batched.shape[:2], features)
+    axis, right = 0 if last else rows_axis, 0
+    shape = whole if x.ndim == 3 else whole[:axis] + whole[axis + 1 :]
+    with replacing(y_path) as part, _created(part, layer.dtype, shape) as file:
+        first = file.tell()
         for start in range(0, max(total, 1), batch):  # an empty x is checked too
             rows = slice(start, min(start + batch, total))
             at = (rows, slice(None)) if rows_axis == 0 else (slice(None), rows)
-            output, _ = layer(
-                asarray(batched[at], backend=layer.backend.name),
-                lengths=None if lengths is None else lengths[rows],
-            )
-            y_batched[at] = to_numpy(output)
+            ends = None if lengths is None else lengths[rows]
+            block = _results(layer, readout, batched[at], ends, last)
+            _write(file, first, whole[axis], start, block if axis else block[None])
+            if labels is not None:
+                right += int((block.argmax(axis=1) == labels[rows]).sum())
             report(rows.stop, total)
-        if isinstance(y, np.memmap):
-            y.flush()
-    return shape
+    if labels is None:
+        return Applied(shape, None)
+    return Applied(shape, right / total if total else math.nan)
 
 
-def _open_input(path: str | os.PathLike[str], layer: _Layer) -> np.ndarray:
+def _results(
+    layer: _Layer, readout: Linear | None, x: np.ndarray, lengths: Any, last: bool
+) -> np.ndarray:
+    """What is written for a batch of rows, on the host."""
+    output, final = layer(asarray(x, backend=layer.backend.name), lengths=lengths)
+    if last:
+        h_n = (final[0] if isinstance(final, tuple) else final)[-layer._stack.num_directions :]
+        with layer.backend.activate():
+            output = h_n.transpose(1, 0, 2).reshape(-1, _width(layer))
+    if readout is None:
+        return to_numpy(output)
+    scores = to_numpy(readout(output))
+    if not last and lengths is not None:  # past a row's end there is nothing to score
+        by_row = scores if layer.options["batch_first"] else scores.swapaxes(0, 1)
+        by_row[np.arange(by_row.shape[1]) >= np.asarray(lengths)[:, None]] = 0
+    return scores
+
+
+def _width(layer: _Layer) -> int:
+    """D*H."""
+    return layer._stack.num_directions * layer._stack.hidden_size
+
+
+# -- what is read
+
+
+def _layer(path: Location, backend: str | None) -> _Layer:
+    layer = load(path, backend=backend)
+    if not isinstance(layer, _Layer):
+        raise ValueError(f"{os.fspath(path)}: holds a {type(layer).__name__}, expected a layer")
+    return layer
+
+
+def _readout(path: Location, layer: _Layer) -> Linear:
+    """The read-out in a file, if it is one that reads the layer's features."""
+    readout = load(path, backend=layer.backend.name)
+    if not isinstance(readout, Linear):
+        raise ValueError(f"{os.fspath(path)}: holds a {type(readout).__name__}, expected a Linear")
+    found = readout.options["in_features"], readout.dtype
+    if found != (_width(layer), layer.dtype):
+        raise ValueError(
+            f"{os.fspath(path)}: expected a Linear of {_width(layer)} features in {layer.dtype}, "
+            f"got one of {found[0]} in {found[1]}"
+        )
+    return readout
+
+
+def _labels(path: Location, rows: int, classes: int) -> np.ndarray:
+    labels = np.array(_open(path))
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{os.fspath(path)}: expected ({rows},) integers, got {labels.dtype} {labels.shape}"
+        )
+    if rows and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(
+            f"{os.fspath(path)}: expected 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
+        )
+    return labels
+
+
+def _open_input(path: Location, layer: _Layer) -> np.ndarray:
     """The array in a .npy file, if it is one that the layer takes."""
     x, features = _open(path), layer.options["input_size"]
     if x.ndim not in (2, 3) or x.dtype != layer.dtype or x.shape[-1] != features:
@@ -84,8 +174,8 @@ def _open_input(path: str | os.PathLike[str], layer: _Layer) -> np.ndarray:
     return x
 
 
-def _open(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in a .npy file, memory-mapped, never unpickled."""
+def _open(path: Location) -> np.ndarray:
+    """The array in a .npy file, memory-mapped for as long as the array lives, never unpickled."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
     try:
@@ -98,15 +188,27 @@ def _open(path: str | os.PathLike[str]) -> np.ndarray:
     return array
 
 
-def _create(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A new .npy file as a writable array; OSError now if the disk has no room for it."""
-    if 0 in shape:  # nothing to map
-        empty = np.empty(shape, dtype)
-        with path.open("wb") as file:
-            np.save(file, empty)
-        return empty
-    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process later
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return mapped
+# -- what is written: not through a mapping, which would have to end before the file is replaced
+
+
+@contextmanager
+def _created(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
+    """A .npy file of this array, at its first element; OSError now if the disk cannot hold it."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        size = file.tell() + dtype.itemsize * math.prod(shape)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        yield file
+
+
+def _write(file: IO[bytes], first: int, rows: int, start: int, block: np.ndarray) -> None:
+    """Write a block (T, n, K) from row `start` on of the array (T, `rows`, K) at place `first`."""
+    for t, at_step in enumerate(np.ascontiguousarray(block)):
+        row = math.prod(at_step.shape[1:]) * block.itemsize
+        file.seek(first + (t * rows + start) * row)
+        file.write(at_step.tobytes())

@@ -6,11 +6,12 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, apply, bench, demo, info
+from .output import line_console, show, standard_output
 from .verify.suite import ARITHMETIC, LAYERS, verify_cells
 
 if TYPE_CHECKING:
@@ -22,18 +23,19 @@ ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after an error, 130 if interrupted."""
-    options = _parser().parse_args(arguments)
     # so that files in the making go too
     heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, _terminate) for number in heard}  # nohup stays so
     try:
-        options.command(options)
+        with standard_output():
+            options = _parser().parse_args(arguments)
+            options.command(options)
     except ERRORS as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print("xprnn: error:", " ".join(str(text or type(error).__name__).split()), file=sys.stderr)
+        _tell(f"error: {' '.join(str(text or type(error).__name__).split())}")
         return 1
     except KeyboardInterrupt:
-        print("xprnn: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
     finally:
         for number, handler in previous.items():
@@ -42,8 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    print(f"xprnn: ended by {signal.Signals(number).name}", file=sys.stderr)
+    _tell(f"ended by {signal.Signals(number).name}")
     raise SystemExit(128 + number)
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # there may be no reader any more; the status says it too
+        print("xprnn:", text, file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,21 +71,48 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, default=Path("xprnn-demo"), metavar="DIR")
     train.set_defaults(command=_demo)
 
-    run = commands.add_parser("run", help="apply a saved layer to an array on disk")
-    run.add_argument("model", metavar="MODEL.safetensors")
-    run.add_argument("x", metavar="X.npy", help="(T, N, I), batch first (N, T, I), or (T, I)")
-    run.add_argument("-o", "--output", required=True, metavar="Y.npy")
-    run.add_argument("--lengths", metavar="L.npy", help="(N,) integers: the steps of each row")
-    run.add_argument("--batch", type=_positive, default=64, metavar="N", help="rows a time")
-    run.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
-    run.set_defaults(command=_run)
-
+    _add_run(commands.add_parser("run", help="apply a saved layer to an array on disk"))
     _add_verify(commands.add_parser("verify", help="check every kernel on this machine"))
     _add_bench(commands.add_parser("bench", help="time a layer beside other libraries'"))
     told = commands.add_parser("info", help="versions, backends and devices")
     told.add_argument("--warm", action="store_true", help="compile the CPU's kernels ahead")
     told.set_defaults(command=_info)
     return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("model", metavar="MODEL.safetensors", help="a layer that save() wrote")
+    run.add_argument("x", metavar="X.npy", help="(T, N, I), batch first (N, T, I), or (T, I)")
+    run.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="Y.npy",
+        help="the last layer's output at every step, both directions side by side: (T, N, D*H), "
+        "laid out as X, zero past a row's end",
+    )
+    run.add_argument("--lengths", metavar="L.npy", help="(N,) integers: the steps of each row")
+    run.add_argument(
+        "--last",
+        action="store_true",
+        help="write each row's final state, (N, D*H), instead of every step's output",
+    )
+    run.add_argument(
+        "--readout",
+        metavar="READOUT.safetensors",
+        help="a saved Linear: write the K scores that it makes of the D*H features",
+    )
+    run.add_argument(
+        "--labels",
+        metavar="Z.npy",
+        help="(N,) integers from 0 to K-1: print how often the largest score is the label's; "
+        "with --readout and --last",
+    )
+    run.add_argument(
+        "--batch", type=_positive, default=64, metavar="N", help="rows a time, 64 by default"
+    )
+    run.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
+    run.set_defaults(command=_run)
 
 
 def _add_verify(verify: argparse.ArgumentParser) -> None:
@@ -149,25 +183,27 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    inputs = apply.Inputs(
+        options.model, options.x, options.lengths, options.readout, options.labels
+    )
     with _progress("rows") as bar:
-        shape = apply.apply(
-            options.model,
-            options.x,
+        written = apply.apply(
+            inputs,
             options.output,
-            lengths_path=options.lengths,
+            last=options.last,
             batch=options.batch,
             backend=options.backend,
             report=bar,
         )
-    print(f"wrote {options.output}: {' x '.join(map(str, shape))}")
+    print(f"wrote {options.output}: {' x '.join(map(str, written.shape))}")
+    if written.accuracy is not None:
+        print(f"accuracy {100 * written.accuracy:.1f} %")
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     with _progress("layers") as bar:
         report = verify_cells(options.backend, options.cell or LAYERS, options.dtype, bar)
-    Console().print(report)
+    show(report)
     if not report.ok:
         wrong = ", ".join(
             f"{row.cell} ({row.implementation}, {row.check})" for row in report.failed
@@ -176,8 +212,6 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     setting = bench.Setting(
         options.cell,
         options.hidden,
@@ -187,7 +221,7 @@ def _bench(options: argparse.Namespace) -> None:
         options.dtype,
         options.backend,
     )
-    Console().print(bench.run(setting, options.against))
+    show(bench.run(setting, options.against))
 
 
 @contextmanager
@@ -195,7 +229,8 @@ def _progress(what: str, fields: str = "") -> Iterator[Callable[..., None]]:
     """A progress bar that appears at its first update, `bar(done, total, **fields)`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    progress = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(fields))
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(fields)
+    progress = Progress(*columns, console=line_console())
     tasks: list[TaskID] = []
 
     def bar(done: int, total: int, **values: Any) -> None:
@@ -212,7 +247,6 @@ def _progress(what: str, fields: str = "") -> Iterator[Callable[..., None]]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -220,7 +254,7 @@ def _info(options: argparse.Namespace) -> None:
         table = Table(title, "found", box=None)
         for name, found in rows.items():
             table.add_row(name, Text(found))
-        Console().print(table)
+        show(table)
     if options.warm:
         _warm()
 

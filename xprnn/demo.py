@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, asarray, to_numpy
-from .data import Utterances, japanese_vowels
+from .data import FILE, Utterances, japanese_vowels
+from .io import check_outputs, replacing
 from .module import load
 from .modules import GRU, LSTM, RNN
 from .optim import Adam, CosineDecay, clip_grad_norm
@@ -112,13 +113,17 @@ def run(
     """Train, save, load again, check that the loaded model predicts the same, and test.
 
     Written to `folder`: model.safetensors, readout.safetensors, and the test set as
-    test_x.npy (370, 29, 12) and test_lengths.npy (370,), for `xprnn run`.
+    test_x.npy (370, 29, 12), test_lengths.npy (370,) and test_y.npy (370,), for `xprnn run`.
 
+    :raises ValueError: two of these files are one, or one is the data's, by links in `folder`.
     :raises RuntimeError: the loaded model does not predict what the trained one does.
     """
     model = build(cell, seed, backend)
-    folder.mkdir(parents=True, exist_ok=True)
     training, test = japanese_vowels()
+    arrays = {"test_x.npy": test.x, "test_lengths.npy": test.lengths, "test_y.npy": test.speakers}
+    folder.mkdir(parents=True, exist_ok=True)
+    saved, read_out = folder / "model.safetensors", folder / "readout.safetensors"
+    check_outputs([saved, read_out, *(folder / name for name in arrays)], [str(FILE)])
     place = model.layer.backend
     start = time.perf_counter()
     train(model, training, epochs, seed, report)
@@ -126,14 +131,12 @@ def run(
     seconds = time.perf_counter() - start
 
     predicted = model.predict(test)
-    model.layer.save(folder / "model.safetensors")
-    model.readout.save(folder / "readout.safetensors")
-    np.save(folder / "test_x.npy", test.x)
-    np.save(folder / "test_lengths.npy", test.lengths)
-    loaded = Classifier(
-        load(folder / "model.safetensors", backend=place.name),
-        load(folder / "readout.safetensors", backend=place.name),
-    )
+    model.layer.save(saved)
+    model.readout.save(read_out)
+    for name, array in arrays.items():
+        with replacing(folder / name) as part, part.open("wb") as file:
+            np.save(file, array)
+    loaded = Classifier(load(saved, backend=place.name), load(read_out, backend=place.name))
     if not np.array_equal(loaded.predict(test), predicted):
         raise RuntimeError(f"{folder}: the loaded model does not predict what the trained one does")
     rate = epochs * len(training.speakers) / seconds

@@ -30,9 +30,10 @@ def run(setting: Setting, against: Sequence[str] | None = None) -> BenchReport:
 
     The peers get the same weights and the same x, and first have to find the same results.
 
-    :param against: names of `PEERS`; None: those that are installed, but for those that have
-        no such layer here, which the report then says.
-    :raises PeerUnavailableError: a peer that is named cannot be measured.
+    :param against: names of `PEERS`, of which the report says so where one is not installed;
+        None: those that are installed, but for those that have no such layer here, which the
+        report then says.
+    :raises PeerUnavailableError: a peer that is named and installed cannot be measured.
     :raises DisagreementError: a peer's results are not xprnn's.
     :raises ValueError, BackendUnavailableError: as `make_task`.
     """
@@ -42,7 +43,7 @@ def run(setting: Setting, against: Sequence[str] | None = None) -> BenchReport:
         try:
             peers.append(PEERS[name](task))
         except PeerUnavailableError as error:
-            if against is not None:
+            if against is not None and name in installed():
                 raise
             lines.append(f"not measured: {error}")
     agreed = [agreement(setting, peers[0], peer) for peer in peers[1:]]
@@ -52,7 +53,7 @@ def run(setting: Setting, against: Sequence[str] | None = None) -> BenchReport:
         f"{type(task.layer).__name__}({setting.input}, {setting.hidden}), {setting.cell}, "
         f"T={setting.steps} N={setting.batch}, {task.layer.arithmetic}"
     )
-    return BenchReport(title, setting.steps, tuple(rows), tuple(lines))
+    return BenchReport(title, setting.steps, setting.batch, tuple(rows), tuple(lines))
 
 
 def _rows(peers: Sequence[Peer], task: Task) -> list[Row]:

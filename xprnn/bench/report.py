@@ -35,10 +35,14 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What `run` measured; `str` is a table."""
+    """What `run` measured; `str` is a table.
+
+    A time step is one step of all N rows, N sequence steps.
+    """
 
     title: str
     steps: int  # T
+    batch: int  # N
     rows: tuple[Row, ...]
     lines: tuple[str, ...]  # on what and with what, and how far the results differ
 
@@ -51,12 +55,13 @@ class BenchReport:
         table = Table(title=self.title, box=None)
         table.add_column("")
         table.add_column("")
-        for heading in ("µs / step", "steps / s", "peer / xprnn"):
+        for heading in ("us / time step", "sequence steps / s", "peer / xprnn"):
             table.add_column(heading, justify="right")
         for row in self.rows:
             ratio = "" if row.who == "xprnn" else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
-            step = row.median / self.steps
-            cells = (row.what, row.who, f"{1e6 * step:.2f}", f"{1 / step:,.0f}", ratio)
+            step = row.median / self.steps  # of all rows: N sequence steps
+            rate = self.batch / step
+            cells = (row.what, row.who, f"{1e6 * step:.2f}", f"{rate:,.0f}", ratio)
             table.add_row(*map(Text, cells))
         return Group(table, *map(Text, self.lines))
 

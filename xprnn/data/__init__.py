@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+FILE = files(__package__) / "japanese_vowels.npz"
+
 
 class Utterances(NamedTuple):
     """A set of recordings: padded frames, their lengths, and who speaks."""
@@ -27,7 +29,7 @@ def japanese_vowels() -> tuple[Utterances, Utterances]:
     >>> train.x.shape, test.x.shape, sorted(set(train.speakers.tolist()))
     ((270, 29, 12), (370, 29, 12), [0, 1, 2, 3, 4, 5, 6, 7, 8])
     """
-    with as_file(files(__package__) / "japanese_vowels.npz") as path, np.load(path) as arrays:
+    with as_file(FILE) as path, np.load(path) as arrays:
         stored = dict(arrays)
     mean = stored["train_frames"].mean(axis=0)
     std = stored["train_frames"].std(axis=0)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,99 @@ import numpy as np
 
 FORMAT = "xprnn"
 VERSION = "1"
+PREFIX = 16  # characters of a file's name in that of its temporary file, to be recognised by
+
+Location = str | os.PathLike[str]
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: Location) -> Iterator[Path]:
     """A path beside `path` to write to; it takes the place of `path` if the block succeeds.
 
-    Whatever ends the block early, nothing half-written is left behind.
-    """
-    import tempfile  # slow to import
+    Whatever ends the block early, nothing half-written is left behind. A symbolic link stays and
+    the file that it points to is replaced; another hard link keeps the old content. A file that is
+    replaced keeps its mode and, where the system allows it, its owner and group, but no ACL and no
+    other attribute; a new one gets the mode of any new file. The block closes what it opened:
+    Windows replaces no open file.
 
-    target = Path(path).resolve()  # a link stays, what it points to is replaced
+    :raises FileNotFoundError: the folder does not exist.
+    :raises PermissionError: the file is there and read-only, or its folder takes no new files.
+    :raises OSError: something else than a regular file is there, or the name cannot be one.
+    """
+    target = Path(os.path.realpath(path))
+    shown = target if Path(path).is_symlink() else Path(path)
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {Path(path).parent}")
-    if target.exists() and not target.is_file():
-        raise OSError(f"{os.fspath(path)}: is there already, and not a regular file")
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    part = Path(name)
+        raise FileNotFoundError(f"no such folder: {shown.parent}")
+    before = _replaceable(target, shown)
+    part = target.with_name(f".{target.name[:PREFIX]}.{os.urandom(4).hex()}.part")
+    # what replaces a private file is private from the start; the system applies the umask
+    mode = 0o666 if before is None else 0o600
     try:
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    except OSError as error:
+        folder = f"{shown}: cannot be written in its folder: {error.strerror}"
+        raise OSError(error.errno, folder) from error
+    try:
+        wanted = before or part.stat()
         yield part
-        part.chmod(0o666 & ~_umask())
+        _give(part, wanted)  # safetensors, for one, has replaced the file by its own
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _replaceable(target: Path, shown: Path) -> os.stat_result | None:
+    """What the system says of the file that is to be replaced; None where there is none."""
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{shown}: is there already, and not a regular file")
+    if not found.st_mode & 0o222:  # renaming would go past it, unlike opening
+        raise PermissionError(f"{shown}: is there already, and read-only")
+    return found
 
 
-def write(
-    path: str | os.PathLike[str], kind: str, options: Mapping[str, Any], arrays: Mapping[str, Any]
-) -> None:
+def _give(part: Path, wanted: os.stat_result) -> None:
+    """Give a file this owner and group, where the system allows it, and this mode."""
+    mode, now = stat.S_IMODE(wanted.st_mode), part.stat()
+    if (now.st_uid, now.st_gid) != (wanted.st_uid, wanted.st_gid):
+        try:
+            os.chown(part, wanted.st_uid, wanted.st_gid)
+        except OSError:  # only root may give a file away
+            with suppress(OSError):
+                os.chown(part, -1, wanted.st_gid)
+            mode &= 0o777  # no program runs as another user for that
+    part.chmod(mode)
+
+
+def check_outputs(outputs: Iterable[Location], inputs: Iterable[Location] = ()) -> None:
+    """Check that files to be written are neither files to be read nor each other.
+
+    Links, hard and symbolic, and different spellings of a path name the same file.
+
+    :raises ValueError: two of them are the same file; it names both.
+    """
+    taken = [(path, "it is read") for path in inputs]
+    for path in outputs:
+        for other, why in taken:
+            if _same_file(path, other):
+                raise ValueError(
+                    f"{os.fspath(path)}: expected another file to write to than "
+                    f"{os.fspath(other)}: {why}"
+                )
+        taken.append((path, "it is written too"))
+
+
+def _same_file(a: Location, b: Location) -> bool:
+    try:
+        return Path(a).samefile(b)
+    except FileNotFoundError:  # one is yet to be written, maybe through a link
+        return os.path.normcase(os.path.realpath(a)) == os.path.normcase(os.path.realpath(b))
+
+
+def write(path: Location, kind: str, options: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
     """Write NumPy arrays and what they belong to, whole or not at all.
 
     :raises OSError: the file cannot be written.
@@ -80,7 +139,7 @@ def write(
             raise failure(f"{os.fspath(path)}: cannot be written: {error}") from error
 
 
-def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+def read(path: Location) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     """The kind, options and arrays of a file that `write` wrote.
 
     :raises FileNotFoundError: there is no such file.
@@ -106,7 +165,7 @@ def read(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any], dict[str, n
     return metadata.get("kind", ""), options, arrays
 
 
-def _check_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+def _check_metadata(path: Location, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"{os.fspath(path)}: a safetensors file, but not one that xprnn wrote "

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..output import widen
+
 if TYPE_CHECKING:
     from rich.console import Group
 
 GRADCHECK = "gradcheck"
 LEGEND = (
-    "An error is the largest in an array over the array's largest element, in units of ε, the "
+    "An error is the largest in an array over the array's largest element, in units of eps, the "
     "distance from 1 to the next number of the type; a gradcheck's is in units of its tolerance. "
     "Weights' gradients are compared gate by gate."
 )
@@ -79,7 +81,7 @@ class VerifyReport:
         table.add_column("limit", justify="right", no_wrap=True)
         table.add_column("")
         for row in self.rows:
-            unit = "" if row.check == GRADCHECK else " ε"
+            unit = "" if row.check == GRADCHECK else " eps"
             error, limit = (f"{value:.3g}{unit}" for value in (row.error, row.limit))
             table.add_row(
                 *map(Text, (row.cell, row.implementation, row.check, error, row.array, limit)),
@@ -105,7 +107,9 @@ def plain(report: Any) -> str:
     from rich.console import Console
 
     text = StringIO()
-    Console(file=text, width=100, color_system=None).print(report)
+    console = Console(file=text, width=100, color_system=None)
+    widen(console, report)
+    console.print(report)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
