@@ -1,16 +1,16 @@
 """xprnn beside torch's cuDNN on a GPU: first right, then timed, with the floor beside both.
 
-    python -m benchmarks.device_report [--out FOLDER]
+    python -m benchmarks.device_report [--limit SECONDS] [--out FOLDER]
     python -m benchmarks.device_report --readme
 
-The first compares every call of the grid, with each of xprnn's kernels that can serve it, with
-float64 on the CPU: all results and gradients, at the same N and H over three steps; the steps of a
-stepper through three layers, four of them; and stacks of two to four layers forward, in a wave and
-layer by layer. What is wrong gets no time. Then it times what is
-right and torch in turns, at full length, after their results have been found alike, and writes
-report.json and report.md to FOLDER, by default benchmarks/results/<device>/. What is not reached
-within the time limit, to be compared or timed, is in it as such. A line a call says what it is at.
-The second writes the README's table from all reports that are filed.
+The first takes the calls of the grid one by one. It compares each of xprnn's kernels that can serve
+a call with float64 on the CPU: all results and gradients, at the same N and H over three steps; the
+steps of a stepper through three layers, four of them; and stacks of two to four layers forward, in
+a wave and layer by layer. What is wrong gets no time. What is right and torch are timed in turns,
+at full length, after their results have been found alike. After each call report.json and report.md
+are written to FOLDER, by default benchmarks/results/<device>/, so that they are there however the
+run ends; what is not reached within the time limit is in them as such. A line a call says what it
+is at. The second writes the README's table from all reports that are filed.
 
 xprnn's float16 and bfloat16 are mixed precision, float32 outside, torch's are half layers; TF32 is
 off in both for float32 and on in both for tf32. Times are those between CUDA events.
@@ -22,6 +22,7 @@ Needs CuPy, torch with CUDA and ml_dtypes.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ from .reports import check_writable, slug, write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-LIMIT = 440  # seconds after which no further call is begun
+LIMIT = 440.0  # seconds after which no further call is begun
 
 
 class RefusedError(Exception):
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_readme(ROOT / "README.md", RESULTS)
             return 0
         backend = usable_backend()
-        report = measured_report(backend, options.out)
+        report = measured_report(backend, options.out, limit=options.limit)
     except RefusedError as error:
         print(f"device_report: {error}", file=sys.stderr)
         return 2
@@ -70,7 +71,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--readme", action="store_true", help="write the README's table instead")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
+    parser.add_argument("--limit", type=_seconds, metavar="SECONDS", default=LIMIT)
     return parser.parse_args(arguments)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)  # argparse says what came where this is no number
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
+    return seconds
 
 
 def usable_backend() -> Any:
@@ -94,11 +103,16 @@ def usable_backend() -> Any:
 
 
 def measured_report(
-    backend: Any, folder: Path | None, grid: dict[str, Any] | None = None, **sizes: int
+    backend: Any,
+    folder: Path | None,
+    grid: dict[str, Any] | None = None,
+    limit: float = LIMIT,
+    **sizes: int,
 ) -> dict[str, Any]:
-    """Compare, time and write: the report.
+    """Compare and time, and write after each call: the whole report.
 
     :param grid: of `problems`; `sizes` are those of `measure_ceilings`.
+    :param limit: seconds after which no further call is begun.
     """
     from machine import commit, describe_device, digest, versions
 
@@ -110,18 +124,19 @@ def measured_report(
     folder = folder or RESULTS / slug(device["name"])
     with _writing(folder):
         check_writable(folder)
-    found = measured(backend, started + LIMIT, grid or {}, sizes)
-    report = {
+    run = {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(ROOT),
         "sources": digest(ROOT / "xprnn"),
         "device": device,
         "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
-        **found,
     }
-    with _writing(folder):
-        print(f"written: {files.write(report, folder)}")
+    late = f"not reached in {limit:g} s"
+    for found in measured(backend, started + limit, late, grid or {}, sizes):
+        report = {**run, "seconds": round(time.monotonic() - started, 1), **found}
+        with _writing(folder):
+            path = files.write(report, folder)
+    print(f"written: {path}")
     return report
 
 
@@ -134,36 +149,59 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def measured(
-    backend: Any, end: float, grid: dict[str, Any], sizes: dict[str, int]
-) -> dict[str, Any]:
-    """The report's "ceilings", "rows" and "absent"; nothing is begun after the time `end`."""
+    backend: Any, end: float, late: str, grid: dict[str, Any], sizes: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """The report's "ceilings", "rows" and "absent", before the first call and after each.
+
+    :param end: the time after which no call is begun; the rows of the others say `late`.
+    """
     from .device import rows, stacks, steps
     from .device.ceilings import measure_ceilings
     from .device.problems import StackProblem, StepProblem, everything
 
     kinds = {StepProblem: steps, StackProblem: stacks}
     work = [(kinds.get(type(p), rows), p) for p in everything(**grid)]
-    late = {"not_timed": f"not reached in {LIMIT} s"}
-    found: dict[Any, list[Any]] = {}
-    absent: list[Any] = []
-    for kind, problem in work:
-        if time.monotonic() > end:
-            each = [(what, name) for name in kind.candidates(backend) for what in problem.passes]
-            found[problem] = [rows.row_of(problem, *one, **late) for one in each]
-            continue
-        found[problem], missing = kind.compared(problem, backend)
-        absent += missing
-        print(f"compared {problem}: {_errors(found[problem])}", flush=True)
     ceilings = measure_ceilings(backend, tuple({p.dtype: 0 for _, p in work}), **sizes)
-    for kind, problem in work:
+    found = [_untimed(kind, problem, backend, late) for kind, problem in work]
+    absent: list[Any] = []
+
+    def so_far() -> dict[str, Any]:
+        every = [row for rows_of_one in found for row in rows_of_one]
+        return {"ceilings": ceilings._asdict(), "rows": every, "absent": absent}
+
+    yield so_far()
+    for at, (kind, problem) in enumerate(work):
         if time.monotonic() > end:
-            for row in found[problem]:
-                row |= late
-            continue
-        kind.timed(problem, found[problem], backend, ceilings)
-        print(f"timed {problem}: {_times(found[problem])}", flush=True)
-    every = [row for rows_of_one in found.values() for row in rows_of_one]
-    return {"ceilings": ceilings._asdict(), "rows": every, "absent": absent}
+            return
+        found[at], missing = kind.compared(problem, backend)
+        absent += missing
+        print(f"compared {problem}: {_errors(found[at])}", flush=True)
+        kind.timed(problem, found[at], backend, ceilings)
+        print(f"timed {problem}: {_times(found[at])}", flush=True)
+        if lost := refused_by(backend):
+            lost = f"CUDA refuses every call since {problem}: {lost}"
+            found[at] = _untimed(kind, problem, backend, lost, wrong=lost)
+            found[at + 1 :] = [_untimed(*one, backend, lost) for one in work[at + 1 :]]
+            yield so_far()
+            return
+        yield so_far()
+
+
+def _untimed(kind: Any, problem: Any, backend: Any, why: str, **facts: str) -> list[Any]:
+    """The rows of a problem that has no times, and why."""
+    from .device.rows import row_of
+
+    each = [(what, name) for name in kind.candidates(backend) for what in problem.passes]
+    return [row_of(problem, *one, not_timed=why, **facts) for one in each]
+
+
+def refused_by(backend: Any) -> str:
+    """What CUDA refuses every call with from now on, or "" if it does not."""
+    from machine import context_error
+
+    from xprnn.backend.cupy import CupyBackend
+
+    return context_error(backend.xp) if isinstance(backend, CupyBackend) else ""
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -1,12 +1,14 @@
-"""NVIDIA's compute-sanitizer over every fused kernel, in every dtype, at sizes around a block.
+"""NVIDIA's compute-sanitizer over every kernel, at small and odd sizes.
 
     python benchmarks/sanitize.py [--out FOLDER]
 
-Writes what it found to FOLDER, by default `benchmarks/results/<device>/`, as sanitizer.md. Each of
-its tools first has to find a fault that is planted for it. Exit status: 0 nothing found, 1
-something found, 2 the tools are not there or do not work here; then the reason is printed and
-nothing is written. Needs CuPy, ml_dtypes, a GPU and compute-sanitizer, which comes with the CUDA
-toolkit and is looked for on PATH, in CUDA_HOME, CUDA_PATH and /usr/local/cuda.
+Over the fused kernels in every dtype, at sizes around a block, and over one launch of each kernel
+whose blocks wait for each other: of the sequence kernels, of a stepper's step, of clusters and
+waves. Writes what it found to FOLDER, by default `benchmarks/results/<device>/`, as sanitizer.md,
+anew after each run of a tool. Each tool first has to find a fault that is injected for it, or it is
+not run. Exit status: 0 nothing found, 1 something found, 2 a tool is not there or does not work
+here; then the reason is printed. Needs CuPy, ml_dtypes, a GPU and compute-sanitizer, which comes
+with the CUDA toolkit and is looked for on PATH, in CUDA_HOME, CUDA_PATH and /usr/local/cuda.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((1, 1), (1, 7), (5, 1), (1, 128), (1, 129), (3, 43), (5, 77))  # N, H; 128 are a block
 TYPES = ("float64", "float32", "float16", "bfloat16")
 SUMMARY = re.compile(r"SUMMARY: (\d+) .*")
-LIMIT = 60  # seconds for one tool
-PLANTED = r"""
+LIMIT = 90  # seconds for one run of a tool
+INJECTED = r"""
 extern "C" __global__ void memcheck(float* out, const float* unset, int n) { out[n] = 1; }
 extern "C" __global__ void initcheck(float* out, const float* unset, int n) {
   out[threadIdx.x] = unset[threadIdx.x];
@@ -37,8 +39,18 @@ extern "C" __global__ void racecheck(float* out, const float* unset, int n) {
   shared = threadIdx.x;
   out[threadIdx.x] = shared;
 }
+extern "C" __global__ void synccheck(float* out, const float* unset, int n) {
+  if (threadIdx.x < 40) __syncthreads();
+  out[threadIdx.x] = 1;
+}
 """
-TOOLS = ("memcheck", "initcheck", "racecheck")  # the last for later: these kernels share no memory
+TOOLS = {  # what each looks at: the frozen kernels last
+    "memcheck": ("kernels", "waiting", "frozen"),
+    "synccheck": ("waiting", "frozen"),
+    "initcheck": ("kernels",),
+    "racecheck": ("kernels",),
+}
+LAUNCHES = ("kernels", "waiting", "frozen")
 
 
 def main() -> int:
@@ -51,25 +63,31 @@ def main() -> int:
     tool = find_tool()
     if tool is None:
         return _refuse("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    rows, status = [], 0
-    for name in TOOLS:
+    rows: list[str] = []
+    status = 0
+    for name, launches in TOOLS.items():
         done = run(tool, name, name)
         if not found(done):
-            return _refuse(f"{name} does not find the fault planted for it:\n{_tail(done)}")
-        done = run(tool, name, "kernels")
-        rows.append(f"| {name} | {summary(done)} |")
-        print(rows[-1], flush=True)
-        if done.returncode or found(done) != 0:
-            status = 1
-            print(_tail(done))
-    write(rows, options.out)
+            refused = _refuse(f"{name} does not find the fault injected for it:\n{_tail(done)}")
+            status = status or refused
+            rows.append(f"| {name} | its fault | nothing: it is not believed |")
+            write(rows, options.out)
+            continue
+        for what in launches:
+            done = run(tool, name, what)
+            rows.append(f"| {name} | {what} | {summary(done)} |")
+            print(rows[-1], flush=True)
+            if done.returncode or found(done) != 0:
+                status = 1
+                print(_tail(done), flush=True)
+            write(rows, options.out)
     return status
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="FOLDER")
-    parser.add_argument("--launch", choices=("kernels", *TOOLS), help=argparse.SUPPRESS)
+    parser.add_argument("--launch", choices=(*LAUNCHES, *TOOLS), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -124,49 +142,66 @@ def write(rows: list[str], folder: Path | None) -> None:
     device = describe_device()
     if device is None:
         raise RuntimeError("the tools ran on a device that is not there any more")
+    from benchmarks.device.kinds import FROZEN, WAYS, kinds
+
+    plain = [way for way in WAYS if way not in FROZEN]
     kernels = f"{len(pointwise.KERNELS)} kernels, {len(TYPES)} dtypes, {len(SIZES)} sizes"
+    waiting, frozen = (f"{len(kinds(ways))}: {', '.join(ways)}" for ways in (plain, FROZEN))
     lines = [
         f"# compute-sanitizer on {device['name']}, {datetime.now(UTC).date().isoformat()}",
         "",
-        f"- {kernels}; each tool found the fault planted for it",
+        f"- kernels: {kernels}; waiting for other blocks: {waiting}; frozen: {frozen}",
+        "- each tool first has to find the fault injected for it",
         f"- Commit {commit(ROOT)}; sha256 of the sources {digest(ROOT / 'xprnn')[:16]}",
         "- " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in device.items()),
         "- " + ", ".join(f"{name} {value}" for name, value in versions().items()),
         "",
-        "| tool | found |",
-        "|---|---|",
+        "| tool | launched | found |",
+        "|---|---|---|",
         *rows,
     ]
     target = folder or RESULTS / slug(device["name"])
     target.mkdir(parents=True, exist_ok=True)
     (target / "sanitizer.md").write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"written: sanitizer.md, {kernels}")
 
 
 # -- what is looked at
 
 
 def launch(what: str) -> None:
-    """Launch every kernel in every dtype and size, or the kernel with a tool's fault.
+    """Launch one of `LAUNCHES`, or the kernel with a tool's fault.
 
-    Each array has memory of its own: what stands next to it is nobody's.
+    Each array has memory of its own: what stands next to it belongs to no array.
     """
     import numpy as np
 
     import xprnn
-    from xprnn.kernels.cuda import pointwise
+    from benchmarks.device.kinds import FROZEN, WAYS, kinds
 
-    cupy = xprnn.get_backend("cupy").xp
+    backend = xprnn.get_backend("cupy")
+    cupy = backend.xp
     cupy.cuda.set_allocator(None)
     if what == "kernels":
-        for kernel, dtype, (N, H) in itertools.product(pointwise.KERNELS, TYPES, SIZES):
-            buffers = (*kernel.inputs, *kernel.outputs)
-            arrays = [allocate(cupy, kernel, buffer, dtype, N, H) for buffer in buffers]
-            pointwise.launch(cupy, kernel.name, (N, H), *arrays)
+        launch_pointwise(cupy)
+    elif what in LAUNCHES:
+        for kind in kinds([way for way in WAYS if (way in FROZEN) == (what == "frozen")]):
+            kind.launch(backend)
+            backend.synchronize()  # raises if a block gave up waiting
+            print(f"launched {kind}", flush=True)
     else:
         arrays = cupy.empty(64, "float32"), cupy.empty(64, "float32")
-        cupy.RawKernel(PLANTED, what)((1,), (64,), (*arrays, np.int32(64)))
+        cupy.RawKernel(INJECTED, what)((1,), (64,), (*arrays, np.int32(64)))
     cupy.cuda.Device().synchronize()
+
+
+def launch_pointwise(cupy: Any) -> None:
+    """Launch every fused kernel in every dtype and size."""
+    from xprnn.kernels.cuda import pointwise
+
+    for kernel, dtype, (N, H) in itertools.product(pointwise.KERNELS, TYPES, SIZES):
+        buffers = (*kernel.inputs, *kernel.outputs)
+        arrays = [allocate(cupy, kernel, buffer, dtype, N, H) for buffer in buffers]
+        pointwise.launch(cupy, kernel.name, (N, H), *arrays)
 
 
 def allocate(cupy: Any, kernel: Any, buffer: Any, dtype: str, N: int, H: int) -> Any:

@@ -8,6 +8,7 @@ from functools import cache
 
 import forced
 import pytest
+from context_check import ContextCheck
 from gpu_report import IMPLEMENTATION, GpuReport
 from strict_array import StrictBackend
 from strict_cuda import LOG
@@ -29,6 +30,7 @@ SERVING = {
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(forced)
     config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
+    config.pluginmanager.register(ContextCheck(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

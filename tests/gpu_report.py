@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from xprnn.io import replacing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+CRASHED = "???"  # the phase that xdist names where a process ended within a test
 ERRORS, IMPLEMENTATION = "gpu errors", "implementation"  # properties of a test's report
 
 
@@ -46,7 +48,7 @@ class GpuReport:
     ) -> None:
         self._config = config
         self._forced = forced
-        self._describe = describe
+        self._describe = cache(describe)
         self._folder = folder
         self._start = time.monotonic()
         self._seen = Seen()
@@ -87,7 +89,13 @@ class GpuReport:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count, in the process that the user started."""
-        if "gpu" in report.keywords and not hasattr(self._config, "workerinput"):
+        if hasattr(self._config, "workerinput"):
+            return
+        if "gpu" in report.keywords:
+            if report.when == "setup" and report.passed:
+                self._describe()  # while the device still answers
+            self._seen.add(report)
+        elif report.when == CRASHED and not self._seen.knows(report.nodeid):
             self._seen.add(report)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -147,6 +155,10 @@ class Seen:
     def ran(self) -> bool:
         """Whether a test did more than being skipped."""
         return sum(self._counts.values()) > self._counts["skipped"]
+
+    def knows(self, nodeid: str) -> bool:
+        """Whether this test has failed already."""
+        return nodeid in self._broken
 
     def add(self, report: pytest.TestReport) -> None:
         """Take in the report of one phase of one test."""

@@ -1,4 +1,4 @@
-"""What a machine is, for reports: its GPU, the versions on it, and which sources ran."""
+"""What a machine is, for reports: its GPU, whether it still answers, versions, the sources."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def describe_device() -> Description | None:
         "cuda_driver": _cuda_version(runtime.driverGetVersion()),
         "cuda_runtime": _cuda_version(runtime.runtimeGetVersion()),
     }
+
+
+def context_error(cupy: Any) -> str:
+    """What CUDA refuses every call of this process with from now on, or "" if it does not.
+
+    What was wrong before is told by one synchronisation; what the next one tells again stays.
+    """
+    runtime = cupy.cuda.runtime
+    for _ in range(2):
+        try:
+            runtime.deviceSynchronize()
+        except runtime.CUDARuntimeError as error:
+            found = str(error)
+        else:
+            return ""
+    return found
 
 
 def _cuda_version(number: int) -> str:

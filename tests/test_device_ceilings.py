@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import strict_sequence
+from devices import H200
 from host_fibers import OUTCOMES, behind_fibers, compiled
 from host_kernels import COMPILER, needs_compiler
+from strict_array import StrictModule
 
 from benchmarks.device import ceilings, floor
 from benchmarks.device.ceilings import Ceilings
 from benchmarks.device.problems import BOTH, FORWARD, Problem
 from xprnn.backend import Backend
 from xprnn.bench import clock
+from xprnn.kernels.cuda import loading
 
 on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
@@ -123,6 +128,54 @@ def test_the_relay_compiles(architecture: str) -> None:
     assert mapping.keys() == {*names}
     text = code.decode()
     assert text.count("ld.relaxed.gpu.global.u32") >= 2 and "st.relaxed.gpu.global.u32" in text
+
+
+# -- launches
+
+
+class Launched:
+    """As a `cupy.RawKernel`: a cooperative grid of one size is shrunk to what the device holds."""
+
+    held = 66  # blocks
+    blocks: ClassVar[list[int]] = []  # of each launch
+
+    def __init__(self, cooperative: bool) -> None:
+        self.cooperative = cooperative
+
+    def __call__(
+        self, grid: tuple[int, ...], block: Any, args: Any, *, shared_mem: int = 0
+    ) -> None:
+        blocks = math.prod(grid)
+        if self.cooperative and blocks > self.held:
+            assert math.prod(grid[1:]) == 1, "the specified grid size exceeds the limit"
+            blocks = self.held
+        self.blocks.append(blocks)
+
+
+def test_what_is_timed_is_launched_with_all_of_its_blocks(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the device holds half of the grid at once, as beside another process."""
+
+    class RawModule:
+        def __init__(self, *, enable_cooperative_groups: bool, **_: Any) -> None:
+            self.function = Launched(enable_cooperative_groups)
+
+        def get_function(self, name: str) -> Launched:
+            return self.function
+
+    strict_sequence.install(monkeypatch)
+    monkeypatch.setattr(StrictModule, "RawModule", RawModule)
+    monkeypatch.setattr(Launched, "blocks", [])
+    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
+    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    loading.kernel.cache_clear()
+    try:
+        ceilings.reading.__wrapped__(strict, 1 << 12)
+    finally:
+        loading.kernel.cache_clear()
+    assert {*Launched.blocks} == {H200["multiProcessorCount"]}
 
 
 # -- clocks

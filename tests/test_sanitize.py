@@ -17,16 +17,17 @@ from kernel_parts import draw, needs_dtype
 from xprnn.kernels.cuda.pointwise import KERNELS, Kernel
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "sanitize.py"
+TOOLS = ["memcheck", "synccheck", "initcheck", "racecheck"]
 TOOL = """#!/bin/sh
 tool=$2
 for what; do :; done  # the last argument: what is launched
 echo "$@" >> {log}
 case $tool:$what in
   {silent}:{silent}) echo "========= ERROR SUMMARY: 0 errors" ;;
-  {alarmed}:kernels) echo "========= ERROR SUMMARY: 3 errors" ;;
+  {alarmed}) echo "========= ERROR SUMMARY: 3 errors" ;;
   racecheck:kernels)
     echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)" ;;
-  *:kernels) echo "========= ERROR SUMMARY: 0 errors" ;;
+  *:kernels | *:waiting | *:frozen) echo "========= ERROR SUMMARY: 0 errors" ;;
   *) echo "========= ERROR SUMMARY: 1 error" ; exit 1 ;;
 esac
 """
@@ -66,15 +67,20 @@ def test_nothing_is_found(
 ) -> None:
     assert call(sanitize, monkeypatch, tmp_path) == 0
     text = (tmp_path / "out" / "sanitizer.md").read_text()
-    assert "| memcheck | SUMMARY: 0 errors |" in text
-    assert "| racecheck | SUMMARY: 0 hazards displayed (0 errors, 0 warnings) |" in text
+    assert "| memcheck | kernels | SUMMARY: 0 errors |" in text
+    hazards = "SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+    assert f"| racecheck | kernels | {hazards} |" in text
+    for tool in ("memcheck", "synccheck"):
+        for what in ("waiting", "frozen"):
+            assert f"| {tool} | {what} | SUMMARY: 0 errors |" in text
     assert "# compute-sanitizer on Stand-in, " in text and "Commit " in text
     log = (tmp_path / "log").read_text()
-    for tool in sanitize.TOOLS:  # first the fault, then the kernels
-        assert re.search(rf"--tool {tool} .*--launch {tool}\n--tool {tool} .*--launch kernels", log)
+    for tool, launches in sanitize.TOOLS.items():  # first the fault, then the kernels
+        lines = [rf"--tool {tool} .*--launch {what}\n" for what in (tool, *launches)]
+        assert re.search("".join(lines), log)
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "initcheck", "racecheck"])
+@pytest.mark.parametrize("tool", TOOLS)
 def test_something_is_found(
     tool: str,
     sanitize: ModuleType,
@@ -82,12 +88,14 @@ def test_something_is_found(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert call(sanitize, monkeypatch, tmp_path, alarmed=tool) == 1
-    assert f"| {tool} | SUMMARY: 3 errors |" in (tmp_path / "out" / "sanitizer.md").read_text()
+    what = sanitize.TOOLS[tool][-1]
+    assert call(sanitize, monkeypatch, tmp_path, alarmed=f"{tool}:{what}") == 1
+    text = (tmp_path / "out" / "sanitizer.md").read_text()
+    assert f"| {tool} | {what} | SUMMARY: 3 errors |" in text and text.count("3 errors") == 1
     assert "SUMMARY: 3 errors" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "initcheck", "racecheck"])
+@pytest.mark.parametrize("tool", TOOLS)
 def test_a_tool_that_is_blind_is_not_believed(
     tool: str,
     sanitize: ModuleType,
@@ -95,9 +103,33 @@ def test_a_tool_that_is_blind_is_not_believed(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """What the others found is filed."""
     assert call(sanitize, monkeypatch, tmp_path, silent=tool) == 2
-    assert f"{tool} does not find the fault planted for it" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert f"{tool} does not find the fault injected for it" in capsys.readouterr().err
+    rows = (tmp_path / "out" / "sanitizer.md").read_text().split("|---|---|---|\n")[1].splitlines()
+    assert f"| {tool} | its fault | nothing: it is not believed |" in rows
+    assert sum(row.startswith(f"| {tool} |") for row in rows) == 1
+    others = [
+        what for name, launches in sanitize.TOOLS.items() if name != tool for what in launches
+    ]
+    assert len(rows) == 1 + len(others)
+
+
+def test_a_run_that_is_stopped_leaves_what_it_has(
+    sanitize: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    genuine = sanitize.run
+
+    def stopped(tool: str, name: str, what: str) -> object:
+        if what == "frozen":
+            raise KeyboardInterrupt
+        return genuine(tool, name, what)
+
+    monkeypatch.setattr(sanitize, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        call(sanitize, monkeypatch, tmp_path)
+    text = (tmp_path / "out" / "sanitizer.md").read_text()
+    assert "| memcheck | waiting | SUMMARY: 0 errors |" in text
 
 
 def test_no_tool(

@@ -122,6 +122,6 @@ def everything(
     dtypes: Sequence[str] = DTYPES,
     grid: Sequence[tuple[int, int, int]] = GRID,
 ) -> list[AnyProblem]:
-    """What the report has, in its order: steps and stacks take little time."""
-    few = [*step_problems(cells, dtypes), *stack_problems(cells, dtypes)]
-    return [*few, *problems(cells, dtypes, grid)]
+    """What the report has, in its order: what may not be reached matters least."""
+    layers, stacks = problems(cells, dtypes, grid), stack_problems(cells, dtypes)
+    return [*layers, *step_problems(cells, dtypes), *stacks]
