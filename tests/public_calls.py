@@ -102,10 +102,15 @@ def _optimizer(kind: Any, **options: Any) -> Call:
         for scale in (size, 0.0, 0.0):
             linear.grads.update({"weight": _drawn(scale, 3, 4), "bias": _drawn(scale, 3)})
             optimizer.step()
-        state = optimizer.state_dict()
-        return [*(state[k] for k in state if k.startswith("0.")), linear.parameters.flat.copy()]
+        return [*slots_of(optimizer), linear.parameters.flat.copy()]
 
     return call
+
+
+def slots_of(optimizer: optim.Optimizer) -> list[np.ndarray]:
+    """What an optimiser of one module keeps of its gradients."""
+    state = optimizer.state_dict()
+    return [state[name] for name in state if name.startswith("0.") and name != "0.steps"]
 
 
 def _clip(size: float) -> list[np.ndarray]:
