@@ -71,6 +71,10 @@ class Module:
     def _begin(self, options: dict[str, Any], *place: Any, **more: Any) -> None:
         """Set up and draw the parameters: a constructor."""
         self._set_up(options, *place, **more)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Fill the parameters with what they begin with."""
         self.parameters.draw(self.options["seed"], self._bound())
 
     def writable(self) -> AbstractContextManager[Array]:
