@@ -94,9 +94,16 @@ def of_a_stepper(device: Backend, folder: Path) -> Case:
 def of_a_readout(device: Backend, folder: Path) -> Case:
     readout = xprnn.Linear(3, 5, dtype="float64", backend=device.name, seed=0).train()
     x, y = device.from_host(normal(0, 4, 3)), device.from_host(normal(1, 4, 5))
+    embedded = device.from_host(normal(2, 4, 3))
     targets = device.from_host(np.arange(4))
     readout(x)
+    embedding = xprnn.Embedding(5, 3, dtype="float64", backend=device.name, seed=0).train()
+    embedding(targets)
     return readout, {
+        "Embedding": lambda: xprnn.Embedding(5, 3, backend=device.name),
+        "Embedding of the device's indices": lambda: embedding(targets),
+        "Embedding of the host's indices": lambda: embedding([0, 4, 1, 1]),
+        "Embedding.backward": lambda: embedding.backward(embedded),
         "Linear": lambda: readout(x),
         "Linear.backward": lambda: readout.backward(y),
         "softmax_cross_entropy": lambda: xprnn.softmax_cross_entropy(y, targets),

@@ -196,6 +196,9 @@ def others(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
     linear = xprnn.Linear(3, 5, backend=name, **LINEAR)
     trained = xprnn.Linear(3, 5, backend=name, **LINEAR).train()
     trained(x)
+    table = xprnn.Embedding(5, 3, backend=name, **LINEAR)
+    embedding = xprnn.Embedding(5, 3, backend=name, **LINEAR).train()
+    embedding([1, 1, 0, 4])
     shapes = {"Wax": (5, 3), "Waa": (5, 5), "Wya": (2, 5), "ba": (5, 1), "by": (2, 1)}
     W = {key: device.from_host(normal(k, *s)) for k, (key, s) in enumerate(shapes.items())}
     sequence, a0 = device.from_host(normal(5, 3, 4, 6)), device.from_host(normal(6, 5, 4))
@@ -204,6 +207,8 @@ def others(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
     return {
         "Linear": ("Linear", lambda: linear(x)),
         "Linear.backward": ("Linear", lambda: trained.backward(y)),
+        "Embedding": ("Embedding", lambda: table([1, 1, 0, 4])),
+        "Embedding.backward": ("Embedding", lambda: embedding.backward(x)),
         "softmax_cross_entropy": (
             f"{losses}softmax_cross_entropy",
             lambda: xprnn.softmax_cross_entropy(y, [0] * 4),
@@ -220,7 +225,7 @@ def others(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
 
 WHAT = (
     *("Linear", "Linear.backward", "softmax_cross_entropy", "mse_loss", "rnn_forward"),
-    *("Adam", "clip_grad_norm"),
+    *("Embedding", "Embedding.backward", "Adam", "clip_grad_norm"),
 )
 
 

@@ -227,3 +227,16 @@ def test_a_wrong_option_is_named(name: str, option: str, value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=f"{option}: expected"):
         forward(function, arguments(function))
     assert_same(state_of(function), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "dhx"), [("rnn", None), ("gru", None), ("lstm", None), ("lstm", (None, None))]
+)
+def test_no_gradient_at_all_is_refused(name: str, dhx: Any) -> None:
+    """Zeros for every parameter would be a mistake that nothing shows."""
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
+    forward = getattr(functional, f"{name}_forward")
+    output, _, cache = forward(np.ones((3, 2)), None, np.ones((gates, 2)), np.ones((gates, 1)))
+    with pytest.raises(ValueError, match="backward: expected doutput or dhx, got None for every"):
+        functional.backward(None, dhx, cache)
+    assert functional.backward(output, dhx, cache)["dx"].any()  # the cache is still good

@@ -32,6 +32,7 @@ PLAIN_CODE = {
     "sequence.py": 1,
     "stack.py": 2,
     "dropout.py": 2,
+    "embedding.py": 4,
     "numerics.py": 5,
     "layout.py": 1,
     "scratch.py": 1,

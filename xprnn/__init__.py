@@ -13,6 +13,7 @@ from .backend import (
     use_backend,
 )
 from .cell_modules import GRUCell, LSTMCell, RNNCell
+from .embedding import Embedding
 from .gradcheck import GradientError, gradcheck
 from .gradient_flow import gradient_flow
 from .kernels import KernelUnavailableError
@@ -31,6 +32,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "BackendUnavailableError",
+    "Embedding",
     "GRUCell",
     "GradientError",
     "KernelStoppedError",

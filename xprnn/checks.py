@@ -258,6 +258,51 @@ def check_rows(rows: Any, batch: int) -> np.ndarray:
     return chosen
 
 
+def check_indices(
+    name: str,
+    value: Any,
+    backend: Backend,
+    high: int,
+    shape: tuple[int, ...] | None = None,
+    ignored: int | None = None,
+) -> Array:
+    """Integers from 0 to high-1, or `ignored`, as a new int64 array on `backend`.
+
+    Those from the host are in range. Those on a device are not read back: there it is for the
+    caller to make what is out of range show.
+
+    :param shape: which they must have; None: any.
+    """
+    wanted = "integers" if shape is None else f"{_shape_text(shape)} integers"
+    array = None if backend.kind == "numpy" else backend.adopt(value)
+    on_host = array is None
+    if array is None:
+        if not isinstance(value, (list, tuple, np.ndarray)) or np.ma.isMaskedArray(value):
+            raise TypeError(
+                f"{name}: expected {'' if shape is None else f'{math.prod(shape)} '}integers, "
+                f"got {type(value).__name__}{whereabouts(value)}; convert them with "
+                f"xprnn.asarray({name}, backend={backend.name!r})"
+            )
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(f"{name}: expected {wanted}: {error}") from error
+        if array.size == 0:  # of an empty list NumPy makes floats
+            array = array.astype(np.int64)
+    if array.dtype.kind not in "iu" or (shape is not None and array.shape != shape):
+        raise ValueError(f"{name}: expected {wanted}, got {array.dtype} {_shape_text(array.shape)}")
+    if not on_host:
+        with backend.activate():
+            return array.astype(backend.xp.int64)
+    chosen = array if ignored is None else array[array != ignored]
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= high):
+        besides = "" if ignored is None else f"; what is to be ignored has {ignored}"
+        raise ValueError(
+            f"{name}: expected 0 to {high - 1}, got {chosen.min()} to {chosen.max()}{besides}"
+        )
+    return backend.from_host(array.astype(np.int64))
+
+
 def _host_array(name: str, value: Any, what: str, wanted: str) -> np.ndarray:
     """A list, tuple or NumPy array as a NumPy array; TypeError for what is elsewhere."""
     home = backend_of(value)

@@ -201,14 +201,15 @@ def backward(
     """Undo a forward call; `rnn_backward`, `gru_backward` and `lstm_backward` are its names.
 
     :param doutput: dL/doutput, of the output's shape; None: zeros.
-    :param dhx: dL/dh_n, of h_n's shape, for the LSTM the pair (dh_n, dc_n); None: zeros.
+    :param dhx: dL/dh_n, of h_n's shape, for the LSTM the pair (dh_n, dc_n); None: zeros. At least
+        one gradient must be given.
     :param cache: what the forward call returned; it is used up.
     :param need_dx: False leaves dx out.
     :return: new arrays dx, dh0 (and dc0), dweight_ih, dweight_hh and, where there are biases,
         dbias_ih, dbias_hh, each of the shape of what it is the gradient of.
     :raises RuntimeError: the cache has been used.
-    :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to;
-        the cache stays good.
+    :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to, or
+        none is given; the cache stays good.
 
     >>> import numpy as np
     >>> output, h_n, cache = rnn_forward(np.ones((5, 3)), None, np.ones((4, 3)), np.eye(4))
@@ -226,6 +227,11 @@ def backward(
     doutput, dfinal = check_upstream(
         net, backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
     )
+    if doutput is None and all(dstate is None for dstate in dfinal):
+        raise ValueError(
+            "backward: expected doutput or dhx, got None for every gradient; all results would be "
+            "zero"
+        )
     with backend.activate():
         xp = tape.engine.xp
         dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])

@@ -108,12 +108,16 @@ class Module:
     def _begin(self, options: dict[str, Any], *place: Any, **more: Any) -> None:
         """Set up and draw the parameters: a constructor."""
         self._prepare(options, *place, **more)
-        self.parameters.draw(self._options["seed"], self._bound())
+        self._draw()
 
     def _prepare(self, options: Mapping[str, Any], *place: Any, **more: Any) -> None:
         """Set up, and note which attributes are the module's own."""
         with setting_own(self):
             self._set_up(options, *place, **more)
+
+    def _draw(self) -> None:
+        """Fill the parameters with what they begin with."""
+        self.parameters.draw(self._options["seed"], self._bound())
 
     def writable(self) -> AbstractContextManager[Array]:
         """The flat parameter buffer (1-D, the module's dtype), writable inside the block.

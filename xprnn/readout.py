@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .attributes import option
-from .backend import Array, Backend, whereabouts
-from .checks import check_array, check_flag, check_leader, check_seed, check_size
+from .backend import Array
+from .checks import (
+    check_array,
+    check_flag,
+    check_indices,
+    check_leader,
+    check_seed,
+    check_size,
+    check_whole,
+)
 from .memory import frees_memory
 from .module import Module
 from .numerics import sum_rows
@@ -136,66 +142,60 @@ class Linear(Module):
 
 
 @frees_memory
-def softmax_cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
+def softmax_cross_entropy(
+    logits: Array, targets: Array, ignore_index: int = -100
+) -> tuple[Array, Array]:
     """The mean cross-entropy of softmax(logits) against class numbers, and its gradient.
 
-    L = -1/N Σ_n log p[n, targets[n]],  p = softmax(logits) over classes,
-    dL/dlogits = (p - onehot(targets)) / N. As
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html.
+    With n over the rows whose target is not `ignore_index`, M of them::
 
-    :param logits: (N, K), N at least 1, float32 or float64; only read.
-    :param targets: N integers from 0 to K-1, on the host or on the backend of `logits`; on a
-        device they are not read back to be checked, one out of range makes the loss NaN.
-    :return: the loss () and dlogits (N, K), in the dtype and on the backend of `logits`.
+        L = -1/M Σ_n log p[n, targets[n]],  p = softmax(logits) over classes
+        dL/dlogits = (p - onehot(targets)) / M in these rows, 0 in the others
+
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html, but for the
+    place of the classes, which are always the last dimension: a layer's output read out at every
+    step is (T, N, K), its targets (T, N), and those of padding may be `ignore_index`.
+
+    :param logits: (..., N, K), at least one row and one class, float32 or float64; only read.
+    :param targets: (..., N) integers from 0 to K-1 or `ignore_index`, on the host or on the
+        backend of `logits`; on a device they are not read back to be checked, one out of range
+        makes the loss NaN.
+    :param ignore_index: the target of rows that do not count, whatever their logits are. If no
+        row counts the loss is NaN, the mean of nothing, and dlogits is zero.
+    :return: the loss () and dlogits (..., N, K), in the dtype and on the backend of `logits`.
     :raises TypeError, ValueError: an argument has another type or shape, or a target is out of
         range.
 
     >>> import numpy as np
-    >>> loss, dlogits = softmax_cross_entropy(np.zeros((1, 4)), [2])
+    >>> loss, dlogits = softmax_cross_entropy(np.zeros((2, 4)), [2, -100])
     >>> round(float(loss), 4), dlogits.tolist()
-    (1.3863, [[0.25, 0.25, -0.75, 0.25]])
+    (1.3863, [[0.25, 0.25, -0.75, 0.25], [0.0, 0.0, 0.0, 0.0]])
     """
-    backend, logits = check_leader("logits", logits, ("N", "K"))
-    rows, classes = logits.shape
-    if rows == 0:
-        raise ValueError("logits: expected at least one row, got none")
-    targets = _check_targets(targets, backend, rows, classes)
-    xp = backend.xp
+    outer = ("...",) * (getattr(logits, "ndim", 2) - 2)
+    backend, logits = check_leader("logits", logits, (*outer, "N", "K"))
+    if logits.size == 0:
+        raise ValueError(f"logits: expected at least one row and one class, got {logits.shape}")
+    ignore_index = check_whole("ignore_index", ignore_index)
+    classes, xp = logits.shape[-1], backend.xp
+    found = check_indices("targets", targets, backend, classes, logits.shape[:-1], ignore_index)
     with backend.activate():
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        p = xp.exp(shifted)
-        total = p.sum(axis=1, keepdims=True)
-        p /= total
-        onehot = xp.arange(classes)[None, :] == targets[:, None]
-        picked = xp.where(onehot, shifted - xp.log(total), 0.0).sum(axis=1)
-        known = (targets >= 0) & (targets < classes)
-        loss = xp.where(known, -picked, xp.nan).mean(dtype=logits.dtype)
+        chosen = found.reshape(-1, 1)
+        counts = chosen != ignore_index
+        total = counts.sum(dtype=logits.dtype)
+        total = xp.where(total > 0, total, xp.nan)
+        rows = xp.where(counts, logits.reshape(-1, classes), 0.0)
+        rows -= rows.max(axis=1, keepdims=True)
+        p = xp.exp(rows)
+        sums = p.sum(axis=1, keepdims=True)
+        p /= sums
+        onehot = xp.arange(classes)[None, :] == chosen
+        losses = -xp.where(onehot, rows - xp.log(sums), 0.0).sum(axis=1, keepdims=True)
+        known = (chosen >= 0) & (chosen < classes)
+        losses = xp.where(counts, xp.where(known, losses, xp.nan), 0.0)
         p -= onehot
-        p /= rows
-        return loss, p
-
-
-def _check_targets(targets: Any, backend: Backend, rows: int, classes: int) -> Array:
-    """Targets on `backend`; those that come from the host are moved there and are in range."""
-    lent = None if backend.kind == "numpy" else backend.adopt(targets)
-    if lent is not None:
-        if lent.shape != (rows,) or lent.dtype.kind not in "iu":
-            raise ValueError(f"targets: expected ({rows},) integers, got {lent.dtype} {lent.shape}")
-        return lent
-    if not isinstance(targets, (list, tuple, np.ndarray)):
-        raise TypeError(
-            f"targets: expected {rows} integers, got {type(targets).__name__}"
-            f"{whereabouts(targets)}; convert them with "
-            f"xprnn.asarray(targets, backend={backend.name!r})"
-        )
-    array = np.asarray(targets)
-    if array.shape != (rows,) or array.dtype.kind not in "iu":
-        raise ValueError(f"targets: expected ({rows},) integers, got {array.dtype} {array.shape}")
-    if array.min() < 0 or array.max() >= classes:
-        raise ValueError(
-            f"targets: expected 0 to {classes - 1}, got {array.min()} to {array.max()}"
-        )
-    return backend.from_host(array)
+        p /= total
+        dlogits = xp.where(counts, p, 0.0)
+        return losses.sum() / total, dlogits.reshape(logits.shape)
 
 
 @frees_memory

@@ -1,0 +1,137 @@
+"""Cross-entropy at every step and with rows that do not count, beside torch's by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xprnn import softmax_cross_entropy
+from xprnn.backend import Backend
+
+SHAPES = [(6, 5), (4, 3, 5), (2, 3, 4, 5), (1, 1, 1), (3, 7, 2)]
+
+
+def given(shape: tuple[int, ...], ignored: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scores, and targets of which about `share` are ignored, the last one always."""
+    rng = np.random.default_rng(len(shape))
+    targets = rng.integers(0, shape[-1], shape[:-1])
+    targets[rng.random(shape[:-1]) < share] = ignored
+    targets[..., -1] = ignored if share else targets[..., -1]
+    return 3.0 * rng.standard_normal(shape), targets
+
+
+def close(found: Any, wanted: Any, tolerance: float = 1e-13) -> None:
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * (1 + np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("ignored", [-100, 0, 3, 77])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_it_equals_torch(shape: tuple[int, ...], share: float, ignored: int) -> None:
+    torch = pytest.importorskip("torch")
+    logits, targets = given(shape, ignored, share)
+    t = torch.tensor(logits, requires_grad=True)
+    flat = t.reshape(-1, shape[-1]), torch.tensor(targets.reshape(-1))
+    wanted = torch.nn.functional.cross_entropy(*flat, ignore_index=ignored)
+    wanted.backward()
+    loss, dlogits = softmax_cross_entropy(logits, targets, ignored)
+    close(loss, wanted.item())
+    close(dlogits, t.grad)
+    strided = softmax_cross_entropy(logits.T.copy().T, targets.tolist(), ignore_index=ignored)
+    close(strided[0], loss)
+    close(strided[1], dlogits)
+
+
+def test_where_nothing_counts_it_is_as_torch() -> None:
+    torch = pytest.importorskip("torch")
+    logits, targets = given((4, 3, 5), -100, 1.0)
+    t = torch.tensor(logits, requires_grad=True)
+    wanted = torch.nn.functional.cross_entropy(t.reshape(-1, 5), torch.tensor(targets.ravel()))
+    wanted.backward()
+    loss, dlogits = softmax_cross_entropy(logits, targets)
+    assert np.isnan(loss)
+    assert np.isnan(wanted.item())
+    assert not dlogits.any()
+    assert not t.grad.numpy().any()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_the_gradient_equals_differences(shape: tuple[int, ...], share: float) -> None:
+    logits, targets = given(shape, -100, share)
+    if share and (targets == -100).all():
+        targets[..., 0] = 0
+    direction = np.random.default_rng(9).standard_normal(shape)
+    above, below = (
+        float(softmax_cross_entropy(logits + h * direction, targets)[0]) for h in (1e-4, -1e-4)
+    )
+    analytic = float((softmax_cross_entropy(logits, targets)[1] * direction).sum())
+    assert (above - below) / 2e-4 == pytest.approx(analytic, rel=1e-6, abs=1e-8)
+
+
+def test_the_steps_together_are_the_steps_one_by_one() -> None:
+    logits, targets = given((4, 3, 5), -100, 0.0)
+    loss, dlogits = softmax_cross_entropy(logits, targets)
+    parts = [softmax_cross_entropy(*pair) for pair in zip(logits, targets, strict=True)]
+    close(loss, np.mean([part[0] for part in parts]))
+    close(dlogits, np.stack([part[1] for part in parts]) / 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_ignored_may_hold_anything(dtype: str, value: float) -> None:
+    logits, targets = given((4, 3, 5), -100, 0.4)
+    logits = logits.astype(dtype)
+    expected = softmax_cross_entropy(logits, targets)
+    logits[targets == -100] = value
+    kept = logits.copy()
+    loss, dlogits = softmax_cross_entropy(logits, targets)
+    assert loss.dtype == dlogits.dtype == dtype
+    assert loss == expected[0]
+    np.testing.assert_array_equal(dlogits, expected[1])
+    np.testing.assert_array_equal(logits, kept)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "uint8", "uint64"])
+def test_on_a_device(kind: str, strict: Backend) -> None:
+    """On the fake CuPy: the same bits; what is out of range is seen without being read."""
+    ignored = 4 if kind.startswith("u") else -100
+    logits, targets = given((4, 3, 5), ignored, 0.4)
+    targets = targets.astype(kind)
+    there = strict.from_host(logits)
+    expected = softmax_cross_entropy(logits, targets, ignored)
+    for given_targets in (strict.from_host(targets), targets, targets.tolist()):
+        loss, dlogits = softmax_cross_entropy(there, given_targets, ignored)
+        assert strict.to_host(loss) == expected[0]
+        np.testing.assert_array_equal(strict.to_host(dlogits), expected[1])
+    targets[0, 0] = 5
+    loss, _ = softmax_cross_entropy(there, strict.from_host(targets), ignored)
+    assert np.isnan(strict.to_host(loss))
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "ignored", "error", "text"),
+    [
+        ((2, 5), [0, 5], -100, ValueError, "targets: expected 0 to 4, got 0 to 5; .* has -100"),
+        ((2, 5), [0, -100], -1, ValueError, "targets: expected 0 to 4, got -100 to 0; .* has -1"),
+        ((2, 3, 5), [[0, 1, 2]], -100, ValueError, r"targets: expected \(2, 3\) integers, got int"),
+        ((2, 3, 5), [0] * 6, -100, ValueError, r"targets: expected \(2, 3\) integers, got int"),
+        ((2, 2, 5), [[0, 1], [0]], -100, ValueError, r"targets: expected \(2, 2\) integers: "),
+        ((2, 5), np.ma.array([0, 1]), -100, TypeError, "targets: expected 2 integers, got Masked"),
+        ((2, 5), [0, 1], 1.0, TypeError, "ignore_index: expected a whole number, got 1.0"),
+        ((2, 5), [0, 1], True, TypeError, "ignore_index: expected a whole number, got True"),
+        ((2, 0), [0, 1], -100, ValueError, "logits: expected at least one row and one class"),
+        ((2, 0, 5), [[], []], -100, ValueError, "logits: expected at least one row"),
+        ((5,), [0], -100, ValueError, r"logits: expected shape \(N, K\), got \(5,\)"),
+    ],
+    ids=range(11),
+)
+def test_mistakes_are_named(
+    shape: tuple[int, ...], targets: Any, ignored: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        softmax_cross_entropy(np.zeros(shape), targets, ignored)
