@@ -32,11 +32,11 @@ class _CellModule(_Recurrent):
         net = self._stack
         batched = getattr(x, "ndim", 2) != 1
         shape: tuple[Any, ...] = ("N", net.input_size) if batched else (net.input_size,)
-        x = check_array("x", x, self.backend, self.dtype, shape)
+        x = check_array("x", x, self._backend, self._dtype, shape)
         if not batched:
             x = x[None]
         shape = (x.shape[0], net.hidden_size) if batched else (net.hidden_size,)
-        states = check_states(net.cell.state_names, hx, self.backend, self.dtype, shape)
+        states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
         forced = kernels.asked()
         if self._is_ready(forced):
             found = self._take(x, states, forced)
@@ -50,16 +50,16 @@ class _CellModule(_Recurrent):
 
     @frees_memory
     def _take(self, x: Array, states: tuple[Array, ...] | None, forced: str) -> tuple[Array, ...]:
-        with self.backend.activate():
-            return self._steps.take(self.arithmetic, self.parameters, x, states, forced)
+        with self._backend.activate():
+            return self._steps.take(self._arithmetic, self._parameters, x, states, forced)
 
     def _is_ready(self, forced: str) -> bool:
         """Whether such a call is a step that is kept ready, by its array calls or compiled.
 
         Inside a `writable` block nobody knows when the numbers change.
         """
-        plain = self.backend.on_gpu or self.arithmetic.narrow or forced == "pointwise"
-        return not (plain or self.training or self.parameters.is_open)
+        plain = self._backend.on_gpu or self._arithmetic.narrow or forced == "pointwise"
+        return not (plain or self._training or self._parameters.is_open)
 
     def explain(self, shape: tuple[int, ...]) -> str:
         """As of a layer; a call that is not recorded is on a CPU what a stepper's step is."""

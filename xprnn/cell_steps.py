@@ -49,10 +49,14 @@ class CellSteps:
         except IndexError:  # the first call, or another thread has it
             steps = StackSteps(self.engine(arithmetic, batch), self._net, batch)
             steps.bind(parameters)
-        steps.follow(parameters.version, parameters.packs)
         for k, state in enumerate(steps.sides[0]):
             state[0] = 0.0 if initial is None else initial[k]
-        h = steps.take(0, x, None, None)
+        thread = parameters.reading.share()
+        try:
+            steps.follow(parameters.version, parameters.packs)
+            h = steps.take(0, x, None, None)
+        finally:
+            parameters.reading.leave(thread)
         others = [state[0].copy() for state in steps.sides[1][1:]]
         free.append(steps)
         return (h, *others)

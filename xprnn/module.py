@@ -16,7 +16,7 @@ from .attributes import read_only, set_again, set_by_users, setting_own
 from .backend import Array, Backend, asarray, get_backend, to_numpy
 from .checks import check_dtype, check_flag, range_errors, state_errors
 from .memory import frees_memory
-from .parameters import Gradients, Parameters, Shapes
+from .parameters import Gradients, Parameters, Shapes, reads_parameters
 from .records import Records
 
 # What a module is without the attributes that users set: the first part of its state.
@@ -34,6 +34,15 @@ class Module:
     constructor, with all attributes that were set, modules among them. `copy.copy` shares these
     and copies the module's own arrays; `copy.deepcopy` copies all. A file that `save` writes does
     not hold them.
+
+    Threads: any number may call a module in eval mode, copy it, save it and read its `state_dict`,
+    each stepper in one of them, while others write its parameters, in any of the ways there are.
+    A write waits for the calls that run, and calls wait for the write, so that each call uses the
+    parameters of one version; inside a `writable()` block do not wait for another thread's call.
+    Views such as `parameters[name]` change while they are written. Recorded calls, `backward`,
+    `grads`, `train`, `eval` and `freeze` are for one thread at a time, and `to` for one while no
+    other uses the module. On a GPU this orders what is put on one stream; threads with streams of
+    their own synchronise before they write.
     """
 
     _kinds: ClassVar[dict[str, type[Module]]] = {}
@@ -165,6 +174,7 @@ class Module:
     def _host_copies(self, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
         return {name: np.array(self.backend.to_host(array)) for name, array in arrays.items()}
 
+    @reads_parameters
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters by name, on the module's backend."""
         with self.backend.activate():
@@ -264,7 +274,8 @@ class Module:
 
         :raises OSError: the file cannot be written.
         """
-        arrays = self._host_copies(self.parameters)
+        with self.parameters.reading:
+            arrays = self._host_copies(self.parameters)
         options = {**self._options, "dtype": self.dtype.name, "extra": self._extra()}
         # a user's subclass is saved as what it is derived from
         kind = next(base for base in type(self).__mro__ if base in Module._kinds.values())
@@ -305,6 +316,7 @@ class Module:
         """The parameters that a module with these options has."""
         raise NotImplementedError
 
+    @reads_parameters
     def __getstate__(self) -> dict[str, Any]:
         """Options, place, host copies of parameters and gradients, and what users set; no records.
 

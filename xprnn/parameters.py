@@ -6,16 +6,18 @@ zero and stays zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from math import prod
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from .backend import ALIGNMENT, Array, Backend, asarray
 from .checks import check_array
 from .directions import PacksOfAll
+from .locking import ReadersWriterLock
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -85,7 +87,8 @@ class Parameters(Mapping[str, Array]):
 
     `parameters[name]` is a read-only view on NumPy; CuPy has no read-only arrays, there it
     must not be written either. `parameters[name] = value` and `writable()` are the ways to
-    write, and each raises `version`.
+    write, and each raises `version`. Each waits until no other thread is `reading`, as calls are,
+    and threads that come to read meanwhile wait for it: a call uses the numbers of one version.
     """
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
@@ -104,6 +107,7 @@ class Parameters(Mapping[str, Array]):
         ]
         self._padding = backend.from_host(np.concatenate(gaps))
         self._zero = backend.zeros_aligned(1, dtype)  # CuPy would move a number each time
+        self.reading = ReadersWriterLock()  # `with parameters.reading:` they do not change
         self._open = 0  # `writable` blocks that have not ended
         self._retired = False  # the module has moved to other parameters
         self._packs = PacksOfAll()
@@ -116,22 +120,23 @@ class Parameters(Mapping[str, Array]):
     @contextmanager
     def writable(self) -> Iterator[Array]:
         """The flat buffer, writable until the block ends; then views of it must not be written."""
-        if self._retired:
-            raise RuntimeError("parameters: the module was moved; take module.parameters again")
-        with self.backend.activate():
-            flat = self._flat[:]
-        self.backend.set_writable(flat, True)
-        self._open += 1
-        try:
-            yield flat
-        finally:
-            self.version += 1
-            # before anybody may take what stands there for these numbers
-            self._packs = self._packs.renewed()
-            self._open -= 1
+        with self.reading.alone():
+            if self._retired:
+                raise RuntimeError("parameters: the module was moved; take module.parameters again")
             with self.backend.activate():
-                flat[self._padding] = self._zero
-            self.backend.set_writable(flat, False)
+                flat = self._flat[:]
+            self.backend.set_writable(flat, True)
+            self._open += 1
+            try:
+                yield flat
+            finally:
+                self.version += 1
+                # before another call may take what is packed of these numbers
+                self._packs = self._packs.renewed()
+                self._open -= 1
+                with self.backend.activate():
+                    flat[self._padding] = self._zero
+                self.backend.set_writable(flat, False)
 
     def retire(self) -> None:
         """Refuse every later write: it would not reach the module any more."""
@@ -139,8 +144,8 @@ class Parameters(Mapping[str, Array]):
 
     @property
     def is_open(self) -> bool:
-        """Whether a `writable` block has not ended: what is read now has no version of its own."""
-        return self._open > 0
+        """Whether this thread is in a `writable` block: what it reads has no version of its own."""
+        return self._open > 0 and self.reading.is_mine
 
     @property
     def packs(self) -> PacksOfAll:
@@ -148,15 +153,15 @@ class Parameters(Mapping[str, Array]):
 
         Inside a `writable` block the numbers stand for no time at all: it serves one call.
         """
-        return PacksOfAll() if self._open else self._packs
+        return PacksOfAll() if self._open and self.is_open else self._packs
 
     def drop_packs(self) -> None:
         """Give back the memory of what kernels keep; calls that are at work go on with it."""
         self._packs = PacksOfAll()
 
     def refuse_open(self, what: str) -> None:
-        """RuntimeError while a `writable` block is open: nobody could say which values count."""
-        if self._open:
+        """RuntimeError inside a `writable` block of this thread: no version is complete."""
+        if self._open and self.is_open:
             raise RuntimeError(f"{what}: not inside a writable() block; end the block first")
 
     def update(self, values: Mapping[str, Array]) -> None:
@@ -232,3 +237,29 @@ class Parameters(Mapping[str, Array]):
     def __len__(self) -> int:
         """How many parameters there are."""
         return len(self._arrays)
+
+
+class _Owner(Protocol):
+    _parameters: Parameters
+
+
+M = TypeVar("M", bound=_Owner)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def reads_parameters(
+    method: Callable[Concatenate[M, P], R],
+) -> Callable[Concatenate[M, P], R]:
+    """Make a method of a module see one version of its parameters, whatever other threads write."""
+
+    @wraps(method)
+    def reading(module: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        lock = module._parameters.reading
+        thread = lock.share()
+        try:
+            return method(module, *args, **kwargs)
+        finally:
+            lock.leave(thread)
+
+    return reading

@@ -20,7 +20,7 @@ from .checks import (
 from .memory import frees_memory
 from .module import Module
 from .numerics import sum_rows
-from .parameters import Shapes, views
+from .parameters import Shapes, reads_parameters, views
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Linear(Module):
         return shapes
 
     @frees_memory
+    @reads_parameters
     def __call__(self, x: Array) -> Array:
         """y (..., out_features), a new array; in train mode recorded for `backward`.
 
@@ -101,20 +102,21 @@ class Linear(Module):
         :raises TypeError, ValueError: x has another type, dtype, backend or width.
         """
         outer = ("...",) * max(getattr(x, "ndim", 1) - 1, 0)
-        x = check_array("x", x, self.backend, self.dtype, (*outer, self.options["in_features"]))
-        with self.backend.activate():
+        x = check_array("x", x, self._backend, self._dtype, (*outer, self._options["in_features"]))
+        with self._backend.activate():
             rows = x.reshape(-1 if x.size else 0, x.shape[-1])
-            y = self._xp.matmul(rows, self.parameters["weight"].T)
-            if "bias" in self.parameters:
-                y += self.parameters["bias"]
-            if self.training:
-                self.parameters.refuse_open("a recorded call")
-                self._records.drop_older(self.parameters.version)
-                record = _Record(rows.copy(), x.shape, self.parameters.version)
+            y = self._xp.matmul(rows, self._parameters["weight"].T)
+            if "bias" in self._parameters:
+                y += self._parameters["bias"]
+            if self._training:
+                self._parameters.refuse_open("a recorded call")
+                self._records.drop_older(self._parameters.version)
+                record = _Record(rows.copy(), x.shape, self._parameters.version)
                 self._records.add(record, type(self).__name__)
-            return y.reshape(*x.shape[:-1], self.options["out_features"])
+            return y.reshape(*x.shape[:-1], self._options["out_features"])
 
     @frees_memory
+    @reads_parameters
     def backward(self, dy: Array) -> Array:
         """Undo the last recorded call: adds to `grads` and returns dx, of x's shape.
 

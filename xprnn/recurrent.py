@@ -18,7 +18,7 @@ from .layout import steps_and_batch
 from .memory import frees_memory
 from .module import Module
 from .network import Stack
-from .parameters import Shapes, views
+from .parameters import Shapes, reads_parameters, views
 from .scratch import FreeList, Workspace
 
 
@@ -184,6 +184,7 @@ class _Recurrent(Module):
         raise NotImplementedError
 
     @frees_memory
+    @reads_parameters
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
         engine = self._engine(*steps_and_batch(call.x, call.batch_first))
@@ -224,6 +225,7 @@ class _Recurrent(Module):
         return record
 
     @frees_memory
+    @reads_parameters
     def _undo(
         self,
         doutput: Array | None,

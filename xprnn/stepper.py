@@ -89,14 +89,19 @@ class Stepper:
         :raises RuntimeError: it is called inside a `writable()` block of the layer.
         """
         A, width = self._arithmetic.dtype, self._net.input_size
-        x = check_array("x", x, self.backend, A, (self.batch, width))
+        x = check_array("x", x, self._backend, A, (self._batch, width))
         target = out if out is None else self._target(out)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
-        with self.backend.activate():
-            self._follow()
-            there = None if waiting is None else self.backend.from_host(waiting)[:, None]
-            result = self._steps.take(self._side, x, there, target)
-            self._side = 1 - self._side  # the step counts from here
+        reading = self._layer._parameters.reading
+        with self._backend.activate():
+            thread = reading.share()
+            try:
+                self._follow()
+                there = None if waiting is None else self._backend.from_host(waiting)[:, None]
+                result = self._steps.take(self._side, x, there, target)
+                self._side = 1 - self._side  # the step counts from here
+            finally:
+                reading.leave(thread)
         return result if out is None else out
 
     @frees_memory
@@ -165,7 +170,7 @@ class Stepper:
     def _follow(self) -> None:
         """Take up what was written to the parameters since the last step."""
         layer = self._layer
-        parameters = layer.parameters
+        parameters = layer._parameters
         parameters.refuse_open("step")
         if parameters is not self._parameters:
             self._refuse_moved()
@@ -187,8 +192,8 @@ class Stepper:
 
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""
-        shape = self.batch, self._net.hidden_size
-        found = check_array("out", out, self.backend, self.arithmetic.dtype, shape)
+        shape = self._batch, self._net.hidden_size
+        found = check_array("out", out, self._backend, self._arithmetic.dtype, shape)
         if not getattr(found.flags, "writeable", True):  # CuPy's have no such flag
             raise ValueError("out: expected an array that can be written, got a read-only one")
         return found

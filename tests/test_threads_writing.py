@@ -1,0 +1,269 @@
+"""Parameters are written while other threads call: a call uses the numbers of one version."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Barrier, Event, Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from xprnn.locking import WRITER, ReadersWriterLock
+
+THREADS, WRITES, CALLS = 4, 150, 20
+T, N, I, H = 4, 2, 64, 192  # noqa: E741
+X = np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def short_turns() -> Iterator[None]:
+    """Let threads take turns often."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def step(module: Any) -> Callable[[], Any]:
+    """A stepper's first step; each thread has its own."""
+    stepper = module.stepper(N)
+
+    def call() -> Any:
+        stepper.reset()
+        return stepper.step(X[0])
+
+    return call
+
+
+def flat_state(module: Any) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in module.state_dict().values()])
+
+
+def saved(module: Any, folder: Path) -> Callable[[], Any]:
+    path = folder / f"{len([*folder.iterdir()])}"
+    path.touch()
+
+    def call() -> Any:
+        module.save(path)
+        return xprnn.load(path).parameters.flat.copy()
+
+    return call
+
+
+# For each case the class, and what gives a thread its call.
+CASES: dict[str, tuple[Any, Callable[[Any, Path], Callable[[], Any]]]] = {
+    "RNN": (xprnn.RNN, lambda m, _: lambda: m(X)[0]),
+    "GRU": (xprnn.GRU, lambda m, _: lambda: m(X)[0]),
+    "LSTM": (xprnn.LSTM, lambda m, _: lambda: m(X)[0]),
+    "one step": (xprnn.GRU, lambda m, _: lambda: m(X[:1, :1])[0]),
+    "GRUCell": (xprnn.GRUCell, lambda m, _: lambda: m(X[0])),
+    "LSTMCell": (xprnn.LSTMCell, lambda m, _: lambda: m(X[0])[1]),
+    "Linear": (xprnn.Linear, lambda m, _: lambda: m(X)),
+    "stepper": (xprnn.LSTM, lambda m, _: step(m)),
+    "state_dict": (xprnn.GRU, lambda m, _: lambda: flat_state(m)),
+    "deepcopy": (xprnn.GRU, lambda m, _: lambda: copy.deepcopy(m).parameters.flat),
+    "save": (xprnn.GRU, saved),
+}
+
+
+def started(target: Callable[[], None]) -> Thread:
+    thread = Thread(target=target)
+    thread.start()
+    return thread
+
+
+def build(case: str, folder: Path) -> tuple[Any, list[Any], list[Callable[[], Any]], list[Any]]:
+    """A module, two states of it, a call for each thread, and what a call gives in each state."""
+    kind, caller = CASES[case]
+    module = kind(I, H, seed=0)
+    states = [kind(I, H, seed=seed).state_dict() for seed in (0, 1)]
+    calls = [caller(module, folder) for _ in range(THREADS)]
+    expected = []
+    for state in states:
+        module.load_state_dict(state)
+        expected.append(np.array(calls[0]()))
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+    return module, states, calls, expected
+
+
+def is_of_one(found: Any, expected: list[Any]) -> bool:
+    return sum([np.allclose(found, wanted, atol=1e-5) for wanted in expected]) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_call_that_comes_during_a_write_sees_none_of_it(case: str, tmp_path: Path) -> None:
+    module, states, calls, expected = build(case, tmp_path)
+    written = module.parameters.flat.copy()
+    module.load_state_dict(states[0])
+    results: list[Any] = []
+    with module.writable() as flat:
+        half = flat.size // 2
+        flat[:half] = written[:half]
+        thread = started(lambda: results.append(calls[0]()))
+        thread.join(0.1)  # a call that does not wait comes to its end here
+        flat[half:] = written[half:]
+    thread.join()
+    assert is_of_one(results[0], expected), "it belongs to neither state"
+
+
+@pytest.mark.parametrize("case", ["GRU", "GRUCell", "stepper", "deepcopy"])
+def test_every_result_is_of_one_version(case: str, tmp_path: Path) -> None:
+    module, states, calls, expected = build(case, tmp_path)
+    start, done = Barrier(THREADS + 1), Event()
+    counts, wrong = [0] * THREADS, [0] * THREADS
+
+    def serve(k: int) -> None:
+        start.wait()
+        while not done.is_set():
+            found = calls[k]()
+            wrong[k] += not is_of_one(found, expected)
+            counts[k] += 1
+
+    threads = [Thread(target=serve, args=(k,)) for k in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    written = 0
+    while (written < WRITES or min(counts) < CALLS) and all(t.is_alive() for t in threads):
+        module.load_state_dict(states[written % 2])
+        written += 1
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert sum(wrong) == 0, f"{sum(wrong)} of {sum(counts)} results belong to neither state"
+
+
+def test_backward_is_of_the_version_of_its_call_or_refused() -> None:
+    layers = [xprnn.GRU(I, H, seed=0).train() for _ in range(2)]
+    output, h_n = layers[0](X)
+    expected = np.array(layers[0].backward(output, h_n)[0])
+    layer, state = layers[1], layers[0].state_dict()
+    other = xprnn.GRU(I, H, seed=1).state_dict()
+    done = Event()
+
+    def write() -> None:
+        while not done.is_set():
+            layer.load_state_dict(other)
+            layer.load_state_dict(state)
+
+    writer = Thread(target=write)
+    writer.start()
+    refused = 0
+    try:
+        for _ in range(100):
+            found = layer(X)[0]
+            if not np.allclose(found, output, atol=1e-5):
+                continue
+            try:
+                dx, _ = layer.backward(output, h_n)
+            except RuntimeError as error:
+                assert "parameters were changed" in str(error)
+                refused += 1
+            else:
+                np.testing.assert_allclose(dx, expected, atol=1e-4 * np.abs(expected).max())
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_calls_of_other_threads_wait_for_a_block_and_those_inside_do_not() -> None:
+    layer = xprnn.GRU(I, H, seed=0).train()
+    results: list[Any] = []
+    with layer.writable() as flat:
+        flat *= 0.5
+        thread = Thread(target=lambda: results.append(layer(X)[0]))
+        thread.start()
+        while not layer.parameters.reading._queued:
+            assert thread.is_alive()
+        layer.training = False
+        inside = layer(X)[0]
+        layer.training = True
+        flat *= 0.5
+        assert not results
+    thread.join()
+    assert layer.recorded_calls == 1, "the block was not the thread's own: its call is recorded"
+    after = layer.eval()(X)[0]
+    np.testing.assert_allclose(results[0], after, atol=1e-5)
+    assert not np.allclose(inside, after, atol=1e-3)
+
+
+# -- the lock
+
+
+def until(lock: ReadersWriterLock, name: str, count: int) -> None:
+    while getattr(lock, name) != count:
+        pass
+
+
+def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
+    lock, order = ReadersWriterLock(), list[str]()
+
+    def write(name: str) -> None:
+        with lock.alone(), lock.alone(), lock:  # nested, which the thread itself may do
+            order.append(f"{name} alone")
+
+    def read() -> None:
+        with lock:
+            order.append("shares")
+
+    with lock:
+        first = started(lambda: write("first"))
+        until(lock, "_writers", 1)
+        reader = started(read)
+        until(lock, "_queued", 1)
+        second = started(lambda: write("second"))
+        until(lock, "_writers", 2)
+        assert order == []
+        order.append("ends")
+    for thread in (first, reader, second):
+        thread.join()
+    assert order[0] == "ends" and order[1].endswith("alone")
+    last = {"first alone", "second alone"} - {order[1]}
+    assert order[2:] == ["shares", *last]
+    assert not lock._present and lock._alone is None
+
+
+def test_a_thread_does_not_wait_for_itself() -> None:
+    """As where a signal's handler, or a finaliser, writes during a call; nor for a lost share."""
+    lock = ReadersWriterLock()
+    with lock, lock.alone():
+        assert lock.is_mine
+    lock.share()  # an interrupt has come before the end
+    with lock.alone():
+        pass
+    with lock:
+        pass
+    assert not lock._present
+
+
+def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, held, free = ReadersWriterLock(), Event(), Event()
+
+    def share() -> None:
+        with lock:
+            held.set()
+            free.wait()
+
+    thread = started(share)
+    held.wait()
+
+    def interrupted(timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lock._changed, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), lock.alone():
+        pass
+    monkeypatch.undo()
+    assert WRITER not in lock._present and lock._writers == 0
+    with lock:
+        free.set()
+    thread.join()
+    with pytest.raises(ValueError, match="inside"), lock.alone():
+        raise ValueError("inside")
+    with lock.alone():
+        pass

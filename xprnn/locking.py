@@ -1,0 +1,111 @@
+"""A lock that calls share and that a write has alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition, get_ident
+
+WRITER = 0  # no thread's identifier
+
+
+class ReadersWriterLock:
+    """`with lock:` is shared by any number of threads; in `with lock.alone():` there is no other.
+
+    A thread that waits to be alone comes before those that come to share later, and those that
+    wait to share before the next one that is alone. A thread that is alone may share, and be
+    alone, inside; to share is not nested otherwise.
+    """
+
+    __slots__ = ("_admitted", "_alone", "_changed", "_depth", "_present", "_queued", "_writers")
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        # The threads that share, and WRITER while one is alone or waits to be. To share takes no
+        # lock: one adds itself before it looks for WRITER, a writer adds WRITER before it looks
+        # for others, and each operation on a set is atomic, so that one of the two sees the other.
+        self._present: set[int] = set()
+        self._queued = 0  # threads that wait to share
+        self._admitted = 0  # those of them that come before the next one that is alone
+        self._writers = 0  # threads that are alone or wait to be
+        self._alone: int | None = None  # the thread
+        self._depth = 0  # of its blocks
+
+    def share(self) -> int:
+        """Wait until no other thread is alone or waits to be; what `leave` is called with.
+
+        `with` does it too, but takes longer than the arithmetic of a small step should wait.
+        """
+        present, me = self._present, get_ident()
+        present.add(me)
+        if WRITER in present and self._alone != me:
+            self._wait_to_share(me)
+        return me
+
+    def leave(self, me: int) -> None:
+        """Share no longer."""
+        present = self._present
+        present.discard(me)
+        if WRITER in present:
+            with self._changed:
+                self._changed.notify_all()
+
+    def __enter__(self) -> None:
+        """As `share`."""
+        self.share()
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """As `leave`."""
+        self.leave(get_ident())
+
+    def _wait_to_share(self, me: int) -> None:
+        with self._changed:
+            self._present.discard(me)
+            self._changed.notify_all()
+            self._queued += 1
+            try:
+                while WRITER in self._present and not self._admitted:
+                    self._changed.wait()
+                self._present.add(me)
+                self._admitted -= self._admitted > 0
+            finally:
+                self._queued -= 1
+                self._admitted = min(self._admitted, self._queued)
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread is alone in it."""
+        return self._alone == get_ident()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other thread shares it or is alone; those that come wait for the end."""
+        with self._changed:
+            if not self.is_mine:
+                self._wait_to_be_alone(get_ident())
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._depth -= 1
+                if not self._depth:
+                    self._alone, self._admitted = None, self._queued
+                    self._end()
+
+    def _wait_to_be_alone(self, me: int) -> None:
+        self._writers += 1
+        self._present.add(WRITER)
+        try:
+            while self._alone is not None or self._admitted or self._present - {WRITER, me}:
+                self._changed.wait()
+            self._alone = me
+        except BaseException:  # interrupted
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        self._writers -= 1
+        if not self._writers:
+            self._present.discard(WRITER)
+        self._changed.notify_all()
