@@ -25,7 +25,7 @@ from xprnn.kernels import ENVIRONMENT_VARIABLE
 from xprnn.tolerances import STEPWISE
 
 CASES = tuple(
-    replace(case, T=1)
+    replace(case, T=1, N=1 if case.states == case.batch_first else 4)
     for case in product(
         cell=LAYERS,
         layers=(1, 3),
@@ -33,7 +33,6 @@ CASES = tuple(
         bias=(True, False),
         dtype=("float64", "float32"),
         states=(True, False),
-        N=(1, 4),
     )
 )
 __all__ = ["hurry"]
