@@ -45,15 +45,15 @@ def main() -> None:
     print("|---" * (4 + 2 * len(OURS)) + "|")
     for kind in ("GRU", "LSTM", "RNN"):
         for H, N in SIZES:
-            seconds = _measure(_three_layers(kind, H, N, options.dtype), options.rounds)
-            found = " | ".join(_beside(seconds, side) for side in OURS)
-            torch_s = _median(seconds, "torch")
+            seconds = measure(_three_layers(kind, H, N, options.dtype), options.rounds)
+            found = " | ".join(beside(seconds, side) for side in OURS)
+            torch_s = median(seconds, "torch")
             print(f"| {kind} | {H} | {N} | {torch_s} | {found} |", flush=True)
     print("\n| cell, one layer, H=128 N=1 | µs | torch / it |\n|---|---|---|")
     for cell in ("gru", "lstm", "rnn_tanh"):
-        seconds = _measure(_one_layer(cell, options.dtype), options.rounds)
+        seconds = measure(_one_layer(cell, options.dtype), options.rounds)
         for side in seconds:
-            print(f"| {cell}: {side} | {_beside(seconds, side)} |", flush=True)
+            print(f"| {cell}: {side} | {beside(seconds, side)} |", flush=True)
 
 
 def _three_layers(kind: str, H: int, N: int, dtype: str) -> Sides:
@@ -144,7 +144,7 @@ def _kernels(asked: str) -> Iterator[None]:
     os.environ["XPRNN_KERNELS"] = before
 
 
-def _measure(sides: Sides, rounds: int) -> dict[str, list[float]]:
+def measure(sides: Sides, rounds: int) -> dict[str, list[float]]:
     """Seconds a call, `rounds` samples of each side in turns."""
     counts = {side: max(2, int(SAMPLE / _seconds(call, 5))) for side, call in sides.items()}
     found: dict[str, list[float]] = {side: [] for side in sides}
@@ -161,15 +161,15 @@ def _seconds(call: Callable[[], Any], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _median(seconds: dict[str, list[float]], side: str) -> str:
+def median(seconds: dict[str, list[float]], side: str) -> str:
     return f"{1e6 * statistics.median(seconds[side]):.1f}"
 
 
-def _beside(seconds: dict[str, list[float]], side: str) -> str:
+def beside(seconds: dict[str, list[float]], side: str) -> str:
     """A side's microseconds, and torch's time by its."""
     pairs = zip(seconds["torch"], seconds[side], strict=True)
     low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-    return f"{_median(seconds, side)} | {middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"{median(seconds, side)} | {middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

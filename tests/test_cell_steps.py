@@ -135,12 +135,10 @@ def test_a_cell_that_moves_begins_anew() -> None:
         np.testing.assert_array_equal(other(x, h), cell(x, h))
 
 
-def test_batch_sizes_are_kept_within_bounds() -> None:
+def test_eval_drops_what_is_kept() -> None:
     cell = make("gru")
-    for N in (1, 2, 3, 4, 5, 6, 1, 2):
-        assert_right(cell, *arguments("gru", N))
-        cell(*arguments("gru", N))
-        assert 0 < len(cell._steps._free) <= cell_steps.MOST
+    cell(*arguments("gru", 2))
+    assert cell._steps._free
     cell.eval()
     assert not cell._steps._free
 
@@ -167,8 +165,8 @@ def test_threads_have_steps_of_their_own(
 
         monkeypatch.setattr(
             cell_steps.CellSteps,
-            "_list",
-            lambda self, N, forced: self.__dict__.setdefault("l", Shared()),
+            "_size",
+            lambda self, *_: self.__dict__.setdefault("l", cell_steps._Size(Shared(), True)),
         )
     cell, threads = make("lstm", 32, 32), 4
     given = [arguments("lstm", 3, 32, 32, seed=k) for k in range(threads)]
@@ -196,16 +194,17 @@ def test_explain_says_who_takes_the_step(serving: str, monkeypatch: pytest.Monke
 
 
 def test_compiled_steps_share_packed_weights(serving: str) -> None:
-    """Of every batch size, and those of a layer's steppers; plain ones have copies of their own."""
-    cell = make("gru")
+    """Of every thread, and those of a layer's steppers; plain ones have copies of their own."""
+    cell, every = make("gru"), []
     for N in (1, 2, 3):
         cell(*arguments("gru", N))
+        (free,) = cell._steps._free.values()
+        every.append(free.pop())  # as another thread takes it
     if serving == "reference":
         assert not cell.parameters.packs
         return
     (packs,) = cell.parameters.packs.values()
     assert {*packs.made} == {"step"}
-    every = [steps._called._arrays for free in cell._steps._free.values() for steps in free]
-    assert len(every) == 3
-    for arrays in every:
-        assert all(one is other for one, other in zip(arrays, packs.made["step"], strict=False))
+    for steps in every:
+        arrays = steps._called._arrays
+        assert all(one is other for one, other in zip(arrays, packs.made["step"], strict=True))

@@ -8,11 +8,8 @@ from . import kernels
 from .arguments import Call, check_weights, elman, gru, lstm
 from .attributes import option
 from .backend import Array
-from .cell_steps import CellSteps
 from .cells import Weights
-from .checks import check_array, check_shape, check_states
-from .explain import explain_step
-from .memory import frees_memory
+from .checks import check_array, check_states
 from .recurrent import _Recurrent
 
 DEFAULTS = {"nonlinearity": "tanh", "reset_after": True}  # of the options that choose a cell
@@ -38,8 +35,10 @@ class _CellModule(_Recurrent):
         shape = (x.shape[0], net.hidden_size) if batched else (net.hidden_size,)
         states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
         forced = kernels.asked()
-        if self._is_ready(forced):
-            found = self._take(x, states, forced)
+        if forced != "pointwise" and self._keeps_steps():
+            found = self._take(x, states, forced, 1)
+            if len(found) > 1:
+                found = (found[0], *[state[0] for state in found[1:]])
             found = found if batched else tuple([state[0] for state in found])
         else:
             if states is not None:
@@ -48,36 +47,8 @@ class _CellModule(_Recurrent):
             found = _unwrap(final, batched)
         return found if len(found) > 1 else found[0]
 
-    @frees_memory
-    def _take(self, x: Array, states: tuple[Array, ...] | None, forced: str) -> tuple[Array, ...]:
-        with self._backend.activate():
-            return self._steps.take(self._arithmetic, self._parameters, x, states, forced)
-
-    def _is_ready(self, forced: str) -> bool:
-        """Whether such a call is a step that is kept ready, by its array calls or compiled.
-
-        Inside a `writable` block nobody knows when the numbers change.
-        """
-        plain = self._backend.on_gpu or self._arithmetic.narrow or forced == "pointwise"
-        return not (plain or self._training or self._parameters.is_open)
-
-    def explain(self, shape: tuple[int, ...]) -> str:
-        """As of a layer; a call that is not recorded is on a CPU what a stepper's step is."""
-        net = self._stack
-        _, batch = self._steps_and_batch(check_shape(shape, net.input_size))
-        if not self._is_ready(kernels.asked()):
-            return super().explain(shape)
-        engine = self._steps.engine(self.arithmetic, batch)
-        return explain_step(type(self).__name__, net, engine, batch)
-
-    def _moved(self) -> None:
-        super()._moved()
-        self._steps = CellSteps(self._stack, self.backend)
-
-    def eval(self) -> Self:
-        """As of a layer; free memory is dropped."""
-        self._steps = CellSteps(self._stack, self.backend)
-        return super().eval()
+    def _goes_by_step(self, batch: int, forced: str) -> bool:
+        return forced != "pointwise" and self._keeps_steps()
 
     def backward(self, dnext: Any, *, need_dx: bool = True) -> tuple[Array | None, Any]:
         """Undo the last recorded step: gradients of a scalar L given that of the next state.

@@ -1,6 +1,11 @@
-"""A cell's steps on a CPU, kept ready: most of a call that is not recorded is then arithmetic."""
+"""Steps kept ready for calls of one step that are not recorded, of a cell or a layer on a CPU.
+
+Most of such a call is then arithmetic.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from . import kernels
 from .arithmetic import Arithmetic
@@ -9,20 +14,33 @@ from .network import Stack
 from .parameters import Parameters
 from .stack_steps import StackSteps
 
-MOST = 4  # batch sizes that are kept ready; one more, and all begin anew
+KNOWN = 1024  # batch sizes of which is remembered who serves; with one more they are forgotten
+# A layer's larger calls go the sequence's way: their products take most of the time, and a step
+# would keep memory for so many rows, and copies of the weights.
+ROWS = 64
+PRODUCTS = 2_000_000  # multiply-adds of a layer's step by array calls, for several rows
+PRODUCTS_OF_ONE = 4_000_000  # for one row, to whose products contiguous columns mean more
+
+
+class _Size(NamedTuple):
+    """What is known of the steps of a batch size."""
+
+    free: list[StackSteps]  # those that nobody uses now
+    short: bool  # whether a layer's call is faster this way
 
 
 class CellSteps:
-    """Takes steps of a cell from states that are given.
+    """Takes steps of a stack from states that are given.
 
-    For each batch size there are as many `StackSteps` as threads have been at work at once: lists
-    from which a call takes one, and puts it back. Compiled ones share the packed weights, the
-    others have copies of their own.
+    For each implementation there are as many `StackSteps` as threads have been at work at once:
+    lists from which a call takes one, of whatever batch size it was last, and puts it back.
+    Compiled ones share the packed weights, the others have copies of their own.
     """
 
     def __init__(self, net: Stack, backend: Backend) -> None:
         self._net, self._backend = net, backend
-        self._free: dict[tuple[int, str], list[StackSteps]] = {}
+        self._free: dict[tuple[str, str], list[StackSteps]] = {}
+        self._sizes: dict[tuple[int, str], _Size] = {}
 
     def engine(self, arithmetic: Arithmetic, batch: int) -> kernels.Engine:
         """Who takes a step of this many rows in these types."""
@@ -30,42 +48,60 @@ class CellSteps:
         sizes = net.num_layers, batch, net.input_size, net.hidden_size
         return kernels.choose_step(net.cell, self._backend, arithmetic, sizes)
 
+    def is_short(self, arithmetic: Arithmetic, batch: int, forced: str) -> bool:
+        """Whether a layer's call of one step of so many rows is faster this way."""
+        if batch > ROWS:
+            return False
+        size = self._sizes.get((batch, forced)) or self._size(arithmetic, batch, forced)
+        return size.short
+
     def take(
         self,
         arithmetic: Arithmetic,
         parameters: Parameters,
         x: Array,
-        initial: tuple[Array, ...] | None,
+        initial: tuple[Array | None, ...] | None,
         forced: str,
+        first: int = 0,
     ) -> tuple[Array, ...]:
-        """The next states (N, H) from x (N, I) and the initial ones, None for zeros: new arrays.
+        """The last layer's next h (N, H), and the next states (L, N, H): new arrays.
 
-        `forced` is what `kernels.asked` gives now: who serves, `engine` says.
+        :param x: (N, I), any strides; read.
+        :param initial: (L, N, H) each, or (N, H) where there is one layer, None for zeros; None:
+            all are. Read.
+        :param forced: what `kernels.asked` gives now: who serves, `engine` says.
+        :param first: the states from this one on are returned.
         """
         batch = x.shape[0]
-        free = self._list(batch, forced)
+        size = self._sizes.get((batch, forced)) or self._size(arithmetic, batch, forced)
+        free = size.free
         try:
             steps = free.pop()
-        except IndexError:  # the first call, or another thread has it
+        except IndexError:  # the first call, or other threads have them
             steps = StackSteps(self.engine(arithmetic, batch), self._net, batch)
             steps.bind(parameters)
+        if steps.batch != batch:
+            steps.resize(batch)
         for k, state in enumerate(steps.sides[0]):
-            state[0] = 0.0 if initial is None else initial[k]
+            given = None if initial is None else initial[k]
+            state[...] = 0.0 if given is None else given
         thread = parameters.reading.share()
         try:
             steps.follow(parameters.version, parameters.packs)
             h = steps.take(0, x, None, None)
         finally:
             parameters.reading.leave(thread)
-        others = [state[0].copy() for state in steps.sides[1][1:]]
+        found = (h, *[state.copy() for state in steps.sides[1][first:]])
         free.append(steps)
-        return (h, *others)
+        return found
 
-    def _list(self, batch: int, forced: str) -> list[StackSteps]:
-        """The steps of a batch size that nobody uses now."""
-        free = self._free.get((batch, forced))
-        if free is None:
-            if len(self._free) >= MOST:
-                self._free = {}
-            free = self._free.setdefault((batch, forced), [])
-        return free
+    def _size(self, arithmetic: Arithmetic, batch: int, forced: str) -> _Size:
+        """What is to be known of a batch size."""
+        if len(self._sizes) >= KNOWN:
+            self._sizes = {}
+        net, engine = self._net, self.engine(arithmetic, batch)
+        products = batch * (net.widest_input + net.hidden_size) * net.hidden_size * net.cell.gates
+        most = PRODUCTS_OF_ONE if batch == 1 else PRODUCTS
+        short = engine.implementation == "sequence" or products <= most
+        free = self._free.setdefault((engine.implementation, forced), [])
+        return self._sizes.setdefault((batch, forced), _Size(free, short))

@@ -16,6 +16,9 @@ class RNN(_Layer):
     https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html; in eval mode until
     `train()`. The equations of the gradient stand in `xprnn.cells`.
 
+    Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest, for it keeps the
+    states; a call with T = 1 in eval mode, of one direction on a CPU, computes as a stepper does.
+
     :param input_size: I, features of x.
     :param hidden_size: H, features of the state.
     :param num_layers: L; layer k > 0 reads the output of layer k-1.
@@ -100,6 +103,8 @@ class GRU(_Layer):
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html; the second form is the
     default of https://onnx.ai/onnx/operators/onnx__GRU.html (`linear_before_reset=0`).
 
+    Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
+
     :param reset_after: which form, see above.
 
     The other parameters, and what is raised, are those of `RNN`.
@@ -157,6 +162,8 @@ class LSTM(_Layer):
     Names, shapes, gate order i f g o and initialisation are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html. The parameters, and
     what is raised, are those of `RNN` without `nonlinearity`.
+
+    Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
 
     >>> import numpy as np, xprnn
     >>> lstm = xprnn.LSTM(3, 4, num_layers=2, dropout=0.1, seed=0).train()

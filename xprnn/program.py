@@ -17,18 +17,22 @@ import numpy as np
 from .blas import calls
 
 Program = list[partial[Any]]
+Constants = dict[tuple[float, np.dtype[Any]], np.ndarray]  # numbers as arrays, one for each element
 
 # `out` by position saves a third of a small call; for these two NumPy advises against it
 BY_NAME = (np.minimum, np.maximum)
 
 
-def record(function: Callable[..., None], *arguments: Any) -> Program:
+def record(
+    function: Callable[..., None], *arguments: Any, constants: Constants | None = None
+) -> Program:
     """The calls that function(np, *arguments) makes, to be repeated on the same arrays.
 
     :param function: takes an array module and `arguments`. It works in place: ufuncs and products
         with `out=`, `+=` and the like, `a[...] = b`, slices, `.T`. What it asks of the values
         themselves cannot be recorded and raises AttributeError or TypeError.
     :param arguments: NumPy arrays, in tuples or not, and anything else, which is passed as it is.
+    :param constants: arrays that programs share, read and added to; None: this one has its own.
 
     >>> a = np.ones(2)
     >>> def twice(xp, a):
@@ -42,7 +46,8 @@ def record(function: Callable[..., None], *arguments: Any) -> Program:
     [4.0, 4.0]
     """
     program: Program = []
-    function(_Module(program), *[_recorded(argument, program) for argument in arguments])
+    module = _Module(program, {} if constants is None else constants)
+    function(module, *[_recorded(argument, program) for argument in arguments])
     return program
 
 
@@ -67,29 +72,37 @@ def _recorded(item: Any, program: Program) -> Any:
     return item
 
 
-def _operand(item: Any, target: np.ndarray, fully: bool) -> np.ndarray:
-    """What a call reads; a number would become an array at each call.
-
-    `fully`: one that has it for each element. The minimum with a single one takes three times as
-    long.
-    """
-    if isinstance(item, _Recorded):
-        return item.array
-    return np.full_like(target, item) if fully else np.array(item, target.dtype)
+def _constant(item: float, target: np.ndarray, constants: Constants) -> np.ndarray:
+    """A number for each element of `target`: the minimum with a single one takes three times."""
+    key = item, target.dtype
+    flat = constants.get(key)
+    if flat is None or flat.size < target.size:
+        flat = constants[key] = np.full(target.size, item, target.dtype)
+    order: Any = "F" if target.flags.f_contiguous else "C"
+    return flat[: target.size].reshape(target.shape, order=order)
 
 
 class _Module:
     """NumPy as far as it writes into arrays that are there."""
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, program: Program, constants: Constants) -> None:
+        self._program, self._constants = program, constants
+
+    def _operand(self, item: Any, target: np.ndarray, fully: bool) -> np.ndarray:
+        """What a call reads; a number would become an array at each call.
+
+        `fully`: one that has it for each element.
+        """
+        if isinstance(item, _Recorded):
+            return item.array
+        return _constant(item, target, self._constants) if fully else np.array(item, target.dtype)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         function: np.ufunc = getattr(np, name)
 
         def note(*operands: Any, out: _Recorded) -> None:
             target = out.array
-            inner = [_operand(item, target, function in BY_NAME) for item in operands]
+            inner = [self._operand(item, target, function in BY_NAME) for item in operands]
             if function is np.matmul:
                 left, right = inner
                 if target.flags.f_contiguous:
@@ -127,7 +140,7 @@ class _Recorded:
         self._program.append(partial(np.copyto, self[key].array, value.array))
 
     def _in_place(self, name: str, other: Any) -> _Recorded:
-        getattr(_Module(self._program), name)(self, other, out=self)
+        getattr(_Module(self._program, {}), name)(self, other, out=self)
         return self
 
     def __iadd__(self, other: Any) -> _Recorded:

@@ -11,9 +11,10 @@ from .arguments import Call
 from .arithmetic import Arithmetic, check_arithmetic
 from .attributes import option, read_only
 from .backend import Array
+from .cell_steps import CellSteps
 from .cells import Cell
 from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
-from .explain import explain
+from .explain import explain, explain_step
 from .layout import steps_and_batch
 from .memory import frees_memory
 from .module import Module
@@ -47,6 +48,7 @@ class _Recurrent(Module):
     _stack: Stack
     _recompute: int | None = None  # steps of a segment that `backward` computes again
     _calls: int  # recorded so far: the dropout masks' clock
+    _ready_hint = ""  # what `explain` adds to a step that is kept ready
 
     def _set_up(
         self,
@@ -137,6 +139,7 @@ class _Recurrent(Module):
 
     def _moved(self) -> None:
         self._weights = self._stack.weights(self.parameters)
+        self._steps = CellSteps(self._stack, self.backend)
         self._scratch = FreeList(self.backend, self.dtype)
         self._memory = FreeList(self.backend, self.dtype)
 
@@ -144,6 +147,7 @@ class _Recurrent(Module):
         """From here on calls are not recorded; records left are dropped, and free memory is too."""
         self._scratch = FreeList(self.backend, self.dtype)
         self._memory = FreeList(self.backend, self.dtype)
+        self._steps = CellSteps(self._stack, self.backend)
         self.parameters.drop_packs()
         return super().eval()
 
@@ -169,6 +173,10 @@ class _Recurrent(Module):
         """
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
+        if steps == 1 and self._goes_by_step(batch, kernels.asked()):
+            engine = self._steps.engine(self.arithmetic, batch)
+            text = explain_step(type(self).__name__, net, engine, batch)
+            return text + self._ready_hint.format(batch)
         engine = self._engine(steps, batch)
         memory, segments = self._memory_of(engine, steps, batch), self._recompute is not None
         return explain(
@@ -182,6 +190,30 @@ class _Recurrent(Module):
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """T and N of an x of this shape; ValueError if it has not the right dimensions."""
         raise NotImplementedError
+
+    def _keeps_steps(self) -> bool:
+        """Whether steps can be kept ready for calls of one, by their array calls or compiled.
+
+        Inside a `writable` block nobody knows when the numbers change.
+        """
+        plain = self.backend.on_gpu or self.arithmetic.narrow or self._stack.num_directions != 1
+        return not (plain or self.training or self.parameters.is_open)
+
+    def _goes_by_step(self, batch: int, forced: str) -> bool:
+        """Whether a call of one step of so many rows takes such a step.
+
+        `forced` is what `kernels.asked` gives now.
+        """
+        raise NotImplementedError
+
+    @frees_memory
+    def _take(
+        self, x: Array, initial: tuple[Array, ...] | None, forced: str, first: int = 0
+    ) -> tuple[Array, ...]:
+        """Take a step that is kept ready: see `CellSteps.take`."""
+        with self._backend.activate():
+            steps = self._steps
+            return steps.take(self._arithmetic, self._parameters, x, initial, forced, first)
 
     @frees_memory
     @reads_parameters

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import sequence
 from .backend import Array
@@ -17,11 +16,23 @@ from .cells import Buffers, Weights
 from .directions import PacksOfAll
 from .kernels import Engine
 from .network import Stack
-from .program import Program, record
+from .program import Constants, Program, record
 
 if TYPE_CHECKING:
     from .kernels.cuda.stack_step import StackStep as Launched
     from .kernels.numba.step import StackStep as Called
+
+
+SIZES = 64  # numbers of rows whose captured calls are kept; with one more the oldest are dropped
+
+
+class _Captured(NamedTuple):
+    """What steps of one number of rows work on, and their calls."""
+
+    sides: list[tuple[Array, ...]]
+    x: Array = None  # (N, I), read by steps that are taken call by call, as the rest
+    biases: tuple[tuple[Array, Array], ...] = ()  # (N, G*H) each, and what is copied to each row
+    programs: tuple[Program, ...] = ()  # from side 0 to 1, and back
 
 
 class StackSteps:
@@ -29,28 +40,49 @@ class StackSteps:
 
     `sides` are the states (L, N, H) each, twice: a step reads one side and writes the other, so
     that one that fails has changed nothing. h has the compute dtype, c that of the engine.
+
+    `resize` changes N. All sizes share the buffers of the largest so far and the copies of the
+    weights; each has views of its own, laid out as if there were no other size, so that its results
+    are the same to the last bit.
     """
 
     def __init__(self, engine: Engine, stack: Stack, batch: int) -> None:
-        self._engine, self._net, self.batch = engine, stack, batch
-        self._allocate()
+        self._engine, self._net = engine, stack
+        self._one_by_one = engine.implementation != "sequence"
+        self._most = self.batch = batch
+        self._memory: dict[str, Array] = {}  # by use, for `_most` rows
+        self._constants: Constants = {}
+        self.sides = self._states(batch)
 
     def bind(self, arrays: Mapping[str, Array]) -> None:
-        """Write down the steps from side 0 to 1 and back, on these parameters of the stack."""
+        """Capture the steps from side 0 to 1 and back, on these parameters of the stack."""
         self._version = -1  # of the parameters that the steps have taken up
         self._called: Called | None = None
         self._launched: Launched | None = None
         self._copies: list[tuple[Array, Array]] = []
-        self._biases: list[tuple[Array, Weights]] = []
-        self._programs: list[Program] = []
-        weights = [given for (given,) in self._net.weights(arrays)]
-        if self._engine.implementation != "sequence":
-            read = [self._read(given) for given in weights]
-            self._programs = [self._program(read, side) for side in range(2)]
-        elif self._engine.backend.on_gpu:
-            self._launched = self._launches([self._read(given)[0] for given in weights])
-        else:
-            self._called = self._calls(weights)
+        self._given = [given for (given,) in self._net.weights(arrays)]
+        if self._one_by_one or self._engine.backend.on_gpu:
+            self._read = [self._copied(given) for given in self._given]
+        self._input_biases: list[Array] = []
+        if self._one_by_one and self._net.bias:
+            xp, T = self._engine.xp, self._engine.compute_dtype
+            self._input_biases = [xp.empty(len(given.weight_ih), T) for given in self._given]
+        elif not self._one_by_one and self._engine.backend.on_gpu:
+            self._launched = self._launches()
+        elif not self._one_by_one:
+            self._called = self._calls()
+        self._captured: dict[int, _Captured] = {}
+        self._work_on(self._capture(self.batch))
+
+    def resize(self, batch: int) -> None:
+        """Go on with steps of so many rows; their states have to be written first."""
+        if batch > self._most:
+            self._most, self._memory, self._constants, self._captured = batch, {}, {}, {}
+        captured = self._captured.get(batch) or self._capture(batch)
+        if self._called is not None:
+            self._called.resize(batch)
+        self.batch = batch
+        self._work_on(captured)
 
     def follow(self, version: int, packs: PacksOfAll) -> None:
         """Take up what was written to the parameters up to a version; both were read before."""
@@ -64,8 +96,15 @@ class StackSteps:
             self._called.refresh(packs[0, 0])
         for place, matrix in self._copies:
             place[...] = matrix
-        for bias, given in self._biases:
+        for bias, given in zip(self._input_biases, self._given, strict=False):
             bias[...] = self._net.cell.input_bias(given, bias.dtype)
+        for rows, bias in self._biases:
+            rows[...] = bias
+
+    def _work_on(self, captured: _Captured) -> None:
+        self.sides, self._x, self._biases, self._programs = captured
+        for rows, bias in self._biases:  # another size has written its own there
+            rows[...] = bias
 
     def take(self, side: int, x: Array, waiting: Array | None, out: Array | None) -> Array:
         """Take all layers from `side` to the other one; the last layer's h, in `out` if given.
@@ -107,91 +146,121 @@ class StackSteps:
         for call in self._programs[side]:
             call()
 
-    def _empty(self, rows: int, width: int, dtype: Any, stack: tuple[int, ...] = ()) -> Array:
-        """Zeros (*stack, rows, width), with contiguous rows or, in recorded calls, columns.
+    def _capture(self, batch: int) -> _Captured:
+        """The views and the calls of steps of so many rows, from here on kept."""
+        if len(self._captured) >= SIZES:
+            del self._captured[next(iter(self._captured))]
+        sides = self._states(batch)
+        captured = self._calls_of(batch, sides) if self._one_by_one else _Captured(sides)
+        self._captured[batch] = captured
+        return captured
 
-        With columns each gate is one piece of memory, which saves more than half of a small call.
+    def _calls_of(self, batch: int, sides: list[tuple[Array, ...]]) -> _Captured:
+        """The steps that are taken call by call.
+
+        But for states, weights and biases the arrays serve layer after layer. NumPy adds a bias
+        that is there for every row without a buffer of its own.
         """
-        flat = self._engine.backend.zeros_aligned(prod(stack) * rows * width, dtype)
-        if self._engine.repeats:
-            return flat.reshape(*stack, width, rows).swapaxes(-1, -2)
-        return flat.reshape(*stack, rows, width)
+        engine, cell, H = self._engine, self._engine.cell, self._net.hidden_size
+        A, T = engine.dtype, engine.compute_dtype
+        x = self._empty("x", batch, self._net.input_size, T)
+        gates = self._empty("gates", batch, cell.gates * H, T)
+        saved = self._empty("saved", batch, cell.saved * H, T)
+        widths = enumerate(cell.forward_scratch)
+        scratch = tuple([self._empty(f"scratch{k}", batch, w * H, A) for k, w in widths])
+        read, biases = self._read, self._input_biases
+        filled: list[tuple[Array, Array]] = []
+        if engine.repeats and biases:
+            for k, weights in enumerate(read):
+                for name, bias in (("ih", biases[k]), ("hh", weights.bias_hh)):
+                    filled.append((self._empty(f"b_{name}{k}", batch, cell.gates * H, T), bias))
+            biases = [rows for rows, _ in filled[::2]]
+            read = [
+                weights._replace(bias_hh=rows)
+                for weights, (rows, _) in zip(read, filled[1::2], strict=True)
+            ]
+        programs: list[Program] = []
+        for now, after in (sides, sides[::-1]):
+            program: Program = []
+            below = x
+            for k, weights in enumerate(read):
+                states, ahead = (tuple([state[k] for state in side]) for side in (now, after))
+                step = Buffers(gates, saved, states, ahead, (), scratch)
+                arguments = cell, weights, biases[k] if biases else None, below, step
+                if engine.repeats:
+                    program += record(sequence.step, *arguments, constants=self._constants)
+                else:
+                    program.append(partial(sequence.step, engine.xp, *arguments))
+                below = ahead[0]
+            programs.append(program)
+        return _Captured(sides, x, tuple(filled), tuple(programs))
 
-    def _allocate(self) -> None:
-        """All arrays but those of the weights; but for the states they serve layer after layer."""
-        net, N, H = self._net, self.batch, self._net.hidden_size
-        A, T = self._engine.dtype, self._engine.compute_dtype
-        cell, whole = self._engine.cell, self._engine.implementation == "sequence"
-        types = [T, *[A] * (len(cell.state_names) - 1)]
-        self.sides = [
-            tuple([self._empty(N, H, dtype, (net.num_layers,)) for dtype in types])
-            for _ in range(2)
+    def _states(self, batch: int) -> list[tuple[Array, ...]]:
+        """The states of so many rows, on both sides."""
+        net, engine = self._net, self._engine
+        names = engine.cell.state_names
+        types = [engine.compute_dtype, *[engine.dtype] * (len(names) - 1)]
+        return [
+            tuple(
+                [
+                    self._empty(f"{name}{side}", batch, net.hidden_size, dtype, net.num_layers)
+                    for name, dtype in zip(names, types, strict=True)
+                ]
+            )
+            for side in range(2)
         ]
-        if whole:
-            return
-        self._x: Array = self._empty(N, net.input_size, T)
-        self._gates = self._empty(N, cell.gates * H, T)
-        self._saved = self._empty(N, cell.saved * H, T)
-        self._scratch = tuple([self._empty(N, w * H, A) for w in cell.forward_scratch])
 
-    def _read(self, given: Weights) -> tuple[Weights, Array | None]:
-        """A layer's weights, and the bias of its input side, as its step reads them.
+    def _empty(self, use: str, rows: int, width: int, dtype: Any, layers: int = 0) -> Array:
+        """An array (rows, width), or (layers, rows, width); zeros where it is the first of its use.
+
+        It is the beginning of a buffer for the most rows, with contiguous rows or, in recorded
+        calls, columns: then each gate is one piece of memory, which saves more than half of a small
+        call.
+        """
+        size = max(layers, 1) * width
+        flat = self._memory.get(use)
+        if flat is None:
+            flat = self._engine.backend.zeros_aligned(size * self._most, dtype)
+            self._memory[use] = flat
+        outer = (layers,) if layers else ()
+        if self._engine.repeats:
+            return flat[: size * rows].reshape(*outer, width, rows).swapaxes(-1, -2)
+        return flat[: size * rows].reshape(*outer, rows, width)
+
+    def _copied(self, given: Weights) -> Weights:
+        """A layer's weights as its step reads them.
 
         `refresh` fills what is a copy: narrow weights, and for recorded calls all of them. BLAS on
-        a CPU reads weights with contiguous columns up to twice as fast, for one row too, and NumPy
-        adds a bias that is there for every row without a buffer of its own.
+        a CPU reads weights with contiguous columns up to twice as fast, for one row too.
         """
-        T, repeats = self._engine.compute_dtype, self._engine.repeats
+        T = self._engine.compute_dtype
         copies: dict[str, Array] = {}
         for name in ("weight_ih", "weight_hh"):
             matrix = getattr(given, name)
             rows, columns = matrix.shape
-            if repeats:
+            if self._engine.repeats:
                 flat = self._engine.backend.zeros_aligned(rows * columns, T)
                 copies[name] = flat.reshape(columns, rows).T
             elif matrix.dtype != T:
                 copies[name] = self._engine.xp.empty(matrix.shape, T)
-        bias = None
-        if given.bias_ih is not None:
-            width = given.bias_ih.shape[0]
-            bias = self._empty(self.batch if repeats else 1, width, T)
-            self._biases.append((bias, given))
-            if repeats:
-                copies["bias_hh"] = self._empty(self.batch, width, T)
         self._copies += [(place, getattr(given, name)) for name, place in copies.items()]
-        return given._replace(**copies), bias
+        return given._replace(**copies)
 
-    def _program(self, read: list[tuple[Weights, Array | None]], side: int) -> Program:
-        """The calls that take all layers from one side to the other."""
-        engine, program, x = self._engine, Program(), self._x
-        for layer, (weights, bias) in enumerate(read):
-            here, ahead = (
-                tuple([state[layer] for state in self.sides[k]]) for k in (side, 1 - side)
-            )
-            step = Buffers(self._gates, self._saved, here, ahead, (), self._scratch)
-            arguments = engine.cell, weights, bias, x, step
-            if self._engine.repeats:
-                program += record(sequence.step, *arguments)
-            else:
-                program.append(partial(sequence.step, engine.xp, *arguments))
-            x = ahead[0]
-        return program
-
-    def _calls(self, weights: list[Weights]) -> Called:
+    def _calls(self) -> Called:
         """What takes a step of all layers in one call of compiled code."""
         from .kernels.numba.step import StackStep
 
         engine = self._engine
-        return StackStep(engine.backend, engine.cell.name, engine.dtype, weights, self.batch)
+        return StackStep(engine.backend, engine.cell.name, engine.dtype, self._given, self.batch)
 
-    def _launches(self, weights: list[Weights]) -> Launched:
+    def _launches(self) -> Launched:
         """What takes a step of all layers in one launch."""
         from .kernels.cuda.stack_step import Sizes, StackStep
 
         net = self._net
         sizes = Sizes(net.num_layers, self.batch, net.input_size, net.hidden_size)
         engine = self._engine
-        return StackStep(engine.backend, net.cell.name, engine.arithmetic, sizes, weights)
+        return StackStep(engine.backend, net.cell.name, engine.arithmetic, sizes, self._read)
 
 
 def bits(array: Array) -> Array:

@@ -131,15 +131,16 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
 
 
 class StackStep:
-    """The calls of one stepper.
+    """The calls of one stepper, or of a cell or layer that takes its steps.
 
     :param weights: of each layer; `refresh` takes up what is written in them.
+    :param batch: N, which `resize` changes.
     """
 
     def __init__(
         self, backend: Backend, cell: str, dtype: np.dtype[Any], weights: list[Weights], batch: int
     ) -> None:
-        self._weights, self._cell, N = weights, CELLS[cell], batch
+        self._weights, self._cell = weights, CELLS[cell]
         self._backend, self._dtype = backend, dtype
         (GH, H), I = weights[0].weight_hh.shape, weights[0].weight_ih.shape[1]  # noqa: E741
         # the rows of W_hh whose products have to wait for one another
@@ -147,11 +148,19 @@ class StackStep:
         self._step, self._pack = _step(cell, dtype), _pack(dtype)
         self._recurrent = sum([panels_of(part.stop - part.start, dtype) for part in self._parts])
         widths = panels_of(GH, dtype) * width_of(dtype), self._recurrent * width_of(dtype)
-        self._scratch = tuple([self._zeros(N, width) for width in (I, *widths, H)])
+        self._widths, self._most = (I, *widths, H), -1
+        self.resize(batch)
+
+    def resize(self, batch: int) -> None:
+        """Go on with steps of so many rows, in the memory of the most so far."""
+        if batch > self._most:
+            self._most = batch
+            self._scratch = [self._zeros(batch, width) for width in self._widths]
+        self._rows = [array[:batch] for array in self._scratch]
 
     def refresh(self, packs: Packs) -> None:
         """Take what is written in the weights now, packed: all steps share it."""
-        self._arrays = (*packs.get("step", self._packed), *self._scratch)
+        self._arrays = packs.get("step", self._packed)
 
     def _packed(self, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
         """The weights and biases of all layers as the step reads them."""
@@ -188,7 +197,7 @@ class StackStep:
 
         `after` and `out` (N, H), the last layer's h, are written; x and `out` may have any strides.
         """
-        self._step(*self._arrays, x, now[0], now[-1], after[0], after[-1], out)
+        self._step(*self._arrays, *self._rows, x, now[0], now[-1], after[0], after[-1], out)
 
 
 def _waits(cell: str) -> bool:
