@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 
@@ -57,7 +58,7 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     caches = numba_kernels._lacks, kernels._choose, kernels._whole
     for remembered in caches:
         remembered.cache_clear()
-    monkeypatch.setattr(numba_kernels, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "numba", None)
     yield
     for remembered in caches:
         remembered.cache_clear()

@@ -14,8 +14,7 @@ from subjects import arguments, forward, make
 
 import xprnn
 from xprnn import backend as backend_module
-from xprnn import info
-from xprnn.backend import cuda
+from xprnn import info, optional
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +31,7 @@ def forget() -> None:
     backend_module._opened.clear()
     for chosen in (backend_module._auto, backend_module.auto_choice):
         chosen.cache_clear()
-    cuda._failures.clear()
+    optional._failures.clear()
 
 
 @pytest.fixture
@@ -67,7 +66,13 @@ def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (tmp_path / "cupy.py").write_text("raise AttributeError('partially initialized module')")
 
 
-def stand_in(count: int | Exception, built: int = 12090, driver: int = 0) -> Any:
+def stand_in(
+    count: int | Exception,
+    built: int = 12090,
+    driver: int = 0,
+    version: str = "14.2.0",
+    is_hip: bool = False,
+) -> Any:
     """As much of CuPy as is asked before it is used: devices, versions, libraries."""
 
     def devices() -> int:
@@ -76,6 +81,7 @@ def stand_in(count: int | Exception, built: int = 12090, driver: int = 0) -> Any
         return count
 
     runtime = SimpleNamespace(
+        is_hip=is_hip,
         getDeviceCount=devices,
         runtimeGetVersion=lambda: built,
         driverGetVersion=lambda: driver,
@@ -88,18 +94,18 @@ def stand_in(count: int | Exception, built: int = 12090, driver: int = 0) -> Any
     )
     nvrtc = SimpleNamespace(getVersion=lambda: (12, 9))
     cuda = SimpleNamespace(runtime=runtime, nvrtc=nvrtc, cublas=None)
-    return SimpleNamespace(__version__="14.0", cuda=cuda)
+    return SimpleNamespace(__version__=version, cuda=cuda)
 
 
 NO_DEVICE = "cudaErrorNoDevice: no CUDA-capable device is detected"
 OLD_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient"
 UNSUITED = "cudaErrorSystemDriverMismatch: unsupported display driver / cuda driver combination"
 CAUSES = {  # what CUDA says, the versions of CuPy's CUDA and of the driver, what we say
-    "no driver": (OLD_DRIVER, 12090, 0, "CuPy 14.0 finds no NVIDIA driver"),
+    "no driver": (OLD_DRIVER, 12090, 0, "CuPy 14.2.0 finds no NVIDIA driver"),
     "old driver": (
         *(OLD_DRIVER, 13000, 12020),
-        "CuPy 14.0 is built for CUDA 13.0, the driver for CUDA 12.2; update the driver or install "
-        "CuPy for CUDA 12",
+        "CuPy 14.2.0 is built for CUDA 13.0, the driver for CUDA 12.2; update the driver or "
+        "install CuPy for CUDA 12",
     ),
     "no device": (NO_DEVICE, 12090, 13010, "find no GPU; CUDA_VISIBLE_DEVICES is '7'"),
     "another": (UNSUITED, 12090, 12040, "for CUDA 12.9 with a driver for 12.4 finds no GPU: .*/ c"),
@@ -196,3 +202,41 @@ def test_only_auto_falls_back(no_cupy: None, monkeypatch: pytest.MonkeyPatch) ->
             ask()
     assert layer.backend.name == "numpy"
     forward(layer, arguments(layer))
+
+
+OLD = ("14.0", "14.0.1", "14.1.1", "13.6.0", "9.6.0", "14.1.0rc1", "unknown")
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_a_cupy_that_compiles_anew_in_every_process(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", stand_in(1, version=version))
+    with pytest.raises(
+        xprnn.BackendUnavailableError,
+        match=rf"CuPy {version} is installed, expected 14\.2 or later",
+    ):
+        xprnn.get_backend("cupy")
+    assert used(backend="auto") == "numpy"
+    assert f"CuPy {version} is installed" in info.backends()["auto"]
+
+
+@pytest.mark.parametrize("version", ["14.2.0", "14.2.0rc1", "14.10.0", "15.0.0a1"])
+def test_a_cupy_that_is_new_enough(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", stand_in(1, version=version))
+    assert xprnn.get_backend("cupy").name == "cupy:0"
+
+
+def test_a_cupy_for_rocm_is_refused_by_name(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has devices, and what it says of them; but the kernels are PTX."""
+    monkeypatch.setitem(sys.modules, "cupy", stand_in(1, is_hip=True))
+    with pytest.raises(
+        xprnn.BackendUnavailableError,
+        match=r"CuPy 14\.2\.0 is built for ROCm, and the kernels are PTX",
+    ):
+        xprnn.GRU(3, 5, backend="cupy")
+    with caplog.at_level(logging.WARNING, "xprnn"):
+        assert used(backend="auto") == "numpy"
+    assert "built for ROCm" in caplog.text and "built for ROCm" in info.backends()["cupy"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import optional
 from .checks import check_choice, check_dtype
 
 NARROW = ("float16", "bfloat16")
@@ -68,11 +69,8 @@ def _compute_dtype(given: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def _bfloat16() -> np.dtype[Any]:
     try:
-        import ml_dtypes
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "compute_dtype: 'bfloat16' needs the package ml_dtypes, which is not installed; "
-            "pip install ml_dtypes"
-        ) from error
+        ml_dtypes = optional.load("ml_dtypes")
+    except optional.OptionalPackageError as error:
+        raise ValueError(f"compute_dtype: 'bfloat16' needs a package: {error}") from error
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype

@@ -250,7 +250,8 @@ def _info(options: argparse.Namespace) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    for title, rows in (("package", info.versions()), ("backend", info.backends())):
+    tables = {"package": info.versions(), "extra": info.extras(), "backend": info.backends()}
+    for title, rows in tables.items():
         table = Table(title, "found", box=None)
         for name, found in rows.items():
             table.add_row(name, Text(found))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from . import optional
 from .backend import BackendUnavailableError, auto_choice, get_backend
+from .kernels.numba import unusable
 
 CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 PACKAGES = ("xprnn", "numpy", "safetensors", *CUPY, "ml_dtypes", "numba", "torch")
@@ -20,6 +22,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def extras() -> dict[str, str]:
+    """What optional packages are for, each by name, or why it cannot be used."""
+    try:
+        optional.load("ml_dtypes")
+        narrow = ""
+    except optional.OptionalPackageError as error:
+        narrow = str(error)
+    uses = {"numba": ("compiled kernels on a CPU", unusable()), "ml_dtypes": ("bfloat16", narrow)}
+    return {
+        name: f"not usable: {why}" if why else f"usable: {what}"
+        for name, (what, why) in uses.items()
+    }
 
 
 def backends() -> dict[str, str]:

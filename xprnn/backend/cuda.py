@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .. import optional
 from .base import BackendUnavailableError
 
-_failures: list[Exception] = []  # of the import of CuPy, which cannot be tried twice in a process
+OLDEST = (14, 2)  # before it, every process compiles kernels that have template arguments anew
 
 
 def load() -> tuple[Any, str]:
-    """The module `cupy`, and what its user has to be told; raises if it cannot be imported."""
-    if not _failures:
-        try:
-            advice = _make_cache()
-            import cupy
+    """The module `cupy`, and what its user has to be told; raises if it cannot be used."""
+    try:
+        advice = _make_cache()
+        cupy = optional.load("cupy")
+    except OSError as error:  # there is no folder for temporary files, say
+        raise _refusal(f"CuPy fails to import: {_reason(error)}") from error
+    except optional.OptionalPackageError as failure:
+        cause = failure.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name == "cupy":
+            raise _refusal(
+                "CuPy is not installed; for CUDA 12 pip install 'xprnn[cuda12]', "
+                "for CUDA 13 pip install 'xprnn[cuda13]'"
+            ) from cause
+        raise _refusal(f"CuPy fails to import: {_reason(cause)}") from cause
+    _check_build(cupy)
+    return cupy, advice
 
-            return cupy, advice
-        except Exception as error:  # whatever a broken installation raises
-            if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-                raise _refusal(
-                    "CuPy is not installed; for CUDA 12 pip install 'xprnn[cuda12]', "
-                    "for CUDA 13 pip install 'xprnn[cuda13]'"
-                ) from error
-            _failures.append(error.with_traceback(None))
-    raise _refusal(f"CuPy fails to import: {_reason(_failures[0])}") from _failures[0]
+
+def _check_build(cupy: Any) -> None:
+    """Raise unless this CuPy is for CUDA, and not too old."""
+    if cupy.cuda.runtime.is_hip:
+        raise _refusal(
+            f"CuPy {cupy.__version__} is built for ROCm, and the kernels are PTX, which only "
+            "NVIDIA's CUDA runs; use backend 'numpy', or CuPy for CUDA on an NVIDIA GPU"
+        )
+    numbers = re.match(r"(\d+)\.(\d+)", cupy.__version__)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        packages = " and ".join(_packages()) or "cupy"
+        raise _refusal(
+            f"CuPy {cupy.__version__} is installed, expected {oldest} or later: earlier ones "
+            f"compile kernels anew in every process; pip install --upgrade {packages}"
+        )
 
 
 def check_devices(cupy: Any, device: int) -> None:
@@ -111,7 +131,7 @@ def _cause(cupy: Any, error: RuntimeError) -> str:
     return f"for CUDA {_built(cupy)} with a driver for {driver or 'none'} finds no GPU: {error}"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException | None) -> str:
     """What the import of CuPy ended with, and what can be done about it."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error}; set CUPY_CACHE_DIR to a folder that can be written"
@@ -142,7 +162,7 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}" if number else ""
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException | None) -> str:
     """What an error says, without the banner that CuPy puts around it."""
     text = str(error).rpartition("Original error:")[2].strip("=- \n")
     return text.partition("\n")[0].strip() or type(error).__name__

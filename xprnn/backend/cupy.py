@@ -140,9 +140,18 @@ class CupyBackend(Backend):
         self._report()
 
     def from_host(self, array: np.ndarray) -> Array:
-        """A copy of a NumPy array on this device."""
+        """A copy of a NumPy array on this device; the array may be changed at once.
+
+        CuPy would copy page-locked memory later, without waiting; so it gets a copy of that.
+        """
         with self.activate():
-            return self.xp.asarray(array)
+            return self.xp.asarray(np.array(array) if self._page_locked(array) else array)
+
+    def _page_locked(self, array: np.ndarray) -> bool:
+        """Whether the device reads the array's memory by itself."""
+        runtime = self.xp.cuda.runtime
+        kind = runtime.pointerGetAttributes(array.ctypes.data).type
+        return bool(kind == runtime.memoryTypeHost)
 
     def converted(self, array: Array, dtype: np.dtype[Any]) -> Array:
         """As NumPy's, on this device."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from .. import info
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
+from ..processors import processors
 from ..tolerances import NARROW_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
 from .clock import Function, measure, timer
-from .peers import PEERS, cores, installed, ours
+from .peers import PEERS, installed, ours
 from .report import BenchReport, Row
 from .task import Peer, PeerUnavailableError, Setting, Task, make_task
 
@@ -95,7 +96,7 @@ def agreement(setting: Setting, mine: Peer, peer: Peer) -> str:
 def _machine(backend: Backend) -> list[str]:
     """The lines that say on which machine and with which versions this ran."""
     versions = [f"{name} {found}" for name, found in info.versions().items() if "not " not in found]
-    place = f"{_processor()}, {cores()} processors for this process, {platform.system()}"
+    place = f"{_processor()}, {processors()} processors for this process, {platform.system()}"
     if isinstance(backend, CupyBackend):
         place = f"{info.backends()[backend.name].removeprefix('usable: ')}; {place}"
     return [f"machine: {place}", f"versions: {', '.join(versions)}"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from .. import optional
 from ..backend import asarray, to_numpy
 from ..backend.cupy import CupyBackend
+from ..processors import processors
 from . import onnx
 from .task import Peer, PeerUnavailableError, Results, Task
 
@@ -126,7 +127,7 @@ def session_for(task: Task, model: Callable[[Results], bytes]) -> tuple[Any, str
     setting, backend = task.setting, task.layer.backend
     if setting.stored not in ("float16", "float32"):
         raise PeerUnavailableError(f"onnxruntime: its recurrent operators take no {setting.stored}")
-    options, threads = ort.SessionOptions(), int(os.environ.get(THREADS) or cores())
+    options, threads = ort.SessionOptions(), int(os.environ.get(THREADS) or processors())
     options.intra_op_num_threads = threads
     provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
     how = f"threads: {threads}"
@@ -179,15 +180,8 @@ def installed() -> list[str]:
 
 
 def imported(name: str) -> Any:
-    """The module of this name; PeerUnavailableError says how to install it."""
+    """The module of this name; PeerUnavailableError says why it cannot be had."""
     try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise PeerUnavailableError(f"{name}: not installed; pip install {name}") from error
-
-
-def cores() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return optional.load(name)
+    except optional.OptionalPackageError as error:
+        raise PeerUnavailableError(str(error)) from error

@@ -11,6 +11,7 @@ call takes all layers of a stack.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, cast
@@ -103,10 +104,37 @@ def choose(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise, sequence or wave.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
+    return _prepared(lambda: _choose_layer(cell, backend, arithmetic, sizes, record), "", record)
+
+
+def _choose_layer(
+    cell: Cell,
+    backend: Backend,
+    arithmetic: Arithmetic,
+    sizes: tuple[int, int, int, int],
+    record: bool,
+) -> Engine:
     forced = asked()
     if _wants_sequences(backend, forced) and not _family(backend.kernels).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
+
+
+def _prepared(choice: Callable[[], Engine], whole: str, record: bool) -> Engine:
+    """The engine that is chosen, with its kernels made; chosen again where they cannot be.
+
+    :param whole: what a family calls the kernels of "sequence"; "" as they are called.
+    """
+    engine = choice()
+    if engine.implementation == "reference":
+        return engine
+    name = whole if whole and engine.implementation == "sequence" else engine.implementation
+    family = _family(engine.backend.kernels)
+    if family.prepare(name, engine.cell.name, engine.arithmetic, record):
+        return engine
+    for remembered in (_choose, _whole):  # they did not know of it
+        remembered.cache_clear()
+    return choice()
 
 
 def choose_step(
@@ -118,6 +146,12 @@ def choose_step(
     :raises ValueError: `XPRNN_KERNELS` is not auto, reference, pointwise, sequence or wave.
     :raises KernelUnavailableError: it forces what is not there, or does not fit.
     """
+    return _prepared(lambda: _choose_step(cell, backend, arithmetic, sizes), "step", False)
+
+
+def _choose_step(
+    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
+) -> Engine:
     forced = asked()
     refused = _refuse_stack_step(cell, backend, arithmetic, sizes, forced)
     if forced == "pointwise" and not backend.on_gpu:

@@ -72,6 +72,12 @@ class Family(Protocol):
     def fused_cells(self) -> Mapping[str, Cell]:
         """The cells whose parts are fused, by name."""
 
+    def prepare(self, implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
+        """Make what a call needs; False where that failed: then `refusal` says why.
+
+        :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
+        """
+
     def has_sequences(self, cell: str) -> bool:
         """Whether there are sequence kernels for a cell, whatever they fit."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import optional
 from ..backend import Backend, get_backend, to_numpy
 from ..floating_point import environment
 from ..layer import _Layer
@@ -93,7 +93,11 @@ def verify_cells(
 
 def types_of(backend: Backend) -> list[str]:
     """The names of `ARITHMETIC` that mean something on a backend."""
-    left_out = set() if importlib.util.find_spec("ml_dtypes") else {"bfloat16"}
+    left_out = set()
+    try:
+        optional.load("ml_dtypes")
+    except optional.OptionalPackageError:
+        left_out.add("bfloat16")
     if not backend.on_gpu:  # tf32 is about NVIDIA's tensor cores
         left_out.add("tf32")
     return [name for name in ARITHMETIC if name not in left_out]

@@ -25,6 +25,11 @@ def fused_cells() -> Mapping[str, Cell]:
     return POINTWISE
 
 
+def prepare(implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
+    """Nothing is made ahead: CuPy compiles a kernel when it is first launched."""
+    return True
+
+
 def has_sequences(cell: str) -> bool:
     """Whether there are sequence kernels for a cell, whatever they fit."""
     return (cell, "forward") in KERNELS
@@ -37,4 +42,4 @@ def sequences(cell: str, backend: CupyBackend, arithmetic: Arithmetic) -> Sequen
     return SequenceKernels(backend, cell, arithmetic)
 
 
-__all__ = ["POINTWISE", "fused_cells", "has_sequences", "refusal", "sequences"]
+__all__ = ["POINTWISE", "fused_cells", "has_sequences", "prepare", "refusal", "sequences"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ... import optional
 from ...arithmetic import Arithmetic
 from ...backend import Backend
 from ...cells import Cell
@@ -17,26 +20,66 @@ if TYPE_CHECKING:
 SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 STEP = (*SEQUENCE, "gru_reset_before")
 
+_log = logging.getLogger("xprnn")
+_failed: list[str] = []  # why a kernel could not be compiled: then none is used any more
+
 
 def refusal(arithmetic: Arithmetic) -> str:
     """Why none of them serves in these types on this machine; "" where they do."""
     if arithmetic.narrow:
         return f"the CPU's kernels compute in float32 or float64, not in {arithmetic.compute_dtype}"
-    return _lacks()
+    return unusable()
+
+
+def unusable() -> str:
+    """Why Numba, or what it compiles here, cannot be used in this process; "": it is imported."""
+    return _lacks() or "".join(_failed[:1])
 
 
 @cache
 def _lacks() -> str:
-    """Why Numba cannot be used, or "": it is imported."""
-    if find_spec("numba") is None:
-        return "fused kernels for the CPU need Numba, which is not installed; " + (
-            "pip install xprnn[numba]"
-        )
+    """Why Numba cannot be used, or ""; the first time it is imported, and a failure logged."""
     try:
-        import numba  # noqa: F401
-    except ImportError as error:  # it says so of a NumPy that it does not know
-        return f"Numba cannot be imported: {error}"
+        numba = optional.load("numba", "xprnn[numba]")
+        for name in ("cells", "sequence", "step"):  # they need more of it
+            optional.load(f"{__name__}.{name}")
+    except optional.OptionalPackageError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError) or error.__cause__.name != "numba":
+            _warn(str(error))
+        return f"fused kernels for the CPU need Numba; {error}"
+    if numba.config.DISABLE_JIT:
+        return _warn("NUMBA_DISABLE_JIT is set: Numba compiles nothing")
     return ""
+
+
+def _warn(why: str) -> str:
+    _log.warning("the plain code runs on the CPU, not Numba's: %s", why)
+    return why
+
+
+def prepare(implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
+    """Compile what a call needs, the first time; False: that failed, and `refusal` says why.
+
+    :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
+    """
+    return not _failed and _compiled(implementation, cell, arithmetic.dtype, record)
+
+
+@cache
+def _compiled(implementation: str, cell: str, dtype: np.dtype[Any], record: bool) -> bool:
+    from . import cells, sequence, step
+
+    needed = {"pointwise": cells.needed, "sequence": sequence.needed, "step": step.needed}
+    try:
+        for compilation in needed[implementation](cell, dtype, record):
+            compilation()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever Numba, LLVM or what is kept on disk raise
+        why = f"the CPU's kernels cannot be compiled: {optional.reason(error)}"
+        _failed.append(_warn(why))
+        return False
+    return True
 
 
 def fused_cells() -> Mapping[str, Cell]:
@@ -75,7 +118,7 @@ def compilations() -> list[Callable[[], Any]]:
 
     :raises RuntimeError: Numba cannot be used; the message says why.
     """
-    if reason := _lacks():
+    if reason := unusable():
         raise RuntimeError(reason)
     from . import cells, sequence, step
 
@@ -86,8 +129,10 @@ __all__ = [
     "compilations",
     "fused_cells",
     "has_sequences",
+    "prepare",
     "refusal",
     "refuse_step",
     "sequences",
     "step_outdone",
+    "unusable",
 ]

@@ -174,6 +174,13 @@ def _no_bias(width: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.zeros(width, dtype)
 
 
+def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
+    """What compiles the parts of a cell, those of the backward pass too if it is recorded."""
+    own = ("forward", "backward") if cell == "gru_reset_before" else (f"{cell}_",)
+    names = [name for name in PARTS if name.startswith(own) and (record or "forward" in name)]
+    return [partial(_part, name, dtype) for name in names]
+
+
 def compilations() -> list[Callable[[], Any]]:
     """What compiles each part, in every type, if it is called."""
     return [partial(_part, name, np.dtype(t)) for name in PARTS for t in ("float32", "float64")]

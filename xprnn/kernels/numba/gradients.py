@@ -183,5 +183,9 @@ def _input(dtype: np.dtype[Any]) -> Any:
 
 def compilations() -> list[Callable[[], Any]]:
     """What compiles each of them, in every type, if it is called."""
-    dtypes = [np.dtype(dtype) for dtype in ("float32", "float64")]
-    return [partial(function, dtype) for function in (_weights, _input) for dtype in dtypes]
+    return [*needed(np.dtype("float32")), *needed(np.dtype("float64"))]
+
+
+def needed(dtype: np.dtype[Any]) -> list[Callable[[], Any]]:
+    """What compiles them in one type."""
+    return [partial(function, dtype) for function in (_weights, _input)]

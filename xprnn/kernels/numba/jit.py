@@ -71,12 +71,12 @@ def number_of(dtype: np.dtype[Any]) -> Any:
     return types.float32 if dtype.itemsize == 4 else types.float64
 
 
-def compile_for(function: Callable[..., None], *signatures: tuple[Any, ...]) -> Any:
+def compile_for(function: Callable[..., None], signature: tuple[Any, ...]) -> Any:
     """`function` compiled for these argument types, or taken from the cache on disk.
 
     It logs what it compiled to logger "xprnn", as information.
 
-    :raises RuntimeError: what is kept on disk cannot be read; the message names the folder.
+    :raises RuntimeError: what is kept on disk is damaged; the message names the folder.
     """
     # Numba looks for changes in the function's own file only; the name on disk tells of all
     function.__qualname__ = f"{function.__name__}-{_digest()}"
@@ -86,19 +86,19 @@ def compile_for(function: Callable[..., None], *signatures: tuple[Any, ...]) -> 
         _log.info("compiled code will not be kept: %s", error)
         dispatcher = numba.njit(**OPTIONS)(function)
     start = time.perf_counter()
-    for signature in signatures:
-        try:
+    try:
+        dispatcher.compile(signature)
+    except OSError as error:  # the disk is full, say, or the folder may not be looked into
+        _log.info("compiled code will not be kept: %s", error)
+        if signature not in dispatcher.overloads:
+            dispatcher = numba.njit(**OPTIONS)(function)
             dispatcher.compile(signature)
-        except OSError as error:  # the disk is full, say; what is compiled is there all the same
-            if signature not in dispatcher.overloads:
-                raise
-            _log.info("compiled code will not be kept: %s", error)
-        except (EOFError, pickle.UnpicklingError) as error:
-            folder, why = dispatcher.stats.cache_path, f"{type(error).__name__}: {error}"
-            raise RuntimeError(
-                f"{function.__name__}: its compiled code in {folder} is damaged ({why}); "
-                "delete that folder: it is compiled anew"
-            ) from error
+    except (EOFError, pickle.UnpicklingError) as error:
+        folder, why = dispatcher.stats.cache_path, f"{type(error).__name__}: {error}"
+        raise RuntimeError(
+            f"{function.__name__}: its compiled code in {folder} is damaged ({why}); "
+            "delete that folder: it is compiled anew"
+        ) from error
     dispatcher.disable_compile()
     if not dispatcher.stats.cache_hits:
         seconds = time.perf_counter() - start

@@ -252,6 +252,18 @@ def _states(cell: str, number: Any) -> types.UniTuple:
     return types.UniTuple(written(number, 2), len(CELLS[cell].state_names))
 
 
+def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
+    """What compiles the loops of a cell, those of the backward pass too if it is recorded."""
+    found: list[Callable[[], Any]] = [
+        partial(_packing, "pack_transposed", dtype),
+        partial(_forward, cell, dtype, record),
+    ]
+    if record:
+        found += [partial(_packing, "pack", dtype), partial(_backward, cell, dtype)]
+        found += gradients.needed(dtype)
+    return found
+
+
 def compilations() -> list[Callable[[], Any]]:
     """What compiles each loop, in every type, if it is called."""
     dtypes = [np.dtype(dtype) for dtype in ("float32", "float64")]

@@ -227,6 +227,11 @@ def _pack_one(matrix: Any, panels: Any) -> None:
     pack_transposed(matrix, panels)
 
 
+def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
+    """What compiles the step of a cell; nothing of it is ever recorded."""
+    return [partial(_step, cell, dtype), partial(_pack, dtype)]
+
+
 def compilations() -> list[Callable[[], Any]]:
     """What compiles each step, in every type, if it is called."""
     types_ = [np.dtype(name) for name in ("float32", "float64")]
