@@ -247,11 +247,11 @@ def _progress(what: str, fields: str = "") -> Iterator[Callable[..., None]]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     for title, rows in (("package", info.versions()), ("backend", info.backends())):
-        table = Table(title, "found", box=None)
+        table = Table(Column(title, no_wrap=True), "found", box=None)
         for name, found in rows.items():
             table.add_row(name, Text(found))
         show(table)
