@@ -234,4 +234,7 @@ def write_readme(readme: Path, results: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from xprnn.output import standard_output
+
+    with standard_output():
+        sys.exit(main())

@@ -262,6 +262,10 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, value: Any) -> None:
+    """Write it whole or not at all: what was measured before is in the same file."""
+    from xprnn.io import replacing
+
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1 if path.name == "skips.json" else None, allow_nan=False)
-    path.write_text(text + "\n", "utf-8")
+    with replacing(path) as part:
+        part.write_text(text + "\n", "utf-8")

@@ -142,7 +142,7 @@ def draw_training(axes: Any) -> None:
     for lr in (0.003, 0.01, LR):
         for max_norm, colour, name in (
             (np.inf, ORANGE, "without clipping"),
-            (MAX_NORM, GREEN, f"clip_grad_norm(…, {MAX_NORM:g})"),
+            (MAX_NORM, GREEN, f"clip_grad_norm(..., {MAX_NORM:g})"),
         ):
             runs = [train(lr, max_norm, seed) for seed in SEEDS]
             losses = np.array([losses for losses, _ in runs])

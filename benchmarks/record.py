@@ -148,7 +148,11 @@ def run_asv(
     patterns = options.bench or (QUICK if options.quick else ())
     command += [f"--bench={pattern}" for pattern in patterns]
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment | {"PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
     ) as process:
         for line in process.stdout or ():
             if not LEFT_OUT.search(line):
@@ -184,4 +188,7 @@ def _check_measured(tree: Path, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from xprnn.output import standard_output
+
+    with standard_output():
+        sys.exit(main())

@@ -39,9 +39,10 @@ def check_writable(folder: Path) -> None:
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write files of these names, each whole or not at all."""
-    from xprnn.io import replacing
+    """Write files of these names, each whole or not at all; ValueError where two are one file."""
+    from xprnn.io import check_outputs, replacing
 
+    check_outputs([folder / name for name in texts])
     for name, text in texts.items():
         with replacing(folder / name) as part:
             part.write_text(text + "\n", "utf-8")

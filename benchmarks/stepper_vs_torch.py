@@ -40,8 +40,8 @@ def main() -> None:
     if importlib.util.find_spec("numba") is None:
         print("Numba is not installed: its column is left out")
         del OURS["with Numba"]
-    columns = " | ".join(f"{side}, µs | torch / xprnn" for side in OURS)
-    print(f"| cell | H | N | torch's three cells, µs | {columns} |")
+    columns = " | ".join(f"{side}, us | torch / xprnn" for side in OURS)
+    print(f"| cell | H | N | torch's three cells, us | {columns} |")
     print("|---" * (4 + 2 * len(OURS)) + "|")
     for kind in ("GRU", "LSTM", "RNN"):
         for H, N in SIZES:
@@ -49,7 +49,7 @@ def main() -> None:
             found = " | ".join(beside(seconds, side) for side in OURS)
             torch_s = median(seconds, "torch")
             print(f"| {kind} | {H} | {N} | {torch_s} | {found} |", flush=True)
-    print("\n| cell, one layer, H=128 N=1 | µs | torch / it |\n|---|---|---|")
+    print("\n| cell, one layer, H=128 N=1 | us | torch / it |\n|---|---|---|")
     for cell in ("gru", "lstm", "rnn_tanh"):
         seconds = measure(_one_layer(cell, options.dtype), options.rounds)
         for side in seconds:

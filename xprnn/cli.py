@@ -247,12 +247,12 @@ def _progress(what: str, fields: str = "") -> Iterator[Callable[..., None]]:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     tables = {"package": info.versions(), "extra": info.extras(), "backend": info.backends()}
     for title, rows in tables.items():
-        table = Table(title, "found", box=None)
+        table = Table(Column(title, no_wrap=True), "found", box=None)
         for name, found in rows.items():
             table.add_row(name, Text(found))
         show(table)

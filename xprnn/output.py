@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 UNBOUNDED = 10_000  # columns
 LINE = 80  # columns, of what is not a terminal
@@ -87,6 +88,16 @@ def show(report: Any) -> None:
     console = Console()
     widen(console, report)
     console.print(report)
+
+
+def unbroken(table: Table) -> Table:
+    """A table with its rows, which from now on takes the width that one line for each needs."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    wide = Console(width=UNBOUNDED)
+    table.min_width = Measurement.get(wide, wide.options, table).maximum
+    return table
 
 
 def widen(console: Console, report: Any) -> None:

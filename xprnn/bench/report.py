@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..output import unbroken
 from ..verify.report import plain
 
 if TYPE_CHECKING:
@@ -53,17 +54,15 @@ class BenchReport:
         from rich.text import Text
 
         table = Table(title=self.title, box=None)
-        table.add_column("")
-        table.add_column("")
-        for heading in ("us / time step", "sequence steps / s", "peer / xprnn"):
-            table.add_column(heading, justify="right")
+        for heading in ("", "", "us / time step", "sequence steps / s", "peer / xprnn"):
+            table.add_column(heading, justify="right" if heading else "left")
         for row in self.rows:
             ratio = "" if row.who == "xprnn" else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
             step = row.median / self.steps  # of all rows: N sequence steps
             rate = self.batch / step
             cells = (row.what, row.who, f"{1e6 * step:.2f}", f"{rate:,.0f}", ratio)
             table.add_row(*map(Text, cells))
-        return Group(table, *map(Text, self.lines))
+        return Group(unbroken(table), *map(Text, self.lines))
 
     def __str__(self) -> str:
         """The report as plain text."""

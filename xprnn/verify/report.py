@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..output import widen
+from ..output import unbroken, widen
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -74,12 +74,9 @@ class VerifyReport:
         from rich.text import Text
 
         table = Table(title=self.title, box=None, padding=(0, 1, 0, 0))
-        for heading in ("cell", "served by", "type"):
-            table.add_column(heading, no_wrap=True)
-        table.add_column("error", justify="right", no_wrap=True)
-        table.add_column("in", overflow="fold")
-        table.add_column("limit", justify="right", no_wrap=True)
-        table.add_column("")
+        for heading in ("cell", "served by", "type", "error", "in", "limit", ""):
+            numbers = heading in ("error", "limit")
+            table.add_column(heading, justify="right" if numbers else "left")
         for row in self.rows:
             unit = "" if row.check == GRADCHECK else " eps"
             error, limit = (f"{value:.3g}{unit}" for value in (row.error, row.limit))
@@ -87,7 +84,7 @@ class VerifyReport:
                 *map(Text, (row.cell, row.implementation, row.check, error, row.array, limit)),
                 Text("ok", "green") if row.ok else Text("FAILED", "bold red"),
             )
-        return Group(table, *map(Text, [LEGEND, *self._not_compared()]))
+        return Group(unbroken(table), *map(Text, [LEGEND, *self._not_compared()]))
 
     def _not_compared(self) -> list[str]:
         lines = []
