@@ -108,6 +108,17 @@ def compile_instantiation(source: str, instantiation: str, architecture: str) ->
     return usages(log)[names[instantiation]]
 
 
+def ptx(source: str, instantiation: str) -> str:
+    """The virtual machine code of one instantiation."""
+    from cupy.cuda import compiler
+
+    program = compiler._NVRTCProgram(
+        source, "kernels.cu", name_expressions=(instantiation,), method="ptx"
+    )
+    text, _ = program.compile(("--std=c++17", *FLAGS, "-arch=compute_80"))
+    return text.decode()
+
+
 def _compile(
     source: str, options: tuple[str, ...], architecture: str, instantiations: tuple[str, ...] = ()
 ) -> tuple[str, dict[str, str]]:

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import compile_stack_steps
 import pytest
 from compile_stack_steps import ARCHITECTURES, JOBS, Job, main, sample, wrong
+from nvrtc import ptx
 
-from xprnn.kernels.cuda.stack_step import KINDS, ROWS
+from xprnn.kernels.cuda.stack_step import KINDS, ROWS, instantiation, source
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +25,14 @@ def cupy() -> Any:
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_most_gates_and_rows_do_not_spill(kind: str, architecture: str) -> None:
     assert not wrong(Job("LstmUnit", kind, ROWS[-1], architecture))
+
+
+@pytest.mark.parametrize("poll", ("ld.relaxed.gpu.global.v4.u32", "ld.relaxed.gpu.global.u32"))
+def test_eight_polls_are_on_their_way_before_what_came_is_stored(poll: str) -> None:
+    """No emulator has the time that waiting for one after the other takes."""
+    text = ptx(source(), instantiation("GruUnit", "BF16", ROWS[-1]))
+    between_stores = re.split(r"\bst\.", text)
+    assert max(part.count(poll) for part in between_stores) == 8
 
 
 def test_a_kernel_that_takes_too_much_shows() -> None:

@@ -74,6 +74,13 @@ XP_FN void tell_host(Word* p, Word v) {
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
+// What was told so; from memory of the host, which takes long.
+XP_FN Word told_host(const Word* p) {
+  Word v;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
 // Starts to bring what stands at an address into L2.
 XP_FN void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 

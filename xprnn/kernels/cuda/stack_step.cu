@@ -55,26 +55,104 @@ XP_FN float number(Word w) {
   return floats_of<kind>(pair).x;
 }
 
-// Wait for a word; once `spins`, which count down, are used up it is lost, and NaN.
-XP_FN float await_word(const Word* p, Word& spins, bool& lost) {
+// What a thread loads of a matrix: every THREADS-th item from its own on, IN_FLIGHT of them on
+// their way before the first is looked at. An item is a word, or four that stand in one row.
+constexpr int IN_FLIGHT = 8, THREADS = 32 * STEP_WARPS;
+
+template <class Words>
+struct Items {
+  Words items[IN_FLIGHT];
+  int first, count;  // of the matrix: this batch's first item, and all there are
+
+  XP_FN int at(int j) const { return first + j * THREADS; }
+  XP_FN bool has(int j) const { return at(j) < count; }
+};
+
+XP_FN void poll_items(uint4& w, const Word* mail, int i) { w = poll4(mail + 4 * i); }
+XP_FN void poll_items(Word& w, const Word* mail, int i) { w = poll(mail + i); }
+XP_FN bool is_there(uint4 w) {
+  return w.x != EMPTY && w.y != EMPTY && w.z != EMPTY && w.w != EMPTY;
+}
+XP_FN bool is_there(Word w) { return w != EMPTY; }
+
+// Wait for a batch of a mailbox; once `spins`, which count down, are used up what is not there is
+// lost, and stays EMPTY, which is a NaN.
+template <class Words>
+XP_FN void await(Items<Words>& batch, const Word* mail, Word& spins, bool& lost) {
   for (;;) {
-    const Word w = poll(p);
-    if (w != EMPTY) return float_of(w);
+    bool full = true;
+#pragma unroll
+    for (int j = 0; j < IN_FLIGHT; ++j)
+      if (batch.has(j)) poll_items(batch.items[j], mail, batch.at(j));
+#pragma unroll
+    for (int j = IN_FLIGHT - 1; j >= 0; --j)  // the last one first, as `await` of exchange.h
+      full = full && (!batch.has(j) || is_there(batch.items[j]));
+    if (full) return;
     if (!spins) {
       lost = true;
-      return float_of(NAN_WORD);
+      return;
     }
     --spins;
     pause();
   }
 }
 
+// The length of a row of K floats in shared memory, where every row begins at 32 bytes.
+XP_FN int padded(int K) { return (K + 7) / 8 * 8; }
+
+// to (N, K padded) in shared memory = a matrix (N, K) of floats, zeros behind; `load` gives a batch.
+template <class Words, class Load>
+XP_FN void fill(float* to, int N, int K, const Load& load) {
+  constexpr int width = sizeof(Words) / sizeof(Word);
+  const int pitch = padded(K);
+  for (int row = threadIdx.x; row < N; row += THREADS)
+    for (int k = K; k < pitch; ++k) to[row * pitch + k] = 0;
+  Items<Words> batch;
+  batch.count = N * K / width;
+  for (batch.first = threadIdx.x; batch.first < batch.count; batch.first += IN_FLIGHT * THREADS) {
+    load(batch);
+#pragma unroll
+    for (int j = 0; j < IN_FLIGHT; ++j) {
+      const int i = batch.at(j) * width;
+      const int place = pitch == K ? i : i / K * pitch + i % K;  // a division takes long
+      if (batch.has(j)) *reinterpret_cast<Words*>(to + place) = batch.items[j];
+    }
+  }
+}
+
+// `fill` with what `number_at(i)` gives, of the caller's arrays.
+template <class Number>
+XP_FN void fill_at_once(float* to, int N, int K, const Number& number_at) {
+  fill<Word>(to, N, K, [&](Items<Word>& batch) {
+#pragma unroll
+    for (int j = 0; j < IN_FLIGHT; ++j)
+      if (batch.has(j)) batch.items[j] = word_of(number_at(batch.at(j)));
+  });
+}
+
+// `fill` with what comes from the layer below, its rows in vectors where they stand on such.
+XP_FN void fill_from(const Word* mail, float* to, int N, int K, Word& spins, bool& lost) {
+  if (K % 4 == 0)
+    fill<uint4>(to, N, K, [&](Items<uint4>& batch) { await(batch, mail, spins, lost); });
+  else
+    fill<Word>(to, N, K, [&](Items<Word>& batch) { await(batch, mail, spins, lost); });
+}
+
+// Tells the host of a layer whose wait was given up, unless it knows of this one or one below. (Of
+// two blocks at the same moment it may be told the upper one's.)
+XP_FN void tell_first(Word* report, Word tag, int layer) {
+  const Word known = told_host(report) - tag;
+  if (known > static_cast<Word>(layer)) tell_host(report, tag + layer);
+}
+
 // This lane's share of the products of unit u's rows of the weights (gates*H, K) with all rows of
-// v (rows, pitch), which is in shared memory and has zeros past K.
+// v (rows, K padded), which is in shared memory; of a row that is there, zeros past K. What the sums
+// of other rows are does not matter.
 template <int kind, int gates, int rows>
 XP_FN void add_products(float (&sums)[gates][rows], const typename Numbers<kind>::Element* weights,
-                        int u, int H, int K, const float* v, int pitch) {
+                        int u, int H, int K, const float* v) {
   constexpr int per_word = Numbers<kind>::per_word, each = 4 * per_word;  // numbers in 16 bytes
+  const int pitch = padded(K);
   for (int first = threadIdx.x % 32 * each; first < K; first += 32 * each) {
     uint4 w[gates];
 #pragma unroll
@@ -136,24 +214,23 @@ XP_FN void clear(float (&sums)[gates][rows]) {
 // mail    (L - 1, N, H) EMPTY, then = h_next of all layers but the last; other, as large, = EMPTY
 // A wait that takes more than `spins` polls is given up: what hangs on it is NaN, and it is told.
 template <class Unit, int kind, int rows>
-XP_KERNEL(32 * STEP_WARPS)
+XP_KERNEL(THREADS)
 stack_step(const unsigned long long* layers, const float* x,
            const typename Numbers<kind>::Element* h, const float* c,
            typename Numbers<kind>::Element* h_next, float* c_next, float* out, Word* mail,
            Word* other, int blocks, int L, int N, int I, int H, Word spins, Word* report,
            Word tag) {
   typedef typename Numbers<kind>::Element Element;
-  constexpr int gates = Unit::gates, threads = 32 * STEP_WARPS;
+  constexpr int gates = Unit::gates;
   XP_SHARED(shared);
-  const int pitch_h = (H + 7) / 8 * 8, pitch_x = ((I > H ? I : H) + 7) / 8 * 8;
-  float* const old = reinterpret_cast<float*>(shared);  // (rows, pitch_h)
-  float* const below = old + rows * pitch_h;            // (rows, pitch_x)
+  float* const old = reinterpret_cast<float*>(shared);  // (rows, H padded), of which N are there
+  float* const below = old + rows * padded(H);          // (rows, K padded)
   const int thread = threadIdx.x, lane = thread % 32;
   const int first = blockIdx.y * STEP_WARPS + thread / 32, stride = blocks * STEP_WARPS;
   const Index size = static_cast<Index>(N) * H;  // of a layer's state
 
   bool lost = false;
-  for (Index i = blockIdx.y * threads + thread; i < (L - 1) * size; i += blocks * threads)
+  for (Index i = blockIdx.y * THREADS + thread; i < (L - 1) * size; i += blocks * THREADS)
     other[i] = EMPTY;
 
   for (int layer = 0; layer < L; ++layer) {
@@ -165,34 +242,28 @@ stack_step(const unsigned long long* layers, const float* x,
     const float* const bias_hh = reinterpret_cast<const float*>(given[3]);
 
     sync_block();  // nobody reads any more what was put there for the layer below
-    for (int i = thread; i < rows * pitch_h; i += threads) {
-      const int row = i / pitch_h, k = i % pitch_h;
-      old[i] = row < N && k < H ? number<kind>(h[layer * size + row * H + k]) : 0;
-    }
+    const Element* const here = h + layer * size;
+    fill_at_once(old, N, H, [&](int i) { return number<kind>(here[i]); });
     sync_block();
     float from_old[gates][rows], from_below[gates][rows];
     clear(from_old);
     if (first < H)  // while the layer below is on its way
-      add_products<kind>(from_old, weight_hh, first, H, H, old, pitch_h);
+      add_products<kind>(from_old, weight_hh, first, H, H, old);
 
-    for (int i = thread; i < rows * pitch_x; i += threads) {
-      const int row = i / pitch_x, k = i % pitch_x;
-      float v = 0;
-      if (row < N && k < K)
-        v = layer ? await_word(mail + (layer - 1) * size + row * H + k, spins, lost)
-                  : number<kind>(stored<kind>(x[row * I + k]));
-      below[i] = v;
-    }
-    if (lost) tell_host(report, tag + layer);
+    if (layer)
+      fill_from(mail + (layer - 1) * size, below, N, H, spins, lost);
+    else
+      fill_at_once(below, N, I, [&](int i) { return number<kind>(stored<kind>(x[i])); });
+    if (lost) tell_first(report, tag, layer);
     sync_block();
 
     for (int u = first; u < H; u += stride) {
       if (u != first) {
         clear(from_old);
-        add_products<kind>(from_old, weight_hh, u, H, H, old, pitch_h);
+        add_products<kind>(from_old, weight_hh, u, H, H, old);
       }
       clear(from_below);
-      add_products<kind>(from_below, weight_ih, u, H, K, below, pitch_x);
+      add_products<kind>(from_below, weight_ih, u, H, K, below);
       float gx[gates], gh[gates];
       total_of(gx, from_below, lane);
       total_of(gh, from_old, lane);
@@ -207,7 +278,7 @@ stack_step(const unsigned long long* layers, const float* x,
       const Index at = layer * size + static_cast<Index>(lane) * H + u;
       float second = 0;
       if (Unit::second) second = c[at];
-      const Word w = stored<kind>(Unit::step(gx, gh, old[lane * pitch_h + u], second));
+      const Word w = stored<kind>(Unit::step(gx, gh, old[lane * padded(H) + u], second));
       const float v = number<kind>(w);  // as it is stored, so not EMPTY
       h_next[at] = static_cast<Element>(w);
       if (Unit::second) c_next[at] = second;
