@@ -28,9 +28,9 @@ SERVING = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ContextCheck(config))
     config.pluginmanager.register(forced)
     config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
-    config.pluginmanager.register(ContextCheck(config))
 
 
 @pytest.fixture(autouse=True)
