@@ -108,9 +108,9 @@ timeout 60 "$python" -c 'import xprnn; xprnn.get_backend("cupy")' 2>/dev/null ||
     say 'no usable GPU, as xprnn info says above: nothing here counts'
 
 # with xdist a worker that a test has ended is replaced; without, the tests behind it are not run
-alone=() workers=()
-"$python" -c 'import xdist' 2>/dev/null &&
-    alone=(-p xdist.plugin -n 1) workers=(-p xdist.plugin -n $(($(nproc) > 15 ? 8 : 4)))
+xdist=() alone=() workers=()
+"$python" -c 'import xdist' 2>/dev/null && xdist=(-p xdist.plugin --max-worker-restart 50) &&
+    alone=("${xdist[@]}" -n 1) workers=("${xdist[@]}" -n $(($(nproc) > 15 ? 8 : 4)))
 tests=("$python" -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=15)
 suite=("${tests[@]}" -m gpu "${workers[@]}")
 
