@@ -173,11 +173,15 @@ def measured(
     for at, (kind, problem) in enumerate(work):
         if time.monotonic() > end:
             return
-        found[at], missing = kind.compared(problem, backend)
-        absent += missing
-        print(f"compared {problem}: {_errors(found[at])}", flush=True)
-        kind.timed(problem, found[at], backend, ceilings)
-        print(f"timed {problem}: {_times(found[at])}", flush=True)
+        try:
+            found[at], missing = kind.compared(problem, backend)
+            absent += missing
+            print(f"compared {problem}: {_errors(found[at])}", flush=True)
+            kind.timed(problem, found[at], backend, ceilings)
+            print(f"timed {problem}: {_times(found[at])}", flush=True)
+        except RuntimeError:
+            if not refused_by(backend):
+                raise
         if lost := refused_by(backend):
             lost = f"CUDA refuses every call since {problem}: {lost}"
             found[at] = _untimed(kind, problem, backend, lost, wrong=lost)

@@ -4,34 +4,57 @@
 #     bash benchmarks/gpu_first.sh FOLDER [PART...]
 #
 # Runs from a plain checkout with the python3 that is there (PYTHON=... names another). Each part
-# has its time; one that fails does not stop the others. FOLDER gets two files, new after each
-# part: summary.txt, and evidence.tar.gz with what each part printed and what it wrote to
-# benchmarks/results/. All of it takes 21 minutes at most. Where a run may last ten: first
-# `suite sequence verify`, then `report`, then `sanitizer tuning`.
+# has its time; one that fails or hangs does not stop the others. FOLDER gets two files, new after
+# each part: summary.txt, and evidence.tar.gz with what each part printed and what it wrote to
+# benchmarks/results/; what an earlier call left there stays. While a part runs, running.txt is what
+# it has printed. All of it takes 30 minutes at most. Where a command may last ten, these names stand
+# for parts:
 #
-# suite      the parity suite, and the sequence kernels for long, from threads and processes at once
+# first      warm smoke sequence verify report: 6 minutes
+# second     warm suite: 9 minutes
+# third      warm full: 10 minutes
+# fourth     warm frozen sanitizer tuning: 10 minutes
+#
+# warm       compiles the kernels ahead, in a dozen processes: benchmarks/device/warm.py
+# smoke      every kind of kernel once, at small, odd sizes, against float64
 # sequence   the parity suite, the sequence kernels alone having their turns
 # verify     every implementation against the float64 equations
-# report     xprnn beside torch, with floors: benchmarks/device_report.py
-# sanitizer  compute-sanitizer over the fused kernels
+# report     xprnn beside torch, with floors, as far as a minute reaches: benchmarks/device_report.py
+# suite      the parity suite, and the sequence kernels for long, from threads and processes at once
+# full       the report again, with all of its calls
+# frozen     the tests of cluster and wave kernels
+# sanitizer  compute-sanitizer over all kernels
 # tuning     every tiling of the sequence kernels
 set -uo pipefail
 
-parts=(suite sequence verify report sanitizer tuning)
+parts=(warm smoke sequence verify report suite full frozen sanitizer tuning)
+declare -A calls=(
+    [first]="warm smoke sequence verify report"
+    [second]="warm suite"
+    [third]="warm full"
+    [fourth]="warm frozen sanitizer tuning"
+)
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) && shift || exit
+asked=()
 for part; do
+    # shellcheck disable=SC2206  # a call's parts are words
+    asked+=(${calls[$part]:-$part})
+done
+for part in "${asked[@]}"; do
     [[ " ${parts[*]} " == *" $part "* ]] || { echo "no part $part: ${parts[*]}" >&2 && exit 2; }
 done
-[ $# -eq 0 ] || parts=("$@")
+[ ${#asked[@]} -eq 0 ] || parts=("${asked[@]}")
 cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=4
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
 export COLUMNS=120  # of tables
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1  # of what else is installed: here warnings are errors
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 touch "$work/begin"
 mkdir "$work/evidence"
+[ ! -f "$out/evidence.tar.gz" ] || tar -xzf "$out/evidence.tar.gz" -C "$work" || exit
 failed=0
 
 keep() {  # what there is by now
@@ -40,44 +63,65 @@ keep() {  # what there is by now
     cp "$work/evidence/summary.txt" "$out"
 }
 
+say() {  # to the summary and to the screen; what a part says here is no success
+    failed=1
+    echo "$*" | tee -a "$work/evidence/summary.txt" >&2
+    keep
+}
+
 # step NAME SECONDS COMMAND...: what it prints goes to NAME.txt, its end to the screen too
 step() {
     local name=$1 seconds=$2 status=0 start=$SECONDS
     shift 2
     [[ " ${parts[*]} " == *" $name "* ]] || return
-    # SIGINT: pytest then still writes its report
-    timeout -s INT -k 10 "$seconds" "$@" >"$work/evidence/$name.txt" 2>&1 || status=$?
+    # SIGINT: pytest and the report then still write what they have; in a group of its own, so that
+    # what a part has started ends with it
+    timeout -s INT -k 10 "$seconds" "$@" >"$out/running.txt" 2>&1 || status=$?
     [ "$status" -eq 0 ] || failed=1
+    mv "$out/running.txt" "$work/evidence/$name.txt"
     tail -n 12 "$work/evidence/$name.txt"
-    printf '%-9s exit %-3s %3s s  %s\n' "$name" "$status" $((SECONDS - start)) "$*" |
+    printf '%-9s exit %-3s %3s of %3s s  %s\n' \
+        "$name" "$status" $((SECONDS - start)) "$seconds" "$*" |
         tee -a "$work/evidence/summary.txt"
     keep
 }
 
 {
-    nvidia-smi
-    "$python" -m xprnn info
-    "$python" -m pip list 2>/dev/null | grep -iE '^(cupy|nvidia|numpy|torch|ml.dtypes|onnx|pytest)'
+    echo "${parts[*]}"
+    git rev-parse HEAD 2>/dev/null
+    timeout 20 nvidia-smi
+    timeout 60 "$python" -m xprnn info
+    "$python" -c 'from importlib.metadata import distributions as all
+print(*sorted(f"{d.name} {d.version}" for d in all() if d.name.lower().startswith(
+    ("cupy", "nvidia-cu", "numpy", "torch", "ml", "onnx", "pytest", "hypothesis"))), sep="\n")'
     nproc
-} >"$work/evidence/summary.txt" 2>&1
+} >>"$work/evidence/summary.txt" 2>&1
 keep
 
+missing=$("$python" -c 'from importlib.util import find_spec
+needed = "numpy safetensors rich cupy ml_dtypes pytest hypothesis torch"
+print(*[name for name in needed.split() if find_spec(name) is None])')
+[ -z "$missing" ] || say "not installed, what needs it fails: $missing"
+
 # without one the suite skips its tests, and passes
-"$python" -c 'import xprnn; xprnn.get_backend("cupy")' 2>/dev/null || {
-    failed=1
-    echo 'no usable GPU, as xprnn info says above: nothing here counts' |
-        tee -a "$work/evidence/summary.txt" >&2
-    keep
-}
+timeout 60 "$python" -c 'import xprnn; xprnn.get_backend("cupy")' 2>/dev/null ||
+    say 'no usable GPU, as xprnn info says above: nothing here counts'
 
-workers=()
-"$python" -c 'import xdist' 2>/dev/null && workers=(-n 4)
-suite=("$python" -m pytest -m gpu -q -p no:cacheprovider "${workers[@]}" --durations=15)
+# with xdist a worker that a test has ended is replaced; without, the tests behind it are not run
+xdist=() alone=() workers=()
+"$python" -c 'import xdist' 2>/dev/null && xdist=(-p xdist.plugin --max-worker-restart 50) &&
+    alone=("${xdist[@]}" -n 1) workers=("${xdist[@]}" -n $(($(nproc) > 15 ? 8 : 4)))
+tests=("$python" -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=15)
+suite=("${tests[@]}" -m gpu "${workers[@]}")
 
-step suite 300 "${suite[@]}"
-step sequence 150 env XPRNN_KERNELS=sequence "${suite[@]}"
-step verify 60 env XPRNN_KERNELS=sequence "$python" -m xprnn verify --backend cupy
-step report 480 env OMP_NUM_THREADS="$(nproc)" "$python" -m benchmarks.device_report
-step sanitizer 75 "$python" benchmarks/sanitize.py
+step warm 50 "$python" -m benchmarks.device.warm
+step smoke 40 "${tests[@]}" -m gpu "${alone[@]}" tests/test_gpu_smoke.py
+step sequence 70 env XPRNN_KERNELS=sequence "${suite[@]}"
+step verify 40 env XPRNN_KERNELS=sequence "$python" -m xprnn verify --backend cupy
+step report 100 env OMP_NUM_THREADS="$(nproc)" "$python" -m benchmarks.device_report --limit 80
+step suite 420 "${suite[@]}"
+step full 480 env OMP_NUM_THREADS="$(nproc)" "$python" -m benchmarks.device_report
+step frozen 60 "${tests[@]}" -m "gpu and frozen" "${workers[@]}"
+step sanitizer 240 "$python" benchmarks/sanitize.py
 step tuning 170 "$python" -m benchmarks.device.tuning
 exit "$failed"

@@ -29,9 +29,9 @@ SERVING = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ContextCheck(config))
     config.pluginmanager.register(forced)
     config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
-    config.pluginmanager.register(ContextCheck(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

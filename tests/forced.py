@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,14 @@ def nobody_else_is_forced() -> Iterator[None]:
         if NAME:
             patch.delenv(ENVIRONMENT_VARIABLE)
         yield
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Do not import files without such a test: most of the suite, whose import takes its time."""
+    if not NAME or not collection_path.is_file():
+        return None
+    text = collection_path.read_bytes()  # data files are asked about, too
+    return None if any(name.encode() in text for name in TURNS) else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ from host_fibers import OUTCOMES, behind_fibers, compiled
 from host_kernels import COMPILER, needs_compiler
 from strict_array import StrictModule
 
+import xprnn
 from benchmarks.device import ceilings, floor
 from benchmarks.device.ceilings import Ceilings
 from benchmarks.device.problems import BOTH, FORWARD, Problem
@@ -176,6 +177,25 @@ def test_what_is_timed_is_launched_with_all_of_its_blocks(
     finally:
         loading.kernel.cache_clear()
     assert {*Launched.blocks} == {H200["multiProcessorCount"]}
+
+
+def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def stopped(*given: Any) -> Any:
+        raise xprnn.KernelStoppedError("kernel relay gave up at step 3")
+
+    monkeypatch.setattr(ceilings, "handover", stopped)
+    monkeypatch.setattr(
+        ceilings, "torch_for", lambda task: (torch, torch.device("cpu"), torch.float32)
+    )
+    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
+    found = ceilings.measure_ceilings(strict, ("float32",), side=32, copied=1 << 16)
+    assert found.bandwidth > 0 < found.rate("float32") and found[2:] == (None, None, None)
+    assert capsys.readouterr().out == "no latency: kernel relay gave up at step 3\n"
 
 
 # -- clocks

@@ -93,10 +93,19 @@ def test_a_stack_and_a_layer_of_the_same_numbers_are_two_calls(
     assert all(row["ours_us"] for row in report["rows"])
 
 
+@pytest.mark.parametrize("raised", [False, True])
 def test_after_a_lost_context_nothing_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call after which CUDA refuses everything is wrong, the others are not reached."""
+    genuine = rows.timed
+
+    def failing(problem: Any, *rest: Any) -> Any:
+        genuine(problem, *rest)
+        if raised and problem.H == 8:
+            raise RuntimeError("what CUDA refused")
+
+    monkeypatch.setattr(rows, "timed", failing)
     done = counted_calls(monkeypatch)
     error = "cudaErrorIllegalAddress: an illegal memory access was encountered"
     monkeypatch.setattr(
@@ -109,6 +118,15 @@ def test_after_a_lost_context_nothing_is_begun(
     assert [row["wrong"] for row in report["rows"][:4]] == [""] * 2 + [said] * 2
     assert {row["wrong"] for row in report["rows"][4:]} == {""}
     assert {row["not_timed"] for row in report["rows"][2:]} == {said}
+
+
+def test_another_error_of_a_call_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: Any) -> Any:
+        raise RuntimeError("a fault of the report")
+
+    monkeypatch.setattr(rows, "timed", failing)
+    with pytest.raises(RuntimeError, match="a fault of the report"):
+        measured(tmp_path, cells=("gru",), dtypes=("float32",), **FIVE)
 
 
 def test_cuda_is_asked_whether_it_still_answers() -> None:

@@ -71,6 +71,13 @@ def test_the_sequence_kernels_alone(tmp_path: Path) -> None:
     assert "The whole suite, sequence kernels alone, in" in written.read_text()
 
 
+def test_files_without_turns_are_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "test_other.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "data").write_bytes(b"\xff")
+    assert "1 failed, 1 passed, 1 skipped, 1 deselected" in run(tmp_path, "sequence", ["sequence"])
+    assert "RuntimeError: imported" in run(tmp_path, "", [])
+
+
 def test_all_have_their_turns_otherwise(tmp_path: Path) -> None:
     said = run(tmp_path, "", ["reference", "pointwise"])
     assert "3 failed, 1 passed in" in said and "deselected" not in said

@@ -12,7 +12,7 @@ import numpy as np
 
 from xprnn.backend import Backend
 from xprnn.backend.cupy import CupyBackend
-from xprnn.backend.resident import Shape
+from xprnn.backend.resident import KernelStoppedError, Shape
 from xprnn.bench.clock import Function, Timer, measure, timer
 from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, make_task
@@ -48,7 +48,10 @@ class Ceilings(NamedTuple):
 def measure_ceilings(
     backend: Backend, dtypes: tuple[str, ...], side: int = SIDE, copied: int = COPIED
 ) -> Ceilings:
-    """Copy `copied` bytes and multiply matrices of `side` rows, by torch; hand a word over."""
+    """Copy `copied` bytes and multiply matrices of `side` rows, by torch; hand a word over.
+
+    Where a block gives up waiting for the word, that is printed, and nothing is known of waits.
+    """
     clock = timer(backend)
     rates = {}
     for dtype in dtypes:
@@ -61,7 +64,12 @@ def measure_ceilings(
     bandwidth = 2 * copied / _least(lambda: target.copy_(source), clock)
     if not isinstance(backend, CupyBackend):
         return Ceilings(bandwidth, rates)
-    return Ceilings(bandwidth, rates, *handover(backend, clock), launching(backend, clock))
+    try:
+        waits = *handover(backend, clock), launching(backend, clock)
+    except KernelStoppedError as error:
+        print(f"no latency: {error}", flush=True)
+        return Ceilings(bandwidth, rates)
+    return Ceilings(bandwidth, rates, *waits)
 
 
 def _least(function: Function, clock: Timer, budget: float = BUDGET) -> float:

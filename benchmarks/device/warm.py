@@ -184,9 +184,7 @@ def main() -> int:
     processes = min(PROCESSES, usable_processors())
     failed = run(every, compiled, processes)
     took = time.monotonic() - started
-    print(
-        f"{len(every)} compiled in {took:.0f} s by {processes} processes, {failed} of them failed"
-    )
+    print(f"{len(every)} in {took:.0f} s by {processes} processes: {failed} failed")
     return bool(failed)
 
 
