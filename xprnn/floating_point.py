@@ -37,7 +37,6 @@ import ctypes
 import platform
 import sys
 from contextvars import ContextVar, copy_context
-from functools import cache
 from threading import local
 from typing import Any
 
@@ -90,8 +89,7 @@ def _flushing_environment() -> type[Environment]:
         get_mode, set_mode = library.fegetmode, library.fesetmode
     except (OSError, AttributeError):  # another C library, or a glibc before 2.25
         return Environment
-    for function in (get_mode, set_mode):
-        function.argtypes, function.restype = (ctypes.c_void_p,), None
+    get_mode.restype = set_mode.restype = None
     flushing, control = _FLUSHING[machine], ~_FLAGS[machine]
 
     class Own(local):
@@ -99,17 +97,14 @@ def _flushing_environment() -> type[Environment]:
 
         def __init__(self) -> None:
             self.mode = ctypes.c_uint64()
-            self.address = ctypes.addressof(self.mode)
+            self.place = ctypes.byref(self.mode)
 
     own = Own()
-    memory = []
+    places: dict[int, tuple[Any, Any]] = {}  # of each mode, and of the same with flushing
 
-    @cache
-    def addresses(mode: int) -> tuple[int, int]:
-        """Where a mode is stored, and where the same with flushing; nothing is written there."""
-        both = (ctypes.c_uint64 * 2)(mode, mode | flushing)
-        memory.append(both)
-        return ctypes.addressof(both), ctypes.addressof(both) + 8
+    def store(mode: int) -> tuple[Any, Any]:
+        both = ctypes.c_uint64(mode), ctypes.c_uint64(mode | flushing)
+        return places.setdefault(mode, (ctypes.byref(both[0]), ctypes.byref(both[1])))
 
     class Flushing(Environment):
         __slots__ = ("_before",)
@@ -118,8 +113,9 @@ def _flushing_environment() -> type[Environment]:
 
         def __enter__(self) -> None:
             self._token = _error_state.set(_ignoring)
-            get_mode(own.address)
-            self._before, during = addresses(own.mode.value & control)
+            get_mode(own.place)
+            mode = own.mode.value & control
+            self._before, during = places.get(mode) or store(mode)
             set_mode(during)
 
         def __exit__(self, *error: object) -> None:
@@ -130,3 +126,5 @@ def _flushing_environment() -> type[Environment]:
 
 
 environment = _flushing_environment()
+for _dtype in (np.float16, np.float32, np.float64, np.longdouble):
+    np.finfo(_dtype)  # NumPy works out what it knows of a type once, and not where it is flushed
