@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +220,55 @@ def test_a_hostile_optimizer_state_is_refused(
     assert not any(np.any(value) for name, value in optimizer.state_dict().items() if name != "lr")
     optimizer.load_state_dict(good)
     assert optimizer.steps == 3
+
+
+# -- copies and pickles
+
+
+class Slotted(SGD):
+    """A user's own, with an attribute of each kind."""
+
+    __slots__ = ("beside",)
+
+
+def test_copies_go_on_by_themselves() -> None:
+    for make in (lambda m: Slotted(m, lr=0.5, momentum=0.5), AdamW):
+        optimizer = make([linear()])
+        decay = CosineDecay(optimizer, 4)
+        optimizer.note = "kept"
+        if isinstance(optimizer, Slotted):
+            optimizer.beside = [1]
+        optimizer.modules[0].freeze("bias")
+        for module in optimizer.modules:
+            module.grads.flat[...] = 1.0
+        optimizer.step()
+        for other in (copy.deepcopy(decay), pickle.loads(pickle.dumps(decay))):
+            own = other.optimizer
+            assert own.note == "kept"
+            assert getattr(own, "beside", None) == getattr(optimizer, "beside", None)
+            expected, found = optimizer.state_dict(), own.state_dict()
+            assert all(np.array_equal(found[name], expected[name]) for name in expected)
+            own.modules[0].unfreeze()
+            own.step()
+            other.step()
+            assert (own.steps, own.state_dict()["0.steps"].tolist()) == (2, [2, 1])
+            assert optimizer.state_dict()["0.steps"].tolist() == [1, 0]
+
+
+def test_pickles_of_the_first_version_go_on() -> None:
+    """SGD with momentum and AdamW after three steps; the numbers are those that 0.1.0 gives."""
+    data = (Path(__file__).parent / "data" / "optimisers_0.1.0.pickle").read_bytes()
+    wanted = (
+        [-2.2590056467850435, 1.0417456881671325],
+        [-1.0501280103872872, 0.8800635156274875],
+    )
+    for (optimizer, decay), weights in zip(pickle.loads(data), wanted, strict=True):
+        assert decay.optimizer is optimizer
+        assert (optimizer.steps, decay.done, decay.steps) == (3, 3, 4)
+        optimizer.modules[0].grads["weight"][...] = [[0.5, 0.25]]
+        optimizer.step()
+        np.testing.assert_allclose(
+            optimizer.modules[0].parameters["weight"][0], weights, rtol=1e-14
+        )
+        decay.step()
+        assert optimizer.lr == 0.0

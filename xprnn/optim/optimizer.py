@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Optimizer(Stateful):
     """
 
     lr = Checked(check_rate)
+    _renamed: ClassVar = {"modules": "_modules", "steps": "_steps", "momentum": "_momentum"}
 
     def __init__(self, modules: Iterable[Module], lr: float, slots: tuple[str, ...]) -> None:
         self._modules = as_modules(modules)
@@ -36,6 +37,11 @@ class Optimizer(Stateful):
         self._missed: list[Counter[str]] = [Counter() for _ in self._modules]
         self._state = _buffers(self._modules, (*slots, "scratch"))
         self._scratch = [slots.pop("scratch") for slots in self._state]
+
+    def __setstate__(self, state: Any) -> None:
+        """As the base; in the pickles of xprnn 0.1.0 every parameter has taken every step."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("_missed", [Counter() for _ in self._modules])
 
     @property
     def modules(self) -> tuple[Module, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class CosineDecay(Stateful):
     lr_max = Checked(check_rate)
     lr_min = Checked(check_rate)
     done = Checked(check_count)
+    _renamed: ClassVar = {"optimizer": "_optimizer"}
 
     def __init__(self, optimizer: Optimizer, steps: int, lr_min: float = 0.0) -> None:
         if not isinstance(optimizer, Optimizer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import io
 from ..backend import backend_of, to_numpy
@@ -12,6 +12,16 @@ from ..backend import backend_of, to_numpy
 
 class Stateful:
     """The base of what has a state: `save` and `load` are `state_dict` and its file."""
+
+    _renamed: ClassVar[Mapping[str, str]] = {}  # attributes in the pickles of xprnn 0.1.0
+
+    def __setstate__(self, state: Any) -> None:
+        """Set a copy's or a pickle's attributes, those of xprnn 0.1.0 by their names of today."""
+        plain, slots = state if isinstance(state, tuple) else (state, None)
+        for name, value in (plain or {}).items():
+            self.__dict__[self._renamed.get(name, name)] = value
+        for name, value in (slots or {}).items():
+            setattr(self, name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of what must be kept: arrays, and numbers that a JSON file can hold."""
