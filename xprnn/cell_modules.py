@@ -25,7 +25,8 @@ class _CellModule(_Recurrent):
         """Take one step; in train mode it is recorded for `backward`.
 
         :param x: (N, I), unbatched (I,); the cell's dtype and backend; only read.
-        :param hx: h (N, H), unbatched (H,); for an LSTMCell (h, c). None: zeros.
+        :param hx: h (N, H), unbatched (H,); for an
+            LSTMCell (h, c), either may be None. None: zeros.
         :return: the next h of h's shape, for an LSTMCell (h, c); fresh arrays.
         :raises TypeError, ValueError: an argument has another type, dtype, backend or shape.
         """
@@ -43,13 +44,15 @@ class _CellModule(_Recurrent):
             found = found if batched else tuple([state[0] for state in found])
         else:
             if states is not None:
-                states = tuple([s[None] if batched else s[None, None] for s in states])
+                states = _with_layer(states, batched)
             _, final = self._run(Call(x[None], states, None, False, batched))
             found = _unwrap(final, batched)
         return found if len(found) > 1 else found[0]
 
     @frees_memory
-    def _take(self, x: Array, states: tuple[Array, ...] | None, forced: str) -> tuple[Array, ...]:
+    def _take(
+        self, x: Array, states: tuple[Array | None, ...] | None, forced: str
+    ) -> tuple[Array, ...]:
         return self._steps.take(self._arithmetic, self._parameters, x, states, forced)
 
     def _is_ready(self, forced: str) -> bool:
@@ -94,13 +97,8 @@ class _CellModule(_Recurrent):
         net, batch = self._stack, record.tape.layout.batch
         shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
         names = tuple([f"d{name}_next" for name in net.cell.state_names])
-        given = check_states(names, dnext, self.backend, self.dtype, shape, True)
-        dfinal = tuple(
-            [
-                d if d is None else d[None] if record.batched else d[None, None]
-                for d in given or (None,) * len(names)
-            ]
-        )
+        given = check_states(names, dnext, self.backend, self.dtype, shape)
+        dfinal = _with_layer(given or (None,) * len(names), record.batched)
         dx, dinitial = self._undo(None, dfinal, need_dx)
         if dx is not None:
             dx = dx[0] if record.batched else dx[0, 0]
@@ -146,6 +144,12 @@ class _CellModule(_Recurrent):
         )
         cell.parameters.update({name: w for name, w in weights._asdict().items() if w is not None})
         return cell
+
+
+def _with_layer(states: tuple[Array | None, ...], batched: bool) -> tuple[Array | None, ...]:
+    """States, or their gradients, of a cell as those of a layer, (1, N, H); None stays."""
+    axes = None if batched else (None, None)
+    return tuple([None if state is None else state[axes] for state in states])
 
 
 def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:

@@ -35,7 +35,7 @@ class CellSteps:
         arithmetic: Arithmetic,
         parameters: Parameters,
         x: Array,
-        initial: tuple[Array, ...] | None,
+        initial: tuple[Array | None, ...] | None,
         forced: str,
     ) -> tuple[Array, ...]:
         """The next states (N, H) from x (N, I) and the initial ones, None for zeros: new arrays.
@@ -49,8 +49,9 @@ class CellSteps:
         except IndexError:  # the first call, or another thread has it
             steps = StackSteps(self.engine(arithmetic, batch), self._net, batch)
             steps.bind(parameters)
-        for k, state in enumerate(steps.sides[0]):
-            state[0] = 0.0 if initial is None else initial[k]
+        given = initial or (None,) * len(steps.sides[0])
+        for state, value in zip(steps.sides[0], given, strict=True):
+            state[0] = 0.0 if value is None else value
         thread = parameters.reading.share()
         try:
             steps.follow(parameters.version, parameters.packs)
