@@ -160,8 +160,19 @@ def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:
 class RNNCell(_CellModule):
     """One Elman step, h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh), or relu for tanh.
 
-    As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html; the parameters
-    of the constructor, and what is raised, are those of `xprnn.RNN`.
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param nonlinearity: "tanh" or "relu".
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import numpy as np, xprnn
     >>> cell = xprnn.RNNCell(3, 4, nonlinearity="relu", seed=0)
@@ -198,8 +209,19 @@ class RNNCell(_CellModule):
 class GRUCell(_CellModule):
     """One GRU step, h' = (1 - z) n + z h; the equations stand at `xprnn.GRU`.
 
-    As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html; the parameters
-    of the constructor, and what is raised, are those of `xprnn.GRU`.
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param reset_after: which of the two forms, see `xprnn.GRU`.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import numpy as np, xprnn
     >>> cell = xprnn.GRUCell(3, 4, seed=0).train()
@@ -239,8 +261,18 @@ class GRUCell(_CellModule):
 class LSTMCell(_CellModule):
     """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations stand at `xprnn.LSTM`.
 
-    As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html; the parameters
-    of the constructor, and what is raised, are those of `xprnn.LSTM`.
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import numpy as np, xprnn
     >>> cell = xprnn.LSTMCell(3, 4, seed=0)
