@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import pydoc
+import re
 from typing import Any
 
 import numpy as np
@@ -97,3 +100,11 @@ def test_the_buffer_of_gradients_is_written_and_not_replaced() -> None:
     with pytest.raises(AttributeError, match=r"flat cannot be set: write flat\[...\]"):
         linear.grads.flat = np.zeros_like(linear.grads.flat)
     assert (linear.grads["weight"] == 1.0).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in OPTIONS])
+def test_help_names_every_parameter_of_the_constructor(kind: Any) -> None:
+    parameters = list(inspect.signature(kind).parameters)
+    assert re.findall(r"^:param (\w+):", inspect.getdoc(kind), re.MULTILINE) == parameters
+    shown = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+    assert all(f":param {name}:" in shown for name in parameters)

@@ -227,7 +227,26 @@ def test_nothing_is_dropped_with_p_0_in_eval_mode_or_from_a_single_layer(name: s
     evaluated = forward(plain.eval(), given)
     assert_same(forward(make(name, num_layers=2, dropout=1.0).eval(), given), evaluated)
     one = arguments(make(name), T, N)
-    assert_same(run(make(name, dropout=0.5), one), run(make(name), one))
+    with pytest.warns(UserWarning, match="no effect"):
+        single = make(name, dropout=0.5)
+    assert_same(run(single, one), run(make(name), one))
+
+
+@pytest.mark.parametrize("kind", [xprnn.RNN, xprnn.GRU, xprnn.LSTM])
+def test_dropout_of_a_single_layer_warns_once_where_it_is_built(kind: Any, tmp_path: Any) -> None:
+    with pytest.warns(UserWarning, match=r"dropout=0\.5 has no effect with num_layers=1") as caught:
+        layer = kind(3, 4, dropout=0.5, seed=0)
+    (warning,) = caught
+    assert warning.filename == __file__, "the line that builds it"
+    layer.save(tmp_path / "a")
+    twins = [
+        xprnn.load(tmp_path / "a"),
+        copy.copy(layer),
+        copy.deepcopy(layer),
+    ]
+    twins.append(pickle.loads(pickle.dumps(layer)).to(dtype="float64"))
+    assert [twin.dropout for twin in twins] == [0.5] * 4
+    kind(3, 4, dropout=0.0), kind(3, 4, 2, dropout=0.5)
 
 
 @pytest.mark.parametrize("name", LAYERS)

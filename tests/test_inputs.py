@@ -217,19 +217,34 @@ def test_no_x_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in (*LAYERS, *CELLS, *FUNCTIONS) if is_lstm(n)])
-@pytest.mark.parametrize("wrong", ["one array", "three", "one missing", "a stack of both"])
+@pytest.mark.parametrize("wrong", ["one array", "three", "a stack of both"])
 def test_an_lstm_wants_a_pair(name: str, wrong: str) -> None:
     subject = make(name)
     clean = arguments(subject)
     names = ("h", "c") if is_cell(name) else ("h0", "c0")
     h, c = (clean[n] for n in names)
-    pairs = {"one array": h, "three": (h, c, c), "one missing": (h, None)}
+    pairs = {"one array": h, "three": (h, c, c)}
     hx = pairs.get(wrong, np.stack([h, c]))
     expected = run(subject, clean)
     with pytest.raises((TypeError, ValueError), match=names[1]) as caught:
         subject(clean["x"], hx)
     assert str(h.shape) in str(caught.value)
     assert_same(run(subject, clean), expected)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", [n for n in (*LAYERS, *CELLS, *FUNCTIONS) if is_lstm(n)])
+def test_of_a_pair_either_may_be_none(name: str, training: bool, batched: bool) -> None:
+    subject = make(name)
+    if not training and name not in FUNCTIONS:
+        subject.eval()
+    given = arguments(subject, batched=batched)
+    names = ("h", "c") if is_cell(name) else ("h0", "c0")
+    x, h, c = given["x"], *(given[n] for n in names)
+    zeros = np.zeros_like(h)
+    for hx, full in (((h, None), (h, zeros)), ((None, c), (zeros, c)), ((None, None), None)):
+        assert_same(subject(x, hx), subject(x, full))
 
 
 # -- arrays of others

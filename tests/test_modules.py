@@ -258,7 +258,10 @@ def test_no_upstream_gradient_means_zeros(name: str) -> None:
         assert keep == () or np.abs(found[-1]).max() > 0.0
     if not is_cell(name):
         forward(module, given)
-        dx, dinitial = module.backward()
+        for nothing_at_all in ({}, {"dhx": None}):
+            with pytest.raises(ValueError, match=r"backward: expected .* doutput, .* dhx"):
+                module.backward(**nothing_at_all)
+        dx, dinitial = module.backward(None, None)
         assert all((array == 0.0).all() for array in arrays((dx, dinitial)))
 
 

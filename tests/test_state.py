@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,99 @@ def test_a_state_of_torch_tensors(dtype: str) -> None:
     back = torch.nn.GRU(3, 5, 2, bidirectional=True).double()
     back.load_state_dict({n: torch.from_numpy(a) for n, a in layer.state_dict().items()})
     assert_same([p.detach().numpy() for p in back.parameters()], wanted)
+
+
+@pytest.mark.parametrize(
+    "name", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e3m4", "float8_e8m0fnu"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_state_in_the_floats_of_ml_dtypes(name: str, dtype: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    layer = make("gru", dtype=dtype)
+    state = {
+        n: np.abs(normal(k, *a.shape)).astype(getattr(ml_dtypes, name))
+        for k, (n, a) in enumerate(layer.state_dict().items())
+    }
+    layer.load_state_dict(state)
+    found = [*layer.parameters.values()]
+    assert_same(found, [a.astype(dtype) for a in state.values()])
+    assert all(np.isfinite(array).all() and array.any() for array in found)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4"])
+def test_whole_numbers_of_ml_dtypes_are_refused(name: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    layer = make("gru")
+    state = layer.state_dict()
+    state["bias_ih_l0"] = np.ones(15, getattr(ml_dtypes, name))
+    with pytest.raises(ValueError, match=f"bias_ih_l0: expected a real floating dtype, got {name}"):
+        layer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", [*MODULES, "linear"])
+def test_a_common_prefix_is_named_with_the_line_that_strips_it(name: str) -> None:
+    module = xprnn.Linear(3, 5, seed=0) if name == "linear" else make(name)
+    fresh = xprnn.Linear(3, 5, seed=1) if name == "linear" else make(name, seed=1)
+    mapping = {f"model.rnn.{n}": array for n, array in fresh.state_dict().items()}
+    mapping["model.other.scale"] = np.ones(3)
+    with pytest.raises(ValueError, match=r"its names begin with 'model\.rnn\.'; strip") as caught:
+        module.load_state_dict(mapping)
+    line = str(caught.value).partition("strip that: ")[2]
+    module.load_state_dict(eval(line, {"mapping": mapping}))
+    assert_same(module.parameters.flat, fresh.parameters.flat)
+
+
+def test_several_prefixes_are_named() -> None:
+    mapping = {f"{p}.{n}": a for p in "abcd" for n, a in make("gru").state_dict().items()}
+    with pytest.raises(ValueError, match=r"its names begin with 'a\.', 'b\.', 'c\.'; strip"):
+        make("gru").load_state_dict(mapping)
+
+
+def test_a_long_list_of_errors_is_cut() -> None:
+    layer = make("gru", num_layers=9)
+    with pytest.raises(ValueError) as caught:
+        layer.load_state_dict({"x" * 10**6: np.ones(2)})
+    message = str(caught.value)
+    assert "missing weight_ih_l0 (15, 3); missing weight_hh_l0 (15, 5); " in message
+    assert message.endswith("; and 29 more") and len(message) < 1000
+    with pytest.raises(ValueError, match=r"; and 28 more$"):
+        make("gru", num_layers=9, dtype="float32").load_state_dict(
+            {n: a.astype("f8") * 0 + 1e300 for n, a in layer.state_dict().items()}
+        )
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_file_of_torch_is_recognised_and_not_unpickled(legacy: bool, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+    theirs = torch.nn.GRU(3, 5).state_dict()
+    torch.save(theirs, path, _use_new_zipfile_serialization=not legacy)
+    said = r"model\.pt: a file of torch\.save, a pickle, of which nothing is loaded"
+    with pytest.raises(ValueError, match=said):
+        xprnn.load(path)
+    for given in (path, str(path)):
+        with pytest.raises(TypeError, match=f"mapping: expected names and arrays, got .*{said}"):
+            make("gru").load_state_dict(given)
+
+
+def test_files_that_are_recognised_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", pickle.dumps([]))
+    with pytest.raises(ValueError, match=r"torch\.save"):
+        xprnn.load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/other", b"")
+    for content in (path.read_bytes(), path.read_bytes()[:9], b"PK\x03\x04", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
+            xprnn.load(path)
+
+
+def test_a_path_is_no_state(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent", str(tmp_path)):
+        with pytest.raises(TypeError, match=r"the path .*; safetensors\.numpy\.load_file"):
+            make("gru").load_state_dict(path)
 
 
 # -- to

@@ -175,6 +175,21 @@ def test_a_copy_goes_on_by_itself(cell: str, way: str) -> None:
     np.testing.assert_array_equal(stream(stepper, x[3:]), ahead)
 
 
+def test_of_the_states_of_an_lstm_either_may_be_none() -> None:
+    stepper = xprnn.LSTM(3, 5, dtype="float64", seed=0).stepper(2)
+    x = np.ones((2, 3))
+    stepper.step(x)
+    h, c = stepper.state()
+    zeros = np.zeros_like(h)
+    for state, full in (((h, None), (h, zeros)), ((None, c), (zeros, c))):
+        stepper.load(state)
+        found = stepper.step(x)
+        stepper.load(full)
+        np.testing.assert_array_equal(stepper.step(x), found)
+    with pytest.raises(TypeError, match="state: expected h and c, got None"):
+        stepper.load(None)
+
+
 # -- what it costs, and who does it
 
 

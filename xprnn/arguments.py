@@ -28,7 +28,7 @@ class Call(NamedTuple):
     """Checked arguments of a forward call, with a batch."""
 
     x: Array  # (T, N, I) or, batch first, (N, T, I)
-    initial: tuple[Array, ...] | None  # (L*D, N, H) each
+    initial: tuple[Array | None, ...] | None  # (L*D, N, H) each; None: zeros
     lengths: np.ndarray | None  # (N,)
     batch_first: bool
     batched: bool  # whether the caller's arrays had a batch
@@ -54,7 +54,7 @@ def check_call(
     shape = state_shape(stack, batch, batched)
     initial = check_states(names, hx, backend, dtype, shape)
     if initial is not None and not batched:
-        initial = tuple([state[:, None] for state in initial])
+        initial = tuple([None if state is None else state[:, None] for state in initial])
     return Call(x, initial, check_lengths(lengths, steps, batch), batch_first, batched)
 
 
@@ -75,7 +75,7 @@ def check_upstream(
         doutput = check_array("doutput", doutput, backend, dtype, (*outer, width))
     names = tuple([f"d{name}_n" for name in stack.cell.state_names])
     shape = state_shape(stack, batch, batched)
-    dfinal = check_states(names, dhx, backend, dtype, shape, gradients=True)
+    dfinal = check_states(names, dhx, backend, dtype, shape)
     if dfinal is None:
         dfinal = (None,) * len(names)
     if not batched:

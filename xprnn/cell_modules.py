@@ -22,7 +22,8 @@ class _CellModule(_Recurrent):
         """Take one step; in train mode it is recorded for `backward`.
 
         :param x: (N, I), unbatched (I,); the cell's dtype and backend; only read.
-        :param hx: h (N, H), unbatched (H,); for an LSTMCell (h, c). None: zeros.
+        :param hx: h (N, H), unbatched (H,); for an
+            LSTMCell (h, c), either may be None. None: zeros.
         :return: the next h of h's shape, for an LSTMCell (h, c); fresh arrays.
         :raises TypeError, ValueError: an argument has another type, dtype, backend or shape.
         """
@@ -42,7 +43,7 @@ class _CellModule(_Recurrent):
             found = found if batched else tuple([state[0] for state in found])
         else:
             if states is not None:
-                states = tuple([s[None] if batched else s[None, None] for s in states])
+                states = _with_layer(states, batched)
             _, final = self._run(Call(x[None], states, None, False, batched))
             found = _unwrap(final, batched)
         return found if len(found) > 1 else found[0]
@@ -66,13 +67,8 @@ class _CellModule(_Recurrent):
         net, batch = self._stack, record.tape.layout.batch
         shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
         names = tuple([f"d{name}_next" for name in net.cell.state_names])
-        given = check_states(names, dnext, self.backend, self.dtype, shape, True)
-        dfinal = tuple(
-            [
-                d if d is None else d[None] if record.batched else d[None, None]
-                for d in given or (None,) * len(names)
-            ]
-        )
+        given = check_states(names, dnext, self.backend, self.dtype, shape)
+        dfinal = _with_layer(given or (None,) * len(names), record.batched)
         dx, dinitial = self._undo(None, dfinal, need_dx)
         if dx is not None:
             dx = dx[0] if record.batched else dx[0, 0]
@@ -120,6 +116,12 @@ class _CellModule(_Recurrent):
         return cell
 
 
+def _with_layer(states: tuple[Array | None, ...], batched: bool) -> tuple[Array | None, ...]:
+    """States, or their gradients, of a cell as those of a layer, (1, N, H); None stays."""
+    axes = None if batched else (None, None)
+    return tuple([None if state is None else state[axes] for state in states])
+
+
 def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:
     """States (1, N, H) as a cell returns them."""
     return tuple([state[0] if batched else state[0, 0] for state in states])
@@ -128,8 +130,19 @@ def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:
 class RNNCell(_CellModule):
     """One Elman step, h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh), or relu for tanh.
 
-    As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html; the parameters
-    of the constructor, and what is raised, are those of `xprnn.RNN`.
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param nonlinearity: "tanh" or "relu".
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import numpy as np, xprnn
     >>> cell = xprnn.RNNCell(3, 4, nonlinearity="relu", seed=0)
@@ -166,8 +179,19 @@ class RNNCell(_CellModule):
 class GRUCell(_CellModule):
     """One GRU step, h' = (1 - z) n + z h; the equations stand at `xprnn.GRU`.
 
-    As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html; the parameters
-    of the constructor, and what is raised, are those of `xprnn.GRU`.
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param reset_after: which of the two forms, see `xprnn.GRU`.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import numpy as np, xprnn
     >>> cell = xprnn.GRUCell(3, 4, seed=0).train()
@@ -207,8 +231,18 @@ class GRUCell(_CellModule):
 class LSTMCell(_CellModule):
     """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations stand at `xprnn.LSTM`.
 
-    As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html; the parameters
-    of the constructor, and what is raised, are those of `xprnn.LSTM`.
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
 
     >>> import numpy as np, xprnn
     >>> cell = xprnn.LSTMCell(3, 4, seed=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
@@ -328,12 +328,11 @@ def check_states(
     backend: Backend,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
-    gradients: bool = False,
-) -> tuple[Array, ...] | None:
-    """The states given by the caller as a tuple, each of `shape`; None where none are given.
+) -> tuple[Array | None, ...] | None:
+    """The states, or their gradients, given by the caller as a tuple, each of `shape`.
 
-    A cell with one state takes the array itself, one with two a tuple of both. Among
-    gradients some may be None.
+    A cell with one state takes the array itself, one with two a tuple of both, of which either
+    may be None: zeros. None where none are given.
     """
     if given is None:
         return None
@@ -346,7 +345,7 @@ def check_states(
         )
     found = []
     for name, state in zip(names, given, strict=True):
-        if state is not None or not gradients:
+        if state is not None:
             state = check_array(name, state, backend, dtype, shape)
         found.append(state)
     return tuple(found)
@@ -356,6 +355,13 @@ def state_errors(
     shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]
 ) -> list[str]:
     """What keeps `values` from being floating arrays of `shapes`, in words; empty if nothing."""
+    if found := _prefixes(shapes, values):
+        prefix = repr(found[0])
+        return [
+            f"its names begin with {', '.join(map(repr, found[:3]))}; strip that: {{name"
+            f".removeprefix({prefix}): array for name, array in mapping.items() "
+            f"if name.startswith({prefix})}}"
+        ]
     wrong = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
     for name, value in values.items():
         if name not in shapes:
@@ -364,7 +370,29 @@ def state_errors(
             wrong.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
         elif value.dtype.kind != "f":
             wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
-    return wrong
+    return shortened(wrong)
+
+
+def _prefixes(names: Collection[str], given: Collection[str]) -> list[str]:
+    """What stands before every one of `names` in `given`, where these are parts of larger ones."""
+    if not names or any(name in given for name in names):
+        return []
+    first = next(iter(names))
+    prefixes = [name.removesuffix(first) for name in given if name.endswith(first)]
+    return [prefix for prefix in prefixes if all(prefix + name in given for name in names)]
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The first lines of a list for a message, none very long, and how many more there are."""
+    first = [line if len(line) <= 200 else f"{line[:200]}..." for line in lines[:8]]
+    return first + ([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])
+
+
+def as_numpy_floats(array: np.ndarray) -> np.ndarray:
+    """An array of one of ml_dtypes' floats, as bfloat16, as the float32 that holds its values."""
+    kind = array.dtype.type
+    theirs = kind.__module__ == "ml_dtypes" and kind.__name__.startswith(("bfloat", "float"))
+    return array.astype(np.float32) if theirs else array
 
 
 def range_errors(name: str, value: np.ndarray, dtype: np.dtype[Any]) -> list[str]:

@@ -5,7 +5,8 @@ cache)` undoes it and returns every gradient in a dict; likewise for `rnn` and `
 equations stand at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. What all of them share:
 
 - `x` (T, N, I), with `batch_first` (N, T, I), unbatched (T, I);
-- `h0` (1, N, H), unbatched (1, H), for the LSTM a pair (h0, c0); None: zeros;
+- `h0` (1, N, H), unbatched (1, H), for the LSTM a pair (h0, c0), either of which may be None;
+  None: zeros;
 - `weight_ih` (G*H, I), `weight_hh` (G*H, H), `bias_ih` and `bias_hh` (G*H,) or both None, in
   torch's gate order (https://docs.pytorch.org/docs/stable/nn.html#recurrent-layers);
 - `lengths` as for a layer's call;
@@ -148,7 +149,7 @@ def gru_forward(
 
 def lstm(
     x: Array,
-    hx: tuple[Array, Array] | None,
+    hx: tuple[Array | None, Array | None] | None,
     weight_ih: Array,
     weight_hh: Array,
     bias_ih: Array | None = None,
@@ -173,7 +174,7 @@ def lstm(
 
 def lstm_forward(
     x: Array,
-    hx: tuple[Array, Array] | None,
+    hx: tuple[Array | None, Array | None] | None,
     weight_ih: Array,
     weight_hh: Array,
     bias_ih: Array | None = None,

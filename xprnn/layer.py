@@ -16,6 +16,17 @@ from .recurrent import _Recurrent
 from .stepper import Stepper
 
 
+class _NotGiven:
+    """The default of an argument for which None has a meaning."""
+
+    def __repr__(self) -> str:
+        """As `help` shows it."""
+        return "<not given>"
+
+
+NOT_GIVEN: Any = _NotGiven()
+
+
 class _Layer(_Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
 
@@ -41,7 +52,8 @@ class _Layer(_Recurrent):
         :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
             and backend (CuPy takes what another library lends on its device by DLPack), any
             strides; only read.
-        :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0). None: zeros.
+        :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0), either may be None.
+            None: zeros.
         :param lengths: N host integers from 0 to T, in any order: how many steps each row has.
             Past a row's end x is not read and the output is zero; the reverse direction starts
             at each row's own end. None: all T.
@@ -77,7 +89,7 @@ class _Layer(_Recurrent):
         return self._steps.is_short(self.arithmetic, batch, forced)
 
     def backward(
-        self, doutput: Array | None = None, dhx: Any = None, *, need_dx: bool = True
+        self, doutput: Array | None = NOT_GIVEN, dhx: Any = None, *, need_dx: bool = True
     ) -> tuple[Array | None, Any]:
         """Undo the last recorded call: gradients of a scalar L given those of its results.
 
@@ -86,10 +98,12 @@ class _Layer(_Recurrent):
 
         :param doutput: dL/doutput, of the output's shape; None: zeros. Only read.
         :param dhx: dL/dh_n, of h_n's shape; for an LSTM (dh_n, dc_n), either may be None: zeros.
+            One of the two has to be given: `backward(None, None)` says that both are zero.
         :param need_dx: False: dx is not computed, and None is returned in its place.
         :return: dx of x's shape, zero past a row's end, and dh0 (for an LSTM (dh0, dc0)).
         :raises RuntimeError: no recorded call is left, or the parameters have changed since.
-        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
+        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to,
+            or none is given.
 
         >>> import numpy as np, xprnn
         >>> rnn = xprnn.RNN(1, 1, nonlinearity="relu", bias=False, dtype="float64").train()
@@ -102,6 +116,13 @@ class _Layer(_Recurrent):
         ([0.25, 0.5, 1.0], 2.0)
         """
         record = self._last_record()
+        if doutput is NOT_GIVEN:
+            if dhx is None:
+                raise ValueError(
+                    "backward: expected the gradient of the loss by the output, doutput, or by the "
+                    "last states, dhx, got neither; for zeros call backward(None, None)"
+                )
+            doutput = None
         tape, batched = record.tape, record.batched
         doutput, dfinal = check_upstream(
             self._stack,

@@ -14,7 +14,14 @@ from . import io
 from .arguments import split
 from .attributes import read_only, set_again, set_by_users, setting_own
 from .backend import Array, Backend, asarray, get_backend, to_numpy
-from .checks import check_dtype, check_flag, range_errors, state_errors
+from .checks import (
+    as_numpy_floats,
+    check_dtype,
+    check_flag,
+    range_errors,
+    shortened,
+    state_errors,
+)
 from .memory import frees_memory
 from .parameters import Gradients, Parameters, Shapes, reads_parameters
 from .records import Records
@@ -183,18 +190,23 @@ class Module:
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Overwrite all parameters from NumPy, CuPy or torch arrays of any floating dtype.
 
+        Those of ml_dtypes, as bfloat16, are floating dtypes too.
+
         :raises TypeError: `mapping` is not a mapping.
         :raises ValueError: names are missing or unexpected, shapes or dtypes do not fit, or
-            values leave the range of the dtype; all are listed and nothing is changed.
+            values leave the range of the dtype; the first are listed and nothing is changed.
         """
+        if isinstance(mapping, (str, os.PathLike)):
+            raise TypeError(f"mapping: expected names and arrays, got {io.described(mapping)}")
         if not isinstance(mapping, Mapping):
             raise TypeError(
                 f"mapping: expected names and arrays, got {type(mapping).__name__}; "
                 "a layer's are its state_dict()"
             )
-        values = {str(name): to_numpy(value) for name, value in mapping.items()}
+        values = {str(n): as_numpy_floats(to_numpy(value)) for n, value in mapping.items()}
         wrong = state_errors(self.parameters.shapes, values)
-        if wrong := wrong or [e for n, v in values.items() for e in range_errors(n, v, self.dtype)]:
+        beyond = [e for n, v in values.items() if not wrong for e in range_errors(n, v, self.dtype)]
+        if wrong := wrong or shortened(beyond):
             raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
         self.parameters.write(values)
 
@@ -288,7 +300,7 @@ class Module:
         :param backend: where to put it; as for `get_backend`.
         :raises FileNotFoundError: there is no such file.
         :raises ValueError: the file is not one that xprnn wrote, is damaged, is of another
-            version or does not hold a `cls`.
+            version or does not hold a `cls`. Nothing in it is executed.
         """
         backend = get_backend(backend).name
         kind, options, arrays = io.read(path)

@@ -26,7 +26,8 @@ class RNN(_Layer):
     :param bias: whether there are b_ih and b_hh.
     :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states never are.
     :param dropout: probability with which, in train mode, an element of the output of every
-        layer but the last is set to zero (the others are divided by 1 - dropout).
+        layer but the last is set to zero (the others are divided by 1 - dropout); without
+        effect, and with a UserWarning, in one layer.
     :param bidirectional: D = 2: a second direction reads each row from its end.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
@@ -103,11 +104,24 @@ class GRU(_Layer):
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html; the second form is the
     default of https://onnx.ai/onnx/operators/onnx__GRU.html (`linear_before_reset=0`).
 
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param num_layers: L; layer k > 0 reads the output of layer k-1.
+    :param bias: whether there are b_ih and b_hh.
+    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states never are.
+    :param dropout: the probability with which, in train mode, an element of the output of every
+        layer but the last is set to zero; without effect, and with a UserWarning, in one layer.
+    :param bidirectional: D = 2: a second direction reads each row from its end.
+    :param reset_after: which of the two forms, see above.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see `RNN`.
+    :param recompute: k: `backward` computes k steps again at a time, in less memory; see `RNN`.
+    :param seed: of the initial parameters and the dropout masks; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
+
     Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
-
-    :param reset_after: which form, see above.
-
-    The other parameters, and what is raised, are those of `RNN`.
 
     >>> import numpy as np, xprnn
     >>> gru = xprnn.GRU(3, 4, bidirectional=True, batch_first=True, seed=0)
@@ -160,8 +174,23 @@ class LSTM(_Layer):
         c_t = f ⊙ c_{t-1} + i ⊙ g                         h_t = o ⊙ tanh(c_t)
 
     Names, shapes, gate order i f g o and initialisation are those of
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html. The parameters, and
-    what is raised, are those of `RNN` without `nonlinearity`.
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param num_layers: L; layer k > 0 reads the output of layer k-1.
+    :param bias: whether there are b_ih and b_hh.
+    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states never are.
+    :param dropout: the probability with which, in train mode, an element of the output of every
+        layer but the last is set to zero; without effect, and with a UserWarning, in one layer.
+    :param bidirectional: D = 2: a second direction reads each row from its end.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see `RNN`.
+    :param recompute: k: `backward` computes k steps again at a time, in less memory; see `RNN`.
+    :param seed: of the initial parameters and the dropout masks; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
 
     Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
 

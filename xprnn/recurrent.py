@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -62,6 +63,15 @@ class _Recurrent(Module):
         self._stack = self._make_stack(options)
         self._calls = 0
         self._build(self._stack.shapes(), self._plain(options), backend, dtype)
+
+    def _begin(self, options: dict[str, Any], *place: Any, **more: Any) -> None:
+        super()._begin(options, *place, **more)
+        if self._stack.dropout and self._stack.num_layers == 1:
+            warnings.warn(
+                f"dropout={self._stack.dropout:g} has no effect with num_layers=1: it acts on what "
+                "one layer passes to the next",
+                stacklevel=3,  # the line that calls the constructor
+            )
 
     def _bound(self) -> float:
         return float(self._stack.hidden_size**-0.5)

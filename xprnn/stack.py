@@ -41,7 +41,7 @@ def forward(
     weights: list[list[Weights]],
     packs: PacksOfAll,
     x: Array,
-    initial: tuple[Array, ...] | None,
+    initial: tuple[Array | None, ...] | None,
     lengths: np.ndarray | None,
     batch_first: bool,
     kept: Workspace,

@@ -118,6 +118,8 @@ class Stepper:
     def load(self, state: Any) -> None:
         """Go on from a state, as `state` or the layer gives it: h (L, N, H), for an LSTM (h, c).
 
+        Of an LSTM's two either may be None: zeros.
+
         :raises TypeError, ValueError: it is not that; nothing is changed.
         """
         names, shape = self._net.cell.state_names, state_shape(self._net, self.batch)
@@ -126,7 +128,7 @@ class Stepper:
             raise TypeError(f"state: expected {' and '.join(names)}, got None; reset() sets zeros")
         with self.backend.activate():
             for mine, value in zip(self._steps.sides[self._side], given, strict=True):
-                mine[...] = value
+                mine[...] = 0.0 if value is None else value
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew in some streams: their states become zero. A stream needs no other ending.

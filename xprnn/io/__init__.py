@@ -20,6 +20,7 @@ import numpy as np
 FORMAT = "xprnn"
 VERSION = "1"
 PREFIX = 16  # characters of a file's name in that of its temporary file, to be recognised by
+TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number it begins with
 
 Location = str | os.PathLike[str]
 
@@ -149,6 +150,8 @@ def read(path: Location) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
+    if _is_torchs(path):
+        raise ValueError(f"expected a safetensors file, got {described(path)}")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -163,6 +166,37 @@ def read(path: Location) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     if not isinstance(options, dict):
         raise ValueError(f"{os.fspath(path)}: the options in its header are not a mapping")
     return metadata.get("kind", ""), options, arrays
+
+
+def described(path: Location) -> str:
+    """What a path is that was given instead of what is in it, and how to get that."""
+    name = os.fspath(path)
+    if _is_torchs(path):
+        return (
+            f"{name}: a file of torch.save, a pickle, of which nothing is loaded or executed here; "
+            "in torch, safetensors.torch.save_file(torch.load(path, weights_only=True), "
+            "'weights.safetensors') writes a state dict without pickles, and then "
+            "load_state_dict(safetensors.numpy.load_file('weights.safetensors')) takes it"
+        )
+    return (
+        f"the path {name}; safetensors.numpy.load_file(path) gives the names and arrays in a file, "
+        "xprnn.load(path) the layer that save() wrote"
+    )
+
+
+def _is_torchs(path: Location) -> bool:
+    """Whether a file is one that torch.save wrote, by its first bytes and the names in it."""
+    from zipfile import BadZipFile, ZipFile
+
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(len(TORCH_LEGACY))
+            if not start.startswith(b"PK\x03\x04"):
+                return start == TORCH_LEGACY
+            with ZipFile(file) as archive:
+                return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, BadZipFile, ValueError, NotImplementedError):
+        return False
 
 
 def _check_metadata(path: Location, metadata: Mapping[str, str]) -> None:
