@@ -275,3 +275,33 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         gradient_flow(layer, x, dhx=np.ones((1, 2, H)))
     with pytest.raises(TypeError, match="doutput: expected dtype float64, got int64"):
         gradient_flow(layer, x, doutput=np.ones((5, 2, H), np.int64))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["weight_hh_l1", "weight_ih_l0", "bias_hh_l0_reverse"])
+@pytest.mark.parametrize("kind", [xprnn.RNN, xprnn.GRU, xprnn.LSTM])
+def test_a_diverged_layer_is_named(kind: Any, name: str, value: float) -> None:
+    layer = kind(I, H, num_layers=2, bidirectional=True, seed=0)
+    changed = layer.parameters[name].copy()
+    changed.flat[:2] = value
+    layer.parameters[name] = changed
+    x = np.ones((5, 2, I), np.float32)
+    size = layer.parameters[name].size
+    match = f"layer: expected finite parameters, got {name} with 2 of {size} elements infinite"
+    for check in (gradient_flow, xprnn.gradcheck):
+        with pytest.raises(ValueError, match=match):
+            check(layer, x)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e200])
+@pytest.mark.parametrize("options", [{"nonlinearity": "relu"}, {}], ids=["relu", "tanh"])
+def test_a_gradient_that_outgrows_float64_explodes(options: dict[str, Any], size: float) -> None:
+    layer = xprnn.RNN(I, H, bias=False, dtype="float64", seed=0, **options)
+    layer.parameters["weight_hh_l0"] = size * np.eye(H)
+    layer.parameters["weight_ih_l0"] = abs(layer.parameters["weight_ih_l0"])
+    x = np.zeros((40, 2, I)) if not options else np.ones((40, 2, I))
+    flow = gradient_flow(layer, x)
+    assert flow.verdicts == ("exploding",)
+    assert not np.isfinite(flow.ratios).all()
+    np.testing.assert_allclose(flow.spectral_radius, [[size]])
+    assert "exploding" in str(flow)

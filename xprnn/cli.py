@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="apply a saved layer to an array on disk"))
     _add_verify(commands.add_parser("verify", help="check every kernel on this machine"))
     _add_bench(commands.add_parser("bench", help="time a layer beside other libraries'"))
-    told = commands.add_parser("info", help="versions, backends and devices")
+    told = commands.add_parser("info", help="versions, backends, devices, compiled kernels")
     told.add_argument("--warm", action="store_true", help="compile the CPU's kernels ahead")
     told.set_defaults(command=_info)
     return parser
@@ -250,11 +250,16 @@ def _info(options: argparse.Namespace) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    tables = {"package": info.versions(), "extra": info.extras(), "backend": info.backends()}
-    for title, rows in tables.items():
+    found = {
+        "package": info.versions,
+        "extra": info.extras,
+        "backend": info.backends,
+        "this copy": info.installation,
+    }
+    for title, ask in found.items():
         table = Table(Column(title, no_wrap=True), "found", box=None)
-        for name, found in rows.items():
-            table.add_row(name, Text(found))
+        for name, text in ask().items():
+            table.add_row(name, Text(text))
         show(table)
     if options.warm:
         _warm()

@@ -106,7 +106,8 @@ def gradcheck(
     :param seed: of the directions and of u and v.
     :return: one row for each name; `worst` is the one nearest to its tolerance, or past it.
     :raises GradientError: gradients are wrong; it names them and shows the table.
-    :raises TypeError, ValueError: `layer` is none of these, or an argument is not as it should be.
+    :raises TypeError, ValueError: `layer` is none of these, it has parameters that are not finite,
+        or an argument is not as it should be.
 
     B. Fornberg, "Generation of finite difference formulas on arbitrarily spaced grids" (1988);
     N. J. Higham, "Accuracy and stability of numerical algorithms" (2002), chapter 3.
@@ -141,7 +142,17 @@ def gradcheck(
 
 
 def float64_copy(layer: R) -> R:
-    """A copy of `layer` in float64 and train mode, on the same backend."""
+    """A copy of `layer` in float64 and train mode, on the same backend.
+
+    :raises ValueError: a parameter is not finite, as after a training that diverged: there is no
+        derivative at it, and nothing to be said of a gradient.
+    """
+    for name, parameter in layer.parameters.items():
+        if wrong := int((~np.isfinite(to_numpy(parameter))).sum()):
+            raise ValueError(
+                f"layer: expected finite parameters, got {name} with {wrong} of {parameter.size} "
+                "elements infinite or NaN; the training that gave it has diverged"
+            )
     wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
     return copy.deepcopy(layer).to(**wide).train()
 

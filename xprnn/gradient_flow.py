@@ -68,7 +68,8 @@ def gradient_flow(
     from T-1 to 0, in the reverse direction from 0 to T-1. With norms divided by the square root
     of the rows that run at t, the ratio is that of the first state to the last one, and the
     factor its (T-1)th root; steps before the first gradient enters do not count. The verdict:
-    "vanishing" where the ratio is below 1/100, "exploding" above 100, "stable" between.
+    "vanishing" where the ratio is below 1/100, "exploding" above 100, "stable" between. A norm
+    that float64 does not hold is infinite or NaN, and so are ratio and factor: "exploding".
 
     Where gradient enters on the way, from outputs, from the layer above or at the ends of
     shorter rows, ratio and factor count it too. With no step to judge they are 1.
@@ -87,7 +88,8 @@ def gradient_flow(
         given, each layer and direction is measured by itself, from a fixed random dh_n of its
         own with norm 1 in every row; then no gradient comes from the layer above.
     :return: the norms and what they say; `str` of it is a table.
-    :raises TypeError, ValueError: `layer` is no such layer, or an argument is not as it should be.
+    :raises TypeError, ValueError: `layer` is no such layer, it has parameters that are not finite
+        (its training has diverged), or an argument is not as it should be.
 
     R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks"
     (2013).
@@ -104,7 +106,8 @@ def gradient_flow(
         raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
     layer = float64_copy(layer)
     x, hx = widened(layer, x), widened(layer, hx)
-    with layer.backend.activate():
+    # what float64 does not hold is an answer here; the host computes too, wherever the layer is
+    with layer.backend.activate(), environment():
         if doutput is None and dhx is None:
             each = _each_alone(layer, layer.eval()(x, hx, lengths=lengths)[1])
             walks = [_measure(layer, x, hx, lengths, None, dhx) for dhx in each]
@@ -113,7 +116,6 @@ def gradient_flow(
         else:
             doutput, dhx = widened(layer, doutput), widened(layer, dhx)
             norms, rows = _measure(layer, x, hx, lengths, doutput, dhx)
-    with environment():  # of what the host computes, wherever the layer is
         return _report(layer, norms, norms / np.sqrt(np.maximum(rows, 1)))
 
 

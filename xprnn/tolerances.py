@@ -61,6 +61,13 @@ EPSILON = {  # the distance from 1 to the next number
     "float16": 2.0**-10,
     "bfloat16": 2.0**-7,
 }
+LARGEST = {  # finite number
+    "float64": 2.0**1023 * (2 - 2.0**-52),
+    "float32": 2.0**127 * (2 - 2.0**-23),
+    "tf32": 2.0**127 * (2 - 2.0**-10),
+    "float16": 2.0**15 * (2 - 2.0**-10),
+    "bfloat16": 2.0**127 * (2 - 2.0**-7),
+}
 FIXED = {"float64": 1e-10}
 REORDERED = 1e-12  # float64
 STEPWISE = 1e-13  # float64

@@ -34,7 +34,8 @@ def verify(
     to the layer's compute dtype. The limits are those of `xprnn/tolerances.py`, raised where the
     equations themselves magnify a change of their numbers. Then a `gradcheck`. The report says
     what is not compared: the gradients of relu where rounding decides on which side of its kink
-    a number falls, and what serves nothing here.
+    a number falls; the steps from which on numbers outgrow the compute dtype, as those of relu may,
+    with the call cut short before them; and what serves nothing here.
 
     The plain code in float64 on NumPy is the equations themselves and has only the gradcheck.
     Everything happens on copies; `XPRNN_KERNELS` changes for the time of the call.
@@ -82,6 +83,11 @@ def check(
     if equations.kinked:
         why = "rounding decides on which side of its kink relu falls"
         absent.append(Absent(f"{equations.numbers} gradients", cell, why))
+    whole, batch = subject._steps_and_batch(shape)
+    if (steps := equations.steps) < whole:
+        which = f"{equations.numbers}, steps {steps} to {whole - 1}"
+        why = f"sums may exceed {equations.largest:.2g} there"
+        absent.append(Absent(which, cell, why))
     net = layer._stack.cell, layer.backend
     untried = kernels.has_sequences(*net) and kernels.untried(layer.backend)
     for implementation in kernels.IMPLEMENTATIONS:
@@ -90,7 +96,7 @@ def check(
             continue
         with forced(implementation):
             try:
-                serving = subject._engine(*subject._steps_and_batch(shape)).implementation
+                serving = subject._engine(steps, batch).implementation
                 if serving != implementation:
                     what = f"{serving} served instead"
                     rows.append(Row(cell, implementation, equations.numbers, math.inf, what, 1.0))

@@ -12,7 +12,7 @@ import numpy as np
 from ..backend import asarray, to_numpy
 from ..cell_modules import _CellModule
 from ..layer import _Layer
-from ..tolerances import EPSILON, error_of, tolerance
+from ..tolerances import EPSILON, LARGEST, error_of, tolerance
 from .report import Row, worst_of
 
 Module = _Layer | _CellModule
@@ -22,6 +22,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 NUDGE = 2.0**-40  # a relative change of the numbers that float64 results show, and no kink meets
 CALM = 4.0  # times as much as its numbers may a result change where `tolerance` holds as it is
 MOST = 0.5  # a limit above this would pass what has nothing to do with the equations
+SQUARE = 2.0**511  # float64 holds sums of squares of numbers up to this, as the gradcheck needs
 REACH, TRIES = 2, 5  # a change by so many ε, in so many directions, meets every kink that matters
 
 
@@ -39,6 +40,14 @@ class Given:
         states, upstream = ([change(a) for a in arrays] for arrays in (self.states, self.upstream))
         return Given(change(self.x), states, upstream, self.options)
 
+    def first(self, steps: int, axis: int) -> Given:
+        """The same but for a layer's steps, along this axis, after the first ones."""
+        at = (slice(None),) * axis + (slice(steps),)
+        output, *ends = self.upstream
+        lengths = self.options["lengths"]
+        cut = None if lengths is None else np.minimum(lengths, steps)
+        return Given(self.x[at], self.states, [output[at], *ends], {"lengths": cut})
+
 
 class Equations:
     """What the float64 equations on NumPy say of one call of a layer and of its inverse.
@@ -47,27 +56,33 @@ class Equations:
     dtype, and normal ones drawn from `seed`, rounded likewise, for all else. `limits` are those
     of `tolerance`, times how much more than CALM the equations magnify a small change of their
     numbers. Where a kink of relu is so near that rounding decides on which side of it a number
-    falls, the gradients are left out: they jump there.
+    falls, the gradients are left out: they jump there. Where the numbers outgrow the type, the call
+    ends before the first step in which a sum may overflow, and `steps` says how many are left: what
+    comes later hangs on the order of sums.
 
-    :raises ValueError: `shape` is not as it should be, or the limits would say nothing.
+    :raises ValueError: `shape` is not as it should be, no step is left, or the limits would say
+        nothing.
     """
 
     def __init__(self, layer: Module, shape: tuple[int, ...], lengths: Any, seed: int) -> None:
         types = layer.arithmetic
         self.numbers = "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
         self._narrow = types.compute_dtype
+        self.largest = min(LARGEST[self.numbers], SQUARE)
         self._layer = copy.deepcopy(layer).to(
             "numpy", dtype="float64", compute_dtype="float64", precision="ieee"
         )
         options = {"lengths": lengths} if isinstance(layer, _Layer) else {}
-        self.given = self._draw(shape, options, np.random.default_rng(seed))
         self.parameters = {n: self._rounded(p) for n, p in self._layer.parameters.items()}
-        self.expected = self._at(lambda numbers: numbers)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.given = self._draw(shape, options, np.random.default_rng(seed))
+            self.expected = self._before_overflow()
+        self.steps, batch = layer._steps_and_batch(self.given.x.shape)
         slopes = self._slopes(NUDGE, 0)
         self.kinked = layer._stack.cell.name == "rnn_relu" and self._is_kinked()
         if self.kinked:
             self.expected = {n: a for n, a in self.expected.items() if not n.startswith("d")}
-        self.limits = self._limits(slopes, *layer._steps_and_batch(shape))
+        self.limits = self._limits(slopes, self.steps, batch)
 
     def compare(self, layer: Module, implementation: str) -> Row:
         """The array in which a copy of the layer does worst; it takes these parameters."""
@@ -109,6 +124,50 @@ class Equations:
             x, [normal(a.shape) for a in states], [normal(a.shape) for a in results], options
         )
 
+    def _before_overflow(self) -> Results:
+        """The results of as many steps as stay within the type; `given` is cut to them."""
+        whole, layer = self.given, self._layer
+        expected = self._at(lambda numbers: numbers)
+        if self._stays_finite(expected):
+            return expected
+        axis = int(whole.x.ndim == 3 and layer.options.get("batch_first", False))
+        fits, beyond = 0, layer._steps_and_batch(whole.x.shape)[0]
+        while isinstance(layer, _Layer) and beyond - fits > 1:
+            middle = (fits + beyond) // 2
+            self.given = whole.first(middle, axis)
+            if self._stays_finite(self._at(lambda numbers: numbers)):
+                fits = middle
+            else:
+                beyond = middle
+        self.given = whole.first(max(fits, 1), axis) if isinstance(layer, _Layer) else whole
+        expected = self._at(lambda numbers: numbers)
+        if not fits:
+            name = layer._stack.cell.name
+            for result, array in expected.items():
+                if not np.isfinite(array).all():
+                    raise ValueError(f"layer: {name}'s float64 {result} is not finite")
+            raise ValueError(
+                f"layer: {name} outgrows {self.numbers} in its first step, expected numbers whose "
+                f"sums stay below {self.largest:.2g}"
+            )
+        return expected
+
+    def _stays_finite(self, results: Results) -> bool:
+        """Whether no sum of a step of this call can overflow, in whatever order it is added up."""
+        sums = [
+            abs(p).sum(axis) for p in self.parameters.values() if p.ndim == 2 for axis in (0, 1)
+        ]
+        growth = max(
+            1.0, 2 * max(float(each.max()) for each in sums)
+        )  # of input and state together
+        for name, array in results.items():
+            # weights' gradients are added up in float32 at least
+            wide = self._narrow.itemsize < 4 and name.startswith(("dweight", "dbias"))
+            largest = LARGEST["float32"] if wide else self.largest
+            if not growth * float(np.abs(array).max(initial=0.0)) <= largest:
+                return False
+        return True
+
     def _at(self, change: Change) -> Results:
         """The results at the numbers that `change` makes of the given ones."""
         self._layer.eval().parameters.update({n: change(p) for n, p in self.parameters.items()})
@@ -131,9 +190,6 @@ class Equations:
 
     def _limits(self, slopes: dict[str, float], steps: int, batch: int) -> dict[str, float]:
         net = self._layer._stack
-        for name, expected in self.expected.items():
-            if not np.isfinite(expected).all():
-                raise ValueError(f"layer: {net.cell.name}'s float64 {name} is not finite")
         between = net.num_directions * net.hidden_size if net.num_layers > 1 else 0
         width = max(max(net.input_size, between) + net.hidden_size, batch)
         calm = tolerance(self.numbers, steps=max(steps, 1), width=width, layers=net.num_layers)

@@ -87,12 +87,15 @@ class VerifyReport:
         return Group(unbroken(table), *map(Text, [LEGEND, *self._not_compared()]))
 
     def _not_compared(self) -> list[str]:
-        lines = []
-        for check in dict.fromkeys(one.check for one in self.absent):
-            first, *others = dict.fromkeys(one for one in self.absent if one.check == check)
-            likewise = f"; likewise {', '.join(one.cell for one in others)}" if others else ""
-            lines.append(f"not compared: {check} of {first.cell}: {first.reason}{likewise}")
-        return lines
+        """A line for each check, with the cells that have the same reason together."""
+        reasons: dict[str, dict[str, list[str]]] = {}
+        for check, cell, reason in dict.fromkeys(self.absent):
+            reasons.setdefault(check, {}).setdefault(reason, []).append(cell)
+        return [
+            f"not compared: {check} "
+            + "; ".join(f"of {', '.join(cells)}: {reason}" for reason, cells in found.items())
+            for check, found in reasons.items()
+        ]
 
     def __str__(self) -> str:
         """The report as plain text."""
