@@ -49,8 +49,7 @@ class _CellModule(_Recurrent):
 
     @frees_memory
     def _take(self, x: Array, states: tuple[Array, ...] | None, forced: str) -> tuple[Array, ...]:
-        with self.backend.activate():
-            return self._steps.take(self.arithmetic, self.parameters, x, states, forced)
+        return self._steps.take(self.arithmetic, self.parameters, x, states, forced)
 
     def _is_ready(self, forced: str) -> bool:
         """Whether such a call is a step that is kept ready, by its array calls or compiled.

@@ -52,7 +52,8 @@ class CellSteps:
         steps.follow(parameters.version, parameters.packs)
         for k, state in enumerate(steps.sides[0]):
             state[0] = 0.0 if initial is None else initial[k]
-        h = steps.take(0, x, None, None)
+        with steps.activate():
+            h = steps.take(0, x, None, None)
         others = [state[0].copy() for state in steps.sides[1][1:]]
         free.append(steps)
         return (h, *others)

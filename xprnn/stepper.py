@@ -79,7 +79,7 @@ class Stepper:
         x = check_array("x", x, self.backend, A, (self.batch, width))
         target = out if out is None else self._target(out)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
-        with self.backend.activate():
+        with self._steps.activate():
             self._follow()
             there = None if waiting is None else self.backend.from_host(waiting)[:, None]
             result = self._steps.take(self._side, x, there, target)
