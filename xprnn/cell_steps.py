@@ -88,7 +88,8 @@ class CellSteps:
         thread = parameters.reading.share()
         try:
             steps.follow(parameters.version, parameters.packs)
-            h = steps.take(0, x, None, None)
+            with steps.activate():
+                h = steps.take(0, x, None, None)
         finally:
             parameters.reading.leave(thread)
         found = (h, *[state.copy() for state in steps.sides[1][first:]])

@@ -23,7 +23,8 @@ Conversions and copies (`xprnn.asarray`, `to`, `state_dict`, `load_state_dict`, 
 arithmetic: they keep subnormal numbers to the last bit, and overflow as NumPy's `astype` does.
 
 Subnormal numbers are flushed on Linux with glibc 2.25 or later, on x86-64 (MXCSR) and AArch64
-(FPCR), in the thread that calls and in xprnn's own threads. Elsewhere, with musl, on macOS and on
+(FPCR), in the thread that calls and in xprnn's own threads; Numba's code for a single step sets
+MXCSR itself. Elsewhere, with musl, on macOS and on
 Windows, nothing changes: they are computed as IEEE 754 has them. The error state is set everywhere.
 A BLAS's own threads are not reached: their part of a large product may hold subnormal numbers,
 within the same bound, and the next operation takes them for zero. On a GPU nothing is set: CuPy

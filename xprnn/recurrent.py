@@ -221,9 +221,8 @@ class _Recurrent(Module):
         self, x: Array, initial: tuple[Array, ...] | None, forced: str, first: int = 0
     ) -> tuple[Array, ...]:
         """Take a step that is kept ready: see `CellSteps.take`."""
-        with self._backend.activate():
-            steps = self._steps
-            return steps.take(self._arithmetic, self._parameters, x, initial, forced, first)
+        steps = self._steps
+        return steps.take(self._arithmetic, self._parameters, x, initial, forced, first)
 
     @frees_memory
     @reads_parameters

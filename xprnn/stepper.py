@@ -93,7 +93,7 @@ class Stepper:
         target = out if out is None else self._target(out)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
         reading = self._layer._parameters.reading
-        with self._backend.activate():
+        with self._steps.activate():
             thread = reading.share()
             try:
                 self._follow()

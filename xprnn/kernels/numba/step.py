@@ -19,6 +19,7 @@ from ...directions import Packs
 from ...processors import usable
 from . import gates as by_element
 from . import reset_before
+from .control import FLUSHES, flush_subnormals, restore
 from .jit import compile_for, inlined, number_of, read, written
 from .loops import take
 from .product import pack_transposed, panels_of, product, width_of
@@ -118,6 +119,7 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
         c_next: Any,
         out: Any,  # (N, H), written when all else is done: it may share memory with x
     ) -> None:
+        control = flush_subnormals()
         take(x, row)
         for k in range(h.shape[0]):
             below = row if k == 0 else h_next[k - 1]
@@ -125,6 +127,7 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
             product(below, panels, bias[k], gx)
             recurrent(panels_hh[k], bias_hh[k], gx, gh, q, h[k], c[k], h_next[k], c_next[k])
         take(h_next[h.shape[0] - 1], out)
+        restore(control)
 
     step.__name__ = f"{name}_step"
     return step
@@ -136,6 +139,8 @@ class StackStep:
     :param weights: of each layer; `refresh` takes up what is written in them.
     :param batch: N, which `resize` changes.
     """
+
+    flushes = FLUSHES  # subnormal numbers by itself
 
     def __init__(
         self, backend: Backend, cell: str, dtype: np.dtype[Any], weights: list[Weights], batch: int

@@ -1,0 +1,61 @@
+"""The control bits of the calling thread, set within compiled code, which takes some nanoseconds.
+
+For what takes few microseconds itself; all else is called in `floating_point.environment`.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ...floating_point import environment
+
+# elsewhere the caller has to enter the environment
+FLUSHES = environment.flushes and platform.machine() == "x86_64"
+_FLUSHING = 0x8040  # of MXCSR: flush-to-zero and denormals-are-zero
+
+
+@intrinsic
+def flush_subnormals(typing: Any) -> Any:
+    """Flush subnormal numbers from here on; what `restore` takes to end it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        if not FLUSHES:
+            return number(0)
+        place = cgutils.alloca_once(builder, number)
+        _call(builder, "llvm.x86.sse.stmxcsr", place)
+        before = builder.load(place)
+        _set(builder, builder.or_(before, number(_FLUSHING)))
+        return before
+
+    return types.uint32(), generate
+
+
+@intrinsic
+def restore(typing: Any, before: Any) -> Any:
+    """Go back to what `flush_subnormals` gave."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if FLUSHES:
+            _set(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.none(types.uint32), generate
+
+
+def _set(builder: Any, word: Any) -> None:
+    place = cgutils.alloca_once_value(builder, word)
+    _call(builder, "llvm.x86.sse.ldmxcsr", place)
+
+
+def _call(builder: Any, name: str, place: Any) -> None:
+    pointer = cgutils.voidptr_t
+    kind = ir.FunctionType(ir.VoidType(), [pointer])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(function, [builder.bitcast(place, pointer)])
