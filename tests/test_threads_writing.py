@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -267,3 +269,47 @@ def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch
         raise ValueError("inside")
     with lock.alone():
         pass
+
+
+FORK = """
+import os, sys, threading, time, warnings
+import numpy as np, xprnn
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks where there are threads
+layer = xprnn.GRU(3, 4, seed=0)
+other = {name: 2 * array for name, array in layer.state_dict().items()}
+entered, end = threading.Event(), threading.Event()
+
+def stay(context):
+    with context:
+        entered.set()
+        end.wait()
+
+thread = threading.Thread(target=stay, args=(INSIDE,))
+thread.start()
+entered.wait()
+child = os.fork()
+if child == 0:
+    layer.load_state_dict(other)
+    right = np.array_equal(layer.parameters["weight_hh_l0"], other["weight_hh_l0"])
+    layer(np.ones((2, 1, 3), np.float32))
+    os._exit(0 if right else 1)
+for _ in range(600):  # a minute
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        break
+    time.sleep(0.1)
+else:
+    os.kill(child, 9)
+    status = -1
+end.set()
+thread.join()
+sys.exit(0 if status == 0 else f"the child ended with {status}")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("inside", ["reading", "writable()"])
+def test_a_fork_leaves_other_threads_out_of_the_lock(inside: str) -> None:
+    """A child writes and calls, though a thread of its parent was calling or writing."""
+    script = FORK.replace("INSIDE", f"layer.parameters.{inside}")
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, get_ident
+from weakref import WeakSet
 
 WRITER = 0  # no thread's identifier
 
@@ -14,12 +16,17 @@ class ReadersWriterLock:
 
     A thread that waits to be alone comes before those that come to share later, and those that
     wait to share before the next one that is alone. A thread that is alone may share, and be
-    alone, inside; to share is not nested otherwise.
+    alone, inside; to share is not nested otherwise. In the child of a fork only the thread that
+    forked is left, and only it is in the lock.
     """
 
-    __slots__ = ("_admitted", "_alone", "_changed", "_depth", "_present", "_queued", "_writers")
+    __slots__ = (
+        *("__weakref__", "_admitted", "_alone", "_changed"),
+        *("_depth", "_present", "_queued", "_writers"),
+    )
 
     def __init__(self) -> None:
+        _locks.add(self)
         self._changed = Condition()
         # The threads that share, and WRITER while one is alone or waits to be. To share takes no
         # lock: one adds itself before it looks for WRITER, a writer adds WRITER before it looks
@@ -72,6 +79,16 @@ class ReadersWriterLock:
                 self._queued -= 1
                 self._admitted = min(self._admitted, self._queued)
 
+    def leave_to_this_thread(self) -> None:
+        """Forget the other threads, which a fork has not taken along."""
+        mine = self.is_mine
+        self._changed = Condition()
+        self._present &= {get_ident(), *([WRITER] if mine else ())}
+        self._queued = self._admitted = 0
+        self._writers = int(mine)
+        if not mine:
+            self._alone, self._depth = None, 0
+
     @property
     def is_mine(self) -> bool:
         """Whether this thread is alone in it."""
@@ -109,3 +126,15 @@ class ReadersWriterLock:
         if not self._writers:
             self._present.discard(WRITER)
         self._changed.notify_all()
+
+
+_locks: WeakSet[ReadersWriterLock] = WeakSet()
+
+
+def _after_fork() -> None:
+    for lock in [*_locks]:
+        lock.leave_to_this_thread()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
