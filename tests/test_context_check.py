@@ -127,10 +127,13 @@ def backend(): pytest.skip("no driver")
 @pytest.mark.gpu
 def test_skipped(backend): pass
 
+@pytest.mark.gpu
+def test_on_the_cpu_too(): pass
+
 def test_on_the_cpu(): pass
 """
     done = run(tmp_path, suite=suite)
-    assert done.returncode == 0 and "1 passed, 1 skipped" in done.stdout
+    assert done.returncode == 0 and "2 passed, 1 skipped" in done.stdout
 
 
 @pytest.mark.parametrize(("told", "stays"), [(0, False), (1, False), (2, True)])
