@@ -199,10 +199,10 @@ class _Recurrent(Module):
 
     @frees_memory
     def _take(
-        self, x: Array, initial: tuple[Array, ...] | None, forced: str, first: int = 0
+        self, x: Array, initial: tuple[Array, ...] | None, forced: str, cell: bool = False
     ) -> tuple[Array, ...]:
         """Take a step that is kept ready: see `CellSteps.take`."""
-        return self._steps.take(self.arithmetic, self.parameters, x, initial, forced, first)
+        return self._steps.take(self.arithmetic, self.parameters, x, initial, forced, cell)
 
     @frees_memory
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
