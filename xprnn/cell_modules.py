@@ -37,9 +37,7 @@ class _CellModule(_Recurrent):
         states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
         forced = kernels.asked()
         if forced != "pointwise" and self._keeps_steps():
-            found = self._take(x, states, forced, 1)
-            if len(found) > 1:
-                found = (found[0], *[state[0] for state in found[1:]])
+            found = self._take(x, states, forced, True)
             found = found if batched else tuple([state[0] for state in found])
         else:
             if states is not None:

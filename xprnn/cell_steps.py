@@ -62,15 +62,15 @@ class CellSteps:
         x: Array,
         initial: tuple[Array | None, ...] | None,
         forced: str,
-        first: int = 0,
+        cell: bool = False,
     ) -> tuple[Array, ...]:
-        """The last layer's next h (N, H), and the next states (L, N, H): new arrays.
+        """The last layer's next h (N, H), and all next states (L, N, H): new arrays.
 
         :param x: (N, I), any strides; read.
         :param initial: (L, N, H) each, or (N, H) where there is one layer, None for zeros; None:
             all are. Read.
         :param forced: what `kernels.asked` gives now: who serves, `engine` says.
-        :param first: the states from this one on are returned.
+        :param cell: there is one layer; after h only the other states are returned, (N, H) each.
         """
         batch = x.shape[0]
         size = self._sizes.get((batch, forced)) or self._size(arithmetic, batch, forced)
@@ -92,9 +92,13 @@ class CellSteps:
                 h = steps.take(0, x, None, None)
         finally:
             parameters.reading.leave(thread)
-        found = (h, *[state.copy() for state in steps.sides[1][first:]])
+        after = steps.sides[1]
+        if cell:
+            final = [state[0].copy() for state in after[1:]]
+        else:
+            final = [state.copy() for state in after]
         free.append(steps)
-        return found
+        return (h, *final)
 
     def _size(self, arithmetic: Arithmetic, batch: int, forced: str) -> _Size:
         """What is to be known of a batch size."""

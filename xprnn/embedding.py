@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from .attributes import option
 from .backend import Array
 from .checks import check_array, check_indices, check_seed, check_size, check_whole
 from .memory import frees_memory
 from .module import Module
-from .parameters import Shapes
+from .parameters import Shapes, reads_parameters
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Embedding(Module):
     >>> y.shape, embedding.grads["weight"][:, 0].tolist()
     ((1, 4, 2), [0.0, 1.0, 0.0, 2.0, 0.0])
     """
+
+    num_embeddings: int = option("num_embeddings", "V, rows of the table.")
+    embedding_dim: int = option("embedding_dim", "E, width of a row.")
+    padding_idx: int | None = option("padding_idx", "The row that gets no gradient, from 0.")
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class Embedding(Module):
         return {"weight": (rows, check_size("embedding_dim", options["embedding_dim"]))}
 
     @frees_memory
+    @reads_parameters
     def __call__(self, indices: Any) -> Array:
         """y (..., E), a new array; in train mode recorded for `backward`.
 
@@ -103,10 +109,13 @@ class Embedding(Module):
                 y = xp.where(known[..., None], rows, xp.nan)
             if self.training:
                 self.parameters.refuse_open("a recorded call")
-                self._records.append(_Record(indices, self.parameters.version))
+                self._records.drop_older(self.parameters.version)
+                record = _Record(indices, self.parameters.version)
+                self._records.add(record, type(self).__name__)
             return y
 
     @frees_memory
+    @reads_parameters
     def backward(self, dy: Array) -> None:
         """Backward of the last recorded call: adds to `grads`; indices have no gradient.
 

@@ -218,11 +218,11 @@ class _Recurrent(Module):
 
     @frees_memory
     def _take(
-        self, x: Array, initial: tuple[Array, ...] | None, forced: str, first: int = 0
+        self, x: Array, initial: tuple[Array, ...] | None, forced: str, cell: bool = False
     ) -> tuple[Array, ...]:
         """Take a step that is kept ready: see `CellSteps.take`."""
         steps = self._steps
-        return steps.take(self._arithmetic, self._parameters, x, initial, forced, first)
+        return steps.take(self._arithmetic, self._parameters, x, initial, forced, cell)
 
     @frees_memory
     @reads_parameters

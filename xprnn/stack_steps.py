@@ -31,7 +31,8 @@ class _Captured(NamedTuple):
     """What steps of one number of rows work on, and their calls."""
 
     sides: list[tuple[Array, ...]]
-    x: Array = None  # (N, I), read by steps that are taken call by call, as the rest
+    # the rest is for steps that are taken call by call
+    x: Array = None  # (N, I)
     biases: tuple[tuple[Array, Array], ...] = ()  # (N, G*H) each, and what is copied to each row
     programs: tuple[Program, ...] = ()  # from side 0 to 1, and back
 
@@ -65,12 +66,12 @@ class StackSteps:
         if self._one_by_one or self._engine.backend.on_gpu:
             self._read = [self._copied(given) for given in self._given]
         self._input_biases: list[Array] = []
-        if self._one_by_one and self._net.bias:
-            xp, T = self._engine.xp, self._engine.compute_dtype
-            self._input_biases = [xp.empty(len(given.weight_ih), T) for given in self._given]
-        elif not self._one_by_one and self._engine.backend.on_gpu:
+        if self._one_by_one:
+            xp, T, biased = self._engine.xp, self._engine.compute_dtype, self._net.bias
+            self._input_biases = [xp.empty(len(w.weight_ih), T) for w in self._given if biased]
+        elif self._engine.backend.on_gpu:
             self._launched = self._launches()
-        elif not self._one_by_one:
+        else:
             self._called = self._calls()
         self._captured: dict[int, _Captured] = {}
         self._work_on(self._capture(self.batch))
