@@ -262,10 +262,15 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, value: Any) -> None:
-    """Write it whole or not at all: what was measured before is in the same file."""
-    from xprnn.io import replacing
+    """Write it whole or not at all: what was measured before is in the same file.
 
+    Without xprnn.io: nothing here may import the checkout's package.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1 if path.name == "skips.json" else None, allow_nan=False)
-    with replacing(path) as part:
+    part = path.with_name(f".{path.name}.part")
+    try:
         part.write_text(text + "\n", "utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

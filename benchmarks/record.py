@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 from .filing import THREADS, Commit, file_results, machine_facts, machine_name
@@ -188,7 +188,6 @@ def _check_measured(tree: Path, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    from xprnn.output import standard_output
-
-    with standard_output():
-        sys.exit(main())
+    if isinstance(sys.stdout, TextIOWrapper):  # asv's lines hold what not every stream takes
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(main())

@@ -221,11 +221,11 @@ def test_a_saved_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
     assert modes[0] == modes[1]
 
 
-@pytest.mark.parametrize("letter", ["a", "ä", "語"])  # 1, 2 and 3 bytes
-def test_a_file_may_have_the_longest_name_there_is(letter: str, tmp_path: Path) -> None:
-    size = len(os.fsencode(letter))
+@pytest.mark.parametrize("character", ["a", "ä", "語"])  # 1, 2 and 3 bytes
+def test_a_file_may_have_the_longest_name_there_is(character: str, tmp_path: Path) -> None:
+    size = len(os.fsencode(character))
     for length in range(238, 256):
-        name = letter * (length // size) + "b" * (length % size)
+        name = character * (length // size) + "b" * (length % size)
         with io.replacing(tmp_path / name) as part:
             part.write_bytes(b"new")
         assert (tmp_path / name).read_bytes() == b"new"

@@ -114,7 +114,7 @@ MEASURED = bench.report.BenchReport(
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
 @pytest.mark.parametrize("columns", [1, 20, 40, 80, 200])
 @pytest.mark.parametrize("report", [VERIFIED, MEASURED], ids=["verify", "bench"])
-def test_no_width_loses_a_letter(
+def test_no_width_loses_a_character(
     report: Any,
     columns: int,
     environment: dict[str, str],
@@ -127,8 +127,8 @@ def test_no_width_loses_a_letter(
     output.show(report)
     text = capsys.readouterr().out
     assert "…" not in text
-    letters = re.sub(r"\s", "", str(report))
-    assert sorted(re.sub(r"\s", "", text)) == sorted(letters)
+    characters = re.sub(r"\s", "", str(report))
+    assert sorted(re.sub(r"\s", "", text)) == sorted(characters)
     if report is VERIFIED:  # a row is one line, whatever the width
         (line,) = [line for line in text.splitlines() if "bfloat16" in line]
         assert line.split()[:5] == ["gru_reset_before", "reference", "bfloat16", "1.23e+04", "eps"]

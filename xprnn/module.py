@@ -283,8 +283,9 @@ class Module:
         """Write parameters and options to a safetensors file, whole or not at all.
 
         Where and how a layer computes, `precision`, `compute_dtype` and `recompute`, is not in it.
+        A file that is replaced keeps its mode, and through a symbolic link its target is replaced.
 
-        :raises OSError: the file cannot be written.
+        :raises OSError: the file cannot be written, or is there and read-only.
         """
         with self.parameters.reading:
             arrays = self._host_copies(self.parameters)

@@ -20,7 +20,7 @@ ENCODABLE = {"…": "...", "—": "-"}  # the first is rich's, where a line is c
 
 @contextmanager
 def standard_output() -> Iterator[None]:
-    """Standard output as a command wants it, until the block ends.
+    """Standard output of a command, until the block ends.
 
     Characters that its encoding lacks are replaced, most of them by a backslash and their number.
     Where its reader has gone (`xprnn info | head -1`) what is printed is dropped, and the work
@@ -49,7 +49,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        encoding = self._stream.encoding or "utf-8"
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         encodable = text.encode(encoding, "xprnn.encodable").decode(encoding)
         self._try(lambda: self._stream.write(encodable))
         return len(text)

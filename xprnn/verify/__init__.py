@@ -35,7 +35,7 @@ def verify(
     equations themselves magnify a change of their numbers. Then a `gradcheck`. The report says
     what is not compared: the gradients of relu where rounding decides on which side of its kink
     a number falls; the steps from which on numbers outgrow the compute dtype, as those of relu may,
-    with the call cut short before them; and what serves nothing here.
+    with the call cut short before them; and what has no implementation here.
 
     The plain code in float64 on NumPy is the equations themselves and has only the gradcheck.
     Everything happens on copies; `XPRNN_KERNELS` changes for the time of the call.
