@@ -246,6 +246,19 @@ def test_a_system_without_control_bits_has_the_error_state(
             np.full(1, 1e38, np.float32) * np.float32(1e38)
 
 
+def test_a_numpy_that_keeps_its_error_state_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(floating_point, "copy_context", dict)  # in which nothing is found
+        state, settings = floating_point._find_error_state()
+    monkeypatch.setattr(floating_point, "_error_state", state)
+    monkeypatch.setattr(floating_point, "_ignoring", settings)
+    with np.errstate(all="raise"):
+        before = np.geterr()
+        with environment(), environment():
+            assert set(np.geterr().values()) == {"ignore"}
+        assert np.geterr() == before
+
+
 STRICT = """
 import sys; sys.path.insert(0, {folder!r})
 import numpy as np
