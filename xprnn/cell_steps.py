@@ -49,8 +49,8 @@ class CellSteps:
         except IndexError:  # the first call, or another thread has it
             steps = StackSteps(self.engine(arithmetic, batch), self._net, batch)
             steps.bind(parameters)
-        given = initial or (None,) * len(steps.sides[0])
-        for state, value in zip(steps.sides[0], given, strict=True):
+        for k, state in enumerate(steps.sides[0]):
+            value = None if initial is None else initial[k]
             state[0] = 0.0 if value is None else value
         thread = parameters.reading.share()
         try:
