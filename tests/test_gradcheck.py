@@ -281,7 +281,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TypeError, match="h0, c0: expected a tuple"):
         gradcheck(layer, x, h0)
     with pytest.raises(TypeError, match="c0: expected a float64 array"):
-        gradcheck(layer, x, (h0, None))
+        gradcheck(layer, x, (h0, "c0"))
     with pytest.raises(ValueError, match="lengths: expected 0 to 4"):
         gradcheck(layer, x, (h0, c0), lengths=[1, 2, 5])
     with pytest.raises(TypeError, match="lengths: expected None, a GRUCell takes one step"):
@@ -291,3 +291,5 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TypeError, match="seed"):
         gradcheck(layer, x, seed=0.5)  # type: ignore[arg-type]
     gradcheck(layer, x, (h0, c0), directions=1)  # and it still works
+    report = gradcheck(layer, x, (h0, None), directions=1)
+    assert report == gradcheck(layer, x, (h0, c0 * 0.0), directions=1)

@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,15 @@ def test_a_model_and_its_optimizer_go_together(first: str, way: str) -> None:
     np.testing.assert_array_equal(layer.parameters.flat, before)
     np.testing.assert_array_equal(learn(layer, optimizer, decay), found)
     assert other.lr == optimizer.lr
+
+
+def test_the_checks_of_a_layer_copy_no_attribute() -> None:
+    layer = xprnn.GRU(3, 4, seed=0)
+    layer.lock = Lock()  # it has no copy
+    x = X.astype(np.float32)
+    assert xprnn.gradcheck(layer, x, directions=1).worst.excess <= 1
+    assert xprnn.gradient_flow(layer, x).norms.shape == (1, 5)
+    assert xprnn.verify(layer, x.shape).ok
 
 
 class Mixed:

@@ -154,7 +154,7 @@ def float64_copy(layer: R) -> R:
                 "elements infinite or NaN; the training that gave it has diverged"
             )
     wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
-    return copy.deepcopy(layer).to(**wide).train()
+    return copy.copy(layer).to(**wide).train()
 
 
 def widened(layer: _Recurrent, value: Any) -> Any:
@@ -188,7 +188,11 @@ class _Function:
 
         results = self._call(x, hx)  # refuses arguments that are not as they should be
         ends = results[-len(names) :]
-        starts = [self._xp.zeros_like(end) for end in ends] if hx is None else _as_tuple(hx)
+        given = (None,) * len(names) if hx is None else _as_tuple(hx)
+        starts = [
+            self._xp.zeros_like(end) if start is None else start
+            for start, end in zip(given, ends, strict=True)
+        ]
         trained = {n: p.copy() for n, p in self._layer.parameters.items() if n not in layer.frozen}
         self._trained = list(trained)
         self.at = {"x": x, **dict(zip(names, starts, strict=True)), **trained}

@@ -69,7 +69,7 @@ class Equations:
         self.numbers = "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
         self._narrow = types.compute_dtype
         self.largest = min(LARGEST[self.numbers], SQUARE)
-        self._layer = copy.deepcopy(layer).to(
+        self._layer = copy.copy(layer).to(
             "numpy", dtype="float64", compute_dtype="float64", precision="ieee"
         )
         options = {"lengths": lengths} if isinstance(layer, _Layer) else {}
