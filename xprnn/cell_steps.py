@@ -87,7 +87,7 @@ class CellSteps:
             state[...] = 0.0 if given is None else given
         thread = parameters.reading.share()
         try:
-            steps.follow(parameters.version, parameters.packs)
+            steps.follow(parameters)
             with steps.activate():
                 h = steps.take(0, x, None, None)
         finally:

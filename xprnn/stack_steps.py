@@ -17,6 +17,7 @@ from .cells import Buffers, Weights
 from .directions import PacksOfAll
 from .kernels import Engine
 from .network import Stack
+from .parameters import Parameters
 from .program import Constants, Program, record
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .kernels.numba.step import StackStep as Called
 
 
+NOTHING = nullcontext()  # to make one takes as long as to enter it
 SIZES = 64  # numbers of rows whose captured calls are kept; with one more the oldest are dropped
 
 
@@ -86,11 +88,12 @@ class StackSteps:
         self.batch = batch
         self._work_on(captured)
 
-    def follow(self, version: int, packs: PacksOfAll) -> None:
-        """Take up what was written to the parameters up to a version; both were read before."""
+    def follow(self, parameters: Parameters) -> None:
+        """Take up what was written to the parameters, which nothing writes meanwhile."""
+        version = parameters.version
         if version != self._version:
             with self._engine.backend.activate():
-                self._refresh(packs)
+                self._refresh(parameters.packs)
             self._version = version
 
     def _refresh(self, packs: PacksOfAll) -> None:
@@ -144,7 +147,7 @@ class StackSteps:
         To enter a call's floating-point environment from Python takes a fifth of their time.
         """
         if self._called is not None and self._called.flushes:
-            return nullcontext()
+            return NOTHING
         return self._engine.backend.activate()
 
     def _fresh(self) -> Array:

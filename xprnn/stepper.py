@@ -177,7 +177,7 @@ class Stepper:
         if parameters is not self._parameters:
             self._refuse_moved()
             self._bind()
-        self._steps.follow(parameters.version, parameters.packs)
+        self._steps.follow(parameters)
 
     def _refuse_moved(self) -> None:
         layer = self._layer
