@@ -57,6 +57,7 @@ inline Word word_of(float a) {
   return w;
 }
 inline Word unknown(Word w) { return w; }
+inline float zero_after(float) { return 0; }
 inline uint4 poll4(const Word* p) {
   fibers::aligned(p, 16);
   return {fibers::peek(p), fibers::peek(p + 1), fibers::peek(p + 2), fibers::peek(p + 3)};
@@ -100,6 +101,31 @@ inline float2 floats_of_f16(Word w) {
   return {static_cast<float>(v[0]), static_cast<float>(v[1])};
 }
 
+// c and products that are exact, summed as tensor cores do: all are cut toward zero to two bits
+// beyond those of the largest one, and so is their sum to float. (M. Fasi, N. J. Higham, M. Mikaitis,
+// S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330, 2021.)
+template <int count>
+float cut_sum(float c, const double (&products)[count]) {
+  double largest = std::fabs(c);
+  bool finite = std::isfinite(c);
+  for (double p : products) {
+    finite = finite && std::isfinite(p);
+    largest = std::fmax(largest, std::fabs(p));
+  }
+  if (!finite || largest == 0) {
+    double sum = c;
+    for (double p : products) sum += p;
+    return static_cast<float>(sum);
+  }
+  const double quantum = std::ldexp(1.0, std::ilogb(largest) - 25), each = 1 / quantum;
+  long long sum = static_cast<long long>(c * each);
+  for (double p : products) sum += static_cast<long long>(p * each);
+  const double exact = sum * quantum;
+  const float nearest = static_cast<float>(exact);
+  if (std::fabs(nearest) <= std::fabs(exact) || std::isinf(nearest)) return nearest;
+  return std::nextafter(nearest, 0.0f);
+}
+
 // See device.h for who has what; `values` widens a word to as many floats as it holds.
 template <int per_word, class Values>
 void mma(int operation, float (&c)[4], const Word* a, Word b0, Word b1, Values values) {
@@ -108,13 +134,16 @@ void mma(int operation, float (&c)[4], const Word* a, Word b0, Word b1, Values v
   const int lane = threadIdx.x % 32;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 * 4, column = (lane % 4 * 2 + i % 2) * 4;
+    double products[8 * per_word];
     for (int l = 0; l < 4; ++l)
       for (int half = 0; half < 2; ++half) {
         const float2 p = values(all[row + l][half * 2 + i / 2]);
         const float2 q = values(all[column + l][4 + half]);
-        c[i] += p.x * q.x;
-        if (per_word == 2) c[i] += p.y * q.y;
+        double* const both = products + (2 * l + half) * per_word;
+        both[0] = static_cast<double>(p.x) * q.x;
+        if (per_word == 2) both[per_word - 1] = static_cast<double>(p.y) * q.y;
       }
+    c[i] = cut_sum(c[i], products);
   }
 }
 inline void mma_bf16(float (&c)[4], const Word* a, Word b0, Word b1) {

@@ -38,6 +38,13 @@ XP_FN Word unknown(Word w) {
   return w;
 }
 
+// 0, for which the compiler waits until `a` is there: blocks have one row of threads.
+XP_FN float zero_after(float a) {
+  Word rows;
+  asm("mov.u32 %0, %%ntid.y;" : "=r"(rows));
+  return float_of(word_of(a) & (rows - 1));
+}
+
 // Loads of what other blocks may be writing: from L2, never from a stale line of L1.
 XP_FN uint4 poll4(const Word* p) {
   uint4 v;

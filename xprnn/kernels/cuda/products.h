@@ -68,11 +68,12 @@ struct Fragments {
   }
 };
 
-// Half a piece to float32's accuracy: a = high + low, each of them exact in tf32 but for low's
-// last bits; low times low is too small to count. An infinity has no low part, and as a factor
-// of another one's it would make NaN of 0: with `special` it only counts in high times high.
+// TF32X3 multiplies to float32's accuracy: a = high + low, each of them exact in tf32 but for low's
+// last bits; low times low is too small to count. Of half a piece, c += low times high and high
+// times low. An infinity has no low part, and as a factor of another one's it would make NaN of 0:
+// with `special` it counts in neither.
 template <bool special>
-XP_FN void mma_tf32x3(float (&c)[4], const Word* a, Word b0, Word b1) {
+XP_FN void add_cross_terms(float (&c)[4], const Word* a, Word b0, Word b1) {
   const Word high = 0xffffe000u;
   Word a_low[4], a_high[4], b_low[2], b_high[2];
   const Word b[2] = {b0, b1};
@@ -90,14 +91,10 @@ XP_FN void mma_tf32x3(float (&c)[4], const Word* a, Word b0, Word b1) {
   }
   mma_tf32(c, a_low, b_high[0], b_high[1]);
   mma_tf32(c, a_high, b_low[0], b_low[1]);
-  if (special)
-    mma_tf32(c, a, b0, b1);
-  else
-    mma_tf32(c, a_high, b_high[0], b_high[1]);
 }
 
 // c (16 units, 8 rows) += one piece: two steps of mma, which share out the piece's words alike.
-template <int kind, bool special>
+template <int kind>
 XP_FN void multiply(float (&c)[4], const Word (&a)[8], uint4 b) {
   if constexpr (kind == BF16) {
     mma_bf16(c, a, b.x, b.y);
@@ -105,13 +102,26 @@ XP_FN void multiply(float (&c)[4], const Word (&a)[8], uint4 b) {
   } else if constexpr (kind == F16) {
     mma_f16(c, a, b.x, b.y);
     mma_f16(c, a + 4, b.z, b.w);
-  } else if constexpr (kind == TF32) {
+  } else {
     mma_tf32(c, a, b.x, b.y);
     mma_tf32(c, a + 4, b.z, b.w);
-  } else {
-    mma_tf32x3<special>(c, a, b.x, b.y);
-    mma_tf32x3<special>(c, a + 4, b.z, b.w);
   }
+}
+
+// As `multiply`, for TF32X3. Tensor cores cut every sum toward zero, so few that are large are made
+// there: each piece has its own, begins with the cross terms, and is added to c with rounding. It
+// begins at a zero that is made of `before`, a sum: the compiler would else begin all pieces at
+// once, and have too few registers.
+template <bool special>
+XP_FN void multiply_tf32x3(float (&c)[4], const float (&before)[4], const Word (&a)[8], uint4 b) {
+  float piece[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) piece[i] = zero_after(before[i]);
+  add_cross_terms<special>(piece, a, b.x, b.y);
+  add_cross_terms<special>(piece, a + 4, b.z, b.w);
+  multiply<TF32>(piece, a, b);  // which reads high alone
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c[i] += piece[i];
 }
 
 // All weights of a warp; `rest` is its part of shared memory. Whether all are finite floats.
@@ -130,7 +140,7 @@ XP_FN bool load_weights(Fragments<chunks, held> (&weights)[gates], uint4* rest,
 
 // For TF32X3 where not everything is finite: as `multiply_row`, of pieces that are there. Weights
 // come from global memory: it is rare, and must cost the usual way no registers.
-template <int kind, int gates, int lines, class Source>
+template <int gates, int lines, class Source>
 XP_FN void multiply_special(float (&sums)[lines][4], const Source& source, const Word* p, int words,
                             int first, int count) {
 #pragma unroll 1
@@ -140,7 +150,7 @@ XP_FN void multiply_special(float (&sums)[lines][4], const Source& source, const
     for (int gate = 0; gate < gates; ++gate) {
       Word a[8];
       fragment(source, gate, k, a);
-      multiply<kind, true>(sums[gate], a, b);
+      multiply_tf32x3<true>(sums[gate], sums[gate], a, b);
     }
   }
 }
@@ -163,7 +173,12 @@ XP_FN void multiply_piece(float (&sums)[lines][4], const Fragments<chunks, held>
   for (int gate = 0; gate < gates; ++gate) {
     Word a[8];
     weights[gate].template get<keep>(k, a);
-    multiply<kind, false>(sums[k % (lines / gates) * gates + gate], a, b);
+    const int line = k % (lines / gates) * gates;
+    float (&sum)[4] = sums[line + gate];
+    if constexpr (kind == TF32X3)  // of four gates two at a time
+      multiply_tf32x3<false>(sum, sums[line + (gates > 3 ? (gate + 2) % gates : gate)], a, b);
+    else
+      multiply<kind>(sum, a, b);
   }
 }
 
@@ -172,14 +187,18 @@ XP_FN void multiply_piece(float (&sums)[lines][4], const Fragments<chunks, held>
 template <int kind, int first = 0, int lines, int gates, int chunks, int held, class Source>
 XP_FN bool multiply_row(float (&sums)[lines][4], const Fragments<chunks, held> (&weights)[gates],
                         const Source& source, bool special, const Word* p, int words, Word spins) {
-  constexpr int count = chunks - first < AHEAD ? chunks - first : AHEAD;
+  constexpr int waits = (chunks + AHEAD - 1) / AHEAD, each = (chunks + waits - 1) / waits;  // alike
+  constexpr int count = chunks - first < each ? chunks - first : each;
   uint4 b[count];
   const InRow pieces = {p + first * PIECE, words - first * PIECE};
   const Arrival arrival = await<kind>(b, pieces, spins);
   if (arrival == NEVER) return false;
-  if (kind == TF32X3 && (special || arrival == SPECIAL)) {
-    multiply_special<kind, gates>(sums, source, p, words, first, count);
-  } else {
+  bool usual = true;
+  if constexpr (kind == TF32X3) {
+    usual = !special && arrival != SPECIAL;
+    if (!usual) multiply_special<gates>(sums, source, p, words, first, count);
+  }
+  if (usual) {
 #pragma unroll
     for (int k = 0; k < count; ++k) multiply_piece<kind>(sums, weights, first + k, b[k]);
   }

@@ -177,9 +177,9 @@ XP_FN bool multiply_batch(float* partial, float (&sums)[lines][4],
   for (int t = 0; t < Sizes::deep; ++t) {
     if (t >= present) break;
     if (part == 0) clear(sums);
-    if (kind == TF32X3 && !usual) {
-      multiply_special<kind, gates>(sums, source, rows[t], left, from, Sizes::count);
-    } else {
+    if constexpr (kind == TF32X3)
+      if (!usual) multiply_special<gates>(sums, source, rows[t], left, from, Sizes::count);
+    if (usual) {
 #pragma unroll
       for (int k = 0; k < Sizes::count; ++k) {
         const int d = k / Sizes::own, i = t * Sizes::own + k % Sizes::own;

@@ -64,7 +64,7 @@ _GRU_BACKWARD = _by_numbers(
     _tilings(18, (3, _SMALL), (6, _MEDIUM), (12, _MEDIUM), (30, (1,))) + _pairs(18, 12),
 )
 _LSTM_FORWARD = _by_numbers(
-    _tilings(5, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, (1, 2)), (10, (1,))),
+    _tilings(4, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, (1, 2)), (9, (1,))),
     _tilings(5, (2, _SMALL), (4, _MEDIUM), (6, (1,)), (8, (1, 2)), (10, (1,))),
     _tilings(4, (1, _SMALL), (2, _MEDIUM), (4, _MEDIUM), (6, (1,))) + _pairs(3, 4),
 )
@@ -110,7 +110,7 @@ NO_KERNEL = {  # by cell: why
 
 LAYERS = 8  # of a wave, at most: `LAYERS` of exchange.h
 ALONE = {  # cell, numbers, chunks that in a wave take more registers than there are, for 10.0
-    *(("lstm", "float32", 10), ("lstm", "bfloat16", 6), ("lstm", "float16", 6)),
+    *(("lstm", "float32", 9), ("lstm", "bfloat16", 6), ("lstm", "float16", 6)),
 }
 
 
