@@ -19,6 +19,7 @@ from tolerances import assert_close
 
 from xprnn import cell_steps
 from xprnn.kernels import ENVIRONMENT_VARIABLE
+from xprnn.parameters import Parameters
 from xprnn.stack_steps import StackSteps
 
 SERVING = ["reference", pytest.param("sequence", marks=needs_numba)]
@@ -102,12 +103,12 @@ def test_what_is_written_counts_from_the_next_call(name: str, way: str) -> None:
 
 
 def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: steps that take up the parameters once."""
+    """The injected fault: steps that take up the parameters once."""
     genuine = StackSteps.follow
 
-    def follow(self: StackSteps, version: int, packs: Any) -> None:
+    def follow(self: StackSteps, parameters: Parameters) -> None:
         if self._version < 0:
-            genuine(self, version, packs)
+            genuine(self, parameters)
 
     monkeypatch.setattr(StackSteps, "follow", follow)
     with pytest.raises(AssertionError, match="relative error"):
