@@ -67,7 +67,7 @@ def found(kind: Kind, backend: Backend) -> dict[str, tuple[float, float]]:
 
 
 def compare(kind: Kind, backend: Backend, asked: str) -> None:
-    """Fail unless all that serves a kind is right, what is asked for with it."""
+    """Fail unless all kernels of a kind are right, and what is asked for with them."""
     errors = found(kind, backend)
     assert asked in errors
     for name, (error, limit) in errors.items():

@@ -103,15 +103,15 @@ def test_what_a_function_that_is_called_spills_shows() -> None:
     assert usages(log) == {"k": Usage(40, 8, 6)}
 
 
-@pytest.mark.parametrize("planted", (False, True))
+@pytest.mark.parametrize("spills", (False, True))
 def test_the_command_names_more_held_chunks_than_fit(
-    planted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    spills: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compile_sequences, "jobs", lambda which: [SMALL, *[SPILLING] * planted])
-    assert main([]) == planted
+    monkeypatch.setattr(compile_sequences, "jobs", lambda which: [SMALL, *[SPILLING] * spills])
+    assert main([]) == spills
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"gru forward sm_90 {1 + planted} compiled, at most ")
-    assert ("bytes of stack" in last and f"sm_90: {TOO_MANY}: " in last) == planted
+    assert first.startswith(f"gru forward sm_90 {1 + spills} compiled, at most ")
+    assert ("bytes of stack" in last and f"sm_90: {TOO_MANY}: " in last) == spills
 
 
 @pytest.mark.parametrize("options", ([], ["--sample"], ["--frozen"], ["--frozen", "--sample"]))

@@ -14,7 +14,7 @@ from .network import Stack
 from .parameters import Parameters
 from .stack_steps import StackSteps
 
-KNOWN = 1024  # batch sizes of which is remembered who serves; with one more they are forgotten
+KNOWN = 1024  # batch sizes of which `_Size` is remembered; with one more they are forgotten
 # A layer's larger calls go the sequence's way: their products take most of the time, and a step
 # would keep memory for so many rows, and copies of the weights.
 ROWS = 64
@@ -25,7 +25,7 @@ PRODUCTS_OF_ONE = 4_000_000  # for one row, to whose products contiguous columns
 class _Size(NamedTuple):
     """What is known of the steps of a batch size."""
 
-    free: list[StackSteps]  # those that nobody uses now
+    free: list[StackSteps]  # those that are not in use
     short: bool  # whether a layer's call is faster this way
 
 
@@ -69,7 +69,7 @@ class CellSteps:
         :param x: (N, I), any strides; read.
         :param initial: (L, N, H) each, or (N, H) where there is one layer, None for zeros; None:
             all are. Read.
-        :param forced: what `kernels.asked` gives now: who serves, `engine` says.
+        :param forced: what `kernels.asked` gives now, on which `engine` depends.
         :param cell: there is one layer; after h only the other states are returned, (N, H) each.
         """
         batch = x.shape[0]

@@ -204,7 +204,7 @@ class _Recurrent(Module):
     def _keeps_steps(self) -> bool:
         """Whether steps can be kept ready for calls of one, by their array calls or compiled.
 
-        Inside a `writable` block nobody knows when the numbers change.
+        Inside a `writable` block the numbers may change without a new version.
         """
         plain = self.backend.on_gpu or self.arithmetic.narrow or self._stack.num_directions != 1
         return not (plain or self.training or self.parameters.is_open)
