@@ -54,7 +54,9 @@ def scale_after(
     def broken(self: Any, xp: Any, *buffers: Any) -> None:
         genuine(self, xp, *buffers)
         array = which(*buffers)
-        if array.dtype != np.float64:
+        if array.dtype == np.float32:
+            array *= factor  # also where the calls of a step are recorded
+        elif array.dtype != np.float64:
             array[...] = array.astype(np.float32) * np.float32(factor)
 
     patch.setattr(kind, method, broken)
