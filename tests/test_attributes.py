@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
+import pickle
 import pydoc
 import re
 from typing import Any
@@ -39,14 +42,37 @@ def test_options_are_attributes_to_read(kind: Any, options: dict[str, Any]) -> N
     before = repr(module)
     for name, value in options.items():
         assert getattr(module, name) == value and type(getattr(module, name)) is type(value)
-        text = rf"^{kind.__name__}\.{name} cannot be set: it is fixed when the module is built"
+        text = rf"^{kind.__name__}\.{name} cannot be set to 'more': it is fixed at .* when the"
         with pytest.raises(AttributeError, match=text):
-            setattr(module, name, value)
+            setattr(module, name, "more")
+        setattr(module, name, value)  # as constructors of torch's subclasses do
         assert getattr(kind, name).__doc__
-        with pytest.raises(TypeError, match="item assignment"):
+        with pytest.raises(TypeError, match="options cannot be changed"):
             module.options[name] = value
     assert module.options == {**options, "seed": 0}
     assert repr(module) == before
+
+
+def test_options_are_json_and_are_copied() -> None:
+    options = xprnn.GRU(3, 4, seed=0).options
+    for change in (options.clear, lambda: options.pop("bias"), lambda: options.update(bias=False)):
+        with pytest.raises(TypeError, match="options cannot be changed"):
+            change()
+    copies = copy.copy(options), copy.deepcopy(options), pickle.loads(pickle.dumps(options))
+    for other in (json.loads(json.dumps(options)), *copies):
+        assert other == options
+        other["bias"] = False
+    assert options["bias"] is True
+
+
+def test_a_subclass_that_sets_an_option_too_early() -> None:
+    class Early(xprnn.GRU):
+        def __init__(self) -> None:
+            self.hidden_size = 4
+            super().__init__(3, 4)
+
+    with pytest.raises(AttributeError, match=r"hidden_size cannot be set: super\(\).__init__"):
+        Early()
 
 
 STATE = {

@@ -137,3 +137,13 @@ def test_a_state_without_counts_goes_on(case: str) -> None:
         optimizer.step()
     for module, other in zip(*pairs, strict=True):
         np.testing.assert_array_equal(module.parameters.flat, other.parameters.flat)
+
+
+def test_a_state_in_bfloat16_is_taken() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    linear = xprnn.Linear(2, 3, seed=0)
+    optimizer = xprnn.optim.SGD([linear], lr=0.1, momentum=0.5)
+    state = optimizer.state_dict()
+    values = np.arange(state["0.momentum_buffer"].size, dtype=np.float32)
+    optimizer.load_state_dict({**state, "0.momentum_buffer": values.astype(ml_dtypes.bfloat16)})
+    np.testing.assert_array_equal(optimizer.state_dict()["0.momentum_buffer"], values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -197,8 +198,8 @@ def test_calls_of_other_threads_wait_for_a_block_and_those_inside_do_not() -> No
 # -- the lock
 
 
-def until(lock: ReadersWriterLock, name: str, count: int) -> None:
-    while getattr(lock, name) != count:
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
         pass
 
 
@@ -215,11 +216,11 @@ def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
 
     with lock:
         first = started(lambda: write("first"))
-        until(lock, "_writers", 1)
+        until(lambda: len(lock._writers) == 1)
         reader = started(read)
-        until(lock, "_queued", 1)
+        until(lambda: lock._queued == 1)
         second = started(lambda: write("second"))
-        until(lock, "_writers", 2)
+        until(lambda: len(lock._writers) == 2)
         assert order == []
         order.append("ends")
     for thread in (first, reader, second):
@@ -227,7 +228,7 @@ def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
     assert order[0] == "ends" and order[1].endswith("alone")
     last = {"first alone", "second alone"} - {order[1]}
     assert order[2:] == ["shares", *last]
-    assert not lock._present and lock._alone is None
+    assert not lock.present and lock._alone is None
 
 
 def test_a_thread_does_not_wait_for_itself() -> None:
@@ -240,7 +241,7 @@ def test_a_thread_does_not_wait_for_itself() -> None:
         pass
     with lock:
         pass
-    assert not lock._present
+    assert not lock.present
 
 
 def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +262,7 @@ def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(KeyboardInterrupt), lock.alone():
         pass
     monkeypatch.undo()
-    assert WRITER not in lock._present and lock._writers == 0
+    assert WRITER not in lock.present and not lock._writers
     with lock:
         free.set()
     thread.join()
@@ -313,3 +314,68 @@ def test_a_fork_leaves_other_threads_out_of_the_lock(inside: str) -> None:
     """A child writes and calls, though a thread of its parent was calling or writing."""
     script = FORK.replace("INSIDE", f"layer.parameters.{inside}")
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+class Interrupted(set[int]):
+    """A set in which an interrupt comes with the first writer, as a signal may."""
+
+    def add(self, value: int) -> None:
+        super().add(value)
+        if value == WRITER:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_write_leaves_the_lock_to_others() -> None:
+    module = xprnn.Linear(2, 2, seed=0)
+    lock = module.parameters.reading
+    lock.present = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        module.parameters["weight"] = np.ones((2, 2), np.float32)
+    assert not lock.present
+    lock.present = set()
+    called = Thread(target=module, args=(np.ones((1, 2), np.float32),), daemon=True)
+    called.start()
+    called.join(60)
+    assert not called.is_alive()
+    module.parameters["weight"] = np.ones((2, 2), np.float32)
+
+
+def test_a_thread_that_waits_to_write_may_read_in_a_signal_handler() -> None:
+    """It would wait for itself: here the handler is called while the thread waits."""
+    lock, entered, end = ReadersWriterLock(), Event(), Event()
+
+    def stay() -> None:
+        with lock:
+            entered.set()
+            end.wait()
+
+    class Handling(type(lock._changed)):  # type: ignore[misc]
+        handled = False
+
+        def wait(self, timeout: float | None = None) -> bool:
+            if not Handling.handled:
+                Handling.handled = True
+                with lock:  # what a handler does that saves the module
+                    pass
+                end.set()
+            return super().wait(timeout)
+
+    reader = Thread(target=stay)
+    reader.start()
+    entered.wait()
+    lock._changed = Handling()
+    writer = Thread(target=lambda: lock.alone().__enter__(), daemon=True)
+    writer.start()
+    writer.join(60)
+    reader.join(60)
+    assert not writer.is_alive() and Handling.handled
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_parameters_are_copied_with_a_lock_of_their_own(way: Callable[[Any], Any]) -> None:
+    module = xprnn.GRU(3, 4, seed=0)
+    best = way(module.parameters)
+    assert best.reading is not module.parameters.reading
+    with module.writable() as flat:
+        flat *= 2.0
+    np.testing.assert_array_equal(2 * best["weight_hh_l0"], module.parameters["weight_hh_l0"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
@@ -13,24 +13,47 @@ def read_only(name: str, doc: str, advice: str) -> Any:
 
     :param advice: what to do instead, the end of the message.
     """
-    return property(attrgetter(f"_{name}"), _refusing(name, advice), doc=doc)
+
+    def refuse(owner: Any, value: Any) -> None:
+        raise AttributeError(f"{type(owner).__name__}.{name} cannot be set: {advice}")
+
+    return property(attrgetter(f"_{name}"), refuse, doc=doc)
 
 
 def option(name: str, doc: str) -> Any:
-    """The property `name`: the argument of a module's constructor, fixed from then on."""
+    """The property `name`: the argument of a module's constructor, fixed from then on.
+
+    To set it to what it is does nothing, as constructors of subclasses do that were torch's.
+    """
 
     def value(module: Any) -> Any:
         return module._options[name]
 
-    advice = "it is fixed when the module is built; build another one"
-    return property(value, _refusing(name, advice), doc=doc)
+    def keep(module: Any, given: Any) -> None:
+        kind, options = type(module).__name__, module.__dict__.get("_options")
+        if options is None:
+            raise AttributeError(f"{kind}.{name} cannot be set: super().__init__(...) comes first")
+        if given != options[name]:
+            raise AttributeError(
+                f"{kind}.{name} cannot be set to {given!r}: it is fixed at {options[name]!r} when "
+                "the module is built; build another one"
+            )
+
+    return property(value, keep, doc=doc)
 
 
-def _refusing(name: str, advice: str) -> Callable[[Any, Any], None]:
-    def refuse(owner: Any, value: Any) -> None:
-        raise AttributeError(f"{type(owner).__name__}.{name} cannot be set: {advice}")
+class Options(dict[str, Any]):
+    """The options of a module, JSON values: they cannot be changed, a copy of them is a dict."""
 
-    return refuse
+    def _refuse(self, *arguments: Any, **named: Any) -> Any:
+        raise TypeError("options cannot be changed: a module is fixed when it is built")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A dict."""
+        return dict, (dict(self),)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from . import kernels
 from .arithmetic import Arithmetic
 from .backend import Array, Backend
+from .locking import WRITER
 from .network import Stack
 from .parameters import Parameters
 from .stack_steps import StackSteps
@@ -85,13 +86,16 @@ class CellSteps:
         for k, state in enumerate(steps.sides[0]):
             given = None if initial is None else initial[k]
             state[...] = 0.0 if given is None else given
-        thread = parameters.reading.share()
+        reading = parameters.reading
+        thread, present = reading.share(), reading.present
         try:
             steps.follow(parameters)
             with steps.activate():
                 h = steps.take(0, x, None, None)
         finally:
-            parameters.reading.leave(thread)
+            present.discard(thread)
+            if WRITER in present:
+                reading.left()
         after = steps.sides[1]
         if cell:
             final = [state[0].copy() for state in after[1:]]

@@ -17,7 +17,8 @@ IEEE 754 has them, in the results, without an exception and without a warning. A
 infinity, and what is computed from it is infinity or NaN.
 
 Afterwards the thread's control bits and NumPy's error state are the caller's again, also where the
-call raised: a thread that flushed before the call does so after it.
+call raised: a thread that flushed before the call does so after it. (An interrupt from the keyboard
+that comes in the microsecond in which a call ends may leave them as they were within it.)
 
 Conversions and copies (`xprnn.asarray`, `to`, `state_dict`, `load_state_dict`, files) are no
 arithmetic: they keep subnormal numbers to the last bit, and overflow as NumPy's `astype` does.
@@ -52,13 +53,11 @@ _FLAGS = {"x86_64": 0x3F << 32, "aarch64": 0}
 class _ErrorState:
     """`np.errstate` as a context variable is used, for a NumPy that keeps its state elsewhere."""
 
-    def set(self, settings: dict[str, Any]) -> np.errstate:
-        state = np.errstate(**settings)
-        state.__enter__()
-        return state
+    def get(self) -> dict[str, Any]:
+        return dict(np.geterr())
 
-    def reset(self, state: np.errstate) -> None:
-        state.__exit__(None, None, None)
+    def set(self, settings: dict[str, Any]) -> None:
+        np.seterr(**settings)
 
 
 def _find_error_state() -> tuple[Any, Any]:
@@ -82,17 +81,18 @@ _error_state, _ignoring = _find_error_state()
 class Environment:
     """The environment of a call, for one `with` block; this one leaves subnormal numbers alone."""
 
-    __slots__ = ("_token",)
+    __slots__ = ("_settings",)
 
     flushes = False  # whether it takes subnormal numbers for zero
 
     def __enter__(self) -> None:
         """Begin it in the calling thread."""
-        self._token = _error_state.set(_ignoring)
+        self._settings = _error_state.get()
+        _error_state.set(_ignoring)
 
     def __exit__(self, *error: object) -> None:
         """Go back to the caller's."""
-        _error_state.reset(self._token)
+        _error_state.set(self._settings)
 
 
 def _flushing_environment() -> type[Environment]:
@@ -128,15 +128,22 @@ def _flushing_environment() -> type[Environment]:
         flushes = True
 
         def __enter__(self) -> None:
-            self._token = _error_state.set(_ignoring)
+            self._settings = _error_state.get()
             get_mode(own.place)
             mode = own.mode.value & control
             self._before, during = places.get(mode) or store(mode)
-            set_mode(during)
+            try:
+                _error_state.set(_ignoring)
+                set_mode(during)
+            except BaseException:  # an interrupt: no block begins, and nothing else would end it
+                self.__exit__()
+                raise
 
         def __exit__(self, *error: object) -> None:
-            set_mode(self._before)
-            _error_state.reset(self._token)
+            try:
+                set_mode(self._before)
+            finally:
+                _error_state.set(self._settings)
 
     return Flushing
 

@@ -9,6 +9,7 @@ from threading import Condition, get_ident
 from weakref import WeakSet
 
 WRITER = 0  # no thread's identifier
+LOST = 1.0  # seconds: an interrupt may have kept a thread from saying that it has left
 
 
 class ReadersWriterLock:
@@ -22,7 +23,7 @@ class ReadersWriterLock:
 
     __slots__ = (
         *("__weakref__", "_admitted", "_alone", "_changed"),
-        *("_depth", "_present", "_queued", "_writers"),
+        *("_depth", "_queued", "present", "_writers"),
     )
 
     def __init__(self) -> None:
@@ -31,10 +32,10 @@ class ReadersWriterLock:
         # The threads that share, and WRITER while one is alone or waits to be. To share takes no
         # lock: one adds itself before it looks for WRITER, a writer adds WRITER before it looks
         # for others, and each operation on a set is atomic, so that one of the two sees the other.
-        self._present: set[int] = set()
+        self.present: set[int] = set()
         self._queued = 0  # threads that wait to share
         self._admitted = 0  # those of them that come before the next one that is alone
-        self._writers = 0  # threads that are alone or wait to be
+        self._writers: list[int] = []  # threads that are alone or wait to be
         self._alone: int | None = None  # the thread
         self._depth = 0  # of its blocks
 
@@ -43,19 +44,30 @@ class ReadersWriterLock:
 
         `with` does it too, but takes longer than the arithmetic of a small step should wait.
         """
-        present, me = self._present, get_ident()
-        present.add(me)
-        if WRITER in present and self._alone != me:
-            self._wait_to_share(me)
+        present, me = self.present, get_ident()
+        try:
+            present.add(me)
+            if WRITER in present and self._alone != me:
+                self._wait_to_share(me)
+        except BaseException:
+            self.leave(me)
+            raise
         return me
 
     def leave(self, me: int) -> None:
-        """Share no longer."""
-        present = self._present
-        present.discard(me)
-        if WRITER in present:
-            with self._changed:
-                self._changed.notify_all()
+        """Share no longer.
+
+        An interrupt may come before the first line of a Python function. So where it matters the
+        caller discards `me` from `present` itself, and then calls `left` if `WRITER` is in it.
+        """
+        self.present.discard(me)
+        if WRITER in self.present:
+            self.left()
+
+    def left(self) -> None:
+        """Say that a thread shares no longer, where one waits to be alone."""
+        with self._changed:
+            self._changed.notify_all()
 
     def __enter__(self) -> None:
         """As `share`."""
@@ -67,13 +79,14 @@ class ReadersWriterLock:
 
     def _wait_to_share(self, me: int) -> None:
         with self._changed:
-            self._present.discard(me)
+            self.present.discard(me)
             self._changed.notify_all()
             self._queued += 1
             try:
-                while WRITER in self._present and not self._admitted:
+                # not for itself: a signal handler may read while its thread waits to write
+                while any(w != me for w in self._writers) and not self._admitted:
                     self._changed.wait()
-                self._present.add(me)
+                self.present.add(me)
                 self._admitted -= self._admitted > 0
             finally:
                 self._queued -= 1
@@ -83,11 +96,15 @@ class ReadersWriterLock:
         """Forget the other threads, which a fork has not taken along."""
         mine = self.is_mine
         self._changed = Condition()
-        self._present &= {get_ident(), *([WRITER] if mine else ())}
+        self.present &= {get_ident(), *([WRITER] if mine else ())}
         self._queued = self._admitted = 0
-        self._writers = int(mine)
+        self._writers = [get_ident()] if mine else []
         if not mine:
             self._alone, self._depth = None, 0
+
+    def __reduce__(self) -> tuple[type[ReadersWriterLock], tuple[()]]:
+        """A copy, of parameters for example, has a lock of its own."""
+        return ReadersWriterLock, ()
 
     @property
     def is_mine(self) -> bool:
@@ -97,34 +114,38 @@ class ReadersWriterLock:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other thread shares it or is alone; those that come wait for the end."""
-        with self._changed:
-            if not self.is_mine:
-                self._wait_to_be_alone(get_ident())
-            self._depth += 1
+        before = self._depth if self.is_mine else 0
         try:
+            with self._changed:
+                if not self.is_mine:
+                    self._wait_to_be_alone(get_ident())
+                self._depth += 1
             yield
         finally:
             with self._changed:
-                self._depth -= 1
-                if not self._depth:
-                    self._alone, self._admitted = None, self._queued
-                    self._end()
+                if self.is_mine:
+                    self._depth = before
+                    if not before:
+                        self._alone, self._admitted = None, self._queued
+                        self._end()
 
     def _wait_to_be_alone(self, me: int) -> None:
-        self._writers += 1
-        self._present.add(WRITER)
         try:
-            while self._alone is not None or self._admitted or self._present - {WRITER, me}:
-                self._changed.wait()
+            self._writers.append(me)
+            self.present.add(WRITER)
+            while self._alone is not None or self._admitted or self.present - {WRITER, me}:
+                self._changed.wait(LOST)
             self._alone = me
         except BaseException:  # interrupted
             self._end()
             raise
 
     def _end(self) -> None:
-        self._writers -= 1
+        me = get_ident()
+        if me in self._writers:
+            self._writers.remove(me)
         if not self._writers:
-            self._present.discard(WRITER)
+            self.present.discard(WRITER)
         self._changed.notify_all()
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from . import io
 from .arguments import split
-from .attributes import read_only, set_again, set_by_users, setting_own
+from .attributes import Options, read_only, set_again, set_by_users, setting_own
 from .backend import Array, Backend, asarray, get_backend, to_numpy
 from .checks import (
     as_numpy_floats,
@@ -108,9 +107,9 @@ class Module:
         self._moved()
 
     @property
-    def options(self) -> Mapping[str, Any]:
-        """The constructor's arguments that say what the module is; they cannot be changed."""
-        return MappingProxyType(self._options)
+    def options(self) -> Options:
+        """The constructor's arguments that say what the module is, JSON values; only read."""
+        return Options(self._options)
 
     @property
     def training(self) -> bool:
@@ -242,8 +241,8 @@ class Module:
         """
         if self.recorded_calls:
             raise RuntimeError(
-                f"to: {self.recorded_calls} recorded calls wait for backward(); undo them or "
-                "drop them with eval() first"
+                f"to: {self.recorded_calls} recorded calls wait for backward(); call it for "
+                "each, or drop them with eval() first"
             )
         self.parameters.refuse_open("to")
         target = self.backend if backend is None else get_backend(backend)
@@ -351,8 +350,9 @@ class Module:
         state = core = self.__getstate__()  # a user's own, perhaps
         if not isinstance(state, dict) or not state.keys() >= set(CORE):
             core = Module.__getstate__(self)
-        else:
-            state = {name: value for name, value in state.items() if name not in CORE}
+        if isinstance(state, dict):
+            own = {*CORE, *self._own}
+            state = {name: value for name, value in state.items() if name not in own}
         return _rebuilt, (type(self), {name: core[name] for name in CORE}), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

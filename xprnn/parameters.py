@@ -17,7 +17,7 @@ import numpy as np
 from .backend import ALIGNMENT, Array, Backend, asarray
 from .checks import check_array
 from .directions import PacksOfAll
-from .locking import ReadersWriterLock
+from .locking import WRITER, ReadersWriterLock
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -256,10 +256,12 @@ def reads_parameters(
     @wraps(method)
     def reading(module: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
         lock = module._parameters.reading
-        thread = lock.share()
+        thread, present = lock.share(), lock.present
         try:
             return method(module, *args, **kwargs)
         finally:
-            lock.leave(thread)
+            present.discard(thread)
+            if WRITER in present:
+                lock.left()
 
     return reading

@@ -11,6 +11,7 @@ from .attributes import read_only, set_again, set_by_users, setting_own
 from .backend import Array, Backend
 from .checks import check_array, check_rows, check_size, check_states
 from .explain import explain_step
+from .locking import WRITER
 from .memory import frees_memory
 from .recurrent import _Recurrent
 from .stack_steps import StackSteps, bits
@@ -94,14 +95,16 @@ class Stepper:
         waiting = None if rows is None else ~check_rows(rows, self.batch)
         reading = self._layer._parameters.reading
         with self._steps.activate():
-            thread = reading.share()
+            thread, present = reading.share(), reading.present
             try:
                 self._follow()
                 there = None if waiting is None else self._backend.from_host(waiting)[:, None]
                 result = self._steps.take(self._side, x, there, target)
                 self._side = 1 - self._side  # the step counts from here
             finally:
-                reading.leave(thread)
+                present.discard(thread)
+                if WRITER in present:
+                    reading.left()
         return result if out is None else out
 
     @frees_memory

@@ -11,7 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backend import Array, asarray, to_numpy
-from ..checks import Checked, check_count, check_number, range_errors, state_errors
+from ..checks import (
+    Checked,
+    as_numpy_floats,
+    check_count,
+    check_number,
+    range_errors,
+    state_errors,
+)
 from ..memory import frees_memory
 from ..module import Module
 from .state import Stateful
@@ -144,7 +151,7 @@ class Optimizer(Stateful):
             lr = check_rate("lr", values.pop("lr"))
         except KeyError as error:
             raise ValueError(f"state of {type(self).__name__}: missing {error}") from error
-        arrays = {name: to_numpy(value) for name, value in values.items()}
+        arrays = {name: as_numpy_floats(to_numpy(value)) for name, value in values.items()}
         missed = self._missed_of(steps, arrays)
         places = {
             f"{k}.{slot}": array
