@@ -11,10 +11,11 @@ process would slow whatever else computes in it. But what is small enough OpenBL
 - a larger product is left to OpenBLAS: a wait of milliseconds costs it little, and its slices take
   longer than the whole.
 
-How a product is cut depends on its shape alone. So its bits depend neither on the number of threads
-nor on other processes, but for a larger product's, which are OpenBLAS's. A large product takes up
-to a fifth longer in slices than whole on one thread; a small one takes a fifth less, because
-OpenBLAS's kernels for small products are faster.
+How a product is cut depends on its shape, and on whether a call may use more than one thread. So its
+bits depend neither on how many more there are nor on other processes, but for a larger product's,
+which are OpenBLAS's. A large product takes up to a fifth longer in slices than whole on one thread,
+so where a call may use only one it stays whole; a small one takes a fifth less, because OpenBLAS's
+kernels for small products are faster.
 
 A thread that sleeps between products comes later than OpenBLAS's, which look for work all the time:
 on two idle cores sharing gave a tenth at five million multiply-adds and cost as much beside busy
@@ -63,7 +64,7 @@ def calls(left: Array, right: Array, out: Array, shared: int = LOOP) -> Calls:
     left (M, K), right (K, N) and `out` (M, N) are NumPy arrays of one type.
     """
     M, size, rows = left.shape[0], left.shape[0] * right.size, _rows(left, right)
-    if SLICE < size <= LARGE and (size > UNCUT or rows == M):
+    if SLICE < size <= LARGE and (size > UNCUT or rows == M) and usable() > 1:
         if out.shape[1] > M:
             left, right, out = right.T, left.T, out.T  # the same product, with more rows to share
         threads = usable() if size >= shared else 1
@@ -84,7 +85,8 @@ def calls(left: Array, right: Array, out: Array, shared: int = LOOP) -> Calls:
 
 def matmul(left: Array, right: Array, out: Array) -> None:
     """Write left right to `out` once, as `calls` has it."""
-    if left.shape[0] * right.size <= UNCUT and _rows(left, right) < left.shape[0]:
+    whole = left.shape[0] * right.size > UNCUT and usable() > 1
+    if not whole and _rows(left, right) < left.shape[0]:
         right = np.ascontiguousarray(right)  # for which the kernels for small products are made
     for call in calls(left, right, out, ONCE):
         call()
