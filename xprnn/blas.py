@@ -11,7 +11,7 @@ process would slow whatever else computes in it. But what is small enough OpenBL
 - a larger product is left to OpenBLAS: a wait of milliseconds costs it little, and its slices take
   longer than the whole.
 
-How a product is cut depends on its shape, and on whether a call may use more than one thread. So its
+How a product is cut depends on its shape, and on whether a call may use several threads. So its
 bits depend neither on how many more there are nor on other processes, but for a larger product's,
 which are OpenBLAS's. A large product takes up to a fifth longer in slices than whole on one thread,
 so where a call may use only one it stays whole; a small one takes a fifth less, because OpenBLAS's

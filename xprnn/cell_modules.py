@@ -36,7 +36,7 @@ class _CellModule(_Recurrent):
         shape = (x.shape[0], net.hidden_size) if batched else (net.hidden_size,)
         states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
         forced = kernels.asked()
-        if forced != "pointwise" and self._keeps_steps():
+        if forced != "pointwise" and self._ready_steps() is not None:
             found = self._take(x, states, forced, True)
             found = found if batched else tuple([state[0] for state in found])
         else:
@@ -47,7 +47,7 @@ class _CellModule(_Recurrent):
         return found if len(found) > 1 else found[0]
 
     def _goes_by_step(self, batch: int, forced: str) -> bool:
-        return forced != "pointwise" and self._keeps_steps()
+        return forced != "pointwise" and self._ready_steps() is not None
 
     def backward(self, dnext: Any, *, need_dx: bool = True) -> tuple[Array | None, Any]:
         """Undo the last recorded step: gradients of a scalar L given that of the next state.
@@ -65,7 +65,7 @@ class _CellModule(_Recurrent):
         net, batch = self._stack, record.tape.layout.batch
         shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
         names = tuple([f"d{name}_next" for name in net.cell.state_names])
-        given = check_states(names, dnext, self.backend, self.dtype, shape)
+        given = check_states(names, dnext, self._backend, self._dtype, shape)
         dfinal = _with_layer(given or (None,) * len(names), record.batched)
         dx, dinitial = self._undo(None, dfinal, need_dx)
         if dx is not None:

@@ -5,6 +5,7 @@ Most of such a call is then arithmetic.
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import NamedTuple
 
 from . import kernels
@@ -86,14 +87,16 @@ class CellSteps:
         for k, state in enumerate(steps.sides[0]):
             given = None if initial is None else initial[k]
             state[...] = 0.0 if given is None else given
-        reading = parameters.reading
-        thread, present = reading.share(), reading.present
-        try:
+        reading, me = parameters.reading, get_ident()
+        present = reading.present
+        try:  # as `with reading:`, in less time
+            present.add(me)
+            if WRITER in present:
+                reading.admit(me)
             steps.follow(parameters)
-            with steps.activate():
-                h = steps.take(0, x, None, None)
+            h = steps.take(0, x, None, None)
         finally:
-            present.discard(thread)
+            present.discard(me)
             if WRITER in present:
                 reading.left()
         after = steps.sides[1]

@@ -90,7 +90,7 @@ class Environment:
         self._settings = _error_state.get()
         _error_state.set(_ignoring)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: Any = None, error: Any = None, trace: Any = None) -> None:
         """Go back to the caller's."""
         _error_state.set(self._settings)
 
@@ -112,8 +112,8 @@ def _flushing_environment() -> type[Environment]:
         """Where a thread's mode is read to."""
 
         def __init__(self) -> None:
-            self.mode = ctypes.c_uint64()
-            self.place = ctypes.byref(self.mode)
+            mode = ctypes.c_uint64()
+            self.mode = mode, ctypes.byref(mode)
 
     own = Own()
     places: dict[int, tuple[Any, Any]] = {}  # of each mode, and of the same with flushing
@@ -129,8 +129,9 @@ def _flushing_environment() -> type[Environment]:
 
         def __enter__(self) -> None:
             self._settings = _error_state.get()
-            get_mode(own.place)
-            mode = own.mode.value & control
+            mine, place = own.mode
+            get_mode(place)
+            mode = mine.value & control
             self._before, during = places.get(mode) or store(mode)
             try:
                 _error_state.set(_ignoring)
@@ -139,7 +140,7 @@ def _flushing_environment() -> type[Environment]:
                 self.__exit__()
                 raise
 
-        def __exit__(self, *error: object) -> None:
+        def __exit__(self, kind: Any = None, error: Any = None, trace: Any = None) -> None:
             try:
                 set_mode(self._before)
             finally:

@@ -65,28 +65,28 @@ class _Layer(_Recurrent):
             free again though the error is kept.
         """
         call = check_call(
-            self._stack, self.backend, self.dtype, x, hx, lengths, self._options["batch_first"]
+            self._stack, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
         )
-        forced = kernels.asked()
-        if self._is_step(call, forced):
+        if self._is_step(call):
             x = call.x[:, 0] if call.batch_first else call.x[0]
-            h, *states = self._take(x, call.initial, forced)
+            h, *states = self._take(x, call.initial, kernels.asked())
             output, final = h[:, None] if call.batch_first else h[None], tuple(states)
         else:
             output, final = self._run(call)
         return unwrap(output, final, call.batched)
 
-    def _is_step(self, call: Call, forced: str) -> bool:
+    def _is_step(self, call: Call) -> bool:
         """Whether a call is a step that is kept ready."""
         steps, batch = steps_and_batch(call.x, call.batch_first)
-        if steps != 1 or not self._goes_by_step(batch, forced):
+        if steps != 1 or not self._goes_by_step(batch, kernels.asked()):
             return False
         return call.lengths is None or bool(call.lengths.all())
 
     def _goes_by_step(self, batch: int, forced: str) -> bool:
-        if forced not in ("auto", "reference") or not self._keeps_steps():
+        steps = self._ready_steps()
+        if steps is None or forced not in ("auto", "reference"):
             return False  # what else is forced takes parts of steps, or sequences
-        return self._steps.is_short(self.arithmetic, batch, forced)
+        return steps.is_short(self._arithmetic, batch, forced)
 
     def backward(
         self, doutput: Array | None = NOT_GIVEN, dhx: Any = None, *, need_dx: bool = True
@@ -126,8 +126,8 @@ class _Layer(_Recurrent):
         tape, batched = record.tape, record.batched
         doutput, dfinal = check_upstream(
             self._stack,
-            self.backend,
-            self.dtype,
+            self._backend,
+            self._dtype,
             tape.shape,
             tape.layout.batch,
             batched,

@@ -44,15 +44,20 @@ class ReadersWriterLock:
 
         `with` does it too, but takes longer than the arithmetic of a small step should wait.
         """
-        present, me = self.present, get_ident()
+        me = get_ident()
         try:
-            present.add(me)
-            if WRITER in present and self._alone != me:
-                self._wait_to_share(me)
+            self.present.add(me)
+            if WRITER in self.present:
+                self.admit(me)
         except BaseException:
             self.leave(me)
             raise
         return me
+
+    def admit(self, me: int) -> None:
+        """Wait until no other thread is alone or waits to be; `me` is in `present`."""
+        if self._alone != me:
+            self._wait_to_share(me)
 
     def leave(self, me: int) -> None:
         """Share no longer.

@@ -124,7 +124,7 @@ class _Recurrent(Module):
         :raises RuntimeError: recorded calls are waiting for `backward`.
         :raises ValueError, BackendUnavailableError: as the constructor; nothing is changed.
         """
-        now = self.arithmetic
+        now = self._arithmetic
         if compute_dtype is None and now.narrow:
             compute_dtype = now.compute_dtype
         arithmetic = check_arithmetic(
@@ -134,31 +134,32 @@ class _Recurrent(Module):
         )
         super().to(backend, dtype=dtype)
         self._arithmetic = arithmetic
+        self._steps = self._new_steps()
         return self
 
     def _place(self) -> dict[str, Any]:
-        precision, compute_dtype = self.arithmetic.precision, self.arithmetic.compute_dtype.name
+        precision, compute_dtype = self._arithmetic.precision, self._arithmetic.compute_dtype.name
         return {**super()._place(), "precision": precision, "compute_dtype": compute_dtype}
 
     def _engine(self, steps: int, batch: int) -> kernels.Engine:
         net = self._stack
-        if self.training and self._recompute is not None:
+        if self._training and self._recompute is not None:
             steps = min(steps, self._recompute)
         sizes = batch, net.widest_input, net.hidden_size, steps
-        return kernels.choose(net.cell, self.backend, self.arithmetic, sizes, self.training)
+        return kernels.choose(net.cell, self._backend, self._arithmetic, sizes, self._training)
 
     def _moved(self) -> None:
-        self._weights = self._stack.weights(self.parameters)
-        self._steps = CellSteps(self._stack, self.backend)
-        self._scratch = FreeList(self.backend, self.dtype)
-        self._memory = FreeList(self.backend, self.dtype)
+        self._weights = self._stack.weights(self._parameters)
+        self._steps = self._new_steps()
+        self._scratch = FreeList(self._backend, self._dtype)
+        self._memory = FreeList(self._backend, self._dtype)
 
     def eval(self) -> Self:
         """From here on calls are not recorded; records left are dropped, and free memory is too."""
-        self._scratch = FreeList(self.backend, self.dtype)
-        self._memory = FreeList(self.backend, self.dtype)
-        self._steps = CellSteps(self._stack, self.backend)
-        self.parameters.drop_packs()
+        self._scratch = FreeList(self._backend, self._dtype)
+        self._memory = FreeList(self._backend, self._dtype)
+        self._steps = self._new_steps()
+        self._parameters.drop_packs()
         return super().eval()
 
     def _extra(self) -> dict[str, Any]:
@@ -184,13 +185,14 @@ class _Recurrent(Module):
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
         if steps == 1 and self._goes_by_step(batch, kernels.asked()):
-            engine = self._steps.engine(self.arithmetic, batch)
+            assert self._steps is not None
+            engine = self._steps.engine(self._arithmetic, batch)
             text = explain_step(type(self).__name__, net, engine, batch)
             return text + self._ready_hint.format(batch)
         engine = self._engine(steps, batch)
         memory, segments = self._memory_of(engine, steps, batch), self._recompute is not None
         return explain(
-            type(self).__name__, net, engine, steps, batch, self.training, memory, segments
+            type(self).__name__, net, engine, steps, batch, self._training, memory, segments
         )
 
     def _memory_of(self, engine: kernels.Engine, steps: int, batch: int) -> list[str]:
@@ -201,13 +203,18 @@ class _Recurrent(Module):
         """T and N of an x of this shape; ValueError if it has not the right dimensions."""
         raise NotImplementedError
 
-    def _keeps_steps(self) -> bool:
-        """Whether steps can be kept ready for calls of one, by their array calls or compiled.
+    def _new_steps(self) -> CellSteps | None:
+        """What keeps steps ready for calls of one; None where there cannot be any."""
+        if self._backend.on_gpu or self._arithmetic.narrow or self._stack.num_directions != 1:
+            return None
+        return CellSteps(self._stack, self._backend)
+
+    def _ready_steps(self) -> CellSteps | None:
+        """What keeps steps ready, if a call may take one now.
 
         Inside a `writable` block the numbers may change without a new version.
         """
-        plain = self.backend.on_gpu or self.arithmetic.narrow or self._stack.num_directions != 1
-        return not (plain or self.training or self.parameters.is_open)
+        return None if self._training or self._parameters.is_open else self._steps
 
     def _goes_by_step(self, batch: int, forced: str) -> bool:
         """Whether a call of one step of so many rows takes such a step.
@@ -221,38 +228,38 @@ class _Recurrent(Module):
         self, x: Array, initial: tuple[Array, ...] | None, forced: str, cell: bool = False
     ) -> tuple[Array, ...]:
         """Take a step that is kept ready: see `CellSteps.take`."""
-        steps = self._steps
-        return steps.take(self._arithmetic, self._parameters, x, initial, forced, cell)
+        assert self._steps is not None
+        return self._steps.take(self._arithmetic, self._parameters, x, initial, forced, cell)
 
     @frees_memory
     @reads_parameters
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
         engine = self._engine(*steps_and_batch(call.x, call.batch_first))
-        if self.training:
-            self.parameters.refuse_open("a recorded call")
-            self._records.drop_older(self.parameters.version)
-        with self.backend.activate():
+        if self._training:
+            self._parameters.refuse_open("a recorded call")
+            self._records.drop_older(self._parameters.version)
+        with self._backend.activate():
             scratch = self._scratch.take()
-            memory = self._memory.take() if self.training else scratch
+            memory = self._memory.take() if self._training else scratch
             output, final, tape = stack.forward(
                 engine,
                 self._stack,
                 self._weights,
-                self.parameters.packs,
+                self._parameters.packs,
                 call.x,
                 call.initial,
                 call.lengths,
                 call.batch_first,
                 memory,
                 scratch,
-                (self._options["seed"], self._calls) if self.training else None,
+                (self._options["seed"], self._calls) if self._training else None,
                 self._recompute,
             )
             self._scratch.give(scratch)
-        if self.training:
+        if self._training:
             self._calls += 1
-            record = _Record(tape, memory, self.parameters.version, call.batched)
+            record = _Record(tape, memory, self._parameters.version, call.batched)
             self._records.add(record, type(self).__name__)
         return output, final
 
@@ -277,9 +284,9 @@ class _Recurrent(Module):
         """Undo the last record with checked arguments; adds to `grads`, all or nothing."""
         record = self._last_record()
         need_dx = check_flag("need_dx", need_dx)
-        with self.backend.activate():
-            dflat = self.backend.xp.zeros(self.grads.flat.shape, self.dtype)
-            dweights = views(dflat, self.parameters.shapes)
+        with self._backend.activate():
+            dflat = self._backend.xp.zeros(self.grads.flat.shape, self._dtype)
+            dweights = views(dflat, self._parameters.shapes)
             for name in self._frozen:
                 del dweights[name]
             scratch = self._scratch.take()

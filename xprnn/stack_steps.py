@@ -7,7 +7,6 @@ layer by layer, or one call or launch for all layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from .kernels.numba.step import StackStep as Called
 
 
-NOTHING = nullcontext()  # to make one takes as long as to enter it
 SIZES = 64  # numbers of rows whose captured calls are kept; with one more the oldest are dropped
 
 
@@ -75,6 +73,9 @@ class StackSteps:
             self._launched = self._launches()
         else:
             self._called = self._calls()
+        # whether a step sets the control bits of subnormal numbers itself
+        self._flushes = self._called is not None and self._called.flushes
+        self._activate = self._engine.backend.activate
         self._captured: dict[int, _Captured] = {}
         self._work_on(self._capture(self.batch))
 
@@ -117,38 +118,37 @@ class StackSteps:
 
         x (N, I) is read, and `waiting` (N, 1), bool: the rows that keep their states.
         """
-        now, after = self.sides[side], self.sides[1 - side]
-        written = None
-        if self._called is not None:
+        if self._flushes and self._called is not None and waiting is None:
+            # to enter a call's floating-point environment from Python takes a fifth of its time
             written = self._fresh() if out is None else out
-            self._called.launch(x, now, after, written)
-        elif self._launched is not None:
-            xp = self._engine.xp
-            # blocks write `out` while others still read x
-            direct = out is not None and out.flags.c_contiguous and not xp.may_share_memory(x, out)
-            written = out if direct else self._fresh()
-            self._launched.launch(xp.ascontiguousarray(x), now, after, written)
-        else:
-            self._repeat(side, x, waiting)
-        if waiting is None and written is not None and (out is None or out is written):
+            self._called.launch(x, self.sides[side], self.sides[1 - side], written)
             return written
-        if waiting is not None:
-            for kept, state in zip(now, after, strict=True):
-                self._engine.xp.copyto(bits(state), bits(kept), "unsafe", waiting)
-        h = after[0][-1]
-        if out is None:
-            return h.astype(self._engine.dtype, order="C")
-        out[...] = h
-        return out
-
-    def activate(self) -> AbstractContextManager[Any]:
-        """The context of `take`: the backend's, but for compiled steps that see to it themselves.
-
-        To enter a call's floating-point environment from Python takes a fifth of their time.
-        """
-        if self._called is not None and self._called.flushes:
-            return NOTHING
-        return self._engine.backend.activate()
+        with self._activate():
+            now, after = self.sides[side], self.sides[1 - side]
+            written = None
+            if self._called is not None:
+                written = self._fresh() if out is None else out
+                self._called.launch(x, now, after, written)
+            elif self._launched is not None:
+                xp = self._engine.xp
+                # blocks write `out` while others still read x
+                direct = (
+                    out is not None and out.flags.c_contiguous and not xp.may_share_memory(x, out)
+                )
+                written = out if direct else self._fresh()
+                self._launched.launch(xp.ascontiguousarray(x), now, after, written)
+            else:
+                self._repeat(side, x, waiting)
+            if waiting is None and written is not None and (out is None or out is written):
+                return written
+            if waiting is not None:
+                for kept, state in zip(now, after, strict=True):
+                    self._engine.xp.copyto(bits(state), bits(kept), "unsafe", waiting)
+            h = after[0][-1]
+            if out is None:
+                return h.astype(self._engine.dtype, order="C")
+            out[...] = h
+            return out
 
     def _fresh(self) -> Array:
         return self._engine.xp.empty((self.batch, self._net.hidden_size), self._engine.dtype)
