@@ -75,7 +75,8 @@ def sequence(layer: Any, *given: Any, **options: Any) -> list[np.ndarray]:
 
 def taken(layer: Any) -> int:
     """How many steps are kept ready."""
-    return sum(len(free) for free in layer._steps._free.values())
+    steps = layer._steps  # None where no call can be one
+    return 0 if steps is None else sum(len(free) for free in steps._free.values())
 
 
 def assert_right(layer: Any, *given: Any) -> None:

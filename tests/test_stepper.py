@@ -71,17 +71,14 @@ def test_every_recorded_call_counts(case: Case) -> None:
         flat *= 1e5
 
     def streamed(layer: Any, left_out: int | None = None) -> np.ndarray:
-        if layer is not large:
-            return stream(stepper(layer, left_out), x)
-        with callers_environment(), np.errstate(all="ignore", over="raise"):
-            return stream(stepper(layer, left_out), x)
-
-    def stepper(layer: Any, left_out: int | None) -> Any:
-        made = layer.stepper(case.N)
+        stepper = layer.stepper(case.N)
         if left_out is not None:
-            for calls in made._steps._programs:
+            for calls in stepper._steps._programs:
                 del calls[left_out]
-        return made
+        if layer is not large:
+            return stream(stepper, x)
+        with callers_environment(), np.errstate(all="ignore", over="raise"):
+            return stream(stepper, x)
 
     right = streamed(layer)
     for k, call in enumerate(layer.stepper(case.N)._steps._programs[0]):

@@ -49,7 +49,7 @@ class StackSteps:
     """
 
     def __init__(self, engine: Engine, stack: Stack, batch: int) -> None:
-        self._engine, self._net = engine, stack
+        self._engine, self._net, self._backend = engine, stack, engine.backend
         self._one_by_one = engine.implementation != "sequence"
         self._most = self.batch = batch
         self._memory: dict[str, Array] = {}  # by use, for `_most` rows
@@ -75,7 +75,6 @@ class StackSteps:
             self._called = self._calls()
         # whether a step sets the control bits of subnormal numbers itself
         self._flushes = self._called is not None and self._called.flushes
-        self._activate = self._engine.backend.activate
         self._captured: dict[int, _Captured] = {}
         self._work_on(self._capture(self.batch))
 
@@ -123,7 +122,7 @@ class StackSteps:
             written = self._fresh() if out is None else out
             self._called.launch(x, self.sides[side], self.sides[1 - side], written)
             return written
-        with self._activate():
+        with self._backend.activate():
             now, after = self.sides[side], self.sides[1 - side]
             written = None
             if self._called is not None:
