@@ -1,6 +1,6 @@
 """Small calls beside torch's and a stepper's step, in turns in one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/small_calls.py [--rounds 15]
+    OMP_NUM_THREADS=1 python -m benchmarks.small_calls [--rounds 15]
 
 First layers in eval mode called with one step at a time, as a port of `y, h = gru(x, h)` does it:
 microseconds a call, torch's time by it, and it by that of a stepper's step. Then cells whose batch
@@ -19,8 +19,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from stepper_vs_torch import OURS, Sides, beside, measure, median
+from .stepper_vs_torch import OURS, Sides, beside, measure, median
 
 LAYERS = [(64, 1, 1), (64, 2, 1), (256, 1, 1), (64, 1, 8)]  # H, L, N
 CELLS = [64, 256, 512]  # H
@@ -60,6 +59,7 @@ def _rows(name: str, seconds: dict[str, list[float]]) -> None:
 
 def _one_step(kind: str, H: int, L: int, N: int) -> Sides:
     """A call of each layer with one step, from the same states each time, and a stepper's step."""
+    import numpy as np
     import torch
 
     import xprnn
@@ -81,6 +81,7 @@ def _one_step(kind: str, H: int, L: int, N: int) -> Sides:
 
 def _shrinking(kind: str, H: int) -> Sides:
     """Calls of each cell with fewer and fewer rows, from the states of the call before."""
+    import numpy as np
     import torch
 
     import xprnn

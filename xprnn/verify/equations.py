@@ -155,9 +155,9 @@ class Equations:
     def _is_within(self, results: Results) -> bool:
         """Whether the sums of a call of one step cannot overflow, for its inputs and results."""
         inputs = [self.given.x, *self.given.states, *self.given.upstream]
-        most = max(float(np.abs(array).max(initial=0.0)) for array in results.values())
-        largest = max(float(np.abs(array).max(initial=0.0)) for array in inputs)
-        return most <= self.largest and self._growth() * largest <= self.largest
+        sums = [self._growth() * np.abs(array).max(initial=0.0) for array in inputs]
+        sums += [np.abs(array).max(initial=0.0) for array in results.values()]
+        return all(each <= self.largest for each in sums)  # which NaN is not
 
     def _growth(self) -> float:
         """How many times the largest element a sum of the products of input and state can be."""
