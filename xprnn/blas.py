@@ -85,8 +85,7 @@ def calls(left: Array, right: Array, out: Array, shared: int = LOOP) -> Calls:
 
 def matmul(left: Array, right: Array, out: Array) -> None:
     """Write left right to `out` once, as `calls` has it."""
-    whole = left.shape[0] * right.size > UNCUT and usable() > 1
-    if not whole and _rows(left, right) < left.shape[0]:
+    if left.shape[0] * right.size <= UNCUT and _rows(left, right) < left.shape[0]:
         right = np.ascontiguousarray(right)  # for which the kernels for small products are made
     for call in calls(left, right, out, ONCE):
         call()
@@ -95,7 +94,8 @@ def matmul(left: Array, right: Array, out: Array) -> None:
 def _rows(left: Array, right: Array) -> int:
     """The rows of a slice of `left` that has all of each sum; all of them: it is left whole."""
     M: int = left.shape[0]
-    if M * right.size > LARGE:
+    size = M * right.size
+    if size > LARGE or (size > UNCUT and usable() == 1):
         return M
     most: int = SLICE // max(right.size, 1)
     if not FEWEST <= most < M:
