@@ -13,9 +13,9 @@ process would slow whatever else computes in it. But what is small enough OpenBL
 
 How a product is cut depends on its shape, and on whether a call may use several threads. So its
 bits depend neither on how many more there are nor on other processes, but for a larger product's,
-which are OpenBLAS's. A large product takes up to a fifth longer in slices than whole on one thread,
-so where a call may use only one it stays whole; a small one takes a fifth less, because OpenBLAS's
-kernels for small products are faster.
+which are OpenBLAS's. A large product takes up to a quarter longer in slices than whole on one
+thread, so where a call may use only one it stays whole; a small one takes a fifth less, because
+OpenBLAS's kernels for small products are faster.
 
 A thread that sleeps between products comes later than OpenBLAS's, which look for work all the time:
 on two idle cores sharing gave a tenth at five million multiply-adds and cost as much beside busy
