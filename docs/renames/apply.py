@@ -1,0 +1,78 @@
+"""Apply the renames of the *.toml files beside this script to a checkout, in place.
+
+    python docs/renames/apply.py FOLDER [MAP.toml ...]
+
+Without maps all of them are applied, in the order of their names. A map has three kinds of entries:
+
+- `[[word]]` `old`, `new`: a whole identifier or word;
+- `[[text]]` `old`, `new`: any text, such as a part of an error message;
+- `[moves]` `"old path" = "new path"`: a file, moved after its text has been changed.
+
+`files`, a glob or a list of globs over paths before the moves, limits a `word` or `text` to some
+files. What an entry puts in is not seen by entries before it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SUFFIXES = {".py", ".md", ".toml", ".h", ".cu", ".sh", ".txt", ""}
+LEFT_ALONE = ("docs/renames/*", "benchmarks/results/*", "tests/data/*", "CHANGELOG.md")
+
+
+def main(folder: str, *maps: str) -> None:
+    root = Path(folder)
+    names = map(Path, maps) if maps else sorted(HERE.glob("*.toml"))
+    for name in names:
+        apply(root, tomllib.loads(name.read_text()))
+
+
+def apply(root: Path, entries: dict[str, Any]) -> None:
+    """Change the texts of tracked files, then move files."""
+    rules = [
+        (_pattern(kind, e["old"]), e) for kind in ("word", "text") for e in entries.get(kind, [])
+    ]
+    for path in _tracked(root):
+        mine = [(rule, e["new"]) for rule, e in rules if _matches(path, e.get("files", "*"))]
+        before = after = (root / path).read_text()
+        for rule, new in mine:
+            after = rule.sub(new.replace("\\", r"\\"), after)
+        if after != before:
+            (root / path).write_text(after)
+    for old, new in entries.get("moves", {}).items():
+        if (root / old).exists():
+            (root / new).parent.mkdir(parents=True, exist_ok=True)
+            (root / old).rename(root / new)
+
+
+def _pattern(kind: str, old: str) -> re.Pattern[str]:
+    escaped = re.escape(old)
+    return re.compile(rf"(?<!\w){escaped}(?!\w)" if kind == "word" else escaped)
+
+
+def _matches(path: str, globs: str | list[str]) -> bool:
+    return any(fnmatch(path, glob) for glob in ([globs] if isinstance(globs, str) else globs))
+
+
+def _tracked(root: Path) -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [
+        path
+        for path in listed
+        if Path(path).suffix in SUFFIXES
+        and not _matches(path, list(LEFT_ALONE))
+        and (root / path).is_file()
+    ]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
