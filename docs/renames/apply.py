@@ -28,6 +28,7 @@ LEFT_ALONE = ("docs/renames/*", "benchmarks/results/*", "tests/data/*", "CHANGEL
 
 
 def main(folder: str, *maps: str) -> None:
+    """Apply these maps, or all."""
     root = Path(folder)
     names = map(Path, maps) if maps else sorted(HERE.glob("*.toml"))
     for name in names:
