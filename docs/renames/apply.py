@@ -2,11 +2,12 @@
 
     python docs/renames/apply.py FOLDER [MAP.toml ...]
 
-Without maps all of them are applied, in the order of their names. A map has three kinds of entries:
+Without maps all of them are applied, in the order of their names. A map has four kinds of entries:
 
 - `[[word]]` `old`, `new`: a whole identifier or word;
 - `[[text]]` `old`, `new`: any text, such as a part of an error message;
-- `[moves]` `"old path" = "new path"`: a file, moved after its text has been changed.
+- `[moves]` `"old path" = "new path"`: a file, moved after its text has been changed;
+- `[modules]` `"xprnn.old" = "xprnn.new"`: a module, moved with every import of it.
 
 `files`, a glob or a list of globs over paths before the moves, limits a `word` or `text` to some
 files. What an entry puts in is not seen by entries before it.
@@ -21,6 +22,8 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from modules import dotted, rewritten
 
 HERE = Path(__file__).parent
 SUFFIXES = {".py", ".md", ".toml", ".h", ".cu", ".sh", ".txt", ""}
@@ -47,10 +50,34 @@ def apply(root: Path, entries: dict[str, Any]) -> None:
             after = rule.sub(new.replace("\\", r"\\"), after)
         if after != before:
             (root / path).write_text(after)
+    if moved := entries.get("modules", {}):
+        _move_modules(root, moved)
     for old, new in entries.get("moves", {}).items():
-        if (root / old).exists():
-            (root / new).parent.mkdir(parents=True, exist_ok=True)
-            (root / old).rename(root / new)
+        _move(root, old, new)
+
+
+def _move_modules(root: Path, moved: dict[str, str]) -> None:
+    paths = _tracked(root)
+    modules = frozenset(dotted(path) for path in paths if path.endswith(".py"))
+    for path in paths:
+        before = (root / path).read_text()
+        after = rewritten(before, path, moved, modules)
+        if after != before:
+            (root / path).write_text(after)
+    for old, new in moved.items():
+        source = old.replace(".", "/")
+        package = (root / source / "__init__.py").exists()
+        _move(
+            root,
+            f"{source}/__init__.py" if package else f"{source}.py",
+            new.replace(".", "/") + ".py",
+        )
+
+
+def _move(root: Path, old: str, new: str) -> None:
+    if (root / old).exists():
+        (root / new).parent.mkdir(parents=True, exist_ok=True)
+        (root / old).rename(root / new)
 
 
 def _pattern(kind: str, old: str) -> re.Pattern[str]:
