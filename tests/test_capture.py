@@ -35,6 +35,7 @@ REFUSAL = r"backend '{}': the current stream is being captured.*cuBLAS.*nothing 
 NOTHING = {  # public names that launch nothing, or whose members are called below
     *("BackendUnavailableError", "GradientError", "KernelStoppedError", "KernelUnavailableError"),
     *("feature_first", "functional", "optim", "get_backend", "use_backend"),
+    "use_kernels",
     *("__version__",),
 }
 

@@ -16,7 +16,8 @@ import xprnn
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.cells import CELLS as PLAIN
-from xprnn.verify import equations, forced
+from xprnn.kernels import use_kernels
+from xprnn.verify import equations
 from xprnn.verify.suite import PROBLEMS, build, types_of, verify_cells
 
 BFLOAT16 = pytest.param(
@@ -101,7 +102,7 @@ def test_limits_are_above_the_errors_of_many_seeds_but_not_far(cell: str, number
         layer = build(cell, numbers, problem, xprnn.get_backend("numpy"))
         for seed in range(10):
             shape = (problem.T, problem.N, problem.I)
-            with forced("reference"):
+            with use_kernels("reference"):
                 said = equations.Equations(layer, shape, problem.lengths, seed)
             worst = max(worst, said.compare(copy.deepcopy(layer), "reference").excess)
     assert 1 / 30 < worst < 1
@@ -177,7 +178,7 @@ def test_a_wrong_state_fails_in_every_type(
 def test_a_wrong_kernel_fails_alone(
     cell: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with forced("pointwise"):
+    with use_kernels("pointwise"):
         fused = make(cell, dtype="float32", backend=strict.name)._engine(3, 2).cell
     part = fused.parts[-1]
     genuine = getattr(fused, part)
