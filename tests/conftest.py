@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
+from typing import Any
 
 import forced
+import implementations
 import pytest
 from context_check import ContextCheck
 from gpu_report import IMPLEMENTATION, GpuReport
+from implementations import parameter
 from strict_array import StrictBackend
 from strict_cuda import LOG
 from strict_sequence import install
@@ -21,11 +25,6 @@ from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.kernels import numba as numba_kernels
 from xprnn.kernels.cuda.plan import plan
-
-SERVING = {
-    "numpy": ("reference",),
-    "cupy": (forced.NAME,) if forced.NAME else ("reference", "pointwise"),
-}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,12 +42,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def is_frozen(item: pytest.Item) -> bool:
     return item.get_closest_marker("frozen") is not None
-
-
-@pytest.fixture(autouse=True)
-def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests mean the plain code by "numpy", whether Numba is installed or not, unless they ask."""
-    monkeypatch.setitem(kernels.AUTOMATIC, "numba", ("reference",))
 
 
 @pytest.fixture
@@ -90,7 +83,7 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
     plan.cache_clear()
 
 
-@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
     """NumPy, and CuPy where there is a usable GPU."""
     return _usable(request.param)
@@ -119,32 +112,45 @@ def _lacks(name: str) -> str:
 
 
 @pytest.fixture
-def implementations(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[str]:
-    """Who serves on the backend, one after the other: each is forced while it has its turn."""
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The implementation on which the layers of a test run: "reference", "numba", on CuPy others.
 
-    def take_turns() -> Iterator[str]:
-        for name in SERVING[backend.kind]:
-            monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, name)
-            request.node.user_properties.append((IMPLEMENTATION, name))
-            yield name
-
-    return take_turns()
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(
-            (kind, name), marks=pytest.mark.gpu if kind == "cupy" else (), id=f"{kind}-{name}"
-        )
-        for kind, names in SERVING.items()
-        for name in names
-    ]
-)
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """A backend and one implementation, forced: each that serves on it."""
-    kind, name = request.param
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, name)
+    A test takes it alone, and runs on NumPy, or together with `backend`.
+    """
+    name = request.param
+    if name == "numba" and not implementations.HAS_NUMBA:
+        pytest.skip("Numba is not installed: pip install xprnn[numba]")
     request.node.user_properties.append((IMPLEMENTATION, name))
-    return _usable(kind)
+    with implementations.use(name):
+        yield name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize `backend` and `implementation`, together where a test takes both."""
+    marks = {mark.args[0]: mark.args[1] for mark in metafunc.definition.iter_markers("parametrize")}
+    taken = {"backend", "implementation"} & {*metafunc.fixturenames}
+    if any("implementation" in names for names in marks) or taken <= marks.keys():
+        return
+    every = implementations.IMPLEMENTATIONS
+    if "implementation" not in taken:
+        metafunc.parametrize("backend", [parameter(kind) for kind in every], indirect=True)
+    elif "backend" not in taken or "backend" in marks:
+        chosen = [name for kind in marks.get("backend", ["numpy"]) for name in every[kind]]
+        metafunc.parametrize("implementation", chosen, indirect=True)
+    else:
+        pairs = [parameter(kind, name) for kind in every for name in every[kind]]
+        metafunc.parametrize(("backend", "implementation"), pairs, indirect=True)
+
+
+@pytest.fixture
+def reference() -> Iterator[None]:
+    """The plain code runs, on any backend: for tests whose subject it is."""
+    with xprnn.use_kernels("reference"):
+        yield
+
+
+@pytest.fixture
+def select_kernels() -> Iterator[Callable[[str], Any]]:
+    """`xprnn.use_kernels`, from a call of this to the end of the test."""
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(xprnn.use_kernels(name))

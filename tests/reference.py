@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from cases import Case, Problem, Results
+from torch_cases import on_one_thread
 
 torch = pytest.importorskip("torch")
 
@@ -65,6 +66,7 @@ def direction(
     return torch.stack([torch.stack(rows) for rows in outputs]), torch.stack(finals)
 
 
+@on_one_thread
 def reference_run(case: Case, parameters: Results, problem: Problem) -> Results:
     """What `cases.run` finds with the layer, found with the equations above."""
 

@@ -45,9 +45,11 @@ def named(given: dict[str, np.ndarray], prefix: str, suffix: str) -> list[np.nda
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize(("T", "N"), [(0, 3), (4, 0), (0, 0)])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_no_steps_or_no_rows(name: str, T: int, N: int, batch_first: bool, served: Backend) -> None:
+def test_no_steps_or_no_rows(
+    name: str, T: int, N: int, batch_first: bool, backend: Backend, implementation: str
+) -> None:
     """Empty output, h_n = h0, and the gradient of h_n is that of h0; parameters get none."""
-    subject = build(name, served, batch_first=batch_first)
+    subject = build(name, backend, batch_first=batch_first)
     given = arguments(subject, T, N)
     for lengths in (None, [0] * N if T == 0 else [T] * N):
         output, final = forward(subject, given, lengths=lengths)
@@ -60,8 +62,8 @@ def test_no_steps_or_no_rows(name: str, T: int, N: int, batch_first: bool, serve
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_all_lengths_zero(name: str, served: Backend) -> None:
-    subject = build(name, served)
+def test_all_lengths_zero(name: str, backend: Backend, implementation: str) -> None:
+    subject = build(name, backend)
     given = arguments(subject)
     output, final = forward(subject, given, lengths=[0, 0, 0])
     np.testing.assert_array_equal(output, np.zeros_like(given["doutput"]), strict=True)
@@ -73,9 +75,11 @@ def test_all_lengths_zero(name: str, served: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_a_row_of_length_zero_keeps_its_state(name: str, served: Backend) -> None:
+def test_a_row_of_length_zero_keeps_its_state(
+    name: str, backend: Backend, implementation: str
+) -> None:
     """Its h0 comes out, its gradient goes through, and the others run as if it were not there."""
-    subject = build(name, served)
+    subject = build(name, backend)
     given = arguments(subject, T=4, N=3)
     found = run(subject, given, lengths=[2, 0, 4])
     others = {n: np.ascontiguousarray(a[:, [0, 2]]) for n, a in given.items()}
@@ -97,8 +101,8 @@ def test_a_row_of_length_zero_keeps_its_state(name: str, served: Backend) -> Non
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_without_rows(name: str, served: Backend) -> None:
-    cell = make(name, backend=served.name)
+def test_a_cell_without_rows(name: str, backend: Backend, implementation: str) -> None:
+    cell = make(name, backend=backend.name)
     given = arguments(cell, N=0)
     state = arrays(forward(cell, given))
     assert all(array.shape == (0, 5) for array in state)
@@ -112,8 +116,8 @@ def test_a_cell_without_rows(name: str, served: Backend) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_one_step_is_the_cell(name: str, served: Backend) -> None:
-    layer, cell = make(name, backend=served.name), make(f"{name}_cell", backend=served.name)
+def test_one_step_is_the_cell(name: str, backend: Backend, implementation: str) -> None:
+    layer, cell = make(name, backend=backend.name), make(f"{name}_cell", backend=backend.name)
     cell.load_state_dict({n: layer.parameters[f"{n}_l0"] for n in cell.parameters})
     given = arguments(layer, T=1)
     found = run(layer, given)
@@ -131,9 +135,16 @@ def test_one_step_is_the_cell(name: str, served: Backend) -> None:
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize(("I", "H"), [(1, 1), (1, 5), (3, 1), (2, 17)])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_small_and_odd_sizes(name: str, I: int, H: int, T: int, served: Backend) -> None:  # noqa: E741
+def test_small_and_odd_sizes(
+    name: str,
+    I: int,  # noqa: E741
+    H: int,
+    T: int,
+    backend: Backend,
+    implementation: str,
+) -> None:
     """A batch is its rows one by one, and one row its steps one by one."""
-    subject = build(name, served, I=I, H=H)
+    subject = build(name, backend, I=I, H=H)
     given = arguments(subject, T, N=3)
     found = run(subject, given)
     states = len(named(given, "", "0"))
@@ -182,9 +193,11 @@ def test_sigmoid_at_its_edges(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
-def test_saturated_gates_do_not_warn(name: str, dtype: str, served: Backend) -> None:
+def test_saturated_gates_do_not_warn(
+    name: str, dtype: str, backend: Backend, implementation: str
+) -> None:
     """Inputs far beyond where the gates saturate give finite results and gradients."""
-    subject = make(name, dtype=dtype, backend=served.name)
+    subject = make(name, dtype=dtype, backend=backend.name)
     given = arguments(subject)
     given["x"] *= np.dtype(dtype).type(1e6)
     with callers_environment(), np.errstate(all="raise", under="ignore"):
@@ -196,9 +209,9 @@ def test_saturated_gates_do_not_warn(name: str, dtype: str, served: Backend) -> 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_nan_in_a_row_stays_in_the_row(
-    name: str, bad: float, lengths: Any, served: Backend
+    name: str, bad: float, lengths: Any, backend: Backend, implementation: str
 ) -> None:
-    subject = build(name, served)
+    subject = build(name, backend)
     given = arguments(subject, T=4, N=3)
     expected = run(subject, given, lengths=lengths)
     spoilt = {n: a.copy() for n, a in given.items()}
@@ -216,9 +229,11 @@ def test_nan_in_a_row_stays_in_the_row(
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_padding_is_not_read(name: str, batch_first: bool, bad: float, served: Backend) -> None:
+def test_padding_is_not_read(
+    name: str, batch_first: bool, bad: float, backend: Backend, implementation: str
+) -> None:
     """Whatever stands past a row's end in x or doutput, all results are those with zeros there."""
-    subject = build(name, served, batch_first=batch_first)
+    subject = build(name, backend, batch_first=batch_first)
     given, lengths = arguments(subject, T=4, N=4), np.array([2, 0, 4, 1])
     past = np.arange(4)[:, None] >= lengths
     past = past.T if batch_first else past

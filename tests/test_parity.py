@@ -1,11 +1,10 @@
 """Every layer against torch's, forward and backward, every result and gradient by value.
 
-On CuPy each test runs once for every implementation and is compared with torch on CUDA.
+Each test runs on every implementation; on CuPy it is compared with torch on CUDA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +20,7 @@ from cases import (
     run,
     run_functional,
 )
+from implementations import assert_selected, each
 from tolerances import LAYERS, STEPS, WIDTH, assert_close, tolerance
 from torch_cases import torch_run
 
@@ -49,13 +49,12 @@ def assert_parity(case: Case, found: Results, expected: Results, **sizes: int) -
         assert_close(found[name], reference, case.dtype, f"{case}: {name}", **sizes)
 
 
-@pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_layer_equals_torch(case: Case, backend: Backend, implementations: Iterator[str]) -> None:
+@each(MATRIX)
+def test_layer_equals_torch(case: Case, backend: Backend, implementation: str) -> None:
     layer, problem = build(case, backend.name), draw(case)
     expected = torch_run(case, layer, problem)
-    for _ in implementations:
-        layer.zero_grad()
-        assert_parity(case, run(layer, case, problem), expected)
+    assert_selected(implementation, layer, case.T, case.N)
+    assert_parity(case, run(layer, case, problem), expected)
 
 
 def test_the_matrix_is_large_and_complete() -> None:
@@ -79,28 +78,22 @@ def test_the_numbers_can_show_a_fault() -> None:
             assert list(problem.lengths) not in (ordered, ordered[::-1])
 
 
-@pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == c.directions == 1], ids=str)
-def test_functional_equals_torch(
-    case: Case, backend: Backend, implementations: Iterator[str]
-) -> None:
+@each(case for case in MATRIX if case.layers == case.directions == 1)
+def test_functional_equals_torch(case: Case, backend: Backend, implementation: str) -> None:
     layer, problem = build(case, backend.name), draw(case)
     expected = torch_run(case, layer, problem)
-    for _ in implementations:
-        assert_parity(case, run_functional(case, layer, problem), expected)
+    assert_parity(case, run_functional(case, layer, problem), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_larger_sizes(
-    cell: str, dtype: str, backend: Backend, implementations: Iterator[str]
-) -> None:
+def test_larger_sizes(cell: str, dtype: str, backend: Backend, implementation: str) -> None:
     case = Case(cell, layers=2, directions=2, dtype=dtype, T=40, N=7, I=19, H=33)
     layer, problem = build(case, backend.name), draw(case)
     expected = torch_run(case, layer, problem)
-    for _ in implementations:
-        layer.zero_grad()
-        found = run(layer, case, problem)
-        assert_parity(case, found, expected, steps=40, width=3 * 33, layers=2)
+    assert_selected(implementation, layer, case.T, case.N)
+    found = run(layer, case, problem)
+    assert_parity(case, found, expected, steps=40, width=3 * 33, layers=2)
 
 
 @pytest.mark.parametrize(
@@ -117,20 +110,19 @@ def test_larger_sizes(
 )
 @pytest.mark.parametrize("cell", TORCH_CELLS)
 def test_sizes_of_one(
-    cell: str, sizes: dict[str, int], backend: Backend, implementations: Iterator[str]
+    cell: str, sizes: dict[str, int], backend: Backend, implementation: str
 ) -> None:
     case = Case(cell, layers=2, directions=2, **sizes)
     layer, problem = build(case, backend.name), draw(case)
     expected = torch_run(case, layer, problem)
-    for _ in implementations:
-        layer.zero_grad()
-        found = run(layer, case, problem)
-        for name, reference in expected.items():
-            assert_close(found[name], reference, case.dtype, name)
+    assert_selected(implementation, layer, case.T, case.N)
+    found = run(layer, case, problem)
+    for name, reference in expected.items():
+        assert_close(found[name], reference, case.dtype, name)
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_unbatched(cell: str, backend: Backend, implementations: Iterator[str]) -> None:
+def test_unbatched(cell: str, backend: Backend, implementation: str) -> None:
     case = Case(cell, layers=2, directions=2, N=1)
     layer, batched = build(case, backend.name), draw(case)
     problem = Problem(
@@ -141,13 +133,11 @@ def test_unbatched(cell: str, backend: Backend, implementations: Iterator[str]) 
         dfinal=tuple(state[:, 0] for state in batched.dfinal),
     )
     expected = torch_run(case, layer, problem)
-    for _ in implementations:
-        layer.zero_grad()
-        assert_parity(case, run(layer, case, problem), expected)
+    assert_parity(case, run(layer, case, problem), expected)
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_each_upstream_gradient_alone(cell: str, backend: Backend) -> None:
+def test_each_upstream_gradient_alone(cell: str, backend: Backend, implementation: str) -> None:
     case = Case(cell, layers=2, directions=2, lengths="ragged")
     problem = draw(case)
     upstream = (problem.doutput, *problem.dfinal)
@@ -165,7 +155,12 @@ def test_each_upstream_gradient_alone(cell: str, backend: Backend) -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", TORCH_CELLS)
 def test_rows_of_length_zero(
-    cell: str, layers: int, directions: int, batch_first: bool, backend: Backend
+    cell: str,
+    layers: int,
+    directions: int,
+    batch_first: bool,
+    backend: Backend,
+    implementation: str,
 ) -> None:
     """torch refuses them: it gets the other rows, and the rule says what these rows do."""
     case = Case(cell, layers, directions, batch_first, lengths="zero")
@@ -200,7 +195,7 @@ def test_rows_of_length_zero(
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("cell", TORCH_CELLS)
 def test_no_steps_or_no_rows(
-    cell: str, batch_first: bool, sizes: dict[str, int], backend: Backend
+    cell: str, batch_first: bool, sizes: dict[str, int], backend: Backend, implementation: str
 ) -> None:
     case = Case(cell, layers=2, directions=2, batch_first=batch_first, **sizes)
     layer, problem = build(case, backend.name), draw(case)
@@ -214,7 +209,9 @@ def test_no_steps_or_no_rows(
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
-def test_x_past_the_end_of_a_row_is_not_read(cell: str, backend: Backend) -> None:
+def test_x_past_the_end_of_a_row_is_not_read(
+    cell: str, backend: Backend, implementation: str
+) -> None:
     case = Case(cell, layers=2, directions=2, lengths="ragged")
     problem = draw(case)
     expected = run(build(case, backend.name), case, problem)

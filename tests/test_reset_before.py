@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import exp, tanh
 
@@ -19,6 +18,7 @@ from cases import (
     run_functional,
     unroll,
 )
+from implementations import assert_selected, each
 from tolerances import assert_close
 
 import xprnn
@@ -48,31 +48,25 @@ def assert_parity(case: Case, found: Results, expected: Results) -> None:
         assert_close(found[name], reference, case.dtype, f"{case}: {name}")
 
 
-@pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_layer_equals_the_reference(
-    case: Case, backend: Backend, implementations: Iterator[str]
-) -> None:
+@each(MATRIX)
+def test_layer_equals_the_reference(case: Case, backend: Backend, implementation: str) -> None:
     layer, problem = build(case, backend.name), draw(case)
     expected = reference_run(case, parameters_of(layer), problem)
-    for _ in implementations:
-        layer.zero_grad()
-        assert_parity(case, run(layer, case, problem), expected)
+    assert_selected(implementation, layer, case.T, case.N)
+    assert_parity(case, run(layer, case, problem), expected)
 
 
-@pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == c.directions == 1], ids=str)
-def test_functional_equals_the_reference(
-    case: Case, backend: Backend, implementations: Iterator[str]
-) -> None:
+@each(case for case in MATRIX if case.layers == case.directions == 1)
+def test_functional_equals_the_reference(case: Case, backend: Backend, implementation: str) -> None:
     layer, problem = build(case, backend.name), draw(case)
     expected = reference_run(case, parameters_of(layer), problem)
-    for _ in implementations:
-        assert_parity(case, run_functional(case, layer, problem), expected)
+    assert_parity(case, run_functional(case, layer, problem), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell_equals_the_reference(
-    bias: bool, dtype: str, backend: Backend, implementations: Iterator[str]
+    bias: bool, dtype: str, backend: Backend, implementation: str
 ) -> None:
     case = Case("gru_reset_before", bias=bias, dtype=dtype)
     problem = draw(case)
@@ -83,10 +77,8 @@ def test_cell_equals_the_reference(
     expected = reference_run(case, weights, problem)
     renamed = {"h": expected["output"], "dx": expected["dx"], "dh0": expected["dh0"][0]}
     renamed |= {f"d{name}": expected[f"d{name}_l0"] for name in cell.parameters}
-    for _ in implementations:
-        cell.zero_grad()
-        found = unroll(cell, problem.x, (problem.initial[0][0],), (problem.doutput,))
-        assert_parity(case, found, renamed)
+    found = unroll(cell, problem.x, (problem.initial[0][0],), (problem.doutput,))
+    assert_parity(case, found, renamed)
 
 
 def test_the_reference_by_hand() -> None:
@@ -107,7 +99,7 @@ def test_the_reference_by_hand() -> None:
     assert found.item() == pytest.approx((1 - z) * n + z * h, rel=1e-14)
 
 
-def test_the_two_forms_differ() -> None:
+def test_the_two_forms_differ(implementation: str) -> None:
     before = Case("gru_reset_before")
     layer, problem = build(before), draw(before)
     after = xprnn.GRU(before.I, before.H, dtype="float64")
