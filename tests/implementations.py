@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from itertools import combinations
@@ -13,6 +14,8 @@ from typing import Any
 import forced
 import pytest
 from cases import Case
+from subjects import arrays, assert_same
+from tolerances import assert_close
 
 import xprnn
 from xprnn.kernels.numba import SEQUENCE
@@ -92,6 +95,27 @@ def assert_selected(implementation: str, layer: Any, T: int, N: int) -> None:
     assert selected.endswith(f": {expected}"), selected
 
 
-def thread(target: Any, *args: Any, **options: Any) -> Thread:
-    """A thread in which the kernels that are selected here are selected, too."""
-    return Thread(target=copy_context().run, args=(target, *args), **options)
+def assert_equivalent(implementation: str, found: Any, expected: Any) -> None:
+    """Fail unless two nests of float64 arrays have the same bits, or are close on "numba".
+
+    There, calls that the plain code computes alike may run different kernels.
+    """
+    if implementation == "reference":
+        assert_same(found, expected)
+    for k, (one, other) in enumerate(zip(arrays(found), arrays(expected), strict=True)):
+        assert_close(one, other, "float64", f"array {k}")
+
+
+# -- threads, which start with no kernels selected
+
+
+def thread(target: Callable[..., Any], *args: Any) -> Thread:
+    """A thread with the kernels that are selected here."""
+    return Thread(target=copy_context().run, args=(target, *args))
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads that run calls with the kernels that are selected where a call is submitted."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        return super().submit(copy_context().run, function, *args, **options)

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import copy
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import CELLS
-from numba_parts import needs_numba
+from implementations import Pool, use
 from subjects import normal
 from test_parameters import WAYS
 from test_stepper_memory import hurry, peak
 from tolerances import assert_close
 
 from xprnn import cell_steps
-from xprnn.kernels import ENVIRONMENT_VARIABLE
 from xprnn.parameters import Parameters
 from xprnn.stack_steps import StackSteps
 
-SERVING = ["reference", pytest.param("sequence", marks=needs_numba)]
 __all__ = ["hurry"]
-
-
-@pytest.fixture(params=SERVING, autouse=True)
-def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who takes the steps, one after the other."""
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, request.param)
-    name: str = request.param
-    return name
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def make(name: str, I: int = 3, H: int = 5, **options: Any) -> Any:  # noqa: E741
@@ -50,8 +40,7 @@ def arrays(found: Any) -> list[np.ndarray]:
 
 def recorded(cell: Any, *given: Any) -> list[np.ndarray]:
     """What the plain code of the recorded call finds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT_VARIABLE, "reference")
+    with use("reference"):
         return arrays(copy.deepcopy(cell).train()(*given))
 
 
@@ -188,32 +177,35 @@ def test_threads_have_steps_of_their_own(
     def serve(k: int) -> bool:
         return all(np.array_equal(cell(*given[k]), expected[k]) for _ in range(100))
 
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         found = list(pool.map(serve, range(threads)))
     assert all(found) is not shared
 
 
-def test_explain_says_who_takes_the_step(serving: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_says_who_takes_the_step(implementation: str) -> None:
     cell = make("gru", dtype="float32")
-    lines = cell.explain((2, 3)).splitlines()
-    assert lines[0] == f"GRUCell(3, 5) on numpy, float32, L=1 N=2, one step: {serving}"
-    assert lines[1] == f"  reason: XPRNN_KERNELS={serving}"
+    selected = "sequence" if implementation == "numba" else "reference"
+    with use(selected):
+        lines = cell.explain((2, 3)).splitlines()
+    assert lines[0] == f"GRUCell(3, 5) on numpy, float32, L=1 N=2, one step: {selected}"
+    assert lines[1].startswith("  reason: ") and selected in lines[1]
     assert "T=1 N=2" in cell.train().explain((2, 3)), "recorded, it is a call as of a layer"
     cell.eval()
-    if serving == "sequence":
-        monkeypatch.setenv(ENVIRONMENT_VARIABLE, "pointwise")
-        assert "T=1 N=2: pointwise" in cell.explain((2, 3))
-        assert_right(cell, *[a.astype("f4") for a in arguments("gru", 2)])
+    if implementation == "numba":
+        assert "one step: sequence" in cell.explain((2, 3))
+        with use("pointwise"):
+            assert "T=1 N=2: pointwise" in cell.explain((2, 3))
+            assert_right(cell, *[a.astype("f4") for a in arguments("gru", 2)])
 
 
-def test_compiled_steps_share_packed_weights(serving: str) -> None:
+def test_compiled_steps_share_packed_weights(implementation: str) -> None:
     """Of every thread, and those of a layer's steppers; plain ones have copies of their own."""
     cell, every = make("gru"), []
     for N in (1, 2, 3):
         cell(*arguments("gru", N))
         (free,) = cell._steps._free.values()
         every.append(free.pop())  # as another thread takes it
-    if serving == "reference":
+    if implementation == "reference":
         assert not cell.parameters.packs
         return
     (packs,) = cell.parameters.packs.values()

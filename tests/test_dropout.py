@@ -140,7 +140,9 @@ def test_masks_are_not_correlated() -> None:
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_layer_uses_the_mask_of_its_call(dtype: str, directions: int) -> None:
+def test_a_layer_uses_the_mask_of_its_call(
+    dtype: str, directions: int, implementation: str
+) -> None:
     layer = revealing(directions=directions, dtype=dtype)
     for call in range(3):
         output, _ = layer(X.astype(dtype))
@@ -148,13 +150,13 @@ def test_a_layer_uses_the_mask_of_its_call(dtype: str, directions: int) -> None:
         assert_same(output, wanted.astype(dtype), f"call {call}")
 
 
-def test_every_gap_between_layers_has_its_own_mask() -> None:
+def test_every_gap_between_layers_has_its_own_mask(implementation: str) -> None:
     """relu(1) comes again in the middle layer, so the output shows the last mask alone."""
     output, _ = revealing(layers=3)(X)
     assert_same(output, full_mask(0.5, layer=1))
 
 
-def test_lengths_and_order_do_not_change_what_remains() -> None:
+def test_lengths_and_order_do_not_change_what_remains(implementation: str) -> None:
     wanted = full_mask(0.5)
     for lengths in itertools.permutations([T, 4, 4, 1, 0]):
         output, _ = revealing()(X, lengths=lengths)
@@ -170,7 +172,7 @@ def test_rows_in_another_order_take_masks_in_that_order() -> None:
     assert_same(mask(0.5, (SEED, 0, 0), time[order], row[order], H), plain[order])
 
 
-def test_other_layouts_and_sizes_see_the_same_mask() -> None:
+def test_other_layouts_and_sizes_see_the_same_mask(implementation: str) -> None:
     wanted = full_mask(0.5)
     output, _ = revealing(batch_first=True)(X.transpose(1, 0, 2))
     assert_same(output, np.ascontiguousarray(wanted.transpose(1, 0, 2)))
@@ -180,7 +182,7 @@ def test_other_layouts_and_sizes_see_the_same_mask() -> None:
     assert_same(output, wanted[:3, :2])
 
 
-def test_each_recorded_call_has_a_new_mask_and_no_other_call_counts() -> None:
+def test_each_recorded_call_has_a_new_mask_and_no_other_call_counts(implementation: str) -> None:
     layer = revealing()
     assert_same(layer(X)[0], full_mask(0.5, 0))
     layer.eval()
@@ -197,7 +199,7 @@ def test_each_recorded_call_has_a_new_mask_and_no_other_call_counts() -> None:
 
 
 @pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy", "file", "to"])
-def test_the_call_counter_goes_along(way: str, tmp_path: Path) -> None:
+def test_the_call_counter_goes_along(way: str, tmp_path: Path, implementation: str) -> None:
     layer = revealing()
     for _ in range(3):
         layer(X)
@@ -212,7 +214,7 @@ def test_the_call_counter_goes_along(way: str, tmp_path: Path) -> None:
     assert_same(twin(X)[0], full_mask(0.5, 3))
 
 
-def test_seeds_make_masks() -> None:
+def test_seeds_make_masks(implementation: str) -> None:
     assert_same(revealing(seed=5)(X)[0], full_mask(0.5, seed=5))
     assert not np.array_equal(full_mask(0.5, seed=5), full_mask(0.5, seed=6))
     big = 2**63 - 1
@@ -220,7 +222,9 @@ def test_seeds_make_masks() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_nothing_is_dropped_with_p_0_in_eval_mode_or_from_a_single_layer(name: str) -> None:
+def test_nothing_is_dropped_with_p_0_in_eval_mode_or_from_a_single_layer(
+    name: str, implementation: str
+) -> None:
     plain = make(name, num_layers=2)
     given = arguments(plain, T, N)
     assert_same(run(make(name, num_layers=2, dropout=0.0), given), run(plain, given))
@@ -250,7 +254,7 @@ def test_dropout_of_a_single_layer_warns_once_where_it_is_built(kind: Any, tmp_p
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_with_p_1_the_upper_layer_hears_nothing(name: str) -> None:
+def test_with_p_1_the_upper_layer_hears_nothing(name: str, implementation: str) -> None:
     layer = make(name, num_layers=2, dropout=1.0)
     given = arguments(layer, T, N)
     for gradient in given:
@@ -272,7 +276,7 @@ def test_with_p_1_the_upper_layer_hears_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("lengths", [None, (3, 6, 0, 2, 6)], ids=["full", "ragged"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_backward_uses_the_mask_of_its_call(name: str, lengths: Any) -> None:
+def test_backward_uses_the_mask_of_its_call(name: str, lengths: Any, implementation: str) -> None:
     """Two layers with dropout equal two functions with the mask multiplied in between."""
     layer = make(name, num_layers=2, dropout=0.4, seed=SEED)
     given = arguments(layer, T, N)
@@ -307,7 +311,7 @@ def test_backward_uses_the_mask_of_its_call(name: str, lengths: Any) -> None:
             assert_close(one, other, "float64", f"call {number}, array {k}")
 
 
-def test_records_keep_their_own_masks() -> None:
+def test_records_keep_their_own_masks(implementation: str) -> None:
     layer = revealing()
     doutput = normal(4, T, N, H)
     for _ in range(3):

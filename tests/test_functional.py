@@ -40,7 +40,9 @@ def upstream(given: dict[str, Any], names: tuple[str, ...] = ("h", "c")) -> Any:
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
 @pytest.mark.parametrize("how", ["time first", "batch first", "unbatched"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_function_is_its_layer(name: str, how: str, lengths: Any, bias: bool, dtype: str) -> None:
+def test_a_function_is_its_layer(
+    name: str, how: str, lengths: Any, bias: bool, dtype: str, implementation: str
+) -> None:
     """Every result and every gradient, to the bit; with `forward` and without."""
     options = {"bias": bias, "batch_first": how == "batch first", "dtype": dtype}
     layer, function = make(name, **options), make(f"{name}_function", **options)
@@ -57,7 +59,7 @@ def test_a_function_is_its_layer(name: str, how: str, lengths: Any, bias: bool, 
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_no_state_means_zeros(name: str) -> None:
+def test_no_state_means_zeros(name: str, implementation: str) -> None:
     function = make(f"{name}_function")
     given = arguments(function)
     zeros = {n: a * 0.0 if n in ("h0", "c0") else a for n, a in given.items()}
@@ -67,7 +69,7 @@ def test_no_state_means_zeros(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_the_gradients_are_called(name: str) -> None:
+def test_what_the_gradients_are_called(name: str, implementation: str) -> None:
     for bias in (True, False):
         function = make(f"{name}_function", bias=bias)
         given = arguments(function)
@@ -90,7 +92,7 @@ def test_the_names_of_backward() -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_cache_is_good_for_one_backward(name: str) -> None:
+def test_a_cache_is_good_for_one_backward(name: str, implementation: str) -> None:
     function = make(name)
     given = arguments(function)
     expected = run(function, given)
@@ -104,7 +106,7 @@ def test_a_cache_is_good_for_one_backward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_caches_are_independent(name: str) -> None:
+def test_caches_are_independent(name: str, implementation: str) -> None:
     """Any order of undoing will do; a call and its cache know nothing of the others."""
     function = make(name)
     calls = [arguments(function, T=3 + k, N=1 + k, seed=k) for k in range(3)]
@@ -121,7 +123,9 @@ def test_caches_are_independent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_writing_weights_after_the_call_does_not_change_backward(name: str) -> None:
+def test_writing_weights_after_the_call_does_not_change_backward(
+    name: str, implementation: str
+) -> None:
     function = make(name)
     given = arguments(function)
     expected = run(function, given)
@@ -134,7 +138,7 @@ def test_writing_weights_after_the_call_does_not_change_backward(name: str) -> N
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_are_the_callers(name: str) -> None:
+def test_gradients_are_the_callers(name: str, implementation: str) -> None:
     function = make(name)
     given = arguments(function)
     forward(function, given)
@@ -151,7 +155,7 @@ def test_gradients_are_the_callers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_sequence_in_chunks(name: str) -> None:
+def test_a_sequence_in_chunks(name: str, implementation: str) -> None:
     """h_n of one chunk is h0 of the next; backward, dh0 of one is dh_n of the one before."""
     function = make(name)
     given = arguments(function, T=9)
@@ -185,7 +189,9 @@ def test_a_sequence_in_chunks(name: str) -> None:
 @pytest.mark.parametrize("defect", ["int", "float16", "list", "masked", "wider", "one more axis"])
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_wrong_weights_are_refused(name: str, weight: str, defect: str) -> None:
+def test_wrong_weights_are_refused(
+    name: str, weight: str, defect: str, implementation: str
+) -> None:
     function = make(name)
     given = arguments(function)
     expected = run(function, given)
@@ -232,7 +238,7 @@ def test_a_wrong_option_is_named(name: str, option: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "dhx"), [("rnn", None), ("gru", None), ("lstm", None), ("lstm", (None, None))]
 )
-def test_no_gradient_at_all_is_refused(name: str, dhx: Any) -> None:
+def test_no_gradient_at_all_is_refused(name: str, dhx: Any, implementation: str) -> None:
     """Zeros for every parameter would be a mistake that nothing shows."""
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
     forward = getattr(functional, f"{name}_forward")

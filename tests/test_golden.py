@@ -149,7 +149,9 @@ def assert_printed(name: str, what: str, array: np.ndarray, index: Any, value: A
 
 @pytest.mark.parametrize("through", [through_cells, through_layers, through_functions])
 @pytest.mark.parametrize("name", CASES)
-def test_printed_digits(name: str, through: Callable[[str, Example], Results]) -> None:
+def test_printed_digits(
+    name: str, through: Callable[[str, Example], Results], implementation: str
+) -> None:
     given = example(name)
     found = {**through(name, given), "x": given.x}
     for what, index, value in printed(name):

@@ -127,6 +127,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.usefixtures("implementation")
 @many
 @given(calls(), st.data())
 def test_any_memory_layout_gives_the_same_bits(call: Call, data: st.DataObject) -> None:
@@ -143,7 +144,7 @@ def test_any_memory_layout_gives_the_same_bits(call: Call, data: st.DataObject) 
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS, *FUNCTIONS])
-def test_broadcast_arguments(name: str) -> None:
+def test_broadcast_arguments(name: str, implementation: str) -> None:
     """Arrays whose rows are one row in memory, as np.broadcast_to makes them."""
     subject = make(name)
     rows = {n: np.broadcast_to(a[..., :1, :], a.shape) for n, a in arguments(subject).items()}
@@ -181,6 +182,7 @@ DEFECTS = {
 }
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("defect", DEFECTS)
 @few
 @given(calls(), st.data())
@@ -193,6 +195,7 @@ def test_a_wrong_array_is_refused_and_does_no_harm(
     refuses(subject, clean, argument, DEFECTS[defect](clean[argument]), **call.keywords)
 
 
+@pytest.mark.usefixtures("implementation")
 @many
 @given(calls(), st.data())
 def test_a_wrong_shape_is_refused_and_does_no_harm(call: Call, data: st.DataObject) -> None:
@@ -235,7 +238,9 @@ def test_an_lstm_wants_a_pair(name: str, wrong: str) -> None:
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", [n for n in (*LAYERS, *CELLS, *FUNCTIONS) if is_lstm(n)])
-def test_of_a_pair_either_may_be_none(name: str, training: bool, batched: bool) -> None:
+def test_of_a_pair_either_may_be_none(
+    name: str, training: bool, batched: bool, implementation: str
+) -> None:
     subject = make(name)
     if not training and name not in FUNCTIONS:
         subject.eval()

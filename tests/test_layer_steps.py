@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import LAYERS, TORCH_CELLS, Case, build, draw, product
-from numba_parts import needs_numba
+from implementations import Pool, use
 from streaming import packed, states
 from subjects import normal
 from test_parameters import WAYS
@@ -19,9 +17,7 @@ from test_stepper_memory import hurry
 from tolerances import assert_close, error_of
 
 import xprnn
-from xprnn import kernels
 from xprnn.backend import Backend
-from xprnn.kernels import ENVIRONMENT_VARIABLE
 from xprnn.tolerances import STEPWISE
 
 CASES = tuple(
@@ -36,17 +32,7 @@ CASES = tuple(
     )
 )
 __all__ = ["hurry"]
-
-
-@pytest.fixture(params=["reference", pytest.param("sequence", marks=needs_numba)], autouse=True)
-def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The implementation of the steps, chosen as users get it: without Numba, and with it."""
-    name: str = request.param
-    if name == "sequence":
-        monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
-    kernels._choose.cache_clear()
-    yield name
-    kernels._choose.cache_clear()
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def make(cell: str, *sizes: int, **options: Any) -> Any:
@@ -68,8 +54,7 @@ def flat(found: tuple[Any, Any]) -> list[np.ndarray]:
 
 def sequence(layer: Any, *given: Any, **options: Any) -> list[np.ndarray]:
     """What the plain code of the recorded call finds, all steps in one go."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT_VARIABLE, "reference")
+    with use("reference"):
         return flat(copy.deepcopy(layer).train()(*given, **options))
 
 
@@ -191,7 +176,7 @@ def test_eight_threads_on_one_layer(hurry: None) -> None:
             for one, other in zip(flat(layer(*given[k])), expected[k], strict=True):
                 np.testing.assert_array_equal(one, other)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         for _ in pool.map(call, range(threads)):
             pass
     assert 1 <= taken(layer) <= threads
@@ -204,7 +189,7 @@ def test_eight_threads_on_one_layer(hurry: None) -> None:
     "change",
     ["two steps", "both directions", "train mode", "a row of no step", "narrow", "many rows"],
 )
-def test_other_calls_go_the_sequences_way(change: str, serving: str) -> None:
+def test_other_calls_go_the_sequences_way(change: str) -> None:
     options = {"bidirectional": True} if change == "both directions" else {}
     if change == "narrow":
         options |= {"dtype": "float32", "compute_dtype": "float16"}
@@ -225,35 +210,36 @@ def test_other_calls_go_the_sequences_way(change: str, serving: str) -> None:
         assert taken(layer), "every row has its step"
 
 
-def test_large_products_of_the_plain_code_do_not(serving: str) -> None:
+def test_large_products_of_the_plain_code_do_not(implementation: str) -> None:
     layer, x = make("gru", 400, 400, dtype="float32"), np.ones((1, 8, 400), "f4")
     layer(x)
-    assert bool(taken(layer)) is (serving == "sequence")
+    assert bool(taken(layer)) is (implementation == "numba")
 
 
 @pytest.mark.parametrize("forced", ["pointwise", "sequence"])
-def test_forced_kernels_take_the_call(forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_kernels_take_the_call(forced: str) -> None:
     pytest.importorskip("numba")
     layer, given = make("gru", 3, 5), arguments("gru", 1)
     expected = sequence(layer, *given)
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, forced)
-    assert f"T=1 N=2: {forced}" in layer.explain((1, 2, 3))
-    for one, other in zip(flat(layer(*given)), expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-9)
+    with use(forced):
+        assert f"T=1 N=2: {forced}" in layer.explain((1, 2, 3))
+        for one, other in zip(flat(layer(*given)), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9)
     assert not taken(layer)
 
 
-def test_the_plain_code_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_code_can_be_forced() -> None:
     layer = make("gru", 3, 5)
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "reference")
-    assert_right(layer, *arguments("gru", 1))
+    with use("reference"):
+        assert_right(layer, *arguments("gru", 1))
     assert {name for name, _ in layer._steps._free} == {"reference"}
 
 
-def test_explain_says_which_way_and_what_is_fastest(serving: str) -> None:
+def test_explain_says_which_way_and_what_is_fastest(implementation: str) -> None:
     layer = make("gru", 3, 5, 2)
     lines = layer.explain((1, 4, 3)).splitlines()
-    assert lines[0] == f"GRU(3, 5) on numpy, float64, L=2 N=4, one step: {serving}"
+    selected = "sequence" if implementation == "numba" else "reference"
+    assert lines[0] == f"GRU(3, 5) on numpy, float64, L=2 N=4, one step: {selected}"
     assert lines[-1] == "  faster still, for it keeps the states: layer.stepper(4)"
     assert "stepper" not in layer.explain((2, 4, 3))
     assert "stepper" not in layer.train().explain((1, 4, 3))

@@ -54,7 +54,7 @@ LENGTHS = (3, 0, 6, 1)
 
 @pytest.mark.parametrize("form", GOOD_LENGTHS)
 @pytest.mark.parametrize("name", [*LAYERS, *FUNCTIONS])
-def test_lengths_in_any_integer_form(name: str, form: str) -> None:
+def test_lengths_in_any_integer_form(name: str, form: str, implementation: str) -> None:
     subject = make(name)
     clean = arguments(subject, T=6, N=4)
     expected = run(subject, clean, lengths=LENGTHS)
@@ -64,7 +64,7 @@ def test_lengths_in_any_integer_form(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", BAD_LENGTHS)
 @pytest.mark.parametrize("name", ["rnn_tanh", "lstm", "gru_function"])
-def test_wrong_lengths_are_refused(name: str, form: str) -> None:
+def test_wrong_lengths_are_refused(name: str, form: str, implementation: str) -> None:
     subject = make(name)
     clean = arguments(subject, T=6, N=4)
     expected = run(subject, clean, lengths=LENGTHS)

@@ -45,7 +45,7 @@ def keywords(name: str, k: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_no_later_call_changes_a_result(name: str, training: bool) -> None:
+def test_no_later_call_changes_a_result(name: str, training: bool, implementation: str) -> None:
     subject = build(name)
     module = module_of(subject)
     module.train() if training else module.eval()
@@ -69,7 +69,7 @@ def test_no_later_call_changes_a_result(name: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_results_share_no_memory(name: str) -> None:
+def test_results_share_no_memory(name: str, implementation: str) -> None:
     """Not with each other, the arguments, or the module; where nothing ran, not with h0 either."""
     subject = build(name)
     module = module_of(subject)
@@ -84,7 +84,7 @@ def test_results_share_no_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_several_records_are_undone_last_first(name: str) -> None:
+def test_several_records_are_undone_last_first(name: str, implementation: str) -> None:
     """The gradients are those of each call made and undone alone, to the bit."""
     together, alone = build(name), build(name)
     calls = [(arguments(together, T, N, k), k) for k, (T, N) in enumerate([(4, 3), (2, 3), (6, 3)])]
@@ -103,7 +103,9 @@ def options(name: str, k: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_writing_arguments_and_results_does_not_change_backward(name: str) -> None:
+def test_writing_arguments_and_results_does_not_change_backward(
+    name: str, implementation: str
+) -> None:
     subject = build(name)
     given = arguments(subject)
     lengths = {} if is_cell(name) else {"lengths": np.array([2, 0, 4])}
@@ -133,7 +135,7 @@ def test_state_dict_holds_copies() -> None:
     assert_same(layer.parameters.flat, before)
 
 
-def test_from_weights_copies() -> None:
+def test_from_weights_copies(implementation: str) -> None:
     weights = [normal(k, *shape) for k, shape in enumerate([(15, 3), (15, 5), (15,), (15,)])]
     cell = xprnn.GRUCell.from_weights(*weights)
     x, h = normal(5, 2, 3), normal(6, 2, 5)

@@ -81,7 +81,9 @@ WAYS: dict[str, Callable[[Any, dict[str, np.ndarray]], None]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODULES)
-def test_written_parameters_take_effect_in_the_next_call(name: str, way: str) -> None:
+def test_written_parameters_take_effect_in_the_next_call(
+    name: str, way: str, implementation: str
+) -> None:
     module = make(name)
     given = arguments(module)
     first = run(module, given)
@@ -184,7 +186,9 @@ def test_a_wrong_value_for_a_parameter_is_refused(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODULES)
-def test_backward_after_a_change_of_parameters_is_refused(name: str, way: str) -> None:
+def test_backward_after_a_change_of_parameters_is_refused(
+    name: str, way: str, implementation: str
+) -> None:
     module = make(name)
     given = arguments(module)
     run(module, given)
@@ -201,7 +205,7 @@ def test_backward_after_a_change_of_parameters_is_refused(name: str, way: str) -
     assert_same(run(module, given), expected)
 
 
-def test_a_record_made_after_the_change_is_undone() -> None:
+def test_a_record_made_after_the_change_is_undone(implementation: str) -> None:
     """The stale record below it still is not."""
     layer = make("gru")
     given = arguments(layer)
@@ -213,7 +217,7 @@ def test_a_record_made_after_the_change_is_undone() -> None:
         backward(layer, given)
 
 
-def test_gradients_may_be_written_in_place() -> None:
+def test_gradients_may_be_written_in_place(implementation: str) -> None:
     layer = make("gru")
     layer.grads["bias_ih_l0"][...] = 2.0
     layer.grads.flat *= 0.5

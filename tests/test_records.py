@@ -27,7 +27,7 @@ def linear() -> xprnn.Linear:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_calls_that_wait_are_counted(name: str) -> None:
+def test_the_calls_that_wait_are_counted(name: str, implementation: str) -> None:
     module = make(name)
     given = arguments(module)
     counts = [module.recorded_calls]
@@ -47,7 +47,7 @@ def test_the_calls_that_wait_are_counted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_what_is_dropped_changes_no_result_and_no_message(name: str) -> None:
+def test_what_is_dropped_changes_no_result_and_no_message(name: str, implementation: str) -> None:
     module, fresh = make(name), make(name)
     given = arguments(module)
     change(fresh)
@@ -118,7 +118,9 @@ def test_a_layer_with_calls_of_no_use_can_be_moved() -> None:
     ],
     ids=["GRU", "LSTM", "recompute", "LSTMCell", "Linear"],
 )
-def test_skipped_batches_leave_no_memory(build: Any, shape: tuple[int, ...]) -> None:
+def test_skipped_batches_leave_no_memory(
+    build: Any, shape: tuple[int, ...], implementation: str
+) -> None:
     """Between two steps one batch is skipped, as where its loss is NaN."""
     module = build()
     x = np.ones(shape, np.float32)
@@ -147,7 +149,9 @@ def test_skipped_batches_leave_no_memory(build: Any, shape: tuple[int, ...]) -> 
     assert grown < x.nbytes, f"20 skipped batches leave {grown:,} bytes"
 
 
-def test_many_waiting_calls_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_many_waiting_calls_are_told_once(
+    caplog: pytest.LogCaptureFixture, implementation: str
+) -> None:
     layer = xprnn.RNN(1, 1, seed=0).train()
     x = np.ones((1, 1), np.float32)
     with caplog.at_level(logging.DEBUG, "xprnn"):
@@ -165,7 +169,7 @@ def test_many_waiting_calls_are_told_once(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_calls_of_the_same_version_are_told_and_others_not(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, implementation: str
 ) -> None:
     """A cell has one for each step, and so has what reads it out; changed ones are dropped."""
     x = np.ones((1, 1), np.float32)

@@ -201,7 +201,7 @@ def test_a_path_is_no_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_to_another_dtype_moves_parameters_and_gradients(name: str) -> None:
+def test_to_another_dtype_moves_parameters_and_gradients(name: str, implementation: str) -> None:
     module = make(name)
     module.freeze(next(iter(module.parameters)))
     given = arguments(module)
@@ -293,7 +293,9 @@ DEEP = {"num_layers": 2, "bidirectional": True, "dropout": 0.5, "batch_first": T
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODULES)
-def test_a_copy_is_the_same_and_its_own(name: str, training: bool, way: str) -> None:
+def test_a_copy_is_the_same_and_its_own(
+    name: str, training: bool, way: str, implementation: str
+) -> None:
     module = make(name, bias=False, **(DEEP if name in LAYERS else {}))
     given = arguments(module)
     with module.writable() as flat:

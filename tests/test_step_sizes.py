@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import CELLS
-from numba_parts import needs_numba
+from implementations import Pool
 from subjects import normal
 from test_cell_steps import arguments, arrays, make
 from test_stepper_memory import hurry
 
 from xprnn import stack_steps
-from xprnn.kernels import ENVIRONMENT_VARIABLE
 from xprnn.stack_steps import StackSteps
 
 MANY = 64  # sizes whose calls are kept
 __all__ = ["hurry"]
-
-
-@pytest.fixture(params=["reference", pytest.param("sequence", marks=needs_numba)], autouse=True)
-def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The implementation of the steps."""
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, request.param)
-    name: str = request.param
-    return name
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 @pytest.fixture
@@ -77,9 +68,11 @@ def test_each_size_gives_what_it_gives_alone(name: str, bias: bool, dtype: str) 
     only(cell)
 
 
-def test_biases_of_another_size_are_found(serving: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_biases_of_another_size_are_found(
+    implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The injected fault: what a size has in the shared memory is taken for another's."""
-    if serving != "reference":
+    if implementation != "reference":
         pytest.skip("compiled steps read one bias for all rows")
 
     def work_on(self: StackSteps, captured: Any) -> None:
@@ -102,11 +95,11 @@ def test_sizes_in_turn_make_nothing_anew(made: list[str]) -> None:
     assert not made
 
 
-def test_a_larger_size_keeps_the_weights(serving: str) -> None:
+def test_a_larger_size_keeps_the_weights(implementation: str) -> None:
     cell = make("gru")
     cell(*arguments("gru", 2))
     before = [place for place, _ in only(cell)._copies]
-    assert bool(before) is (serving == "reference")
+    assert bool(before) is (implementation == "reference")
     cell(*arguments("gru", 3))
     steps = only(cell)
     assert [*steps._captured] == [3], "the smaller one's calls had the smaller buffer"
@@ -173,7 +166,7 @@ def test_threads_with_sizes_of_their_own(hurry: None) -> None:
         for N in sizes[k]:
             same(cell(*arguments("lstm", N, 16, 16)), expected[N])
 
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         for _ in pool.map(call, range(threads)):
             pass
     (free,) = cell._steps._free.values()
