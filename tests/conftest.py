@@ -7,19 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-import forced
-import implementations
 import pytest
-from context_check import ContextCheck
-from gpu_report import IMPLEMENTATION, GpuReport
-from implementations import parameter
-from strict_array import StrictBackend
-from strict_cuda import LOG
-from strict_sequence import install
 
 import xprnn
+from tests.support import compile_once, forced_kernels, implementations, tiers
+from tests.support.context_check import ContextCheck
+from tests.support.fake_cupy.array import StrictBackend
+from tests.support.fake_cupy.cuda import LOG
+from tests.support.fake_cupy.sequence import install
+from tests.support.gpu_report import IMPLEMENTATION, GpuReport
+from tests.support.implementations import parameter
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
@@ -28,20 +28,31 @@ from xprnn.kernels.cuda.plan import plan
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    tiers.check_expression(config)
     config.pluginmanager.register(ContextCheck(config))
-    config.pluginmanager.register(forced)
-    config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
+    config.pluginmanager.register(compile_once)
+    config.pluginmanager.register(forced_kernels)
+    config.pluginmanager.register(GpuReport(config, forced=forced_kernels.NAME))
+    config.pluginmanager.register(tiers.Required(config))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    tiers.add_option(parser)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the other tiers' files where only the fast tier runs."""
+    return tiers.is_left_out(collection_path, config) or None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at what `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is frozen, also of `-m gpu`, unless `-m` names it."""
-    if "frozen" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if is_frozen(item)])
-        items[:] = [item for item in items if not is_frozen(item)]
-
-
-def is_frozen(item: pytest.Item) -> bool:
-    return item.get_closest_marker("frozen") is not None
+    """Mark each test by its folder; leave out what needs a device or is frozen, unless named."""
+    for item in items:
+        tiers.mark(item)
+    kept = [item for item in items if tiers.is_wanted(item, config, lambda: _lacks("cupy"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
+    items[:] = kept
 
 
 @pytest.fixture
