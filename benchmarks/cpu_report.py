@@ -124,8 +124,7 @@ def measured_report(options: argparse.Namespace) -> dict[str, Any]:
 
 def _sources() -> dict[str, str]:
     """Which code ran; late, because it imports NumPy, and first results start from here."""
-    sys.path.insert(0, str(ROOT / "tests"))  # what tests know of a machine
-    from machine import commit, digest
+    from tests.support.machine import commit, digest
 
     return {"commit": commit(ROOT), "sources": digest(ROOT / "xprnn")}
 

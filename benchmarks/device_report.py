@@ -46,7 +46,6 @@ class RefusedError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    sys.path.insert(0, str(ROOT / "tests"))  # what tests know of a machine
     options = _options(arguments)
     try:
         if options.readme:
@@ -114,7 +113,7 @@ def measured_report(
     :param grid: of `problems`; `sizes` are those of `measure_ceilings`.
     :param limit: seconds after which no further call is begun.
     """
-    from machine import commit, describe_device, digest, versions
+    from tests.support.machine import commit, describe_device, digest, versions
 
     from .device import files
 
@@ -201,8 +200,7 @@ def _untimed(kind: Any, problem: Any, backend: Any, why: str, **facts: str) -> l
 
 def refused_by(backend: Any) -> str:
     """What CUDA refuses every call with from now on, or "" if it does not."""
-    from machine import context_error
-
+    from tests.support.machine import context_error
     from xprnn.backend.cupy import CupyBackend
 
     return context_error(backend.xp) if isinstance(backend, CupyBackend) else ""

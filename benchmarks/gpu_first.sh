@@ -115,7 +115,7 @@ tests=("$python" -m pytest -v -p no:cacheprovider --continue-on-collection-error
 suite=("${tests[@]}" -m gpu "${workers[@]}")
 
 step warm 50 "$python" -m benchmarks.device.warm
-step smoke 40 "${tests[@]}" -m gpu "${alone[@]}" tests/test_gpu_smoke.py
+step smoke 40 "${tests[@]}" -m gpu "${alone[@]}" tests/gpu/test_smoke.py
 step sequence 70 env XPRNN_KERNELS=sequence "${suite[@]}"
 step verify 40 env XPRNN_KERNELS=sequence "$python" -m xprnn verify --backend cupy
 step report 100 env OMP_NUM_THREADS="$(nproc)" "$python" -m benchmarks.device_report --limit 80

@@ -54,8 +54,7 @@ LAUNCHES = ("kernels", "waiting", "frozen")
 
 
 def main() -> int:
-    # the package, and what tests know of a machine
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path.insert(0, str(ROOT))
     options = _options()
     if options.launch:
         launch(options.launch)
@@ -134,9 +133,8 @@ def found(done: subprocess.CompletedProcess[str]) -> int | None:
 
 def write(rows: list[str], folder: Path | None) -> None:
     """Write the table, with what it was found on."""
-    from gpu_report import RESULTS, slug
-    from machine import commit, describe_device, digest, versions
-
+    from tests.support.gpu_report import RESULTS, slug
+    from tests.support.machine import commit, describe_device, digest, versions
     from xprnn.kernels.cuda import pointwise
 
     device = describe_device()

@@ -4,51 +4,55 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-import forced
 import pytest
-from context_check import ContextCheck
-from gpu_report import IMPLEMENTATION, GpuReport
-from strict_array import StrictBackend
-from strict_cuda import LOG
-from strict_sequence import install
 
 import xprnn
+from tests.support import compile_once, forced_kernels, implementations, tiers
+from tests.support.context_check import ContextCheck
+from tests.support.fake_cupy.array import StrictBackend
+from tests.support.fake_cupy.cuda import LOG
+from tests.support.fake_cupy.sequence import install
+from tests.support.gpu_report import IMPLEMENTATION, GpuReport
+from tests.support.implementations import parameter
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.kernels import numba as numba_kernels
 from xprnn.kernels.cuda.plan import plan
 
-SERVING = {
-    "numpy": ("reference",),
-    "cupy": (forced.NAME,) if forced.NAME else ("reference", "pointwise"),
-}
-
 
 def pytest_configure(config: pytest.Config) -> None:
+    tiers.check_expression(config)
     config.pluginmanager.register(ContextCheck(config))
-    config.pluginmanager.register(forced)
-    config.pluginmanager.register(GpuReport(config, forced=forced.NAME))
+    config.pluginmanager.register(compile_once)
+    config.pluginmanager.register(forced_kernels)
+    config.pluginmanager.register(GpuReport(config, forced=forced_kernels.NAME))
+    config.pluginmanager.register(tiers.Required(config))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    tiers.add_option(parser)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the other tiers' files where only the fast tier runs."""
+    return tiers.is_left_out(collection_path, config) or None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at what `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is frozen, also of `-m gpu`, unless `-m` names it."""
-    if "frozen" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if is_frozen(item)])
-        items[:] = [item for item in items if not is_frozen(item)]
-
-
-def is_frozen(item: pytest.Item) -> bool:
-    return item.get_closest_marker("frozen") is not None
-
-
-@pytest.fixture(autouse=True)
-def plain_code_on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests mean the plain code by "numpy", whether Numba is installed or not, unless they ask."""
-    monkeypatch.setitem(kernels.AUTOMATIC, "numba", ("reference",))
+    """Mark each test by its folder; leave out what needs a device or is frozen, unless named."""
+    for item in items:
+        tiers.mark(item)
+    kept = [item for item in items if tiers.is_wanted(item, config, lambda: _lacks("cupy"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
+    items[:] = kept
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
     plan.cache_clear()
 
 
-@pytest.fixture(params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
     """NumPy, and CuPy where there is a usable GPU."""
     return _usable(request.param)
@@ -119,32 +123,45 @@ def _lacks(name: str) -> str:
 
 
 @pytest.fixture
-def implementations(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[str]:
-    """Who serves on the backend, one after the other: each is forced while it has its turn."""
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The implementation on which the layers of a test run: "reference", "numba", on CuPy others.
 
-    def take_turns() -> Iterator[str]:
-        for name in SERVING[backend.kind]:
-            monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, name)
-            request.node.user_properties.append((IMPLEMENTATION, name))
-            yield name
-
-    return take_turns()
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(
-            (kind, name), marks=pytest.mark.gpu if kind == "cupy" else (), id=f"{kind}-{name}"
-        )
-        for kind, names in SERVING.items()
-        for name in names
-    ]
-)
-def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """A backend and one implementation, forced: each that serves on it."""
-    kind, name = request.param
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, name)
+    A test takes it alone, and runs on NumPy, or together with `backend`.
+    """
+    name = request.param
+    if name == "numba" and not implementations.HAS_NUMBA:
+        pytest.skip("Numba is not installed: pip install xprnn[numba]")
     request.node.user_properties.append((IMPLEMENTATION, name))
-    return _usable(kind)
+    with implementations.use(name):
+        yield name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize `backend` and `implementation`, together where a test takes both."""
+    marks = {mark.args[0]: mark.args[1] for mark in metafunc.definition.iter_markers("parametrize")}
+    taken = {"backend", "implementation"} & {*metafunc.fixturenames}
+    if any("implementation" in names for names in marks) or taken <= marks.keys():
+        return
+    every = implementations.IMPLEMENTATIONS
+    if "implementation" not in taken:
+        metafunc.parametrize("backend", [parameter(kind) for kind in every], indirect=True)
+    elif "backend" not in taken or "backend" in marks:
+        chosen = [name for kind in marks.get("backend", ["numpy"]) for name in every[kind]]
+        metafunc.parametrize("implementation", chosen, indirect=True)
+    else:
+        pairs = [parameter(kind, name) for kind in every for name in every[kind]]
+        metafunc.parametrize(("backend", "implementation"), pairs, indirect=True)
+
+
+@pytest.fixture
+def reference() -> Iterator[None]:
+    """The plain code runs, on any backend: for tests whose subject it is."""
+    with xprnn.use_kernels("reference"):
+        yield
+
+
+@pytest.fixture
+def select_kernels() -> Iterator[Callable[[str], Any]]:
+    """`xprnn.use_kernels`, from a call of this to the end of the test."""
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(xprnn.use_kernels(name))

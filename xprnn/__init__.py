@@ -16,7 +16,7 @@ from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .embedding import Embedding
 from .gradcheck import GradientError, gradcheck
 from .gradient_flow import gradient_flow
-from .kernels import KernelUnavailableError
+from .kernels import KernelUnavailableError, use_kernels
 from .module import load
 from .modules import GRU, LSTM, RNN
 from .readout import Linear, mse_loss, softmax_cross_entropy
@@ -53,6 +53,7 @@ __all__ = [
     "synchronize",
     "to_numpy",
     "use_backend",
+    "use_kernels",
     "verify",
 ]
 

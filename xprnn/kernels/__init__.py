@@ -10,7 +10,6 @@ call takes all layers of a stack.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -24,10 +23,15 @@ from ..backend.cupy import CupyBackend
 from ..cells import Cell
 from .family import Family, Sequences
 from .narrow import widened
+from .request import (
+    ENVIRONMENT_VARIABLE,
+    IMPLEMENTATIONS,
+    WAVE,
+    asked,
+    requested,
+    use_kernels,
+)
 
-ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
-IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
-WAVE = "wave"  # forces "sequence", and the layers of a stack in one launch: see wave.py
 WHOLE = ("sequence", WAVE)  # what forces sequence kernels
 # Of these "auto" takes what fits. The GPU's sequence kernels are right on a CPU that stands for a
 # GPU, fibers for threads; they join when a GPU has shown them right and faster.
@@ -196,11 +200,6 @@ def _absent(cell: Cell, backend: Backend) -> str:
     return f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
 
 
-def asked() -> str:
-    """What `XPRNN_KERNELS` asks for now, unchecked; "auto" where nothing is."""
-    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-
-
 def _wants_sequences(backend: Backend, forced: str) -> bool:
     """Whether sequence kernels are asked for, or "auto" may take them on a backend."""
     return forced in WHOLE or (forced == "auto" and "sequence" in AUTOMATIC[backend.kernels])
@@ -268,11 +267,6 @@ def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequence
 @cache
 def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -> Engine:
     """The engine that takes steps one by one."""
-    if forced not in ("auto", *IMPLEMENTATIONS, WAVE):
-        raise ValueError(
-            f"{ENVIRONMENT_VARIABLE}: expected auto, {', '.join((*IMPLEMENTATIONS, WAVE))}; "
-            f"got {forced!r}"
-        )
     serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
     family, asked = _family(backend.kernels), f"{ENVIRONMENT_VARIABLE}={forced}"
     known = {"sequence"} if has_sequences(cell, backend) else set()
@@ -310,3 +304,18 @@ def _family(name: str) -> Family:
     from . import numba
 
     return cast("Family", numba)
+
+
+__all__ = [
+    "AUTOMATIC",
+    "ENVIRONMENT_VARIABLE",
+    "IMPLEMENTATIONS",
+    "WAVE",
+    "Engine",
+    "KernelUnavailableError",
+    "asked",
+    "choose",
+    "choose_step",
+    "requested",
+    "use_kernels",
+]

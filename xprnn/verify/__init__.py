@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,7 @@ def verify(
 ) -> VerifyReport:
     """Compare every implementation that can serve a layer or cell with the float64 equations.
 
-    Each one, the plain code first, is forced by `XPRNN_KERNELS` and has to be the one that
+    Each one, the plain code first, is forced by `xprnn.use_kernels` and has to be the one that
     serves; it makes a call, unrecorded and recorded, and undoes it. All results and gradients
     are compared with those of the plain code in float64 on NumPy, on the same numbers: the
     layer's own parameters, and x, states and upstream gradients drawn from `seed`, all rounded
@@ -38,7 +35,7 @@ def verify(
     with the call cut short before them; and what has no implementation here.
 
     The plain code in float64 on NumPy is the equations themselves and has only the gradcheck.
-    Everything happens on copies; `XPRNN_KERNELS` changes for the time of the call.
+    Everything happens on copies, and other threads keep the kernels that they request.
 
     :param layer: an RNN, GRU, LSTM, RNNCell, GRUCell or LSTMCell, on any backend.
     :param shape: x's shape, as for a call.
@@ -76,7 +73,7 @@ def check(
     With `differences` they have a gradcheck each.
     """
     subject, cell = copy.copy(layer), layer._stack.cell.name
-    with forced("reference"):
+    with kernels.use_kernels("reference"):
         equations = Equations(subject, shape, lengths, seed)
     rows: list[Row] = []
     absent: list[Absent] = []
@@ -94,7 +91,7 @@ def check(
         if implementation == "sequence" and untried:
             absent.append(Absent(implementation, cell, kernels.UNTRIED))
             continue
-        with forced(implementation):
+        with kernels.use_kernels(implementation):
             try:
                 serving = subject._engine(steps, batch).implementation
                 if serving != implementation:
@@ -124,16 +121,3 @@ def _gradcheck(layer: Module, given: Given, implementation: str, seed: int) -> R
         function = _Function(layer, place(given.x), hx, given.options.get("lengths"), rng)
         worst = max((function.compare(name, rng) for name in function.at), key=lambda r: r.excess)
     return Row(layer._stack.cell.name, implementation, GRADCHECK, worst.excess, worst.name, 1.0)
-
-
-@contextmanager
-def forced(implementation: str) -> Iterator[None]:
-    """`XPRNN_KERNELS` set to `implementation`."""
-    before = os.environ.get(kernels.ENVIRONMENT_VARIABLE)
-    os.environ[kernels.ENVIRONMENT_VARIABLE] = implementation
-    try:
-        yield
-    finally:
-        del os.environ[kernels.ENVIRONMENT_VARIABLE]
-        if before is not None:
-            os.environ[kernels.ENVIRONMENT_VARIABLE] = before

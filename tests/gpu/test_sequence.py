@@ -1,0 +1,167 @@
+"""Sequence kernels on a GPU: launched for long, from two threads, from two processes at once.
+
+Every call has to give the first one's bits; one that hangs is ended by the kernel's own limit.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.fake_cupy.sequence import Function, install
+from xprnn.backend import Backend
+from xprnn.kernels import has_sequences
+from xprnn.kernels.cuda.plan import plan
+from xprnn.verify.suite import LAYERS
+
+on_a_gpu = pytest.mark.parametrize(
+    "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
+)
+each_cell = pytest.mark.parametrize("cell", LAYERS)
+LAUNCHES, TOGETHER = 10_000, 500
+N, H, T = 9, 256, 12
+
+
+@pytest.fixture(autouse=True)
+def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    plan.cache_clear()
+    yield
+    plan.cache_clear()
+
+
+def trainer(
+    cell: str, backend: Backend, H: int = H, directions: int = 1, layers: int = 1
+) -> Callable[[], list[Any]]:
+    """A call and its inverse: output, dx and the recurrent weights' gradient."""
+    family, options = LAYERS[cell]
+    options = {**options, "bidirectional": directions == 2, "num_layers": layers}
+    layer = family(16, H, seed=0, backend=backend.name, **options)
+    if not has_sequences(layer._stack.cell, backend):
+        pytest.skip(f"{cell} has no sequence kernels")
+    layer.train()
+    rng = np.random.default_rng(0)
+    x = backend.from_host(rng.standard_normal((T, N, 16), np.float32))
+    doutput = backend.from_host(rng.standard_normal((T, N, directions * H), np.float32))
+
+    def call() -> list[Any]:
+        layer.zero_grad()
+        output, _ = layer(x)
+        dx = layer.backward(doutput)[0]
+        return [output, dx, layer.grads["weight_hh_l0"]]
+
+    return call
+
+
+def repeat(call: Callable[[], list[Any]], backend: Backend, times: int) -> int:
+    """How many elements differ from the first call's, over all calls; it waits at the end only."""
+    first = [array.copy() for array in call()]
+    wrong = sum((array != array).sum() for array in first)  # NaN
+    for _ in range(times):
+        wrong = wrong + sum((a != b).sum() for a, b in zip(call(), first, strict=True))
+    return int(backend.to_host(wrong))
+
+
+@on_a_gpu
+@each_cell
+def test_ten_thousand_launches_in_a_row(cell: str, backend: Backend) -> None:
+    assert repeat(trainer(cell, backend), backend, LAUNCHES // 2) == 0
+
+
+@on_a_gpu
+@each_cell
+def test_both_directions_in_a_row(cell: str, backend: Backend) -> None:
+    assert repeat(trainer(cell, backend, directions=2), backend, TOGETHER) == 0
+
+
+@pytest.mark.frozen
+@on_a_gpu
+@each_cell
+def test_layers_in_a_wave_in_a_row(
+    cell: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", "wave")
+    assert repeat(trainer(cell, backend, layers=3), backend, TOGETHER) == 0
+
+
+@on_a_gpu
+@each_cell
+def test_two_streams_at_once(cell: str, backend: Backend) -> None:
+    """Each thread on a stream of its own: neither starves, neither reads what is the other's."""
+    trainer(cell, backend)  # skips where there is nothing to try
+    found: list[int] = []
+
+    def serve() -> None:
+        with backend.activate(), backend.xp.cuda.Stream(non_blocking=True) as stream:
+            found.append(repeat(trainer(cell, backend), backend, TOGETHER))
+            stream.synchronize()
+
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [0, 0]
+
+
+@on_a_gpu
+@each_cell
+def test_two_processes_at_once(cell: str, backend: Backend) -> None:
+    trainer(cell, backend)  # skips where there is nothing to try
+    root = Path(__file__).parents[2]
+    code = (
+        f"import sys; sys.path.insert(0, {str(root)!r})\n"
+        "import xprnn; from tests.gpu import test_sequence as t\n"
+        "backend = xprnn.get_backend('cupy')\n"
+        f"print(t.repeat(t.trainer({cell!r}, backend), backend, t.TOGETHER))\n"
+    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(2)]
+    try:
+        said = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [out.split() for out, _ in said] == [["0"], ["0"]], said
+
+
+# -- the same on fibers, in small
+
+
+@pytest.fixture
+def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    install(monkeypatch)
+    return strict
+
+
+@needs_compiler
+def test_calls_in_a_row_on_fibers(device: Backend) -> None:
+    for directions in (1, 2):
+        Function.launches.clear()
+        assert repeat(trainer("gru", device, 24, directions), device, 3) == 0
+        assert [grid[2] for _, grid in Function.launches] == [directions] * 2 * 4
+
+
+@needs_compiler
+def test_a_call_that_differs_is_counted(device: Backend) -> None:
+    call = trainer("gru", device, H=24)
+    calls = 0
+
+    def now_and_then() -> list[Any]:
+        nonlocal calls
+        calls += 1
+        output, *gradients = call()
+        if calls == 3:
+            output[1, 2, 3] = 9.0
+        return [output, *gradients]
+
+    assert repeat(now_and_then, device, 3) == 1
+    assert repeat(lambda: [device.from_host(np.full(2, np.nan, np.float32))], device, 1) == 4

@@ -1,0 +1,202 @@
+"""What is trained with, on a GPU as on NumPy: optimisers, losses, read-out, checks, commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.layers.test_feature_first import random_problem
+from tests.support.cases import CELLS, LAYERS
+from tests.support.targets import make, normal
+from tests.support.tolerances import assert_close, tolerance
+from xprnn import demo, feature_first, optim
+from xprnn.backend import Backend, to_numpy
+from xprnn.data import japanese_vowels
+from xprnn.gradcheck import GradientError
+
+pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
+
+OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
+    "sgd": lambda modules: optim.SGD(modules, lr=0.1),
+    "momentum": lambda modules: optim.SGD(modules, lr=0.1, momentum=0.9),
+    "adam": lambda modules: optim.Adam(modules, lr=0.1),
+    "adamw": lambda modules: optim.AdamW(modules, lr=0.1, weight_decay=0.1),
+}
+each_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+def close(found: Any, expected: Any, dtype: str, what: str) -> None:
+    assert_close(to_numpy(found), to_numpy(expected).astype(np.float64), dtype, what)
+
+
+# -- optimisers, read-out, losses: the same as on NumPy in float64
+
+
+@each_dtype
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_of_an_optimizer(name: str, dtype: str, backend: Backend) -> None:
+    """Five steps on the same gradients, clipped and with decay; then on from a saved state."""
+
+    def steps(place: Backend, dtype: str) -> tuple[Any, ...]:
+        layer = make("gru", dtype=dtype, backend=place.name)
+        optimizer = OPTIMIZERS[name]([layer])
+        decay, norms = optim.CosineDecay(optimizer, 5), []
+        for k in range(6):
+            gradient = normal(k, layer.grads.flat.size, dtype="float32").astype(dtype)
+            padding = to_numpy(layer.parameters.flat) == 0.0
+            layer.grads.flat[...] = place.from_host(np.where(padding, 0.0, gradient).astype(dtype))
+            norms.append(optim.clip_grad_norm([layer], 2.0))
+            if k == 3:
+                state = optimizer.state_dict()
+                optimizer = OPTIMIZERS[name]([layer])
+                optimizer.load_state_dict(state)
+                decay.optimizer = optimizer
+            optimizer.step()
+            decay.step()
+        return layer.parameters.flat, place.xp.stack(norms)
+
+    expected = steps(xprnn.get_backend("numpy"), "float64")
+    found = steps(backend, dtype)
+    close(found[0], expected[0], dtype, f"parameters after {name}")
+    close(found[1], expected[1], "float64", "norms")
+
+
+@each_dtype
+def test_readout_and_losses(dtype: str, backend: Backend) -> None:
+    x, dy = (normal(k, 4, 7, 3 - k, dtype="float32") for k in (0, 1))
+    targets = [1, 0, 1, 1]
+
+    def results(place: Backend, dtype: str) -> dict[str, Any]:
+        linear = xprnn.Linear(3, 2, dtype=dtype, backend=place.name, seed=0).train()
+        y = linear(place.from_host(x.astype(dtype)))
+        found = {"y": y, "dx": linear.backward(place.from_host(dy.astype(dtype)))}
+        found |= {f"d{name}": gradient for name, gradient in linear.grads.items()}
+        for given in (targets, place.from_host(np.array(targets))):
+            loss, dlogits = xprnn.softmax_cross_entropy(y[:, 0], given)
+            found |= {f"loss {type(given).__name__}": loss, "dlogits": dlogits}
+        loss, dprediction = xprnn.mse_loss(y, place.xp.ones_like(y))
+        return {**found, "mse": loss, "dprediction": dprediction}
+
+    here, there = results(xprnn.get_backend("numpy"), "float64"), results(backend, dtype)
+    for found, (name, expected) in zip(there.values(), here.items(), strict=True):
+        close(found, expected, dtype, name)
+
+
+def test_feature_first(backend: Backend) -> None:
+    values, upstream, _ = random_problem(5)
+
+    def results(move: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+        given = {name: move(array) for name, array in values.items()}
+        parameters = {name: given[name] for name in feature_first.PARAMETERS}
+        a, y, caches = feature_first.rnn_forward(given["x"], given["a0"], parameters)
+        da, dy = map(move, upstream)
+        return {"a": a, "y": y, **feature_first.rnn_backward(da, caches, dy=dy)}
+
+    here, there = results(np.array), results(backend.from_host)
+    assert here.keys() == there.keys()
+    for name, array in here.items():
+        close(there[name], array, "float64", name)
+
+
+# -- the package's own checks
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradcheck(name: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make(name, num_layers=2, bidirectional=True, backend=backend.name)
+    x = backend.from_host(normal(0, 5, 3, 3))
+    assert xprnn.gradcheck(layer, x, lengths=[5, 2, 0], directions=1).worst.excess <= 1
+    genuine = type(layer).backward
+    monkeypatch.setattr(
+        type(layer), "backward", lambda self, *upstream: _negative(genuine(self, *upstream))
+    )
+    with pytest.raises(GradientError, match=r"wrong gradient of x"):
+        xprnn.gradcheck(layer, x, directions=1)
+
+
+def _negative(gradients: tuple[Any, Any]) -> tuple[Any, Any]:
+    return -gradients[0], gradients[1]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_gradcheck_of_a_cell(name: str, backend: Backend) -> None:
+    cell = make(f"{name}_cell", backend=backend.name)
+    x = backend.from_host(normal(0, 4, 3))
+    assert xprnn.gradcheck(cell, x, directions=1).worst.excess <= 1
+
+
+def test_gradient_flow(backend: Backend) -> None:
+    here, there = (
+        make("gru", num_layers=2, bidirectional=True, backend=place)
+        for place in ("numpy", backend.name)
+    )
+    x = normal(0, 6, 3, 3)
+    expected, found = xprnn.gradient_flow(here, x), xprnn.gradient_flow(there, backend.from_host(x))
+    assert found.verdicts == expected.verdicts
+    for name in ("norms", "ratios", "factors", "spectral_radius"):
+        close(getattr(found, name), getattr(expected, name), "float64", name)
+
+
+# -- the demo and the commands
+
+
+@pytest.mark.parametrize("cell", demo.LAYERS)
+def test_the_demo_learns(cell: str, backend: Backend, tmp_path: Path) -> None:
+    """In float32 as the demo runs it; the loaded model predicts what the trained one does."""
+    outcome = demo.run(cell, 20, 0, backend.name, tmp_path, lambda *_: None)
+    assert outcome.backend == backend.name and outcome.accuracy >= 0.9
+
+
+@pytest.mark.parametrize("compute_dtype", ["float16", "bfloat16"])
+def test_the_demo_learns_in_mixed_precision(compute_dtype: str, backend: Backend) -> None:
+    if compute_dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    train, test = japanese_vowels()
+    model = demo.build("gru", 0, backend.name)
+    model.layer.to(compute_dtype=compute_dtype)
+    demo.train(model, train, 20, 0, lambda *_: None)
+    assert (model.predict(test) == test.speakers).mean() >= 0.9
+
+
+COMMAND = """
+import sys
+sys.path.insert(0, {root!r})
+from xprnn.cli import main
+sys.exit(main())
+"""
+
+
+def command(*arguments: Any, cwd: Path) -> str:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND.format(root=str(root)), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_commands(backend: Backend, tmp_path: Path) -> None:
+    """info names the device; a model that the GPU trained runs there and on the host alike."""
+    printed = " ".join(command("info", cwd=tmp_path).split())
+    assert "cupy:0 usable:" in printed and "compute capability" in printed
+    printed = command("demo", "--epochs", "3", "--backend", "cupy", "--out", "here", cwd=tmp_path)
+    assert "trained on cupy:0" in printed
+    outputs = []
+    for place in ("numpy", "cupy"):
+        given = ["here/model.safetensors", "here/test_x.npy", "-o", f"{place}.npy"]
+        given += ["--lengths", "here/test_lengths.npy", "--backend", place, "--batch", "100"]
+        command("run", *given, cwd=tmp_path)
+        outputs.append(np.load(tmp_path / f"{place}.npy"))
+    # NumPy's float32 is as far from the exact output as the GPU's
+    error = np.abs(outputs[1] - outputs[0]).max() / np.abs(outputs[0]).max()
+    assert 0 < error <= 2 * tolerance("float32", steps=29, width=76, layers=1)

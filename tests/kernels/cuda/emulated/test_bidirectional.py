@@ -1,0 +1,169 @@
+"""Both directions of a layer in one launch of a sequence kernel, on the host's fibers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.emulated_sequences import (
+    TAG,
+    Left,
+    check_backward,
+    check_forward,
+    check_ran,
+    check_undone,
+    run_backwards,
+    run_forwards,
+)
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.sequence import DTYPES, Faults, Run, Tiling
+from tests.support.pointwise_cases import needs_dtype
+from tests.support.sequence_cases import Case
+from xprnn.cells import CELLS
+
+pytestmark = needs_compiler
+RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
+KERNELS = [("gru", "TF32X3"), ("gru", "BF16"), ("lstm", "TF32"), ("rnn_tanh", "TF32X3"),
+           ("rnn_relu", "F16")]  # fmt: skip
+PAIRED = Tiling("gru", "training", "TF32", 2, 4, 2, 4, cluster=2)
+
+
+def tiling(cell: str, work: str, kind: str) -> Tiling:
+    needs_dtype(DTYPES[kind])
+    G = CELLS[cell].gates if work == "backward" else 1
+    return Tiling(cell, work, kind, 4, G, G, 1)
+
+
+def pair(cell: str, kind: str, H: int, lengths: tuple[int, ...], **options: Any) -> list[Case]:
+    """Two directions of different numbers."""
+    return [Case(cell, kind, H, lengths, way, seed=7 + way, **options) for way in (False, True)]
+
+
+@pytest.mark.parametrize("lengths", [RAGGED, (4,) * 17, (1,)], ids=["ragged", "groups", "a step"])
+@pytest.mark.parametrize(("cell", "kind"), KERNELS)
+def test_both_compute_what_the_plain_loop_does(
+    cell: str, kind: str, lengths: tuple[int, ...]
+) -> None:
+    for seed, H in enumerate((48, 33, 1)):
+        forward, reverse = pair(cell, kind, H, lengths, bias=seed != 1, upstream=seed != 2)
+        for work in ("training", "forward"):
+            check_forward(forward, tiling(cell, work, kind), reverse, run=Run(seed))
+        check_backward(forward, tiling(cell, "backward", kind), reverse, run=Run(seed), wide=H)
+
+
+@pytest.mark.parametrize(("cell", "kind"), KERNELS[1:])
+def test_both_in_any_order(cell: str, kind: str) -> None:
+    forward, reverse = pair(cell, kind, 48, RAGGED)
+    for seed in range(1, 8):
+        check_forward(forward, tiling(cell, "training", kind), reverse, run=Run(seed))
+        check_backward(forward, tiling(cell, "backward", kind), reverse, run=Run(seed))
+
+
+@pytest.mark.frozen
+def test_both_in_clusters() -> None:
+    for seed, H in enumerate((100, 33)):
+        forward, reverse = pair("gru", "TF32", H, (3, 2) * 17)
+        check_forward(forward, PAIRED, reverse, run=Run(seed))
+        back = Tiling("gru", "backward", "TF32", 4, 8, 4, 2, cluster=2)
+        check_backward(forward, back, reverse, run=Run(seed))
+
+
+def both_works(cell: str, kind: str) -> list[tuple[Tiling, Callable[..., list[Left]], Any]]:
+    """Tilings, what runs them, and the check of a direction; there and back."""
+    there, back = tiling(cell, "training", kind), tiling(cell, "backward", kind)
+    return [
+        (there, run_forwards, lambda case, left: check_ran(case, there, left)),
+        (back, run_backwards, check_undone),
+    ]
+
+
+@pytest.mark.parametrize("stuck", (0, 1))
+@pytest.mark.parametrize(("cell", "kind"), KERNELS[1:4])
+def test_a_direction_that_gives_up_leaves_the_other_alone(cell: str, kind: str, stuck: int) -> None:
+    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const Arrival arrival = await"
+    faults = (("const Arrival arrival = await", gives_up),)
+    cases = pair(cell, kind, 48, (5, 4, 4, 2))
+    for sizes, run, check in both_works(cell, kind):
+        for seed in range(3):
+            found = run(cases, sizes, run=Run(seed), faults=faults, spins=5000)
+            assert found[0].outcome == "fine"
+            assert 0 <= found[0].report - TAG < 5
+            other = found[1 - stuck]
+            other.report = 0  # which both have
+            check(cases[1 - stuck], other)
+            for name in cases[0].dstates if sizes.work == "backward" else ():
+                assert np.isnan(found[stuck].arrays[name]).all(), name
+            if sizes.work == "training":
+                h = found[stuck].arrays["h"]
+                final = cases[stuck].layout.final(h, cases[stuck].reverse)
+                assert np.isnan(final.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("resident", (1, 2, 3, 4, 5))
+def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: int) -> None:
+    """Three blocks a direction: the other one begins when the first has ended."""
+    cases = pair("gru", "BF16", 48, (5, 4, 4, 2))
+    for sizes, run, check in both_works("gru", "BF16"):
+        found = run(cases, sizes, run=Run(resident, resident), spins=2000)
+        assert found[0].outcome == "fine"
+        assert bool(found[0].report) == (resident < 3)
+        for case, left in zip(cases, found, strict=True):
+            left.report = 0
+            ends = [left.arrays[name] for name in case.dstates if name in left.arrays]
+            if sizes.work == "training":
+                ends = [case.layout.final(left.arrays["h"], case.reverse)]
+            gave_up = np.isnan(ends[0].astype(np.float32))
+            if gave_up.any():
+                assert gave_up.all() and resident < 3
+            else:
+                check(case, left)
+
+
+CHOICE = "blockIdx.z ? of[1] : of[0]"
+Z_REVERSED = "reverse || (!WAVE && blockIdx.z);"
+FAULTS: dict[str, Faults] = {
+    "the first direction's arrays": ((CHOICE, "of[0]"),),
+    "directions exchanged": ((CHOICE, "of[blockIdx.z ^ 1]"),),
+    "the index of the rows": ((CHOICE, "of[blockIdx.y & 1]"),),
+    "no direction reversed": ((Z_REVERSED, "reverse;"),),
+    "the wrong direction reversed": ((Z_REVERSED, "reverse || !blockIdx.z;"),),
+    "a mailbox shared": (("own.mail, H}", "arrays.of[0].mail, H}"),),
+    "weights shared": (("(cell, own.weight_hh", "(cell, arrays.of[0].weight_hh"),),
+    "the other's gates": (("own.gates", "arrays.of[!blockIdx.z].gates"),),
+}
+
+
+def shows(cell: str, back: bool, faults: Faults) -> bool:
+    """Whether both directions of one of the cases are wrong, or do not end."""
+    work = "backward" if back else "training"
+    check = check_backward if back else check_forward
+    for H, seed in itertools.product((48, 33), range(3)):
+        forward, reverse = pair(cell, "TF32", H, RAGGED)
+        try:
+            check(forward, tiling(cell, work, "TF32"), reverse, run=Run(seed), faults=faults,
+                  spins=3000)  # fmt: skip
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("back", (False, True), ids=("there", "back"))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_shows(fault: str, back: bool) -> None:
+    assert shows("gru", back, FAULTS[fault])
+
+
+@pytest.mark.parametrize("cell", ("lstm", "rnn_tanh"))
+@pytest.mark.parametrize("fault", ("a mailbox shared", "weights shared"))
+def test_a_fault_in_the_other_cells_shows(fault: str, cell: str) -> None:
+    assert shows(cell, False, FAULTS[fault]) and shows(cell, True, FAULTS[fault])
+
+
+def test_the_cases_pass_without_a_fault() -> None:
+    nothing = (("namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum"),)
+    for cell, back in itertools.product(("gru", "lstm", "rnn_tanh"), (False, True)):
+        assert not shows(cell, back, nothing)

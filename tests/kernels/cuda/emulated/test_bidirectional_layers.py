@@ -1,0 +1,135 @@
+"""Bidirectional layers on sequence kernels: side by side where they fit, else in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.kernels.cuda.emulated.test_sequence_layers import compare, serve
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.fake_cupy.sequence import Function, install
+from xprnn.backend import Backend
+from xprnn.kernels.cuda import sequence
+
+pytestmark = needs_compiler
+LENGTHS = [0, 4, 1, 3, 1]
+LAYERS = {"bidirectional": True, "num_layers": 2, "dropout": 0.5}
+CASE = (5, 20, 4, LAYERS, LENGTHS)
+FLAT = (3, 9, 4, {"bidirectional": True, "bias": False, "batch_first": True}, None)
+
+
+def grids() -> list[tuple[str, tuple[int, ...]]]:
+    """Of each launch the kernel and the grid."""
+    return [
+        (name.removeprefix("xprnn::").partition("<")[0], grid) for name, grid in Function.launches
+    ]
+
+
+@pytest.fixture
+def narrow(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """As `device`, with room for the two blocks of one direction with up to 32 units."""
+    install(monkeypatch, multiProcessorCount=3)
+    sequences = xprnn.kernels._sequences
+    sequences.cache_clear()  # which know their device
+    yield device
+    sequences.cache_clear()
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
+def test_a_layer_takes_one_launch_a_pass(cell: str, device: Backend) -> None:
+    for case, layers in ((CASE, 2), (FLAT, 1)):
+        Function.launches.clear()
+        compare(cell, serve(cell, device.name, case, True), case, True, "float32")
+        blocks = -(-case[1] // 16), 1, 2
+        family = cell.partition("_")[0]
+        wanted = [f"{family}_{way}" for way in ("forward", "backward") for _ in range(layers)]
+        assert grids() == [(name, blocks) for name in wanted]
+
+
+def test_two_that_do_not_fit_take_turns(narrow: Backend) -> None:
+    compare("gru", serve("gru", narrow.name, CASE, True), CASE, True, "float32")
+    wanted = ["gru_forward"] * 4 + ["gru_backward"] * 4
+    assert grids() == [(name, (2, 1, 1)) for name in wanted]
+
+
+def test_the_passes_are_asked_one_by_one(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both side by side there, one after the other back."""
+
+    def forward_only(self: Any, work: str, *sizes: int) -> Any:
+        return "no" if work == "backward" and sizes[-1] == 2 else genuine(self, work, *sizes)
+
+    genuine = sequence.SequenceKernels.plan
+    monkeypatch.setattr(sequence.SequenceKernels, "plan", forward_only)
+    compare("lstm", serve("lstm", device.name, CASE, True), CASE, True, "float32")
+    assert [grid[2] for _, grid in grids()] == [2, 2, 1, 1, 1, 1]
+
+
+def test_explain_says_which(narrow: Backend) -> None:
+    layer = xprnn.GRU(3, 20, seed=0, bidirectional=True, backend=narrow.name)
+    alone = "one launch takes all steps of a direction of a layer"
+    blocks = "both: H=20: 4 blocks must run at once, one for 16 units of each direction; this "
+    why = f"{blocks}device holds 3"
+    assert layer.eval().explain((4, 2, 3)).splitlines()[4:] == [f"  forward: {alone}; {why}"]
+    assert layer.train().explain((4, 2, 3)).splitlines()[4:] == [
+        f"  {work}: {alone}; {why}" for work in ("training", "backward")
+    ]
+    layer = xprnn.GRU(3, 16, seed=0, bidirectional=True, backend=narrow.name).eval()
+    assert layer.explain((4, 2, 3)).splitlines()[4:] == [
+        "  forward: one launch takes all steps of a layer, both directions"
+    ]
+    layer = xprnn.GRU(3, 16, seed=0, backend=narrow.name).eval()
+    assert layer.explain((4, 2, 3)).splitlines()[4:] == [f"  {alone}"]
+
+
+@pytest.mark.parametrize("cell", [xprnn.GRU, xprnn.LSTM])
+def test_verify_finds_both_right(cell: Any, device: Backend) -> None:
+    report = xprnn.verify(cell(3, 9, seed=0, bidirectional=True, backend=device.name), (4, 3, 3))
+    assert report.ok, report
+    assert {grid[2] for _, grid in grids()} == {2}
+    assert [row.check for row in report.rows if row.implementation == "sequence"] == ["float32"]
+
+
+def test_the_argument_by_value_has_one_element(device: Backend) -> None:
+    """CuPy passes no other NumPy array; its bytes are two rows of addresses."""
+    a, b = (device.from_host(np.zeros(4, np.float32)) for _ in range(2))
+    for every, wanted in (
+        ([[a, None]], [[int(a.data.ptr), 0], [0, 0]]),
+        ([[a, b], [None, a]], [[int(a.data.ptr), int(b.data.ptr)], [0, int(a.data.ptr)]]),
+    ):
+        table = sequence.beside(every, 2)
+        assert table.size == 1 and table.nbytes == 32
+        assert np.frombuffer(table.tobytes(), np.uint64).reshape(2, 2).tolist() == wanted
+
+
+def swapped(genuine: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda every, places: genuine(every[::-1], places)
+
+
+def first_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda every, places: genuine([every[0]] * len(every), places)
+
+
+FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "directions exchanged": (sequence, "beside", swapped),
+    "the first direction twice": (sequence, "beside", first_twice),
+    "the other direction's first states": (
+        sequence,
+        "_first",
+        lambda genuine: lambda layout, reverse: genuine(layout, not reverse),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_the_launcher_is_seen(
+    name: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, what, fault = FAULTS[name]
+    monkeypatch.setattr(module, what, fault(getattr(module, what)))
+    monkeypatch.setattr(sequence, "SPINS", 200)
+    with pytest.raises((AssertionError, RuntimeError)):
+        compare("gru", serve("gru", device.name, FLAT, False), FLAT, False, "float32")

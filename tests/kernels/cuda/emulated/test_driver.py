@@ -1,0 +1,68 @@
+"""The call of CUDA's driver: what it is given, and what it says."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.emulator.elementwise import COMPILER, needs_compiler
+from xprnn.backend import driver
+
+pytestmark = needs_compiler
+FIELDS = [name for name, _ in driver.LaunchConfig._fields_]
+# Says so many clusters as there are rows of blocks, unless anything is not as the test gives it
+LIBRARY = """
+struct Config { unsigned gx, gy, gz, bx, by, bz, shared; void *stream, *attributes; unsigned n; };
+extern "C" int cuOccupancyMaxActiveClusters(int* count, void* kernel, const Config* c) {
+  if (kernel != (void*)0x123456789abc || c->gx != 64 || c->gz != 1 || c->bx != 256) return 1;
+  if (c->by != 1 || c->bz != 1 || c->shared != 200000) return 2;
+  if (c->stream || c->attributes || c->n) return 3;
+  *count = c->gy;
+  return 0;
+}
+"""
+
+
+def build(source: str, target: Path, *options: str) -> None:
+    command = (COMPILER, "-x", "c++", "-", "-o", str(target), *options)
+    subprocess.run(command, input=source, text=True, check=True)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A library in place of the driver's."""
+    build(LIBRARY, tmp_path / "driver.so", "-shared", "-fPIC")
+    library = ctypes.CDLL(str(tmp_path / "driver.so"))
+    monkeypatch.setattr(driver, "CDLL", lambda name: library)
+    driver._library.cache_clear()
+    yield
+    driver._library.cache_clear()
+
+
+def test_the_driver_gets_the_launch_and_says_how_many(stand_in: None) -> None:
+    for rows in (1, 66):
+        assert driver.active_clusters(0x123456789ABC, (64, rows), 256, 200_000) == rows
+
+
+def test_a_refusal_is_an_error(stand_in: None) -> None:
+    with pytest.raises(RuntimeError, match="cuOccupancyMaxActiveClusters: error 2 of the CUDA"):
+        driver.active_clusters(0x123456789ABC, (64, 2), 256, 1)
+
+
+def test_the_structure_is_that_of_cuda(tmp_path: Path) -> None:
+    folder = Path(sysconfig.get_path("purelib")) / "nvidia" / "cuda_runtime" / "include"
+    if not (folder / "cuda.h").exists():
+        pytest.skip("CUDA's headers are not installed: pip install 'xprnn[nvrtc]'")
+    offsets = ", ".join([f"(int)offsetof(CUlaunchConfig, {name})" for name in FIELDS])
+    source = f"""#include <cstddef>\n#include <cstdio>\n#include <cuda.h>
+int sizes[] = {{{offsets}, (int)sizeof(CUlaunchConfig)}};
+int main() {{ for (int size : sizes) printf("%d ", size); }}"""
+    build(source, tmp_path / "sizes", f"-I{folder}")
+    said = subprocess.run([tmp_path / "sizes"], capture_output=True, text=True, check=True).stdout
+    ours = [getattr(driver.LaunchConfig, name).offset for name in FIELDS]
+    assert list(map(int, said.split())) == [*ours, ctypes.sizeof(driver.LaunchConfig)]

@@ -1,0 +1,153 @@
+"""Every fused kernel, run on the host from its own source, against the plain part it replaces."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.emulator.elementwise import HostElementwiseKernel, needs_compiler
+from tests.support.pointwise_cases import (
+    TYPES,
+    Arrays,
+    draw,
+    excess,
+    needs_dtype,
+    run_fused,
+    run_plain,
+    with_specials,
+)
+from tests.support.tolerances import assert_close
+from xprnn.cells import CELLS, Buffers, Weights
+from xprnn.kernels.cuda import POINTWISE
+from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, Kernel
+
+SIZES = [(0, 5), (1, 1), (1, 7), (5, 1), (3, 33), (8, 16), (2, 257)]  # N, H
+
+pytestmark = needs_compiler
+each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.name for kernel in KERNELS])
+each_dtype = pytest.mark.parametrize("dtype", TYPES)
+
+
+@each_dtype
+@each_kernel
+def test_a_kernel_has_the_values_of_the_plain_part(kernel: Kernel, dtype: str) -> None:
+    needs_dtype(dtype)
+    for N, H in SIZES:
+        ratio = excess(kernel, draw(kernel, dtype, N, H))
+        assert ratio <= 1, f"N={N} H={H}: {ratio:.2f} of what rounding explains"
+
+
+def scaled(arrays: Arrays, factor: float) -> Arrays:
+    """The numbers that may be large, made large: not the gates and states that lie in (-1, 1)."""
+    large = {n: factor * a if np.nanmax(abs(a), initial=0) > 1 else a for n, a in arrays.items()}
+    return {name: array.astype(arrays[name].dtype) for name, array in large.items()}
+
+
+@each_dtype
+@each_kernel
+def test_large_numbers_saturate(kernel: Kernel, dtype: str) -> None:
+    """Pre-activations and gradients up to 1e3 and beyond: finite where the plain part is."""
+    needs_dtype(dtype)
+    arrays = scaled(draw(kernel, dtype, 9, 33), 200.0)
+    if kernel.part.startswith("forward"):
+        after = run_fused(kernel, arrays)
+        assert all(np.isfinite(after[buffer.name].astype(float)).all() for buffer in kernel.outputs)
+    assert excess(kernel, arrays) <= 1
+
+
+@each_dtype
+@each_kernel
+def test_nan_and_infinity_go_where_the_plain_part_lets_them(kernel: Kernel, dtype: str) -> None:
+    needs_dtype(dtype)
+    arrays = with_specials(kernel, dtype)
+    plain = run_plain(kernel, arrays)
+    assert any(np.isnan(plain[buffer.name]).any() for buffer in kernel.outputs)
+    assert excess(kernel, arrays) <= 1
+
+
+class Backwards(HostElementwiseKernel):
+    """The elements in the other order."""
+
+    backwards = True
+
+
+@each_dtype
+@each_kernel
+def test_the_order_of_elements_does_not_matter(kernel: Kernel, dtype: str) -> None:
+    needs_dtype(dtype)
+    arrays = draw(kernel, dtype, 7, 19)
+    there, back = run_fused(kernel, arrays), run_fused(kernel, arrays, Backwards)
+    assert all(there[name].tobytes() == back[name].tobytes() for name in arrays)
+
+
+def test_the_table_has_every_part_of_every_cell() -> None:
+    parts = {(name, part) for name, cell in CELLS.items() for part in cell.parts}
+    assert {(kernel.cell, kernel.part) for kernel in KERNELS} == parts
+    assert POINTWISE.keys() == CELLS.keys()
+    assert len(TABLE) == len(KERNELS)
+
+
+class Products(SimpleNamespace):
+    """An array module with NumPy's products and the host's kernels, which counts both."""
+
+    def __init__(self) -> None:
+        super().__init__(launches=0, ElementwiseKernel=HostElementwiseKernel)
+
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        self.launches += 1
+        out[...] = a.astype(out.dtype) @ b.astype(out.dtype)
+
+    def add_matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        self.launches += 1
+        out += a.astype(out.dtype) @ b.astype(out.dtype)
+
+
+def take_step(cell: Any, xp: Any, dtype: str, bias: bool) -> tuple[Arrays, tuple[int, int]]:
+    """One step forward and back on the same numbers whatever the cell; its launches."""
+    rng, N, H, G = np.random.default_rng(2), 6, 11, cell.gates
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(0, 1, shape).astype(np.float32).astype(dtype)
+
+    def scratch(widths: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        return tuple([np.full((N, width * H), np.nan, dtype) for width in widths])
+
+    bias_hh = normal(G * H) if bias else None
+    weights = Weights(normal(G * H, 3), normal(G * H, H), None, bias_hh)
+    gates, saved = normal(N, G * H), np.full((N, cell.saved * H), np.nan, dtype)
+    states = tuple([normal(N, H) for _ in cell.state_names])
+    next_states = tuple([np.full((N, H), np.nan, dtype) for _ in states])
+    dstates = tuple([normal(N, H) for _ in states])
+    counted = SimpleNamespace(launches=0) if xp is np else xp
+    rest = (gates, saved, states, next_states)
+    cell.forward(xp, weights, Buffers(*rest, (), scratch(cell.forward_scratch)))
+    forward = counted.launches
+    results = {f"{n}_next": a.copy() for n, a in zip(cell.state_names, next_states, strict=True)}
+    cell.backward(xp, weights, Buffers(*rest, dstates, scratch(cell.backward_scratch)))
+    results |= {f"d{name}": array for name, array in zip(cell.state_names, dstates, strict=True)}
+    return results | {"dgh": gates, "saved": saved}, (forward, counted.launches - forward)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_fused_step_is_the_plain_step(
+    name: str, dtype: str, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xp, run = Products(), HostElementwiseKernel.__call__
+
+    def count(self: Any, *args: Any, size: int) -> None:
+        xp.launches += 1
+        run(self, *args, size=size)
+
+    monkeypatch.setattr(HostElementwiseKernel, "__call__", count)
+    fused, launches = take_step(POINTWISE[name], xp, dtype, bias)
+    plain, _ = take_step(CELLS[name], np, "float64", bias)
+    assert fused.keys() == plain.keys()
+    for what, expected in plain.items():
+        if expected.size:
+            assert_close(fused[what], expected, dtype, what, steps=1, width=11, layers=1)
+    assert launches == POINTWISE[name].launches

@@ -1,0 +1,60 @@
+"""How exact a product of float32 numbers by 3xTF32 is, on tensor cores that cut what they add.
+
+The emulator's mma cuts as the hardware does. A bound relative to sum |w_k| |h_k|, the terms of a
+product, in units of u = 2^-24; positive data, for which all that is cut has one sign:
+
+- a number has 24 significant bits, its high part 11, its low part the 13 others, of which a product
+  reads 11. Low times low is left out: a low part is uniform in 2^-10 of the number's power of two,
+  1.5 times which is its mean, so 2^-22 / 2.25 = 1.8 u. What is cut from low is 3.5 / 4 of 2^-23 of
+  that power on average, in each of two operands: 2 * 0.875 / 1.5 * 2^-23 = 2.3 u.
+- a piece of 16 terms is two sums with parts of its high terms, each cut to 24 bits, by half of
+  2^-23 of its power of two on average: 2/3 u of the second, half as much of the first; and 8
+  products, cut at two bits more: 8 / 2 * 2^-25 of the power of two of a sum: 1.3 u. In all 2.3 u.
+- pieces P and warps W are added with rounding: P + W errors, each within u of a partial sum, whose
+  squares are u^2 / 3 times 1/3 of the whole's: 6 deviations are 2 sqrt(P + W) u.
+
+So 6.4 u on average, and (6.4 + 2 sqrt(P + W)) u at most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.support.emulated_sequences import run_forward
+from tests.support.emulator.build import Faults
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.sequence import Tiling
+from tests.support.sequence_cases import Case
+
+pytestmark = needs_compiler
+U = 2.0**-24
+
+
+def error(tiling: Tiling, H: int, faults: Faults = ()) -> float:
+    """Of gh_n, which the GRU keeps, after a step: the largest, relative to its terms, in U."""
+    case = Case("gru", tiling.kind, H, (1,) * 8, bias=False)
+    for name in ("weight_hh", "h0"):
+        case.numbers[name] = np.abs(case.numbers[name])
+    left = run_forward(case, tiling, faults=faults)
+    assert left.outcome == "fine"
+    weights, h0 = case.wide("weight_hh")[2 * H :], case.layout.sort(case.wide("h0"))
+    exact = h0 @ weights.T
+    return float(np.max(np.abs(left.arrays["saved"] - exact) / exact)) / U
+
+
+@pytest.mark.parametrize(("warps", "chunks", "H"), [(1, 16, 256), (2, 8, 256), (4, 2, 128)])
+def test_products_are_as_exact_as_float32_allows(warps: int, chunks: int, H: int) -> None:
+    tiling = Tiling("gru", "training", "TF32X3", warps, chunks, chunks, 1)
+    found, most = error(tiling, H), 6.4 + 2 * np.sqrt(chunks + warps)
+    assert found <= most, f"{found:.1f} u, at most {most:.1f} u"
+
+
+def test_a_sum_that_goes_on_from_piece_to_piece_shows() -> None:
+    """And that mma cuts: with rounding it would be 32 u."""
+    tiling = Tiling("gru", "training", "TF32X3", 1, 16, 16, 1)
+    goes_on = (
+        ("piece[i] = zero_after(before[i]);", "piece[i] = c[i];"),
+        ("c[i] += piece[i];", "c[i] = piece[i];"),
+    )
+    assert error(tiling, 256, goes_on) > 60

@@ -1,0 +1,194 @@
+"""The whole-sequence kernels' own source, on fibers, beside the plain loop in float64.
+
+What the cells share, and the types of numbers with it, is run through by the GRU; of the others
+few kinds and sizes are enough, but each kernel of each kind at least once.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import numpy as np
+import pytest
+
+from tests.support.emulated_sequences import (
+    TAG,
+    check_backward,
+    check_forward,
+    run_backward,
+    run_forward,
+)
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.sequence import DTYPES, ITEMS, Run, Tiling
+from tests.support.pointwise_cases import needs_dtype
+from tests.support.sequence_cases import Case
+from xprnn.cells import CELLS
+from xprnn.kernels.cuda.table import KERNELS
+
+pytestmark = needs_compiler
+
+KINDS = tuple(ITEMS)
+GRU = [("gru", kind) for kind in KINDS]
+FEW = [*GRU, ("lstm", "TF32X3"), ("lstm", "BF16"), ("rnn_tanh", "TF32X3"), ("rnn_relu", "F16")]
+ALL = [(cell, kind) for cell in dict(KERNELS.keys()) for kind in KINDS]
+RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
+LENGTHS = {
+    "one row, one step": (1,),
+    "one row": (7,),
+    "one step": (1,) * 9,
+    "a whole tile": (3,) * 8,
+    "two groups": (4,) * 17,
+    "ragged": RAGGED,
+    "one long row": (6, *[1] * 10),
+    "the last step has one row of the second group": (2, *[1] * 7, *[2] * 2),
+}
+WIDTHS = (1, 2, 15, 16, 17, 31, 33, 40, 56, 64)
+FEW_WIDTHS = (1, 17, 40)
+# warps, chunks, held, tiles: all weights held, half of them, none; with more than are polled for
+# at once; several tiles, of which a thread has more rows than one
+TILINGS = ((4, 1, 1, 1), (4, 2, 1, 2), (2, 9, 0, 1), (2, 2, 2, 4))
+
+
+@pytest.fixture(autouse=True)
+def dtype(request: pytest.FixtureRequest) -> None:
+    if "kind" in request.fixturenames:
+        needs_dtype(DTYPES[request.getfixturevalue("kind")])
+
+
+def tiling(cell: str, work: str, kind: str, which: int = 0) -> Tiling:
+    """One of `TILINGS`; back the reduction is longer, by the number of gates."""
+    warps, chunks, held, tiles = TILINGS[which]
+    if work == "backward":
+        G = CELLS[cell].gates
+        chunks, held = max(chunks, chunks * G if which != 2 else 6 * G), held * G
+    return Tiling(cell, work, kind, warps, chunks, held, tiles)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("cell", "kind"), ALL)
+def test_forward_of_edge_sizes(cell: str, kind: str, lengths: str) -> None:
+    bias, works = cycle((True, False)), cycle(("training", "training", "forward"))
+    for reverse in (False, True):
+        for seed, H in enumerate(WIDTHS if cell == "gru" else FEW_WIDTHS):
+            case = Case(cell, kind, H, LENGTHS[lengths], reverse, next(bias), seed=seed)
+            check_forward(case, tiling(cell, next(works), kind), run=Run(seed))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("cell", "kind"), ALL)
+def test_backward_of_edge_sizes(cell: str, kind: str, lengths: str) -> None:
+    for reverse in (False, True):
+        for seed, H in enumerate(WIDTHS if cell == "gru" else FEW_WIDTHS):
+            case = Case(cell, kind, H, LENGTHS[lengths], reverse, upstream=seed % 3 > 0, seed=seed)
+            check_backward(case, tiling(cell, "backward", kind), run=Run(seed), wide=seed % 2)
+
+
+@pytest.mark.parametrize("passes", (1, 2, 3))
+@pytest.mark.parametrize("which", range(1, len(TILINGS)))
+@pytest.mark.parametrize(("cell", "kind"), [*GRU, ("lstm", "TF32X3"), ("rnn_tanh", "BF16")])
+def test_both_passes_of_every_tiling(cell: str, kind: str, which: int, passes: int) -> None:
+    H, reverse = ((40, False), (64, True), (48, True))[passes - 1]
+    case = Case(cell, kind, H, (3, 2) * 17 + (4,) * 6, reverse, seed=passes)
+    options = {"passes": passes, "run": Run(passes)}
+    check_forward(case, tiling(cell, "training", kind, which), **options)
+    check_backward(case, tiling(cell, "backward", kind, which), **options)
+
+
+@pytest.mark.parametrize(("cell", "kind"), FEW)
+def test_both_passes_in_any_order(cell: str, kind: str) -> None:
+    case = Case(cell, kind, 48, RAGGED, reverse=True)
+    for seed in range(40 if cell == "gru" else 12):
+        check_forward(case, tiling(cell, "training", kind), run=Run(seed))
+        check_backward(case, tiling(cell, "backward", kind), run=Run(seed))
+
+
+@pytest.mark.parametrize("cell", ("gru", "lstm", "rnn_tanh"))
+def test_the_bits_are_the_same_in_any_order(cell: str) -> None:
+    case = Case(cell, "TF32X3", 48, RAGGED)
+    there, back = [tiling(cell, work, "TF32X3") for work in ("training", "backward")]
+    results = {
+        tuple(
+            [
+                left.arrays[name].tobytes()
+                for left in (run_forward(case, there, run=Run(seed)), undone)
+                for name in ("gates", *case.cell.state_names)
+            ]
+        )
+        for seed in range(8)
+        for undone in [run_backward(case, back, run=Run(seed))]
+    }
+    assert len(results) == 1
+
+
+def test_forward_with_a_mailbox_of_its_own() -> None:
+    """Where H is a multiple of 16 bytes it is not needed, but it may be apart."""
+    case = Case("gru", "TF32X3", 32, RAGGED)
+    check_forward(case, tiling("gru", "training", "TF32X3"), apart=True)
+
+
+def places(forward: bool) -> list[tuple[str, str, str]]:
+    """Cell, kind, and an array that a special number is put in."""
+    names = ("gx", "weight_hh", "h0", "c0") if forward else ("doutput", "weight_hh", "dh", "dc")
+    return [(cell, kind, name) for cell, kind in FEW for name in names[: 3 + (cell == "lstm")]]
+
+
+@pytest.mark.parametrize(("cell", "kind", "where"), places(forward=True))
+def test_infinities_and_nans_go_where_the_plain_loop_has_them(
+    cell: str, kind: str, where: str
+) -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        for H, place in ((33, (1, 4)), (33, (0, 32)), (32, (2, 7))):
+            case = Case(cell, kind, H, (4, 4, 3, 2), special=((where, place, value),))
+            check_forward(case, tiling(cell, "training", kind), run=Run(3))
+
+
+@pytest.mark.parametrize(("cell", "kind", "where"), places(forward=False))
+def test_infinities_and_nans_go_back_where_the_plain_loop_has_them(
+    cell: str, kind: str, where: str
+) -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        for H, place in ((33, (1, 4)), (33, (0, 32)), (32, (2, 7))):
+            case = Case(cell, kind, H, (4, 4, 3, 2), special=((where, place, value),))
+            check_backward(case, tiling(cell, "backward", kind), run=Run(3))
+
+
+@pytest.mark.parametrize(("cell", "kind"), FEW)
+def test_a_nan_of_any_bits_is_not_waited_for(cell: str, kind: str) -> None:
+    """All bits set is what the mailbox is before; the kernel must not publish that."""
+    case = Case(cell, kind, 32, (3,) * 8)
+    gx = case.numbers["gx"]
+    gx.view(f"u{gx.itemsize}")[2, -case.H :] = 2 ** (8 * gx.itemsize) - 1  # the last gate's
+    check_forward(case, tiling(cell, "training", kind), run=Run(1))
+
+
+@pytest.mark.parametrize(("cell", "kind"), FEW)
+def test_blocks_that_are_not_resident_are_a_deadlock(cell: str, kind: str) -> None:
+    case = Case(cell, kind, 64, (3,) * 8)
+    there, back = tiling(cell, "forward", kind), tiling(cell, "backward", kind)
+    for resident, outcome in ((1, "deadlock"), (2, "deadlock"), (3, "deadlock"), (4, "fine")):
+        assert run_forward(case, there, run=Run(1, resident)).outcome == outcome
+        assert run_backward(case, back, run=Run(1, resident)).outcome == outcome
+
+
+@pytest.mark.parametrize("reverse", (False, True), ids=("", "reverse"))
+@pytest.mark.parametrize(("cell", "kind"), FEW)
+def test_the_spin_limit_ends_a_wait_and_says_so(cell: str, kind: str, reverse: bool) -> None:
+    case = Case(cell, kind, 64, (5, 4, 4, 2), reverse)
+    there, back = tiling(cell, "training", kind), tiling(cell, "backward", kind)
+    for resident in (1, 2, 3):
+        left = run_forward(case, there, run=Run(resident, resident), spins=20)
+        assert left.outcome == "fine"
+        assert 0 < left.report - TAG < 5, hex(left.report)
+        for name in case.cell.state_names:
+            final = case.layout.final(left.arrays[name], reverse).astype(np.float32)
+            assert np.isnan(final).all(), name
+
+        undone = run_backward(case, back, run=Run(resident, resident), spins=20)
+        assert undone.outcome == "fine"
+        assert 0 <= undone.report - TAG < 5, hex(undone.report)
+        for name in case.dstates:
+            assert np.isnan(undone.arrays[name]).all(), name
+        if resident == 1:  # the first block never met another one
+            for name in ("gates", "saved") if cell == "gru" else ("gates",):
+                gradients = undone.arrays[name].astype(np.float32).reshape(-1, 64)
+                assert np.isnan(gradients[:, :16]).all(), name

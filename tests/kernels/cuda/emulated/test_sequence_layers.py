@@ -1,0 +1,271 @@
+"""Calls that a whole-sequence kernel serves, its own source run on fibers: chosen, fed, undone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support import targets
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.sequence import Run
+from tests.support.fake_cupy.cuda import LOG
+from tests.support.fake_cupy.sequence import Function, install
+from tests.support.tolerances import assert_close
+from xprnn import kernels
+from xprnn.backend import Backend, driver
+from xprnn.kernels.cuda import plan as planner
+from xprnn.kernels.cuda import sequence
+from xprnn.kernels.cuda.plan import plan
+from xprnn.kernels.cuda.table import KERNELS, Tiling
+
+pytestmark = needs_compiler
+CASES = {  # N, H, T, options, lengths
+    "H padded": (3, 20, 5, {}, None),
+    "odd H": (2, 7, 4, {}, None),
+    "one step": (2, 8, 1, {}, None),
+    "no bias": (2, 16, 3, {"bias": False}, None),
+    "two groups": (11, 17, 4, {"bidirectional": True}, None),
+    "lengths": (9, 16, 5, {"bidirectional": True, "num_layers": 2}, [5, 3, 0, 4, 1, 5, 2, 2, 1]),
+    "padded lengths": (5, 6, 4, {"bidirectional": True}, [0, 4, 1, 3, 1]),
+    "batch first": (3, 8, 4, {"batch_first": True}, [2, 4, 1]),
+}
+TYPES = {
+    "float32": {},
+    "tf32": {"precision": "tf32"},
+    "float16": {"compute_dtype": "float16"},
+    "bfloat16": {"compute_dtype": "bfloat16"},
+}
+OTHERS = {
+    "lstm": ("float32", "bfloat16"),
+    "rnn_tanh": ("float32", "tf32"),
+    "rnn_relu": ("float16",),
+}
+CALLS = [  # cell, case, type
+    *[("gru", name, numbers) for name in CASES for numbers in TYPES],
+    *[
+        (cell, name, numbers)
+        for cell in OTHERS
+        for name in ("odd H", "no bias", "lengths")
+        for numbers in OTHERS[cell]
+    ],
+]
+
+
+def serve(
+    cell: str,
+    backend: str,
+    case: tuple[Any, ...],
+    training: bool,
+    dtype: str = "float32",
+    **types: Any,
+) -> list[np.ndarray]:
+    """Outputs, final states and, in training, every gradient, on the host."""
+    N, H, T, options, lengths = case
+    layer = targets.make(cell, 3, H, backend=backend, dtype=dtype, **options, **types)
+    if not training:
+        layer.eval()
+    place = layer.backend
+    drawn = targets.arguments(layer, T, N).items()
+    given = {name: place.from_host(array.astype(dtype)) for name, array in drawn}
+    found = targets.arrays(targets.forward(layer, given, lengths=lengths))
+    if training:
+        found += [*targets.arrays(targets.backward(layer, given)), *layer.grads.values()]
+    return [place.to_host(array) for array in found]
+
+
+def compare(
+    cell: str, found: list[np.ndarray], case: tuple[Any, ...], training: bool, numbers: str
+) -> None:
+    expected = serve(cell, "numpy", case, training, "float64")
+    for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert_close(array, wanted, "float32", f"array {k}", numbers)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+@pytest.mark.parametrize(("cell", "name", "numbers"), CALLS)
+def test_calls_have_the_values_of_the_equations(
+    cell: str, name: str, numbers: str, training: bool, device: Backend
+) -> None:
+    if numbers == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
+    case = CASES[name]
+    found = serve(cell, device.name, case, training, **TYPES[numbers])
+    compare(cell, found, case, training, numbers)
+    layers, directions = case[3].get("num_layers", 1), 1 + case[3].get("bidirectional", False)
+    assert [grid[2] for _, grid in Function.launches] == [directions] * layers * (1 + training)
+
+
+def test_what_no_gpu_has_run_has_to_be_asked_for(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    plan.cache_clear()
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    layer = xprnn.GRU(3, 16, seed=0, backend=strict.name)
+    first, *_, last = layer.explain((4, 2, 3)).splitlines()
+    assert first.endswith(": pointwise")
+    assert last == "  sequence: not yet run on a GPU; XPRNN_KERNELS=sequence forces it"
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    assert layer.explain((4, 2, 3)).splitlines()[0].endswith(": sequence")
+    monkeypatch.delenv("XPRNN_KERNELS")
+    why = {row.check: row.reason for row in xprnn.verify(layer, (4, 2, 3)).absent}["sequence"]
+    assert why == kernels.UNTRIED and not Function.launches
+
+
+def test_steps_are_undone_one_by_one_where_no_kernel_fits(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(KERNELS, ("gru", "backward"))
+    for case in CASES.values():
+        compare("gru", serve("gru", device.name, case, True), case, True, "float32")
+    assert {name.partition("<")[0] for name, _ in Function.launches} == {"xprnn::gru_forward"}
+    text = xprnn.GRU(3, 5, backend=device.name).train().explain((4, 2, 3))
+    assert text.endswith("sequence: backward: no sequence kernel for cell 'gru'")
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence: backward: no"):
+        serve("gru", device.name, CASES["odd H"], True)
+
+
+@pytest.fixture
+def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The stand-in, with only clusters of two for the GRU, and no call too small for them."""
+    monkeypatch.setattr(planner, "SHARED_FROM", 0)
+    for work, tiling in (
+        ("forward", Tiling(2, 4, 2, 4, cluster=2)),
+        ("training", Tiling(2, 4, 2, 4, cluster=2)),
+        ("backward", Tiling(4, 8, 4, 2, cluster=2)),
+    ):
+        kernel = KERNELS["gru", work]._replace(tilings={"float32": (tiling,)})
+        monkeypatch.setitem(KERNELS, ("gru", work), kernel)
+    return device
+
+
+@pytest.mark.frozen
+def test_calls_of_clusters_have_the_values_of_the_equations(pairs: Backend) -> None:
+    for name in ("two groups", "padded lengths"):
+        compare("gru", serve("gru", pairs.name, CASES[name], True), CASES[name], True, "float32")
+    assert {grid for _, grid in Function.launches} == {(2, 1, 2)}  # 17 units make two blocks, 6 too
+
+
+@pytest.mark.frozen
+def test_more_clusters_than_the_driver_allows_are_not_launched(
+    pairs: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "active_clusters", lambda *launch: 1)
+    serve("gru", pairs.name, CASES["odd H"], True)
+    with pytest.raises(RuntimeError, match=r"4 blocks of 64 .* in clusters of 2 .* holds 2"):
+        serve("gru", pairs.name, (2, 64, 2, {}, None), True)
+    assert len(Function.launches) == 2
+
+
+@pytest.mark.parametrize("layer", [xprnn.GRU, xprnn.LSTM, xprnn.RNN])
+def test_verify_finds_the_sequence_kernels_right(layer: Any, device: Backend) -> None:
+    report = xprnn.verify(layer(3, 9, seed=0, backend=device.name), (4, 3, 3))
+    assert report.ok, report
+    assert [row.check for row in report.rows if row.implementation == "sequence"] == ["float32"]
+    why = {row.check: row.reason for row in report.absent}["sequence"]
+    assert why.startswith("training: float64: ")  # in which a gradcheck computes
+
+
+@pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
+def test_a_call_without_rows_or_steps_is_served(
+    N: int, T: int, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    found = serve("gru", device.name, (N, 5, T, {}, None), True)
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    for array, wanted in zip(found, serve("gru", "numpy", (N, 5, T, {}, None), True), strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    assert not Function.launches
+
+
+def test_launches_are_few(device: Backend) -> None:
+    """The loop's grow with T; these do not."""
+    counts = []
+    for T in (2, 12):
+        LOG.clear()
+        serve("gru", device.name, (2, 16, T, {}, None), False)
+        counts.append(LOG.launches)
+    assert counts[0] == counts[1]
+
+
+REFUSALS = [
+    ({"multiProcessorCount": 1}, "forward: H=17: 2 blocks must run at once, .* holds 1"),
+    ({"major": 7, "minor": 5}, "forward: compute capability 7.5: sequence kernels need 8.0"),
+    ({"sharedMemPerBlockOptin": 30000}, "forward: H=17: .* 30,848 bytes .* has 30,000"),
+]
+
+
+@pytest.mark.parametrize(("facts", "reason"), REFUSALS)
+def test_what_does_not_fit_is_said_and_served_otherwise(
+    facts: dict[str, int], reason: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, **facts)
+    monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
+    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    case = (2, 17, 3, {}, None)
+    compare("gru", serve("gru", strict.name, case, False), case, False, "float32")
+    assert not Function.launches
+    layer = xprnn.GRU(3, 17, backend=strict.name)
+    lines = layer.explain((3, 2, 3)).splitlines()
+    assert lines[0].endswith("N=2: pointwise")
+    assert re.search(f"sequence: {reason}$", lines[-1])
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match=f"XPRNN_KERNELS=sequence: {reason}"):
+        layer.explain((3, 2, 3))
+
+
+def test_no_letter_is_taken_for_a_missing_one(device: Backend) -> None:
+    """A NaN in h0 whose bits are those of an empty letter ends, and stays in its row."""
+    layer = xprnn.GRU(3, 16, seed=0, backend=device.name)
+    h0 = np.zeros((1, 3, 16), np.float32)
+    h0.view(np.uint32)[0, 1] = 0xFFFFFFFF
+    output, _ = layer(device.from_host(np.ones((4, 3, 3), np.float32)), device.from_host(h0))
+    found = np.isnan(device.to_host(output)).all(axis=(0, 2))
+    assert found.tolist() == [False, True, False]
+    assert np.isfinite(device.to_host(output)[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("cell", ["gru", *OTHERS])
+def test_a_kernel_that_gives_up_is_reported(
+    cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one of two blocks runs: the other one's states never come."""
+    monkeypatch.setattr(Function, "run", Run(resident=1))
+    monkeypatch.setattr(sequence, "SPINS", 50)
+    layer = targets.make(cell, 3, 32, backend=device.name, dtype="float32").eval()
+    x = device.from_host(np.ones((4, 2, 3), np.float32))
+    with pytest.raises(xprnn.KernelStoppedError, match=f"kernel {cell}_forward gave up at step 1"):
+        device.to_host(layer(x)[0])
+    monkeypatch.setattr(Function, "run", Run())
+    assert np.isfinite(device.to_host(layer(x)[0])).all()
+
+
+FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "an old mailbox": ("EMPTY", lambda genuine: 0),
+    "the other direction's first states": (
+        "_first",
+        lambda genuine: lambda layout, reverse: genuine(layout, not reverse),
+    ),
+    "rows of another width": ("padded", lambda genuine: lambda H, numbers: genuine(H + 8, numbers)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_the_launcher_is_seen(
+    name: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, fault = FAULTS[name]
+    monkeypatch.setattr(sequence, what, fault(getattr(sequence, what)))
+    monkeypatch.setattr(sequence, "SPINS", 200)
+    case = CASES["padded lengths"]
+    try:
+        compare("gru", serve("gru", device.name, case, False), case, False, "float32")
+    except (AssertionError, RuntimeError, IndexError, ValueError):
+        return
+    pytest.fail("nobody noticed")

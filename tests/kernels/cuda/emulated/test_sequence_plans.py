@@ -1,0 +1,140 @@
+"""What the planner chooses, run as it says: its instantiation, grid, passes and shared memory.
+
+On fibers, beside the plain loop in float64, at the sizes of real layers. The other tests of these
+kernels run small tilings of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.kernels.cuda.planner.test_plan import H200
+from tests.support import emulated_sequences
+from tests.support.emulated_sequences import check_backward, check_forward
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.sequence import DTYPES, Run, Tiling
+from tests.support.fake_cupy.sequence import Function
+from tests.support.pointwise_cases import needs_dtype
+from tests.support.sequence_cases import Case
+from xprnn.kernels.cuda.plan import Device, Plan, Problem, plan
+from xprnn.kernels.cuda.table import KERNELS
+
+pytestmark = needs_compiler
+
+FEW = H200._replace(processors=8)  # few blocks: several passes of several tiles
+GROUPS = H200._replace(processors=16)  # the same in two groups
+TWICE = FEW._replace(processors=4, registers=131072, shared=466944)  # two blocks on each
+PROBLEMS = [  # device, cell, work, numbers, N, H, T
+    *[
+        (H200, "gru", work, numbers, 2, 1024, 2)
+        for numbers in ("float32", "tf32", "bfloat16", "float16")
+        for work in ("training", "backward")
+    ],
+    # H no multiple of 16; with 16 bits, part of the weights in shared memory
+    (H200, "gru", "forward", "float32", 1, 1000, 2),
+    (H200, "gru", "backward", "float16", 3, 1001, 2),
+    (H200, "gru", "training", "bfloat16", 2, 1032, 2),
+    (H200, "gru", "backward", "bfloat16", 2, 1032, 2),
+    (FEW, "gru", "training", "float32", 70, 128, 3),
+    (FEW, "gru", "forward", "tf32", 41, 127, 3),
+    (FEW, "gru", "backward", "bfloat16", 70, 128, 3),
+    (GROUPS, "gru", "training", "float16", 70, 128, 3),
+    (GROUPS, "gru", "backward", "float32", 70, 125, 3),
+    (TWICE, "gru", "training", "bfloat16", 9, 128, 3),
+    (TWICE, "gru", "backward", "tf32", 20, 120, 3),
+    (H200, "lstm", "training", "float16", 2, 520, 2),
+    (FEW, "lstm", "training", "float32", 70, 128, 3),
+    (GROUPS, "lstm", "backward", "bfloat16", 70, 125, 3),
+    (TWICE, "lstm", "backward", "float32", 20, 120, 3),
+    (FEW, "rnn_tanh", "forward", "tf32", 41, 127, 3),
+    (GROUPS, "rnn_relu", "backward", "float32", 70, 128, 3),
+]
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> Iterator[None]:
+    """Of a planner that a test has changed."""
+    yield
+    plan.cache_clear()
+
+
+def planned(device: Device, cell: str, work: str, numbers: str, N: int, H: int, T: int) -> Plan:
+    plan.cache_clear()
+    chosen = plan(device, Problem(cell, work, numbers, N, H, T))
+    assert isinstance(chosen, Plan), chosen
+    return chosen
+
+
+def run(chosen: Plan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch) -> None:
+    """Fail unless it ends on the device that it is planned for, with the plain loop's values."""
+    device, cell, work, _, N, H, T = problem
+    tiling, genuine = Function(chosen.name).tiling, emulated_sequences.launch
+    needs_dtype(DTYPES[tiling.kind])
+    check = check_backward if work == "backward" else check_forward
+    case = Case(cell, tiling.kind, H, (T, *[T - 1] * (N - 1)), reverse=N % 2 > 0, seed=N)
+    resident = Run(resident=device.processors * chosen.resident)
+    with patch.context() as patched:
+        patched.setattr(Tiling, "shared", lambda self, passes: chosen.shared)
+        patched.setattr(
+            emulated_sequences,
+            "launch",
+            lambda tiling, given, grid, *rest: genuine(tiling, given, chosen.grid, *rest),
+        )
+        check(case, tiling, passes=chosen.passes, run=resident, spins=5000)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: "-".join(map(str, problem[1:])))
+def test_a_plan_runs_and_has_the_values_of_the_plain_loop(
+    problem: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(planned(*problem), problem, monkeypatch)
+
+
+def test_the_plans_are_of_all_kinds() -> None:
+    plans = [planned(*problem) for problem in PROBLEMS]
+    assert {p.tiling.warps for p in plans} == {8}
+    assert {p.tiling.held < p.tiling.chunks for p in plans} == {False, True}
+    assert {(p.groups > 1, p.passes > 1) for p in plans} >= {(False, True), (True, True)}
+    assert {p.resident for p in plans} == {1, 2}
+
+
+FORWARD = (FEW, "gru", "training", "float16", 41, 100, 3)
+BACKWARD = (FEW, "gru", "backward", "float32", 64, 125, 3)
+APART = (H200, "gru", "forward", "float32", 8, 520, 1)
+PLANTED: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
+    "too little shared memory": (FORWARD, {"shared": -32}),
+    "too little shared memory for dh": (BACKWARD, {"shared": -32}),
+    "too few slices": (FORWARD, {"slices": -1}),
+    "too few groups": ((GROUPS, *FORWARD[1:]), {"groups": -1}),
+    "too few passes": (FORWARD, {"passes": -1}),
+    "too few passes, backward": (BACKWARD, {"passes": -1}),
+    "too few on a multiprocessor": ((TWICE, *FORWARD[1:]), {"resident": -1}),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_plan_with_less_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, less = PLANTED[name]
+    chosen = planned(*problem)
+    run(chosen, problem, monkeypatch)
+    change = {name: getattr(chosen, name) + by for name, by in less.items()}
+    with pytest.raises(AssertionError):
+        run(chosen._replace(**change), problem, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("problem", "change"),
+    [(FORWARD, {"sums": 3824}), (BACKWARD, {"carried": 448}), (APART, {"weights": 23})],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
+)
+def test_a_planner_that_asks_for_too_little_shared_memory_shows(
+    problem: tuple[Any, ...], change: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = problem[1:3]  # by a little: beyond a KiB the emulator itself would fail
+    run(planned(*problem), problem, monkeypatch)
+    monkeypatch.setitem(KERNELS, key, KERNELS[key]._replace(**change))
+    with pytest.raises(AssertionError, match="shared memory overrun"):
+        run(planned(*problem), problem, monkeypatch)

@@ -1,0 +1,341 @@
+"""A stepper's step in one launch: the kernel's own source on fibers, through the package's path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.cases import Case, draw, move
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.sequence import Run
+from tests.support.fake_cupy.array import StrictModule
+from tests.support.fake_cupy.cuda import BFLOAT16, LOG
+from tests.support.fake_cupy.stack_step import Function, install
+from tests.support.streaming import (
+    assert_same,
+    assert_streams,
+    assert_streams_apart,
+    expected,
+    make,
+    on_host,
+    sides,
+    stream,
+)
+from xprnn import kernels
+from xprnn.backend import Backend
+from xprnn.kernels.cuda.loading import kernel
+from xprnn.kernels.cuda.stack_step import UNITS
+
+pytestmark = needs_compiler
+
+PROCESSORS = 2  # so that a warp takes more than one unit from nine on
+CASES = [
+    replace(Case(cell, layers, bias=bias, dtype="float32", T=4), compute_dtype=narrow, **sizes)
+    for cell in UNITS
+    for narrow in (None, "float16", "bfloat16")
+    for layers, bias, sizes in (
+        (1, True, {"N": 1, "I": 3, "H": 5}),
+        (3, False, {"N": 3, "I": 12, "H": 5}),
+        (1, True, {"N": 2, "I": 300, "H": 5}),
+        (2, True, {"N": 8, "I": 40, "H": 33}),
+    )
+    if bias or cell != "rnn_relu" or not narrow  # without one, rounding decides at its kink
+]
+# a thread has more than one item of a matrix, and more than are on their way at once: of words, of
+# vectors, of x; every number of rows
+WIDE = [
+    replace(Case(cell, 2, dtype="float32", T=2), compute_dtype=narrow, **sizes)
+    for cell, narrow, sizes in (
+        ("gru", None, {"N": 8, "I": 300, "H": 129}),
+        ("lstm", "bfloat16", {"N": 8, "I": 20, "H": 68}),
+        ("rnn_tanh", None, {"N": 8, "I": 5, "H": 516}),
+        *[("gru", None, {"N": N, "I": 6, "H": 7}) for N in range(2, 8)],
+    )
+]
+
+
+@pytest.fixture
+def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """The stand-in on a small device of today; a step of all layers in one launch is forced."""
+    install(monkeypatch, multiProcessorCount=PROCESSORS)
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    kernel.cache_clear()
+    yield strict
+    kernel.cache_clear()
+
+
+def shaped(case: Case) -> str:
+    return f"{case}-N{case.N}-I{case.I}-H{case.H}"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("case", [*CASES, *WIDE], ids=shaped)
+def test_steps_have_the_values_of_the_equations(
+    case: Case, seed: int, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case.compute_dtype == "bfloat16" and BFLOAT16 is None:
+        pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")
+    monkeypatch.setattr(Function, "run", Run(seed))
+    assert_streams(case, make(case, device.name))
+    assert len(Function.launches) == case.T
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [*CASES, *WIDE], ids=shaped)
+def test_on_a_gpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        backend = xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    try:
+        assert_streams(case, make(case, backend.name))
+    except xprnn.KernelUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_out_may_be_x(aware: bool, device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks write it while others still read; where nobody is aware of it, that is found."""
+    case = Case("gru", dtype="float32", I=20, H=20, T=1)
+    layer, x = make(case, device.name), draw(case).x[0]
+    wanted = stream(layer.stepper(4), x[None])[0]
+    if not aware:
+        monkeypatch.setattr(StrictModule, "may_share_memory", lambda self, a, b: False, False)
+
+    def right(seed: int) -> bool:
+        monkeypatch.setattr(Function, "run", Run(seed))
+        given = move(device, x)
+        assert layer.stepper(4).step(given, out=given) is given
+        return np.array_equal(device.to_host(given), wanted)
+
+    assert all(right(seed) for seed in range(1, 20)) == aware
+
+
+@pytest.mark.parametrize("cell", UNITS)
+def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
+    case = Case(cell, layers=3, dtype="float32", H=33)
+    stepper, x = make(case, device.name).stepper(4), move(device, draw(case).x[0])
+    out = device.xp.empty((4, 33), np.float32)
+    stepper.step(x)  # takes up the parameters
+    for given in ({}, {"out": out}):
+        LOG.clear()
+        stepper.step(x, **given)
+        assert (LOG.kernels, LOG.launches) == (1, 1)
+    LOG.clear()
+    stepper.step(x, rows=[1])
+    more = 3 if cell == "lstm" else 2
+    assert LOG.launches == 1 + more
+    lines = stepper.explain().splitlines()
+    assert lines[0].endswith("one step: sequence")
+    assert (
+        lines[2] == f"  one launch takes a step of all layers, and {more} more where streams wait"
+    )
+    assert Function.launches[-1][1] == (1, min(PROCESSORS, 9))
+
+
+def test_tf32_is_float32_here(device: Backend) -> None:
+    x = move(device, np.ones((1, 3), np.float32))
+    layers = [
+        xprnn.GRU(3, 5, 2, precision=precision, backend="strict", seed=0)
+        for precision in ("ieee", "tf32")
+    ]
+    one, other = (layer.stepper(1).step(x) for layer in layers)
+    assert_same([device.to_host(one)], [device.to_host(other)])
+
+
+@pytest.mark.parametrize("cell", UNITS)
+def test_streams_come_and_go(cell: str, device: Backend) -> None:
+    case = Case(cell, layers=2, dtype="float32")
+    assert_streams_apart(case, make(case, device.name))
+
+
+REFUSED = {
+    "gru_reset_before": ({"reset_after": False}, 1, "exchanges twice in a step"),
+    "float64": ({"dtype": "float64"}, 1, "float64: blocks exchange words of 32 bits"),
+    "nine streams": ({}, 9, "N=9: the kernel of a step takes 8 rows at most"),
+    "too wide": ({"hidden_size": 4000}, 8, "bytes of shared memory and gets 232448"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_says_so(
+    name: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, N, words = REFUSED[name]
+    layer = xprnn.GRU(3, **{"hidden_size": 5, **options}, backend="strict", seed=0)
+    with pytest.raises(xprnn.KernelUnavailableError, match=words):
+        layer.stepper(N)
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "auto")
+    assert words in layer.stepper(N).explain()
+
+
+def test_what_no_gpu_has_run_has_to_be_asked_for(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "auto")
+    text = xprnn.GRU(3, 5, backend="strict", seed=0).stepper(1).explain()
+    assert "one step: pointwise" in text and f"sequence: {kernels.UNTRIED}" in text
+
+
+@pytest.mark.parametrize("cell", UNITS)
+def test_infinities_and_nans_go_where_the_plain_loop_has_them(cell: str, device: Backend) -> None:
+    case = Case(cell, layers=2, dtype="float32", H=9)
+    layer, x = make(case, device.name), draw(case).x
+    empty = np.full(1, 0xFFFFFFFF, np.uint32).view(np.float32)[0]  # what a mailbox is before
+    for row, value in enumerate((np.nan, empty, np.inf)):
+        x[2, row, row] = value
+    found = stream(layer.stepper(4), x)
+    with np.errstate(all="ignore"):
+        problem = replace(draw(case), x=x, initial=(np.zeros((2, 4, 9), np.float32),) * 2)
+        if cell != "lstm":
+            problem = replace(problem, initial=problem.initial[:1])
+        wanted, *_ = expected(case, layer, problem)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+    good = np.isfinite(wanted)
+    np.testing.assert_allclose(found[good], wanted[good], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", UNITS)
+def test_a_nan_that_looks_like_an_empty_mailbox_is_found(
+    cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault: a NaN is stored as it comes."""
+    monkeypatch.setattr(Function, "faults", (("quiet(word_of(v.x))", "word_of(v.x)"),))
+    monkeypatch.setattr(Function, "spins", 1000)
+    with pytest.raises((AssertionError, xprnn.KernelStoppedError)):
+        test_infinities_and_nans_go_where_the_plain_loop_has_them(cell, device)
+
+
+# -- waits, and faults that are planted
+
+
+def test_blocks_that_are_not_resident_are_a_deadlock(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("gru", layers=2, dtype="float32")
+    monkeypatch.setattr(Function, "run", Run(0, 1))
+    stepper, x = make(case, device.name).stepper(4), move(device, draw(case).x[0])
+    before = sides(stepper)
+    with pytest.raises(RuntimeError, match="deadlock"):
+        stepper.step(x)
+    assert_same(sides(stepper), before)
+
+
+@pytest.mark.parametrize("cell", UNITS)
+def test_a_wait_that_is_given_up_is_nan_and_is_told(
+    cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(cell, layers=3, dtype="float32")
+    monkeypatch.setattr(Function, "run", Run(1, 1))
+    monkeypatch.setattr(Function, "spins", 20)
+    stepper = make(case, device.name).stepper(4)
+    y = stepper.step(move(device, draw(case).x[0]))
+    assert np.isnan(y._inner).all()
+    with pytest.raises(xprnn.KernelStoppedError, match="kernel stack_step gave up at step 1:"):
+        xprnn.synchronize()
+    monkeypatch.setattr(Function, "run", Run(1))
+    monkeypatch.setattr(Function, "spins", 1 << 23)
+    stepper.reset()
+    again = stream(stepper, draw(case).x)
+    assert_same([again], [stream(make(case, device.name).stepper(4), draw(case).x)])
+
+
+WAIT = "full = full && (!batch.has(j) || is_there(batch.items[j]));"
+BARRIERS = (
+    "    sync_block();  // nobody reads any more",
+    "    sync_block();\n    float from_old",
+    "    sync_block();\n\n    for (int u",
+)
+FAULTS = {
+    "no wait": (WAIT, ""),
+    "three words of four": (" && w.w != EMPTY", ""),
+    "rows without their padding": ("pitch == K ? i : i / K * pitch + i % K", "i"),
+    "a layer's buffer is shared": (BARRIERS[0], "    //"),
+    "the old state is read at once": (BARRIERS[1], "    float from_old"),
+    "the input is read at once": (BARRIERS[2], "\n    for (int u"),
+    "the mailbox stays full": ("other[i] = EMPTY;", "(void)other;"),
+    "a letter for the wrong row": ("publish(mail + at,", "publish(mail + at - lane * H,"),
+    "the layer below the one below": ("mail + (layer - 1) * size", "mail"),
+    "a letter is not sent": ("publish(mail + at, word_of(v))", "publish(mail + at, EMPTY)"),
+    "a sign in GRU": ("return n + z * (h - n);", "return n - z * (h - n);"),
+    "a bias is lost": ("gh[g] += bias_hh[g * H + u];", ";"),
+    "a gate's row": (
+        "weights + (static_cast<Index>(g) * H + u) * K",
+        "weights + (g * H + u + 1) % H * K",
+    ),
+    "half of the sums": ("bits; bits /= 2", "bits > 1; bits /= 2"),
+    "a sign of x": ("number<kind>(stored<kind>(x[i]))", "-x[i]"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found(
+    fault: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("gru", layers=3, dtype="float32", N=3, I=40, H=20)
+    assert finds(FAULTS[fault], case, device, monkeypatch)
+
+
+NOTHING = "namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum"
+FIRST = WAIT, WAIT.replace("(!batch", "(j || !batch")
+WIDE_FAULTS = {  # the fault, H
+    "only the first vector of a batch is waited for": (FIRST, 68),
+    "only the first word of a batch is waited for": (FIRST, 35),
+    "items between batches": (("+= IN_FLIGHT * THREADS", "+= (IN_FLIGHT + 1) * THREADS"), 35),
+    "no zeros behind a row": (("to[row * pitch + k] = 0;", ";"), 35),
+}
+
+
+@pytest.mark.parametrize("fault", WIDE_FAULTS)
+def test_injected_faults_are_found_where_a_thread_has_more_items(
+    fault: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    substitution, H = WIDE_FAULTS[fault]
+    case = Case("gru", layers=2, dtype="float32", N=8, I=150, H=H, T=2)
+    assert not finds(NOTHING, case, device, monkeypatch)
+    assert finds(substitution, case, device, monkeypatch)
+
+
+def finds(
+    fault: tuple[str, str], case: Case, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """Whether one of some orders of the threads shows the fault."""
+    monkeypatch.setattr(Function, "faults", (fault,))
+
+    def fails(seed: int) -> bool:
+        monkeypatch.setattr(Function, "run", Run(seed))
+        try:
+            with np.errstate(all="ignore"):
+                assert_streams(case, make(case, device.name))
+        except (AssertionError, RuntimeError):
+            return True
+        return False
+
+    return any(fails(seed) for seed in range(1, 200, 20))
+
+
+def test_without_a_fault_nothing_is_found(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("gru", layers=3, dtype="float32", N=3, I=40, H=20)
+    for seed in range(1, 200, 20):
+        monkeypatch.setattr(Function, "run", Run(seed))
+        assert_streams(case, make(case, device.name))
+
+
+def test_a_stepper_whose_launch_fails_goes_on(device: Backend, monkeypatch: Any) -> None:
+    case = Case("lstm", layers=2, dtype="float32")
+    layer, x = make(case, device.name), draw(case).x
+    stepper, other = layer.stepper(4), layer.stepper(4)
+    stream(stepper, x[:2])
+    stream(other, x[:2])
+    monkeypatch.setattr(Function, "run", Run(0, 1))
+    with pytest.raises(RuntimeError, match="deadlock"):
+        stepper.step(move(device, x[2]))
+    monkeypatch.setattr(Function, "run", Run())
+    assert_same([stream(stepper, x[2:])], [stream(other, x[2:])])
+    assert_same(on_host(stepper, stepper.state()), on_host(other, other.state()))

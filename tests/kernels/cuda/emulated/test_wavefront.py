@@ -1,0 +1,166 @@
+"""Layers of a stack in one launch of a sequence kernel, a wave, on the host's fibers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.support.emulated_sequences import TAG, run_forwards
+from tests.support.emulated_wavefronts import check_layer, check_wave, stack_of, tiling_of
+from tests.support.emulator.build import Faults
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.sequence import ITEMS, Run
+from xprnn.cells import CELLS
+from xprnn.kernels.cuda.table import LAYERS
+
+pytestmark = [needs_compiler, pytest.mark.frozen]
+RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
+SIZES = {  # lengths, H, layers
+    "ragged": (RAGGED, 33, 3),
+    "two groups": ((4,) * 17, 48, 2),
+    "a unit, a step": ((1,), 1, 2),
+}
+ALL = [
+    *[(cell, kind) for cell in ("gru", "lstm", "rnn_tanh") for kind in ITEMS],
+    ("rnn_relu", "TF32X3"),
+]
+WORKS = {pair: ("training", "forward")[k % 2] for k, pair in enumerate(ALL)}
+FEW = [("gru", "TF32X3"), ("lstm", "BF16"), ("rnn_tanh", "TF32X3")]
+
+
+@pytest.mark.parametrize(("cell", "kind"), ALL)
+def test_layers_compute_what_the_plain_loops_do(cell: str, kind: str) -> None:
+    for seed, (lengths, H, layers) in enumerate(SIZES.values()):
+        cases = stack_of(cell, kind, H, lengths, layers, bias=seed != 1)
+        check_wave(cases, tiling_of(cell, WORKS[cell, kind], kind), run=Run(seed))
+
+
+def test_as_many_layers_as_may_be() -> None:
+    check_wave(stack_of("gru", "BF16", 17, (2,), LAYERS), tiling_of("gru", "training", "BF16"))
+
+
+@pytest.mark.parametrize(("cell", "kind"), FEW)
+def test_layers_in_any_order(cell: str, kind: str) -> None:
+    cases = stack_of(cell, kind, 33, RAGGED, 3)
+    for seed in range(1, 11 if cell == "gru" else 5):
+        check_wave(cases, tiling_of(cell, WORKS[cell, kind], kind), run=Run(seed))
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "which"), [("gru", "TF32X3", 1), ("gru", "BF16", 2), ("lstm", "BF16", 3)]
+)
+def test_passes_of_every_tiling(cell: str, kind: str, which: int) -> None:
+    for passes, H in ((1, 40), (2, 64), (3, 48)):
+        cases = stack_of(cell, kind, H, (3, 2) * 12, 2)
+        tiling = tiling_of(cell, WORKS[cell, kind], kind, which)
+        check_wave(cases, tiling, run=Run(passes), passes=passes)
+
+
+def test_the_bits_are_the_same_in_any_order() -> None:
+    cases, tiling = stack_of("gru", "TF32X3", 48, RAGGED, 3), tiling_of("gru", "forward", "TF32X3")
+    results = {
+        tuple([left.arrays[name].tobytes() for left in found for name in ("h",)])
+        for seed in range(4)
+        for found in [run_forwards(cases, tiling, run=Run(seed))]
+    }
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("where", ("gx", "h0", "weight_ih", "weight_hh"))
+@pytest.mark.parametrize(("cell", "kind"), FEW[:2])
+def test_infinities_and_nans_go_where_the_plain_loops_have_them(
+    cell: str, kind: str, where: str
+) -> None:
+    for value, layer in ((np.nan, 0), (np.inf, 1)) if where != "weight_ih" else ((np.inf, 1),):
+        cases = stack_of(cell, kind, 33, (4, 4, 3, 2), 3)
+        cases[layer].numbers[where][1, 4] = value
+        check_wave(cases, tiling_of(cell, WORKS[cell, kind], kind), run=Run(3))
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "stuck"), [("gru", "BF16", 0), ("gru", "BF16", 1), ("lstm", "BF16", 2)]
+)
+def test_what_gives_up_leaves_nan_there_and_above(cell: str, kind: str, stuck: int) -> None:
+    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const Arrival arrival = await"
+    faults = (("const Arrival arrival = await", gives_up),)
+    cases, tiling = stack_of(cell, kind, 33, (5, 4, 4, 2), 3), tiling_of(cell, "training", kind)
+    for seed in range(2):
+        found = run_forwards(cases, tiling, run=Run(seed), faults=faults, spins=5000)
+        assert found[0].outcome == "fine" and 0 <= found[0].report - TAG < 5
+        for layer, left in enumerate(found):
+            if layer < stuck:
+                left.report = 0  # which all have
+                check_layer(cases, layer, tiling, left)
+                continue
+            for name in CELLS[cell].state_names[: 1 if layer > stuck else 2]:
+                final = cases[layer].layout.final(left.arrays[name], False)
+                assert np.isnan(final.astype(np.float32)).all(), name
+
+
+@pytest.mark.parametrize("resident", range(1, 7))
+def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: int) -> None:
+    """Two blocks a layer, of three; an upper one begins when one below has ended."""
+    cases = stack_of("gru", "BF16", 32, (5, 4, 4, 2), 3)
+    tiling = tiling_of("gru", "training", "BF16")
+    found = run_forwards(cases, tiling, run=Run(resident, resident), spins=2000)
+    assert found[0].outcome == "fine"
+    assert bool(found[0].report) == (resident < 2)
+    for layer, left in enumerate(found):
+        left.report = 0
+        final = cases[layer].layout.final(left.arrays["h"], False).astype(np.float32)
+        if resident < 2 and np.isnan(final).any():
+            assert np.isnan(final).all()
+        else:
+            check_layer(cases, layer, tiling, left)
+
+
+Z_REVERSED = "reverse || (!WAVE && blockIdx.z);"
+PUBLISHED = "this->publish(mail + after * words, h);"
+# rows of two steps before: free where they are published, but not above
+REUSED = f"{PUBLISHED} if (!blockIdx.z && after >= 24) {PUBLISHED.replace('after', '(after - 16)')}"
+FAULTS: dict[str, Faults] = {
+    "no wait for the layer below": (
+        ("if (all_lanes(full)) return", "if (all_lanes(full) || threadIdx.x >= 64) return"),
+    ),
+    "a slot written again too early": ((PUBLISHED, REUSED),),
+    "the step before of the layer below": (("(upper ? after : before)", "before"),),
+    "the first layer's arrays": (("return of[blockIdx.z]", "return of[0]"),),
+    "another layer's weights": (
+        ("own.below, seq", "{arrays.of[1].below.weight_ih, own.below.mail}, seq"),
+    ),
+    "a layer too far below": (
+        ("own.below, seq", "{own.below.weight_ih, blockIdx.z ? arrays.of[0].mail : nullptr}, seq"),
+    ),
+    "W_hh in place of W_ih": (("upper ? below.weight_ih : weight_hh", "weight_hh"),),
+    "shares of the reduction that do not begin again": (("warp - sharing", "warp"),),
+    "the own product twice": (("sums + partials / 2", "sums"),),
+    "upper layers in reverse": ((Z_REVERSED, "reverse || blockIdx.z;"),),
+}  # fmt: skip
+
+
+def shows(cell: str, faults: Faults) -> bool:
+    """Whether the last layer of one of the cases is wrong, or does not end."""
+    tiling = tiling_of(cell, "training", "BF16")
+    for lengths, seed in itertools.product(((6,) * 8, RAGGED), range(12)):
+        cases = stack_of(cell, "BF16", 48, lengths, 3)
+        try:
+            found = run_forwards(cases, tiling, run=Run(seed), faults=faults, spins=3000)
+            check_layer(cases, 2, tiling, found[2])
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_shows(fault: str) -> None:
+    assert shows("gru", FAULTS[fault])
+
+
+def test_a_missing_wait_in_another_cell_shows() -> None:
+    assert shows("lstm", FAULTS["no wait for the layer below"])
+
+
+def test_the_cases_pass_without_a_fault() -> None:
+    assert not shows("gru", ())

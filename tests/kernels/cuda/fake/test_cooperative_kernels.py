@@ -1,0 +1,255 @@
+"""Kernels whose blocks wait for each other: in turn on a device, and what they report."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.fake_cupy.cuda import LOG
+from tests.support.fake_cupy.launch import Gpu, Stream, gives_up
+from tests.support.operations import PARTS, Case
+from tests.support.targets import arguments, arrays, assert_same, forward, make, run
+from xprnn.backend import Backend
+from xprnn.backend.cupy import CupyBackend
+from xprnn.backend.resident import ResidentKernels, Shape
+
+SEEDS = range(50)
+SHAPE = Shape((3, 2), 256, 100_000)  # on a device with room for 8: no two at once
+
+
+def launches(gpu: Gpu, count: int) -> None:
+    """So many launches, from two threads on two streams, in any order."""
+    resident = ResidentKernels(gpu.cupy, 0)
+    kernel, streams = gpu.kernel(), [Stream(gpu) for _ in range(2)]
+
+    def serve(stream: Stream) -> None:
+        with stream:
+            for _ in range(count):
+                resident.launch("k", kernel, SHAPE, (np.int32(5),))
+
+    threads = [threading.Thread(target=serve, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_two_streams_take_turns() -> None:
+    for seed in SEEDS:
+        gpu = Gpu(processors=8)
+        launches(gpu, 5)
+        assert sum(len(stream.queue) for stream in gpu.streams) == 2 * 5 * 3 - 1
+        gpu.run(seed)
+
+
+def starves(gpu: Gpu) -> bool:
+    try:
+        gpu.run(seed=0)
+    except AssertionError:
+        return True
+    return False
+
+
+def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted faults: no wait, no record."""
+    monkeypatch.setattr(Stream, "wait_event", lambda self, event: None)
+    gpu = Gpu(processors=8)
+    launches(gpu, 5)
+    assert starves(gpu)
+    monkeypatch.undo()
+    gpu = Gpu(processors=8)
+    monkeypatch.setattr(gpu.cupy.cuda.Event, "record", lambda self, stream: None)
+    launches(gpu, 5)
+    assert starves(gpu)
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that both wait for the same launch before them would run side by side."""
+    gpu = Gpu(processors=8)
+    resident, streams = ResidentKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
+    kernel, both = gpu.kernel(), threading.Barrier(2)
+    if not locked:
+        monkeypatch.setattr(resident, "_lock", nullcontext())
+    with streams[0]:
+        resident.launch("k", kernel, SHAPE, ())
+    wait = Stream.wait_event
+
+    def hesitate(self: Stream, event: Any) -> None:
+        wait(self, event)
+        try:
+            both.wait(0.2 if locked else None)
+        except threading.BrokenBarrierError:
+            assert locked  # the other thread may not be here yet
+
+    monkeypatch.setattr(Stream, "wait_event", hesitate)
+
+    def serve(stream: Stream) -> None:
+        with stream:
+            resident.launch("k", kernel, SHAPE, ())
+
+    threads = [threading.Thread(target=serve, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert starves(gpu) is not locked
+
+
+def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
+    gpu = Gpu(processors=8)
+    resident = ResidentKernels(gpu.cupy, 0)
+    message = "kernel k: 9 blocks of 256 threads and 100000 bytes .* the device holds 8"
+    for grid in ((9, 1), (1, 9), (3, 3)):
+        with Stream(gpu) as stream, pytest.raises(RuntimeError, match=message):
+            resident.launch("k", gpu.kernel(), SHAPE._replace(grid=grid), ())
+        assert not stream.queue
+    with stream:  # two of them on each multiprocessor
+        ResidentKernels(Gpu(processors=8, each=2).cupy, 0).launch(
+            "k", gpu.kernel(), SHAPE._replace(grid=(4, 4)), ()
+        )
+    assert stream.queue
+
+
+def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
+    gpu = Gpu(processors=8)
+    resident, kernel = ResidentKernels(gpu.cupy, 0), gpu.kernel()
+    with Stream(gpu):
+        for shared in (200_000, 1000, 200_000, 0, 232_432):
+            resident.launch("k", kernel, SHAPE._replace(shared=shared), ())
+        with pytest.raises(RuntimeError, match="INVALID_VALUE"):
+            resident.launch("k", kernel, SHAPE._replace(shared=232_448), ())
+        resident.launch("k", kernel, SHAPE, ())  # the lock is free
+    gpu.run(seed=0)
+
+
+# -- reports
+
+
+@pytest.fixture
+def stopped(strict: Backend) -> Any:
+    """Let a kernel on the backend "strict" give up at a step."""
+    gpu = Gpu(processors=8)
+    strict.resident = ResidentKernels(gpu.cupy, 0)
+    stream = Stream(gpu)
+
+    def stop(name: str = "gru_forward", step: int = 17) -> None:
+        with stream:
+            strict.resident.launch("other", gpu.kernel(), SHAPE, ())
+            strict.resident.launch(name, gpu.kernel(gives_up(step)), SHAPE, (np.int32(5),))
+        gpu.run(seed=0)
+
+    return stop
+
+
+REPORT = "kernel {} gave up at step {}: .* NaN"
+
+
+@pytest.mark.parametrize("step", [0, 17, 2**24 - 1])
+@pytest.mark.parametrize("name", ["gru_forward", "other"])
+def test_the_next_call_names_kernel_and_step(
+    name: str, step: int, stopped: Any, strict: Backend
+) -> None:
+    for wait in (strict.synchronize, xprnn.synchronize, lambda: make("gru", backend="strict")):
+        stopped(name, step)
+        with pytest.raises(xprnn.KernelStoppedError, match=REPORT.format(name, step)):
+            wait()
+        wait()
+
+
+def test_a_kernel_that_ends_well_reports_nothing(strict: Backend) -> None:
+    gpu = Gpu(processors=8)
+    strict.resident = ResidentKernels(gpu.cupy, 0)
+    with Stream(gpu):
+        strict.resident.launch("k", gpu.kernel(), SHAPE, ())
+    xprnn.synchronize()
+    gpu.run(seed=0)
+    xprnn.synchronize()
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_operation_reports_before_it_changes_anything(
+    part: Any, stopped: Any, strict: Backend, tmp_path: Path
+) -> None:
+    case: Case = part(strict, tmp_path)
+    module, calls = case
+    for name, call in calls.items():
+        before = [strict.to_host(a) for a in (module.parameters.flat, module.grads.flat)]
+        stopped()
+        LOG.clear()
+        with pytest.raises(xprnn.KernelStoppedError):
+            call()
+        assert not LOG.launches and not LOG.memory, name
+        after = [strict.to_host(a) for a in (module.parameters.flat, module.grads.flat)]
+        assert_same(after, before, name)
+    for call in calls.values():
+        call()
+
+
+def test_an_operation_that_has_begun_goes_on(stopped: Any, strict: Backend) -> None:
+    """It raises for what happened meanwhile when the next one begins."""
+    layer = make("gru", backend="strict")
+    given = {name: strict.from_host(array) for name, array in arguments(layer).items()}
+    expected = arrays(run(layer, given))
+    with strict.activate():
+        stopped()
+        found = arrays(run(layer, given))
+        strict.synchronize()
+    with pytest.raises(xprnn.KernelStoppedError):
+        forward(layer, given)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(strict.to_host(one), strict.to_host(other))
+
+
+def test_what_happens_while_the_host_waits_is_seen(
+    stopped: Any, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strict.xp.cuda.Device, "synchronize", lambda self: stopped())
+    slow = SimpleNamespace(get=stopped)  # an array that is waited for
+    for wait in (strict.synchronize, lambda: CupyBackend.to_host(strict, slow)):
+        with pytest.raises(xprnn.KernelStoppedError):
+            wait()
+
+
+def test_one_of_many_threads_gets_the_report(stopped: Any, strict: Backend) -> None:
+    stopped()
+    start, raised = threading.Barrier(8), []
+
+    def ask() -> None:
+        start.wait()
+        try:
+            strict.resident.check()
+        except xprnn.KernelStoppedError as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(raised) == 1
+
+
+# -- the real one, where it is installed; none of this needs a GPU
+
+
+def test_cupy_has_what_launches_need() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    cuda = cupy.cuda
+    assert "disable_timing" in inspect.signature(cuda.Event.__init__).parameters
+    assert list(inspect.signature(cuda.PinnedMemory.__init__).parameters)[1] == "size"
+    assert callable(cuda.Stream.wait_event) and callable(cuda.Event.record)
+    assert callable(cuda.PinnedMemoryPointer) and callable(cuda.runtime.getDeviceProperties)
+    assert callable(cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor)
+    kernel = cupy.RawKernel("", "k", enable_cooperative_groups=True)
+    assert kernel.enable_cooperative_groups
+    for name in ("kernel", "shared_size_bytes", "max_dynamic_shared_size_bytes"):
+        assert hasattr(type(kernel), name), name

@@ -1,0 +1,291 @@
+"""Where memory runs out: who asked for how much, nothing is kept, nothing is half-changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.failing_memory import CupyMemory, StrictMemory
+from tests.support.on_device import backward, forward, run
+from tests.support.operations import moved
+from tests.support.targets import (
+    CELLS,
+    FUNCTIONS,
+    LAYERS,
+    arguments,
+    arrays,
+    assert_same,
+    make,
+    module_of,
+    normal,
+    state_of,
+)
+from xprnn import feature_first, optim
+from xprnn.backend import Backend
+from xprnn.memory import OutOfMemoryError
+from xprnn.recurrent import _Recurrent
+
+SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
+
+
+@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def memory(
+    request: pytest.FixtureRequest, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """The stand-in's memory, and that of a GPU."""
+    if request.param == "strict":
+        yield StrictMemory(strict, monkeypatch)
+        return
+    try:
+        backend = xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        pytest.skip(str(error))
+    found = CupyMemory(backend)
+    with backend.xp.cuda.using_allocator(found):
+        yield found
+
+
+def check_failure(memory: Any, error: MemoryError, who: str, before: int, exact: bool) -> None:
+    """Fail unless the error says what it should, and nothing is held by those who hold it."""
+    text = rf"{who} on {memory.backend.name}: Out of memory allocating [\d,]+ bytes"
+    assert re.match(text, str(error)), error
+    held = memory.held()
+    assert held == before if exact else held <= before, f"{held - before} bytes are held"
+
+
+def on_host(memory: Any, results: Any) -> list[np.ndarray]:
+    return [memory.backend.to_host(array) for array in arrays(results)]
+
+
+def name_of(subject: Any) -> str:
+    is_function = module_of(subject) is not subject
+    return r"xprnn\.functional\S*" if is_function else type(subject).__name__
+
+
+def state(memory: Any, subject: Any) -> list[np.ndarray]:
+    *flat, counts = state_of(subject)
+    return [*on_host(memory, flat), counts]
+
+
+class Trials:
+    """A subject for each allocation of a call, new or used, and what it should give."""
+
+    def __init__(self, name: str, memory: Any, used: bool) -> None:
+        wide = {"num_layers": 2, "bidirectional": True} if name in LAYERS else {}
+        self._make = lambda: make(name, backend=memory.backend.name, **wide)
+        self._memory, self._used = memory, used
+        first = self._make()
+        self.given = moved(memory.backend, arguments(first))
+        self.expected = on_host(memory, run(first, self.given))
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        for k in range(1, 1000):
+            subject = self._make()
+            if self._used:
+                run(subject, self.given)
+            yield k, subject
+
+    def check(self, subject: Any) -> None:
+        """Fail unless the subject goes on as if nothing had been."""
+        module_of(subject).train()
+        assert_same(on_host(self._memory, run(subject, self.given)), self.expected)
+
+
+CASES = (  # whose, on which code, after a call or before the first
+    *((name, "reference", used) for name in SUBJECTS for used in (False, True)),
+    *((name, "auto", False) for name in ("rnn_relu", "gru", "gru_reset_before", "lstm")),
+)
+each_case = pytest.mark.parametrize(
+    ("name", "kernels", "used"), CASES, ids=[f"{n}-{k}{'-used' * u}" for n, k, u in CASES]
+)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@each_case
+def test_forward(
+    name: str,
+    kernels: str,
+    used: bool,
+    training: bool,
+    memory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    check_forward(Trials(name, memory, used), training, memory, exact=not used)
+
+
+def check_forward(trials: Trials, training: bool, memory: Any, exact: bool) -> None:
+    for k, subject in trials:
+        if not training:
+            module_of(subject).eval()
+        unchanged, before = state(memory, subject), memory.held()
+        with memory.failing(k):
+            try:
+                forward(subject, trials.given)
+                break
+            except MemoryError as error:
+                check_failure(memory, error, name_of(subject), before, exact)
+        assert_same(state(memory, subject), unchanged)
+        trials.check(subject)
+    assert k > 2
+
+
+@each_case
+def test_backward(
+    name: str, kernels: str, used: bool, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it the call can be undone again or, where its record was written, says it cannot."""
+    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    trials, repeated = Trials(name, memory, used), []
+    for _, subject in trials:
+        module = module_of(subject)
+        forward(subject, trials.given)
+        unchanged, before = state(memory, subject), memory.held()
+        with memory.failing(len(repeated) + 1):
+            try:
+                backward(subject, trials.given)
+                break
+            except MemoryError as error:
+                check_failure(memory, error, name_of(subject), before, exact=False)
+        assert_same(state(memory, subject), unchanged)
+        try:
+            found = on_host(memory, backward(subject, trials.given))
+        except RuntimeError as error:
+            assert re.search("half way|has been used", str(error))
+            repeated.append(False)
+            module.eval()
+        else:
+            found += on_host(memory, list(module.grads.values()))
+            assert_same(found, trials.expected[-len(found) :])
+            repeated.append(True)
+        trials.check(subject)
+    assert len(repeated) > 2
+    assert repeated[0], "nothing had been written yet"
+
+
+def test_memory_that_is_kept_is_found(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: an error that says what it should, and keeps what the call had taken."""
+    memory, whole = StrictMemory(strict, monkeypatch), _Recurrent._run.__wrapped__
+
+    def keeping(self: Any, call: Any) -> Any:
+        try:
+            return whole(self, call)
+        except MemoryError as error:
+            raise OutOfMemoryError(f"GRU on strict: {error}") from error
+
+    monkeypatch.setattr(_Recurrent, "_run", keeping)
+    with pytest.raises(AssertionError, match="bytes are held"):
+        check_forward(Trials("gru", memory, False), True, memory, exact=True)
+
+
+# -- the rest of what computes
+
+LINEAR = {"dtype": "float64", "seed": 0}
+
+
+def others(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """Whose name stands in the error, and a call that can be made again and again."""
+    name, device = memory.backend.name, memory.backend
+    x, y = device.from_host(normal(0, 4, 3)), device.from_host(normal(1, 4, 5))
+    linear = xprnn.Linear(3, 5, backend=name, **LINEAR)
+    trained = xprnn.Linear(3, 5, backend=name, **LINEAR).train()
+    trained(x)
+    table = xprnn.Embedding(5, 3, backend=name, **LINEAR)
+    embedding = xprnn.Embedding(5, 3, backend=name, **LINEAR).train()
+    embedding([1, 1, 0, 4])
+    shapes = {"Wax": (5, 3), "Waa": (5, 5), "Wya": (2, 5), "ba": (5, 1), "by": (2, 1)}
+    W = {key: device.from_host(normal(k, *s)) for k, (key, s) in enumerate(shapes.items())}
+    sequence, a0 = device.from_host(normal(5, 3, 4, 6)), device.from_host(normal(6, 5, 4))
+    first = r"xprnn\.(functional|feature_first\.rnn_forward)"
+    losses = r"xprnn\.readout\."
+    return {
+        "Linear": ("Linear", lambda: linear(x)),
+        "Linear.backward": ("Linear", lambda: trained.backward(y)),
+        "Embedding": ("Embedding", lambda: table([1, 1, 0, 4])),
+        "Embedding.backward": ("Embedding", lambda: embedding.backward(x)),
+        "softmax_cross_entropy": (
+            f"{losses}softmax_cross_entropy",
+            lambda: xprnn.softmax_cross_entropy(y, [0] * 4),
+        ),
+        "mse_loss": (f"{losses}mse_loss", lambda: xprnn.mse_loss(y, y)),
+        "rnn_forward": (first, lambda: feature_first.rnn_forward(sequence, a0, W)),
+        "Adam": (r"xprnn\.optim\.optimizer", lambda: optim.Adam([trained], lr=0.1)),
+        "clip_grad_norm": (
+            r"xprnn\.optim\.schedule\.clip_grad_norm",
+            lambda: optim.clip_grad_norm([trained], 1.0),
+        ),
+    }
+
+
+WHAT = (
+    *("Linear", "Linear.backward", "softmax_cross_entropy", "mse_loss", "rnn_forward"),
+    *("Embedding", "Embedding.backward", "Adam", "clip_grad_norm"),
+)
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_others(what: str, memory: Any) -> None:
+    who, call = others(memory)[what]
+    for k in range(1, 1000):
+        before = memory.held()
+        with memory.failing(k):
+            try:
+                call()
+                break
+            except MemoryError as error:
+                check_failure(memory, error, who, before, exact=True)
+    assert k > 1
+
+
+def test_the_callers_allocator_is_used(memory: Any) -> None:
+    layer = make("gru", backend=memory.backend.name)
+    others, before = elsewhere(memory), memory.held()
+    output = forward(layer, moved(memory.backend, arguments(layer)))[0]
+    assert memory.held() - before >= output.nbytes
+    assert elsewhere(memory) == others
+
+
+def elsewhere(memory: Any) -> int:
+    """The bytes in CuPy's own pool, which is not the caller's."""
+    xp = memory.backend.xp
+    return xp.get_default_memory_pool().used_bytes() if memory.backend.kind == "cupy" else 0
+
+
+# -- a GPU that is full
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_gpu_that_is_full(name: str) -> None:
+    try:
+        backend = xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        pytest.skip(str(error))
+    layer = make(name, 64, 64, backend="cupy", dtype="float32")
+    given = moved(backend, arguments(layer, T=200, N=128))
+    expected = on_host(SimpleNamespace(backend=backend), run(layer, given))
+    layer.eval().train()
+    pool = backend.xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.used_bytes()
+    pool.set_limit(size=pool.total_bytes() + (8 << 20))
+    try:
+        forward(layer, given)
+    except MemoryError as error:
+        text = rf"{type(layer).__name__} on cupy:0: Out of memory allocating [\d,]+ bytes"
+        assert re.match(text, str(error))
+        assert pool.used_bytes() <= before
+        small = {key: array[:1] if array.ndim == 3 else array for key, array in given.items()}
+        forward(layer, {**small, **{n: given[n] for n in given if n.endswith("0")}})
+        layer.eval().train()
+    else:
+        pytest.fail("there was room enough")
+    finally:
+        pool.set_limit(size=0)
+    assert_same(on_host(SimpleNamespace(backend=backend), run(layer, given)), expected)

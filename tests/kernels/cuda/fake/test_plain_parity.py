@@ -1,0 +1,134 @@
+"""The plain code on the strict stand-in for CuPy: NumPy's results bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.cases import (
+    CELLS,
+    LAYERS,
+    Case,
+    Results,
+    build,
+    draw,
+    move,
+    product,
+    run,
+    run_functional,
+    unroll,
+)
+from tests.support.fake_cupy.cuda import BFLOAT16, LOG
+from xprnn.backend import Backend
+
+MATRIX = tuple(
+    product(
+        cell=LAYERS,
+        layers=(1, 2, 3),
+        directions=(1, 2),
+        batch_first=(False, True),
+        bias=(True, False),
+        dtype=("float64", "float32"),
+        lengths=("full", "zero"),
+        states=(True, False),
+    )
+)
+DROPOUT = tuple(
+    product(
+        cell=LAYERS,
+        layers=(2, 3),
+        directions=(1, 2),
+        dtype=("float64", "float32"),
+        lengths=("full", "zero"),
+        dropout=(0.25, 1.0),
+    )
+)
+NARROW = tuple(
+    product(
+        cell=LAYERS,
+        layers=(2,),
+        directions=(1, 2),
+        bias=(True, False),
+        dtype=("float32",),
+        compute_dtype=("float16", "bfloat16"),
+        lengths=("full", "zero"),
+    )
+)
+
+
+def assert_same_bits(found: Results, expected: Results) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert np.isfinite(array).all(), name
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("case", MATRIX + DROPOUT + NARROW, ids=str)
+def test_layer(case: Case, strict: Backend) -> None:
+    if case.compute_dtype == "bfloat16" and BFLOAT16 is None:
+        pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")
+    problem = draw(case)
+    expected = run(build(case), case, problem)
+    assert_same_bits(run(build(case, strict.name), case, problem), expected)
+    assert LOG.products and not LOG.kernels, "the plain code serves"
+
+
+def test_dropout_changes_the_results() -> None:
+    case = Case("gru", layers=2, dropout=0.25)
+    layer, problem = build(case), draw(case)
+    trained, _ = layer(problem.x)
+    kept, _ = layer.eval()(problem.x)
+    assert not np.array_equal(trained, kept)
+
+
+@pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == 2 and c.bias], ids=str)
+def test_eval_equals_train(case: Case, strict: Backend) -> None:
+    problem = draw(case)
+    expected = run(build(case), case, problem)
+    layer = build(case, strict.name).eval()
+    hx = move(strict, *problem.initial) if case.states else None
+    output, final = layer(move(strict, problem.x), hx, lengths=problem.lengths)
+    ends = final if isinstance(final, tuple) else (final,)
+    found = {"output": strict.to_host(output)}
+    found |= {f"{n}_n": strict.to_host(end) for n, end in zip(case.state_names, ends, strict=True)}
+    assert_same_bits(found, {name: expected[name] for name in found})
+
+
+@pytest.mark.parametrize("lengths", ["full", "zero"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_second_call_in_used_memory_gives_the_same_bits(
+    cell: str, lengths: str, strict: Backend
+) -> None:
+    case = Case(cell, layers=2, directions=2, lengths=lengths)
+    layer, problem = build(case, strict.name), draw(case)
+    first = run(layer, case, problem)
+    for _ in range(2):
+        layer.zero_grad()
+        assert_same_bits(run(layer, case, problem), first)
+
+
+@pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == c.directions == 1], ids=str)
+def test_functional(case: Case, strict: Backend) -> None:
+    problem = draw(case)
+    expected = run_functional(case, build(case), problem)
+    assert_same_bits(run_functional(case, build(case, strict.name), problem), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", CELLS)
+def test_cell(name: str, dtype: str, strict: Backend) -> None:
+    kind, options = CELLS[name]
+    rng = np.random.default_rng(5)
+    count = 2 if name == "lstm" else 1
+    x = rng.standard_normal((3, 4, 3)).astype(dtype)
+    initial = tuple(rng.standard_normal((4, 5)).astype(dtype) for _ in range(count))
+    upstream = tuple(rng.standard_normal((3, 4, 5)).astype(dtype) for _ in range(count))
+
+    def unrolled(backend: str) -> Any:
+        cell = kind(3, 5, **options, backend=backend, dtype=dtype, seed=6).train()
+        return unroll(cell, x, initial, upstream)
+
+    assert_same_bits(unrolled(strict.name), unrolled("numpy"))

@@ -1,0 +1,164 @@
+"""Who serves on a CUDA backend, and what a step costs there: launches counted, no new memory."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.fake_cupy.cuda import BFLOAT16, LOG
+from tests.support.targets import LAYERS, MODULES, arguments, make
+from xprnn.backend import Backend
+from xprnn.kernels.cuda import pointwise
+
+IMPLEMENTATIONS = (pytest.param("pointwise", marks=needs_compiler), "reference")
+PRODUCTS = {"gru_reset_before": 2}  # in a step; 1 for the others
+
+
+def moved(backend: Backend, given: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: backend.from_host(array) for name, array in given.items()}
+
+
+def call(module: Any, given: dict[str, Any], upstream: bool = True) -> tuple[Any, ...]:
+    """Call and undo; what LOG counted of either: kernels, products, others, new arrays."""
+    states = tuple(given[name] for name in ("h", "c", "h0", "c0") if name in given)
+    counted = []
+    for part in (
+        lambda: module(given["x"], states if len(states) > 1 else states[0]),
+        lambda: module.backward(given["doutput"] if upstream else None, dstates(given)),
+    ):
+        LOG.clear()
+        part()
+        counted.append(np.array([LOG.kernels, LOG.products, LOG.others, len(LOG.memory)]))
+    return tuple(counted)
+
+
+def dstates(given: dict[str, Any]) -> Any:
+    found = tuple(given[name] for name in ("dh_n", "dc_n") if name in given)
+    return found if len(found) > 1 else found[0]
+
+
+def per_step(
+    backend: Backend, name: str, upstream: bool = True, **options: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """What one more step adds to a call and to its inverse: a long call less a short one."""
+    counted = []
+    for T in (9, 4):
+        layer = make(name, backend=backend.name, **options)
+        given = moved(backend, arguments(layer, T=T))
+        for _ in range(3):  # scratch has found its size
+            found = call(layer, given, upstream)
+        counted.append(found)
+    return tuple((long - short) / 5 for long, short in zip(*counted, strict=True))
+
+
+def promised(layer: Any) -> tuple[int, int, int]:
+    """The launches that `explain` says a step takes: forward, backward, and for the output."""
+    text = layer.explain((4, 3, 3))
+    match = re.search(r"takes (\d+) launches forward, (\d+) backward and (one) more", text)
+    assert match, text
+    return int(match[1]), int(match[2]), 1
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", LAYERS)
+@needs_compiler
+def test_a_fused_step_is_kernels_and_products_and_takes_no_memory(
+    name: str, compute_dtype: str, bias: bool, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compute_dtype == "bfloat16" and BFLOAT16 is None:
+        pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")
+    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
+    options = {"dtype": "float32", "compute_dtype": compute_dtype, "bias": bias}
+    count = PRODUCTS.get(name, 1)
+    there, back = per_step(strict, name, **options)
+    assert there.tolist() == [count, count, 0, 0]
+    assert back.tolist() == [count, count, 1, 0]
+    _, back = per_step(strict, name, upstream=False, **options)
+    assert back.tolist() == [count, count, 0, 0]
+
+
+@needs_compiler
+def test_a_step_that_takes_memory_is_noticed(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wasteful(xp: Any, name: str, shape: tuple[int, int], *arrays: Any) -> None:
+        pointwise.launch(xp, name, shape, *[array.copy() for array in arrays[:1]], *arrays[1:])
+
+    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
+    monkeypatch.setattr("xprnn.kernels.cuda.cells.launch", wasteful)
+    there, back = per_step(strict, "lstm")
+    assert there.tolist() == [1, 1, 1, 1]
+    assert back.tolist() == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_explain_tells_the_launches_of_a_step(
+    name: str, implementation: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", implementation)
+    forward, backward, output = promised(make(name, backend=strict.name))
+    there, back = per_step(strict, name)
+    _, without = per_step(strict, name, upstream=False)
+    assert there[:3].sum() == forward
+    assert back[:3].sum() == backward + output
+    assert without[:3].sum() == backward
+    assert there[3] == back[3] == 0
+    assert (there[0] > 0) == (back[0] > 0) == (implementation == "pointwise")
+
+
+# -- who serves
+
+
+@pytest.mark.parametrize(
+    ("forced", "expected", "reason"),
+    [
+        pytest.param("auto", "pointwise", "the fastest of 2", marks=needs_compiler),
+        pytest.param("", "pointwise", "the fastest of 2", marks=needs_compiler),
+        pytest.param("pointwise", "pointwise", "XPRNN_KERNELS=pointwise", marks=needs_compiler),
+        ("reference", "reference", "XPRNN_KERNELS=reference"),
+    ],
+)
+@pytest.mark.parametrize("name", MODULES)
+def test_the_table_chooses_by_name(
+    name: str,
+    forced: str,
+    expected: str,
+    reason: str,
+    strict: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", forced)
+    module = make(name, backend=strict.name)
+    given = arguments(module)
+    lines = module.explain(given["x"].shape).splitlines()
+    assert lines[0].endswith(f" N=3: {expected}") and lines[1] == f"  reason: {reason}"
+    assert any(
+        re.match("  sequence: (no kernel|not yet run|XPRNN_KERNELS=)", line) for line in lines
+    )
+    assert any(line.startswith("  pointwise: ") for line in lines) == (expected == "reference")
+    LOG.clear()
+    hx = [strict.from_host(given[key]) for key in ("h", "c", "h0", "c0") if key in given]
+    module(strict.from_host(given["x"]), tuple(hx) if len(hx) > 1 else hx[0])
+    assert (LOG.kernels > 0) == (expected == "pointwise")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_whole_sequences_cannot_be_forced(
+    name: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(name, backend=strict.name)
+    given = arguments(module)
+    x = strict.from_host(given["x"])
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    LOG.clear()
+    for ask in (lambda: module(x), lambda: module.explain(x.shape)):
+        with pytest.raises(xprnn.KernelUnavailableError, match=r"XPRNN_KERNELS=sequence: [ft]"):
+            ask()
+    assert not LOG.launches

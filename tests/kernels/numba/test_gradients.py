@@ -1,0 +1,105 @@
+"""The CPU's kernels of the products over all steps, by themselves: blocks, panels and slices."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.numba_cases import faulty, needs_numba, uncached
+
+pytestmark = needs_numba
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@DTYPES
+@pytest.mark.parametrize("bounds", [(0, 1), (0, 8, 21), (0, 0, 16, 39)])
+@pytest.mark.parametrize("K", [1, 16, 33, 64])
+@pytest.mark.parametrize("S", [0, 1, 255, 256, 257, 700])
+def test_gradients_of_weights_are_sums_over_all_rows(
+    S: int, K: int, bounds: tuple[int, ...], dtype: str
+) -> None:
+    from xprnn.kernels.numba.gradients import BLOCK, _weights
+    from xprnn.kernels.numba.product import width_of
+
+    rng, width = np.random.default_rng(S), width_of(np.dtype(dtype))
+    dgates = rng.standard_normal((S, bounds[-1])).astype(dtype)
+    inputs = rng.standard_normal((S, K)).astype(dtype)
+    dweight, dbias = np.full((bounds[-1], K), np.nan, dtype), np.full(bounds[-1], np.nan, dtype)
+    for low, high in pairwise(bounds):
+        sizes = (BLOCK, width), (high - low, width), (2, high - low)
+        rooms = [np.full(size, np.nan, dtype) for size in sizes]
+        _weights(np.dtype(dtype))(dgates, inputs, dweight, dbias, *rooms, low, high)
+    wide = dgates.astype(np.float64)
+    most = 4 * np.finfo(dtype).eps * max(S, 1) ** 0.5  # rounding in S sums of numbers of size 1
+    np.testing.assert_allclose(dweight, wide.T @ inputs, rtol=0, atol=4 * most * max(S, 1) ** 0.5)
+    np.testing.assert_allclose(dbias, wide.sum(axis=0), rtol=0, atol=4 * most * max(S, 1) ** 0.5)
+
+
+@pytest.mark.parametrize("wanted", ["dweight", "dbias"])
+def test_what_nobody_wants_is_left_out(wanted: str) -> None:
+    from xprnn.kernels.numba.gradients import BLOCK, _weights
+    from xprnn.kernels.numba.product import width_of
+
+    dtype = np.dtype("float32")
+    dgates, inputs, width = np.ones((300, 9), dtype), np.ones((300, 5), dtype), width_of(dtype)
+    dweight = np.zeros((9, 5) if wanted == "dweight" else (0, 0), dtype)
+    dbias = np.zeros(9 if wanted == "dbias" else 0, dtype)
+    rooms = [np.empty(size, dtype) for size in ((BLOCK, width), (9, width), (2, 9))]
+    _weights(dtype)(dgates, inputs, dweight, dbias, *rooms, 0, 9)
+    assert (dweight == 300).all() and (dbias == 300).all()
+
+
+@DTYPES
+def test_sums_of_many_rows_are_as_exact_as_those_of_few(dtype: str) -> None:
+    """Ones and a little: a running sum would lose most of it. Blocks of blocks are summed."""
+    from xprnn.kernels.numba import gradients
+
+    check_many_rows(gradients, dtype)
+    for change in (
+        ("        own[j] = 0.0\n", "        own[j] = 0.0 if last else own[j]\n"),
+        ("            several[j] = 0.0\n", ""),
+    ):
+        broken = faulty(gradients, change)
+        broken.compile_for = uncached
+        with pytest.raises(AssertionError, match="exact"):
+            check_many_rows(broken, dtype)
+
+
+def check_many_rows(gradients: Any, dtype: str) -> None:
+    from xprnn.numerics import sum_rows
+
+    BLOCK = gradients.BLOCK
+    S, small = 3 * BLOCK**2 + 5, {"float32": 1e-4, "float64": 1e-13}[dtype]
+    dgates = np.full((S, 3), 1 + small, dtype)
+    dbias, plain = np.empty(3, dtype), np.empty(3, dtype)
+    rooms = [np.empty(size, dtype) for size in ((BLOCK, 32), (0, 32), (2, 3))]
+    nothing = np.empty((0, 0), dtype), dbias
+    gradients._weights(np.dtype(dtype))(dgates, np.empty((S, 1), dtype), *nothing, *rooms, 0, 3)
+    sum_rows(np, dgates, plain)
+    exact = S * np.longdouble(dgates[0, 0])
+    errors = [abs(float(found[0] - exact)) for found in (dbias, plain)]
+    assert errors[0] <= max(2 * errors[1], 4 * np.finfo(dtype).eps * S), f"not exact: {errors}"
+
+
+@DTYPES
+@pytest.mark.parametrize("bounds", [(0, 1), (0, 64, 131), (0, 0, 64)])
+@pytest.mark.parametrize("I", [1, 32, 45])
+def test_gradients_of_the_input_are_products(bounds: tuple[int, ...], I: int, dtype: str) -> None:  # noqa: E741
+    from xprnn.kernels.numba.gradients import ROWS, _input
+    from xprnn.kernels.numba.product import panels_of, width_of
+    from xprnn.kernels.numba.sequence import _packing
+
+    rng, kind = np.random.default_rng(0), np.dtype(dtype)
+    dgates, weight = rng.standard_normal((bounds[-1], 12)), rng.standard_normal((12, I))
+    dgates, weight = dgates.astype(kind), weight.astype(kind)
+    panels = np.full((panels_of(I, kind), 12, width_of(kind)), np.nan, kind)
+    _packing("pack", kind)(weight, panels)
+    dx = np.full((bounds[-1], I), np.nan, kind)
+    room = np.full((ROWS, len(panels) * panels.shape[2]), np.nan, kind)
+    for low, high in pairwise(bounds):
+        _input(kind)(dgates, panels, dx, room, low, high)
+    wide = dgates.astype(np.float64)
+    np.testing.assert_allclose(dx, wide @ weight, rtol=0, atol=100 * np.finfo(kind).eps)

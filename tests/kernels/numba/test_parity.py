@@ -1,0 +1,205 @@
+"""The CPU's compiled kernels, forced: every output and gradient is that of the equations."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.cases import LAYERS, Case, build, draw, product, run, run_functional
+from tests.support.numba_cases import (
+    SEQUENCE,
+    compare,
+    faulty,
+    forced,
+    needs_numba,
+    sized,
+    uncached,
+)
+from tests.support.tolerances import assert_close
+from xprnn import kernels as table
+
+pytestmark = needs_numba
+
+KERNELS = [("pointwise", cell) for cell in LAYERS] + [("sequence", cell) for cell in SEQUENCE]
+
+
+@pytest.mark.parametrize("lengths", ["full", "ragged", "zero"])
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_layers(kernels: str, cell: str, lengths: str) -> None:
+    for case in product(
+        cell=(cell,),
+        layers=(1, 2),
+        directions=(1, 2),
+        batch_first=(False, True),
+        bias=(True, False),
+        dtype=("float64", "float32"),
+        lengths=(lengths,),
+        states=(True, False),
+    ):
+        compare(case, kernels)
+
+
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_sizes(kernels: str, cell: str) -> None:
+    for case in sized(cell=(cell,), directions=(2,), T=(5,)):
+        compare(case, kernels)
+
+
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_dropout_between_layers(kernels: str, cell: str) -> None:
+    for directions in (1, 2):
+        compare(Case(cell, layers=3, directions=directions, dropout=0.25), kernels)
+
+
+@pytest.mark.parametrize("cell", SEQUENCE)
+def test_many_rows_and_lengths(cell: str) -> None:
+    """More packed rows than are computed at a time, of steps that differ, both ways."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(0, 40, 21)
+    lengths[0] = 40
+    x = rng.standard_normal((40, 21, 6))
+    upstream = rng.standard_normal((40, 21, 24))
+    name, options = LAYERS[cell]
+    layer = name(6, 12, bidirectional=True, seed=1, dtype="float64", **options).train()
+
+    def gradients() -> list[Any]:
+        layer.zero_grad()
+        output, _ = layer(x, lengths=lengths)
+        dx, _ = layer.backward(upstream)
+        return [output, dx, *(grad.copy() for grad in layer.grads.values())]
+
+    expected = forced("reference", gradients)
+    for k, (found, wanted) in enumerate(zip(forced("sequence", gradients), expected, strict=True)):
+        assert_close(found, wanted, "float64", f"{cell}: array {k}", steps=40)
+
+
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_functions(kernels: str, cell: str) -> None:
+    for case in product(cell=(cell,), bias=(True, False), lengths=("full", "zero")):
+        layer, problem = build(case), draw(case)
+        expected = forced("reference", run_functional, case, layer, problem)
+        found = forced(kernels, run_functional, case, layer, problem)
+        for name, values in expected.items():
+            assert_close(found[name], values, "float64", f"{case}: {name}")
+
+
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_gradients_by_differences(kernels: str, cell: str) -> None:
+    name, options = LAYERS[cell]
+    layer = name(3, 18, 2, bidirectional=True, seed=0, dtype="float64", **options)
+    forced(kernels, xprnn.gradcheck, layer, np.random.default_rng(0).standard_normal((4, 3, 3)))
+
+
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_verify_finds_them_right(kernels: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(table.AUTOMATIC, "numba", table.IMPLEMENTATIONS)
+    name, options = LAYERS[cell]
+    report = xprnn.verify(name(3, 9, seed=0, **options), (4, 3, 3), lengths=[4, 2, 0])
+    assert report.ok, report
+    assert kernels in {row.implementation for row in report.rows}
+
+
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_two_runs_give_the_same_bits(kernels: str, cell: str) -> None:
+    case = Case(cell, layers=2, directions=2, dtype="float32", N=9, H=37, T=6)
+    layer, problem = build(case), draw(case)
+    first, second = (forced(kernels, run, layer, case, problem) for _ in range(2))
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name])
+
+
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+@pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
+def test_a_call_without_rows_or_steps_is_served(N: int, T: int, kernels: str, cell: str) -> None:
+    case = Case(cell, N=N, T=T)
+    layer, problem = build(case), draw(case)
+    expected = forced("reference", run, layer, case, problem)
+    found = forced(kernels, run, layer, case, problem)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("kernels", "cell"), KERNELS)
+def test_what_is_not_finite_goes_where_the_equations_put_it(
+    kernels: str, cell: str, value: float
+) -> None:
+    """In x at one step, in one row: from there on, in that row alone."""
+    name, options = LAYERS[cell]
+    layer = name(3, 20, seed=0, **options)
+    x = np.random.default_rng(0).standard_normal((5, 11, 3)).astype(np.float32)
+    x[2, 4, 1] = value
+    with np.errstate(all="ignore"):
+        expected, _ = forced("reference", layer, x)
+        found, _ = forced(kernels, layer, x)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(np.delete(found, 4, axis=1)).all()
+
+
+def test_arrays_as_callers_have_them() -> None:
+    """Read-only, unaligned, strided: parameters, x and states are read as they come."""
+    raw = np.zeros(4 * 3 * 5 * 4 + 1, np.uint8)
+    unaligned = raw[1:].view(np.float32).reshape(4, 3, 5)
+    unaligned[...] = np.random.default_rng(0).standard_normal((4, 3, 5))
+    states = np.ones((1, 3, 14), np.float32)[..., ::2]
+    states.flags.writeable = False
+    cell_state = states[0]
+    for kernels in ("pointwise", "sequence"):
+        layer = xprnn.GRU(5, 7, seed=0)
+        expected, _ = forced("reference", layer, unaligned, states)
+        found, _ = forced(kernels, layer, unaligned, states)
+        assert_close(found, expected.astype(np.float64), "float32", "layer")
+        cell = xprnn.GRUCell(5, 7, seed=0)
+        expected = forced("reference", cell, unaligned[0], cell_state)
+        found = forced(kernels, cell, unaligned[0], cell_state)
+        assert_close(found, expected.astype(np.float64), "float32", "cell")
+
+
+@pytest.mark.parametrize(("size", "rows"), [(32, 6), (16, 6)], ids=["avx2", "128 bits"])
+def test_registers_of_other_processors(
+    size: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiles that fit them, here."""
+    from xprnn.kernels.numba import gradients, loops, product, sequence, tile
+
+    made = sequence._forward, sequence._backward, sequence._packing
+    made = *made, gradients._weights, gradients._input
+    ours = ("REGISTERS = Registers.of_host()", f"REGISTERS = Registers({size}, {rows})")
+    monkeypatch.setitem(sys.modules, tile.__name__, faulty(tile, ours))
+    theirs = faulty(product)
+    assert theirs.width_of(np.dtype("float32")) == size // 2
+    monkeypatch.setattr(loops, "product", theirs.product)
+    for module in (gradients, sequence):
+        monkeypatch.setattr(module, "product", theirs)
+        monkeypatch.setattr(module, "compile_for", uncached)
+    for name in ("panels_of", "width_of"):
+        monkeypatch.setattr(sequence, name, getattr(theirs, name))
+    for function in made:
+        function.cache_clear()
+    try:
+        for case in sized(cell=("gru",), directions=(2,), T=(5,)):
+            compare(case, "sequence")
+    finally:
+        for function in made:
+            function.cache_clear()
+
+
+@pytest.mark.parametrize("kernels", ["pointwise", "sequence"])
+def test_narrow_types_are_refused_with_the_reason(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = xprnn.GRU(3, 4, seed=0, compute_dtype="float16")
+    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    with pytest.raises(xprnn.KernelUnavailableError, match="float32 or float64, not in float16"):
+        layer(np.ones((2, 1, 3), np.float32))
+
+
+def test_the_reset_before_gru_has_no_sequence_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match="no sequence kernel for cell 'gru_re"):
+        xprnn.GRU(3, 4, reset_after=False, seed=0)(np.ones((2, 1, 3), np.float32))

@@ -1,0 +1,253 @@
+"""The stepper on the CPU's compiled step: the tests of `layers/test_stepper*.py` on it, and its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.layers import test_stepper as by_value
+from tests.layers import test_stepper_memory as in_memory
+from tests.layers import test_stepper_streams as in_streams
+from tests.support.cases import LAYERS, Case, draw
+from tests.support.numba_cases import SIZES, needs_numba, python
+from tests.support.streaming import MATRIX, assert_streams, assert_streams_apart, make, stream
+from tests.support.targets import normal
+from xprnn import kernels, processors
+
+pytestmark = needs_numba
+
+HERE = xprnn.get_backend("numpy")
+hurry = in_memory.hurry
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The table as users have it who have Numba."""
+    monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
+    monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    kernels._choose.cache_clear()
+    yield
+    kernels._choose.cache_clear()
+
+
+# -- by value
+
+
+@pytest.mark.parametrize("case", [c for c in MATRIX if not c.compute_dtype], ids=str)
+def test_every_cell(case: Case) -> None:
+    layer = make(case)
+    assert "one step: sequence" in layer.stepper(case.N).explain()
+    assert_streams(case, layer)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_sizes(cell: str, dtype: str, layers: int) -> None:
+    for N, I, H in SIZES:  # noqa: E741
+        case = Case(cell, layers=layers, dtype=dtype, N=N, I=I, H=H)
+        assert_streams(case, make(case))
+
+
+def test_arrays_as_callers_have_them() -> None:
+    """x read-only, unaligned or strided, and x and out that share memory."""
+    layer, x = xprnn.GRU(5, 5, 2, seed=0), normal(0, 3, 5).astype("f4")
+    expected = layer.stepper(3).step(x)
+    unaligned = np.zeros(61, np.uint8)[1:].view(np.float32).reshape(3, 5)
+    unaligned[...] = x
+    unaligned.flags.writeable = False
+    strided = np.repeat(x, 2, axis=1)[:, ::2]
+    for given in (unaligned, strided, np.asfortranarray(x)):
+        np.testing.assert_array_equal(layer.stepper(3).step(given), expected)
+    raw = np.zeros(61, np.uint8)[1:].view("f4")
+    for out in (np.zeros((5, 6), "f4").T[::2], raw.reshape(3, 5), x[::-1]):
+        assert layer.stepper(3).step(x, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_two_runs_give_the_same_bits(cell: str) -> None:
+    case = Case(cell, layers=3, dtype="float32", N=9, H=37)
+    layer, x = make(case), draw(case).x
+    np.testing.assert_array_equal(stream(layer.stepper(9), x), stream(layer.stepper(9), x))
+
+
+# -- the tests of the other implementations
+
+
+@pytest.mark.parametrize("case", by_value.STACKS, ids=str)
+def test_a_sequence_goes_on_in_a_stepper(case: Case) -> None:
+    by_value.test_a_sequence_goes_on_in_a_stepper_and_back_in_the_layer(case)
+
+
+@pytest.mark.parametrize("way", by_value.WAYS)
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_copy_goes_on_by_itself(cell: str, way: str) -> None:
+    by_value.test_a_copy_goes_on_by_itself(cell, way)
+
+
+WRITING = [*in_memory.WAYS, "an optimiser", "a frozen layer's other parameters"]
+
+
+@pytest.mark.parametrize("way", WRITING)
+@pytest.mark.parametrize("cell", LAYERS)
+def test_what_is_written_to_the_parameters_counts(cell: str, way: str) -> None:
+    in_memory.test_what_is_written_to_the_parameters_counts_from_the_next_step(
+        cell, way, None, HERE
+    )
+
+
+def test_a_layer_that_moves_needs_another_stepper(strict: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:  # `strict` forces the plain code
+        patch.delenv(kernels.ENVIRONMENT_VARIABLE)
+        in_memory.test_a_layer_that_moves_needs_another_stepper(strict)
+
+
+def test_inside_a_writable_block_nobody_could_say_what_counts() -> None:
+    in_memory.test_inside_a_writable_block_nobody_could_say_what_counts()
+
+
+@pytest.mark.parametrize("N", [1, 8])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_step_allocates_no_array(cell: str, N: int) -> None:
+    in_memory.test_a_step_allocates_no_array(cell, N)
+
+
+def test_out_is_written_and_returned_and_nothing_else_is_lent() -> None:
+    in_memory.test_out_is_written_and_returned_and_nothing_else_is_lent(HERE)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_steppers_of_one_layer_serve_threads_of_their_own(cell: str, hurry: None) -> None:
+    in_memory.test_steppers_of_one_layer_serve_threads_of_their_own(cell, hurry)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_each_stream_is_a_sequence_of_its_own(cell: str) -> None:
+    case = Case(cell, layers=2)
+    assert_streams_apart(case, make(case))
+
+
+@pytest.mark.parametrize("rows", in_streams.ROWS.values(), ids=in_streams.ROWS.keys())
+@pytest.mark.parametrize("cell", LAYERS)
+def test_rows_that_wait_stay_to_the_last_bit(cell: str, rows: Any) -> None:
+    in_streams.test_rows_that_wait_stay_to_the_last_bit(cell, rows, HERE)
+
+
+@pytest.mark.parametrize("wrong", in_streams.WRONG.values(), ids=in_streams.WRONG.keys())
+def test_what_is_wrong_is_refused_and_nothing_has_changed(wrong: in_streams.Wrong) -> None:
+    in_streams.assert_refused(HERE, wrong)
+
+
+def test_a_row_of_nan_is_well_again_after_reset() -> None:
+    in_streams.test_a_row_of_nan_is_well_again_after_reset()
+
+
+# -- threads and processes
+
+
+def test_two_steppers_step_side_by_side() -> None:
+    """The compiled step lets other threads run: each has streams of its own."""
+    layer = xprnn.LSTM(64, 64, 3, seed=0)
+    inputs = [normal(k, 300, 2, 64).astype("f4") for k in range(2)]
+    expected = [stream(layer.stepper(2), x) for x in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda x: stream(layer.stepper(2), x), inputs))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_after_use_goes_on() -> None:
+    code = """
+import os, numpy as np, xprnn
+layer = xprnn.GRU(3, 24, 2, seed=0)
+stepper, other, x = layer.stepper(4), layer.stepper(4), np.ones((4, 3), "f")
+assert "sequence" in stepper.explain().splitlines()[0]
+for one in (stepper, other):
+    one.step(x)
+expected = other.step(x)
+child = os.fork()
+if child == 0:
+    late = xprnn.LSTM(3, 24, seed=0).stepper(4).step(x)  # not compiled before the fork
+    os._exit(0 if np.array_equal(stepper.step(x), expected) and np.isfinite(late).all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), np.array_equal(stepper.step(x), expected))
+"""
+    assert python(code, OMP_NUM_THREADS="1").split() == ["0", "True"]
+
+
+# -- who serves
+
+
+def test_explain_says_who_serves_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = xprnn.GRU(3, 4, 2, seed=0)
+    assert layer.stepper(2).explain().splitlines() == [
+        "GRU(3, 4) on numpy, float32, L=2 N=2, one step: sequence",
+        "  reason: the fastest that fits",
+        "  one call takes a step of all layers, on weights packed for it",
+    ]
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
+    text = layer.stepper(2).explain()
+    assert "one step: reference\n  reason: XPRNN_KERNELS=reference" in text
+    assert "its array calls are recorded and repeated" in text
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    assert "  reason: XPRNN_KERNELS=sequence" in layer.stepper(2).explain()
+
+
+@pytest.mark.parametrize(
+    ("N", "threads", "serving"),
+    [(1, 1, "sequence"), (1, 2, "reference"), (8, 4, "sequence"), (8, 5, "reference")],
+)
+def test_work_for_many_threads_is_left_to_the_blas(
+    N: int, threads: int, serving: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processors, "processors", lambda: 8)
+    monkeypatch.setattr(processors, "_libraries", list)  # what this machine's BLAS was limited to
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", str(threads))
+    lines = xprnn.GRU(64, 1024, 2, seed=0).stepper(N).explain().splitlines()
+    assert lines[0].endswith(f"one step: {serving}")
+    if serving == "reference":
+        why = f"the products are worth the BLAS's {threads} threads"
+        assert lines[-1] == f"  sequence: N={N} I=1024 H=1024: {why}"
+    small = xprnn.GRU(64, 64, 2, seed=0).stepper(N)
+    assert small.explain().splitlines()[0].endswith("one step: sequence")
+
+
+def test_narrow_types_stay_with_the_plain_code_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = xprnn.GRU(3, 4, seed=0, compute_dtype="float16")
+    why = "the CPU's kernels compute in float32 or float64, not in float16"
+    lines = layer.stepper(2).explain().splitlines()
+    assert lines[0].endswith("one step: reference") and lines[-1] == f"  sequence: {why}"
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match=f"sequence: {why}"):
+        layer.stepper(2)
+
+
+def test_without_numba_the_plain_code_serves_and_the_reason_is_said(
+    without_numba: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = xprnn.GRU(3, 4, seed=0)
+    lines = layer.stepper(2).explain().splitlines()
+    assert lines[0].endswith("one step: reference")
+    assert lines[-1].startswith("  sequence: ") and lines[-1].endswith("pip install xprnn[numba]")
+    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match=r"pip install xprnn\[numba\]"):
+        layer.stepper(2)
+
+
+def test_the_plain_code_forced_imports_no_numba() -> None:
+    code = """
+import sys, numpy as np, xprnn
+xprnn.GRU(3, 4, seed=0).stepper(2).step(np.ones((2, 3), "f"))
+print("numba" in sys.modules)
+"""
+    assert python(code, XPRNN_KERNELS="reference").strip() == "False"

@@ -1,0 +1,215 @@
+"""A cell's call that is not recorded: a step kept ready that gives what the recorded call does."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from time import sleep
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.layers.test_stepper_memory import hurry, peak
+from tests.support.cases import CELLS
+from tests.support.implementations import Pool, use
+from tests.support.targets import normal
+from tests.support.tolerances import assert_close
+from tests.unit.test_parameters import WAYS
+from xprnn import cell_steps
+from xprnn.parameters import Parameters
+from xprnn.stack_steps import StackSteps
+
+__all__ = ["hurry"]
+pytestmark = pytest.mark.usefixtures("implementation")
+
+
+def make(name: str, I: int = 3, H: int = 5, **options: Any) -> Any:  # noqa: E741
+    kind, own = CELLS[name]
+    return kind(I, H, seed=0, **{"dtype": "float64", **own, **options})
+
+
+def arguments(name: str, N: int, I: int = 3, H: int = 5, seed: int = 0) -> tuple[Any, Any]:  # noqa: E741
+    x, h, c = (normal(3 * seed + k, N, width) for k, width in enumerate((I, H, H)))
+    return x, (h, c) if name == "lstm" else h
+
+
+def arrays(found: Any) -> list[np.ndarray]:
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def recorded(cell: Any, *given: Any) -> list[np.ndarray]:
+    """What the plain code of the recorded call finds."""
+    with use("reference"):
+        return arrays(copy.deepcopy(cell).train()(*given))
+
+
+def assert_right(cell: Any, *given: Any) -> None:
+    expected, dtype = recorded(cell, *given), cell.dtype.name
+    for _ in range(2):  # the first is made ready, the second is repeated
+        for k, (found, wanted) in enumerate(zip(arrays(cell(*given)), expected, strict=True)):
+            assert found.flags.c_contiguous
+            assert_close(found, wanted.astype("f8"), dtype, f"state {k}")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell(name: str, bias: bool, dtype: str) -> None:
+    for N, I, H in ((1, 3, 5), (4, 20, 33), (0, 3, 5)):  # noqa: E741
+        cell = make(name, I, H, bias=bias, dtype=dtype)
+        x, hx = arguments(name, N, I, H)
+        x, hx = x.astype(dtype), tuple([state.astype(dtype) for state in arrays(hx)])
+        hx = hx if len(hx) > 1 else hx[0]
+        assert_right(cell, x, hx)
+        assert_right(cell, x)
+        if N == 1:
+            alone = tuple([state[0] for state in arrays(hx)])
+            found = cell(x[0], alone if len(alone) > 1 else alone[0])
+            for one, other in zip(arrays(found), arrays(cell(x, hx)), strict=True):
+                np.testing.assert_array_equal(one, other[0])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_what_was_returned_is_the_callers(name: str) -> None:
+    cell = make(name)
+    x, hx = arguments(name, 2)
+    first = arrays(cell(x, hx))
+    kept = [state.copy() for state in first]
+    cell(2 * x, hx)
+    for one, other in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", CELLS)
+def test_what_is_written_counts_from_the_next_call(name: str, way: str) -> None:
+    cell, given = make(name), arguments(name, 2)
+    before = arrays(cell(*given))[0]
+    WAYS[way](cell, {n: normal(k, *p.shape) for k, (n, p) in enumerate(cell.parameters.items())})
+    assert_right(cell, *given)
+    assert not np.array_equal(before, arrays(cell(*given))[0])
+
+
+def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected fault: steps that take up the parameters once."""
+    genuine = StackSteps.follow
+
+    def follow(self: StackSteps, parameters: Parameters) -> None:
+        if self._version < 0:
+            genuine(self, parameters)
+
+    monkeypatch.setattr(StackSteps, "follow", follow)
+    with pytest.raises(AssertionError, match="relative error"):
+        test_what_is_written_counts_from_the_next_call("gru", "writable")
+
+
+def test_inside_a_writable_block_the_numbers_count_as_they_are() -> None:
+    cell, (x, h) = make("gru"), arguments("gru", 2)
+    cell(x, h)
+    with cell.writable() as flat:
+        flat *= 0.5
+        half = cell(x, h)
+        flat *= 0.5
+        quarter = cell(x, h)
+    assert not np.allclose(half, quarter)
+    np.testing.assert_allclose(cell(x, h), quarter, rtol=1e-12)
+
+
+def test_a_cell_that_moves_begins_anew() -> None:
+    cell, (x, h) = make("gru"), arguments("gru", 2)
+    cell(x, h)
+    cell.to(dtype="float32")
+    assert_right(cell, x.astype("f4"), h.astype("f4"))
+    cell.to(dtype="float64", precision="ieee")
+    for other in (copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))):
+        np.testing.assert_array_equal(other(x, h), cell(x, h))
+
+
+def test_eval_drops_what_is_kept() -> None:
+    cell = make("gru")
+    cell(*arguments("gru", 2))
+    assert cell._steps._free
+    cell.eval()
+    assert not cell._steps._free
+
+
+def test_no_call_leaves_anything_behind() -> None:
+    cell = make("gru", 64, 64)
+    x, h = arguments("gru", 8, 64, 64)
+    assert peak(lambda: cell(x, h)) < 2 * h.nbytes, "the result, and a view or two"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_threads_have_steps_of_their_own(
+    shared: bool, hurry: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all take the same ones, the injected fault, results are others'.
+
+    Each waits before it reads what its step has left, so that others write there meanwhile.
+    """
+    genuine = StackSteps.take
+
+    def take(self: StackSteps, *arguments: Any) -> Any:
+        result = genuine(self, *arguments)
+        sleep(1e-4)
+        return result
+
+    monkeypatch.setattr(StackSteps, "take", take)
+    if shared:
+        alone: list[Any] = []
+
+        class Shared(list[Any]):
+            def pop(self, index: Any = -1) -> Any:
+                if not alone:
+                    alone.append(super().pop())
+                return alone[0]
+
+        monkeypatch.setattr(
+            cell_steps.CellSteps,
+            "_size",
+            lambda self, *_: self.__dict__.setdefault("l", cell_steps._Size(Shared(), True)),
+        )
+    cell, threads = make("lstm", 32, 32), 4
+    given = [arguments("lstm", 3, 32, 32, seed=k) for k in range(threads)]
+    expected = [cell(*one) for one in given]
+
+    def serve(k: int) -> bool:
+        return all(np.array_equal(cell(*given[k]), expected[k]) for _ in range(100))
+
+    with Pool(threads) as pool:
+        found = list(pool.map(serve, range(threads)))
+    assert all(found) is not shared
+
+
+def test_explain_says_who_takes_the_step(implementation: str) -> None:
+    cell = make("gru", dtype="float32")
+    selected = "sequence" if implementation == "numba" else "reference"
+    with use(selected):
+        lines = cell.explain((2, 3)).splitlines()
+    assert lines[0] == f"GRUCell(3, 5) on numpy, float32, L=1 N=2, one step: {selected}"
+    assert lines[1].startswith("  reason: ") and selected in lines[1]
+    assert "T=1 N=2" in cell.train().explain((2, 3)), "recorded, it is a call as of a layer"
+    cell.eval()
+    if implementation == "numba":
+        assert "one step: sequence" in cell.explain((2, 3))
+        with use("pointwise"):
+            assert "T=1 N=2: pointwise" in cell.explain((2, 3))
+            assert_right(cell, *[a.astype("f4") for a in arguments("gru", 2)])
+
+
+def test_compiled_steps_share_packed_weights(implementation: str) -> None:
+    """Of every thread, and those of a layer's steppers; plain ones have copies of their own."""
+    cell, every = make("gru"), []
+    for N in (1, 2, 3):
+        cell(*arguments("gru", N))
+        (free,) = cell._steps._free.values()
+        every.append(free.pop())  # as another thread takes it
+    if implementation == "reference":
+        assert not cell.parameters.packs
+        return
+    (packs,) = cell.parameters.packs.values()
+    assert {*packs.made} == {"step"}
+    for steps in every:
+        arrays = steps._called._arrays
+        assert all(one is other for one, other in zip(arrays, packs.made["step"], strict=True))

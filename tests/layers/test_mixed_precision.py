@@ -1,0 +1,230 @@
+"""Narrow compute types beside float32: every result and gradient against float64 equations.
+
+The reference runs in float64 on numbers rounded to the narrow type first, so that what is
+compared is the rounding of what is stored on the way, and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.cases import LAYERS, Case, Problem, Results, build, draw, product, run, unroll
+from tests.support.targets import make
+from tests.support.tolerances import assert_close
+from xprnn.arithmetic import check_arithmetic
+from xprnn.cells import CELLS
+
+pytest.importorskip("ml_dtypes")
+
+NARROW = ("float16", "bfloat16")
+MATRIX = tuple(
+    product(
+        cell=LAYERS,
+        layers=(1, 2),
+        directions=(1, 2),
+        bias=(True, False),
+        dtype=("float32",),
+        lengths=("full", "zero"),
+        states=(True, False),
+        H=(17,),  # in very small layers carried gradients may cancel, and their error then does not
+    )
+)
+
+
+def narrow_type(name: str) -> Any:
+    return check_arithmetic("float32", name, "ieee").compute_dtype
+
+
+def rounded(array: np.ndarray, name: str) -> np.ndarray:
+    """The same numbers as the narrow type holds them, as float32."""
+    return array.astype(narrow_type(name)).astype(np.float32)
+
+
+def rounded_problem(case: Case, name: str) -> Problem:
+    given = draw(case)
+    return replace(
+        given,
+        x=rounded(given.x, name),
+        initial=tuple(rounded(state, name) for state in given.initial),
+    )
+
+
+def pair(case: Case, name: str) -> tuple[Any, Any]:
+    """A layer that computes in the narrow type, and one in float64 with the same numbers."""
+    layer = build(case).to(compute_dtype=name)
+    values = {key: rounded(value, name) for key, value in layer.parameters.items()}
+    if case.cell == "rnn_relu":  # keep every unit away from the kink, on either side of it
+        values = {k: _apart(v) if k.startswith("bias_ih") else v / 4 for k, v in values.items()}
+    layer.load_state_dict(values)
+    wide = build(replace(case, dtype="float64"))
+    wide.load_state_dict(values)
+    return layer, wide
+
+
+def _apart(bias: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(bias.size) % 3 == 0, -9.0, 9.0).astype(bias.dtype)
+
+
+def widened(problem: Problem) -> Problem:
+    return Problem(
+        x=problem.x.astype(np.float64),
+        initial=tuple(state.astype(np.float64) for state in problem.initial),
+        lengths=problem.lengths,
+        doutput=problem.doutput.astype(np.float64),
+        dfinal=tuple(d.astype(np.float64) for d in problem.dfinal),
+    )
+
+
+def compare(case: Case, name: str) -> tuple[Results, Results]:
+    layer, wide = pair(case, name)
+    problem = rounded_problem(case, name)
+    wide_case = replace(case, dtype="float64")
+    return run(layer, case, problem), run(wide, wide_case, widened(problem))
+
+
+def assert_all_close(case: Case, name: str, found: Results, expected: Results) -> None:
+    assert found.keys() == expected.keys()
+    for key, reference in expected.items():
+        assert np.abs(reference).max() > 0, f"{case}: {key} is all zero and tests nothing"
+        what = f"{case} {name}: {key}"
+        sizes = {"steps": case.T, "layers": case.layers, "width": 3 * case.H}
+        assert_close(found[key], reference, "float32", what, compute_dtype=name, **sizes)
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("case", [c for c in MATRIX if c.bias or c.cell != "rnn_relu"], ids=str)
+def test_layer_equals_float64_equations(case: Case, name: str) -> None:
+    assert_all_close(case, name, *compare(case, name))
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("cell", LAYERS)
+def test_results_differ_from_those_of_float32(cell: str, name: str) -> None:
+    """The narrow type is really used: the error is that of its rounding, not of float32's."""
+    found, expected = compare(Case(cell, dtype="float32"), name)
+    error = np.abs(found["output"] - expected["output"]).max() / np.abs(expected["output"]).max()
+    assert error > 2.0**-16
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "gru_reset_before", "lstm"])
+def test_a_wrong_gradient_of_a_gate_is_caught(
+    cell: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(cell, dtype="float32", H=17)
+    layer, wide = pair(case, name)
+    problem = rounded_problem(case, name)
+    expected = run(wide, replace(case, dtype="float64"), widened(problem))
+    for factor in (1.0, 1.5):
+        layer.zero_grad()
+        with monkeypatch.context() as patch:
+            scale_first_gate(cell, factor, patch)
+            found = run(layer, case, problem)
+        if factor == 1.0:
+            assert_all_close(case, name, found, expected)
+        else:
+            with pytest.raises(AssertionError, match="relative error"):
+                assert_all_close(case, name, found, expected)
+
+
+def scale_first_gate(name: str, factor: float, patch: pytest.MonkeyPatch) -> None:
+    """Multiply the gradient of a cell's first gate, behind the part that finds it."""
+    family, part = type(CELLS[name]), CELLS[name].parts[-1]
+    genuine = getattr(family, part)
+
+    def broken(self: Any, xp: Any, *buffers: Any) -> None:
+        genuine(self, xp, *buffers)
+        gates = buffers[-1].gates
+        gates[:, : gates.shape[1] // self.gates] *= factor
+
+    patch.setattr(family, part, broken)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_what_the_caller_sees_is_float32(name: str) -> None:
+    layer = make("lstm", dtype="float32", compute_dtype=name)
+    x = np.ones((4, 3, 3), np.float32)
+    output, (h_n, c_n) = layer(x)
+    dx, (dh0, dc0) = layer.backward(output, (h_n, c_n))
+    arrays = [output, h_n, c_n, dx, dh0, dc0, *layer.parameters.values(), *layer.grads.values()]
+    assert {array.dtype.name for array in arrays} == {"float32"}
+    for wrong in (x.astype(np.float16), x.astype(np.float64)):
+        with pytest.raises(TypeError, match="x: expected dtype float32"):
+            layer(wrong)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_row_without_steps_keeps_its_state_exactly(name: str) -> None:
+    layer = make("lstm", dtype="float32", compute_dtype=name)
+    h0, c0 = (np.random.default_rng(k).random((1, 2, 5), np.float32) for k in (0, 1))
+    _, (h_n, c_n) = layer(np.ones((4, 2, 3), np.float32), (h0, c0), lengths=[4, 0])
+    assert np.array_equal(h_n[:, 1], h0[:, 1]) and np.array_equal(c_n[:, 1], c0[:, 1])
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_cell_equals_a_layer_of_its_steps(name: str) -> None:
+    """h is rounded between the calls of a cell and inside the layer alike."""
+    case = Case("gru", dtype="float32")
+    layer = build(case).to(compute_dtype=name)
+    cell = xprnn.GRUCell(case.I, case.H, dtype="float32", seed=0, compute_dtype=name).train()
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.parameters.items()})
+    problem = rounded_problem(case, name)
+    found = unroll(cell, problem.x, (problem.initial[0][0],), (problem.doutput,))
+    expected = run(layer, case, replace(problem, dfinal=(0 * problem.dfinal[0],)))
+    for one, other in (("h", "output"), ("dx", "dx"), ("dweight_hh", "dweight_hh_l0")):
+        # the layer adds up dW over all steps in one product, the cell step by step
+        scale = np.abs(expected[other]).max()
+        assert np.abs(found[one] - expected[other]).max() <= 1e-5 * scale, one
+
+
+def test_dropout_drops_the_same_elements() -> None:
+    results = []
+    for name in ("float32", *NARROW):
+        layer = make("rnn_tanh", num_layers=2, dropout=0.5, dtype="float32", compute_dtype=name)
+        x = np.random.default_rng(0).standard_normal((6, 4, 3), np.float32)
+        layer(x)
+        results.append(layer._records.last("RNN", layer.parameters).tape.traces[1][0].x == 0)
+    assert 0.3 < results[0].mean() < 0.7
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_training_keeps_float32_parameters_and_learns() -> None:
+    losses = {}
+    for name in ("float32", *NARROW):
+        layer = make("gru", dtype="float32", compute_dtype=name)
+        optimizer = xprnn.optim.Adam([layer], lr=1e-2)
+        x = np.random.default_rng(0).standard_normal((6, 8, 3), np.float32)
+        target = np.tanh(np.random.default_rng(1).standard_normal((6, 8, 5), np.float32))
+        for _ in range(60):
+            output, _ = layer(x)
+            loss, doutput = xprnn.mse_loss(output, target)
+            losses.setdefault(name, []).append(float(loss))
+            optimizer.zero_grad()
+            layer.backward(doutput)
+            optimizer.step()
+        assert losses[name][-1] < 0.7 * losses[name][0]
+    for name in NARROW:
+        assert losses[name] != losses["float32"]
+        np.testing.assert_allclose(losses[name], losses["float32"], rtol=0.02)
+
+
+def test_small_float16_gradients_need_a_scale() -> None:
+    """What the constructor's documentation says, and how to mend it."""
+    case = Case("gru", dtype="float32")
+    layer, wide = pair(case, "float16")
+    problem = rounded_problem(case, "float16")
+    tiny = replace(
+        problem, doutput=problem.doutput * 2.0**-26, dfinal=(problem.dfinal[0] * 2.0**-26,)
+    )
+    expected = run(wide, replace(case, dtype="float64"), widened(tiny))["dweight_ih_l0"]
+    lost = run(layer, case, tiny)["dweight_ih_l0"]
+    assert np.abs(lost - expected).max() > 0.1 * np.abs(expected).max()
+    layer.zero_grad()
+    scaled = replace(tiny, doutput=tiny.doutput * 2.0**16, dfinal=(tiny.dfinal[0] * 2.0**16,))
+    found = run(layer, case, scaled)["dweight_ih_l0"] * np.float32(2.0**-16)
+    assert_close(found, expected, "float32", "scaled", compute_dtype="float16")

@@ -1,0 +1,224 @@
+"""A stepper follows the layer's parameters, allocates nothing in a step, and serves its thread."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.cases import LAYERS, Case, draw, move
+from tests.support.failing_memory import StrictMemory
+from tests.support.streaming import assert_same, make, on_host, sides, stream
+from tests.support.targets import normal
+from tests.unit.test_parameters import WAYS
+from xprnn.backend import Backend
+from xprnn.stack_steps import StackSteps
+
+# -- the parameters
+
+
+@pytest.mark.parametrize("narrow", [None, "float16"])
+@pytest.mark.parametrize("way", [*WAYS, "an optimiser", "a frozen layer's other parameters"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_what_is_written_to_the_parameters_counts_from_the_next_step(
+    cell: str, way: str, narrow: str | None, place: Backend
+) -> None:
+    dtype = "float32" if narrow else "float64"
+    case = Case(cell, layers=2, dtype=dtype, compute_dtype=narrow)
+    layer, x = make(case, place.name), draw(case).x
+    stepper = layer.stepper(4)
+    stale = stream(stepper, x[:3])
+    state = stepper.state()
+    write(layer, way, place)
+    fresh = layer.stepper(4)
+    fresh.load(state)
+    found = stream(stepper, x[3:])
+    np.testing.assert_array_equal(found, stream(fresh, x[3:]))
+    other = make(case, place.name).stepper(4)
+    other.load(state)
+    assert not np.array_equal(found, stream(other, x[3:])), "the parameters have changed"
+    assert stale.shape == found.shape
+
+
+def write(layer: Any, way: str, place: Backend) -> None:
+    if way in WAYS:
+        values = {
+            n: move(place, normal(k, *p.shape).astype(layer.dtype))
+            for k, (n, p) in enumerate(layer.parameters.items())
+        }
+        WAYS[way](layer, values)
+        return
+    with place.activate():
+        layer.grads.flat[...] = 0.25
+    if way != "an optimiser":
+        layer.freeze("weight_ih_l0")
+    xprnn.optim.SGD([layer], lr=0.5).step()
+
+
+def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: a stepper that takes up the parameters once."""
+    follow = StackSteps.follow
+    monkeypatch.setattr(
+        StackSteps,
+        "follow",
+        lambda self, *of: follow(self, *of) if self._version < 0 else None,
+    )
+    for narrow in (None, "float16"):
+        with pytest.raises(AssertionError):
+            test_what_is_written_to_the_parameters_counts_from_the_next_step(
+                "gru", "writable", narrow, xprnn.get_backend("numpy")
+            )
+
+
+def test_inside_a_writable_block_nobody_could_say_what_counts() -> None:
+    case = Case("gru", layers=2)
+    layer, x = make(case), draw(case).x
+    stepper = layer.stepper(4)
+    stepper.step(x[0])
+    before = sides(stepper)
+    with (
+        layer.writable() as flat,
+        pytest.raises(RuntimeError, match=r"step: not inside a writable\(\) block"),
+    ):
+        flat *= 0.5
+        stepper.step(x[1])
+    assert_same(sides(stepper), before)
+    stepper.step(x[1])
+
+
+def test_a_layer_that_moves_needs_another_stepper(strict: Backend) -> None:
+    case = Case("gru", layers=2)
+    layer, x = make(case), draw(case).x
+    stepper, other = layer.stepper(4), layer.stepper(4)
+    stepper.step(x[0])
+    other.step(x[0])
+    layer.to("numpy")  # other parameters of the same values, where they were
+    with layer.writable() as flat:
+        flat *= 0.5
+    fresh = layer.stepper(4)
+    fresh.load(stepper.state())
+    np.testing.assert_array_equal(stepper.step(x[1]), fresh.step(x[1]))
+    for elsewhere in ({"backend": "strict"}, {"backend": "numpy", "dtype": "float32"}):
+        layer.to(**elsewhere)
+        for late in (lambda: other.step(x[1]), lambda: pickle.dumps(other)):
+            with pytest.raises(ValueError, match="stepper: made on numpy in float64, the layer is"):
+                late()
+    layer.to("numpy", dtype="float64")
+    other.step(x[1])
+
+
+# -- memory and threads
+
+BIG, SMALL = 2048, 1536  # bytes: what an array takes below at least, and all other objects at most
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """The most bytes that a thousand calls hold at a time."""
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            call()
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(1000):
+            call()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("N", [1, 8])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_step_allocates_no_array(cell: str, N: int) -> None:
+    units = BIG // 8 // N
+    kind, options = LAYERS[cell]
+    layer = kind(units, units, 2, **options, dtype="float64", seed=0)
+    stepper, x = layer.stepper(N), normal(0, N, units)
+    out, rows = np.empty((N, units)), np.arange(N) % 2 == 0
+    assert peak(lambda: stepper.step(x, out=out)) < SMALL
+    assert peak(lambda: stepper.step(x, out=out, rows=rows)) < SMALL + 64
+    assert peak(lambda: stepper.step(x)) >= BIG, "the result is seen"
+    assert peak(lambda: stepper.reset(rows)) < SMALL
+
+
+def test_an_array_that_a_step_allocates_is_found() -> None:
+    stepper, x = xprnn.GRU(32, 32, seed=0, dtype="float64").stepper(8), normal(0, 8, 32)
+    out = np.empty((8, 32))
+    for program in stepper._steps._programs:
+        program.append(lambda: np.add(x, x))
+    assert peak(lambda: stepper.step(x, out=out)) >= BIG
+
+
+def test_out_is_written_and_returned_and_nothing_else_is_lent(place: Backend) -> None:
+    case = Case("lstm", layers=2)
+    layer, x = make(case, place.name), draw(case).x
+    one, other, out = layer.stepper(4), layer.stepper(4), move(place, np.ones((4, 5)))
+    for x_t in x:
+        y = one.step(move(place, x_t))
+        assert y.flags.c_contiguous
+        assert other.step(move(place, x_t), out=out) is out
+        assert_same(on_host(one, y), on_host(one, out))
+        for mine in (y, *one.state()):
+            mine[...] = 7.0  # the caller's
+    assert_same(sides(one), sides(other))
+    strided = np.zeros((5, 8)).T[::2]
+    if place.name == "numpy":
+        assert one.step(x[0], out=strided) is strided
+        np.testing.assert_array_equal(strided, other.step(x[0]))
+
+
+def test_where_memory_ends_the_error_says_who_asked(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("lstm", layers=2)
+    layer, x = make(case, strict.name), move(strict, draw(case).x[0])
+    stepper, memory = layer.stepper(4), StrictMemory(strict, monkeypatch)
+    for call in (lambda: layer.stepper(4), lambda: stepper.step(x), stepper.state):
+        call()
+        before, kept = sides(stepper), memory.held()
+        with (
+            memory.failing(1),
+            pytest.raises(MemoryError, match=r"(Stepper|LSTM) on strict: Out of memory") as caught,
+        ):
+            call()
+        assert memory.held() <= kept, caught
+        assert_same(sides(stepper), before)
+
+
+@pytest.fixture
+def hurry() -> Iterator[None]:
+    """Let threads take turns as often as Python can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_steppers_of_one_layer_serve_threads_of_their_own(cell: str, hurry: None) -> None:
+    case, threads, rounds = Case(cell, layers=2), 4, 20
+    layer, x = make(case), draw(case).x
+    inputs = [x * (1 + k) for k in range(threads)]
+    expected = [stream(layer.stepper(4), own) for own in inputs]
+    start = Barrier(threads)
+
+    def serve_one(k: int) -> list[np.ndarray]:
+        stepper, found = layer.stepper(4), []
+        start.wait()
+        for _ in range(rounds):
+            found.append(stream(stepper, inputs[k]))
+            stepper.reset()
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        for k, found in enumerate(pool.map(serve_one, range(threads))):
+            for y in found:
+                np.testing.assert_array_equal(y, expected[k])

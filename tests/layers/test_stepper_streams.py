@@ -1,0 +1,213 @@
+"""Many streams in one stepper: begun, waiting and ended on their own; refusals; memory; threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xprnn
+from tests.support.cases import LAYERS, Case, draw, move
+from tests.support.streaming import assert_same, assert_streams_apart, make, on_host, sides, stream
+from tests.support.targets import normal
+from xprnn.backend import Backend
+from xprnn.checks import check_rows
+from xprnn.stepper import Stepper
+
+CASES = [
+    Case(cell, layers=2, dtype=dtype, compute_dtype=narrow)
+    for cell in LAYERS
+    for dtype, narrow in (("float64", None), ("float32", "float16"))
+]
+
+
+# -- streams that come and go
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_stream_is_a_sequence_of_its_own(case: Case, place: Backend) -> None:
+    assert_streams_apart(case, make(case, place.name))
+
+
+@pytest.mark.parametrize("fault", ["nobody is kept", "nobody is reset", "another is reset"])
+def test_streams_that_get_into_each_other_are_found(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, reset = Stepper.step, Stepper.reset
+    if fault == "nobody is kept":
+        monkeypatch.setattr(Stepper, "step", lambda self, x, rows=None: step(self, np.tanh(x)))
+    elif fault == "nobody is reset":
+        monkeypatch.setattr(Stepper, "reset", lambda self, rows: None)
+    else:
+        monkeypatch.setattr(Stepper, "reset", lambda self, rows: reset(self, [1 - rows[0]]))
+    with pytest.raises(AssertionError), np.errstate(all="ignore"):
+        assert_streams_apart(CASES[4], make(CASES[4]))
+
+
+ROWS = {
+    "a mask": np.array([True, False, True, False]),
+    "a list of bools": [True, False, True, False],
+    "integers": np.array([2, 0]),
+    "unsigned integers, some twice": np.array([0, 2, 2], np.uint8),
+    "a list": [0, 2],
+    "a tuple": (2, 0),
+    "a slice": slice(None, None, 2),
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize("cell", LAYERS)
+def test_rows_that_wait_stay_to_the_last_bit(cell: str, rows: Any, place: Backend) -> None:
+    case = Case(cell, layers=2)
+    layer, x = make(case, place.name), draw(case).x
+    some, every = layer.stepper(4), layer.stepper(4)
+    for stepper in (some, every):
+        stream(stepper, x[:3])
+    before = sides(some)
+    last = on_host(some, some.state())[0][-1]
+    y = on_host(some, some.step(move(place, x[3]), rows=rows))[0]
+    y_every = on_host(every, every.step(move(place, x[3])))[0]
+    for kept, found, moved in zip(before, sides(some), sides(every), strict=True):
+        np.testing.assert_array_equal(found[:, 1::2], kept[:, 1::2])
+        np.testing.assert_array_equal(found[:, ::2], moved[:, ::2])
+        assert (found[:, ::2] != kept[:, ::2]).any()
+    np.testing.assert_array_equal(y[1::2], last[1::2])
+    np.testing.assert_array_equal(y[::2], y_every[::2])
+
+    some.reset(rows)
+    for kept, found in zip(before, sides(some), strict=True):
+        np.testing.assert_array_equal(found[:, 1::2], kept[:, 1::2])
+        assert not found[:, ::2].any()
+    some.reset()
+    assert not any(found.any() for found in sides(some))
+
+
+@pytest.mark.parametrize("nothing", [[], np.zeros(4, bool), slice(0), np.array([], int)])
+def test_no_rows_are_no_rows(nothing: Any, place: Backend) -> None:
+    case = Case("lstm", layers=2)
+    stepper, x = make(case, place.name).stepper(4), draw(case).x
+    stream(stepper, x)
+    before = sides(stepper)
+    stepper.reset(nothing)
+    y = stepper.step(move(place, x[0]), rows=nothing)
+    assert_same(sides(stepper), before)
+    np.testing.assert_array_equal(on_host(stepper, y)[0], before[0][-1])
+
+
+def test_a_row_of_nan_is_well_again_after_reset() -> None:
+    case = Case("gru", layers=2)
+    stepper, x = make(case).stepper(4), draw(case).x
+    ill = x[0].copy()
+    ill[1] = np.nan
+    y = stepper.step(ill)
+    assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2, 3]]).all()
+    stepper.reset([1])
+    assert np.isfinite(stepper.step(x[1])).all()
+
+
+# -- refusals: nothing has advanced
+
+
+Wrong = tuple[Callable[[Stepper, Any, Any], Any], type[Exception], str]
+
+WRONG: dict[str, Wrong] = {  # a call with x and h of the right kind at hand, and what it raises
+    "x of one stream": (lambda s, x, h: s.step(x[0]), ValueError, r"x: expected shape \(4, 3\)"),
+    "x of a sequence": (lambda s, x, h: s.step(x[None]), ValueError, r"x: expected shape \(4, 3\)"),
+    "x of other rows": (lambda s, x, h: s.step(x[:3]), ValueError, r"x: expected shape \(4, 3\)"),
+    "x narrow": (lambda s, x, h: s.step(x.astype("f4")), TypeError, "x: expected dtype float64"),
+    "x a list": (lambda s, x, h: s.step([[0.0] * 3] * 4), TypeError, "x: expected a float64"),
+    "out": (lambda s, x, h: s.step(x, out=x), ValueError, r"out: expected shape \(4, 5\)"),
+    "rows floats": (lambda s, x, h: s.step(x, rows=[0.0]), TypeError, "rows: expected integers or"),
+    "rows beyond": (
+        lambda s, x, h: s.step(x, rows=[4]),
+        ValueError,
+        "rows: expected 0 to 3",
+    ),
+    "rows below": (lambda s, x, h: s.reset([-1]), ValueError, "rows: expected 0 to 3"),
+    "rows a number": (lambda s, x, h: s.reset(1), TypeError, "rows: expected a list or NumPy"),
+    "rows 2-D": (lambda s, x, h: s.reset([[0]]), ValueError, "rows: expected one dimension"),
+    "a short mask": (lambda s, x, h: s.reset([True]), ValueError, r"rows: expected a mask \(4,\)"),
+    "a slice of words": (lambda s, x, h: s.reset(slice("a")), TypeError, "rows: slice indices"),
+    "a slice of step 0": (lambda s, x, h: s.reset(slice(0, 1, 0)), ValueError, "rows: slice step"),
+    "a ragged list": (lambda s, x, h: s.reset([[0], [1, 2]]), ValueError, "rows: expected a list"),
+    "no state": (lambda s, x, h: s.load(None), TypeError, "state: expected h and c, got None"),
+    "half a state": (lambda s, x, h: s.load(h), TypeError, r"h, c: expected a tuple \(h, c\)"),
+    "a wrong h": (lambda s, x, h: s.load((h[:1], h)), ValueError, r"h: expected shape \(2, 4, 5\)"),
+    "a wrong c": (lambda s, x, h: s.load((h, h[:, :2])), ValueError, r"c: expected shape \(2, 4"),
+    "an unknown type": (lambda s, x, h: s.load((h, "c")), TypeError, "c: expected a float64 array"),
+}
+host = normal(0, 4, 3)
+ELSEWHERE: dict[str, Wrong] = {
+    "x": (lambda s, x, h: s.step(host), TypeError, "x: expected a float64 array"),
+    "rows": (lambda s, x, h: s.step(x, rows=x[0]), TypeError, "rows: expected host integers"),
+    "out": (lambda s, x, h: s.step(x, out=normal(0, 4, 5)), TypeError, "out: expected a float64"),
+    "state": (lambda s, x, h: s.load((h, normal(0, 2, 4, 5))), TypeError, "c: expected a float64"),
+}
+
+
+def assert_refused(place: Backend, wrong: Wrong) -> None:
+    case = Case("lstm", layers=2)
+    stepper = make(case, place.name).stepper(4)
+    stream(stepper, draw(case).x)
+    before, side = sides(stepper), stepper._side
+    call, error, words = wrong
+    with pytest.raises(error, match=words):
+        call(stepper, move(place, host), move(place, normal(1, 2, 4, 5)))
+    assert stepper._side == side
+    assert_same(sides(stepper), before)
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_refused_and_nothing_has_changed(wrong: Wrong, place: Backend) -> None:
+    assert_refused(place, wrong)
+
+
+@pytest.mark.parametrize("wrong", ELSEWHERE.values(), ids=ELSEWHERE.keys())
+def test_what_is_elsewhere_is_refused(wrong: Wrong, strict: Backend) -> None:
+    assert_refused(strict, wrong)
+
+
+def test_a_read_only_out_is_refused() -> None:
+    stepper, out = make(Case("gru")).stepper(4), np.zeros((4, 5))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out: expected an array that can be written"):
+        stepper.step(normal(0, 4, 3), out=out)
+    assert not stepper.state().any()
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.0, True, None])
+def test_a_wrong_batch_is_refused(batch: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="batch: expected"):
+        xprnn.GRU(3, 4).stepper(batch)
+
+
+def test_a_bidirectional_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="stepper: expected a layer of one direction"):
+        xprnn.GRU(3, 4, bidirectional=True).stepper(1)
+
+
+def test_a_step_that_fails_half_way_has_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("lstm", layers=3)
+    layer, x = make(case), draw(case).x
+    stepper, other = layer.stepper(4), layer.stepper(4)
+    stream(stepper, x[:3])
+    stream(other, x[:3])
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    for program in stepper._steps._programs:
+        program.insert(len(program) // 2, fail)
+    with pytest.raises(KeyboardInterrupt):
+        stepper.step(x[3])
+    for program in stepper._steps._programs:
+        program.remove(fail)
+    np.testing.assert_array_equal(stream(stepper, x[3:]), stream(other, x[3:]))
+
+
+def test_rows_are_masks_of_their_own() -> None:
+    mask = np.array([True, False])
+    check_rows(mask, 2)[1] = True
+    assert mask.tolist() == [True, False]

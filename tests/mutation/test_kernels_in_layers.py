@@ -1,0 +1,61 @@
+"""A fault in any one kernel shows in a layer's results, on the stand-in and on a GPU.
+
+So the parity suite really runs every kernel, and on a GPU really what is in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import xprnn
+from tests.support.cases import Case, build, draw, numpy_run, run
+from tests.support.emulator.elementwise import COMPILER
+from tests.support.tolerances import assert_close
+from xprnn import kernels
+from xprnn.backend import Backend
+from xprnn.kernels.cuda import pointwise
+
+
+@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The stand-in, and CuPy where there is a usable GPU, with no kernel built yet."""
+    if request.param == "strict" and COMPILER is None:
+        pytest.skip("there is no g++ here to compile the kernels for the host with")
+    pointwise.build.cache_clear()
+    try:
+        if request.param == "strict":
+            yield request.getfixturevalue("strict")
+        else:
+            yield xprnn.get_backend(request.param)
+    except xprnn.BackendUnavailableError as error:
+        pytest.skip(str(error))
+    finally:
+        pointwise.build.cache_clear()
+
+
+def compare(kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of the kernel's cell, fused or refused, against NumPy, every result."""
+    bias = kernel.name != "gru_forward_gates"  # which serves where there is none
+    case = Case(kernel.cell, bias=bias, T=3)
+    layer, problem = build(case, device.name), draw(case)
+    expected = numpy_run(case, layer, problem)
+    with monkeypatch.context() as patch:
+        patch.setenv(kernels.ENVIRONMENT_VARIABLE, "pointwise")
+        found = run(layer, case, problem)
+    for name, array in found.items():
+        assert_close(array, expected[name], "float64", name)
+
+
+@pytest.mark.parametrize("kernel", pointwise.KERNELS, ids=lambda kernel: kernel.name)
+def test_a_wrong_kernel_is_caught(
+    kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(kernel, device, monkeypatch)
+    written = kernel.outputs[-1].name
+    operation = f"{kernel.operation}; {written}[i] = {written}[i] * 1.001"
+    monkeypatch.setitem(pointwise.TABLE, kernel.name, kernel._replace(operation=operation))
+    pointwise.build.cache_clear()
+    with pytest.raises(AssertionError, match="relative error"):
+        compare(kernel, device, monkeypatch)

@@ -1,0 +1,86 @@
+"""The stepper's compiled step with planted faults: what its tests compare sees each of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.kernels.numba import test_stepper as by_numba
+from tests.layers import test_stepper_streams as in_streams
+from tests.support.cases import LAYERS, Case, draw
+from tests.support.numba_cases import faulty, needs_numba, uncached
+from tests.support.streaming import assert_streams, assert_streams_apart, make, stream
+
+pytestmark = needs_numba
+
+compiled = by_numba.compiled
+
+FAULTS = {
+    "x of the layer below's last step": ("row if k == 0 else h_next[k - 1]",
+                                         "row if k == 0 else h[k - 1]"),
+    "one layer's weights for all": ("panels_in if k == 0 else panels_up[k - 1]",
+                                    "panels_in if k == 0 else panels_up[0]"),
+    "one layer's recurrent weights for all": ("recurrent(panels_hh[k], bias_hh",
+                                              "recurrent(panels_hh[0], bias_hh"),
+    "one layer's bias for all": ("product(below, panels, bias[k], gx)",
+                                 "product(below, panels, bias[0], gx)"),
+    "the first layer's h given": ("take(h_next[h.shape[0] - 1], out)", "take(h_next[0], out)"),
+    "sides exchanged": ("x, now[0], now[-1], after[0], after[-1], out",
+                        "x, after[0], after[-1], now[0], now[-1], out"),
+    "c read from h": ("x, now[0], now[-1],", "x, now[0], now[0],"),
+    "no bias of the input side": (".reshape(-1)[: both.size] = both", ".reshape(-1)[:0] = 0"),
+    "a pack of the first weights": ("        for k, weights in enumerate(self._weights):\n",
+                                    "        if old:\n            return old\n"
+                                    "        for k, weights in enumerate(self._weights):\n"),
+    "q not used": ("product(q, panels[gates:], None, gh_n)",
+                   "product(h, panels[gates:], None, gh_n)"),
+    "the panels of r for n": ("product(q, panels[gates:], None, gh_n)",
+                              "product(q, panels[: len(panels) - gates], None, gh_n)"),
+    "no recurrent bias of n": ("bias_hh[k] = weights.bias_hh", "pass"),
+}  # fmt: skip
+SHOWN_BY = {"c read from h": "lstm", "q not used": "gru_reset_before",
+            "the panels of r for n": "gru_reset_before"}  # fmt: skip
+
+
+def check(cell: str) -> None:
+    """What passes without a fault: three layers by value, before and after a write."""
+    case = Case(cell, layers=3, N=3, I=5, H=33)
+    layer, other = make(case), make(case)
+    assert_streams(case, layer)
+    stepper, x = layer.stepper(3), draw(case).x
+    stream(stepper, x)
+    for one in (layer, other):
+        with one.writable() as flat:
+            flat *= 0.5
+    stepper.reset()
+    expected, _ = other(x)
+    np.testing.assert_allclose(stream(stepper, x), expected, rtol=1e-11, err_msg="relative error")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_step_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xprnn.kernels.numba import step
+
+    cell = SHOWN_BY.get(fault, "gru")
+    check(cell)
+    broken = faulty(step, FAULTS[fault])
+    vars(broken)["compile_for"] = uncached
+    monkeypatch.setattr(step, "StackStep", broken.StackStep)
+    with pytest.raises(AssertionError, match=r"relative error|not finite"):
+        check(cell)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_rows_that_do_not_wait_are_found(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: every stream takes the step."""
+    from xprnn.stack_steps import StackSteps
+
+    take = StackSteps.take
+    monkeypatch.setattr(
+        StackSteps, "take", lambda self, side, x, waiting, out: take(self, side, x, None, out)
+    )
+    with pytest.raises(AssertionError):
+        in_streams.test_rows_that_wait_stay_to_the_last_bit(cell, [0, 2], by_numba.HERE)
+    case = Case(cell, layers=2)
+    with pytest.raises(AssertionError):
+        assert_streams_apart(case, make(case))

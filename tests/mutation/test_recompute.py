@@ -1,0 +1,50 @@
+"""`recompute=k` with planted faults: what `layers/test_recompute.py` compares sees each of them."""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+
+import pytest
+
+from tests.layers.test_recompute import assert_equal, check, with_segments
+from tests.support.cases import Case, Results
+from xprnn import dropout, segments, stack
+
+FAULTS = {
+    "states in one place": ("begin = kept.stop", "begin = kept.start"),
+    "states after a segment": ("state[begin] = end[: layout.running]", "state[begin] = 0.0"),
+    "gradients overwritten": ("total += each", "total[...] = each"),
+    "the first one's added": ("written = share\n", "pass\n"),
+    "reverse run in the wrong order": ("_walk(segments, direction.reverse)", "iter(segments)"),
+    "undone in the wrong order": ("_walk(segments, not undoing.reverse)", "reversed(segments)"),
+    "rows of another segment": ("trace.x[rows]", "trace.x[: rows.stop - rows.start]"),
+}
+
+
+def assert_found(case: Case, expected: Results, fault: str) -> None:
+    with pytest.raises(AssertionError, match="relative error"):
+        assert_equal(with_segments(case, 4), expected, fault, 1e-3)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, (old, new) = Case("lstm", 2, 2), FAULTS[fault]
+    source = inspect.getsource(segments)
+    assert source.count(old) == 1
+    faulty = ModuleType(segments.__name__)
+    faulty.__package__ = segments.__package__
+    exec(source.replace(old, new), faulty.__dict__)
+    check(case, (4,))
+    expected = with_segments(case, None)
+    monkeypatch.setattr(stack, "segments", faulty)
+    assert_found(case, expected, fault)
+
+
+def test_masks_by_a_segments_own_time_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, genuine = Case("lstm", 2, 2, dropout=0.5), dropout.apply
+    expected = with_segments(case, None)
+    monkeypatch.setattr(
+        dropout, "apply", lambda xp, x, p, key, time, row: genuine(xp, x, p, key, time % 4, row)
+    )
+    assert_found(case, expected, "relative time")

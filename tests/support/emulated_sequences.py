@@ -1,0 +1,250 @@
+"""Whole-sequence kernels on the host's fibers, beside the plain loop of `sequence_cases.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tests.support.emulator.build import Faults
+from tests.support.emulator.sequence import Run, Tiling, beside, launch
+from tests.support.sequence_cases import Case
+from tests.support.tolerances import assert_close
+from xprnn.directions import Trace
+
+SPINS = 2**31
+IN_ORDER = Run()
+TAG = 7 << 24
+ROUNDED = {"BF16": "bfloat16", "F16": "float16", "TF32": "tf32", "TF32X3": "float32"}
+CANARY, GUARD = 0xA5, 1 << 14  # bytes; a faulty kernel may read some rows too many
+
+
+def guarded(array: np.ndarray) -> np.ndarray:
+    """A copy on a boundary of 16 bytes, with room on both sides that nobody may write."""
+    whole = np.full(array.nbytes + 2 * GUARD + 16, CANARY, np.uint8)
+    start = GUARD + -(whole.ctypes.data + GUARD) % 16
+    copy = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def check_guards(arrays: Mapping[str, np.ndarray | None]) -> None:
+    for name, array in arrays.items():
+        if array is not None:
+            whole = array
+            while isinstance(whole.base, np.ndarray):
+                whole = whole.base
+            start = array.ctypes.data - whole.ctypes.data
+            outside = np.concatenate([whole[:start], whole[start + array.nbytes :]])
+            assert (outside == CANARY).all(), f"the kernel writes outside {name}"
+
+
+@dataclass
+class Left:
+    """What a kernel left, in NumPy arrays by the names of its parameters."""
+
+    outcome: str
+    arrays: dict[str, Any]
+    report: int
+
+
+def initial_rows(case: Case) -> np.ndarray:
+    """Where the states begin for each row that runs, in packed order."""
+    layout, first = case.layout, case.layout.running
+    if not case.reverse:
+        return np.arange(first)
+    return layout.total + np.arange(first) if layout.ragged is None else layout.ragged.last
+
+
+def run_forward(case: Case, tiling: Tiling, **options: Any) -> Left:
+    """As `run_forwards`, of one direction."""
+    return run_forwards([case], tiling, **options)[0]
+
+
+def run_forwards(
+    cases: Sequence[Case], tiling: Tiling, apart: bool | None = None, **options: Any
+) -> list[Left]:
+    """Fill, launch directions, or layers of a wave, at once; nothing may be written outside."""
+    every = [_forward_arrays(case, tiling, apart) for case in cases]
+    for case, arrays, lower in zip(cases[1:], every[1:], every, strict=False):
+        if tiling.wave:
+            weight_ih = guarded(case.numbers["weight_ih"])
+            arrays |= {"weight_ih": weight_ih, "below": lower["mail"]}
+    found = _run(cases, tiling, every, (), **options)
+    for case, left in zip(cases, found, strict=True):
+        mail, h = left.arrays["mail"], left.arrays["h"]
+        if left.outcome == "fine" and mail is not h and not left.report:
+            assert np.array_equal(mail[:, : case.H], h, equal_nan=True), "mail and states differ"
+            assert not mail[:, case.H :].any(), "padding is not zero"
+    return found
+
+
+def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str, Any]:
+    """The arrays of a direction before its first step, all its own."""
+    layout, H, P, first = case.layout, case.H, case.padded, initial_rows(case)
+    assert tiling.reduction >= H, "the tiling is too small for H"
+    rows, itemsize = layout.running + layout.total, case.dtype.itemsize
+    empty = np.full(rows * P * itemsize, 0xFF, np.uint8).view(case.dtype)
+    mail = guarded(empty.reshape(rows, P))
+    apart = P != H if apart is None else apart
+    h = guarded(np.zeros((rows, H), case.dtype)) if apart else mail
+    c = guarded(np.zeros((rows, H), np.float32))
+    mail[first] = 0
+    mail[first, :H] = h[first] = layout.sort(case.numbers["h0"])[: layout.running]
+    c[first] = layout.sort(case.numbers["c0"])[: layout.running]
+    width = case.cell.saved * H if tiling.work == "training" else 0
+    return {
+        "weight_hh": guarded(case.numbers["weight_hh"]),
+        "bias_hh": guarded(case.numbers["bias_hh"]) if case.bias else None,
+        "gates": guarded(case.numbers["gx"]),
+        "saved": guarded(np.zeros((layout.total, width), case.dtype)) if width else None,
+        "h": h,
+        "c": c,
+        "mail": mail,
+        "weight_ih": None,
+        "below": None,
+    }
+
+
+def check_forward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
+    """Fail unless the kernel ends and agrees with the plain loop, within rounding.
+
+    Infinities and NaNs must be where the plain loop has them. `beside`: the other direction, in
+    the same launch.
+    """
+    cases = [case] if beside is None else [case, beside]
+    for each, left in zip(cases, run_forwards(cases, tiling, **options), strict=True):
+        check_ran(each, tiling, left)
+
+
+def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
+    check_left(case, case.plain(), tiling, left)
+
+
+def check_left(
+    case: Case, trace: Trace, tiling: Tiling, left: Left, of: str = "", layers: int = 1
+) -> None:
+    """Fail unless a direction ended and left what the plain loop does; `of` names it."""
+    assert left.outcome == "fine", left.outcome
+    assert left.report == 0
+    expected = dict(zip(case.cell.state_names, trace.states, strict=True))
+    if tiling.work == "training" and case.cell.saved:
+        expected |= {"gates": trace.gates, "saved": trace.saved}
+    else:
+        assert left.arrays["gates"].tobytes() == case.numbers["gx"].tobytes(), "gates were written"
+    for name, value in expected.items():
+        compare(case, name + of, left.arrays[name], value, layers)
+
+
+def run_backward(case: Case, tiling: Tiling, **options: Any) -> Left:
+    """As `run_backwards`, of one direction."""
+    return run_backwards([case], tiling, **options)[0]
+
+
+def run_backwards(
+    cases: Sequence[Case], tiling: Tiling, wide: int = 0, **options: Any
+) -> list[Left]:
+    """As `run_forwards`; the rows of doutput are `wide` longer."""
+    every = [_backward_arrays(case, tiling, wide) for case in cases]
+    names = cases[0].cell.state_names
+    before = [{name: arrays[name].tobytes() for name in names} for arrays in every]
+    found = _run(cases, tiling, every, (cases[0].H + wide,), **options)
+    for case, left, states in zip(cases, found, before, strict=True):
+        for name, state in states.items():
+            assert left.arrays[name].tobytes() == state, f"{name} was written"
+        if left.outcome == "fine" and not left.report:
+            dgh, padding = np.split(left.arrays["mail"], [case.H], axis=2)
+            dgh = dgh.reshape(case.layout.total, -1)
+            same = np.array_equal(dgh, left.arrays["gates"], equal_nan=True)
+            assert same, "mail and gates differ"
+            assert not padding.any(), "padding is not zero"
+    return found
+
+
+def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
+    """The arrays of a direction before its last step is undone, all its own."""
+    layout, P, trace = case.layout, case.padded, case.rounded_trace()
+    G, S = case.cell.gates, layout.total
+    assert tiling.reduction >= G * P, "the tiling is too small for H"
+    empty = np.full(S * G * P * case.dtype.itemsize, 0xFF, np.uint8).view(case.dtype)
+    doutput = np.pad(case.numbers["doutput"], ((0, 0), (0, wide)), constant_values=np.nan)
+    arrays = {
+        "weight_hh": guarded(case.numbers["weight_hh"]),
+        "doutput": guarded(doutput) if case.upstream else None,
+        "gates": guarded(trace.gates),
+        "saved": guarded(trace.saved),
+        "mail": guarded(empty.reshape(S, G, P)),
+    }
+    states = dict(zip(case.cell.state_names, trace.states, strict=True))
+    arrays |= {name: guarded(state) for name, state in states.items()}
+    for name in case.dstates:
+        arrays[name] = guarded(layout.sort(case.numbers[name])[: layout.running])
+    return arrays
+
+
+def check_backward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
+    """As `check_forward`; the gradients are also multiplied as those of the weights are."""
+    cases = [case] if beside is None else [case, beside]
+    for each, left in zip(cases, run_backwards(cases, tiling, **options), strict=True):
+        check_undone(each, left)
+
+
+def check_undone(case: Case, left: Left) -> None:
+    trace = case.rounded_trace()
+    expected = case.plain_backward(trace)
+    assert left.outcome == "fine", left.outcome
+    assert left.report == 0
+    wide, saved, H = left.arrays["gates"].astype(np.float64), left.arrays["saved"], case.H
+    previous = case.layout.previous(trace.states[0], case.reverse).astype(np.float64)
+    dgx = wide.copy()
+    case.cell.to_input_side(dgx, saved.astype(np.float64))
+    with np.errstate(all="ignore"):
+        if case.name == "gru":
+            dgh_n = expected["saved"] * trace.gates[:, :H].astype(np.float64)
+            compare(case, "dgh_n", wide[:, 2 * H :], dgh_n)
+        dweight_hh = wide.T @ previous
+    compare(case, "dgx", dgx, expected["dgx"])
+    compare(case, "saved", saved, expected["saved"])
+    for name in case.dstates:
+        compare(case, name, left.arrays[name], expected[name][: case.layout.running])
+    compare(case, "dweight_hh", dweight_hh, expected["dweight_hh"])
+
+
+def _run(
+    cases: Sequence[Case],
+    tiling: Tiling,
+    every: list[dict[str, Any]],
+    more: tuple[int, ...],
+    run: Run = IN_ORDER,
+    passes: int = 1,
+    faults: Faults = (),
+    spins: int = SPINS,
+) -> list[Left]:
+    """Launch with the arrays of each direction, and with what all kernels take."""
+    case = cases[0]  # of the same sizes as the other
+    layout, H, n_0 = case.layout, case.H, case.layout.running
+    counts = None if layout.ragged is None else guarded(np.array(layout.counts, np.int32))
+    report = guarded(np.zeros(1, np.uint32))
+    sizes = (layout.steps, n_0, H, layout.total, passes, int(case.reverse))
+    arguments = [beside(tiling, every), counts, *sizes, *more, spins, report, TAG]
+    grid = tiling.grid(H, n_0, passes, len(cases))
+    outcome = launch(tiling, arguments, grid, passes, run, faults)
+    for arrays in every:
+        check_guards({**arrays, "counts": counts, "report": report})
+    return [Left(outcome, arrays, int(report[0])) for arrays in every]
+
+
+def compare(
+    case: Case, name: str, actual: np.ndarray, expected: np.ndarray, layers: int = 1
+) -> None:
+    """Fail unless they agree within the tolerance of what products read."""
+    actual, finite = actual.astype(np.float32), np.isfinite(expected)
+    same = np.where(finite, 0, expected) == np.where(np.isfinite(actual), 0, actual)
+    same |= np.isnan(expected) & np.isnan(actual)
+    assert same.all(), f"{name}: not finite elsewhere: {np.argwhere(~same)[:5].tolist()}"
+    width = case.H * (1 + (layers > 1))
+    sizes = {"steps": max(case.lengths), "width": width, "layers": layers}
+    rounded = ROUNDED[case.kind]
+    assert_close(actual[finite], expected[finite], np.float32, name, rounded, **sizes)

@@ -1,0 +1,61 @@
+"""CUDA sources compiled by g++ for the fibers of `host/fibers.h`, and kept by content."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from tests.support.build_cache import once
+from tests.support.emulator.elementwise import COMPILER
+from tests.support.emulator.elementwise import FLAGS as COMMON
+from xprnn.kernels.cuda import sequence
+
+HOST = Path(__file__).parent / "host"
+CUDA = Path(sequence.__file__).parent
+OUTCOMES = (  # as `Outcome` of fibers.h
+    *("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector"),
+    *("sent to a block that has ended", "barrier misused", "cluster not whole"),
+)
+# _FORTIFY_SOURCE would refuse to change stacks. Most of the time goes into compiling, and with -O1
+# that takes two thirds of what it takes with -O2
+WARNINGS = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-Wno-unused-variable")
+FLAGS = (*COMMON, "-O1", *WARNINGS, "-U_FORTIFY_SOURCE")
+STAND_INS = {"device.h": HOST / "warps.h", "lanes.h": HOST / "lanes.h"}
+Faults = tuple[tuple[str, str], ...]  # what stands once in the source, and what in its place
+
+
+def behind_fibers(parts: Iterable[str | Path], faults: Faults = ()) -> str:
+    """The text of files of the CUDA folder, by name, or of others, behind what they stand on.
+
+    Each fault must fit in exactly one place.
+    """
+    paths = [HOST / "fibers.h", HOST / "clusters.h", HOST / "device.h"]
+    paths += [STAND_INS.get(str(part), CUDA / part) for part in parts]
+    text = "\n".join([path.read_text("utf-8") for path in paths])
+    for old, new in faults:
+        if text.count(old) != 1:
+            raise ValueError(f"the source has this {text.count(old)} times, not once: {old!r}")
+        text = text.replace(old, new)
+    return text
+
+
+@cache
+def compiled(name: str, source: str) -> ctypes.CDLL:
+    """A source as a loaded library; compiled once, for all processes and runs.
+
+    :raises RuntimeError: g++ is missing, or does not accept the source.
+    """
+    if COMPILER is None:
+        raise RuntimeError("there is no g++ here to compile the kernels for the host with")
+
+    def compile_to(path: Path) -> None:
+        command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(path))
+        outcome = subprocess.run(command, input=source, capture_output=True, text=True)
+        if outcome.returncode:
+            raise RuntimeError(f"g++ refuses {name}:\n{outcome.stderr[:4000]}")
+
+    made_from = COMPILER, FLAGS, source
+    return ctypes.CDLL(str(once("host-sequences", ".so", made_from, compile_to)))

@@ -1,0 +1,61 @@
+"""`stack_step.cu`, its own source compiled by g++ and run on fibers, as sequence.py does."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tests.support.emulator.build import OUTCOMES, Faults, behind_fibers, compiled
+from tests.support.emulator.sequence import Run
+from xprnn.kernels.cuda.stack_step import PARTS
+
+KINDS = "ppppppppp" + "iiiii" + "upu"
+C = {"p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
+THREADS = 128
+
+
+def source_of(name: str, faults: Faults = ()) -> str:
+    """The source for g++ of an instantiation; each fault must fit in exactly one place."""
+    text = behind_fibers(PARTS, faults)
+    types = {"p": "void*", "i": "int", "u": "unsigned"}
+    declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(KINDS)])
+    passed = ", ".join([f"(std::tuple_element_t<{i}, All>)(a{i})" for i in range(len(KINDS))])
+    return f"""{text}
+template <class F> struct Of;
+template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All; }};
+constexpr auto kernel = {name};
+typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
+extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resident) {{
+  return fibers::launch({{x, y, 1}}, {THREADS}, shared, seed, resident,
+                        [=] {{ kernel({passed}); }});
+}}
+"""
+
+
+@cache
+def library(name: str, faults: Faults = ()) -> ctypes.CDLL:
+    """An instantiation as a loaded library, with one function `run`.
+
+    :raises RuntimeError: g++ is missing, or does not accept the source.
+    """
+    return compiled(name, source_of(name, faults))
+
+
+def launch(
+    name: str,
+    arguments: Sequence[Any],
+    grid: tuple[int, int],
+    shared: int,
+    run: Run,
+    faults: Faults = (),
+) -> str:
+    """Run it on NumPy arrays and integers; what became of it, one of `OUTCOMES`."""
+    given = [
+        C[kind](value.ctypes.data if isinstance(value, np.ndarray) else value)
+        for kind, value in zip(KINDS, arguments, strict=True)
+    ]
+    return OUTCOMES[library(name, faults).run(*given, *grid, shared, run.seed, run.resident)]

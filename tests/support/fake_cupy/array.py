@@ -1,0 +1,252 @@
+"""A stand-in for CuPy where there is no GPU: an array module that refuses what CuPy refuses.
+
+Inside every array is a NumPy array, and the work is NumPy's, so results are NumPy's bit for
+bit. It is stricter than CuPy where CuPy would wait for the device or copy without a word: the
+only ways to and from the host are `StrictBackend.from_host` and `to_host`. New memory is
+filled with NaN, so that reading what nobody wrote shows. `LOG` of `cuda.py` counts launches
+and memory; that file is also what the package finds below `cupy.cuda`, so that `StrictBackend`
+runs the package's own `CupyBackend`, its products and its kernels.
+"""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tests.support.fake_cupy.cuda import CUDA, LOG, ElementwiseKernel, Pointer, root_of
+from xprnn.backend import Backend
+from xprnn.backend.cupy import CupyBackend
+
+DATA = Path(__file__).parents[2] / "data"
+NAMES = frozenset((DATA / "cupy_namespace.txt").read_text().split())  # of CuPy 14.2
+ATTRIBUTES = frozenset((DATA / "cupy_ndarray.txt").read_text().split())  # of its ndarray
+TO_HOST = frozenset(("get", "set", "item", "tolist", "tobytes", "flat", "nonzero"))
+UFUNC_KEYWORDS = frozenset(("out", "dtype", "casting"))
+NOT_IN_CUPY = frozenset(("where", "initial", "like", "subok"))
+PRODUCTS = frozenset(("matmul", "tensordot", "einsum", "inner", "vdot"))
+NO_PRODUCT = "CuPy's products heed CUPY_TF32 and copy; ask Backend.module for the array module"
+
+
+class StrictArray:
+    """An array that only `StrictModule` and its own operators may touch."""
+
+    __slots__ = ("_inner",)
+    __hash__ = None
+    __array_ufunc__ = None  # NumPy's ufuncs and operators refuse it
+
+    def __init__(self, inner: np.ndarray) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ATTRIBUTES:
+            raise AttributeError(f"cupy.ndarray has no attribute {name!r}")
+        if name in TO_HOST:
+            raise TypeError(f"ndarray.{name} leaves the device or waits for it")
+        value = getattr(self._inner, name)
+        return _guarded(value, self) if callable(value) else _wrap(value, self)
+
+    @property
+    def data(self) -> SimpleNamespace:
+        """As `cupy.cuda.MemoryPointer`."""
+
+        def memset_async(value: int, size: int) -> None:
+            self._inner.reshape(-1).view(np.uint8)[:size] = value
+            LOG.others += 1
+
+        return SimpleNamespace(ptr=Pointer(self._inner), memset_async=memset_async)
+
+    def __getitem__(self, key: Any) -> StrictArray:
+        return _wrap(self._inner[_index(key)], self)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._inner[_index(key)] = _operand(value)
+        LOG.others += 1
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __repr__(self) -> str:
+        return f"StrictArray({self._inner!r})"
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed; use .get()")
+
+    def __array_function__(self, function: Any, *args: Any) -> Any:
+        raise TypeError(f"numpy.{function.__name__} does not take a device array")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def _multiply(self, *args: Any) -> Any:
+        raise TypeError(NO_PRODUCT)
+
+    __matmul__ = __rmatmul__ = __imatmul__ = _multiply
+
+    def _wait(self, *args: Any) -> Any:
+        raise TypeError("a device array has no value on the host without waiting for the device")
+
+    __bool__ = __float__ = __int__ = __index__ = __complex__ = __iter__ = __contains__ = _wait
+
+
+ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+BITS = ("and", "or", "xor", "lshift", "rshift")
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+UNARY = ("neg", "pos", "abs", "invert")
+
+
+def _add_operators() -> None:
+    """Give `StrictArray` the arithmetic and comparisons of an array."""
+
+    def forward(function: Any) -> Any:
+        return lambda self, other: _wrap(function(self._inner, _operand(other)))
+
+    def reflected(function: Any) -> Any:
+        return lambda self, other: _wrap(function(_operand(other), self._inner))
+
+    def in_place(function: Any) -> Any:
+        def apply(self: StrictArray, other: Any) -> StrictArray:
+            function(self._inner, _operand(other))
+            LOG.others += 1
+            return self
+
+        return apply
+
+    for name in ARITHMETIC + BITS:
+        setattr(StrictArray, f"__{name}__", forward(getattr(operator, f"__{name}__")))
+        setattr(StrictArray, f"__r{name}__", reflected(getattr(operator, f"__{name}__")))
+        setattr(StrictArray, f"__i{name}__", in_place(getattr(operator, f"__i{name}__")))
+    for name in COMPARISONS:
+        setattr(StrictArray, f"__{name}__", forward(getattr(operator, name)))
+    for name in UNARY:
+        function = getattr(operator, name)
+        setattr(StrictArray, f"__{name}__", lambda self, f=function: _wrap(f(self._inner)))
+
+
+_add_operators()
+
+
+class StrictModule:
+    """What stands for the module `cupy`: its names only, on `StrictArray` only."""
+
+    __version__ = "14.2.0"
+    ndarray = StrictArray
+    ElementwiseKernel = ElementwiseKernel
+    cuda = CUDA
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in NAMES:
+            raise AttributeError(f"module 'cupy' has no attribute {name!r}")
+        if name in PRODUCTS:
+            raise TypeError(NO_PRODUCT)
+        value = getattr(np, name)
+        if isinstance(value, ModuleType):
+            raise AttributeError(f"the stand-in for CuPy has no submodule {name!r}")
+        if isinstance(value, type) or not callable(value):
+            return value  # a dtype or a constant
+        return _guarded(value)
+
+    def empty(self, shape: Any, dtype: Any = float) -> StrictArray:
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[...] = 0xFF  # NaN in every float
+        return _new(array)
+
+    def empty_like(self, array: StrictArray) -> StrictArray:
+        return self.empty(array.shape, array.dtype)
+
+
+class StrictBackend(CupyBackend):
+    """The backend "strict": CuPy's, on the stand-in; `conftest.py` registers it."""
+
+    kind = "strict"
+
+    @classmethod
+    def open(cls, index: str) -> Backend:
+        return cls("strict", StrictModule(), 0)
+
+    @classmethod
+    def name_of(cls, array: object) -> str | None:
+        return "strict" if isinstance(array, StrictArray) else None
+
+    def from_host(self, array: np.ndarray) -> StrictArray:
+        with self.activate():
+            return _new(np.array(array))
+
+    def to_host(self, array: StrictArray) -> np.ndarray:
+        with self.activate():
+            return array._inner.copy()
+
+    def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> StrictArray:
+        with self.activate():
+            return _new(Backend.zeros_aligned(self, size, dtype))
+
+
+def _new(array: np.ndarray) -> StrictArray:
+    """An array in new memory."""
+    LOG.allocate(array.nbytes)
+    return StrictArray(array)
+
+
+def _guarded(function: Any, *owner: StrictArray) -> Any:
+    """A NumPy function, or a method of `owner`, that takes and gives strict arrays."""
+    is_ufunc = isinstance(function, np.ufunc)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        refused = set(kwargs) - UFUNC_KEYWORDS if is_ufunc else set(kwargs) & NOT_IN_CUPY
+        if refused:
+            raise TypeError(f"{function.__name__}: CuPy has no argument {', '.join(refused)}")
+        convert = _operand if is_ufunc else _unwrap
+        values = {name: _unwrap(value) for name, value in kwargs.items()}
+        result = function(*map(convert, args), **values)
+        positional = is_ufunc and len(args) > function.nin
+        if result is None or positional or kwargs.get("out") is not None:
+            LOG.others += 1  # into memory that was there
+        return _wrap(result, *owner, *args, *kwargs.values())
+
+    return call
+
+
+def _operand(value: Any) -> Any:
+    """A strict array's inside, or a scalar; nothing else takes part in arithmetic."""
+    if isinstance(value, StrictArray):
+        return value._inner
+    if isinstance(value, (bool, int, float, np.generic)):
+        return value
+    raise TypeError(f"Unsupported type {type(value)}")
+
+
+def _unwrap(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"Unsupported type {type(value)}")
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_unwrap, value))
+    return value._inner if isinstance(value, StrictArray) else value
+
+
+def _wrap(value: Any, *given: Any) -> Any:
+    """NumPy's answer as CuPy's; one that looks into no array among `given` is new memory."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_wrap(item, *given) for item in value])
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return value
+    array = np.asarray(value)  # CuPy has no scalars of its own: a sum is of no dimensions
+    memory = root_of(array)
+    if any(memory is root_of(item._inner) for item in given if isinstance(item, StrictArray)):
+        return StrictArray(array)
+    LOG.others += bool(array.size)
+    return _new(array)
+
+
+def _index(key: Any) -> Any:
+    if isinstance(key, tuple):
+        return tuple(map(_index, key))
+    if isinstance(key, StrictArray):
+        if key.dtype == bool:
+            raise TypeError("a boolean index waits for the device to count what it picks")
+        return key._inner
+    if key is None or key is Ellipsis or isinstance(key, (int, np.integer, slice)):
+        return key
+    raise TypeError(f"index: expected a device array, a number or a slice, got {type(key)}")

@@ -1,0 +1,107 @@
+"""What the tests of the CPU's kernels share: the skip, forced kernels, cases and faulty sources."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.cases import Case, Results, build, draw, numpy_run, product, run
+from tests.support.tolerances import assert_close
+
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None,
+    reason="Numba is not installed: pip install xprnn[numba]",
+)
+SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+# N, I, H: tiles of every height, whole and broken panels and transposes, vectors and their rests
+SIZES = ((1, 1, 1), (1, 40, 33), (2, 16, 32), (3, 3, 17), (5, 17, 64), (7, 33, 16), (19, 8, 40))
+
+
+def sized(**options: Any) -> list[Case]:
+    """Cases of the sizes above in both types."""
+    types = ("float32", "float64")
+    return [
+        case
+        for size in SIZES
+        for case in product(
+            dtype=types, **{name: (n,) for name, n in zip("NIH", size, strict=True)}, **options
+        )
+    ]
+
+
+def forced(kernels: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function where these kernels serve every layer, or nothing does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XPRNN_KERNELS", kernels)
+        return function(*arguments)
+
+
+@contextmanager
+def several(threads: int) -> Iterator[None]:
+    """So many threads, which take their share of any call, however small."""
+    from xprnn.kernels.numba import sequence
+    from xprnn.kernels.numba import threads as crew
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "usable", lambda: threads)
+        patch.setattr(sequence, "SHARED", 1)
+        yield
+
+
+def compare(case: Case, kernels: str) -> Results:
+    """Run a case by these kernels, and compare everything with the equations in float64."""
+    layer, problem = build(case), draw(case)
+    expected = forced("reference", numpy_run, case, layer, problem)
+    found = forced(kernels, run, layer, case, problem)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert_close(found[name], values.astype(np.float64), case.dtype, f"{case}: {name}")
+    return found
+
+
+def faulty(module: ModuleType, *changes: tuple[str, str]) -> ModuleType:
+    """A module of the kernels anew, with substitutions in its source that fit in one place."""
+    name = module.__name__.rpartition(".")[2]
+    source = (resources.files("xprnn.kernels.numba") / f"{name}.py").read_text("utf-8")
+    for old, new in changes:
+        assert source.count(old) == 1, f"{old!r} fits {source.count(old)} times"
+        source = source.replace(old, new)
+    broken = ModuleType(module.__name__)
+    broken.__package__ = module.__package__
+    exec(compile(source, f"<faulty {name}>", "exec"), vars(broken))
+    return broken
+
+
+def uncached(function: Any, signature: Any) -> Any:
+    """As `compile_for`, leaving nothing on disk."""
+    import numba
+
+    from xprnn.kernels.numba.jit import OPTIONS
+
+    return numba.njit([signature], **OPTIONS)(function)
+
+
+def python(code: str, folder: Path | None = None, **environment: str) -> str:
+    """What a new process, in a folder of its own, prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

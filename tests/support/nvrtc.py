@@ -1,0 +1,173 @@
+"""Compile kernels as CuPy does, for any architecture, where there is no GPU.
+
+CuPy's own source of an ElementwiseKernel, or what a RawModule is given, goes through CuPy's own
+NVRTC with CuPy's own flags; only the architecture, for which CuPy would ask the device, is given.
+What the assembler says of the result, registers and memory, is read from its log.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.support.build_cache import once
+from tests.support.pointwise_cases import TYPES, dtype_of
+from xprnn.kernels.cuda.pointwise import KERNELS, build
+
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+FLAGS = ("-ftz=true", "--device-as-default-execution-space")  # as cupy.cuda.compiler adds them
+ENTRY, REGISTERS = re.compile(r"Compiling entry function '(\w+)'"), re.compile(r"Used (\d+) reg")
+MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+NDARRAY, INDEXER, SCALAR = 1, 2, 3  # CuPy's numbers for kinds of arguments
+
+
+class Usage(NamedTuple):
+    """What a kernel and what it calls take of the device; of stack and spilled registers, bytes."""
+
+    registers: int
+    stack: int
+    spilled: int
+
+
+def usages(log: str) -> dict[str, Usage]:
+    """What each kernel takes, by its name in the assembler's log."""
+    _, *parts = ENTRY.split(log)
+    found = {}
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        stack, stores, loads = (
+            sum(map(int, sizes)) for sizes in zip(*MEMORY.findall(text), strict=True)
+        )
+        found[name] = Usage(max(map(int, REGISTERS.findall(text))), stack, stores + loads)
+    return found
+
+
+def problems(usage: Mapping[str, Usage], most: Mapping[str, int]) -> list[str]:
+    """What is wrong with compiled kernels: not there, memory in place of registers, too many."""
+    found = [f"{name}: not compiled" for name in sorted(most.keys() - usage.keys())]
+    for name, used in usage.items():
+        if used.stack or used.spilled:
+            found.append(f"{name}: {used.stack} bytes of stack, {used.spilled} spilled")
+        if used.registers > most[name]:
+            found.append(f"{name}: {used.registers} registers, expected at most {most[name]}")
+    return found
+
+
+def cupy_source(kernel: Any, T: str, large: bool = False) -> str:
+    """What CuPy makes of an ElementwiseKernel of raw, contiguous arrays.
+
+    `large` is for arrays of 2 GiB and more, in which CuPy indexes with 64 bits.
+    """
+    import cupy
+    from cupy._core import _carray, _kernel, _scalar
+
+    types = {"T": dtype_of(T), "A": dtype_of(TYPES[T])}
+    given = [
+        tuple([types[p.ctype] if p.raw else None for p in parameters])
+        for parameters in (kernel.in_params, kernel.out_params)
+    ]
+    ins, outs, type_map = kernel._decide_params_type(*given)
+    infos = []
+    for parameter, dtype in zip(kernel.in_params + kernel.out_params, ins + outs, strict=True):
+        if parameter.raw:
+            dims = 1 if parameter.name == "bias_hh" else 2
+            info = (NDARRAY, cupy.ndarray, np.dtype(dtype), dims, True, not large)
+        else:
+            info = (SCALAR, _scalar.CScalar, np.dtype(dtype), 0, True, True)
+        infos.append(_kernel._ArgInfo(*info))
+    infos.append(_kernel._ArgInfo(INDEXER, _carray.Indexer, None, 1, True, not large))
+    body = (kernel.params, kernel.operation, kernel.name, kernel.preamble)
+    return _kernel._get_elementwise_kernel_code(tuple(infos), type_map, *body)
+
+
+def compile_sources(sources: Sequence[str], architecture: str) -> dict[str, Usage]:
+    """Compile the sources of kernels, as one, to machine code; what each of them takes, by name.
+
+    :raises RuntimeError: NVRTC does not accept them.
+    """
+    from cupy._core import core
+
+    head = "".join([f"#include <{name}>\n" for name in core._cupy_header_list])
+    options = core.assemble_cupy_compiler_options(())
+    return usages(_compile(head + "\n".join(sources), options, architecture)[0])
+
+
+def compile_instantiation(source: str, instantiation: str, architecture: str) -> Usage:
+    """Compile one instantiation of a RawModule's source to machine code; what it takes.
+
+    :raises RuntimeError: NVRTC does not accept it.
+    """
+    log, names = _compile(source, ("--std=c++17",), architecture, (instantiation,))
+    return usages(log)[names[instantiation]]
+
+
+def ptx(source: str, instantiation: str) -> str:
+    """The virtual machine code of one instantiation."""
+    from cupy.cuda import compiler
+
+    program = compiler._NVRTCProgram(
+        source, "kernels.cu", name_expressions=(instantiation,), method="ptx"
+    )
+    text, _ = program.compile(("--std=c++17", *FLAGS, "-arch=compute_80"))
+    return text.decode()
+
+
+def _compile(
+    source: str, options: tuple[str, ...], architecture: str, instantiations: tuple[str, ...] = ()
+) -> tuple[str, dict[str, str]]:
+    """The compiler's log, and the name there of each instantiation; compiled once, for all runs."""
+    options += (*FLAGS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
+
+    def compile_to(path: Path) -> None:
+        path.write_text(json.dumps(_log(source, options, instantiations)), "utf-8")
+
+    made_from = _versions(), source, options, instantiations
+    log, names = json.loads(once("nvrtc", ".json", made_from, compile_to).read_text("utf-8"))
+    return log, names
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    """Of what compiles, to the last digit, as far as it comes from a package."""
+    import cupy
+
+    installed = [(d.name, d.version) for d in distributions()]
+    compilers = sorted({pair for pair in installed if pair[0].startswith("nvidia-cuda")})
+    return (cupy.__version__, str(cupy.cuda.nvrtc.getVersion()), str(compilers))
+
+
+def _log(
+    source: str, options: tuple[str, ...], instantiations: tuple[str, ...]
+) -> tuple[str, dict[str, str]]:
+    """What `_compile` gives, from the compiler."""
+    from cupy.cuda import compiler
+
+    program = compiler._NVRTCProgram(
+        source, "kernels.cu", name_expressions=instantiations or None, method="cubin"
+    )
+    log = io.StringIO()
+    try:
+        _, names = program.compile(options, log)
+    except compiler.CompileException as error:  # which no other process can receive
+        architecture = next(option for option in options if option.startswith("-arch="))
+        raise RuntimeError(f"{architecture[6:]}: NVRTC refuses the kernel: {error}") from None
+    return log.getvalue(), names or {}
+
+
+def compile_header(header: str, T: str, architecture: str, large: bool) -> dict[str, Usage]:
+    """Compile all kernels of the package's table that have a header, in one go."""
+    import cupy
+
+    sources: list[str] = []
+    for kernel in (k for k in KERNELS if k.header == header):
+        made = build(cupy.ElementwiseKernel, kernel.name)
+        source = cupy_source(made, T, large)
+        sources.append(source.replace(made.preamble, "") if sources else source)
+    return compile_sources(sources, architecture)

@@ -1,0 +1,205 @@
+"""A fused kernel on given numbers, the plain part that it replaces in float64, and what may differ.
+
+The bound
+---------
+T is the type in which numbers are stored, A that of the arithmetic, u and v the largest relative
+errors of a rounding to A and to T; v = 0 where T is A. The plain part is computed in float64 from
+the same stored numbers, so that only rounding differs.
+
+A part is made of sums and products of what it reads, of σ and of tanh. Every operation in A
+rounds by a factor 1 + δ, |δ| <= u. Sums and products then err by at most n u Σ |terms| (N. J.
+Higham, "Accuracy and stability of numerical algorithms", section 3.3), n the number of roundings
+along the longest chain and Σ |terms| the same expression with absolute values and every minus a
+plus. σ and tanh magnify no error, and with |tanh a| <= |a| and σ(a) <= 1 the sum for their result
+may be taken as that for a and for 1 + a. So one number per element, the *majorant*, comes from
+the plain part itself, run on absolute values with `MAJORANT` for its array module, and
+
+    |kernel - plain| <= n u majorant + v |plain| + w
+
+with w for underflow: the smallest positive float16, and the smallest normal number of float32,
+for CuPy lets the device take what is smaller for zero; bfloat16 has the same range.
+
+The longest chain is that of the GRU's h': 1 for gx + gh, 6 for σ (4 for exp, which CUDA gives as
+2 units in the last place, 1 for the sum, 1 for the division), 2 for gh_n + b and its product with
+r, 1 for the sum, 4 for tanh and 3 for n + z (h - n) make 17; n = 20 leaves room for u² terms. For
+float64, where the plain part rounds as well, u counts twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.emulator.elementwise import HostElementwiseKernel
+from xprnn.cells import CELLS, Buffers
+from xprnn.kernels.cuda import POINTWISE
+from xprnn.kernels.cuda.pointwise import Kernel
+
+try:
+    from ml_dtypes import bfloat16
+except ModuleNotFoundError:
+    bfloat16 = None
+
+ROUNDINGS = 20  # n
+TYPES = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-52}
+UNDERFLOW = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 0.0}
+
+SIGMOID = ("r", "z", "i", "f", "o")  # gates in (0, 1); the others lie in (-1, 1)
+WIDTHS = {"gh_rz": 2}  # in units of H; the others have 1, gates and gh one for each gate
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e3, -1e3, 0.5]
+GUARD = 64  # elements before and behind each array that nobody may touch
+CANARY = 0xA5
+
+Arrays = dict[str, np.ndarray]
+
+
+def needs_dtype(name: str) -> None:
+    """Skip the test where NumPy does not have this type."""
+    if name == "bfloat16" and bfloat16 is None:
+        pytest.skip("bfloat16 needs ml_dtypes, which is not installed")
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    return np.dtype(bfloat16 if name == "bfloat16" else name)
+
+
+def draw(kernel: Kernel, T: str, N: int, H: int, seed: int = 0) -> Arrays:
+    """Numbers as a layer has them there; what the kernel only writes is full of NaN."""
+    rng = np.random.default_rng([seed, N, H])
+    cell = CELLS[kernel.cell]
+    values: Arrays = {}
+    for buffer in kernel.buffers:
+        blocks = cell.gates if buffer.name in ("gates", "gh", "bias_hh") else 1
+        rows = () if buffer.name == "bias_hh" else (N,)
+        shape = (*rows, WIDTHS.get(buffer.name, blocks) * H)
+        if buffer.use == "=":
+            value = np.full(shape, np.nan)
+        elif buffer.name == "gates":
+            value = np.concatenate([_gate(kernel, g, N, H, rng) for g in cell.gate_names], axis=1)
+        elif buffer.name in ("h", "h_next") or (buffer.name, cell.name) == ("saved", "lstm"):
+            value = rng.uniform(-1, 1, shape)
+        else:
+            value = rng.normal(0, 2, shape)
+        if buffer.name == "h_next" and cell.name == "rnn_relu":
+            value = np.maximum(value, 0)
+        values[buffer.name] = value.astype(dtype_of(T if buffer.type == "T" else TYPES[T]))
+    return values
+
+
+def _gate(kernel: Kernel, gate: str, N: int, H: int, rng: np.random.Generator) -> np.ndarray:
+    """One block of `gates`: gx where the part still has to apply the activation."""
+    later = kernel.part == "forward_candidate" and gate != "n"
+    if kernel.part.startswith("forward") and not later:
+        return rng.normal(0, 2, (N, H))
+    return rng.uniform(0 if gate in SIGMOID else -1, 1, (N, H))
+
+
+def with_specials(kernel: Kernel, dtype: str) -> Arrays:
+    """Arrays in which every element of the state meets some of `SPECIAL`."""
+    arrays, rng = draw(kernel, dtype, 64, 33), np.random.default_rng(1)
+    for buffer in kernel.buffers:
+        array = arrays[buffer.name]
+        values = (
+            np.abs(SPECIAL) if (kernel.cell, buffer.name) == ("rnn_relu", "h_next") else SPECIAL
+        )
+        if buffer.use != "=":
+            chosen = rng.choice(values, array.shape).astype(array.dtype)
+            array[...] = np.where(rng.random(array.shape) < 0.3, chosen, array)
+    return arrays
+
+
+def run_fused(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwiseKernel) -> Arrays:
+    """Run the fused cell's part on copies; fail if it writes what it should not."""
+    whole = {name: np.empty(a.size + 2 * GUARD, a.dtype) for name, a in arrays.items()}
+    copies: Arrays = {}
+    for name, array in arrays.items():
+        whole[name].view(np.uint8)[...] = CANARY
+        copies[name] = whole[name][GUARD:-GUARD].reshape(array.shape)
+        copies[name][...] = array
+    xp = SimpleNamespace(ElementwiseKernel=elementwise)
+    _call(POINTWISE[kernel.cell], kernel.part, xp, copies, ())
+    for name, array in whole.items():
+        guards = np.concatenate([array[:GUARD], array[-GUARD:]]).view(np.uint8)
+        assert (guards == CANARY).all(), f"{kernel.name} writes outside {name}"
+    for buffer in kernel.inputs:
+        name = buffer.name
+        assert copies[name].tobytes() == arrays[name].tobytes(), f"{kernel.name} writes {name}"
+    return copies
+
+
+def run_plain(kernel: Kernel, arrays: Arrays, xp: Any = np) -> Arrays:
+    """Run the plain cell's part in float64."""
+    wide = {name: array.astype(np.float64) for name, array in arrays.items()}
+    cell, (N, width) = CELLS[kernel.cell], arrays["gates"].shape
+    H = width // cell.gates
+    scratch = tuple([np.empty((N, width * H)) for width in cell.backward_scratch])
+    wide.setdefault("h", np.full((N, H), np.nan))  # the LSTM takes its shape only
+    with np.errstate(all="ignore"):
+        _call(cell, kernel.part, xp, wide, scratch)
+    return wide
+
+
+def _call(cell: Any, part: str, xp: Any, arrays: Arrays, scratch: tuple[Any, ...]) -> None:
+    """Call a part with the arrays where its parameters say; None for what it does not use."""
+    function = getattr(cell, part)
+    step = Buffers(
+        gates=arrays.get("gates"),
+        saved=arrays.get("saved"),
+        states=tuple([arrays.get(name) for name in cell.state_names]),
+        next_states=tuple([arrays.get(f"{name}_next") for name in cell.state_names]),
+        dstates=tuple([arrays.get(f"d{name}") for name in cell.state_names]),
+        scratch=scratch,
+    )
+    given = {**arrays, "xp": xp, "step": step}
+    function(**{name: given.get(name) for name in inspect.signature(function).parameters})
+
+
+def _same(a: Any, *_: Any, out: np.ndarray) -> None:
+    out[...] = a
+
+
+# Plain code's array module for absolute values: minus is plus, functions of one number are left out
+MAJORANT = SimpleNamespace(
+    add=np.add,
+    subtract=np.add,
+    multiply=lambda a, b, out: np.multiply(a, np.abs(b), out=out),
+    negative=_same,
+    minimum=_same,
+    maximum=_same,
+    exp=_same,
+    divide=lambda one, a, out: _same(a, out=out),
+    tanh=_same,
+    sign=lambda a, out: out.fill(1.0),
+)
+
+
+def excess(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwiseKernel) -> float:
+    """The largest error of the kernel in units of its bound; infinite where inf or NaN differ."""
+    T = arrays["gates"].dtype.name
+    after, plain = run_fused(kernel, arrays, elementwise), run_plain(kernel, arrays)
+    finite = {n: np.nan_to_num(np.abs(a.astype(float)), posinf=1e3) for n, a in arrays.items()}
+    majorant = run_plain(kernel, finite, MAJORANT)
+    return max(
+        _ratio(after[b.name], plain[b.name], majorant[b.name], TYPES[T]) for b in kernel.outputs
+    )
+
+
+def _ratio(actual: np.ndarray, expected: np.ndarray, majorant: np.ndarray, A: str) -> float:
+    """The largest error in units of its bound, in one array."""
+    stored = actual.dtype.name
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = expected.astype(actual.dtype).astype(float)  # a narrow type may overflow
+    actual, finite = actual.astype(float), np.isfinite(rounded)
+    special = np.where(np.isfinite(actual), 0, actual)
+    if not np.array_equal(special, np.where(finite, 0, rounded), equal_nan=True):
+        return np.inf
+    allowed = ROUNDINGS * ROUNDOFF[A] * majorant[finite] + UNDERFLOW[stored]
+    if stored != A:
+        allowed += ROUNDOFF[stored] * np.abs(expected[finite])
+    error = np.abs(actual[finite] - expected[finite])
+    return float(np.divide(error, allowed, out=error, where=error > 0).max(initial=0.0))

@@ -1,0 +1,168 @@
+"""Directions of a layer for the whole-sequence kernels, and the loop of `sequence.py` in float64.
+
+The layer's input product is left out: W_ih is the identity, so that x is gx, and the plain loop
+gets the very numbers, widened, that the kernel gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tests.support.emulator.sequence import DTYPES
+from tests.support.pointwise_cases import dtype_of
+from xprnn import sequence
+from xprnn.arithmetic import check_arithmetic
+from xprnn.backend import get_backend
+from xprnn.cells import CELLS, Cell, Weights
+from xprnn.directions import Direction, Packs, Trace, Undoing
+from xprnn.kernels import Engine, choose
+from xprnn.layout import Layout, make_layout
+from xprnn.scratch import Workspace
+
+
+class Copying:
+    """NumPy, but for a product with the transpose of one identity: there NaN must stay put."""
+
+    def __init__(self, identity: np.ndarray) -> None:
+        self._identity = identity
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        if np.shares_memory(b, self._identity):
+            out[...] = a
+        else:
+            np.matmul(a, b, out=out)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A direction of a layer with its numbers, as the kernels read them."""
+
+    name: str  # of the cell
+    kind: str
+    H: int
+    lengths: tuple[int, ...]
+    reverse: bool = False
+    bias: bool = True
+    upstream: bool = True  # whether a gradient of the outputs arrives
+    seed: int = 0
+    special: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # array, place, value
+    numbers: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+
+    @property
+    def cell(self) -> Cell:
+        return CELLS[self.name]
+
+    @cached_property
+    def layout(self) -> Layout:
+        lengths = np.array(self.lengths, np.intp)
+        return make_layout(get_backend("numpy"), max(self.lengths), len(self.lengths), lengths)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return dtype_of(DTYPES[self.kind])
+
+    @property
+    def padded(self) -> int:
+        """The length of a row of the mailbox."""
+        grain = 16 // self.dtype.itemsize
+        return -(-self.H // grain) * grain
+
+    def __post_init__(self) -> None:
+        rng, H, S, N = (
+            np.random.default_rng(self.seed),
+            self.H,
+            self.layout.total,
+            len(self.lengths),
+        )
+        G, scale = self.cell.gates, 1 / np.sqrt(H)
+        drawn = {
+            "gx": rng.normal(0, 1, (S, G * H)),
+            "weight_hh": rng.uniform(-scale, scale, (G * H, H)),
+            "h0": rng.uniform(-1, 1, (N, H)),
+        }
+        for name, value in drawn.items():
+            self.numbers[name] = value.astype(self.dtype)
+        bias = rng.uniform(-1, 1, G * H).astype(np.float32)
+        bias[: self.cell.folded * H] = np.nan  # in gx already: the kernel must not read it
+        self.numbers["bias_hh"] = bias
+        self.numbers["doutput"] = rng.normal(0, 1, (S, H)).astype(np.float32)
+        self.numbers["c0"] = rng.uniform(-1, 1, (N, H)).astype(np.float32)
+        for name in self.dstates:
+            self.numbers[name] = rng.normal(0, 1, (N, H)).astype(np.float32)
+        weight_ih = rng.uniform(-scale, scale, (G * H, H))  # of an upper layer of a wave
+        self.numbers["weight_ih"] = weight_ih.astype(self.dtype)
+        for name, place, value in self.special:
+            self.numbers[name][place] = value
+
+    @property
+    def dstates(self) -> tuple[str, ...]:
+        """The names of the gradients that are carried from step to step."""
+        return tuple([f"d{name}" for name in self.cell.state_names])
+
+    def wide(self, name: str) -> np.ndarray:
+        return self.numbers[name].astype(np.float64)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """In float64, with W_ih = 1; of b_hh what is not in gx already."""
+        identity = np.eye(self.cell.gates * self.H)
+        if not self.bias:
+            return Weights(identity, self.wide("weight_hh"), None, None)
+        bias = self.wide("bias_hh")
+        bias[: self.cell.folded * self.H] = 0
+        return Weights(identity, self.wide("weight_hh"), np.zeros_like(bias), bias)
+
+    @property
+    def engine(self) -> Engine:
+        """The plain loop in float64."""
+        arithmetic = check_arithmetic("float64", None, "ieee")
+        plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
+        return replace(plain, xp=Copying(self.weights.weight_ih))
+
+    def plain(self) -> Trace:
+        """The trace of the plain loop in float64."""
+        initial = [self.layout.sort(self.wide(f"{name}0")) for name in self.cell.state_names]
+        ends = tuple([state.copy() for state in initial])
+        with np.errstate(all="ignore"):
+            direction = Direction(self.weights, self.reverse, ends, Packs())
+            (trace,) = sequence.forward(
+                self.engine, [direction], self.wide("gx"), self.layout,
+                workspace(), workspace(), record=True,
+            )  # fmt: skip
+        return trace
+
+    def rounded_trace(self) -> Trace:
+        """The trace as forward leaves it: but for c in the type that products read."""
+        trace = self.plain()
+        gates, saved, h = [
+            a.astype(self.dtype) for a in (trace.gates, trace.saved, trace.states[0])
+        ]
+        others = [state.astype(np.float32) for state in trace.states[1:]]
+        return Trace(self.numbers["gx"], gates, saved, (h, *others))
+
+    def plain_backward(self, trace: Trace) -> dict[str, np.ndarray]:
+        """What the plain loop makes in float64 of a rounded trace."""
+        wide = [a.astype(np.float64) for a in (trace.x, trace.gates, trace.saved)]
+        states = tuple([state.astype(np.float64) for state in trace.states])
+        dstates = [self.layout.sort(self.wide(name)).copy() for name in self.dstates]
+        dweight_hh = np.empty_like(self.weights.weight_hh)
+        doutput = self.wide("doutput") if self.upstream else None
+        with np.errstate(all="ignore"):
+            dweights = Weights(None, dweight_hh, None, None)
+            trace = Trace(*wide, states)
+            given = self.weights, self.reverse, trace, doutput, tuple(dstates)
+            undoing = Undoing(*given, dweights, None, Packs())
+            sequence.backward(self.engine, [undoing], self.layout, workspace())
+        found = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
+        return found | dict(zip(self.dstates, dstates, strict=True))
+
+
+def workspace() -> Workspace:
+    return Workspace(get_backend("numpy"), np.dtype(np.float64))

@@ -1,0 +1,297 @@
+"""asv's suite, run, filed and published as a user does it, in a copy of the project."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("asv", reason="asv is not installed: pip install 'xprnn[test]'")
+
+from benchmarks import filing
+from benchmarks.record import QUICK
+
+ROOT = Path(__file__).parents[2]
+SIZE = "N=1 H=32 T=128"
+FORWARD, LOAD = "layers.Forward.time_forward", "programs.Load.time_load"
+ADDED = ("xprnn-nonsense-reference", "nopeer-cpu", "torch-nodevice", "xprnn-numpy-nokernels")
+ON_NUMBA = ("xprnn-numpy-pointwise", "xprnn-numpy-sequence")
+MACHINE = "a-machine"
+
+
+def copy(folder: Path) -> Path:
+    """The project in a folder of its own, without results."""
+    for part in ("xprnn", "benchmarks"):
+        unwanted = shutil.ignore_patterns("results", "__pycache__")
+        shutil.copytree(ROOT / part, folder / part, ignore=unwanted)
+    shutil.copy(ROOT / "asv.conf.json", folder)
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
+    command = ["git", "-C", str(folder), *who, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=clean)
+    return done.stdout.strip()
+
+
+def commit(folder: Path) -> str:
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "all")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def record(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.record", "--machine", MACHINE, *arguments]
+    environment = os.environ | variables
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def asv(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asv", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+
+
+def values(results: dict[str, Any], benchmark: str) -> dict[tuple[str, ...], Any]:
+    """The result of each combination of parameters."""
+    row = dict(zip(results["result_columns"], results["results"][benchmark], strict=False))
+    found = product(*filing.axes(row["params"]))
+    return dict(zip(found, row["result"], strict=True))
+
+
+class Recorded:
+    """A copy with one more cell and four more implementations, measured in part and filed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = copy(folder)
+        suite = self.folder / "benchmarks" / "common.py"
+        edit(suite, 'CELLS = ("gru",', 'CELLS = ("gru", "gru_reset_before",')
+        edit(suite, '    "torch-cpu",\n', f'    "torch-cpu",\n    {", ".join(map(repr, ADDED))},\n')
+        self.commit = commit(self.folder)
+        git(self.folder, "checkout", "-q", "--detach")  # as a build machine may have it
+        self.target = self.folder / "benchmarks" / "results" / "asv"
+        select = rf"^{re.escape(FORWARD)}\('gru\w*', .*'float32', '{SIZE}'\)"
+        wanted = [f"--bench={select}", rf"--bench=^{re.escape(LOAD)}\('gru', "]
+        self.done = record(self.folder, *wanted, "--quick", "--out", str(self.target))
+        self.name = f"{self.commit[:8]}-{MACHINE}-py{sys.version_info[0]}.{sys.version_info[1]}"
+
+    def filed(self, name: str) -> Any:
+        return json.loads((self.target / MACHINE / name).read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return Recorded(tmp_path_factory.mktemp("project"))
+
+
+def test_one_name_adds_a_cell_or_an_implementation(recorded: Recorded) -> None:
+    assert recorded.done.returncode == 0, recorded.done.stdout + recorded.done.stderr
+    found = values(recorded.filed(f"{recorded.name}.json"), FORWARD)
+    for cell in ("gru", "gru_reset_before"):
+        assert found[cell, "xprnn-numpy-reference", "float32", SIZE] > 0
+    assert found["gru", "torch-cpu", "float32", SIZE] > 0  # torch is one of the tests' needs
+    assert found["gru_reset_before", "onnxruntime-cpu", "float32", SIZE] > 0
+    done = asv(recorded.folder, "publish")
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = recorded.folder / ".asv" / "html"
+    parameters = json.loads((site / "index.json").read_text())["benchmarks"][FORWARD]["params"]
+    assert "'gru_reset_before'" in parameters[0] and f"'{ADDED[0]}'" in parameters[1]
+    for name in json.loads((site / "index.json").read_text())["benchmarks"]:
+        assert len(list(site.rglob(f"{name}.json"))) == 2, name  # the graph and its summary
+    (graph,) = [p for p in site.rglob(f"{FORWARD}.json") if "summary" not in p.parts]
+    ((_, drawn),) = json.loads(graph.read_text())
+    assert [v for v in drawn if v is not None] == [v for v in found.values() if v is not None]
+
+
+def test_what_is_not_measured_again_stands(recorded: Recorded, tmp_path: Path) -> None:
+    shutil.copytree(recorded.target, tmp_path / "out")
+    select = rf"^{re.escape(FORWARD)}\('gru_reset_before', .*'float32', 'N=8 H=64 T=128'\)"
+    done = record(recorded.folder, f"--bench={select}", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads((tmp_path / "out" / MACHINE / f"{recorded.name}.json").read_text())
+    earlier = recorded.filed(f"{recorded.name}.json")
+    assert values(again, LOAD) == values(earlier, LOAD)
+    before, after = values(earlier, FORWARD), values(again, FORWARD)
+    new = {key for key in after if after[key] != before[key]}
+    assert new and {key[0] for key in new} == {"gru_reset_before"}
+    assert {key[3] for key in new} == {"N=8 H=64 T=128"}
+    skips = json.loads((tmp_path / "out" / MACHINE / "skips.json").read_text())[recorded.name]
+    for name, reasons in recorded.filed("skips.json")[recorded.name].items():
+        for reason, texts in reasons.items():
+            assert set(texts) <= set(skips[name][reason])
+    both = skips["layers.Forward"]["nopeer: expected xprnn, torch, onnxruntime"]
+    assert "gru_reset_before, nopeer-cpu, float32, N=8 H=64 T=128" in both
+
+
+def test_what_cannot_be_measured_is_null_with_its_reason(recorded: Recorded) -> None:
+    found = values(recorded.filed(f"{recorded.name}.json"), FORWARD)
+    skips = recorded.filed("skips.json")[recorded.name]["layers.Forward"]
+    wanted = {key for key in found if key[0].startswith("gru") and key[2:] == ("float32", SIZE)}
+    given = {tuple(text.split(", ")) for texts in skips.values() for text in texts}
+    skipped = {key for key in wanted if key in given or (key[0], "*", *key[2:]) in given}
+    assert skipped == {key for key in wanted if found[key] is None}
+    reasons = {text.split(", ")[1]: reason for reason, texts in skips.items() for text in texts}
+    assert "expected 'numpy', 'cupy'" in reasons["xprnn-nonsense-reference"]
+    assert reasons["nopeer-cpu"] == "nopeer: expected xprnn, torch, onnxruntime"
+    assert "one of the devices cpu, cuda" in reasons["torch-nodevice"]
+    assert "expected one of the kernels" in reasons["xprnn-numpy-nokernels"]
+    for name in ("xprnn-cupy-pointwise", "torch-cuda", "onnxruntime-cuda"):
+        alone = found["gru", name, "float32", SIZE]
+        assert (alone is None) == (name in reasons)  # a machine with a GPU measures it
+    compiled = [found["gru", name, "float32", SIZE] for name in ON_NUMBA]
+    if importlib.util.find_spec("numba") is None:
+        assert compiled == [None, None]
+        assert all("need Numba" in reasons[name] for name in ON_NUMBA)
+    else:
+        assert None not in compiled
+
+
+def test_neither_paths_nor_names_of_hosts_are_filed(recorded: Recorded) -> None:
+    files = [path for path in recorded.target.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {
+        "benchmarks.json", "machine.json", "skips.json", f"{recorded.name}.json"
+    }  # fmt: skip
+    for path in files:
+        text = path.read_text("utf-8")
+        for unwanted in (sys.prefix, str(recorded.folder), "xprnn-asv-", "existing"):
+            assert unwanted not in text, path
+        assert f'"{platform.node()}"' not in text and "NaN" not in text
+    results = recorded.filed(f"{recorded.name}.json")
+    assert results["commit_hash"] == recorded.commit
+    assert results["env_name"] == recorded.name.partition("-")[2]
+    seconds = int(git(recorded.folder, "log", "-1", "--format=%ct"))
+    assert results["date"] == 1000 * seconds
+    assert results["requirements"]["numpy"] and results["env_vars"] == {"OMP_NUM_THREADS": "1"}
+
+
+def test_it_is_the_commit_that_is_measured(tmp_path: Path) -> None:
+    folder = copy(tmp_path / "project")
+    marked = """
+def track_mark():
+    import numpy, xprnn
+    from .common import usable_backend
+    usable_backend("numpy")
+    return xprnn.mark
+
+def timeraw_mark():
+    return "import xprnn; assert hasattr(xprnn, 'mark')"
+"""
+    (folder / "benchmarks" / "marked.py").write_text(marked)
+    package = folder / "xprnn" / "__init__.py"
+    for mark in (7, 8):
+        with package.open("a") as file:
+            file.write(f"\nmark = {mark}\n")
+        commit(folder)
+    package.write_text("raise RuntimeError('the checkout')\n")
+    for name, mark in (("HEAD", 8), ("HEAD^", 7)):
+        out = tmp_path / f"out {mark}"
+        # of the user's settings none takes part
+        done = record(folder, name, "--bench=marked", "--out", str(out), XPRNN_BACKEND="none")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (file,) = (out / MACHINE).glob("*-py*.json")
+        results = json.loads(file.read_text())
+        column = results["result_columns"].index("result")
+        assert results["results"]["marked.track_mark"][column] == [mark]
+        assert results["commit_hash"] == git(folder, "rev-parse", name)
+
+
+def test_a_benchmark_that_fails_is_no_skip(tmp_path: Path) -> None:
+    folder = copy(tmp_path / "project")
+    broken = "def time_broken():\n    raise RuntimeError('planted')\n"
+    (folder / "benchmarks" / "broken.py").write_text(broken)
+    done = record(folder, "0" * 40, "--date", "2026-01-02T03:04:05+00:00",
+                  "--bench=broken", "--out", str(tmp_path / "out"))  # fmt: skip
+    assert done.returncode == 1 and "planted" in done.stdout
+    (file,) = (tmp_path / "out" / MACHINE).glob("00000000-*.json")  # without a git history
+    results = json.loads(file.read_text())
+    assert results["commit_hash"] == "0" * 40 and results["date"] == 1767323045000
+    row = dict(
+        zip(results["result_columns"], results["results"]["broken.time_broken"], strict=False)
+    )
+    assert row["result"] is None
+    assert json.loads((file.parent / "skips.json").read_text()) == {file.stem: {}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("0123abcd",), "commit 0123abcd: .*no git history give the 40 digits and --date"),
+        (
+            ("main", "--date", "2026-01-01"),
+            "commit: with --date expected 40 hex digits, got 'main'",
+        ),
+    ],
+)
+def test_a_commit_that_is_none_is_refused(
+    arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    folder = copy(tmp_path / "project")
+    done = record(folder, *arguments, "--quick")
+    assert done.returncode == 1 and re.search(message, done.stderr, re.DOTALL), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "benchmarks" / "results").exists()
+
+
+def test_asv_finds_nothing_wrong_and_would() -> None:
+    done = asv(ROOT, "check", "-E", "existing:same")
+    assert done.returncode == 0 and "No problems found" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_fault_in_the_suite_is_found(tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    suite = folder / "benchmarks" / "layers.py"
+    edit(suite, "def time_100_steps(self, cell: str,", "def time_100_steps(self,")
+    commit(folder)
+    done = asv(folder, "check", "-E", "existing:same")
+    assert done.returncode != 0 and "wrong number of arguments" in done.stdout
+
+
+def test_importing_the_suite_imports_no_library() -> None:
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    code = "import sys, importlib\n"
+    code += f"for name in {names}: importlib.import_module('benchmarks.' + name)\n"
+    code += "heavy = {'numpy', 'xprnn', 'torch', 'cupy', 'onnxruntime', 'matplotlib', 'asv'}\n"
+    code += "print(sorted(heavy & sys.modules.keys()))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_quick_profile_has_some_of_every_benchmark(recorded: Recorded) -> None:
+    """A name that is renamed would leave it without a word."""
+    known = json.loads((recorded.target / "benchmarks.json").read_text("utf-8"))
+    combinations = {
+        f"{name}({', '.join(chosen)})": name.rpartition(".")[0]
+        for name, facts in known.items()
+        if name != "version"
+        for chosen in product(*facts["params"])
+    }
+    taken = {text for text in combinations if any(re.search(part, text) for part in QUICK)}
+    assert {combinations[text] for text in taken} == {*combinations.values()}
+    for part in QUICK:
+        assert any(re.search(part, text) for text in combinations), part
+
+
+def test_the_page_describes_every_benchmark(recorded: Recorded) -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    described = set(re.findall(r"`((?:layers|programs)\.[A-Z]\w+)`", page))
+    known = json.loads((recorded.target / "benchmarks.json").read_text("utf-8"))
+    assert described == {name.rpartition(".")[0] for name in known if name != "version"}

@@ -1,0 +1,296 @@
+"""The CPU report: what it times is right, what it says is what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed, which the report compares with")
+
+from benchmarks import cpu_report, reports
+from benchmarks.cpu import bars, files, first, problems, sides, turns, worker
+from benchmarks.cpu.problems import BOTH, FORWARD, STEP, Problem
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+SLICE = ["--cells", "lstm", "--shapes", "5,2,3,4", "--threads", "1", "--rounds", "2"]
+SMALL = Problem("gru", 5, 2, 3, 4)
+
+
+def row(work: str, threads: int = 1, shape: tuple[int, ...] = (64, 32, 256, 256), **us: float):
+    """A row of the GRU in which each side took the same in each of two rounds."""
+    found: dict[str, Any] = dict(zip("TNIH", shape, strict=True))
+    found |= {"cell": "gru", "work": work, "threads": threads, "wrong": [], "not_timed": {}}
+    found["us"] = {side: [time, time] for side, time in us.items()}
+    return found | {"cores": dict.fromkeys(us, 1.0), "notes": dict.fromkeys(us, "")}
+
+
+# -- measured
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("cpu")
+    some = ["--sides", "numpy", "torch", "onnxruntime", "products", "--first", "1"]
+    assert cpu_report.main([*SLICE, *some, "--out", str(folder)]) == 0
+    return json.loads((folder / files.NAME).read_text()), folder
+
+
+def test_a_slice_is_measured_and_written(measured: tuple[dict[str, Any], Path]) -> None:
+    report, folder = measured
+    files.check_report(report)
+    assert [row["work"] for row in report["rows"]] == [FORWARD, BOTH, STEP]
+    forward, both, step = report["rows"]
+    assert {*forward["us"]} == {*step["us"]} == {*both["us"]} | {"onnxruntime"}
+    assert all(len(us) == 2 and min(us) > 0 for row in report["rows"] for us in row["us"].values())
+    assert "reference on numpy" in forward["notes"]["numpy"]
+    assert "torch.nn.LSTM" in both["notes"]["torch"]
+    assert {*report["first"]} == {"numpy", "torch", "onnxruntime"}
+    assert report["first"]["torch"]["MiB"] > report["first"]["numpy"]["MiB"] > 20
+    assert report["sizes"]["torch"] > report["sizes"]["numpy"] > 10
+    text = (folder / "cpu.md").read_text()
+    assert text == files.markdown(report) + "\n"
+    for private in (str(folder), str(ROOT), str(Path.home()), socket.gethostname()):
+        assert private not in text + json.dumps(report)
+
+
+def test_a_part_writes_nothing_by_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu_report, "RESULTS", tmp_path)
+    assert cpu_report.main([*SLICE, "--sides", "numpy", "--works", "forward"]) == 0
+    assert not [*tmp_path.iterdir()]
+    assert "lstm 5, 2, 3, 4 forward, threads 1: numpy " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("work", ["layer", STEP])
+@pytest.mark.parametrize("side", problems.SIDES)
+def test_every_side_finds_what_the_plain_code_finds(side: str, work: str, tmp_path: Path) -> None:
+    if side in turns.missing([side]):
+        pytest.skip(turns.missing([side])[side])
+    path = str(tmp_path / "expected.npz")
+    for cell in problems.CELLS:
+        problem = [*SMALL._replace(cell=cell)]
+        one = worker.Worker(side)
+        one.expect(problem, work, path)
+        said = one.prepare(problem, work, path)
+        assert said["works"][0] == (STEP if work == STEP else FORWARD)
+        assert ("at most" in said["agreed"]) == (side != "products")
+        assert one.sample(said["works"][-1])["seconds"] > 0
+
+
+def wrong_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = sides.theirs
+
+    def wrong(task: Any) -> Any:
+        peer = genuine(task)
+        peer.results["dx"][-1] *= -1
+        return peer
+
+    monkeypatch.setitem(sides.SIDES, "torch", wrong)
+
+
+class Here:
+    """A worker in this process."""
+
+    def __init__(self, side: str, threads: int) -> None:
+        self.side, self.threads, self._worker = side, threads, worker.Worker(side)
+
+    def ask(self, do: str, **request: Any) -> Any:
+        return getattr(self._worker, do)(**request)
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_is_wrong_gets_no_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong_torch(monkeypatch)
+    monkeypatch.setattr(turns, "Client", Here)
+    some = ["--sides", "numpy", "torch", "--works", "forward", BOTH]
+    assert cpu_report.main([*SLICE, *some]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("torch: torch: its dx differs from xprnn's by") == 2
+    assert said.err.startswith("cpu_report: wrong: lstm 5, 2, 3, 4 forward, threads 1: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_a_process_is_held_to_as_many_processors(tmp_path: Path) -> None:
+    with turns.clients(["numpy"], 1) as (client,):
+        client.ask("expect", problem=[*SMALL], work="layer", path=str(tmp_path / "expected.npz"))
+        assert len(os.sched_getaffinity(client._process.pid)) == 1
+
+
+def test_after_a_rest_a_blas_sleeps() -> None:
+    """Its idle threads would take a processor from the library whose turn it is."""
+    code = """
+import sys, time, numpy as np
+a = np.ones((768, 768), np.float32)
+for _ in range(20):
+    a @ a
+time.sleep(float(sys.argv[1]))
+before = time.process_time()
+time.sleep(0.05)
+print(time.process_time() - before)
+"""
+    environment = problems.environment("numpy", problems.all_threads())
+    command = [sys.executable, "-c", code, str(turns.REST)]
+    assert float(subprocess.check_output(command, env=environment)) < 0.01
+
+
+def test_a_worker_that_ends_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(problems, "SIDES", (*problems.SIDES, "nobody"))
+    assert cpu_report.main([*SLICE, "--sides", "nobody"]) == 2
+    assert "the process of nobody ended with status 1 in prepare" in capfd.readouterr().err
+
+
+def test_a_process_is_held_to_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
+    found = problems.environment("numba", 2)
+    assert "XPRNN_KERNELS" not in found and found["OMP_NUM_THREADS"] == "2"
+    assert problems.environment("numpy", 1)["XPRNN_KERNELS"] == "reference"
+    assert "parallelism_threads=1" in problems.environment("jax", 1)["XLA_FLAGS"]
+    assert problems.environment("jax", 2)["XLA_FLAGS"] == ""
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "find_spec", lambda name: None)
+    assert turns.missing(("numpy", "jax")) == {"jax": "jax is not installed"}
+
+
+# -- judged
+
+
+def test_a_row_is_judged_by_the_faster_peer_or_the_products() -> None:
+    def judged(work: str, **us: float) -> list[bool]:
+        return [bar.met for bar in bars.bars([row(work, **us)], {})]
+
+    assert judged(FORWARD, numba=10, torch=11, onnxruntime=10) == [True]
+    assert judged(FORWARD, numba=10, torch=9.9, onnxruntime=20) == [False]
+    assert judged(FORWARD, numba=10, torch=9.9, onnxruntime=20, products=9.6) == [True]
+    assert judged(FORWARD, numba=10, torch=9.9, onnxruntime=20, products=9.5) == [False]
+    assert judged(FORWARD, numpy=10, torch=9.1) == [True]
+    assert judged(FORWARD, numpy=10, torch=8.9) == [False]
+    assert judged(BOTH, numba=10, torch=12.1, jax=10) == [True, True]
+    assert judged(BOTH, numba=10, torch=11.9, jax=9.9) == [False, False]
+    assert judged(BOTH, numba=10, torch=11.9, products=9.2) == [True]
+    assert judged(STEP, numba=10, numpy=20, torch=30, onnxruntime=9) == [True, False, True]
+    assert judged(STEP, numba=10, numpy=31, torch=29, onnxruntime=11) == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("shape", "least"),
+    [((9, 1, 32, 32), 2.0), ((9, 8, 64, 64), 1.4), ((9, 1, 128, 128), 1.2), ((9, 32, 9, 128), 1.0)],
+)
+def test_small_sizes_have_bars_of_their_own(shape: tuple[int, ...], least: float) -> None:
+    for ratio, met in ((least + 0.01, True), (least - 0.01, False)):
+        (bar,) = bars.bars([row(FORWARD, shape=shape, numba=1, torch=ratio, onnxruntime=9)], {})
+        assert bar.met == met
+
+
+def test_means_need_every_shape() -> None:
+    def means(threads: int, fast: float, count: int) -> list[tuple[str, bool]]:
+        rows = [
+            row(FORWARD, threads, shape, numba=1, torch=t, onnxruntime=1.25)
+            for shape, t in zip(problems.SHAPES[:count], [fast, 4 / fast] * 4, strict=False)
+        ]
+        found = bars.bars(rows, {})
+        return [(bar.found, bar.met) for bar in found if "geometric" in bar.what]
+
+    assert means(1, 8, 8) == [("2.00", True), ("1.25", True)]
+    assert means(2, 8, 8) == [("2.00", True), ("1.25", False)]
+    assert means(1, 8, 7) == []
+
+
+def test_the_first_result_is_judged() -> None:
+    def judged(numpy: float, numba: float, mib: int) -> list[bool]:
+        taken = {"numpy": numpy, "numba": numba, "torch": 1.0}
+        found = {side: {"seconds": [t, t, t], "MiB": mib} for side, t in taken.items()}
+        found["torch"]["MiB"] = 300
+        return [bar.met for bar in bars.bars([], found)]
+
+    assert judged(0.2, 0.49, 100) == [True] * 4
+    assert judged(0.21, 0.52, 101) == [False] * 4
+
+
+def test_a_process_that_fails_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(first.CODE, "numpy", "raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="the first result of numpy: status 3"):
+        first.first_results(["numpy"], 1)
+
+
+# -- filed
+
+
+def test_the_readme_has_what_the_filed_reports_give() -> None:
+    found = reports.read_all(RESULTS, files.NAME, files.check_report)
+    section = files.readme_section(found)
+    assert reports.with_section(README, files.MARKS, section) == README
+    inside = README.split(files.MARKS[0])[1].split(files.MARKS[1])[0]
+    edited = README.replace(inside, inside.replace(".", ", and 9 times torch's speed.", 1), 1)
+    assert edited != README
+    assert reports.with_section(edited, files.MARKS, section) == README
+
+
+def filed() -> Iterator[Path]:
+    yield from RESULTS.glob(f"*/{files.NAME}")
+
+
+def test_the_filed_tables_are_those_of_the_numbers() -> None:
+    for path in filed():
+        text = path.with_name("cpu.md").read_text("utf-8")
+        assert text == files.markdown(json.loads(path.read_text("utf-8"))) + "\n"
+
+
+def sample() -> dict[str, Any]:
+    us = {"numba": 1234.5, "torch": 2469.0}
+    rows = [row(FORWARD, shape=shape, **us) for shape in problems.SHAPES]
+    rows += [row(STEP, shape=problems.STEP_SHAPE, numba=9.876, torch=30.0)]
+    report = dict.fromkeys(("date", "commit", "sources"), "0123456789abcdef")
+    report |= {"machine": {"name": "A Processor, 2 cores"}, "versions": {"torch": "2.13.0"}}
+    report |= {"absent": {"jax": "jax is not installed"}, "seconds": 1.5, "rows": rows}
+    first = {"torch": {"seconds": [1.0, 1.2, 1.4], "MiB": 300}}
+    return report | {"first": first, "sizes": {"torch": 700}}
+
+
+def test_what_the_readme_is_given(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(["before", *files.MARKS, "after\n"]))
+    (tmp_path / "a-machine").mkdir()
+    files.write(sample(), tmp_path / "a-machine")
+    cpu_report.write_readme(readme, tmp_path)
+    text = readme.read_text()
+    assert "**A Processor, 2 cores**, 0123456789abcdef, commit 01234567; torch 2.13.0." in text
+    assert "| 128, 1, 32, 32 | 1 | 1.23 | 2.47 |" in text
+    assert "| gru | forward | 1 | 2.00 (2.00 to 2.00) | — | — |" in text
+    assert "| gru | 1, 128, 128 | 9.88 | 30.0 |" in text
+    assert "| torch | 1.20 | 300 | 700 |" in text
+    assert text.startswith("before") and text.endswith("after\n")
+    assert "- not there: JAX: jax is not installed" in files.markdown(sample())
+
+
+def test_a_row_that_took_more_threads_is_said() -> None:
+    report = sample()
+    report["rows"][0]["cores"]["torch"] = 1.8
+    said = [line for line in files.markdown(report).splitlines() if "not held" in line]
+    assert len(said) == 1 and "torch took 1.8 of the 1 that it was to be held to" in said[0]
+
+
+def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / files.NAME).write_text(json.dumps({**sample(), "rows": 3}))
+    with pytest.raises(ValueError, match=r"a/cpu\.json: report: rows: expected list, got 3"):
+        reports.read_all(tmp_path, files.NAME, files.check_report)

@@ -1,0 +1,299 @@
+"""What the device report's floors are made of: words to and fro, clocks, operations and bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import xprnn
+from benchmarks.device import ceilings, floor
+from benchmarks.device.ceilings import Ceilings
+from benchmarks.device.problems import BOTH, FORWARD, Problem
+from tests.support.emulator.build import OUTCOMES, behind_fibers, compiled
+from tests.support.emulator.elementwise import COMPILER, needs_compiler
+from tests.support.fake_cupy import sequence as fake_sequence
+from tests.support.fake_cupy.array import StrictModule
+from tests.support.fake_cupy.devices import H200
+from xprnn.backend import Backend
+from xprnn.bench import clock
+from xprnn.kernels.cuda import loading
+
+on_a_gpu = pytest.mark.parametrize(
+    "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
+)
+APART, ROUNDS, TAG = 64, 20, 5 << 24
+RELAY = Path(ceilings.__file__).parent / "relay.cu"
+
+
+# -- the relay, on fibers
+
+
+@pytest.fixture(scope="module")
+def relay() -> Callable[..., Any]:
+    """`relay.cu` compiled for the host: (outcome, words, report) of a run."""
+    if COMPILER is None:
+        pytest.skip("there is no g++ here to compile the kernels for the host with")
+
+    def build(*faults: tuple[str, str]) -> Any:
+        code = f"""{behind_fibers(("common.h", "device.h", RELAY), faults)}
+extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned spins,
+                   unsigned* report, unsigned tag, unsigned seed, int resident) {{
+  return fibers::launch({{2, 1, 1}}, 32, 0, seed, resident,
+                        [=] {{ xprnn::relay(words, apart, rounds, spins, report, tag); }});
+}}
+"""
+        return compiled("relay", code)
+
+    def run(library: Any, seed: int = 0, resident: int = 0, spins: int = 1 << 30) -> Any:
+        words, report = np.zeros(APART + 1, np.uint32), np.zeros(1, np.uint32)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (words, report)]
+        sizes = map(ctypes.c_uint, (APART, ROUNDS, spins))
+        rest = ctypes.c_uint(TAG), ctypes.c_uint(seed), resident
+        outcome = OUTCOMES[library.run(pointers[0], *sizes, pointers[1], *rest)]
+        return outcome, words, int(report[0])
+
+    return lambda *faults, **how: run(build(*faults), **how)
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(6))
+def test_words_go_to_and_fro(seed: int, relay: Callable[..., Any]) -> None:
+    outcome, words, report = relay(seed=seed)
+    assert (outcome, report) == ("fine", 0)
+    assert words[0] == words[APART] == ROUNDS and words.sum() == 2 * ROUNDS
+
+
+@needs_compiler
+def test_a_block_that_is_alone_gives_up(relay: Callable[..., Any]) -> None:
+    """And says so; with the wait taken out, or a word never sent, that shows here."""
+    assert relay(resident=1, spins=50)[2] > TAG
+    assert relay(("poll(other) != k", "poll(other) == ~k"), resident=1, spins=50)[2] == 0
+    assert relay(("if (!first) publish(mine, k);", ""), spins=50)[2] > TAG
+
+
+# -- the sweep, on fibers
+
+
+@needs_compiler
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_byte_is_read(blocks: int) -> None:
+    """Wherever the one word is that is not zero."""
+
+    def found(count: int, at: int | None, *faults: tuple[str, str]) -> int:
+        code = f"""{behind_fibers(("common.h", "device.h", RELAY), faults)}
+extern "C" int run(void* data, unsigned count, unsigned rounds, unsigned* sum, int blocks) {{
+  return fibers::launch({{blocks, 1, 1}}, 1024, 0, 0, 0,
+                        [=] {{ xprnn::sweep((uint4*)data, count, rounds, blocks, sum); }});
+}}
+"""
+        data, total = np.zeros(4 * count, np.uint32), np.zeros(1, np.uint32)
+        if at is not None:
+            data[at] = 1 << 31
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (data, total)]
+        sizes = ctypes.c_uint(count), ctypes.c_uint(1)
+        outcome = compiled("sweep", code).run(pointers[0], *sizes, pointers[1], blocks)
+        assert OUTCOMES[outcome] == "fine"
+        return int(total[0])
+
+    count = 1024 * blocks + 5
+    places = 0, 1, 2, 3, 4 * 1024 - 1, 4 * count - 4, 4 * count - 1
+    assert [found(count, at) for at in places] == [1] * len(places)
+    assert found(count, None) == 0
+    assert found(count, 4 * count - 1, ("(count + blocks - 1) / blocks", "count / blocks")) == (
+        count % blocks == 0
+    )
+    assert found(count, 3, ("v.x | v.y | v.z | v.w", "v.x | v.y | v.z")) == 0
+
+
+@pytest.mark.parametrize("architecture", ["80", "90", "100"])
+def test_the_relay_compiles(architecture: str) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    from cupy.cuda import compiler
+
+    from tests.support.nvrtc import compile_sources
+
+    found = compile_sources([ceilings.source()], architecture)
+    assert len(found) == 3 and not any(used.stack or used.spilled for used in found.values())
+    names = ("xprnn::relay", "xprnn::look", "xprnn::sweep")  # as RawModule asks for them
+    program = compiler._NVRTCProgram(
+        ceilings.source(), "relay.cu", name_expressions=names, method="ptx"
+    )
+    code, mapping = program.compile((f"-arch=compute_{architecture}", "--std=c++17"))
+    assert mapping.keys() == {*names}
+    text = code.decode()
+    assert text.count("ld.relaxed.gpu.global.u32") >= 2 and "st.relaxed.gpu.global.u32" in text
+
+
+# -- launches
+
+
+class Launched:
+    """As a `cupy.RawKernel`: a cooperative grid of one size is shrunk to what the device holds."""
+
+    held = 66  # blocks
+    blocks: ClassVar[list[int]] = []  # of each launch
+
+    def __init__(self, cooperative: bool) -> None:
+        self.cooperative = cooperative
+
+    def __call__(
+        self, grid: tuple[int, ...], block: Any, args: Any, *, shared_mem: int = 0
+    ) -> None:
+        blocks = math.prod(grid)
+        if self.cooperative and blocks > self.held:
+            assert math.prod(grid[1:]) == 1, "the specified grid size exceeds the limit"
+            blocks = self.held
+        self.blocks.append(blocks)
+
+
+def test_what_is_timed_is_launched_with_all_of_its_blocks(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the device holds half of the grid at once, as beside another process."""
+
+    class RawModule:
+        def __init__(self, *, enable_cooperative_groups: bool, **_: Any) -> None:
+            self.function = Launched(enable_cooperative_groups)
+
+        def get_function(self, name: str) -> Launched:
+            return self.function
+
+    fake_sequence.install(monkeypatch)
+    monkeypatch.setattr(StrictModule, "RawModule", RawModule)
+    monkeypatch.setattr(Launched, "blocks", [])
+    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
+    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    loading.kernel.cache_clear()
+    try:
+        ceilings.reading.__wrapped__(strict, 1 << 12)
+    finally:
+        loading.kernel.cache_clear()
+    assert {*Launched.blocks} == {H200["multiProcessorCount"]}
+
+
+def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def stopped(*given: Any) -> Any:
+        raise xprnn.KernelStoppedError("kernel relay gave up at step 3")
+
+    monkeypatch.setattr(ceilings, "handover", stopped)
+    monkeypatch.setattr(
+        ceilings, "torch_for", lambda task: (torch, torch.device("cpu"), torch.float32)
+    )
+    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
+    found = ceilings.measure_ceilings(strict, ("float32",), side=32, copied=1 << 16)
+    assert found.bandwidth > 0 < found.rate("float32") and found[2:] == (None, None, None)
+    assert capsys.readouterr().out == "no latency: kernel relay gave up at step 3\n"
+
+
+# -- clocks
+
+
+class Queue:
+    """A stream on which work takes time, and events that know theirs once they are waited for."""
+
+    def __init__(self) -> None:
+        self.now, self.waiting = 0.0, []
+
+    def work(self, milliseconds: float) -> None:
+        self.waiting.append(lambda: setattr(self, "now", self.now + milliseconds))
+
+    def drain(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+    def cuda(self) -> Any:
+        queue = self
+
+        class Event:
+            at = None
+
+            def record(self) -> None:
+                queue.waiting.append(lambda: setattr(self, "at", queue.now))
+
+            def synchronize(self) -> None:
+                queue.drain()
+
+        def elapsed(start: Event, stop: Event) -> float:
+            if start.at is None or stop.at is None:
+                raise RuntimeError("cudaErrorNotReady: device not ready")
+            return stop.at - start.at
+
+        return SimpleNamespace(Event=Event, get_elapsed_time=elapsed)
+
+
+def test_the_clock_waits_for_the_device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts the device's time of the calls alone; without the wait there is none."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    queue = Queue()
+    cuda = queue.cuda()
+    monkeypatch.setattr(cupy, "cuda", cuda)
+    monkeypatch.setattr(strict, "synchronize", queue.drain)
+    seconds = clock.timer(strict)
+    queue.work(1000.0)  # of somebody else, before
+    assert seconds(lambda: queue.work(2.5), 4) == pytest.approx(0.01)
+    monkeypatch.setattr(cuda.Event, "synchronize", lambda self: None)
+    with pytest.raises(RuntimeError, match="not ready"):
+        seconds(lambda: queue.work(2.5), 4)
+
+
+# -- floors
+
+
+MEASURED = Ceilings(4e12, {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14}, 6e-7, 2e-7)
+
+
+def test_floors() -> None:
+    small, large = Problem("gru", "bfloat16", 1, 256, 512), Problem("lstm", "tf32", 256, 1024, 128)
+    assert floor.operations(small, FORWARD) == 2 * 3 * 256 * 512 * 512
+    assert floor.moved(small, FORWARD) == 2 * (2 * 512 * 256 + 2 * 3 * 256 * 256)
+    assert floor.operations(large, BOTH) == 3 * 2 * 4 * 1024 * 2048 * 256 * 128
+    assert floor.moved(large, BOTH) == 4 * (6 * 128 * 256 * 1024 + 3 * 8 * 1024 * 1024)
+    assert floor.floor(small, FORWARD, MEASURED, None) == (pytest.approx(512 * 6e-7), "steps")
+    both = floor.floor(small, BOTH, MEASURED, 3e-4)  # a poll is in the steps without waiting too
+    assert both == (pytest.approx(2 * 512 * 4e-7 + 3e-4), "steps")
+    least = floor.operations(large, BOTH) / 4e14
+    assert floor.floor(large, BOTH, MEASURED, None) == (pytest.approx(least), "operations")
+    pair = large._replace(directions=2)
+    assert floor.operations(pair, BOTH) == 2 * floor.operations(large, BOTH)
+    assert floor.moved(pair, FORWARD) == 4 * (3 * 128 * 256 * 1024 + 2 * 8 * 1024 * 1024)
+    steps = floor.floor(small._replace(directions=2), FORWARD, MEASURED, None)
+    assert steps == (pytest.approx(512 * 6e-7), "steps")
+    slow = MEASURED._replace(bandwidth=1e9)
+    assert floor.floor(large, FORWARD, slow, None)[1] == "bytes"
+
+
+def test_three_tf32_products_are_one_of_float32() -> None:
+    assert MEASURED.rate("float32") == pytest.approx(4e14 / 3)
+    assert MEASURED._replace(rates={"float32": 5e13}).rate("float32") == 5e13
+    assert MEASURED.rate("bfloat16") == 8e14
+
+
+# -- on a GPU
+
+
+@on_a_gpu
+def test_a_launch_and_a_reading_take_their_time(backend: Backend) -> None:
+    assert 2e-7 < ceilings.launching(backend, clock.timer(backend)) < 1e-4
+    small, large = (ceilings.reading(backend, nbytes, rounds=20) for nbytes in (1 << 22, 1 << 29))
+    assert small > 1e-7 and 30 * small < large < 1e-2  # what does not fit in L2 takes longer still
+
+
+@on_a_gpu
+def test_a_handover_takes_longer_than_a_look(backend: Backend) -> None:
+    started = time.perf_counter()
+    latency, look = ceilings.handover(backend, clock.timer(backend), rounds=500, places=3)
+    assert 1e-8 < look < latency < 1e-4 and time.perf_counter() - started < 30

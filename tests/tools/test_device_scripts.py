@@ -1,0 +1,245 @@
+"""What runs beside the device report on a GPU: the table of tilings, the script of all parts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+import xprnn
+from benchmarks.device import tuning
+from benchmarks.device.problems import Problem, problems
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.fake_cupy.sequence import Function, install
+from xprnn.backend import Backend
+from xprnn.bench import clock
+from xprnn.kernels.cuda.plan import KERNELS, Tiling, plan
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_first.sh"
+
+
+# -- tilings
+
+
+@needs_compiler
+@pytest.mark.parametrize("work", tuning.WORKS)
+def test_every_tiling_that_fits_is_timed(
+    work: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr(tuning, "BUDGET", 0.0)
+    kernel = KERNELS["gru", work]
+    chunks = 2 * kernel.reduction
+    few = (Tiling(2, chunks, 1, 1), Tiling(2, chunks, 1, 2), Tiling(1, 1, 1, 1))
+    mine = kernel._replace(tilings={"float32": few})
+    monkeypatch.setitem(KERNELS, ("gru", work), mine)
+    plan.cache_clear()
+    try:
+        found = tuning.lines(Problem("gru", "float32", 9, 40, 3), work, strict, clock._seconds)
+    finally:
+        plan.cache_clear()
+    assert KERNELS["gru", work] is mine and "XPRNN_KERNELS" in os.environ
+    assert len(found) == 2  # the third does not reach over H
+    assert sum(line.endswith("| chosen |") for line in found) == 1
+    times = [float(line.split("|")[8]) for line in found]
+    assert times == sorted(times) and times[0] > 0
+    forward = "xprnn::gru_backward" if work == "backward" else "xprnn::gru_forward"
+    launched = {name for name, _ in Function.launches if name.startswith(forward)}
+    assert len(launched) == 2
+    assert tuning.HEAD[0].count("|") == found[0].count("|")
+
+
+def test_a_cell_without_such_kernels_has_no_lines(strict: Backend) -> None:
+    problem = Problem("gru_reset_before", "float32", 9, 40, 3)
+    assert tuning.lines(problem, "forward", strict, clock._seconds) == []
+
+
+@pytest.fixture
+def no_gpu() -> None:
+    try:
+        xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError:
+        return
+    pytest.skip("there is a GPU here")
+
+
+def test_tuning_needs_a_gpu(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuning.main() == 2
+    assert capsys.readouterr().err.startswith("tuning: no GPU to measure on: ")
+
+
+def test_the_grid() -> None:
+    assert len(problems()) == 3 * (4 * 7 + 2 * 3)
+    assert {p.directions for p in problems()[-18:]} == {2}
+    assert [(p.N, p.H, p.T) for p in problems()[:7]] == [
+        *[(1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256)],
+        *[(256, 1024, 128), (1, 1024, 1024), (16, 768, 1024)],
+    ]
+
+
+# -- all parts
+
+
+def run(
+    *arguments: str, script: Path = SCRIPT, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    environment = {**os.environ, "PYTHON": sys.executable, **variables}
+    command = [bash, str(script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_script_wants_a_folder_and_parts_that_there_are(tmp_path: Path) -> None:
+    bare = run()
+    assert bare.returncode == 2 and "bash benchmarks/gpu_first.sh FOLDER [PART...]" in bare.stdout
+    other = run(str(tmp_path / "out"), "suite", "speed")
+    assert other.returncode == 2 and other.stderr.startswith(
+        "no part speed: warm smoke sequence verify report suite"
+    )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_parts_leave_their_evidence(no_gpu: None, tmp_path: Path) -> None:
+    assert run(str(tmp_path), "tuning", "report").returncode == 1
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"summary.txt", "evidence.tar.gz"}
+    summary = (tmp_path / "summary.txt").read_text()
+    last = [line.split()[:2] for line in summary.splitlines()[-2:]]
+    assert last == [["report", "exit"], ["tuning", "exit"]]  # in the script's order
+    assert kept(tmp_path) == {"evidence", "summary.txt", "report.txt", "tuning.txt"}
+
+
+def test_a_suite_that_skips_everything_is_no_success(no_gpu: None, tmp_path: Path) -> None:
+    python = tmp_path / "python"  # whose suite passes, as one does that skips all its tests
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *pytest*) ;; *) exec {sys.executable} "$@" ;; esac\n'
+    )
+    python.chmod(0o755)
+    done = run(str(tmp_path / "out"), "suite", PYTHON=str(python))
+    assert done.returncode == 1 and done.stderr.startswith("no usable GPU")
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert "nothing here counts" in summary and "suite     exit 0" in summary
+
+
+def test_what_an_earlier_call_left_stays(no_gpu: None, tmp_path: Path) -> None:
+    assert run(str(tmp_path), "tuning").returncode == 1
+    assert run(str(tmp_path), "report").returncode == 1
+    ends = re.findall(r"^(\w+) +exit 2 ", (tmp_path / "summary.txt").read_text(), re.MULTILINE)
+    assert ends == ["tuning", "report"]
+    assert {"tuning.txt", "report.txt"} < kept(tmp_path)
+
+
+def kept(folder: Path) -> set[str]:
+    with tarfile.open(folder / "evidence.tar.gz") as tar:
+        return {Path(name).name for name in tar.getnames()}
+
+
+# -- with a Python that runs no part
+
+
+PYTHON = """#!/bin/sh
+case "$*" in
+    -c*) exec {python} "$@" ;;
+    *"{part}"*) echo begun; {does} ;;
+esac
+echo "ran $*"
+"""
+ENDS = re.compile(r"^(\w+) +exit (\d+) +\d+ of +(\d+) s  ", re.MULTILINE)  # name, status, limit
+
+
+def fake_python(folder: Path, part: str = "no part", does: str = "") -> Path:
+    python = folder / "python"
+    python.write_text(PYTHON.format(python=sys.executable, part=part, does=does))
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.parametrize(
+    ("call", "parts", "minutes"),
+    [
+        ("first", "warm smoke sequence verify report", 6),
+        ("second", "warm suite", 9),
+        ("third", "warm full", 10),
+        ("fourth", "warm frozen sanitizer tuning", 10),
+        ("", "warm smoke sequence verify report suite full frozen sanitizer tuning", 30),
+    ],
+)
+def test_what_is_called_together_fits(call: str, parts: str, minutes: int, tmp_path: Path) -> None:
+    """With the ten seconds in which a part that hangs may still end by itself."""
+    python = fake_python(tmp_path)
+    run(str(tmp_path / "out"), *call.split(), PYTHON=str(python))
+    found = ENDS.findall((tmp_path / "out" / "summary.txt").read_text())
+    assert [(name, status) for name, status, _ in found] == [(part, "0") for part in parts.split()]
+    assert sum(int(limit) + 10 for *_, limit in found) <= 60 * minutes
+    text = SCRIPT.read_text("utf-8")
+    said = (
+        rf"\n# {call} +{parts}: {minutes} minutes\n"
+        if call
+        else rf"takes {minutes} minutes at most"
+    )
+    assert re.search(said, text)
+    assert all(re.search(rf"\n# {part} +\w", text) for part in parts.split())
+
+
+def test_a_part_that_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Its status says that its time was over; what it had printed is there."""
+    python = fake_python(tmp_path, "xprnn verify", "sleep 60")
+    benchmarks = tmp_path / "copy" / "benchmarks"
+    (benchmarks / "results").mkdir(parents=True)
+    script = benchmarks / "gpu_first.sh"
+    script.write_text(SCRIPT.read_text("utf-8").replace("step verify 40 ", "step verify 1 "))
+    done = run(str(tmp_path / "out"), "verify", "tuning", script=script, PYTHON=str(python))
+    assert done.returncode == 1
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert ENDS.findall(summary)[0] == ("verify", "124", "1")
+    assert ENDS.findall(summary)[1][:2] == ("tuning", "0")
+    with tarfile.open(tmp_path / "out" / "evidence.tar.gz") as tar:
+        text = tar.extractfile("evidence/verify.txt")
+        assert text is not None and text.read() == b"begun\n"
+
+
+def test_a_script_that_is_killed_leaves_what_it_has(tmp_path: Path) -> None:
+    """The parts before, and what the one that ran had printed."""
+    python, out = fake_python(tmp_path, "device.tuning", "sleep 30"), tmp_path / "out"
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    command = [bash, str(SCRIPT), str(out), "verify", "tuning"]
+    environment = {**os.environ, "PYTHON": str(python)}
+    with (tmp_path / "printed").open("w") as file:
+        script = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        running = out / "running.txt"
+        deadline = time.monotonic() + 120
+        while not (running.exists() and "begun" in running.read_text()):
+            assert script.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        script.kill()
+        script.wait()
+    assert running.read_text() == "begun\n"
+    assert [end[0] for end in ENDS.findall((out / "summary.txt").read_text())] == ["verify"]
+    assert kept(out) == {"evidence", "summary.txt", "verify.txt"}
+
+
+def test_a_package_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util\nfind = util.find_spec\n"
+        "util.find_spec = lambda name, *a: None if name in ('torch', 'pytest') else find(name, *a)"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    python = fake_python(tmp_path)
+    done = run(str(tmp_path / "out"), "verify", PYTHON=str(python), PYTHONPATH=path)
+    said = "not installed, what needs it fails: pytest torch"
+    assert done.returncode == 1 and done.stderr.startswith(said)
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert summary.index(said) < summary.index("verify    exit 0")

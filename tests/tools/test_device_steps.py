@@ -1,0 +1,254 @@
+"""The report's steps of a stepper: compared, timed, as a graph; on a CPU and on the stand-in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.fake_cupy import cuda as fake_cuda
+from tests.support.fake_cupy.stack_step import Function, install
+
+pytest.importorskip("torch", reason="torch is not installed, which the report compares with")
+pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: NumPy has no bfloat16")
+
+import torch
+
+import xprnn
+from benchmarks.device import ceilings, graphs, steps
+from benchmarks.device.ceilings import Ceilings
+from benchmarks.device.floor import step_floor, weights
+from benchmarks.device.problems import STEP_GRID, StepProblem, everything, step_problems
+from xprnn.backend import Backend
+from xprnn.bench import clock
+from xprnn.kernels.cuda import loading
+
+ALL = ("sequence", "graph", "pointwise")
+SMALL = StepProblem("gru", "float32", 2, 9)
+MEASURED = Ceilings(4e12, {"float32": 5e13, "float16": 8e14}, 6e-7, 2e-7, 3e-6)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "BUDGET", 0.0)
+    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+
+
+@pytest.fixture
+def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """The stand-in on a small device, its clock the host's, and torch on the CPU beside it."""
+    install(monkeypatch, multiProcessorCount=2)
+    monkeypatch.setattr(steps, "poisoned", lambda backend: nullcontext())
+    monkeypatch.setattr(steps, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr(steps, "reading", lambda backend, nbytes: nbytes / 1e13)
+    where = torch, torch.device("cpu")
+    monkeypatch.setattr(
+        steps, "torch_for", lambda task: (*where, getattr(torch, task.setting.stored))
+    )
+    loading.kernel.cache_clear()
+    yield strict
+    loading.kernel.cache_clear()
+
+
+def test_the_steps_of_the_report() -> None:
+    assert STEP_GRID == ((1, 512), (8, 512))
+    problems = step_problems(("gru", "lstm"), ("tf32", "float16"))
+    assert [(p.cell, p.dtype, p.N) for p in problems] == [
+        *(("gru", "float16", 1), ("gru", "float16", 8)),
+        *(("lstm", "float16", 1), ("lstm", "float16", 8)),
+    ]
+    every = [p for p in everything() if isinstance(p, StepProblem)]
+    assert [p.layers for p in every] == [3] * 18
+
+
+# -- compared
+
+
+@needs_compiler
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_way_is_compared(cell: str, dtype: str, device: Backend) -> None:
+    found, absent = steps.compared(StepProblem(cell, dtype, 2, 9), device)
+    assert [row["kernels"] for row in found] == [*ALL] and not absent
+    assert all(0 < row["error"] <= row["limit"] and not row["wrong"] for row in found)
+    assert len(Function.launches) == steps.TAKEN + 2 + steps.TAKEN
+
+
+@needs_compiler
+def test_a_wrong_sign_in_the_launch_is_in_its_rows(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = ("n = tanh_of(gx_n + r * gh_n)", "n = tanh_of(gx_n - r * gh_n)")
+    monkeypatch.setattr(Function, "faults", (sign,))
+    found, _ = steps.compared(SMALL, device)
+    assert [bool(row["wrong"]) for row in found] == [True, True, False]
+    steps.timed(SMALL, found, device, MEASURED)
+    assert [row["not_timed"] for row in found] == ["wrong", "wrong", None]
+    assert found[2]["ours_us"] > 0
+
+
+@needs_compiler
+def test_a_graph_of_one_side_is_wrong(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step would begin where the first one did, and find its mailbox full."""
+    monkeypatch.setattr(graphs, "cycle", lambda calls: iter(calls[:1] * 100))
+    found, _ = steps.compared(SMALL, device)
+    assert [bool(row["wrong"]) for row in found] == [False, True, False]
+
+
+@needs_compiler
+def test_what_is_not_captured_is_said(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(stream: Any) -> Any:
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported: not permitted")
+
+    monkeypatch.setattr(fake_cuda.Stream, "end_capture", refused)
+    found, (absent,) = steps.compared(SMALL, device)
+    assert [row["kernels"] for row in found] == ["sequence", "pointwise"]
+    assert absent["kernels"] == "graph" and absent["layers"] == 3
+    assert absent["reason"] == ("not captured: cudaErrorStreamCaptureUnsupported: not permitted")
+
+
+def test_what_is_not_one_launch_has_no_graph(device: Backend) -> None:
+    stepper = xprnn.GRU(3, 5, backend=device.name, seed=0).stepper(1)
+    x = device.from_host(np.zeros((1, 3), np.float32))
+    with pytest.raises(graphs.NotCapturedError, match="two steps were 0 resident launches"):
+        graphs.replayed(lambda: stepper.step(x), device)
+    assert "launch" not in vars(device.resident)
+
+
+@needs_compiler
+def test_what_no_kernel_takes_is_said(device: Backend) -> None:
+    found, absent = steps.compared(SMALL._replace(N=9), device)
+    assert [row["kernels"] for row in found] == ["pointwise"]
+    assert [one["kernels"] for one in absent] == ["sequence", "graph"]
+    assert all("takes 8 rows at most" in one["reason"] for one in absent)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
+def test_a_wrong_step_on_a_cpu(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One result in one of the steps, or one of the final states."""
+    problem, backend = SMALL._replace(cell=cell), xprnn.get_backend("numpy")
+    genuine = steps.Streams.run
+    for name in ("output", "h", *["c"] * (cell == "lstm")):
+
+        def changed(self: Any, *given: Any, name: str = name) -> Any:
+            found = genuine(self, *given)
+            found[name][-1, 0, 0] += 1e-3
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(steps.Streams, "run", changed)
+            (row,), _ = steps.compared(problem, backend)
+            assert row["wrong"].startswith(f"{name} is off by ") and row["of"] == name
+    (row,), _ = steps.compared(problem, backend)
+    assert not row["wrong"]
+
+
+# -- timed
+
+
+@needs_compiler
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_every_way_is_timed_beside_torchs_cells(cell: str, device: Backend) -> None:
+    problem = SMALL._replace(cell=cell)
+    found, _ = steps.compared(problem, device)
+    steps.timed(problem, found, device, MEASURED)
+    for row in found:
+        assert row["not_timed"] is None and row["floor_of"] == "launch"
+        assert row["floor_us"] == pytest.approx(3.0)
+        assert row["torch_us"] == found[0]["torch_us"] > 0 and row["ours_us"] > 0
+
+
+def test_what_torch_does_not_find_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = steps.torch_cells
+
+    def other(problem: Any, layer: Any, x: np.ndarray) -> Callable[[], Any]:
+        call = genuine(problem, layer, x)
+        return lambda: -call()
+
+    monkeypatch.setattr(steps, "torch_cells", other)
+    backend = xprnn.get_backend("numpy")
+    found, _ = steps.compared(SMALL, backend)
+    steps.timed(SMALL, found, backend, MEASURED)
+    (row,) = found
+    assert row["wrong"].startswith("DisagreementError: reference: its h differs")
+    assert row["not_timed"] == row["wrong"] and row["ours_us"] is None
+
+
+def test_a_state_that_becomes_nan_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a graph whose kernel gave up leaves: nobody else says so."""
+    backend, genuine = xprnn.get_backend("numpy"), steps.measure
+    found, _ = steps.compared(SMALL, backend)
+
+    def broken(functions: Any, *rest: Any) -> Any:
+        samples = genuine(functions, *rest)
+        functions[0].keywords["out"][0, 0] = np.nan
+        return samples
+
+    monkeypatch.setattr(steps, "measure", broken)
+    steps.timed(SMALL, found, backend, MEASURED)
+    assert "h became NaN" in found[0]["wrong"] and found[0]["ours_us"] is None
+
+
+def test_a_step_that_takes_longer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, genuine = xprnn.get_backend("numpy"), steps.Streams.__init__
+    found, _ = steps.compared(SMALL, backend)
+
+    def slow(self: Any, *given: Any) -> None:
+        genuine(self, *given)
+        take = self.take
+        self.take = lambda: (time.sleep(0.02), take())
+
+    monkeypatch.setattr(steps.Streams, "__init__", slow)
+    steps.timed(SMALL, found, backend, MEASURED)
+    (row,) = found  # torch's own time is the machine's affair, which may be busy
+    assert row["ours_us"] > 20_000 and row["ratio"] < row["torch_us"] / 20_000
+
+
+# -- floors
+
+
+def test_floors() -> None:
+    one = StepProblem("lstm", "float16", 8, 512)
+    assert weights(one) == 3 * 4 * 512 * 1024
+    assert step_floor(one, MEASURED, 4e-6) == (4e-6, "bytes")
+    assert step_floor(one, MEASURED, 1e-6) == (3e-6, "launch")
+    quick = MEASURED._replace(launch=1e-6)
+    assert step_floor(one, quick, 1e-6) == (pytest.approx(1.2e-6), "layers")
+    assert step_floor(one._replace(layers=1), quick, 1e-6)[1] in ("bytes", "launch")
+    slow = MEASURED._replace(rates={"float16": 1e12})
+    least = 2 * 8 * weights(one) / 1e12
+    assert step_floor(one, slow, 1e-6) == (pytest.approx(least), "operations")
+
+
+@pytest.mark.parametrize(("call", "replay"), [(4e-4, 2e-3), (2e-3, 4e-4), (4e-4, None)])
+def test_a_launch_is_the_faster_of_two(
+    call: float,
+    replay: float | None,
+    strict: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """CuPy's call and that of a graph; where there is no graph, that is said."""
+    rounds: set[int] = set()
+
+    def kernel(grid: Any, block: Any, arguments: Any) -> None:
+        stream = fake_cuda.get_current_stream()
+        rounds.add(int(arguments[1]))
+        if not stream.is_capturing():
+            time.sleep(call)
+        elif replay is None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+        else:
+            stream.captured.append(lambda: time.sleep(replay))
+
+    monkeypatch.setattr(ceilings.loading, "kernel", lambda *_: kernel)
+    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
+    assert 4e-4 < ceilings.launching(strict, clock._seconds) < 2e-3
+    assert rounds == {0}
+    said = "no graph of a launch: not captured: cudaErrorStreamCaptureUnsupported\n"
+    assert capsys.readouterr().out == said * (replay is None)

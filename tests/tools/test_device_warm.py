@@ -1,0 +1,166 @@
+"""The kernels that are compiled ahead of a run on a GPU: whether all are there, and processes."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+
+import xprnn
+from benchmarks.device import ceilings, kinds, warm
+from benchmarks.device.problems import Problem as Call
+from benchmarks.device.problems import problems, step_problems
+from benchmarks.device.warm import Job
+from tests.gpu import test_smoke as smoke
+from tests.support.emulator.elementwise import needs_compiler
+from tests.support.fake_cupy import sequence as fake_sequence
+from tests.support.fake_cupy import stack_step as fake_stack
+from xprnn.backend import Backend
+from xprnn.kernels.cuda import stack_step
+from xprnn.kernels.cuda.plan import Device, Problem, plan
+from xprnn.verify.suite import PROBLEMS
+
+fake = smoke.fake
+H200 = Device((9, 0), 132)
+FAILS, ENDS = "does not compile", "ends its process"
+
+
+@pytest.fixture(scope="module")
+def every() -> list[Job]:
+    return warm.jobs(H200)
+
+
+def test_each_job_is_there_once_and_what_is_frozen_is_last(every: list[Job]) -> None:
+    assert len({*every}) == len(every)
+    late = [job.frozen for job in every]
+    assert late == sorted(late) and 0 < sum(late) < len(late) / 2
+    assert [job.what for job in every[:28]] == ["layer"] * 25 + ["relay"] * 3
+
+
+def test_the_reports_kernels_are_among_them(every: list[Job]) -> None:
+    """With steps in which three of T are compared; and those of `xprnn verify`."""
+    names = {job.name for job in every}
+
+    def check(*sizes: object) -> None:
+        for work in ("forward", "training", "backward"):
+            chosen = plan(H200, Problem(sizes[0], work, *sizes[1:]))
+            assert isinstance(chosen, str) or chosen.name in names, sizes
+
+    found: list[Call] = problems()
+    for one in found:
+        check(one.cell, one.dtype, one.N, one.H, one.T, one.directions)
+        check(one.cell, one.dtype, one.N, one.H, 3, one.directions)
+    for one, cell in product(PROBLEMS, ("gru", "lstm", "rnn_relu")):
+        for numbers in ("float32", "tf32", "bfloat16", "float16"):
+            check(cell, numbers, one.N, one.H, one.T, one.directions)
+    for one in step_problems(("gru", "lstm", "rnn_tanh"), ("float32", "float16")):
+        rows = stack_step.Sizes(one.layers, one.N, one.H, one.H).rows
+        unit, kind = stack_step.UNITS[one.cell], stack_step.KINDS[one.dtype]
+        assert stack_step.instantiation(unit, kind, rows) in names
+
+
+@needs_compiler
+@smoke.each_way
+def test_the_kinds_kernels_are_among_them(
+    kind: kinds.Kind, fake: Backend, monkeypatch: pytest.MonkeyPatch, every: list[Job]
+) -> None:
+    """As the fake CuPy launches them, of the same source."""
+    function = smoke.installed(kind, monkeypatch)
+    kind.launch(fake)
+    launched = {name for name, _ in function.launches}
+    there = {job.name for job in every if job.frozen == (kind.way in kinds.FROZEN)}
+    assert launched <= there
+
+
+@pytest.mark.parametrize("what", ["sequence", "step", "relay"])
+def test_a_job_asks_for_what_a_launch_asks_for(
+    what: str, fake: Backend, monkeypatch: pytest.MonkeyPatch, every: list[Job]
+) -> None:
+    """The same source under the same name: else CuPy's cache would not have it."""
+    module = fake_stack if what == "step" else fake_sequence
+    module.install(monkeypatch)
+    asked: list[tuple[object, ...]] = []
+
+    class Found:
+        kernel = "compiled"
+
+    def kernel(xp: object, source: str, name: str, cooperative: bool = True) -> type[Found]:
+        asked.append((source, name, cooperative))
+        return Found
+
+    monkeypatch.setattr(warm, "loading", SimpleNamespace(kernel=kernel))
+    for job in every:
+        if job.what == what:
+            job.compile(fake)
+    assert len(asked) == sum(job.what == what for job in every)
+    if what == "sequence":
+        for source, name, cooperative in asked:
+            cluster = f"#define XP_CLUSTER {1 if cooperative else 2}\n"
+            assert str(source).startswith(cluster) and str(name).partition("<")[0][7:] in str(
+                source
+            )
+    elif what == "step":
+        assert {source for source, *_ in asked} == {stack_step.source()}
+    else:
+        assert [one[1:] for one in asked] == [
+            ("xprnn::relay", True),
+            ("xprnn::look", False),
+            ("xprnn::sweep", False),
+        ]
+        assert {source for source, *_ in asked} == {ceilings.source()}
+
+
+def test_a_layer_is_called_without_the_kernels_that_wait(
+    fake: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sequence.install(monkeypatch)
+    monkeypatch.delenv("XPRNN_KERNELS")
+    monkeypatch.setitem(xprnn.kernels.AUTOMATIC, "cuda", ("reference", "pointwise"))
+    Job("layer", "gru float32").compile(fake)
+    assert not fake_sequence.Function.launches
+
+
+# -- in processes
+
+
+def work(job: Job) -> str:
+    if job.name == ENDS:
+        os._exit(9)
+    return "CompileException: no" if job.name == FAILS else ""
+
+
+def test_one_that_fails_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    every = [Job("step", name) for name in ("a", FAILS, "b")]
+    assert warm.run(every, work, 1) == 1
+    lines = [line.partition(" s  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(lines) == ["step a", "step b", f"step {FAILS}: CompileException: no"]
+
+
+def test_a_process_that_ends_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert warm.run([Job("step", ENDS), Job("step", "a")], work, 1) == 2
+    assert capsys.readouterr().out.count("a process ended by itself: ") == 2
+
+
+def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        xprnn.get_backend("cupy")
+    except xprnn.BackendUnavailableError as error:
+        assert warm.main() == 2
+        assert capsys.readouterr().err == f"warm: no GPU to compile for: {error}\n"
+    else:
+        pytest.skip("there is a GPU here")
+
+
+def test_an_error_of_nvrtc_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By CuPy's own class, which no other process can receive."""
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    from cupy.cuda.compiler import CompileException
+
+    def refused(self: Job, backend: object) -> None:
+        raise CompileException("no such type", "source", "name", ())
+
+    monkeypatch.setattr(Job, "compile", refused)
+    monkeypatch.setattr(xprnn, "get_backend", lambda name: None)
+    assert warm.compiled(Job("step", "a")) == "CompileException: no such type"

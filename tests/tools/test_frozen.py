@@ -1,0 +1,50 @@
+"""What is frozen runs only where `-m` names it: wave and cluster kernels, until a GPU has run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = (
+    *("test_wave.py", "test_wave_plans.py", "test_wave_wiring.py", "test_clusters.py"),
+    *("test_host_clusters.py", "test_gpu_sequence.py", "test_both_directions.py"),
+)
+COLLECT = (sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider")
+
+
+def collected(*options: str) -> set[str]:
+    """The functions that pytest would run of these files."""
+    done = subprocess.run(
+        [*COLLECT, *options, *[f"tests/{name}" for name in FILES]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    lines = [line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line]
+    return {line.removeprefix("tests/") for line in lines}
+
+
+WAVE = "test_wave.py::test_as_many_layers_as_may_be"
+CLUSTER = "test_both_directions.py::test_both_in_clusters"
+ON_A_GPU = "test_gpu_sequence.py::test_layers_in_a_wave_in_a_row"
+BOTH_WAYS = "test_gpu_sequence.py::test_both_directions_in_a_row"
+REFUSAL = "test_wave_wiring.py::test_what_cannot_go_in_a_wave_is_refused"
+CASES = {  # -m, what of it runs, and what does not
+    "": ({BOTH_WAYS, REFUSAL}, {WAVE, CLUSTER, ON_A_GPU}),
+    "gpu": ({BOTH_WAYS}, {WAVE, CLUSTER, ON_A_GPU, REFUSAL}),
+    "frozen": ({WAVE, CLUSTER, ON_A_GPU}, {BOTH_WAYS, REFUSAL}),
+    "gpu and frozen": ({ON_A_GPU}, {WAVE, CLUSTER, BOTH_WAYS, REFUSAL}),
+}
+
+
+@pytest.mark.parametrize("expression", CASES)
+def test_what_is_frozen_runs_where_it_is_named(expression: str) -> None:
+    runs, others = CASES[expression]
+    found = collected(*["-m", expression] * bool(expression))
+    assert runs <= found and not others & found

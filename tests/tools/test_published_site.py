@@ -1,0 +1,226 @@
+"""The published site, as a visitor uses it: clicks in a browser, curves against the filed results.
+
+Faults are planted in copies of the site, and every one must be seen.
+"""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+from collections import defaultdict
+from itertools import product
+
+import pytest
+
+from tests.support.published_site import (
+    CURVES,
+    GRU_GRAPH,
+    RESULTS,
+    ROOT,
+    choose,
+    install_libraries,
+    lacks,
+    publish,
+    visit,
+)
+
+CHOSEN = {"cell": "gru", "dtype": "float32", "size": "N=8 H=64 T=128"}
+OURS, PEER = "xprnn-numpy-reference", "torch-cpu"
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("libraries")
+    if reason := lacks() or install_libraries(folder):
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(libraries, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "site"
+    said = publish(folder)
+    assert "Couldn't find" not in said, f"results of commits that the branch has not:\n{said}"
+    assert "Skipping" not in said, said
+    return folder
+
+
+def measured(value):
+    """asv has null for what failed, and NaN for what was skipped."""
+    return value is not None and not math.isnan(value)
+
+
+def filed(implementation):
+    """The chosen GRU's times as filed: a sorted list of curves, each (commit, seconds) in order."""
+    names = json.loads((RESULTS / "benchmarks.json").read_text())[GRU_GRAPH]["param_names"]
+    wanted = {name: repr(value) for name, value in CHOSEN.items()}
+    wanted["implementation"] = repr(implementation)
+    curves = defaultdict(dict)
+    for path in RESULTS.glob("*/*-*.json"):
+        file = json.loads(path.read_text())
+        row = file["results"].get(GRU_GRAPH)
+        result = dict(zip(file["result_columns"], row or (), strict=False))
+        for values, seconds in zip(
+            product(*result.get("params", ())), result.get("result") or (), strict=False
+        ):
+            if measured(seconds) and dict(zip(names, values, strict=True)) == wanted:
+                curves[str(sorted(file["params"].items()))][file["commit_hash"]] = seconds
+    assert curves, f"no results are filed of {implementation}"
+    return sorted((implementation, *sorted(curve.items())) for curve in curves.values())
+
+
+def drawn(page):
+    """What the page draws, in the form of `filed`; each point has ink."""
+    hashes = page.evaluate("$.asv.main_json.revision_to_hash")
+    curves = []
+    for curve in page.evaluate(CURVES):
+        label, points = curve["label"], curve["points"]
+        implementation = re.search("implementation-([^;]+)", label)
+        assert implementation, f"a curve that does not say whose it is: {label}"
+        assert curve["inked"] == len(points), f"{label}: {curve['inked']} of {points} are visible"
+        if points:
+            seconds = {hashes[str(revision)]: value for revision, value in points}
+            curves.append((implementation[1], *sorted(seconds.items())))
+    return sorted(curves)
+
+
+def assert_draws(page, *implementations):
+    """The page draws the curves of these as filed, once its graphs are loaded."""
+    expected = sorted(curve for name in implementations for curve in filed(name))
+    deadline = time.monotonic() + 5
+    while (seen := drawn(page)) != expected and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
+    assert seen == expected, "curves drawn are not those filed"
+
+
+def follow_to_the_graph(site, libraries, **options):
+    """From the grid to the GRU's graph, then from one implementation to another and to both."""
+    with visit(site, libraries, **options) as page:
+        assert page.locator("#summarygrid-display canvas").count() > 0, "the grid has no curves"
+        page.locator(f"#summarygrid-display a[href='#{GRU_GRAPH}']").click()
+        chosen = {name: [value] for name, value in CHOSEN.items()}
+        for implementations in ([OURS], [PEER], [OURS, PEER]):
+            choose(page, {**chosen, "implementation": implementations})
+            assert_draws(page, *implementations)
+
+
+def test_from_the_grid_to_the_curves_of_each_implementation(site, libraries):
+    follow_to_the_graph(site, libraries)
+
+
+def test_every_page_opens(site, libraries):
+    benchmarks = json.loads((site / "index.json").read_text())["benchmarks"]
+    with visit(site, libraries) as page:
+        page.get_by_role("link", name="Benchmark list").click()
+        page.locator("#summarylist-body td", has_text=GRU_GRAPH).first.wait_for()
+        page.get_by_role("link", name="Regressions").click()
+        page.locator("#regressions-body table").first.wait_for()
+        for name in benchmarks:
+            page.get_by_role("link", name="Benchmark grid").click()
+            with page.expect_response(re.compile(rf"/machine-.*/{re.escape(name)}\.json")):
+                page.locator(f"#summarygrid-display a[href='#{name}']").click()
+
+
+def _planted(folder):
+    """asv's configuration for results of one combination of each benchmark, at twelve commits.
+
+    The numbers are filed ones, tripled at the last six commits.
+    """
+    source = max(RESULTS.glob("*/*-*.json"), key=lambda path: path.stat().st_size)
+    machine = folder / "results" / source.parent.name
+    machine.mkdir(parents=True)
+    shutil.copy(RESULTS / "benchmarks.json", machine.parent)
+    shutil.copy(source.parent / "machine.json", machine)
+    file = json.loads(source.read_text())
+    columns = [file["result_columns"].index(name) for name in ("result", "params", "version")]
+    rows = {name: [row[column] for column in columns] for name, row in file["results"].items()}
+    file["result_columns"] = ["result", "params", "version"]
+    log = ["git", "log", "--format=%H", "--first-parent", "-12"]
+    commits = subprocess.run(log, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for commit in commits:
+        factor = 3 if commit in commits[:6] else 1
+        file["commit_hash"] = commit
+        file["results"] = {
+            name: [_only_first(values, factor), *rest] for name, (values, *rest) in rows.items()
+        }
+        (machine / f"{commit[:8]}-planted.json").write_text(json.dumps(file))
+    config = json.loads((ROOT / "asv.conf.json").read_text())
+    config |= {"repo": str(ROOT), "results_dir": str(machine.parent)}
+    (folder / "asv.conf.json").write_text(json.dumps(config))
+    return folder / "asv.conf.json"
+
+
+def _only_first(values, factor):
+    """The first number there is, times the factor, and null for the others."""
+    place = next((index for index, value in enumerate(values or ()) if measured(value)), None)
+    return values and [
+        factor * value if index == place else None for index, value in enumerate(values)
+    ]
+
+
+def test_a_rise_of_time_is_a_regression_and_a_rise_of_throughput_is_not(libraries, tmp_path):
+    publish(tmp_path / "site", _planted(tmp_path))
+    with visit(tmp_path / "site", libraries) as page:
+        page.get_by_role("link", name="Regressions").click()
+        page.locator("#regressions-body td").first.wait_for()
+        listed = page.locator("#regressions-body td:first-child").all_inner_texts()
+        known = page.evaluate("Object.keys($.asv.main_json.benchmarks)")
+    assert any("time_forward" in name for name in listed)
+    assert any("throughput" in name for name in known)
+    assert not [name for name in listed if "throughput" in name]
+
+
+def _lose_a_graph(site):
+    next(site.rglob(f"branch-*/**/{GRU_GRAPH}.json")).unlink()
+
+
+def _break_a_script(site):
+    with (site / "graphdisplay.js").open("a") as script:
+        script.write("\nundefinedFunction();\n")
+
+
+def _empty_a_graph(site):
+    next(site.rglob(f"branch-*/**/{GRU_GRAPH}.json")).write_text("[]")
+
+
+def _lose_a_parameter(site):
+    """All that was measured of the peer."""
+    params = json.loads((site / "index.json").read_text())["benchmarks"][GRU_GRAPH]["params"]
+    peers = [repr(PEER) in values for values in product(*params)]
+    for file in site.rglob(f"branch-*/**/{GRU_GRAPH}.json"):
+        graph = json.loads(file.read_text())
+        for _, times in graph:
+            times[:] = [
+                None if peer else seconds for peer, seconds in zip(peers, times, strict=True)
+            ]
+        file.write_text(json.dumps(graph))
+
+
+def _draw_nothing(site):
+    script = site / "graphdisplay.js"
+    script.write_text(script.read_text().replace("show: true", "show: false"))
+
+
+def _ask_outside(site):
+    with (site / "asv.js").open("a") as script:
+        script.write("\nfetch('https://example.org/').catch(() => 0);\n")
+
+
+@pytest.mark.parametrize(
+    ("plant", "seen"),
+    [
+        (_lose_a_graph, "404 .*time_forward.json"),
+        (_break_a_script, "script error: undefinedFunction is not defined"),
+        (_empty_a_graph, "not those filed"),
+        (_lose_a_parameter, "not those filed"),
+        (_draw_nothing, "0 of .* are visible"),
+        (_ask_outside, "outside the site"),
+    ],
+)
+def test_a_planted_fault_is_seen(site, libraries, tmp_path, plant, seen):
+    shutil.copytree(site, tmp_path / "site")
+    plant(tmp_path / "site")
+    with pytest.raises(AssertionError, match=seen):
+        follow_to_the_graph(tmp_path / "site", libraries, patience=15)
