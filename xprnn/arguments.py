@@ -1,4 +1,4 @@
-"""From a call's arguments as people write them to what `stack.py` takes, and back."""
+"""The arguments of a call: from the forms that users pass to those of `stack.py`, and back."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .checks import (
     check_array,
     check_choice,
     check_flag,
-    check_leader,
     check_lengths,
+    check_reference_array,
     check_states,
 )
 from .network import Stack
 
-# of a constructor: where, in what, how
-PLACE = ("backend", "dtype", "precision", "compute_dtype", "recompute")
+# Arguments of a constructor that files do not hold
+EXECUTION_OPTIONS = ("backend", "dtype", "precision", "compute_dtype", "recompute")
 
 
 class Call(NamedTuple):
-    """Checked arguments of a forward call, with a batch."""
+    """Checked arguments of a forward call, with a batch dimension."""
 
     x: Array  # (T, N, I) or, batch first, (N, T, I)
     initial: tuple[Array | None, ...] | None  # (L*D, N, H) each; None: zeros
     lengths: np.ndarray | None  # (N,)
     batch_first: bool
-    batched: bool  # whether the caller's arrays had a batch
+    batched: bool  # whether the caller's arrays had a batch dimension
 
 
 def check_call(
@@ -43,7 +43,7 @@ def check_call(
     lengths: Any,
     batch_first: bool,
 ) -> Call:
-    """Check the arguments of a layer's call; TypeError or ValueError names the one at fault."""
+    """Check the arguments of a layer's call; TypeError or ValueError names the invalid one."""
     batched = getattr(x, "ndim", 3) != 2
     outer = (("N", "T") if batch_first else ("T", "N")) if batched else ("T",)
     x = check_array("x", x, backend, dtype, (*outer, stack.input_size))
@@ -68,7 +68,7 @@ def check_upstream(
     doutput: Array | None,
     dhx: Any,
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
-    """Check the gradients given to a layer's `backward`; returns them with a batch."""
+    """Check the arguments of a layer's `backward`; returns them with a batch dimension."""
     if doutput is not None:
         outer = x_shape[:2] if batched else x_shape[:1]
         width = stack.num_directions * stack.hidden_size
@@ -93,7 +93,7 @@ def state_shape(stack: Stack, batch: int, batched: bool = True) -> tuple[int, ..
 def unwrap(
     array: Array | None, states: tuple[Array, ...], batched: bool
 ) -> tuple[Array | None, Any]:
-    """An array (T, N, F) and states (L*D, N, H) as the caller wants them."""
+    """An array (T, N, F) and states (L*D, N, H) in the form of the caller's arguments."""
     if not batched:
         array = None if array is None else array[:, 0]
         states = tuple([state[:, 0] for state in states])
@@ -103,41 +103,41 @@ def unwrap(
 def split(
     constructor: Callable[..., Any], /, **arguments: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of a module's constructor, defaults filled in: its options and its place.
+    """The arguments of a module's constructor with defaults: its options and execution options.
 
-    :raises TypeError: one is missing, or is none of the constructor's.
+    :raises TypeError: one is missing or unexpected.
     """
     bound = inspect.signature(constructor).bind(**arguments)
     bound.apply_defaults()
     options = bound.arguments
-    return options, {name: options.pop(name) for name in PLACE if name in options}
+    return options, {name: options.pop(name) for name in EXECUTION_OPTIONS if name in options}
 
 
 def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack, Weights]:
-    """The backend that weights stand on, the one-layer stack that they make, and the weights."""
-    backend, weight_ih = check_leader("weight_ih", weights.weight_ih, ("G*H", "I"))
+    """The backend of weights, the one-layer stack they define, and the weights to use."""
+    backend, weight_ih = check_reference_array("weight_ih", weights.weight_ih, ("G*H", "I"))
     rows, width = weight_ih.shape
     if rows == 0 or rows % cell.gates:
         raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
-    net = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
-    shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, net.hidden_size)}
+    stack = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
+    shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, stack.hidden_size)}
     if weights.bias_ih is not None or weights.bias_hh is not None:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-    found = {
+    checked = {
         name: check_array(name, getattr(weights, name), backend, weight_ih.dtype, shape)
         for name, shape in shapes.items()
     }
-    return backend, net, weights._replace(weight_ih=weight_ih, **found)
+    return backend, stack, weights._replace(weight_ih=weight_ih, **checked)
 
 
 def elman(options: Mapping[str, Any]) -> Cell:
-    """The Elman cell that `nonlinearity` names."""
+    """The Elman cell with the given `nonlinearity`."""
     kind = check_choice("nonlinearity", options["nonlinearity"], ("tanh", "relu"))
     return CELLS[f"rnn_{kind}"]
 
 
 def gru(options: Mapping[str, Any]) -> Cell:
-    """The GRU cell that `reset_after` chooses."""
+    """The GRU cell selected by `reset_after`."""
     return CELLS["gru" if check_flag("reset_after", options["reset_after"]) else "gru_reset_before"]
 
 

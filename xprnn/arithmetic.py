@@ -1,4 +1,4 @@
-"""In which types a layer computes: what the caller sees, what products read, how exact they are."""
+"""A layer's precision policy: dtypes of its results and of product operands, and tf32."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PRECISIONS = ("ieee", "tf32")
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The types of a layer's numbers.
+    """The dtypes of a layer's arrays.
 
-    `dtype`, float32 or float64, is that of all that the caller sees (x, states, outputs,
-    gradients, parameters), of a product's result and of the arithmetic between products.
-    `compute_dtype` is that of what a product reads, and is kept for a product to read: x, h,
-    the gates and copies of the weights. It is `dtype`, or float16 or bfloat16 beside float32:
-    mixed precision. `precision` says what a float32 product may do with its operands: "ieee"
-    nothing, "tf32" round them to 11 significant bits where the hardware is faster so.
+    `dtype`, float32 or float64, is that of all arrays the caller sees (x, states, outputs,
+    gradients, parameters), of the results of products and of the arithmetic between products.
+    `compute_dtype` is that of the operands of products and of arrays saved as such operands: x, h,
+    the gates and copies of the weights. It equals `dtype`, or is float16 or bfloat16 with float32:
+    mixed precision. `precision` says how a float32 product may treat its operands: "ieee" leaves
+    them exact, "tf32" allows rounding to 11 significant bits where the hardware is faster so.
 
     P. Micikevicius et al., "Mixed precision training" (2018).
     """
@@ -34,36 +34,38 @@ class Arithmetic:
 
     @property
     def narrow(self) -> bool:
-        """Whether products read narrower numbers than the caller sees."""
+        """Whether the operands of products have a lower precision than `dtype`."""
         return self.compute_dtype != self.dtype
 
     def __str__(self) -> str:
-        """What `explain` says of it: "float32", "float32 with tf32", "float32 with bfloat16"."""
+        """As `explain` prints it: "float32", "float32 with tf32", "float32 with bfloat16"."""
         if self.narrow:
             return f"{self.dtype} with {self.compute_dtype}"
         return f"{self.dtype} with tf32" if self.precision == "tf32" else str(self.dtype)
 
 
 def check_arithmetic(dtype: Any, compute_dtype: Any, precision: Any) -> Arithmetic:
-    """The types that a layer's arguments stand for; `compute_dtype` None: as `dtype`.
+    """The precision policy of a layer's arguments; `compute_dtype` None: as `dtype`.
 
-    :raises ValueError: one of them is not known, or they do not go together.
+    :raises ValueError: one of them is unknown, or they cannot be combined.
     """
-    wide = check_dtype(dtype)
+    checked_dtype = check_dtype(dtype)
     precision = check_choice("precision", precision, PRECISIONS)
-    compute = wide if compute_dtype is None else _compute_dtype(compute_dtype, wide)
+    compute = checked_dtype
+    if compute_dtype is not None:
+        compute = _check_compute_dtype(compute_dtype, checked_dtype)
     if precision == "tf32" and compute.name != "float32":
-        raise ValueError(f"precision: 'tf32' is about float32 products, got {compute}")
-    return Arithmetic(wide, compute, precision)
+        raise ValueError(f"precision: 'tf32' requires float32 products, got {compute}")
+    return Arithmetic(checked_dtype, compute, precision)
 
 
-def _compute_dtype(given: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _check_compute_dtype(value: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
     known = (dtype.name, *(NARROW if dtype.name == "float32" else ()))
-    # a dtype has a name, a scalar type is one: np.dtype("float16"), ml_dtypes.bfloat16
-    name = getattr(given, "name", getattr(given, "__name__", given))
+    # dtypes have a name, scalar types a __name__: np.dtype("float16"), ml_dtypes.bfloat16
+    name = getattr(value, "name", getattr(value, "__name__", value))
     if name not in known:
         expected = " or ".join(map(repr, known))
-        raise ValueError(f"compute_dtype: expected {expected} beside dtype {dtype}, got {given!r}")
+        raise ValueError(f"compute_dtype: expected {expected} with dtype {dtype}, got {value!r}")
     return _bfloat16() if name == "bfloat16" else np.dtype(name)
 
 

@@ -1,4 +1,4 @@
-"""The attributes of modules and steppers: those that are only read, and those that users set."""
+"""Attributes of modules and steppers: read-only ones, and those that users set."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from typing import Any
 
 
 def read_only(name: str, doc: str, advice: str) -> Any:
-    """The property `name`, whose value is in `_name`; to set it raises AttributeError.
+    """The property `name` with its value in `_name`; setting it raises AttributeError.
 
     :param advice: what to do instead, the end of the message.
     """
 
-    def refuse(owner: Any, value: Any) -> None:
+    def reject(owner: Any, value: Any) -> None:
         raise AttributeError(f"{type(owner).__name__}.{name} cannot be set: {advice}")
 
-    return property(attrgetter(f"_{name}"), refuse, doc=doc)
+    return property(attrgetter(f"_{name}"), reject, doc=doc)
 
 
 def option(name: str, doc: str) -> Any:
-    """The property `name`: the argument of a module's constructor, fixed from then on.
+    """The property `name`: an argument of a module's constructor, fixed from then on.
 
-    To set it to what it is does nothing, as constructors of subclasses do that were torch's.
+    Setting it to its current value does nothing: constructors of subclasses written for torch do.
     """
 
-    def value(module: Any) -> Any:
+    def get(module: Any) -> Any:
         return module._options[name]
 
-    def keep(module: Any, given: Any) -> None:
+    def check_unchanged(module: Any, value: Any) -> None:
         kind, options = type(module).__name__, module.__dict__.get("_options")
         if options is None:
             raise AttributeError(f"{kind}.{name} cannot be set: super().__init__(...) comes first")
-        if given != options[name]:
+        if value != options[name]:
             raise AttributeError(
-                f"{kind}.{name} cannot be set to {given!r}: it is fixed at {options[name]!r} when "
+                f"{kind}.{name} cannot be set to {value!r}: it is fixed at {options[name]!r} when "
                 "the module is built; build another one"
             )
 
-    return property(value, keep, doc=doc)
+    return property(get, check_unchanged, doc=doc)
 
 
 class Options(dict[str, Any]):
-    """The options of a module, JSON values: they cannot be changed, a copy of them is a dict."""
+    """The options of a module, JSON values: immutable; copies of it are plain dicts."""
 
-    def _refuse(self, *arguments: Any, **named: Any) -> Any:
+    def _reject(self, *arguments: Any, **named: Any) -> Any:
         raise TypeError("options cannot be changed: a module is fixed when it is built")
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    __setitem__ = __delitem__ = __ior__ = _reject
+    clear = pop = popitem = setdefault = update = _reject
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A dict."""
@@ -57,25 +57,25 @@ class Options(dict[str, Any]):
 
 
 @contextmanager
-def setting_own(thing: Any) -> Iterator[None]:
-    """Note in `thing._own` the names of the attributes set in the block: no user has set them."""
-    before = thing.__dict__.keys() - thing._own
+def internal_attributes(owner: Any) -> Iterator[None]:
+    """Add the attributes set in the block to `owner._internal`: they are not the user's."""
+    before = owner.__dict__.keys() - owner._internal
     yield
-    thing._own = frozenset({"_own"} | thing.__dict__.keys() - before)
+    owner._internal = frozenset({"_internal"} | owner.__dict__.keys() - before)
 
 
-def set_by_users(thing: Any) -> dict[str, dict[str, Any]]:
-    """The `attributes` of `thing` that are not its own, and what it has in `slots`."""
-    state = object.__getstate__(thing)
+def user_attributes(owner: Any) -> dict[str, dict[str, Any]]:
+    """The `attributes` of `owner` that are not internal, and the values of its `slots`."""
+    state = object.__getstate__(owner)
     plain, slots = state if isinstance(state, tuple) else (state, {})
-    found = {name: value for name, value in plain.items() if name not in thing._own}
-    return {"attributes": found, "slots": slots}
+    attributes = {name: value for name, value in plain.items() if name not in owner._internal}
+    return {"attributes": attributes, "slots": slots}
 
 
-def set_again(thing: Any, state: Mapping[str, Any]) -> None:
-    """Set what `set_by_users` gave, and what else a user's `__getstate__` has put beside it."""
-    found = dict(state)
-    slots = found.pop("slots", {})  # a state of xprnn 0.1.0 has neither
-    thing.__dict__.update(found.pop("attributes", {}) | found)
+def restore_user_attributes(owner: Any, state: Mapping[str, Any]) -> None:
+    """Set what `user_attributes` returned, and entries that a user's `__getstate__` has added."""
+    attributes = dict(state)
+    slots = attributes.pop("slots", {})  # a state of xprnn 0.1.0 has neither
+    owner.__dict__.update(attributes.pop("attributes", {}) | attributes)
     for name, value in slots.items():
-        setattr(thing, name, value)
+        setattr(owner, name, value)

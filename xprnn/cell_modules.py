@@ -168,7 +168,7 @@ class RNNCell(_CellModule):
             "nonlinearity": nonlinearity,
             "seed": seed,
         }
-        self._begin(options, backend, dtype, precision, compute_dtype)
+        self._construct(options, backend, dtype, precision, compute_dtype)
 
     nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
     _cell = staticmethod(elman)
@@ -220,7 +220,7 @@ class GRUCell(_CellModule):
             "reset_after": reset_after,
             "seed": seed,
         }
-        self._begin(options, backend, dtype, precision, compute_dtype)
+        self._construct(options, backend, dtype, precision, compute_dtype)
 
     reset_after: bool = option("reset_after", "Which of the two forms of the GRU this is.")
     _cell = staticmethod(gru)
@@ -267,6 +267,6 @@ class LSTMCell(_CellModule):
             "bias": bias,
             "seed": seed,
         }
-        self._begin(options, backend, dtype, precision, compute_dtype)
+        self._construct(options, backend, dtype, precision, compute_dtype)
 
     _cell = staticmethod(lstm)

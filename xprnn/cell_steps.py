@@ -88,17 +88,17 @@ class CellSteps:
             given = None if initial is None else initial[k]
             state[...] = 0.0 if given is None else given
         reading, me = parameters.reading, get_ident()
-        present = reading.present
+        readers = reading.readers
         try:  # as `with reading:`, in less time
-            present.add(me)
-            if WRITER in present:
-                reading.admit(me)
+            readers.add(me)
+            if WRITER in readers:
+                reading.wait_for_writers(me)
             steps.follow(parameters)
             h = steps.take(0, x, None, None)
         finally:
-            present.discard(me)
-            if WRITER in present:
-                reading.left()
+            readers.discard(me)
+            if WRITER in readers:
+                reading.notify_writers()
         after = steps.sides[1]
         if cell:
             final = [state[0].copy() for state in after[1:]]

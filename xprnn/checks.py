@@ -1,4 +1,4 @@
-"""What is asked of the arguments of a call, and the errors that name what came and was expected."""
+"""Checks of arguments; errors name the argument, what was passed and what was expected."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, home_of, whereabouts
+from .backend import Array, Backend, backend_of, device_text, owning_backend
 
 DTYPES = ("float32", "float64")
 T = TypeVar("T")
 
 
 class Checked(Generic[T]):
-    """An attribute whose value is checked, and made Python's own type, whenever it is set.
+    """An attribute whose value is checked and converted to a Python type whenever it is set.
 
-    :param check: takes the attribute's name and the value; returns what to keep, or raises.
+    :param check: takes the attribute's name and the value; returns the value to store, or raises.
     """
 
     def __init__(self, check: Callable[[str, Any], T]) -> None:
         self._check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Take the attribute's name; the instance's dict holds the value under it."""
+        """Store the attribute's name, the key of its value in the instance's dict."""
         self._name = name
 
-    if TYPE_CHECKING:  # without a __get__ Python reads the instance's dict, at no cost
+    if TYPE_CHECKING:  # without __get__ Python reads the instance's dict directly
 
         @overload
         def __get__(self, instance: None, owner: type) -> Self: ...
@@ -36,34 +36,34 @@ class Checked(Generic[T]):
         def __get__(self, instance: object, owner: type) -> T: ...
 
         def __get__(self, instance: object | None, owner: type) -> Self | T:
-            """The value that was set last; of the class this object."""
+            """The value of an instance; for the class, this descriptor."""
 
     def __set__(self, instance: object, value: Any) -> None:
-        """Check the value and keep it; nothing is changed where the check raises."""
+        """Check and store the value; nothing is changed if the check raises."""
         instance.__dict__[self._name] = self._check(self._name, value)
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     """`dtype` as a NumPy dtype; ValueError naming `name` unless it is float32 or float64."""
     try:
-        known = None if dtype is None else np.dtype(dtype)
+        parsed = None if dtype is None else np.dtype(dtype)
     except TypeError:
-        known = None
-    if known is None or known.name not in DTYPES or not known.isnative:
+        parsed = None
+    if parsed is None or parsed.name not in DTYPES or not parsed.isnative:
         raise ValueError(f"{name}: expected dtype {' or '.join(DTYPES)}, got {dtype!r}")
-    return np.dtype(str(known.name))
+    return np.dtype(str(parsed.name))
 
 
-def check_whole(name: str, value: Any) -> int:
-    """`value` as an int; TypeError if it is not a whole number."""
+def check_integer(name: str, value: Any) -> int:
+    """`value` as an int; TypeError if it is not an integer."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
     return int(value)
 
 
 def check_size(name: str, value: Any) -> int:
     """`value` as a positive int; TypeError or ValueError otherwise."""
-    if check_whole(name, value) < 1:
+    if check_integer(name, value) < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
     return int(value)
 
@@ -76,11 +76,11 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_shape(shape: Any, width: int) -> tuple[int, ...]:
-    """`shape` as a tuple of lengths whose last is `width`; TypeError or ValueError otherwise."""
+    """`shape` as a tuple of ints, the last one `width`; TypeError or ValueError otherwise."""
     if not isinstance(shape, (tuple, list)) or not all(
         isinstance(length, (int, np.integer)) for length in shape
     ):
-        raise TypeError(f"shape: expected a tuple of whole numbers, got {shape!r}")
+        raise TypeError(f"shape: expected a tuple of integers, got {shape!r}")
     if not shape or min(shape) < 0 or shape[-1] != width:
         raise ValueError(f"shape: expected lengths from 0, the last {width}, got {tuple(shape)}")
     return tuple([int(length) for length in shape])
@@ -94,11 +94,11 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def check_seed(seed: Any) -> int:
-    """`seed` as an int in [0, 2^63); None draws one from the system."""
+    """`seed` as an int in [0, 2^63); None: one from the operating system's entropy."""
     if seed is None:
         return int.from_bytes(np.random.SeedSequence().generate_state(2).tobytes(), "little") >> 1
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed: expected a whole number or None, got {seed!r}")
+        raise TypeError(f"seed: expected an integer or None, got {seed!r}")
     if not 0 <= seed < 1 << 63:
         raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
     return int(seed)
@@ -116,7 +116,7 @@ def check_probability(p: Any) -> float:
 def check_count(name: str, value: Any) -> int:
     """`value` if it is an int from 0 to 2^63 - 1; TypeError or ValueError otherwise."""
     if type(value) is not int:
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
     if not 0 <= value < 1 << 63:
         raise ValueError(f"{name}: expected a number from 0 to 2**63 - 1, got {value}")
     return value
@@ -128,7 +128,7 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r}")
     try:
         number = float(value)
-    except OverflowError:  # of an int
+    except OverflowError:  # a large int
         number = math.inf
     if not low <= number < high:
         raise ValueError(f"{name}: expected a number from {low} to below {high}, got {value!r}")
@@ -138,78 +138,78 @@ def check_number(name: str, value: Any, low: float, high: float) -> float:
 def check_array(
     name: str, array: Any, backend: Backend, dtype: np.dtype[Any], shape: tuple[Any, ...]
 ) -> Array:
-    """The array to use for argument `name`: `array`, or what another library lends to CuPy.
+    """The array to use for argument `name`: `array`, or CuPy's view of another library's array.
 
-    Nothing is copied. A str in `shape` stands for any length and is its name in the message.
+    Nothing is copied. A str in `shape` matches any length and is its name in the message.
 
     :raises TypeError, ValueError: it is not on `backend`, or not of `dtype` and `shape`.
     """
-    # the usual case first: a step of a small cell takes but microseconds
+    # the common case first: a step of a small cell takes only microseconds
     if type(array) is backend.xp.ndarray and backend.owns(array):
-        found = array
+        usable = array
     else:
-        plain = not isinstance(array, (np.ma.MaskedArray, np.matrix))
-        found = _adopted(name, array, backend) if plain else None
-    if found is None:
+        special = isinstance(array, (np.ma.MaskedArray, np.matrix))
+        usable = None if special else _import_array(name, array, backend)
+    if usable is None:
         raise TypeError(
             f"{name}: expected a {dtype} array {_shape_text(shape)} on backend {backend.name!r}"
-            f"{_instead(name, array, backend, dtype)}"
+            f"{_actual_text(name, array, backend, dtype)}"
         )
-    if found.dtype != dtype:
-        advice = f".astype('{dtype}')" if found is array else _move(name, backend, dtype)
+    if usable.dtype != dtype:
+        advice = f".astype('{dtype}')" if usable is array else _asarray_text(name, backend, dtype)
         raise TypeError(
-            f"{name}: expected dtype {dtype}, got {found.dtype}; convert it with {advice}"
+            f"{name}: expected dtype {dtype}, got {usable.dtype}; convert it with {advice}"
         )
-    if found.shape != shape and not _fits(found.shape, shape):
+    if usable.shape != shape and not _shape_matches(usable.shape, shape):
         raise ValueError(
-            f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(found.shape)}"
+            f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(usable.shape)}"
         )
-    return found
+    return usable
 
 
-def _fits(found: tuple[int, ...], shape: tuple[Any, ...]) -> bool:
-    wanted = [b if isinstance(b, int) else a for a, b in zip(found, shape, strict=False)]
-    return len(found) == len(shape) and [*found] == wanted
+def _shape_matches(actual: tuple[int, ...], shape: tuple[Any, ...]) -> bool:
+    expected = [b if isinstance(b, int) else a for a, b in zip(actual, shape, strict=False)]
+    return len(actual) == len(shape) and [*actual] == expected
 
 
-def check_leader(name: str, array: Any, shape: tuple[Any, ...]) -> tuple[Backend, Array]:
-    """The backend of the argument that says where a function computes, and the array to use.
+def check_reference_array(name: str, array: Any, shape: tuple[Any, ...]) -> tuple[Backend, Array]:
+    """The backend of the argument that decides where a function computes, and the array to use.
 
-    :raises TypeError, ValueError: it is no float32 or float64 array of `shape`.
+    :raises TypeError, ValueError: it is not a float32 or float64 array of `shape`.
     """
-    backend = home_of(array)
+    backend = owning_backend(array)
     if backend is None:
         raise TypeError(
             f"{name}: expected an array {_shape_text(shape)}, got {_kind(array)}"
-            f"{whereabouts(array)}; xprnn.asarray({name}) makes one"
+            f"{device_text(array)}; xprnn.asarray({name}) converts it"
         )
-    found = _adopted(name, array, backend)
-    dtype = check_dtype(getattr(found, "dtype", None), name)
-    return backend, check_array(name, found, backend, dtype, shape)
+    imported = _import_array(name, array, backend)
+    dtype = check_dtype(getattr(imported, "dtype", None), name)
+    return backend, check_array(name, imported, backend, dtype, shape)
 
 
-def _adopted(name: str, array: Any, backend: Backend) -> Array | None:
-    """What `backend` can use of `array`; TypeError if another library has it and does not lend."""
+def _import_array(name: str, array: Any, backend: Backend) -> Array | None:
+    """`Backend.from_dlpack`; TypeError if the library that owns the array does not export it."""
     try:
-        return backend.adopt(array)
+        return backend.from_dlpack(array)
     except (BufferError, NotImplementedError) as error:
         detached = "; pass it with .detach()" if getattr(array, "requires_grad", False) else ""
         raise TypeError(
-            f"{name}: expected an array whose memory can be lent to CuPy, "
+            f"{name}: expected an array that DLPack can export to CuPy, "
             f"got {_kind(array)}: {error}{detached}"
         ) from error
 
 
-def _instead(name: str, array: Any, backend: Backend, dtype: np.dtype[Any]) -> str:
-    """What came instead of an array on `backend`, and how to make one of it."""
+def _actual_text(name: str, array: Any, backend: Backend, dtype: np.dtype[Any]) -> str:
+    """What was passed instead of an array on `backend`, and how to convert it."""
     if isinstance(array, np.ma.MaskedArray):
         return " without a mask; convert it with .filled(0.0)"
-    home = backend_of(array)
-    where = f" on backend {home.name!r}" if home else whereabouts(array)
-    return f", got {_kind(array)}{where}; convert it with {_move(name, backend, dtype)}"
+    owner = backend_of(array)
+    where = f" on backend {owner.name!r}" if owner else device_text(array)
+    return f", got {_kind(array)}{where}; convert it with {_asarray_text(name, backend, dtype)}"
 
 
-def _move(name: str, backend: Backend, dtype: np.dtype[Any]) -> str:
+def _asarray_text(name: str, backend: Backend, dtype: np.dtype[Any]) -> str:
     value = name if name.isidentifier() else "value"
     return f"xprnn.asarray({value}, backend={backend.name!r}, dtype='{dtype}')"
 
@@ -219,7 +219,7 @@ def _shape_text(shape: tuple[Any, ...]) -> str:
 
 
 def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray | None:
-    """`lengths` as intp (N,), or None; they are host integers from 0 to T, in any order."""
+    """`lengths` as intp (N,), or None; integers from 0 to T on the host, in any order."""
     if lengths is None:
         return None
     array = _host_array("lengths", lengths, "integers", f"of {batch} integers")
@@ -241,7 +241,7 @@ def check_rows(rows: Any, batch: int) -> np.ndarray:
     if isinstance(rows, slice):
         try:
             chosen[rows] = True
-        except (TypeError, ValueError) as error:  # no numbers, a step of 0
+        except (TypeError, ValueError) as error:  # not numbers, or a step of 0
             raise type(error)(f"rows: {error}, got {rows}") from error
         return chosen
     array = _host_array("rows", rows, "integers or a mask", "of integers or bools, or a slice")
@@ -253,7 +253,7 @@ def check_rows(rows: Any, batch: int) -> np.ndarray:
         raise TypeError(f"rows: expected integers or bools, got dtype {array.dtype}")
     if array.size and array.dtype.kind != "b" and (array.min() < 0 or array.max() >= batch):
         raise ValueError(f"rows: expected 0 to {batch - 1}, got {array.min()} to {array.max()}")
-    if array.size:  # of an empty list NumPy makes floats
+    if array.size:  # NumPy converts an empty list to floats
         chosen[array] = True
     return chosen
 
@@ -268,140 +268,141 @@ def check_indices(
 ) -> Array:
     """Integers from 0 to high-1, or `ignored`, as a new int64 array on `backend`.
 
-    Those from the host are in range. Those on a device are not read back: there it is for the
-    caller to make what is out of range show.
+    The range is checked on the host only. Values on a device are not read back: the caller must
+    make values out of range visible in its results.
 
-    :param shape: which they must have; None: any.
+    :param shape: the required shape; None: any.
     """
-    wanted = "integers" if shape is None else f"{_shape_text(shape)} integers"
-    array = None if backend.kind == "numpy" else backend.adopt(value)
+    expected = "integers" if shape is None else f"{_shape_text(shape)} integers"
+    array = None if backend.kind == "numpy" else backend.from_dlpack(value)
     on_host = array is None
     if array is None:
         if not isinstance(value, (list, tuple, np.ndarray)) or np.ma.isMaskedArray(value):
             raise TypeError(
                 f"{name}: expected {'' if shape is None else f'{math.prod(shape)} '}integers, "
-                f"got {type(value).__name__}{whereabouts(value)}; convert them with "
+                f"got {type(value).__name__}{device_text(value)}; convert them with "
                 f"xprnn.asarray({name}, backend={backend.name!r})"
             )
         try:
             array = np.asarray(value)
         except ValueError as error:  # lists of different lengths
-            raise ValueError(f"{name}: expected {wanted}: {error}") from error
-        if array.size == 0:  # of an empty list NumPy makes floats
+            raise ValueError(f"{name}: expected {expected}: {error}") from error
+        if array.size == 0:  # NumPy converts an empty list to floats
             array = array.astype(np.int64)
     if array.dtype.kind not in "iu" or (shape is not None and array.shape != shape):
-        raise ValueError(f"{name}: expected {wanted}, got {array.dtype} {_shape_text(array.shape)}")
+        actual = f"{array.dtype} {_shape_text(array.shape)}"
+        raise ValueError(f"{name}: expected {expected}, got {actual}")
     if not on_host:
         with backend.activate():
             return array.astype(backend.xp.int64)
     chosen = array if ignored is None else array[array != ignored]
     if chosen.size and (chosen.min() < 0 or chosen.max() >= high):
-        besides = "" if ignored is None else f"; what is to be ignored has {ignored}"
+        or_ignored = "" if ignored is None else f"; ignored ones are {ignored}"
         raise ValueError(
-            f"{name}: expected 0 to {high - 1}, got {chosen.min()} to {chosen.max()}{besides}"
+            f"{name}: expected 0 to {high - 1}, got {chosen.min()} to {chosen.max()}{or_ignored}"
         )
     return backend.from_host(array.astype(np.int64))
 
 
-def _host_array(name: str, value: Any, what: str, wanted: str) -> np.ndarray:
-    """A list, tuple or NumPy array as a NumPy array; TypeError for what is elsewhere."""
-    home = backend_of(value)
-    if home is not None and home.kind != "numpy":
+def _host_array(name: str, value: Any, content: str, details: str) -> np.ndarray:
+    """A list, tuple or NumPy array as a NumPy array; TypeError for arrays of other backends."""
+    owner = backend_of(value)
+    if owner is not None and owner.kind != "numpy":
         raise TypeError(
-            f"{name}: expected host {what}, got an array on backend {home.name!r}; "
-            f"they decide what is launched; move them with xprnn.to_numpy({name})"
+            f"{name}: expected host {content}, got an array on backend {owner.name!r}; kernel "
+            f"launches depend on them, so copy them first with xprnn.to_numpy({name})"
         )
     if not isinstance(value, (list, tuple, np.ndarray)) or np.ma.isMaskedArray(value):
         raise TypeError(
-            f"{name}: expected a list or NumPy array {wanted}, "
-            f"got {type(value).__name__}{whereabouts(value)}; xprnn.to_numpy({name}) makes one"
+            f"{name}: expected a list or NumPy array {details}, got {type(value).__name__}"
+            f"{device_text(value)}; xprnn.to_numpy({name}) converts it"
         )
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:  # nested, or with numbers on a device
-        raise type(error)(f"{name}: expected a list {wanted}: {error}") from error
+        raise type(error)(f"{name}: expected a list {details}: {error}") from error
 
 
 def check_states(
     names: tuple[str, ...],
-    given: Any,
+    states: Any,
     backend: Backend,
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
 ) -> tuple[Array | None, ...] | None:
-    """The states, or their gradients, given by the caller as a tuple, each of `shape`.
+    """The states passed by the caller, or their gradients, as a tuple, each of `shape`.
 
-    A cell with one state takes the array itself, one with two a tuple of both, of which either
-    may be None: zeros. None where none are given.
+    With one name `states` is the array, with two a tuple of both, either of which may be None:
+    zeros. None if `states` is None.
     """
-    if given is None:
+    if states is None:
         return None
     if len(names) == 1:
-        given = (given,)
-    elif not isinstance(given, (tuple, list)) or len(given) != len(names):
+        states = (states,)
+    elif not isinstance(states, (tuple, list)) or len(states) != len(names):
         raise TypeError(
             f"{', '.join(names)}: expected a tuple ({', '.join(names)}) of arrays "
-            f"{_shape_text(shape)}, got {_kind(given)}"
+            f"{_shape_text(shape)}, got {_kind(states)}"
         )
-    found = []
-    for name, state in zip(names, given, strict=True):
+    checked = []
+    for name, state in zip(names, states, strict=True):
         if state is not None:
             state = check_array(name, state, backend, dtype, shape)
-        found.append(state)
-    return tuple(found)
+        checked.append(state)
+    return tuple(checked)
 
 
 def state_errors(
     shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]
 ) -> list[str]:
-    """What keeps `values` from being floating arrays of `shapes`, in words; empty if nothing."""
-    if found := _prefixes(shapes, values):
-        prefix = repr(found[0])
+    """Messages on why `values` are not floating-point arrays of `shapes`; empty if they are."""
+    if prefixes := _prefixes(shapes, values):
+        prefix = repr(prefixes[0])
         return [
-            f"its names begin with {', '.join(map(repr, found[:3]))}; strip that: {{name"
+            f"its names begin with {', '.join(map(repr, prefixes[:3]))}; strip that: {{name"
             f".removeprefix({prefix}): array for name, array in mapping.items() "
             f"if name.startswith({prefix})}}"
         ]
-    wrong = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
+    errors = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in values]
     for name, value in values.items():
         if name not in shapes:
-            wrong.append(f"unexpected {name} {value.shape}")
+            errors.append(f"unexpected {name} {value.shape}")
         elif value.shape != shapes[name]:
-            wrong.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
+            errors.append(f"{name}: expected shape {shapes[name]}, got {value.shape}")
         elif value.dtype.kind != "f":
-            wrong.append(f"{name}: expected a real floating dtype, got {value.dtype}")
-    return shortened(wrong)
+            errors.append(f"{name}: expected a real floating dtype, got {value.dtype}")
+    return shortened(errors)
 
 
-def _prefixes(names: Collection[str], given: Collection[str]) -> list[str]:
-    """What stands before every one of `names` in `given`, where these are parts of larger ones."""
-    if not names or any(name in given for name in names):
+def _prefixes(names: Collection[str], keys: Collection[str]) -> list[str]:
+    """The prefixes with which all of `names` are in `keys`, as in a larger model's state dict."""
+    if not names or any(name in keys for name in names):
         return []
     first = next(iter(names))
-    prefixes = [name.removesuffix(first) for name in given if name.endswith(first)]
-    return [prefix for prefix in prefixes if all(prefix + name in given for name in names)]
+    prefixes = [key.removesuffix(first) for key in keys if key.endswith(first)]
+    return [prefix for prefix in prefixes if all(prefix + name in keys for name in names)]
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """The first lines of a list for a message, none very long, and how many more there are."""
+    """The first lines of a list for a message, truncated, and the number of the others."""
     first = [line if len(line) <= 200 else f"{line[:200]}..." for line in lines[:8]]
     return first + ([f"and {len(lines) - 8} more"] if len(lines) > 8 else [])
 
 
 def as_numpy_floats(array: np.ndarray) -> np.ndarray:
-    """An array of one of ml_dtypes' floats, as bfloat16, as the float32 that holds its values."""
+    """An array in one of ml_dtypes' floating dtypes, such as bfloat16, converted to float32."""
     kind = array.dtype.type
-    theirs = kind.__module__ == "ml_dtypes" and kind.__name__.startswith(("bfloat", "float"))
-    return array.astype(np.float32) if theirs else array
+    convert = kind.__module__ == "ml_dtypes" and kind.__name__.startswith(("bfloat", "float"))
+    return array.astype(np.float32) if convert else array
 
 
 def range_errors(name: str, value: np.ndarray, dtype: np.dtype[Any]) -> list[str]:
-    """A line if finite elements of `value` would be infinite in `dtype`; empty if none would."""
+    """A message if finite elements of `value` overflow in `dtype`; else empty."""
     finite = np.abs(value[np.isfinite(value)])
     if value.dtype.itemsize <= dtype.itemsize or not finite.size:
         return []
-    beyond = finite.max() > np.finfo(dtype).max
-    return [f"{name}: expected values within {dtype}, got {finite.max():.3g}"] if beyond else []
+    overflows = finite.max() > np.finfo(dtype).max
+    return [f"{name}: expected values within {dtype}, got {finite.max():.3g}"] if overflows else []
 
 
 def _kind(value: Any) -> str:

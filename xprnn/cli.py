@@ -150,7 +150,7 @@ def _among(names: Iterable[str]) -> str:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer from 1, got {text!r}")
     return int(text)
 
 

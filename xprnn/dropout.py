@@ -1,8 +1,8 @@
 """Dropout between layers: N. Srivastava et al., "Dropout" (JMLR 15, 2014), inverted scaling.
 
 Whether an element is kept depends only on (seed, call, layer, t, the caller's row, feature),
-by integer hashing: the same on every backend, in every order of rows and in every run, so
-`backward` computes the mask again instead of storing it.
+by integer hashing. The mask is the same on every backend, in every order of rows and in every
+run, so `backward` recomputes it instead of storing it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .backend import Array
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-BLOCK = 1 << 20  # elements hashed at a time, at 16 bytes each; fewer cost a GPU more launches
+BLOCK = 1 << 20  # elements hashed at a time, 16 bytes each; a smaller block means more launches
 
 
 def _mix_host(value: int) -> int:
@@ -24,7 +24,7 @@ def _mix_host(value: int) -> int:
 
 
 def _mix(xp: Any, value: Array) -> Array:
-    """The same on an array of uint64, in place; products wrap."""
+    """The same on an array of uint64, in place; products wrap around."""
     shifted = xp.empty_like(value)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         xp.right_shift(value, xp.uint64(shift), out=shifted)
@@ -36,13 +36,13 @@ def _mix(xp: Any, value: Array) -> Array:
 def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, row: Array) -> None:
     """Overwrite x (S, F) with x * kept / (1 - p), kept with probability 1 - p.
 
-    `key` is (seed, call, layer); `time` and `row` (S,) integers say where each row of x
-    stands. The same call is its own gradient: apply it to the upstream gradient.
+    `key` is (seed, call, layer); `time` and `row` (S,) are the step and the batch row of each row
+    of x. The operation is its own backward pass: apply it to the upstream gradient.
     """
-    if x.dtype.itemsize < 4:  # narrow types have no arithmetic of their own
-        wide = x.astype(xp.float32)
-        apply(xp, wide, p, key, time, row)
-        x[...] = wide
+    if x.dtype.itemsize < 4:  # float16 and bfloat16 are computed in float32
+        upcast = x.astype(xp.float32)
+        apply(xp, upcast, p, key, time, row)
+        x[...] = upcast
         return
     if p >= 1.0:
         x[...] = 0.0
@@ -56,14 +56,14 @@ def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, r
         _apply(xp, x[block], p, root, time[block], row[block])
 
 
-def beside(S: int, F: int) -> int:
-    """The bytes that `apply` to x (S, F) takes beside it, those of `time` and `row` among them."""
+def workspace_bytes(S: int, F: int) -> int:
+    """The bytes that `apply` to x (S, F) needs in addition to x, including `time` and `row`."""
     block = min(S * F, BLOCK)
     return 16 * (block + S)
 
 
 def _apply(xp: Any, x: Array, p: float, root: int, time: Array, row: Array) -> None:
-    """`apply`, with the hash of its key."""
+    """`apply`, given the hash of its key."""
     h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(root))
     h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
     feature = xp.arange(x.shape[1]).astype(xp.uint64) * xp.uint64(_GOLDEN)

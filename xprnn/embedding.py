@@ -1,4 +1,4 @@
-"""Rows of a table by number: what goes into a layer where the input is words or symbols."""
+"""An embedding table: rows looked up by index, as input of a layer for words or symbols."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import numpy as np
 
 from .attributes import option
 from .backend import Array
-from .checks import check_array, check_indices, check_seed, check_size, check_whole
+from .checks import check_array, check_indices, check_integer, check_seed, check_size
 from .memory import frees_memory
 from .module import Module
 from .parameters import Shapes, reads_parameters
 
 
 @dataclass(frozen=True)
-class _Record:
-    indices: Array  # of the caller's shape, the module's own copy
+class _RecordedCall:
+    indices: Array  # a copy, of the caller's shape
     version: int  # of the parameters
 
 
 class Embedding(Module):
-    """A table of rows that are looked up by number, y = W[indices]; dW[i] = Σ dy where i is.
+    """A table of rows looked up by index, y = W[indices]; dW[i] = Σ dy over the positions of i.
 
     Names, shapes and initialisation (normal, of mean 0 and variance 1) are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.Embedding.html.
 
-    :param num_embeddings: V, rows of the table.
-    :param embedding_dim: E, width of a row.
-    :param padding_idx: a row that begins as zeros and gets no gradient, from -V to V-1, below 0
-        counted from the end; None: no row.
+    :param num_embeddings: V, the number of rows.
+    :param embedding_dim: E, the width of a row.
+    :param padding_idx: a row that is initialised to zeros and gets no gradient, from -V to V-1,
+        negative values count from the end; None: no row.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64".
     :param seed: of the initial parameters; None draws one.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import numpy as np, xprnn
     >>> embedding = xprnn.Embedding(5, 2, padding_idx=0, seed=0).train()
@@ -45,9 +45,9 @@ class Embedding(Module):
     ((1, 4, 2), [0.0, 1.0, 0.0, 2.0, 0.0])
     """
 
-    num_embeddings: int = option("num_embeddings", "V, rows of the table.")
-    embedding_dim: int = option("embedding_dim", "E, width of a row.")
-    padding_idx: int | None = option("padding_idx", "The row that gets no gradient, from 0.")
+    num_embeddings: int = option("num_embeddings", "V, the number of rows.")
+    embedding_dim: int = option("embedding_dim", "E, the width of a row.")
+    padding_idx: int | None = option("padding_idx", "The row without a gradient, counted from 0.")
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Embedding(Module):
             "padding_idx": padding_idx,
             "seed": seed,
         }
-        self._begin(options, backend, dtype)
+        self._construct(options, backend, dtype)
 
-    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+    def _configure(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
         shapes = self._shapes(options)
         rows, width = shapes["weight"]
         plain = {
@@ -75,7 +75,7 @@ class Embedding(Module):
             "embedding_dim": width,
             "padding_idx": _check_padding(options["padding_idx"], rows),
         }
-        self._build(shapes, {**plain, "seed": check_seed(options["seed"])}, backend, dtype)
+        self._allocate(shapes, {**plain, "seed": check_seed(options["seed"])}, backend, dtype)
 
     def _draw(self) -> None:
         rng = np.random.Generator(np.random.PCG64(self.options["seed"]))
@@ -94,9 +94,9 @@ class Embedding(Module):
     def __call__(self, indices: Any) -> Array:
         """y (..., E), a new array; in train mode recorded for `backward`.
 
-        :param indices: (...) integers from 0 to V-1, on the host or on the module's backend; on a
-            device they are not read back to be checked, one out of range gives a row of NaN.
-        :raises TypeError, ValueError: they are not that.
+        :param indices: (...) integers from 0 to V-1, on the host or on the module's backend. On a
+            device the range is not checked: an index out of range gives a row of NaN.
+        :raises TypeError, ValueError: `indices` is invalid.
         """
         backend, xp = self.backend, self.backend.xp
         indices = check_indices("indices", indices, backend, self.options["num_embeddings"])
@@ -104,14 +104,14 @@ class Embedding(Module):
             if not backend.on_gpu:
                 y = self.parameters["weight"].take(indices, axis=0)
             else:
-                known = self._known(indices)
-                rows = self.parameters["weight"].take(xp.where(known, indices, 0), axis=0)
-                y = xp.where(known[..., None], rows, xp.nan)
+                in_range = self._in_range(indices)
+                rows = self.parameters["weight"].take(xp.where(in_range, indices, 0), axis=0)
+                y = xp.where(in_range[..., None], rows, xp.nan)
             if self.training:
-                self.parameters.refuse_open("a recorded call")
+                self.parameters.check_not_in_writable_block("a recorded call")
                 self._records.drop_older(self.parameters.version)
-                record = _Record(indices, self.parameters.version)
-                self._records.add(record, type(self).__name__)
+                call = _RecordedCall(indices, self.parameters.version)
+                self._records.add(call, type(self).__name__)
             return y
 
     @frees_memory
@@ -119,40 +119,40 @@ class Embedding(Module):
     def backward(self, dy: Array) -> None:
         """Backward of the last recorded call: adds to `grads`; indices have no gradient.
 
-        Rows of one index are added up pairwise, in an order that depends on the indices alone:
-        the same numbers give the same bits, on a GPU too.
+        Rows of the same index are added pairwise, in an order that depends only on the indices:
+        results are bitwise reproducible, on a GPU too.
 
         :param dy: dL/dy, of y's shape; only read.
-        :raises RuntimeError: no recorded call is left, or the parameters have changed since.
-        :raises TypeError, ValueError: dy has not y's type or shape; the record stays in place.
+        :raises RuntimeError: there is no recorded call, or the parameters have changed since.
+        :raises TypeError, ValueError: dy has not y's type or shape; the recorded call is kept.
         """
-        record: _Record = self._last_record()
+        call: _RecordedCall = self._last_record()
         width = self.options["embedding_dim"]
-        shape = (*record.indices.shape, width)
+        shape = (*call.indices.shape, width)
         dy = check_array("dy", dy, self.backend, self.dtype, shape)
         with self.backend.activate():
             if dy.size and "weight" not in self.frozen:
-                self._add(record.indices.reshape(-1), dy.reshape(-1, width))
+                self._add(call.indices.reshape(-1), dy.reshape(-1, width))
             self._records.pop()
 
-    def _known(self, indices: Array) -> Array:
-        """Which indices are those of a row."""
+    def _in_range(self, indices: Array) -> Array:
+        """The mask of the indices of existing rows."""
         return (indices >= 0) & (indices < self.options["num_embeddings"])
 
     def _add(self, indices: Array, rows: Array) -> None:
         """Add rows (S, E) to the gradient, each at its index (S,).
 
-        With plain operations: CuPy's `add.at` adds in no fixed order, and its `add.reduceat`
-        takes differences of running sums, which cost digits.
+        CuPy's `add.at` adds in no fixed order, and its `add.reduceat` subtracts cumulative sums,
+        which loses accuracy.
         """
         xp, padding = self.backend.xp, self.options["padding_idx"]
-        counts = self._known(indices)
+        used = self._in_range(indices)
         if padding is not None:
-            counts &= indices != padding
-        indices = xp.where(counts, indices, 0)
+            used &= indices != padding
+        indices = xp.where(used, indices, 0)
         order = xp.argsort(indices, kind="stable")
-        indices, rows = indices[order], xp.where(counts[:, None], rows, 0.0)[order]
-        span = 1  # of the rows, from each on, that are in its sum if they have its index
+        indices, rows = indices[order], xp.where(used[:, None], rows, 0.0)[order]
+        span = 1  # each row holds the sum of the `span` rows from it on that have its index
         while span < indices.size:
             same = (indices[span:] == indices[:-span])[:, None]
             rows[:-span] += xp.where(same, rows[span:], 0.0)
@@ -163,9 +163,9 @@ class Embedding(Module):
 
 
 def _check_padding(value: Any, rows: int) -> int | None:
-    """`padding_idx` as a number from 0, or None; TypeError or ValueError otherwise."""
+    """`padding_idx` counted from 0, or None; TypeError or ValueError if it is invalid."""
     if value is None:
         return None
-    if not -rows <= check_whole("padding_idx", value) < rows:
+    if not -rows <= check_integer("padding_idx", value) < rows:
         raise ValueError(f"padding_idx: expected {-rows} to {rows - 1}, got {value}")
     return int(value) % rows

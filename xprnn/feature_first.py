@@ -1,13 +1,13 @@
-"""The Elman network on (features, batch[, time]) arrays, with a softmax read-out.
+"""The Elman network on (features, batch[, time]) arrays, with a softmax output.
 
-The interface in which many courses teach the cell. One step is::
+This is the interface that many courses use. One step is::
 
     a_next  = tanh(Wax xt + Waa a_prev + ba)        yt_pred = softmax(Wya a_next + by)
 
 with `parameters` a dict of Wax (n_a, n_x), Waa (n_a, n_a), Wya (n_y, n_a), ba (n_a, 1) and
-by (n_y, 1). It runs the same cell as everything else, on transposed views. All arrays are
-float32 or all are float64, on the backend of Wax; batch size m, time T_x. Errors name the
-argument that does not fit: TypeError, ValueError, KeyError for a missing parameter.
+by (n_y, 1). It uses the same cell as the layers, on transposed views. All arrays are float32, or
+all are float64, on the backend of Wax; the batch size is m, the number of steps T_x. TypeError and
+ValueError name the invalid argument, KeyError a missing parameter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from . import functional
 from .backend import Array, Backend
-from .checks import check_array, check_leader
+from .checks import check_array, check_reference_array
 from .memory import frees_memory
 from .numerics import sum_rows
 
@@ -27,20 +27,20 @@ PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
 
 @dataclass(frozen=True)
 class Cache:
-    """What a forward call leaves for its backward call: good for one."""
+    """What a forward call saves for its backward call, which may be made once."""
 
     backend: Backend
     run: functional.Cache
-    Wya: Array  # (n_y, n_a), the cache's own copy
-    a: Array  # (T_x, m, n_a), the cache's own copy
-    y: Array  # (T_x, m, n_y), the cache's own copy
+    Wya: Array  # (n_y, n_a), a copy
+    a: Array  # (T_x, m, n_a), a copy
+    y: Array  # (T_x, m, n_y), a copy
 
 
 @frees_memory
 def rnn_cell_forward(
     xt: Array, a_prev: Array, parameters: Mapping[str, Array]
 ) -> tuple[Array, Array, Cache]:
-    """Take one step.
+    """Forward pass of one step.
 
     :param xt: (n_x, m).
     :param a_prev: (n_a, m).
@@ -63,15 +63,15 @@ def rnn_cell_forward(
 
 @frees_memory
 def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> dict[str, Array]:
-    """Undo one step.
+    """Backward pass of one step.
 
     :param da_next: (n_a, m), the gradient of a_next.
-    :param cache: what `rnn_cell_forward` returned; it is used up.
+    :param cache: the cache that `rnn_cell_forward` returned; it can be used once.
     :param dy: (n_y, m), the gradient of yt_pred; None: zeros.
-    :return: dxt, da_prev, dWax, dWaa, dba and, where dy is given, dWya and dby, each of the
-        shape of what it is the gradient of.
-    :raises RuntimeError: the cache has been used.
-    :raises TypeError, ValueError: an argument is not what it should be.
+    :return: dxt, da_prev, dWax, dWaa, dba and, if dy is passed, dWya and dby, with the shapes of
+        xt, a_prev and the parameters.
+    :raises RuntimeError: the cache has been used already.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import numpy as np
     >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
@@ -96,7 +96,7 @@ def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> 
 def rnn_forward(
     x: Array, a0: Array, parameters: Mapping[str, Array]
 ) -> tuple[Array, Array, tuple[Cache, Array]]:
-    """Take T_x steps.
+    """Forward pass of T_x steps.
 
     :param x: (n_x, m, T_x).
     :param a0: (n_a, m).
@@ -123,13 +123,13 @@ def rnn_forward(
 def rnn_backward(
     da: Array, caches: tuple[Cache, Array], dy: Array | None = None
 ) -> dict[str, Array]:
-    """Undo T_x steps.
+    """Backward pass of T_x steps.
 
-    :param da: (n_a, m, T_x), the direct share of each a_t in the loss.
-    :param caches: what `rnn_forward` returned; they are used up.
+    :param da: (n_a, m, T_x), the gradient of a; of each a_t without its effect on later steps.
+    :param caches: the caches that `rnn_forward` returned; they can be used once.
     :param dy: (n_y, m, T_x), the gradient of y_pred; None: zeros.
-    :return: dx, da0, dWax, dWaa, dba and, where dy is given, dWya and dby.
-    :raises RuntimeError: the caches have been used.
+    :return: dx, da0, dWax, dWaa, dba and, if dy is passed, dWya and dby.
+    :raises RuntimeError: the caches have been used already.
 
     >>> import numpy as np
     >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
@@ -154,11 +154,11 @@ def rnn_backward(
 def _forward(
     backend: Backend, x: Array, a0: Array, parameters: Mapping[str, Array]
 ) -> tuple[Array, Array, Cache]:
-    """Time-major: x (T, m, n_x), a0 (n_a, m) -> a (T, m, n_a), y (T, m, n_y), all fresh."""
+    """Time-major: x (T, m, n_x), a0 (n_a, m) -> a (T, m, n_a), y (T, m, n_y), all new arrays."""
     Wax, Waa, Wya = (parameters[name] for name in ("Wax", "Waa", "Wya"))
     ba, xp = parameters["ba"][:, 0], backend.module("ieee", False)
     with backend.activate():
-        zeros = xp.zeros_like(ba)  # torch's second bias, which this interface has not
+        zeros = xp.zeros_like(ba)  # torch's second bias, which this interface does not have
         a, _, run = functional.rnn_forward(x, a0.T[None], Wax, Waa, ba, zeros)
         flat = a.reshape(-1 if a.size else 0, a.shape[2])
         logits = xp.matmul(flat, Wya.T) + parameters["by"][:, 0]
@@ -171,7 +171,7 @@ def _forward(
 
 def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
     """Time-major: da (T, m, n_a) and dy (T, m, n_y) -> gradients, dx (T, m, n_x)."""
-    readout = {}
+    output_gradients = {}
     if dy is not None:
         xp = cache.backend.module("ieee", False)
         with cache.backend.activate():
@@ -181,16 +181,16 @@ def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
             states = cache.a.reshape(rows.shape[0], cache.a.shape[2])
             dby = xp.empty(rows.shape[1], rows.dtype)
             sum_rows(xp, rows, dby)
-            readout = {"dWya": xp.matmul(rows.T, states), "dby": dby[:, None]}
+            output_gradients = {"dWya": xp.matmul(rows.T, states), "dby": dby[:, None]}
             da = da + xp.matmul(rows, cache.Wya).reshape(cache.a.shape)
-    found = functional.rnn_backward(da, None, cache.run)
+    gradients = functional.rnn_backward(da, None, cache.run)
     return {
-        "dx": found["dx"],
-        "da0": found["dh0"][0].T,
-        "dWax": found["dweight_ih"],
-        "dWaa": found["dweight_hh"],
-        "dba": found["dbias_ih"][:, None],
-        **readout,
+        "dx": gradients["dx"],
+        "da0": gradients["dh0"][0].T,
+        "dWax": gradients["dweight_ih"],
+        "dWaa": gradients["dweight_hh"],
+        "dba": gradients["dbias_ih"][:, None],
+        **output_gradients,
     }
 
 
@@ -199,16 +199,16 @@ def _check_like(name: str, array: Array, cache: Cache, shape: tuple[int, ...]) -
 
 
 def _checked(parameters: Mapping[str, Array]) -> tuple[Backend, dict[str, Array]]:
-    """The backend that parameters stand on, and the arrays to use."""
+    """The backend of the parameters, and the arrays to use."""
     missing = [name for name in PARAMETERS if name not in parameters]
     if missing:
         raise KeyError(f"parameters: missing {', '.join(missing)}")
-    backend, Wax = check_leader("Wax", parameters["Wax"], ("n_a", "n_x"))
+    backend, Wax = check_reference_array("Wax", parameters["Wax"], ("n_a", "n_x"))
     n_a = Wax.shape[0]
     shapes: dict[str, tuple[Any, ...]] = {"Waa": (n_a, n_a), "ba": (n_a, 1), "Wya": ("n_y", n_a)}
-    found = {"Wax": Wax}
+    checked = {"Wax": Wax}
     for name, shape in shapes.items():
-        found[name] = check_array(name, parameters[name], backend, Wax.dtype, shape)
-    n_y = found["Wya"].shape[0]
-    found["by"] = check_array("by", parameters["by"], backend, Wax.dtype, (n_y, 1))
-    return backend, found
+        checked[name] = check_array(name, parameters[name], backend, Wax.dtype, shape)
+    n_y = checked["Wya"].shape[0]
+    checked["by"] = check_array("by", parameters["by"], backend, Wax.dtype, (n_y, 1))
+    return backend, checked

@@ -45,7 +45,7 @@ def training_step(
     work += S * max(inner, (D - 1 + batch_first) * net.input_size) * A
     work += S * min(net.num_layers, 2) * width * A  # doutput, and that of the layer below
     if net.dropout and net.num_layers > 1:
-        work += dropout.beside(S, width)
+        work += dropout.workspace_bytes(S, width)
     return Footprint(kept, work, S * (width + net.input_size) * A + 2 * all_states)
 
 

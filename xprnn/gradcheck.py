@@ -161,7 +161,7 @@ def widened(layer: _Recurrent, value: Any) -> Any:
     """Floating arrays on the layer's backend in float64; others as they are: calls refuse them."""
     if isinstance(value, (tuple, list)):
         return tuple(widened(layer, item) for item in value)
-    lent = layer.backend.adopt(value)
+    lent = layer.backend.from_dlpack(value)
     if lent is not None and lent.dtype.kind == "f":
         return asarray(lent, backend=layer.backend.name, dtype="float64")
     return value

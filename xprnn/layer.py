@@ -30,7 +30,7 @@ NOT_GIVEN: Any = _NotGiven()
 class _Layer(_Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
 
-    _many_records = 100
+    _warn_at_calls = 100
     _ready_hint = "\n  faster still, for it keeps the states: layer.stepper({})"
     num_layers: int = option("num_layers", "L, how many layers there are.")
     batch_first: bool = option("batch_first", "Whether x and output are (N, T, ...).")
@@ -153,11 +153,11 @@ class _Layer(_Recurrent):
         """
         return Stepper(self, batch)
 
-    def _set_up(
-        self, options: dict[str, Any], *place: Any, recompute: Any = None, **more: Any
+    def _configure(
+        self, options: dict[str, Any], *execution: Any, recompute: Any = None, **more: Any
     ) -> None:
         self.recompute = recompute
-        super()._set_up(options, *place, **more)
+        super()._configure(options, *execution, **more)
 
     @property
     def recompute(self) -> int | None:
@@ -168,8 +168,8 @@ class _Layer(_Recurrent):
     def recompute(self, k: int | None) -> None:
         self._recompute = None if k is None else check_size("recompute", k)
 
-    def _place(self) -> dict[str, Any]:
-        return {**super()._place(), "recompute": self.recompute}
+    def _execution_options(self) -> dict[str, Any]:
+        return {**super()._execution_options(), "recompute": self.recompute}
 
     def _memory_of(self, engine: Engine, steps: int, batch: int) -> list[str]:
         if engine.arithmetic.narrow and engine.implementation == "reference":

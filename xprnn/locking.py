@@ -1,4 +1,4 @@
-"""A lock that calls share and that a write has alone."""
+"""A lock that any number of readers or one writer holds."""
 
 from __future__ import annotations
 
@@ -8,149 +8,154 @@ from contextlib import contextmanager
 from threading import Condition, get_ident
 from weakref import WeakSet
 
-WRITER = 0  # no thread's identifier
-LOST = 1.0  # seconds: an interrupt may have kept a thread from saying that it has left
+WRITER = 0  # in the set of readers; no thread has this identifier
+POLL_SECONDS = 1.0  # an interrupt may have kept a reader from notifying a waiting writer
 
 
 class ReadersWriterLock:
-    """`with lock:` is shared by any number of threads; in `with lock.alone():` there is no other.
+    """`with lock:` is held by any number of readers; `with lock.writing():` excludes other threads.
 
-    A thread that waits to be alone comes before those that come to share later, and those that
-    wait to share before the next one that is alone. A thread that is alone may share, and be
-    alone, inside; to share is not nested otherwise. In the child of a fork only the thread that
-    forked is left, and only it is in the lock.
+    A waiting writer has priority over readers that arrive later, and readers that wait while a
+    thread writes have priority over the next writer. The writing thread may acquire the lock
+    again inside, for reading or for writing; otherwise reading is not reentrant. After a fork only
+    the forking thread still holds the lock in the child.
     """
 
     __slots__ = (
-        *("__weakref__", "_admitted", "_alone", "_changed"),
-        *("_depth", "_queued", "present", "_writers"),
+        *("__weakref__", "_active_writer", "_changed", "_depth"),
+        *("_readers_first", "_waiting_readers", "_writers", "readers"),
     )
 
     def __init__(self) -> None:
         _locks.add(self)
         self._changed = Condition()
-        # The threads that share, and WRITER while one is alone or waits to be. To share takes no
-        # lock: one adds itself before it looks for WRITER, a writer adds WRITER before it looks
-        # for others, and each operation on a set is atomic, so that one of the two sees the other.
-        self.present: set[int] = set()
-        self._queued = 0  # threads that wait to share
-        self._admitted = 0  # those of them that come before the next one that is alone
-        self._writers: list[int] = []  # threads that are alone or wait to be
-        self._alone: int | None = None  # the thread
-        self._depth = 0  # of its blocks
+        # The identifiers of reading threads, and WRITER while a thread writes or waits to. Reading
+        # takes no mutex: a reader adds itself before it checks for WRITER, a writer adds WRITER
+        # before it checks for readers, and set operations are atomic: one of them sees the other.
+        self.readers: set[int] = set()
+        self._waiting_readers = 0
+        self._readers_first = 0  # waiting readers that precede the next writer
+        self._writers: list[int] = []  # threads that write or wait to write
+        self._active_writer: int | None = None  # its thread
+        self._depth = 0  # of the writer's nested blocks
 
-    def share(self) -> int:
-        """Wait until no other thread is alone or waits to be; what `leave` is called with.
+    def acquire_read(self) -> int:
+        """Wait until no other thread writes or waits to write; the argument of `release_read`.
 
-        `with` does it too, but takes longer than the arithmetic of a small step should wait.
+        `with lock:` does the same, but its overhead is noticeable in a step of a small layer.
         """
-        me = get_ident()
+        thread = get_ident()
         try:
-            self.present.add(me)
-            if WRITER in self.present:
-                self.admit(me)
+            self.readers.add(thread)
+            if WRITER in self.readers:
+                self.wait_for_writers(thread)
         except BaseException:
-            self.leave(me)
+            self.release_read(thread)
             raise
-        return me
+        return thread
 
-    def admit(self, me: int) -> None:
-        """Wait until no other thread is alone or waits to be; `me` is in `present`."""
-        if self._alone != me:
-            self._wait_to_share(me)
+    def wait_for_writers(self, thread: int) -> None:
+        """Wait until no other thread writes or waits to write; `thread` is in `readers`."""
+        if self._active_writer != thread:
+            self._wait_to_read(thread)
 
-    def leave(self, me: int) -> None:
-        """Share no longer.
+    def release_read(self, thread: int) -> None:
+        """Stop reading.
 
-        An interrupt may come before the first line of a Python function. So where it matters the
-        caller discards `me` from `present` itself, and then calls `left` if `WRITER` is in it.
+        An interrupt may arrive before the first line of a Python function. Where that matters the
+        caller discards `thread` from `readers` itself, and calls `notify_writers` if WRITER is in
+        that set.
         """
-        self.present.discard(me)
-        if WRITER in self.present:
-            self.left()
+        self.readers.discard(thread)
+        if WRITER in self.readers:
+            self.notify_writers()
 
-    def left(self) -> None:
-        """Say that a thread shares no longer, where one waits to be alone."""
+    def notify_writers(self) -> None:
+        """Wake a waiting writer after a thread has stopped reading."""
         with self._changed:
             self._changed.notify_all()
 
     def __enter__(self) -> None:
-        """As `share`."""
-        self.share()
+        """As `acquire_read`."""
+        self.acquire_read()
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        """As `leave`."""
-        self.leave(get_ident())
+        """As `release_read`."""
+        self.release_read(get_ident())
 
-    def _wait_to_share(self, me: int) -> None:
+    def _wait_to_read(self, thread: int) -> None:
         with self._changed:
-            self.present.discard(me)
+            self.readers.discard(thread)
             self._changed.notify_all()
-            self._queued += 1
+            self._waiting_readers += 1
             try:
-                # not for itself: a signal handler may read while its thread waits to write
-                while any(w != me for w in self._writers) and not self._admitted:
+                # not for its own write: a signal handler may read while its thread waits to write
+                while any(w != thread for w in self._writers) and not self._readers_first:
                     self._changed.wait()
-                self.present.add(me)
-                self._admitted -= self._admitted > 0
+                self.readers.add(thread)
+                self._readers_first -= self._readers_first > 0
             finally:
-                self._queued -= 1
-                self._admitted = min(self._admitted, self._queued)
+                self._waiting_readers -= 1
+                self._readers_first = min(self._readers_first, self._waiting_readers)
 
-    def leave_to_this_thread(self) -> None:
-        """Forget the other threads, which a fork has not taken along."""
-        mine = self.is_mine
+    def reset_after_fork(self) -> None:
+        """Remove all other threads, which do not exist in the child of a fork."""
+        writing = self.held_for_writing
         self._changed = Condition()
-        self.present &= {get_ident(), *([WRITER] if mine else ())}
-        self._queued = self._admitted = 0
-        self._writers = [get_ident()] if mine else []
-        if not mine:
-            self._alone, self._depth = None, 0
+        self.readers &= {get_ident(), *([WRITER] if writing else ())}
+        self._waiting_readers = self._readers_first = 0
+        self._writers = [get_ident()] if writing else []
+        if not writing:
+            self._active_writer, self._depth = None, 0
 
     def __reduce__(self) -> tuple[type[ReadersWriterLock], tuple[()]]:
         """A copy, of parameters for example, has a lock of its own."""
         return ReadersWriterLock, ()
 
     @property
-    def is_mine(self) -> bool:
-        """Whether this thread is alone in it."""
-        return self._alone == get_ident()
+    def held_for_writing(self) -> bool:
+        """Whether the calling thread holds the lock for writing."""
+        return self._active_writer == get_ident()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no other thread shares it or is alone; those that come wait for the end."""
-        before = self._depth if self.is_mine else 0
+    def writing(self) -> Iterator[None]:
+        """Wait until no other thread holds the lock, and exclude them until the block ends."""
+        outer_depth = self._depth if self.held_for_writing else 0
         try:
             with self._changed:
-                if not self.is_mine:
-                    self._wait_to_be_alone(get_ident())
+                if not self.held_for_writing:
+                    self._wait_to_write(get_ident())
                 self._depth += 1
             yield
         finally:
             with self._changed:
-                if self.is_mine:
-                    self._depth = before
-                    if not before:
-                        self._alone, self._admitted = None, self._queued
-                        self._end()
+                if self.held_for_writing:
+                    self._depth = outer_depth
+                    if not outer_depth:
+                        self._active_writer, self._readers_first = None, self._waiting_readers
+                        self._remove_writer()
 
-    def _wait_to_be_alone(self, me: int) -> None:
+    def _wait_to_write(self, thread: int) -> None:
         try:
-            self._writers.append(me)
-            self.present.add(WRITER)
-            while self._alone is not None or self._admitted or self.present - {WRITER, me}:
-                self._changed.wait(LOST)
-            self._alone = me
+            self._writers.append(thread)
+            self.readers.add(WRITER)
+            while (
+                self._active_writer is not None
+                or self._readers_first
+                or self.readers - {WRITER, thread}
+            ):
+                self._changed.wait(POLL_SECONDS)
+            self._active_writer = thread
         except BaseException:  # interrupted
-            self._end()
+            self._remove_writer()
             raise
 
-    def _end(self) -> None:
-        me = get_ident()
-        if me in self._writers:
-            self._writers.remove(me)
+    def _remove_writer(self) -> None:
+        thread = get_ident()
+        if thread in self._writers:
+            self._writers.remove(thread)
         if not self._writers:
-            self.present.discard(WRITER)
+            self.readers.discard(WRITER)
         self._changed.notify_all()
 
 
@@ -159,7 +164,7 @@ _locks: WeakSet[ReadersWriterLock] = WeakSet()
 
 def _after_fork() -> None:
     for lock in [*_locks]:
-        lock.leave_to_this_thread()
+        lock.reset_after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -1,7 +1,7 @@
-"""Running out of memory: one error that says who asked for how much, and the memory back.
+"""Out-of-memory errors: they name the failed allocation, and do not keep arrays alive.
 
-A call that fails leaves its frames in the error's traceback, and these keep its arrays: as long
-as somebody holds the error, and an interactive session holds the last one, the memory is gone.
+The traceback of an error references the frames of the failed call, and so their arrays. As long
+as the error is referenced (interactive sessions keep the last one) that memory cannot be reused.
 """
 
 from __future__ import annotations
@@ -10,51 +10,51 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from .backend import Backend, home_of
+from .backend import Backend, owning_backend
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# In what CUDA's, cuBLAS's and other libraries' allocators raise, which are RuntimeErrors
-_WORDS = ("out of memory", "ALLOC_FAILED")
+# In the messages of the RuntimeErrors that the allocators of CUDA, cuBLAS and others raise
+_MARKERS = ("out of memory", "ALLOC_FAILED")
 
 
 class OutOfMemoryError(MemoryError):
-    """A MemoryError that names who ran out of memory; its cause is the allocator's error."""
+    """A MemoryError that names the module or function; its cause is the allocator's error."""
 
 
 def frees_memory(function: Callable[P, R]) -> Callable[P, R]:
-    """Make `function` end with MemoryError, and without its arrays, where memory runs out.
+    """Make `function` raise OutOfMemoryError, without references to its arrays.
 
-    The error names the module or function, its backend, and what the allocator says: how many
-    bytes it was asked for. The traceback ends here: the frames below are dropped.
+    The error names the module or function and its backend, and quotes the allocator's message:
+    the number of bytes requested. The traceback ends here: the frames below are dropped.
     """
 
     @wraps(function)
-    def freeing(*args: P.args, **kwargs: P.kwargs) -> R:
+    def translating(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not any(w in str(error) for w in _WORDS):
+            if not isinstance(error, MemoryError) and not any(m in str(error) for m in _MARKERS):
                 raise
             error = error.with_traceback(None)
             if isinstance(error, OutOfMemoryError):
                 raise error
-            asked = str(error) or "no memory is left"
-            raise OutOfMemoryError(f"{_owner(function, args)}: {asked}") from error
+            cause = str(error) or "no memory is left"
+            raise OutOfMemoryError(f"{_owner(function, args)}: {cause}") from error
 
-    return freeing
+    return translating
 
 
 def _owner(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
-    """Who ran out of memory, and on which backend: that of the first argument that has one."""
+    """The module or function and the backend, that of the first argument that has one."""
     name = f"{function.__module__}.{function.__name__}".partition("._")[0]
     for argument in arguments:
         backend = getattr(argument, "backend", None)
         if isinstance(backend, Backend):
             return f"{type(argument).__name__} on {backend.name}"
         first = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
-        backend = getattr(first, "backend", None) or home_of(first)
+        backend = getattr(first, "backend", None) or owning_backend(first)
         if backend is not None:
             return f"{name} on {backend.name}"
     return name

@@ -1,4 +1,4 @@
-"""What every trainable thing has: parameters, gradients, options, a place, a file."""
+"""The base of layers, cells, embeddings and linear layers: parameters, gradients, modes, files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import numpy as np
 
 from . import io
 from .arguments import split
-from .attributes import Options, read_only, set_again, set_by_users, setting_own
+from .attributes import (
+    Options,
+    internal_attributes,
+    read_only,
+    restore_user_attributes,
+    user_attributes,
+)
 from .backend import Array, Backend, asarray, get_backend, to_numpy
 from .checks import (
     as_numpy_floats,
@@ -25,73 +31,73 @@ from .memory import frees_memory
 from .parameters import Gradients, Parameters, Shapes, reads_parameters
 from .records import Records
 
-# What a module is without the attributes that users set: the first part of its state.
+# The keys of a module's pickled state, without users' attributes; pickles contain these names.
+# "place" holds the execution options
 CORE = ("options", "place", "training", "extra", "version", "parameters", "grads")
 
 
 class Module:
-    """The base of layers, cells and read-outs.
+    """The base of layers, cells, embeddings and linear layers.
 
-    `options` are the constructor's arguments that say what the module is (JSON values); the
-    module's file holds them, the parameters and what `_extra` gives, a copy the gradients and
-    the mode too. A subclass's constructor is one call of `_begin`.
+    `options` are the constructor's arguments that define the module (JSON values). The module's
+    file holds them, the parameters and the result of `_extra_state`; a copy holds the gradients
+    and the mode as well. A subclass's constructor is one call of `_construct`.
 
-    A user's subclass is copied and pickled as any Python object is: without a call of its
-    constructor, with all attributes that were set, modules among them. `copy.copy` shares these
-    and copies the module's own arrays; `copy.deepcopy` copies all. A file that `save` writes does
-    not hold them.
+    Users' subclasses are copied and pickled like other Python objects: without a call of their
+    constructor, with all attributes that were set, including modules. `copy.copy` shares these
+    and copies the module's own arrays; `copy.deepcopy` copies all. `save` does not write them.
 
-    Threads: any number may call a module in eval mode, copy it, save it and read its `state_dict`,
-    each stepper in one of them, while others write its parameters, in any of the ways there are.
-    A write waits for the calls that run, and calls wait for the write, so that each call uses the
-    parameters of one version; inside a `writable()` block do not wait for another thread's call.
-    Views such as `parameters[name]` change while they are written. Recorded calls, `backward`,
-    `grads`, `train`, `eval` and `freeze` are for one thread at a time, and `to` for one while no
-    other uses the module. On a GPU this orders what is put on one stream; threads with streams of
-    their own synchronise before they write.
+    Thread safety: any number of threads may call a module in eval mode, copy it, save it and read
+    its `state_dict`, and step (each stepper in one thread), while others write its parameters in
+    any way. A write waits for the calls in progress, and calls wait for the write, so each call
+    uses the parameters of one version. Inside a `writable()` block do not wait for another
+    thread's call. Views such as `parameters[name]` change during a write. Recorded calls,
+    `backward`, `grads`, `train`, `eval` and `freeze` are for one thread at a time, and `to` for one
+    thread while no other uses the module. On a GPU this holds for work on one stream; threads
+    with streams of their own must synchronise before they write.
     """
 
     _kinds: ClassVar[dict[str, type[Module]]] = {}
-    _many_records: ClassVar[int | None] = None  # that wait, when a line is logged
-    _own: frozenset[str] = frozenset()  # the names of the attributes that no user has set
+    _warn_at_calls: ClassVar[int | None] = None  # recorded calls that wait for `backward`
+    _internal: frozenset[str] = frozenset()  # the names of attributes not set by users
 
     backend: Backend = read_only(
-        "backend", "Where the module computes.", "move the module with to()"
+        "backend", "The array module and device of the module.", "move the module with to()"
     )
     dtype: np.dtype[Any] = read_only(
-        "dtype", "Of parameters, gradients and results.", "change it with to(dtype=...)"
+        "dtype", "The dtype of parameters, gradients and results.", "change it with to(dtype=...)"
     )
     parameters: Parameters = read_only(
         "parameters",
-        "The parameters by name, written only through `parameters[name] = array` and the like.",
+        "The parameters by name, written only by assignment and by methods of the module.",
         "write parameters[name] = array, or load_state_dict(mapping)",
     )
     grads: Gradients = read_only(
         "grads",
-        "The gradients by name, accumulated by `backward`.",
+        "The gradients by name, to which `backward` adds.",
         "write grads[name][...] = array",
     )
     frozen: frozenset[str] = read_only(
         "frozen",
-        "The names of the parameters that get no gradient and that optimisers leave alone.",
+        "The names of the parameters that get no gradient and are not updated by optimisers.",
         "use freeze(name) and unfreeze(name)",
     )
 
     _options: dict[str, Any]
-    _set_up: Callable[..., None]  # builds it from options and place; its parameters are zero
-    _bound: Callable[[], float]  # of the parameters that are drawn
+    _configure: Callable[..., None]  # checks all options and calls `_allocate`
+    _bound: Callable[[], float]  # of the distribution of initial parameters
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
+        raise TypeError(f"{type(self).__name__} is a base class; use one of its subclasses")
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Make xprnn's own modules loadable by name."""
+        """Register xprnn's own modules, which `load` finds by name."""
         super().__init_subclass__(**arguments)
         if cls.__module__.startswith(f"{__package__}.") and not cls.__name__.startswith("_"):
             Module._kinds[cls.__name__] = cls
 
     @frees_memory
-    def _build(
+    def _allocate(
         self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
     ) -> None:
         """Allocate zero parameters and gradients."""
@@ -103,12 +109,12 @@ class Module:
         self._parameters, self._grads = parameters, grads
         self._training = False
         self._frozen: frozenset[str] = frozenset()
-        self._records = Records(self._many_records)
-        self._moved()
+        self._records = Records(self._warn_at_calls)
+        self._backend_changed()
 
     @property
     def options(self) -> Options:
-        """The constructor's arguments that say what the module is, JSON values; only read."""
+        """The constructor's arguments that define the module, JSON values; read-only."""
         return Options(self._options)
 
     @property
@@ -120,25 +126,25 @@ class Module:
     def training(self, value: bool) -> None:
         self._training = check_flag("training", value)
 
-    def _begin(self, options: dict[str, Any], *place: Any, **more: Any) -> None:
-        """Set up and draw the parameters: a constructor."""
-        self._prepare(options, *place, **more)
+    def _construct(self, options: dict[str, Any], *execution: Any, **more: Any) -> None:
+        """Construct the module and draw its parameters."""
+        self._construct_zeroed(options, *execution, **more)
         self._draw()
 
-    def _prepare(self, options: Mapping[str, Any], *place: Any, **more: Any) -> None:
-        """Set up, and note which attributes are the module's own."""
-        with setting_own(self):
-            self._set_up(options, *place, **more)
+    def _construct_zeroed(self, options: Mapping[str, Any], *execution: Any, **more: Any) -> None:
+        """Construct the module with zero parameters, and note its internal attributes."""
+        with internal_attributes(self):
+            self._configure(options, *execution, **more)
 
     def _draw(self) -> None:
-        """Fill the parameters with what they begin with."""
+        """Draw the initial parameters."""
         self.parameters.draw(self._options["seed"], self._bound())
 
     def writable(self) -> AbstractContextManager[Array]:
         """The flat parameter buffer (1-D, the module's dtype), writable inside the block.
 
-        It is how an optimiser writes. After the block the buffer raises ValueError when it is
-        written (on NumPy); a view cut from it cannot be taken back and must not be written.
+        Optimisers write in this way. After the block, writing the buffer raises ValueError (on
+        NumPy); views of it remain writable, but must not be written.
 
         >>> import xprnn
         >>> layer = xprnn.RNN(2, 3, seed=0)
@@ -153,21 +159,21 @@ class Module:
             self.grads.flat[...] = 0.0
 
     def freeze(self, *names: str) -> None:
-        """Freeze parameters by name, all of them if none is named; their gradients become zero.
+        """Freeze the named parameters, or all without names; their gradients become zero.
 
-        :raises KeyError: a name is not a parameter's; nothing is frozen then.
+        :raises KeyError: there is no parameter of this name; nothing is frozen.
         """
-        chosen = self._named(names)
+        selected = self._check_names(names)
         with self.backend.activate():
-            for name in chosen:
+            for name in selected:
                 self.grads[name][...] = 0.0
-        self._frozen |= chosen
+        self._frozen |= selected
 
     def unfreeze(self, *names: str) -> None:
-        """Undo `freeze` for these names, for all of them if none is named."""
-        self._frozen -= self._named(names)
+        """Unfreeze the named parameters, or all without names."""
+        self._frozen -= self._check_names(names)
 
-    def _named(self, names: tuple[str, ...]) -> frozenset[str]:
+    def _check_names(self, names: tuple[str, ...]) -> frozenset[str]:
         known = list(self.parameters)
         if unknown := [str(name) for name in names if name not in known]:
             raise KeyError(f"no parameter named {', '.join(unknown)}; there are {', '.join(known)}")
@@ -189,52 +195,54 @@ class Module:
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Overwrite all parameters from NumPy, CuPy or torch arrays of any floating dtype.
 
-        Those of ml_dtypes, as bfloat16, are floating dtypes too.
+        Floating dtypes include those of ml_dtypes, such as bfloat16.
 
         :raises TypeError: `mapping` is not a mapping.
-        :raises ValueError: names are missing or unexpected, shapes or dtypes do not fit, or
-            values leave the range of the dtype; the first are listed and nothing is changed.
+        :raises ValueError: names are missing or unexpected, shapes or dtypes do not match, or
+            values overflow; the message lists the first ones, and nothing is changed.
         """
         if isinstance(mapping, (str, os.PathLike)):
-            raise TypeError(f"mapping: expected names and arrays, got {io.described(mapping)}")
+            raise TypeError(f"mapping: expected names and arrays, got {io.describe_path(mapping)}")
         if not isinstance(mapping, Mapping):
             raise TypeError(
                 f"mapping: expected names and arrays, got {type(mapping).__name__}; "
                 "a layer's are its state_dict()"
             )
         values = {str(n): as_numpy_floats(to_numpy(value)) for n, value in mapping.items()}
-        wrong = state_errors(self.parameters.shapes, values)
-        beyond = [e for n, v in values.items() if not wrong for e in range_errors(n, v, self.dtype)]
-        if wrong := wrong or shortened(beyond):
-            raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
+        errors = state_errors(self.parameters.shapes, values)
+        if not errors:
+            lines = [e for n, v in values.items() for e in range_errors(n, v, self.dtype)]
+            errors = shortened(lines)
+        if errors:
+            raise ValueError(f"state of {type(self).__name__}: " + "; ".join(errors))
         self.parameters.write(values)
 
     def train(self) -> Self:
-        """From here on calls are recorded for `backward`."""
+        """Switch to train mode, in which calls are recorded for `backward`."""
         self._training = True
         return self
 
     def eval(self) -> Self:
-        """From here on calls are not recorded; records left are dropped."""
+        """Switch to eval mode, in which calls are not recorded, and drop recorded calls."""
         self._training = False
         self._records.clear()
         return self
 
     @property
     def recorded_calls(self) -> int:
-        """How many recorded calls wait for `backward`, each with its memory.
+        """The number of recorded calls that wait for `backward`, each with its memory.
 
-        One made before the parameters changed cannot be used and is not counted; its memory is
-        free again when the next call is recorded.
+        Calls recorded before the parameters changed are unusable and are not counted; their memory
+        is released when the next call is recorded.
         """
         return self._records.waiting(self.parameters.version)
 
     def _last_record(self) -> Any:
-        """The record that `backward` would undo; RuntimeError if none can be."""
+        """The recorded call that `backward` uses next; RuntimeError if there is none."""
         return self._records.last(type(self).__name__, self._parameters)
 
     def to(self, backend: str | None = None, *, dtype: Any = None) -> Self:
-        """Move the module in place, parameters and gradients; None leaves backend or dtype.
+        """Move parameters and gradients, in place; None keeps the backend or the dtype.
 
         :raises RuntimeError: recorded calls are waiting for `backward`.
         :raises ValueError, BackendUnavailableError: as `get_backend`; nothing is changed.
@@ -244,80 +252,82 @@ class Module:
                 f"to: {self.recorded_calls} recorded calls wait for backward(); call it for "
                 "each, or drop them with eval() first"
             )
-        self.parameters.refuse_open("to")
+        self.parameters.check_not_in_writable_block("to")
         target = self.backend if backend is None else get_backend(backend)
-        wanted = self.dtype if dtype is None else check_dtype(dtype)
+        target_dtype = self.dtype if dtype is None else check_dtype(dtype)
         shapes = self.parameters.shapes
-        parameters = Parameters(target, wanted, shapes)
-        grads = Gradients(target, wanted, shapes)
+        parameters = Parameters(target, target_dtype, shapes)
+        grads = Gradients(target, target_dtype, shapes)
         for new, old in ((parameters, self.parameters), (grads, self.grads)):
-            new.update({n: asarray(a, backend=target.name, dtype=wanted) for n, a in old.items()})
+            new.update(
+                {n: asarray(a, backend=target.name, dtype=target_dtype) for n, a in old.items()}
+            )
         parameters.version = self.parameters.version + 1
         self.parameters.retire()
-        self._backend, self._dtype = target, wanted
+        self._backend, self._dtype = target, target_dtype
         self._parameters, self._grads = parameters, grads
         self._records.drop_older(parameters.version)
-        self._moved()
+        self._backend_changed()
         return self
 
-    def _moved(self) -> None:
-        """Drop what depends on the place."""
+    def _backend_changed(self) -> None:
+        """Called when backend or dtype are set: renew what depends on them."""
 
-    def _place(self) -> dict[str, Any]:
-        """The constructor's arguments that say where, in which types and how it computes."""
+    def _execution_options(self) -> dict[str, Any]:
+        """The constructor's arguments that define backend, dtypes and the way of computing."""
         return {"backend": self.backend.name, "dtype": self.dtype.name}
 
-    def _extra(self) -> dict[str, Any]:
-        """What a copy must keep beside options and parameters (JSON values)."""
+    def _extra_state(self) -> dict[str, Any]:
+        """State of copies and files besides options and parameters (JSON values)."""
         return {"frozen": sorted(self._frozen)}
 
-    def _restore(self, extra: Mapping[str, Any]) -> None:
-        """Take back what `_extra` gave."""
+    def _restore_extra_state(self, extra: Mapping[str, Any]) -> None:
+        """Set what `_extra_state` returned."""
         frozen = extra["frozen"]
         if not isinstance(frozen, list):
             raise TypeError(f"frozen: expected a list of names, got {frozen!r}")
-        self._frozen = self._named(tuple(frozen)) if frozen else frozenset()
+        self._frozen = self._check_names(tuple(frozen)) if frozen else frozenset()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write parameters and options to a safetensors file, whole or not at all.
+        """Write parameters and options to a safetensors file, atomically.
 
-        Where and how a layer computes, `precision`, `compute_dtype` and `recompute`, is not in it.
-        A file that is replaced keeps its mode, and through a symbolic link its target is replaced.
+        `backend`, `precision`, `compute_dtype` and `recompute` are not written. A replaced file
+        keeps its mode; if `path` is a symbolic link, its target is replaced.
 
-        :raises OSError: the file cannot be written, or is there and read-only.
+        :raises OSError: the file cannot be written, or exists and is read-only.
         """
         with self.parameters.reading:
             arrays = self._host_copies(self.parameters)
-        options = {**self._options, "dtype": self.dtype.name, "extra": self._extra()}
-        # a user's subclass is saved as what it is derived from
+        options = {**self._options, "dtype": self.dtype.name, "extra": self._extra_state()}
+        # a user's subclass is saved as its base
         kind = next(base for base in type(self).__mro__ if base in Module._kinds.values())
         io.write(path, kind.__name__, options, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: str | None = None) -> Self:
-        """The module that a file holds, in eval mode.
+        """Load a module from a file, in eval mode.
 
-        :param backend: where to put it; as for `get_backend`.
+        :param backend: the backend of the module; as for `get_backend`.
         :raises FileNotFoundError: there is no such file.
-        :raises ValueError: the file is not one that xprnn wrote, is damaged, is of another
-            version or does not hold a `cls`. Nothing in it is executed.
+        :raises ValueError: the file was not written by xprnn, is damaged, has another version or
+            does not hold a `cls`. No content of a file is executed.
         """
         backend = get_backend(backend).name
         kind, options, arrays = io.read(path)
-        found = Module._kinds.get(kind)
-        if found is None or not issubclass(found, cls):
+        loaded_class = Module._kinds.get(kind)
+        if loaded_class is None or not issubclass(loaded_class, cls):
             raise ValueError(f"{os.fspath(path)}: holds a {kind!r}, expected a {cls.__name__}")
         try:
             extra = options.pop("extra")
             if options.get("num_layers", 0) > len(arrays):
                 raise ValueError(f"{options['num_layers']} layers with {len(arrays)} arrays")
-            # before a module of the size that the header states is allocated
-            if wrong := state_errors(found._shapes(options), arrays):
-                raise ValueError("; ".join(wrong))
-            arguments, place = split(found, backend=backend, **options)
-            module = found.__new__(found)
-            module._prepare(arguments, **place)
-            module._restore(extra)
+            # before memory of the size in the header is allocated
+            if errors := state_errors(loaded_class._shapes(options), arrays):
+                raise ValueError("; ".join(errors))
+            arguments, execution = split(loaded_class, backend=backend, **options)
+            module = loaded_class.__new__(loaded_class)
+            module._construct_zeroed(arguments, **execution)
+            module._restore_extra_state(extra)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: does not make a {kind}: {error}") from error
         module.parameters.write(arrays)
@@ -325,67 +335,68 @@ class Module:
 
     @classmethod
     def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
-        """The parameters that a module with these options has."""
+        """The parameters of a module with these options."""
         raise NotImplementedError
 
     @reads_parameters
     def __getstate__(self) -> dict[str, Any]:
-        """Options, place, host copies of parameters and gradients, and what users set; no records.
+        """Options, host copies of parameters and gradients, and users' attributes.
 
-        What users set, `attributes` and what is in `slots`, is given as it is.
+        Users' `attributes` and `slots` are not copied. Recorded calls are not included.
         """
         return {
             "options": dict(self._options),
-            "place": self._place(),
+            "place": self._execution_options(),
             "training": self._training,
-            "extra": self._extra(),
+            "extra": self._extra_state(),
             "version": self.parameters.version,
             "parameters": self._host_copies(self.parameters),
             "grads": self._host_copies(self.grads),
-            **set_by_users(self),
+            **user_attributes(self),
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild the module first: attributes that refer to it come after."""
-        state = core = self.__getstate__()  # a user's own, perhaps
+        """Rebuild the module before its users' attributes, which may refer to it."""
+        state = core = self.__getstate__()  # possibly of a user's subclass
         if not isinstance(state, dict) or not state.keys() >= set(CORE):
             core = Module.__getstate__(self)
         if isinstance(state, dict):
-            own = {*CORE, *self._own}
-            state = {name: value for name, value in state.items() if name not in own}
+            internal = {*CORE, *self._internal}
+            state = {name: value for name, value in state.items() if name not in internal}
         return _rebuilt, (type(self), {name: core[name] for name in CORE}), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Set what users set; a module that is not built yet is built first."""
-        if state.keys() >= set(CORE):  # as xprnn 0.1.0 pickled it: all in one
-            self._fill(state)
-        set_again(self, {name: value for name, value in state.items() if name not in CORE})
+        """Restore users' attributes; build the module first if it is not built yet."""
+        if state.keys() >= set(CORE):  # a pickle of xprnn 0.1.0, with everything in one state
+            self._restore_core(state)
+        users = {name: value for name, value in state.items() if name not in CORE}
+        restore_user_attributes(self, users)
 
-    def _fill(self, state: Mapping[str, Any]) -> None:
-        """Build the module on its backend and fill it."""
-        self._prepare(state["options"], **state["place"])
+    def _restore_core(self, state: Mapping[str, Any]) -> None:
+        """Build the module on its backend and restore its core state."""
+        self._construct_zeroed(state["options"], **state["place"])
         self.parameters.write(state["parameters"])
         grads = {n: self.backend.from_host(array) for n, array in state["grads"].items()}
         self._grads.update(grads)
         self.parameters.version = state["version"]
         self._training = state["training"]
-        self._restore(state["extra"])
+        self._restore_extra_state(state["extra"])
 
     def __repr__(self) -> str:
         """The constructor's call."""
-        arguments = {**self._options, **self._place()}
+        arguments = {**self._options, **self._execution_options()}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
 
 def _rebuilt(kind: type[Module], state: Mapping[str, Any]) -> Module:
-    """A module from the first part of its state, without what users set."""
+    """A module from its core state, without users' attributes. Pickles contain this name."""
     module = kind.__new__(kind)
-    module._fill(state)
+    module._restore_core(state)
     return module
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
-    """The layer, cell or read-out that a file holds: `Module.load` for any of them.
+    """Load a layer, cell, embedding or linear layer from a file, as `Module.load`.
 
     >>> import tempfile, pathlib, xprnn
     >>> with tempfile.TemporaryDirectory() as folder:

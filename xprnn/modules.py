@@ -1,4 +1,4 @@
-"""The layers: RNN, GRU and LSTM with torch's arguments, names, shapes and gate order."""
+"""RNN, GRU and LSTM layers with torch's arguments, names, shapes and gate order."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ class RNN(_Layer):
     """Elman layers, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu for tanh.
 
     Arguments, names, shapes and initialisation (uniform within 1/sqrt(H)) are those of
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html; in eval mode until
-    `train()`. The equations of the gradient stand in `xprnn.cells`.
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html. A layer is in eval mode
+    until `train()`. The equations of the gradients are in `xprnn.cells`.
 
-    Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest, for it keeps the
-    states; a call with T = 1 in eval mode, of one direction on a CPU, computes as a stepper does.
+    If inputs arrive one step at a time, `layer.stepper(batch)` is fastest, as it keeps the states;
+    a call with T = 1 in eval mode, with one direction on a CPU, computes as a stepper does.
 
-    :param input_size: I, features of x.
-    :param hidden_size: H, features of the state.
+    :param input_size: I, the number of features of x.
+    :param hidden_size: H, the number of features of a state.
     :param num_layers: L; layer k > 0 reads the output of layer k-1.
     :param nonlinearity: "tanh" or "relu".
-    :param bias: whether there are b_ih and b_hh.
-    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states never are.
-    :param dropout: probability with which, in train mode, an element of the output of every
-        layer but the last is set to zero (the others are divided by 1 - dropout); without
-        effect, and with a UserWarning, in one layer.
-    :param bidirectional: D = 2: a second direction reads each row from its end.
+    :param bias: whether there are biases b_ih and b_hh.
+    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states are the same.
+    :param dropout: the probability with which, in train mode, an element of the output of each
+        layer except the last is set to zero (the others are divided by 1 - dropout). With one
+        layer it has no effect and warns with UserWarning.
+    :param bidirectional: D = 2: a second direction processes each row from its end.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
-    :param precision: "ieee": float32 products are exact to rounding; "tf32" allows a GPU to
-        round their operands to 11 significant bits. Other dtypes and the CPU are always exact.
-    :param compute_dtype: "float16" or "bfloat16" beside dtype "float32" is mixed precision:
-        products read x, h, the gates and copies of the weights in the narrow type, everything
-        else, the arithmetic between products too, stays float32. None: the dtype. On NumPy it
-        computes the same, slowly; float16 gradients below 6e-8 vanish, so scale the gradients
-        that go into `backward` up and those that come out down. See `xprnn.arithmetic`.
-    :param recompute: k: a recorded call keeps the states before every k-th step, and of each layer
-        what goes in; `backward` computes the rest again, k steps at a time. None: all is kept.
-        What changes is memory and time (see `explain`), and in gradients the order of sums. It
-        may be changed between calls: `layer.recompute = k`; files do not hold it.
+    :param precision: "ieee": float32 products are full float32; "tf32" allows a GPU to round their
+        operands to 11 significant bits. It has no effect on other dtypes and on the CPU.
+    :param compute_dtype: "float16" or "bfloat16" with dtype "float32" is mixed precision: the
+        operands of products (x, h, the gates and copies of the weights) have this dtype,
+        everything else, such as the arithmetic between products, is float32. None: the dtype. On
+        NumPy it computes the same, slowly. float16 gradients below 6e-8 underflow, so scale up the
+        gradients passed to `backward` and scale down its results. See `xprnn.arithmetic`.
+    :param recompute: k, for gradient checkpointing: a recorded call saves the input of each layer
+        and the states before every k-th step; `backward` recomputes the rest, k steps at a time.
+        None: everything is saved. It changes memory and time (see `explain`) and the order of sums
+        in gradients. It may be set between calls, `layer.recompute = k`, and is not saved to files.
     :param seed: of the initial parameters and the dropout masks; None draws one.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import numpy as np, xprnn
     >>> rnn = xprnn.RNN(3, 4, seed=0).train()
@@ -84,7 +84,7 @@ class RNN(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._begin(options, backend, dtype, precision, compute_dtype, recompute=recompute)
+        self._construct(options, backend, dtype, precision, compute_dtype, recompute=recompute)
 
     nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
     _cell = staticmethod(elman)
@@ -93,7 +93,7 @@ class RNN(_Layer):
 class GRU(_Layer):
     """Gated recurrent layers: h_t = (1 - z) n + z h_{t-1}, in one of two forms.
 
-    With σ the logistic function and ⊙ the product by elements::
+    With σ the logistic function and ⊙ the element-wise product::
 
         r = σ(x W_ir' + b_ir + h W_hr' + b_hr)
         z = σ(x W_iz' + b_iz + h W_hz' + b_hz)
@@ -104,24 +104,24 @@ class GRU(_Layer):
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html; the second form is the
     default of https://onnx.ai/onnx/operators/onnx__GRU.html (`linear_before_reset=0`).
 
-    :param input_size: I, features of x.
-    :param hidden_size: H, features of the state.
+    :param input_size: I, the number of features of x.
+    :param hidden_size: H, the number of features of a state.
     :param num_layers: L; layer k > 0 reads the output of layer k-1.
-    :param bias: whether there are b_ih and b_hh.
-    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states never are.
-    :param dropout: the probability with which, in train mode, an element of the output of every
-        layer but the last is set to zero; without effect, and with a UserWarning, in one layer.
-    :param bidirectional: D = 2: a second direction reads each row from its end.
-    :param reset_after: which of the two forms, see above.
+    :param bias: whether there are biases b_ih and b_hh.
+    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states are the same.
+    :param dropout: the probability with which, in train mode, an element of the output of each
+        layer except the last is set to zero; see `RNN`.
+    :param bidirectional: D = 2: a second direction processes each row from its end.
+    :param reset_after: selects the form, see above.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
-    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `RNN`.
-    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see `RNN`.
-    :param recompute: k: `backward` computes k steps again at a time, in less memory; see `RNN`.
+    :param precision: "ieee" or, to allow a GPU to round operands, "tf32"; see `RNN`.
+    :param compute_dtype: "float16" or "bfloat16" for mixed precision; None: the dtype; see `RNN`.
+    :param recompute: k: `backward` recomputes k steps at a time, to save memory; see `RNN`.
     :param seed: of the initial parameters and the dropout masks; None draws one.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises TypeError, ValueError: an argument is invalid.
 
-    Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
+    If inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
 
     >>> import numpy as np, xprnn
     >>> gru = xprnn.GRU(3, 4, bidirectional=True, batch_first=True, seed=0)
@@ -159,40 +159,40 @@ class GRU(_Layer):
             "reset_after": reset_after,
             "seed": seed,
         }
-        self._begin(options, backend, dtype, precision, compute_dtype, recompute=recompute)
+        self._construct(options, backend, dtype, precision, compute_dtype, recompute=recompute)
 
-    reset_after: bool = option("reset_after", "Which of the two forms of the GRU this is.")
+    reset_after: bool = option("reset_after", "Which form of the GRU this is.")
     _cell = staticmethod(gru)
 
 
 class LSTM(_Layer):
     """Long short-term memory layers; the state is a pair (h, c).
 
-    With σ the logistic function and ⊙ the product by elements::
+    With σ the logistic function and ⊙ the element-wise product::
 
-        i, f, o = σ(x W_i*' + b_i* + h W_h*' + b_h*)      g = tanh(the same with its own weights)
+        i, f, o = σ(x W_i*' + b_i* + h W_h*' + b_h*)      g = tanh(x W_ig' + b_ig + h W_hg' + b_hg)
         c_t = f ⊙ c_{t-1} + i ⊙ g                         h_t = o ⊙ tanh(c_t)
 
     Names, shapes, gate order i f g o and initialisation are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html.
 
-    :param input_size: I, features of x.
-    :param hidden_size: H, features of the state.
+    :param input_size: I, the number of features of x.
+    :param hidden_size: H, the number of features of a state.
     :param num_layers: L; layer k > 0 reads the output of layer k-1.
-    :param bias: whether there are b_ih and b_hh.
-    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states never are.
-    :param dropout: the probability with which, in train mode, an element of the output of every
-        layer but the last is set to zero; without effect, and with a UserWarning, in one layer.
-    :param bidirectional: D = 2: a second direction reads each row from its end.
+    :param bias: whether there are biases b_ih and b_hh.
+    :param batch_first: x and output are (N, T, ...) instead of (T, N, ...); states are the same.
+    :param dropout: the probability with which, in train mode, an element of the output of each
+        layer except the last is set to zero; see `RNN`.
+    :param bidirectional: D = 2: a second direction processes each row from its end.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
-    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `RNN`.
-    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see `RNN`.
-    :param recompute: k: `backward` computes k steps again at a time, in less memory; see `RNN`.
+    :param precision: "ieee" or, to allow a GPU to round operands, "tf32"; see `RNN`.
+    :param compute_dtype: "float16" or "bfloat16" for mixed precision; None: the dtype; see `RNN`.
+    :param recompute: k: `backward` recomputes k steps at a time, to save memory; see `RNN`.
     :param seed: of the initial parameters and the dropout masks; None draws one.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises TypeError, ValueError: an argument is invalid.
 
-    Where inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
+    If inputs arrive one step at a time, `layer.stepper(batch)` is fastest: see `RNN`.
 
     >>> import numpy as np, xprnn
     >>> lstm = xprnn.LSTM(3, 4, num_layers=2, dropout=0.1, seed=0).train()
@@ -229,6 +229,6 @@ class LSTM(_Layer):
             "bidirectional": bidirectional,
             "seed": seed,
         }
-        self._begin(options, backend, dtype, precision, compute_dtype, recompute=recompute)
+        self._construct(options, backend, dtype, precision, compute_dtype, recompute=recompute)
 
     _cell = staticmethod(lstm)

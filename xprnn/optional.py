@@ -1,7 +1,7 @@
-"""Packages that need not be there: imported where they are used, or the reason why they cannot be.
+"""Optional packages: imported where they are used, or an error with the reason.
 
-A broken installation may raise anything, so anything counts as a reason, but for what is not the
-package's fault: MemoryError, KeyboardInterrupt and the like pass.
+A broken installation may raise any exception, so every exception is a reason, except those that
+are not caused by the package: MemoryError, KeyboardInterrupt and the like propagate.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _failures: dict[str, Exception] = {}  # by module
 
 
 class OptionalPackageError(ImportError):
-    """A package is not installed, or fails to import; the message says why, `__cause__` is it."""
+    """A package is not installed or fails to import; message and `__cause__` give the reason."""
 
 
 def load(name: str, install: str = "") -> Any:
     """The module of this name.
 
-    An import that failed is not tried again in the same process: the parts of the package that
-    were imported would hide the cause.
+    A failed import is not retried in the same process: the parts of the package that were imported
+    would hide the cause.
 
-    :param install: what `pip install` installs it by; its own name by default.
+    :param install: the argument of `pip install`; `name` by default.
     :raises OptionalPackageError: it is not installed, or its import raises an exception.
     """
     if name not in _failures:
@@ -41,6 +41,6 @@ def load(name: str, install: str = "") -> Any:
 
 
 def reason(error: Exception) -> str:
-    """An error's kind and the first line of what it says."""
+    """The type of an error and the first line of its message."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,7 +1,7 @@
 """Named arrays in one flat buffer: an optimiser step, a norm or a save is one operation.
 
-Every named array starts on a 64-byte boundary of the buffer and the padding between them is
-zero and stays zero.
+Each named array starts on a 64-byte boundary of the buffer; the padding between them is always
+zero.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def offsets(shapes: Shapes, itemsize: int) -> dict[str, int]:
-    """Where each name starts in the flat buffer, in elements; "" gives the buffer's size."""
-    grain = ALIGNMENT // itemsize
+    """The start of each array in the flat buffer, in elements; under "" the buffer's size."""
+    alignment = ALIGNMENT // itemsize
     starts, end = {}, 0
     for name, shape in shapes.items():
         starts[name] = end
-        end += -(-prod(shape) // grain) * grain
+        end += -(-prod(shape) // alignment) * alignment
     return {**starts, "": end}
 
 
@@ -44,8 +44,8 @@ def views(flat: Array, shapes: Shapes) -> dict[str, Array]:
 class Gradients(Mapping[str, Array]):
     """The gradients of a module's parameters, accumulated by `backward`.
 
-    `gradients[name]` is an array of the parameter's shape and dtype, `flat` all of them in the
-    parameters' layout. The arrays may be written in place (to clip or to scale them).
+    `gradients[name]` is an array of the parameter's shape and dtype, `flat` the buffer of all in
+    the parameters' layout. The arrays may be written in place, for example to clip them.
     """
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
@@ -55,16 +55,16 @@ class Gradients(Mapping[str, Array]):
 
     @property
     def flat(self) -> Array:
-        """All gradients and the padding between them, 1-D, to be written in place."""
+        """All gradients and the padding between them, 1-D; writable in place."""
         return self._flat
 
     @flat.setter
     def flat(self, value: Array) -> None:
-        if value is not self._flat:  # which it is after `grads.flat *= 2`
+        if value is not self._flat:  # it is the same after `grads.flat *= 2`
             raise AttributeError("flat cannot be set: write flat[...] = array")
 
     def update(self, values: Mapping[str, Array]) -> None:
-        """Overwrite gradients with arrays of their shapes, dtype and backend."""
+        """Overwrite gradients with arrays of the same shapes, dtype and backend."""
         with self._backend.activate():
             for name, value in values.items():
                 self._arrays[name][...] = value
@@ -83,12 +83,12 @@ class Gradients(Mapping[str, Array]):
 
 
 class Parameters(Mapping[str, Array]):
-    """The parameters of a module, readable by name and written only in ways that count.
+    """The parameters of a module, readable by name; every write increments `version`.
 
-    `parameters[name]` is a read-only view on NumPy; CuPy has no read-only arrays, there it
-    must not be written either. `parameters[name] = value` and `writable()` are the ways to
-    write, and each raises `version`. Each waits until no other thread is `reading`, as calls are,
-    and threads that come to read meanwhile wait for it: a call uses the numbers of one version.
+    `parameters[name]` is a read-only view on NumPy; CuPy has no read-only arrays, but there it must
+    not be written either. Parameters are written by `parameters[name] = value` and `writable()`.
+    A write waits until no other thread holds the lock `reading`, as calls do, and blocks new
+    readers until it ends: a call uses the values of one version.
     """
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
@@ -96,7 +96,7 @@ class Parameters(Mapping[str, Array]):
         self.dtype = dtype
         self.shapes = shapes
         self.version = 0
-        self.starts = offsets(shapes, dtype.itemsize)  # in the flat buffer; "" gives its size
+        self.starts = offsets(shapes, dtype.itemsize)  # in the flat buffer; under "" its size
         self._flat = backend.zeros_aligned(self.starts[""], dtype)
         backend.set_writable(self._flat, False)
         self._arrays = views(self._flat, shapes)
@@ -106,10 +106,10 @@ class Parameters(Mapping[str, Array]):
             for start, shape, following in zip(starts, shapes.values(), starts[1:], strict=False)
         ]
         self._padding = backend.from_host(np.concatenate(gaps))
-        self._zero = backend.zeros_aligned(1, dtype)  # CuPy would move a number each time
-        self.reading = ReadersWriterLock()  # `with parameters.reading:` they do not change
-        self._open = 0  # `writable` blocks that have not ended
-        self._retired = False  # the module has moved to other parameters
+        self._zero = backend.zeros_aligned(1, dtype)  # CuPy would transfer a number each time
+        self.reading = ReadersWriterLock()  # held for reading, the values do not change
+        self._open = 0  # the number of active `writable` blocks
+        self._retired = False  # whether the module has been moved to other parameters
         self._packs = PacksOfAll()
 
     @property
@@ -119,10 +119,10 @@ class Parameters(Mapping[str, Array]):
 
     @contextmanager
     def writable(self) -> Iterator[Array]:
-        """The flat buffer, writable until the block ends; then views of it must not be written."""
-        with self.reading.alone():
+        """The flat buffer, writable until the block ends; later, views must not be written."""
+        with self.reading.writing():
             if self._retired:
-                raise RuntimeError("parameters: the module was moved; take module.parameters again")
+                raise RuntimeError("parameters: the module was moved; use module.parameters again")
             with self.backend.activate():
                 flat = self._flat[:]
             self.backend.set_writable(flat, True)
@@ -131,7 +131,7 @@ class Parameters(Mapping[str, Array]):
                 yield flat
             finally:
                 self.version += 1
-                # before another call may take what is packed of these numbers
+                # before another call can use weights packed from these values
                 self._packs = self._packs.renewed()
                 self._open -= 1
                 with self.backend.activate():
@@ -139,46 +139,46 @@ class Parameters(Mapping[str, Array]):
                 self.backend.set_writable(flat, False)
 
     def retire(self) -> None:
-        """Refuse every later write: it would not reach the module any more."""
+        """Make every later write raise RuntimeError: the module uses other parameters."""
         self._retired = True
 
     @property
-    def is_open(self) -> bool:
-        """Whether this thread is in a `writable` block: what it reads has no version of its own."""
-        return self._open > 0 and self.reading.is_mine
+    def in_writable_block(self) -> bool:
+        """Whether the calling thread is in a `writable` block, where values have no version."""
+        return self._open > 0 and self.reading.held_for_writing
 
     @property
-    def packs(self) -> PacksOfAll:
-        """Where kernels keep what they make of the numbers as they stand, until the next write.
+    def packed_weights(self) -> PacksOfAll:
+        """The kernels' cache of packed weights, valid until the next write.
 
-        Inside a `writable` block the numbers stand for no time at all: it serves one call.
+        Inside a `writable` block values may change at any time: the cache is for one call.
         """
-        return PacksOfAll() if self._open and self.is_open else self._packs
+        return PacksOfAll() if self._open and self.in_writable_block else self._packs
 
-    def drop_packs(self) -> None:
-        """Give back the memory of what kernels keep; calls that are at work go on with it."""
+    def drop_packed_weights(self) -> None:
+        """Release the memory of packed weights; calls in progress continue to use theirs."""
         self._packs = PacksOfAll()
 
-    def refuse_open(self, what: str) -> None:
-        """RuntimeError inside a `writable` block of this thread: no version is complete."""
-        if self._open and self.is_open:
+    def check_not_in_writable_block(self, what: str) -> None:
+        """RuntimeError inside a `writable` block of this thread: the values are incomplete."""
+        if self._open and self.in_writable_block:
             raise RuntimeError(f"{what}: not inside a writable() block; end the block first")
 
     def update(self, values: Mapping[str, Array]) -> None:
-        """Overwrite parameters with arrays on their backend, all or none; dtypes are cast.
+        """Overwrite parameters with arrays on their backend, all or none; dtypes are converted.
 
-        :raises KeyError, TypeError, ValueError: a name, a backend or a shape is not a parameter's.
+        :raises KeyError, TypeError, ValueError: a name, a backend or a shape does not match.
         """
         self._check(values)
         with self.backend.activate():
-            self._assign({name: value.copy() for name, value in values.items()})  # of ours, perhaps
+            self._assign({name: value.copy() for name, value in values.items()})  # they may overlap
 
     def write(self, values: Mapping[str, np.ndarray]) -> None:
         """Overwrite parameters with arrays on the host, as `update` does."""
-        own = {n: asarray(value, backend="numpy", dtype=self.dtype) for n, value in values.items()}
-        moved = {name: self.backend.from_host(value) for name, value in own.items()}
-        self._check(moved)
-        self._assign(moved)
+        host = {n: asarray(value, backend="numpy", dtype=self.dtype) for n, value in values.items()}
+        arrays = {name: self.backend.from_host(array) for name, array in host.items()}
+        self._check(arrays)
+        self._assign(arrays)
 
     def _check(self, values: Mapping[str, Array]) -> None:
         for name, value in values.items():
@@ -199,7 +199,7 @@ class Parameters(Mapping[str, Array]):
                 arrays[name][...] = value
 
     def draw(self, seed: int, bound: float) -> None:
-        """Draw all from uniform(-bound, bound), on the host: the same everywhere."""
+        """Draw all from uniform(-bound, bound), on the host: the same values on every backend."""
         rng = np.random.Generator(np.random.PCG64(seed))
         self.write({n: rng.uniform(-bound, bound, shape) for n, shape in self.shapes.items()})
 
@@ -209,7 +209,7 @@ class Parameters(Mapping[str, Array]):
         return self.shapes[name]
 
     def parts_without(self, names: frozenset[str]) -> list[tuple[int, int]]:
-        """The parts [start, stop) of the flat buffer without `names`, joined where they meet."""
+        """The parts [start, stop) of the flat buffer without `names`; adjacent parts are joined."""
         parts: list[tuple[int, int]] = []
         starts = [*self.starts.values()]
         for name, start, stop in zip(self.shapes, starts, starts[1:], strict=False):
@@ -221,7 +221,7 @@ class Parameters(Mapping[str, Array]):
         return parts
 
     def __getitem__(self, name: str) -> Array:
-        """The parameter `name`, not to be written."""
+        """The parameter `name`, read-only."""
         return self._arrays[name]
 
     def __setitem__(self, name: str, value: Array) -> None:
@@ -251,17 +251,17 @@ R = TypeVar("R")
 def reads_parameters(
     method: Callable[Concatenate[M, P], R],
 ) -> Callable[Concatenate[M, P], R]:
-    """Make a method of a module see one version of its parameters, whatever other threads write."""
+    """Make a method of a module hold the lock of its parameters, so that it sees one version."""
 
     @wraps(method)
     def reading(module: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
         lock = module._parameters.reading
-        thread, present = lock.share(), lock.present
+        thread, readers = lock.acquire_read(), lock.readers
         try:
             return method(module, *args, **kwargs)
         finally:
-            present.discard(thread)
-            if WRITER in present:
-                lock.left()
+            readers.discard(thread)
+            if WRITER in readers:
+                lock.notify_writers()
 
     return reading

@@ -11,30 +11,30 @@ _log = logging.getLogger("xprnn")
 
 
 class Records(list[Any]):
-    """The recorded calls of one module, oldest first; all that can be used are of one version.
+    """The recorded calls of one module, oldest first; all usable ones have the same version.
 
-    A record has a `version`, that of the parameters it was made with.
+    Each has a `version`: that of the parameters it was computed with.
 
-    :param many: the number of waiting calls at which one line is logged, once; None: at none.
+    :param many: the number of waiting calls at which a warning is logged, once; None: never.
     """
 
     def __init__(self, many: int | None) -> None:
         super().__init__()
         self._many = many
-        self._dropped = False  # whether calls before the first of these were dropped
+        self._dropped = False  # whether calls older than the first of these were dropped
 
     def waiting(self, version: int) -> int:
-        """How many of them `backward` can use with the parameters of this version."""
+        """How many calls `backward` can use with parameters of this version."""
         return len(self) if self and self[-1].version == version else 0
 
     def drop_older(self, version: int) -> None:
-        """Drop, before a call is recorded, those made with other parameters than it will be."""
+        """Before a call is recorded, drop those computed with another version of the parameters."""
         self._dropped = len(self) > self.waiting(version) or (self._dropped and len(self) > 0)
         if not self.waiting(version):
             super().clear()
 
     def add(self, record: Any, owner: str) -> None:
-        """Add the record of a call of `owner`."""
+        """Append a recorded call of `owner`, the name of a module's class."""
         self.append(record)
         if len(self) == self._many:
             self._many = None
@@ -51,21 +51,21 @@ class Records(list[Any]):
         self._dropped = False
 
     def last(self, owner: str, parameters: Parameters) -> Any:
-        """The record that `backward` would undo; it stays where it is.
+        """The recorded call that `backward` uses next; it is not removed.
 
-        :param owner: what the calls were calls of, for the message.
-        :raises RuntimeError: there is none, or it cannot be undone any more.
+        :param owner: the name of the module's class, for the error message.
+        :raises RuntimeError: there is none, or the parameters have changed since.
         """
         if not self and not self._dropped:
             raise RuntimeError(
-                "backward: there is no recorded call to undo; call train() first, then the "
+                "backward: there is no recorded call; call train() first, then the "
                 f"{owner}, then backward once per call"
             )
-        parameters.refuse_open("backward")
+        parameters.check_not_in_writable_block("backward")
         if not self.waiting(parameters.version):
             raise RuntimeError(
-                "backward: the parameters were changed after the call that would be undone; its "
-                "gradients would be wrong. Undo calls before changing parameters, or drop them "
-                "with eval()"
+                "backward: the parameters were changed after the call, so its gradients would be "
+                "wrong. Call backward before changing parameters, or drop recorded calls with "
+                "eval()"
             )
         return self[-1]

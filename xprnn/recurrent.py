@@ -51,7 +51,7 @@ class _Recurrent(Module):
     _calls: int  # recorded so far: the dropout masks' clock
     _ready_hint = ""  # what `explain` adds to a step that is kept ready
 
-    def _set_up(
+    def _configure(
         self,
         options: dict[str, Any],
         backend: str | None,
@@ -62,10 +62,10 @@ class _Recurrent(Module):
         self._arithmetic = check_arithmetic(dtype, compute_dtype, precision)
         self._stack = self._make_stack(options)
         self._calls = 0
-        self._build(self._stack.shapes(), self._plain(options), backend, dtype)
+        self._allocate(self._stack.shapes(), self._plain(options), backend, dtype)
 
-    def _begin(self, options: dict[str, Any], *place: Any, **more: Any) -> None:
-        super()._begin(options, *place, **more)
+    def _construct(self, options: dict[str, Any], *execution: Any, **more: Any) -> None:
+        super()._construct(options, *execution, **more)
         if self._stack.dropout and self._stack.num_layers == 1:
             warnings.warn(
                 f"dropout={self._stack.dropout:g} has no effect with num_layers=1: it acts on what "
@@ -137,9 +137,13 @@ class _Recurrent(Module):
         self._steps = self._new_steps()
         return self
 
-    def _place(self) -> dict[str, Any]:
+    def _execution_options(self) -> dict[str, Any]:
         precision, compute_dtype = self._arithmetic.precision, self._arithmetic.compute_dtype.name
-        return {**super()._place(), "precision": precision, "compute_dtype": compute_dtype}
+        return {
+            **super()._execution_options(),
+            "precision": precision,
+            "compute_dtype": compute_dtype,
+        }
 
     def _engine(self, steps: int, batch: int) -> kernels.Engine:
         net = self._stack
@@ -148,7 +152,7 @@ class _Recurrent(Module):
         sizes = batch, net.widest_input, net.hidden_size, steps
         return kernels.choose(net.cell, self._backend, self._arithmetic, sizes, self._training)
 
-    def _moved(self) -> None:
+    def _backend_changed(self) -> None:
         self._weights = self._stack.weights(self._parameters)
         self._steps = self._new_steps()
         self._scratch = FreeList(self._backend, self._dtype)
@@ -159,14 +163,14 @@ class _Recurrent(Module):
         self._scratch = FreeList(self._backend, self._dtype)
         self._memory = FreeList(self._backend, self._dtype)
         self._steps = self._new_steps()
-        self._parameters.drop_packs()
+        self._parameters.drop_packed_weights()
         return super().eval()
 
-    def _extra(self) -> dict[str, Any]:
-        return {**super()._extra(), "calls": self._calls}
+    def _extra_state(self) -> dict[str, Any]:
+        return {**super()._extra_state(), "calls": self._calls}
 
-    def _restore(self, extra: Any) -> None:
-        super()._restore(extra)
+    def _restore_extra_state(self, extra: Any) -> None:
+        super()._restore_extra_state(extra)
         self._calls = check_count("calls", extra["calls"])
 
     def explain(self, shape: tuple[int, ...]) -> str:
@@ -214,7 +218,7 @@ class _Recurrent(Module):
 
         Inside a `writable` block the numbers may change without a new version.
         """
-        return None if self._training or self._parameters.is_open else self._steps
+        return None if self._training or self._parameters.in_writable_block else self._steps
 
     def _goes_by_step(self, batch: int, forced: str) -> bool:
         """Whether a call of one step of so many rows takes such a step.
@@ -237,16 +241,16 @@ class _Recurrent(Module):
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
         engine = self._engine(*steps_and_batch(call.x, call.batch_first))
         if self._training:
-            self._parameters.refuse_open("a recorded call")
+            self._parameters.check_not_in_writable_block("a recorded call")
             self._records.drop_older(self._parameters.version)
         with self._backend.activate():
-            scratch = self._scratch.take()
-            memory = self._memory.take() if self._training else scratch
+            scratch = self._scratch.acquire()
+            memory = self._memory.acquire() if self._training else scratch
             output, final, tape = stack.forward(
                 engine,
                 self._stack,
                 self._weights,
-                self._parameters.packs,
+                self._parameters.packed_weights,
                 call.x,
                 call.initial,
                 call.lengths,
@@ -256,7 +260,7 @@ class _Recurrent(Module):
                 (self._options["seed"], self._calls) if self._training else None,
                 self._recompute,
             )
-            self._scratch.give(scratch)
+            self._scratch.release(scratch)
         if self._training:
             self._calls += 1
             record = _Record(tape, memory, self._parameters.version, call.batched)
@@ -289,7 +293,7 @@ class _Recurrent(Module):
             dweights = views(dflat, self._parameters.shapes)
             for name in self._frozen:
                 del dweights[name]
-            scratch = self._scratch.take()
+            scratch = self._scratch.acquire()
             dx, dinitial = stack.backward(
                 self._stack,
                 record.tape,
@@ -300,8 +304,8 @@ class _Recurrent(Module):
                 scratch,
                 flow,
             )
-            self._scratch.give(scratch)  # may fail: before anything counts
-            self._memory.give(record.memory)
+            self._scratch.release(scratch)  # may fail: before anything counts
+            self._memory.release(record.memory)
             gradients = self.grads.flat
             gradients += dflat
             self._records.pop()

@@ -1,9 +1,9 @@
-"""Scratch memory that calls reuse: taken from a free list, given back when the call is done.
+"""Scratch memory that calls reuse: a pool of workspaces, acquired and released by each call.
 
-A call, or the record of one, owns the workspace it took until it gives it back, so several
-calls and several threads never share one, and in the steady state a call touches no fresh
-memory. Only scratch comes from here; what a caller gets is always allocated for him. On a GPU
-the lists, one for each stream, are all the memory that is held back from CuPy's allocator.
+A call, or a recorded call, owns its workspace until it releases it, so calls and threads never
+share one, and in the steady state a call allocates no scratch memory. Results are always newly
+allocated, outside of the pool. On a GPU the pool, with a list for each stream, is the only
+memory that is not returned to CuPy's allocator.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 
 from .backend import ALIGNMENT, Array, Backend
 
-PATIENCE = 8  # small calls one after the other before a large buffer is dropped
+PATIENCE = 8  # consecutive small calls before a large buffer is dropped
 
 
 class Workspace:
-    """A stack of uninitialised arrays, cut from one buffer that follows the demand.
+    """A stack of uninitialised arrays in one buffer, whose size follows the demand.
 
-    They are of one dtype, or of a narrower one where that is asked for.
+    The arrays have the workspace's dtype, or a smaller one passed to `empty`.
     """
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any]) -> None:
@@ -35,7 +35,7 @@ class Workspace:
         self._idle = 0
 
     def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
-        """An uninitialised C-contiguous array; its owner is whoever holds the workspace."""
+        """An uninitialised C-contiguous array, valid until `rewind` or `reset`."""
         if dtype is not None and dtype is not self.dtype and dtype != self.dtype:
             size, ratio = prod(shape), self.dtype.itemsize // dtype.itemsize
             return self.empty(-(-size // ratio)).view(dtype)[:size].reshape(shape)
@@ -48,18 +48,18 @@ class Workspace:
         return self._buffer[start : start + size].reshape(shape)
 
     def mark(self) -> int:
-        """Where the stack ends now, for `rewind`."""
+        """The current end of the stack, for `rewind`."""
         return self._used
 
     def rewind(self, mark: int) -> None:
-        """Take back all arrays that were cut since `mark`."""
+        """Free all arrays allocated since `mark`."""
         self._used = mark
 
     def reset(self) -> None:
-        """Take back all arrays; a buffer that was too small or mostly idle is dropped.
+        """Free all arrays; a buffer that was too small or mostly unused is dropped.
 
-        It shrinks only when most of it lay idle several times, so that calls of different sizes,
-        a forward and a backward pass, can take turns.
+        It shrinks only after most of it was unused several times in a row, so that calls of
+        different sizes, such as forward and backward passes, may alternate.
         """
         size = self._buffer.shape[0]
         self._idle = self._idle + 1 if self._peak < size // 8 else 0
@@ -69,21 +69,21 @@ class Workspace:
         self._used = self._peak = 0
 
     def prepare(self) -> None:
-        """Get a buffer as large as was needed the last time: before a call, where it may fail."""
+        """Allocate a buffer of the size last needed: before a call, where failing is safe."""
         if self._buffer.shape[0] < self._size:
             self._buffer = self._backend.zeros_aligned(self._size, self.dtype)
 
 
 class FreeList:
-    """Workspaces not in use, of one backend and dtype; safe to use from several threads."""
+    """Unused workspaces of one backend and dtype; safe to use from several threads."""
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any]) -> None:
         self._backend = backend
         self._dtype = dtype
         self._free: dict[int, list[Workspace]] = {}
 
-    def take(self) -> Workspace:
-        """A workspace nobody else holds, last used on the current stream if ever."""
+    def acquire(self) -> Workspace:
+        """An unused workspace, either new or last used on the current stream."""
         free = self._free.setdefault(self._backend.stream(), [])
         try:
             workspace = free.pop()
@@ -92,7 +92,7 @@ class FreeList:
         workspace.prepare()
         return workspace
 
-    def give(self, workspace: Workspace) -> None:
-        """Put a workspace back; none of its arrays may be in use any more."""
+    def release(self, workspace: Workspace) -> None:
+        """Return a workspace to the pool; its arrays must not be used any more."""
         workspace.reset()
         self._free.setdefault(self._backend.stream(), []).append(workspace)

@@ -93,7 +93,7 @@ class StackSteps:
         version = parameters.version
         if version != self._version:
             with self._engine.backend.activate():
-                self._refresh(parameters.packs)
+                self._refresh(parameters.packed_weights)
             self._version = version
 
     def _refresh(self, packs: PacksOfAll) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from . import kernels
 from .arguments import state_shape
 from .arithmetic import Arithmetic
-from .attributes import read_only, set_again, set_by_users, setting_own
+from .attributes import internal_attributes, read_only, restore_user_attributes, user_attributes
 from .backend import Array, Backend
 from .checks import check_array, check_rows, check_size, check_states
 from .explain import explain_step
@@ -48,14 +48,14 @@ class Stepper:
     arithmetic: Arithmetic = read_only(
         "arithmetic", "The types in which it computes.", "make another stepper"
     )
-    _own: frozenset[str] = frozenset()  # the names of the attributes that no user has set
+    _internal: frozenset[str] = frozenset()  # the names of the attributes that no user has set
 
     def __init__(self, layer: _Recurrent, batch: int) -> None:
-        with setting_own(self):
-            self._set_up(layer, batch)
+        with internal_attributes(self):
+            self._configure(layer, batch)
 
     @frees_memory
-    def _set_up(self, layer: _Recurrent, batch: int) -> None:
+    def _configure(self, layer: _Recurrent, batch: int) -> None:
         net = layer._stack
         if net.num_directions != 1:
             raise ValueError(
@@ -99,18 +99,18 @@ class Stepper:
             with self._backend.activate():
                 there = self._backend.from_host(waiting)[:, None]
         reading, me = self._layer._parameters.reading, get_ident()
-        present = reading.present
+        readers = reading.readers
         try:  # as `with reading:`, in less time
-            present.add(me)
-            if WRITER in present:
-                reading.admit(me)
+            readers.add(me)
+            if WRITER in readers:
+                reading.wait_for_writers(me)
             self._follow()
             result = self._steps.take(self._side, x, there, target)
             self._side = 1 - self._side  # the step counts from here
         finally:
-            present.discard(me)
-            if WRITER in present:
-                reading.left()
+            readers.discard(me)
+            if WRITER in readers:
+                reading.notify_writers()
         return result if out is None else out
 
     @frees_memory
@@ -169,20 +169,20 @@ class Stepper:
         """
         self._refuse_moved()
         mine = {"layer": self._layer, "batch": self._batch, "state": self.state()}
-        return {**mine, **set_by_users(self)}
+        return {**mine, **user_attributes(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the stepper of the layer, and go on from the states."""
         rest = dict(state)
         Stepper.__init__(self, rest.pop("layer"), rest.pop("batch"))
         self.load(rest.pop("state"))
-        set_again(self, rest)
+        restore_user_attributes(self, rest)
 
     def _follow(self) -> None:
         """Take up what was written to the parameters since the last step."""
         layer = self._layer
         parameters = layer._parameters
-        parameters.refuse_open("step")
+        parameters.check_not_in_writable_block("step")
         if parameters is not self._parameters:
             self._refuse_moved()
             with self._backend.activate():

@@ -206,9 +206,9 @@ def test_compiled_steps_share_packed_weights(implementation: str) -> None:
         (free,) = cell._steps._free.values()
         every.append(free.pop())  # as another thread takes it
     if implementation == "reference":
-        assert not cell.parameters.packs
+        assert not cell.parameters.packed_weights
         return
-    (packs,) = cell.parameters.packs.values()
+    (packs,) = cell.parameters.packed_weights.values()
     assert {*packs.made} == {"step"}
     for steps in every:
         arrays = steps._called._arrays

@@ -89,9 +89,9 @@ def test_parameters_from_before_a_move_refuse_to_be_written() -> None:
     with layer.writable(), pytest.raises(RuntimeError, match="to: not inside a writable"):
         layer.to(dtype="float32")
     layer.to(dtype="float32")
-    with pytest.raises(RuntimeError, match=r"take module\.parameters again"):
+    with pytest.raises(RuntimeError, match=r"use module\.parameters again"):
         old["bias_ih_l0"] = np.zeros(15)
-    with pytest.raises(RuntimeError, match=r"take module\.parameters again"), pending:
+    with pytest.raises(RuntimeError, match=r"use module\.parameters again"), pending:
         pass
 
 

@@ -90,10 +90,10 @@ def test_initial_parameters(name: str) -> None:
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"input_size": 0}, ValueError, "input_size: expected at least 1, got 0"),
-    ({"input_size": 3.0}, TypeError, "input_size: expected a whole number"),
-    ({"input_size": True}, TypeError, "input_size: expected a whole number"),
+    ({"input_size": 3.0}, TypeError, "input_size: expected an integer"),
+    ({"input_size": True}, TypeError, "input_size: expected an integer"),
     ({"hidden_size": -1}, ValueError, "hidden_size: expected at least 1"),
-    ({"hidden_size": "5"}, TypeError, "hidden_size: expected a whole number"),
+    ({"hidden_size": "5"}, TypeError, "hidden_size: expected an integer"),
     ({"num_layers": 0}, ValueError, "num_layers: expected at least 1"),
     ({"bias": 1}, TypeError, "bias: expected True or False"),
     ({"batch_first": None}, TypeError, "batch_first: expected True or False"),
@@ -106,7 +106,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"nonlinearity": None}, ValueError, "nonlinearity: expected 'tanh' or 'relu'"),
     ({"seed": -1}, ValueError, "seed: expected 0 to"),
     ({"seed": 2**63}, ValueError, "seed: expected 0 to"),
-    ({"seed": 1.0}, TypeError, "seed: expected a whole number"),
+    ({"seed": 1.0}, TypeError, "seed: expected an integer"),
     ({"dtype": "float16"}, ValueError, "dtype: expected .*float32 or float64"),
     ({"dtype": ">f4"}, ValueError, "dtype: expected .*float32 or float64"),
     ({"dtype": "single?"}, ValueError, "dtype: expected .*float32 or float64"),

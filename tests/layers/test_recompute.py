@@ -266,9 +266,9 @@ def test_the_option_is_kept_where_the_place_is(kind: Any, tmp_path: Path) -> Non
     [
         (0, ValueError, "recompute: expected at least 1, got 0"),
         (-3, ValueError, "recompute: expected at least 1, got -3"),
-        (2.0, TypeError, r"recompute: expected a whole number, got 2\.0"),
-        (True, TypeError, "recompute: expected a whole number, got True"),
-        ("all", TypeError, "recompute: expected a whole number, got 'all'"),
+        (2.0, TypeError, r"recompute: expected an integer, got 2\.0"),
+        (True, TypeError, "recompute: expected an integer, got True"),
+        ("all", TypeError, "recompute: expected an integer, got 'all'"),
     ],
 )
 def test_what_is_no_number_of_steps_is_refused(value: Any, error: Any, message: str) -> None:

@@ -171,7 +171,7 @@ def write_inputs(folder):
         (["run", "m.safetensors", "x.npy"], "required: -o", 2),
         (
             ["run", "m.safetensors", "x.npy", "-o", "y.npy", "--batch", "0"],
-            "a whole number from 1",
+            "an integer from 1",
             2,
         ),
         (["demo", "--epochs", "none"], "--epochs", 2),

@@ -101,7 +101,7 @@ def test_bench_measures_the_layer_and_its_peers(tmp_path):
         (["verify", "--dtype", "int8"], "invalid choice: 'int8'", 2),
         (["verify", "--backend", "tpu"], "backend: expected", 1),
         (["bench", "--against", "torch,jax"], "expected torch or onnxruntime, got 'jax'", 2),
-        (["bench", "--hidden", "0"], "expected a whole number from 1, got '0'", 2),
+        (["bench", "--hidden", "0"], "expected an integer from 1, got '0'", 2),
         pytest.param(
             *(["bench", "--cell", "gru_reset_before", "--against", "torch"], "torch: ", 1),
             marks=pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed"),

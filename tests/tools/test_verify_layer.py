@@ -117,7 +117,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     for shape in [(4, 2, 5), (3,), (1, 4, 2, 3), ()]:
         with pytest.raises(ValueError, match="shape: expected"):
             xprnn.verify(layer, shape)
-    with pytest.raises(TypeError, match="shape: expected a tuple of whole numbers"):
+    with pytest.raises(TypeError, match="shape: expected a tuple of integers"):
         xprnn.verify(layer, 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="lengths: expected None, a GRUCell takes one step"):
         xprnn.verify(cell, (2, 3), lengths=[1, 1])

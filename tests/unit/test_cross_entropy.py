@@ -116,14 +116,14 @@ def test_on_a_device(kind: str, strict: Backend) -> None:
 @pytest.mark.parametrize(
     ("shape", "targets", "ignored", "error", "text"),
     [
-        ((2, 5), [0, 5], -100, ValueError, "targets: expected 0 to 4, got 0 to 5; .* has -100"),
-        ((2, 5), [0, -100], -1, ValueError, "targets: expected 0 to 4, got -100 to 0; .* has -1"),
+        ((2, 5), [0, 5], -100, ValueError, "targets: expected 0 to 4, got 0 to 5; .* are -100"),
+        ((2, 5), [0, -100], -1, ValueError, "targets: expected 0 to 4, got -100 to 0; .* are -1"),
         ((2, 3, 5), [[0, 1, 2]], -100, ValueError, r"targets: expected \(2, 3\) integers, got int"),
         ((2, 3, 5), [0] * 6, -100, ValueError, r"targets: expected \(2, 3\) integers, got int"),
         ((2, 2, 5), [[0, 1], [0]], -100, ValueError, r"targets: expected \(2, 2\) integers: "),
         ((2, 5), np.ma.array([0, 1]), -100, TypeError, "targets: expected 2 integers, got Masked"),
-        ((2, 5), [0, 1], 1.0, TypeError, "ignore_index: expected a whole number, got 1.0"),
-        ((2, 5), [0, 1], True, TypeError, "ignore_index: expected a whole number, got True"),
+        ((2, 5), [0, 1], 1.0, TypeError, "ignore_index: expected an integer, got 1.0"),
+        ((2, 5), [0, 1], True, TypeError, "ignore_index: expected an integer, got True"),
         ((2, 0), [0, 1], -100, ValueError, "logits: expected at least one row and one class"),
         ((2, 0, 5), [[], []], -100, ValueError, "logits: expected at least one row"),
         ((5,), [0], -100, ValueError, r"logits: expected shape \(N, K\), got \(5,\)"),

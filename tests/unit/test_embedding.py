@@ -153,11 +153,11 @@ def test_bad_indices_are_named(indices: Any, error: type[Exception], text: str) 
     ("arguments", "error", "text"),
     [
         ((0, 3), ValueError, "num_embeddings: expected at least 1"),
-        ((6, 3.0), TypeError, "embedding_dim: expected a whole number"),
+        ((6, 3.0), TypeError, "embedding_dim: expected an integer"),
         ((6, 3, 6), ValueError, "padding_idx: expected -6 to 5, got 6"),
         ((6, 3, -7), ValueError, "padding_idx: expected -6 to 5, got -7"),
-        ((6, 3, 1.0), TypeError, "padding_idx: expected a whole number"),
-        ((6, 3, True), TypeError, "padding_idx: expected a whole number"),
+        ((6, 3, 1.0), TypeError, "padding_idx: expected an integer"),
+        ((6, 3, True), TypeError, "padding_idx: expected an integer"),
     ],
     ids=range(6),
 )

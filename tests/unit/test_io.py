@@ -305,7 +305,7 @@ def test_an_owner_that_cannot_be_kept_is_left(
     monkeypatch.setattr(os, "chown", refused)
     part = tmp_path / "part"
     part.write_bytes(b"new")
-    io._give(part, os.stat_result(found))
+    io._copy_attributes(part, os.stat_result(found))
     assert asked == [(found[4], found[5]), (-1, found[5])]
     assert stat.S_IMODE(part.stat().st_mode) == 0o750
 
@@ -314,7 +314,7 @@ def test_a_read_only_file_is_refused_before_anything_is_written(tmp_path: Path) 
     path = tmp_path / "a"
     path.write_bytes(b"old")
     path.chmod(0o444)
-    with pytest.raises(PermissionError, match="a: is there already, and read-only"):
+    with pytest.raises(PermissionError, match="a: exists and is read-only"):
         make("gru").save(path)
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["a"])  # noqa: PTH208
 

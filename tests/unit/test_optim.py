@@ -238,7 +238,7 @@ def test_a_moved_module_is_refused_before_anything_changes():
         (lambda m: Adam(m, betas=0.9), TypeError, "betas: expected two numbers"),
         (lambda m: Adam(m, eps=0.0), ValueError, "eps"),
         (lambda m: clip_grad_norm(m, "1"), TypeError, "max_norm: expected a number"),
-        (lambda m: CosineDecay(Adam(m), 2.5), TypeError, "steps: expected a whole number"),
+        (lambda m: CosineDecay(Adam(m), 2.5), TypeError, "steps: expected an integer"),
         (lambda m: Adam(m).load_state_dict({"steps": -1, "lr": 0.1}), ValueError, "steps"),
         (lambda m: Adam(m).load_state_dict({"steps": 1, "lr": np.nan}), ValueError, "lr"),
     ],

@@ -146,9 +146,9 @@ DECAY = {"done": 4, "lr_max": 0.5, "lr_min": 0.01}
     ("options", "arrays", "text"),
     [
         ({**DECAY, "done": -1}, {}, "done: expected a number from 0"),
-        ({**DECAY, "done": 4.0}, {}, "done: expected a whole number"),
+        ({**DECAY, "done": 4.0}, {}, "done: expected an integer"),
         ({**DECAY, "done": 10**400}, {}, "done: expected a number from 0"),
-        ({**DECAY, "done": True}, {}, "done: expected a whole number"),
+        ({**DECAY, "done": True}, {}, "done: expected an integer"),
         ({**DECAY, "lr_max": math.nan}, {}, "lr_max: expected a number"),
         ({**DECAY, "lr_max": 10**400}, {}, "lr_max: expected a number"),
         ({**DECAY, "lr_min": "0"}, {}, "lr_min: expected a number"),
@@ -156,7 +156,7 @@ DECAY = {"done": 4, "lr_max": 0.5, "lr_min": 0.01}
         ({"done": 4}, {}, "expected done, lr_max, lr_min, got done"),
         ({**DECAY, "more": 1}, {}, "expected done, lr_max, lr_min, got"),
         (DECAY, {"more": np.ones(3)}, "expected done, lr_max, lr_min, got"),
-        (DECAY, {"done": np.ones((), np.int64)}, "done: expected a whole number"),
+        (DECAY, {"done": np.ones((), np.int64)}, "done: expected an integer"),
         ({}, {}, "expected done, lr_max, lr_min, got"),
     ],
     ids=range(13),
@@ -184,7 +184,7 @@ def test_another_kind_of_state_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"steps": "3"}, "steps: expected a whole number"),
+        ({"steps": "3"}, "steps: expected an integer"),
         ({"steps": 10**400}, "steps: expected a number from 0"),
         ({"lr": "fast"}, "lr: expected a number"),
         ({"lr": 10**400}, "lr: expected a number"),

@@ -58,8 +58,8 @@ def test_to_changes_the_types() -> None:
         ({"precision": "high"}, "precision: expected 'ieee' or 'tf32', got 'high'"),
         ({"precision": None}, "precision: expected 'ieee' or 'tf32', got None"),
         ({"precision": ""}, "precision: expected 'ieee' or 'tf32', got ''"),
-        ({"dtype": "float64", "precision": "tf32"}, "precision: 'tf32' is about float32 products"),
-        ({"compute_dtype": "float16", "precision": "tf32"}, "precision: 'tf32' is about float32"),
+        ({"dtype": "float64", "precision": "tf32"}, "precision: 'tf32' requires float32 products"),
+        ({"compute_dtype": "float16", "precision": "tf32"}, "precision: 'tf32' requires float32"),
         ({"dtype": "float16"}, "dtype: expected dtype float32 or float64"),
     ],
 )

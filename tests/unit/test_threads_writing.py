@@ -181,7 +181,7 @@ def test_calls_of_other_threads_wait_for_a_block_and_those_inside_do_not() -> No
         flat *= 0.5
         thread = Thread(target=lambda: results.append(layer(X)[0]))
         thread.start()
-        while not layer.parameters.reading._queued:
+        while not layer.parameters.reading._waiting_readers:
             assert thread.is_alive()
         layer.training = False
         inside = layer(X)[0]
@@ -207,7 +207,7 @@ def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
     lock, order = ReadersWriterLock(), list[str]()
 
     def write(name: str) -> None:
-        with lock.alone(), lock.alone(), lock:  # nested, which the thread itself may do
+        with lock.writing(), lock.writing(), lock:  # nested, which the thread itself may do
             order.append(f"{name} alone")
 
     def read() -> None:
@@ -218,7 +218,7 @@ def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
         first = started(lambda: write("first"))
         until(lambda: len(lock._writers) == 1)
         reader = started(read)
-        until(lambda: lock._queued == 1)
+        until(lambda: lock._waiting_readers == 1)
         second = started(lambda: write("second"))
         until(lambda: len(lock._writers) == 2)
         assert order == []
@@ -228,20 +228,20 @@ def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
     assert order[0] == "ends" and order[1].endswith("alone")
     last = {"first alone", "second alone"} - {order[1]}
     assert order[2:] == ["shares", *last]
-    assert not lock.present and lock._alone is None
+    assert not lock.readers and lock._active_writer is None
 
 
 def test_a_thread_does_not_wait_for_itself() -> None:
     """As where a signal's handler, or a finaliser, writes during a call; nor for a lost share."""
     lock = ReadersWriterLock()
-    with lock, lock.alone():
-        assert lock.is_mine
-    lock.share()  # an interrupt has come before the end
-    with lock.alone():
+    with lock, lock.writing():
+        assert lock.held_for_writing
+    lock.acquire_read()  # an interrupt has come before the end
+    with lock.writing():
         pass
     with lock:
         pass
-    assert not lock.present
+    assert not lock.readers
 
 
 def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,16 +259,16 @@ def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lock._changed, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt), lock.alone():
+    with pytest.raises(KeyboardInterrupt), lock.writing():
         pass
     monkeypatch.undo()
-    assert WRITER not in lock.present and not lock._writers
+    assert WRITER not in lock.readers and not lock._writers
     with lock:
         free.set()
     thread.join()
-    with pytest.raises(ValueError, match="inside"), lock.alone():
+    with pytest.raises(ValueError, match="inside"), lock.writing():
         raise ValueError("inside")
-    with lock.alone():
+    with lock.writing():
         pass
 
 
@@ -328,11 +328,11 @@ class Interrupted(set[int]):
 def test_an_interrupted_write_leaves_the_lock_to_others() -> None:
     module = xprnn.Linear(2, 2, seed=0)
     lock = module.parameters.reading
-    lock.present = Interrupted()
+    lock.readers = Interrupted()
     with pytest.raises(KeyboardInterrupt):
         module.parameters["weight"] = np.ones((2, 2), np.float32)
-    assert not lock.present
-    lock.present = set()
+    assert not lock.readers
+    lock.readers = set()
     called = Thread(target=module, args=(np.ones((1, 2), np.float32),), daemon=True)
     called.start()
     called.join(60)
@@ -364,7 +364,7 @@ def test_a_thread_that_waits_to_write_may_read_in_a_signal_handler() -> None:
     reader.start()
     entered.wait()
     lock._changed = Handling()
-    writer = Thread(target=lambda: lock.alone().__enter__(), daemon=True)
+    writer = Thread(target=lambda: lock.writing().__enter__(), daemon=True)
     writer.start()
     writer.join(60)
     reader.join(60)

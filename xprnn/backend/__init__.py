@@ -1,8 +1,8 @@
-"""Which array module, on which device: NumPy on the CPU, CuPy on NVIDIA GPUs.
+"""Array modules and devices: NumPy on the CPU, CuPy on NVIDIA GPUs.
 
-A `Backend` is an array module `xp` together with a device. Everything above this folder
-writes its equations against `xp` and asks a backend only to allocate, to move and to
-wait. To add a backend: one file here and one line in `BACKENDS`.
+A `Backend` is an array module `xp` together with a device. The other packages write their
+equations in terms of `xp`, and use a backend only to allocate, to transfer and to synchronise. A
+new backend is one file here and one line in `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from .base import ALIGNMENT, Array, Backend, BackendUnavailableError
 from .cupy import CupyBackend
-from .dlpack import ON_CUDA, place_of, whereabouts
+from .dlpack import ON_CUDA, device_text, dlpack_device
 from .resident import KernelStoppedError
 
 ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
@@ -28,7 +28,7 @@ _log = logging.getLogger("xprnn")
 _context: ContextVar[str | None] = ContextVar("xprnn_backend", default=None)
 
 BACKENDS: dict[str, type[Backend]] = {"numpy": Backend, "cupy": CupyBackend}
-_opened: dict[str, Backend] = {}  # by every name asked for; one object a device
+_opened: dict[str, Backend] = {}  # by requested name; one object per device
 
 
 def _open(name: str) -> Backend:
@@ -40,42 +40,42 @@ def _open_first(name: str) -> Backend:
     if kind not in BACKENDS or (colon and not index):
         raise ValueError(
             f"backend: expected 'numpy', 'cupy', 'cupy:N' or 'auto', got {name!r} (an argument, "
-            f"use_backend or {ENVIRONMENT_VARIABLE} said so)"
+            f"use_backend or {ENVIRONMENT_VARIABLE})"
         )
-    found = BACKENDS[kind].open(index)
-    one = _opened.setdefault(found.name, found)  # another thread's, if that was faster
-    _opened[name] = one
-    return one
+    opened = BACKENDS[kind].open(index)
+    backend = _opened.setdefault(opened.name, opened)  # another thread may have been faster
+    _opened[name] = backend
+    return backend
 
 
 @cache
 def auto_choice() -> tuple[Backend, str]:
-    """The backend that "auto" stands for, and why."""
+    """The backend that "auto" selects, and why."""
     try:
-        found = _open("cupy")
+        backend = _open("cupy")
     except BackendUnavailableError as error:
         return _open("numpy"), str(error)
-    return found, found.describe()
+    return backend, backend.describe()
 
 
 @cache
 def _auto() -> Backend:
-    found, why = auto_choice()
-    level = logging.WARNING if found.kind == "numpy" else logging.INFO
-    _log.log(level, "backend 'auto' chose %s: %s", found.name, why)  # once a process
-    return found
+    backend, reason = auto_choice()
+    level = logging.WARNING if backend.kind == "numpy" else logging.INFO
+    _log.log(level, "backend 'auto' chose %s: %s", backend.name, reason)  # once per process
+    return backend
 
 
 def get_backend(name: str | None = None) -> Backend:
-    """The backend that a name stands for, or the one in force where none is given.
+    """The backend of this name, or the default backend if there is no name.
 
-    The name is looked for in this order: the argument, `with use_backend(...)`, the
-    environment variable `XPRNN_BACKEND` (empty means not given), "numpy".
+    The name is taken from, in this order: the argument, `with use_backend(...)`, the
+    environment variable `XPRNN_BACKEND` (unless it is empty), "numpy".
 
-    :param name: "numpy", "cupy", "cupy:N" or "auto"; None means not given.
+    :param name: "numpy", "cupy", "cupy:N" or "auto"; None: the default.
     :raises ValueError: the name is none of these.
     :raises BackendUnavailableError: the backend cannot be used; only "auto" falls back. It
-        logs what it chose and why, to logger "xprnn": a warning if that is NumPy.
+        logs its choice and the reason to logger "xprnn", as a warning if that is NumPy.
 
     >>> get_backend("numpy").name
     'numpy'
@@ -89,7 +89,7 @@ def get_backend(name: str | None = None) -> Backend:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[Backend]:
-    """Make `name` the backend of all layers built inside the block without one of their own.
+    """Make `name` the default backend of layers that are built inside the block.
 
     :param name: as for `get_backend`.
     :raises ValueError, BackendUnavailableError: at entry, as `get_backend`.
@@ -107,13 +107,13 @@ def use_backend(name: str) -> Iterator[Backend]:
 
 
 def synchronize() -> None:
-    """Wait until all work given to the devices that this process uses is done.
+    """Wait until all work submitted to the devices that this process uses is done.
 
-    Results are on their way when a call returns; an error of the device shows at a later call,
-    and here at the latest. An error is raised when all are done, with those of other devices as
-    its notes.
+    A call returns before its results are computed; an error of the device is raised by a later
+    call, at the latest by this one. It is raised after all devices are done, with the errors of
+    other devices as its notes.
 
-    :raises KernelStoppedError: a kernel gave up; what it computed is NaN.
+    :raises KernelStoppedError: a kernel timed out; its results are NaN.
     :raises RuntimeError: the current stream is being captured.
 
     >>> synchronize()
@@ -131,7 +131,7 @@ def synchronize() -> None:
 
 
 def backend_of(array: object) -> Backend | None:
-    """The backend that an array lives on, or None if it is no backend's array."""
+    """The backend of an array, or None if it is not an array of any backend."""
     for kind in BACKENDS.values():
         name = kind.name_of(array)
         if name is not None:
@@ -139,22 +139,23 @@ def backend_of(array: object) -> Backend | None:
     return None
 
 
-def home_of(array: object) -> Backend | None:
-    """The backend that takes `array` as it is: its own, or CuPy for what another library lends.
+def owning_backend(array: object) -> Backend | None:
+    """The backend that uses `array` without a copy: its own, or CuPy for a DLPack import.
 
-    :raises BackendUnavailableError: it is lent on a CUDA device, and CuPy cannot be used.
+    :raises BackendUnavailableError: it is another library's, on a CUDA device that CuPy cannot
+        use.
     """
-    place = place_of(array)
-    if place is None or place[0] not in ON_CUDA:
+    device = dlpack_device(array)
+    if device is None or device[0] not in ON_CUDA:
         return backend_of(array)
-    return backend_of(array) or _open(f"cupy:{place[1]}")
+    return backend_of(array) or _open(f"cupy:{device[1]}")
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """The values of an array of any library as a NumPy array; moves them if they are elsewhere.
+    """The values of an array of any library as a NumPy array; copies them from a device.
 
     :param value: NumPy, CuPy or torch array of any shape, or nested numbers.
-    :return: the values in the same shape and dtype; a NumPy array is returned as it is.
+    :return: the values in the same shape and dtype; a NumPy array is returned unchanged.
     :raises TypeError: the array has a mask.
 
     >>> to_numpy([1.0, 2.0])
@@ -162,45 +163,46 @@ def to_numpy(value: Any) -> np.ndarray:
     """
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError("value: expected an array without a mask; convert it with .filled(0.0)")
-    home = backend_of(value)
-    if home is not None:
-        return home.to_host(value)
-    plain = _without_gradient(value)
-    if plain is not value:
-        value = plain.cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds its values
+    backend = backend_of(value)
+    if backend is not None:
+        return backend.to_host(value)
+    detached = _detached(value)
+    if detached is not value:
+        value = detached.cpu()
+        if str(value.dtype) == "torch.bfloat16":  # not in NumPy; float32 represents its values
             value = value.float()
         value = value.numpy()
     return np.asarray(value)
 
 
 def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Array:
-    """The values of any array on a backend, in a dtype: the one explicit way across.
+    """The values of any array on a backend, in a dtype: the explicit transfer between backends.
 
-    A conversion is NumPy's `astype`, an overflow what `np.errstate` says of it; a number too small
-    for the dtype becomes subnormal or zero without an error.
+    Conversions are NumPy's `astype`, with overflow handled as `np.errstate` specifies; a number too
+    small for the dtype becomes subnormal or zero without an error.
 
     :param value: NumPy, CuPy, torch or JAX array of any shape, or nested numbers.
-    :param backend: where to; as for `get_backend`.
-    :param dtype: "float32", "float64" or any NumPy dtype; None keeps the value's own.
-    :return: `value` itself where nothing has to change; a view of its memory where another
-        library has it on the backend's CUDA device; a converted copy otherwise.
+    :param backend: the target; as for `get_backend`.
+    :param dtype: "float32", "float64" or any NumPy dtype; None: the dtype of `value`.
+    :return: `value` itself if nothing changes; a view of its memory if it belongs to another
+        library and is on the backend's CUDA device; a converted copy otherwise.
     :raises ValueError, BackendUnavailableError: as `get_backend`.
 
     >>> asarray([[1, 2]], dtype="float32")
     array([[1., 2.]], dtype=float32)
     """
     target = get_backend(backend)
-    value = _without_gradient(value)
-    here = None if isinstance(value, (np.ma.MaskedArray, np.matrix)) else target.adopt(value)
+    value = _detached(value)
+    special = isinstance(value, (np.ma.MaskedArray, np.matrix))
+    array = None if special else target.from_dlpack(value)
     with np.errstate(under="ignore"):
-        if here is None:
+        if array is None:
             return target.from_host(np.asarray(to_numpy(value), dtype))
-        return target.converted(here, here.dtype if dtype is None else np.dtype(dtype))
+        return target.astype(array, array.dtype if dtype is None else np.dtype(dtype))
 
 
-def _without_gradient(value: Any) -> Any:
-    """A torch tensor without what torch records of it; anything else as it is."""
+def _detached(value: Any) -> Any:
+    """A torch tensor detached from torch's graph; anything else unchanged."""
     is_tensor = type(value).__module__.partition(".")[0] == "torch"
     return value.detach() if is_tensor else value
 
@@ -215,11 +217,11 @@ __all__ = [
     "asarray",
     "auto_choice",
     "backend_of",
+    "device_text",
+    "dlpack_device",
     "get_backend",
-    "home_of",
-    "place_of",
+    "owning_backend",
     "synchronize",
     "to_numpy",
     "use_backend",
-    "whereabouts",
 ]

@@ -1,4 +1,4 @@
-"""What a backend is, and NumPy on the CPU, which is the plainest one."""
+"""The base class of backends, which is also the NumPy backend."""
 
 from __future__ import annotations
 
@@ -10,94 +10,94 @@ import numpy as np
 
 from ..floating_point import environment
 
-Array: TypeAlias = Any  # an array of whichever module serves: numpy.ndarray, cupy.ndarray
+Array: TypeAlias = Any  # an array of a backend's module: numpy.ndarray, cupy.ndarray
 
-ALIGNMENT = 64  # bytes: one cache line, and enough for every vector load
+ALIGNMENT = 64  # bytes: a cache line, and sufficient for all vector loads
 
 
-class WideProducts:
-    """An array module whose products take narrow operands: widened, multiplied, rounded once."""
+class UpcastProducts:
+    """An array module whose products upcast low-precision operands, and round the result once."""
 
     def __init__(self, xp: Any) -> None:
         self._xp = xp
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the module's own."""
+        """All other attributes are the module's."""
         return getattr(self._xp, name)
 
     def matmul(self, a: Array, b: Array, out: Array) -> None:
-        """Write a @ b to `out`; a and b of one narrow dtype, `out` of that or float32."""
+        """Write a @ b to `out`; a and b have one low-precision dtype, `out` that or float32."""
         out[...] = self._xp.matmul(a.astype(np.float32), b.astype(np.float32))
 
 
 class BackendUnavailableError(RuntimeError):
-    """A backend was asked for by name and cannot be used; the message says why."""
+    """A backend was requested by name and cannot be used; the message gives the reason."""
 
 
 class Backend:
-    """An array module and a device; the base of every backend.
+    """An array module and a device; the base of all backends.
 
-    `name` is what a user writes ("numpy", "cupy:0"), `xp` the array module. A concrete
-    backend overrides what differs from NumPy on the CPU.
+    `name` is the name that users write ("numpy", "cupy:0"), `xp` the array module. Subclasses
+    override what differs from NumPy on the CPU.
     """
 
     kind = "numpy"
     xp: Any = np
-    kernels = "numba"  # the family of fused kernels that run here, a folder of `xprnn/kernels`
-    on_gpu = False  # where every array operation is a launch
+    kernels = "numba"  # its kernel package, a folder of `xprnn/kernels`
+    on_gpu = False  # whether every array operation is a kernel launch
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @classmethod
     def open(cls, index: str) -> Backend:
-        """The backend on device `index` (text after the colon, may be empty)."""
+        """The backend on device `index` (the text after the colon, possibly empty)."""
         if index:
             raise ValueError(f"backend: 'numpy' has no devices; got 'numpy:{index}'")
         return cls("numpy")
 
     @classmethod
     def name_of(cls, array: object) -> str | None:
-        """The name of the backend that `array` lives on, or None if it is not of this kind."""
+        """The name of the backend that owns `array`, or None if that is not of this kind."""
         return "numpy" if isinstance(array, np.ndarray) else None
 
     def owns(self, array: object) -> bool:
         """Whether `array` is one of this backend's arrays, on its device."""
         return self.name_of(array) == self.name
 
-    def module(self, precision: str, narrow: bool) -> Any:
-        """The array module for equations: `xp`, with products as precise as the layer asks for.
+    def module(self, precision: str, mixed: bool) -> Any:
+        """The array module of a layer's equations: `xp`, with products of the given precision.
 
-        NumPy's float32 products are exact enough for any `precision`; `narrow` operands are
-        widened.
+        NumPy's float32 products are full precision, which any `precision` allows; operands of
+        `mixed` precision are upcast.
         """
-        return WideProducts(self.xp) if narrow else self.xp
+        return UpcastProducts(self.xp) if mixed else self.xp
 
-    def adopt(self, array: Any) -> Array | None:
-        """`array` itself if it is this backend's, or its memory on loan; None if neither can be."""
+    def from_dlpack(self, array: Any) -> Array | None:
+        """`array` itself if this backend owns it, or a view by DLPack, or None."""
         return array if self.owns(array) else None
 
     def activate(self) -> AbstractContextManager[Any]:
-        """A context in which new arrays are made on this backend's device.
+        """A context in which new arrays are allocated on this backend's device.
 
-        Every operation begins by entering it, before anything is changed. On a CPU it is the
-        floating-point environment of a call, of the thread that enters it.
+        Every operation enters it before it changes anything. On a CPU it sets the floating-point
+        environment of a call in the entering thread.
         """
         return environment()
 
     def stream(self) -> int:
-        """What identifies the queue that work is put on now; scratch is reused within one."""
+        """An identifier of the current stream; scratch memory is reused within one stream."""
         return 0
 
     def synchronize(self) -> None:
-        """Wait until all work given to the device is done."""
+        """Wait until all work submitted to the device is done."""
 
     def from_host(self, array: np.ndarray) -> Array:
         """A copy of a NumPy array on this backend."""
         return np.array(array)
 
-    def converted(self, array: Array, dtype: np.dtype[Any]) -> Array:
-        """One of this backend's arrays in another dtype: a copy, or itself where it has that."""
+    def astype(self, array: Array, dtype: np.dtype[Any]) -> Array:
+        """One of this backend's arrays in another dtype: a copy, or itself if it has that dtype."""
         return array.astype(dtype, copy=False)
 
     def to_host(self, array: Array) -> np.ndarray:
@@ -105,13 +105,13 @@ class Backend:
         return np.asarray(array)
 
     def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> Array:
-        """Zeros (size,) whose first element stands on an `ALIGNMENT` boundary."""
+        """Zeros (size,), with the first element on an `ALIGNMENT` boundary."""
         raw = np.zeros(size * dtype.itemsize + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         return raw[start : start + size * dtype.itemsize].view(dtype)
 
     def set_writable(self, array: Array, writable: bool) -> None:
-        """Let an array and the buffer it looks into be written or not, where that exists."""
+        """Make an array and its base writable or read-only, where the array module supports it."""
         if writable and isinstance(array.base, np.ndarray):
             array.base.flags.writeable = True
         array.flags.writeable = writable
@@ -119,7 +119,7 @@ class Backend:
             array.base.flags.writeable = False
 
     def describe(self) -> str:
-        """What computes here, for people."""
+        """The hardware, as human-readable text."""
         return f"{platform.machine()} {platform.system()}"
 
     def __repr__(self) -> str:
@@ -127,7 +127,7 @@ class Backend:
         return f"<backend {self.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy by name: a backend is a place, not data."""
+        """Pickle and copy by name: a backend is a device, not data."""
         from . import get_backend
 
         return get_backend, (self.name,)

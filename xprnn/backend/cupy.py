@@ -13,7 +13,7 @@ import numpy as np
 from . import cuda
 from .base import Array, Backend
 from .cublas import CudaModule
-from .dlpack import MANAGED, ON_CUDA, place_of
+from .dlpack import MANAGED, ON_CUDA, dlpack_device
 from .resident import ResidentKernels
 
 PER_THREAD = 2  # cudaStreamPerThread
@@ -28,7 +28,7 @@ class _Depth(local):
 
 
 class CupyBackend(Backend):
-    """CuPy on one CUDA device, on whichever CuPy stream and with whichever allocator is current."""
+    """CuPy on one CUDA device, with CuPy's current stream and allocator."""
 
     kind = "cupy"
     kernels = "cuda"
@@ -59,38 +59,38 @@ class CupyBackend(Backend):
 
     @classmethod
     def name_of(cls, array: object) -> str | None:
-        """The name of the backend that `array` lives on, or None if it is not CuPy's."""
+        """The name of the backend that owns `array`, or None if it is not CuPy's."""
         if type(array).__module__.partition(".")[0] != "cupy" or not hasattr(array, "device"):
             return None
         return f"cupy:{array.device.id}"
 
-    def adopt(self, array: Any) -> Array | None:
-        """`array` itself, or a view of the memory on this device that another library lends.
+    def from_dlpack(self, array: Any) -> Array | None:
+        """`array` itself, or a view by DLPack of another library's array on this device.
 
-        What was put on the library's current stream is done before what comes on CuPy's; the
-        protocol sees to that on the device. The memory stays while the view does.
+        DLPack orders, on the device, work submitted to the library's current stream before later
+        work on CuPy's. The memory lives at least as long as the view.
 
-        :raises BufferError: the library does not lend it, such as torch a tensor with a gradient.
+        :raises BufferError: the library does not export it; torch: a tensor that requires grad.
         :raises RuntimeError: the current stream is being captured.
         """
         if self.owns(array):
             return array
-        place = place_of(array)
-        if place is None or place[0] not in ON_CUDA:
+        device = dlpack_device(array)
+        if device is None or device[0] not in ON_CUDA:
             return None
-        if place[0] != MANAGED and place[1] != self.device:
+        if device[0] != MANAGED and device[1] != self.device:
             return None
         with self.activate():
-            lent = self.xp.from_dlpack(array)
-        return lent if self.owns(lent) else None
+            view = self.xp.from_dlpack(array)
+        return view if self.owns(view) else None
 
     @contextmanager
     def activate(self) -> Iterator[None]:
-        """A context in which this device is the current one.
+        """A context in which this device is the current device.
 
-        :raises RuntimeError: the current stream is being captured, at entry.
-        :raises KernelStoppedError: a kernel launched before gave up, at entry of the outermost
-            such block: an operation that has begun goes on.
+        :raises RuntimeError: at entry, if the current stream is being captured.
+        :raises KernelStoppedError: at entry of the outermost such block, if an earlier kernel
+            has timed out; operations in progress continue.
         """
         with self.xp.cuda.Device(self.device):
             if self._capturing():
@@ -98,20 +98,20 @@ class CupyBackend(Backend):
                     f"backend {self.name!r}: the current stream is being captured, and CuPy cannot "
                     "capture cuBLAS; nothing has been done. Call xprnn outside of the capture"
                 )
-            self._report()
+            self._raise_if_timed_out()
             self._depth.value += 1
             try:
                 yield
             finally:
                 self._depth.value -= 1
 
-    def _report(self) -> None:
-        """Raise for a kernel that gave up, outside of every `activate` block."""
+    def _raise_if_timed_out(self) -> None:
+        """Outside of all `activate` blocks, raise if a kernel has timed out."""
         if not self._depth.value:
             self.resident.check()
 
     def _capturing(self) -> bool:
-        """Whether the current stream is being captured, or cannot be asked for another one is."""
+        """Whether the current stream is being captured, or another capture prevents the query."""
         try:
             return bool(self.xp.cuda.get_current_stream().is_capturing())
         except RuntimeError as error:
@@ -119,54 +119,54 @@ class CupyBackend(Backend):
                 raise
             return True
 
-    def module(self, precision: str, narrow: bool) -> Any:
-        """CuPy, with products of cuBLAS's own: wide or narrow, and as precise as is asked for."""
+    def module(self, precision: str, mixed: bool) -> Any:
+        """CuPy, with products by cuBLAS of the given precision and of any operand dtype."""
         if precision not in self._modules:
             self._modules[precision] = CudaModule(self.xp, precision)
         return self._modules[precision]
 
     def stream(self) -> int:
-        """The current CUDA stream; each thread's own default stream has one address for all."""
+        """The current CUDA stream; per-thread default streams all have the same address."""
         pointer = int(self.xp.cuda.get_current_stream().ptr)
         return -get_ident() if pointer == PER_THREAD else pointer
 
     def synchronize(self) -> None:
         """Wait for the device.
 
-        :raises KernelStoppedError: a kernel gave up.
+        :raises KernelStoppedError: a kernel timed out.
         """
         with self.activate():
             self.xp.cuda.Device(self.device).synchronize()
-        self._report()
+        self._raise_if_timed_out()
 
     def from_host(self, array: np.ndarray) -> Array:
         """A copy of a NumPy array on this device; the array may be changed at once.
 
-        CuPy would copy page-locked memory later, without waiting; so it gets a copy of that.
+        CuPy copies page-locked memory asynchronously; so a copy of it is passed to CuPy.
         """
         with self.activate():
             return self.xp.asarray(np.array(array) if self._page_locked(array) else array)
 
     def _page_locked(self, array: np.ndarray) -> bool:
-        """Whether the device reads the array's memory by itself."""
+        """Whether the array's memory is page-locked, so that the device can read it directly."""
         runtime = self.xp.cuda.runtime
         kind = runtime.pointerGetAttributes(array.ctypes.data).type
         return bool(kind == runtime.memoryTypeHost)
 
-    def converted(self, array: Array, dtype: np.dtype[Any]) -> Array:
+    def astype(self, array: Array, dtype: np.dtype[Any]) -> Array:
         """As NumPy's, on this device."""
         with self.activate():
-            return super().converted(array, dtype)
+            return super().astype(array, dtype)
 
     def to_host(self, array: Array) -> np.ndarray:
-        """A copy of a device array on the host; waits for it, raises as `synchronize`."""
+        """A copy of a device array on the host; synchronises, and raises as `synchronize`."""
         with self.activate():
             host: np.ndarray = array.get()
-        self._report()
+        self._raise_if_timed_out()
         return host
 
     def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> Array:
-        """Zeros (size,); CuPy's allocations stand on 256 bytes or more."""
+        """Zeros (size,); CuPy's allocations are aligned to 256 bytes or more."""
         with self.activate():
             return self.xp.zeros(size, dtype)
 
@@ -175,7 +175,9 @@ class CupyBackend(Backend):
 
     def describe(self) -> str:
         """The GPU's name, its compute capability and its memory."""
-        facts = self.xp.cuda.runtime.getDeviceProperties(self.device)
-        name = facts["name"].decode() if isinstance(facts["name"], bytes) else facts["name"]
-        memory = facts["totalGlobalMem"] / 2**30
-        return f"{name}, compute capability {facts['major']}.{facts['minor']}, {memory:.0f} GiB"
+        properties = self.xp.cuda.runtime.getDeviceProperties(self.device)
+        name = properties["name"]
+        name = name.decode() if isinstance(name, bytes) else name
+        capability = f"{properties['major']}.{properties['minor']}"
+        memory = properties["totalGlobalMem"] / 2**30
+        return f"{name}, compute capability {capability}, {memory:.0f} GiB"

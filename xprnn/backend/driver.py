@@ -1,7 +1,7 @@
-"""What CUDA's driver says and CuPy has no name for: how many clusters of blocks a device holds.
+"""An occupancy query of the CUDA driver that CuPy does not wrap: resident clusters of blocks.
 
-Multiprocessors stand in groups of unlike sizes, and a cluster lies within one of them; so it is
-not the sum of what the multiprocessors hold, and only the driver knows.
+A cluster runs within one group of multiprocessors, and groups differ in size, so the number of
+clusters does not follow from the occupancy of a multiprocessor. Only the driver knows it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class LaunchConfig(Structure):
 
 @cache
 def _library() -> CDLL:
-    """The driver's library, which CuPy has loaded already."""
+    """The driver's library, already loaded by CuPy."""
     driver = CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     driver.cuOccupancyMaxActiveClusters.argtypes = (POINTER(c_int), c_void_p, POINTER(LaunchConfig))
     return driver
 
 
 def active_clusters(kernel: int, grid: tuple[int, ...], threads: int, shared: int) -> int:
-    """How many clusters of a kernel the current device holds at once.
+    """The maximum number of resident clusters of a kernel on the current device.
 
-    :param kernel: the address of a `CUfunction` that was compiled for clusters of one size.
-    :param grid: blocks of a launch, in up to three sizes.
-    :param threads: of a block.
-    :param shared: bytes of dynamic shared memory of a block.
-    :raises RuntimeError: the driver refuses to say.
+    :param kernel: the address of a `CUfunction`, compiled for a fixed cluster size.
+    :param grid: blocks of the launch, in up to three dimensions.
+    :param threads: threads per block.
+    :param shared: bytes of dynamic shared memory per block.
+    :raises RuntimeError: the driver returns an error.
     """
     config = LaunchConfig(*(*grid, 1, 1)[:3], threads, 1, 1, shared)
     count = c_int()

@@ -1,8 +1,8 @@
-"""(kind, options, arrays) <-> files in the safetensors format. Files are data: nothing is run.
+"""Reading and writing (kind, options, arrays) in the safetensors format.
 
-The arrays are what torch's `state_dict` would hold, so any safetensors reader can use them;
-the header's metadata says what they belong to: `format` "xprnn", `version`, `kind` and
-`options` (JSON). Format: https://huggingface.co/docs/safetensors/index
+The arrays have the names and shapes of torch's `state_dict`, so any safetensors reader can use
+them. The header's metadata describes their module: `format` "xprnn", `version`, `kind` and
+`options` (JSON). Files are data: no content of a file is executed. Format: https://huggingface.co/docs/safetensors/index
 """
 
 from __future__ import annotations
@@ -19,109 +19,108 @@ import numpy as np
 
 FORMAT = "xprnn"
 VERSION = "1"
-PREFIX = 16  # characters of a file's name in that of its temporary file, to be recognised by
-TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number it begins with
+PREFIX = 16  # characters of a file's name that the name of its temporary file begins with
+TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number at its start
 
 Location = str | os.PathLike[str]
 
 
 @contextmanager
 def replacing(path: Location) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` if the block succeeds.
+    """A temporary path in the same folder, which replaces `path` if the block succeeds.
 
-    Whatever ends the block early, nothing half-written is left behind. A symbolic link stays and
-    the file that it points to is replaced; another hard link keeps the old content. A file that is
-    replaced keeps its mode and, where the system allows it, its owner and group, but no ACL and no
-    other attribute; a new one gets the mode of any new file. The block closes what it opened:
-    Windows replaces no open file.
+    If the block fails, the temporary file is removed. If `path` is a symbolic link, its target is
+    replaced; other hard links keep the old content. A replaced file keeps its mode and, where the
+    system allows it, its owner and group, but no ACL or other attributes; a new file has the
+    default mode. The block must close the file: Windows cannot replace open files.
 
     :raises FileNotFoundError: the folder does not exist.
-    :raises PermissionError: the file is there and read-only, or its folder takes no new files.
-    :raises OSError: something else than a regular file is there, or the name cannot be one.
+    :raises PermissionError: the file exists and is read-only, or its folder is not writable.
+    :raises OSError: `path` exists and is not a regular file, or is not a valid file name.
     """
     target = Path(os.path.realpath(path))
     shown = target if Path(path).is_symlink() else Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {shown.parent}")
-    before = _replaceable(target, shown)
+    existing = _replaceable(target, shown)
     part = target.with_name(f".{target.name[:PREFIX]}.{os.urandom(4).hex()}.part")
-    # what replaces a private file is private from the start; the system applies the umask
-    mode = 0o666 if before is None else 0o600
+    # a file that replaces a private file is private from the start; the system applies the umask
+    mode = 0o666 if existing is None else 0o600
     try:
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     except OSError as error:
         folder = f"{shown}: cannot be written in its folder: {error.strerror}"
         raise OSError(error.errno, folder) from error
     try:
-        wanted = before or part.stat()
+        attributes = existing or part.stat()
         yield part
-        _give(part, wanted)  # safetensors, for one, has replaced the file by its own
+        _copy_attributes(part, attributes)  # safetensors, for example, replaces the file
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
 def _replaceable(target: Path, shown: Path) -> os.stat_result | None:
-    """What the system says of the file that is to be replaced; None where there is none."""
+    """The `stat` of the file to be replaced; None if there is none."""
     try:
-        found = target.stat()
+        status = target.stat()
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{shown}: is there already, and not a regular file")
-    if not found.st_mode & 0o222:  # renaming would go past it, unlike opening
-        raise PermissionError(f"{shown}: is there already, and read-only")
-    return found
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{shown}: exists and is not a regular file")
+    if not status.st_mode & 0o222:  # renaming does not check this, unlike opening
+        raise PermissionError(f"{shown}: exists and is read-only")
+    return status
 
 
-def _give(part: Path, wanted: os.stat_result) -> None:
-    """Give a file this owner and group, where the system allows it, and this mode."""
-    mode, now = stat.S_IMODE(wanted.st_mode), part.stat()
-    if (now.st_uid, now.st_gid) != (wanted.st_uid, wanted.st_gid):
+def _copy_attributes(part: Path, source: os.stat_result) -> None:
+    """Set a file's mode and, where the system allows it, its owner and group."""
+    mode, current = stat.S_IMODE(source.st_mode), part.stat()
+    if (current.st_uid, current.st_gid) != (source.st_uid, source.st_gid):
         try:
-            os.chown(part, wanted.st_uid, wanted.st_gid)
-        except OSError:  # only root may give a file away
+            os.chown(part, source.st_uid, source.st_gid)
+        except OSError:  # only root may change a file's owner
             with suppress(OSError):
-                os.chown(part, -1, wanted.st_gid)
-            mode &= 0o777  # no program runs as another user for that
+                os.chown(part, -1, source.st_gid)
+            mode &= 0o777  # no setuid or setgid for another owner
     part.chmod(mode)
 
 
 def check_outputs(outputs: Iterable[Location], inputs: Iterable[Location] = ()) -> None:
-    """Check that files to be written are neither files to be read nor each other.
+    """Check that output files differ from input files and from each other.
 
-    Links, hard and symbolic, and different spellings of a path name the same file.
+    Hard and symbolic links and different spellings of a path are recognised as the same file.
 
-    :raises ValueError: two of them are the same file; it names both.
+    :raises ValueError: two of them are the same file; the message names both.
     """
-    taken = [(path, "it is read") for path in inputs]
+    earlier = [(path, "it is read") for path in inputs]
     for path in outputs:
-        for other, why in taken:
+        for other, why in earlier:
             if _same_file(path, other):
                 raise ValueError(
                     f"{os.fspath(path)}: expected another file to write to than "
                     f"{os.fspath(other)}: {why}"
                 )
-        taken.append((path, "it is written too"))
+        earlier.append((path, "it is written too"))
 
 
 def _same_file(a: Location, b: Location) -> bool:
     try:
         return Path(a).samefile(b)
-    except FileNotFoundError:  # one is yet to be written, maybe through a link
+    except FileNotFoundError:  # one does not exist yet; the path may contain links
         return os.path.normcase(os.path.realpath(a)) == os.path.normcase(os.path.realpath(b))
 
 
 def write(path: Location, kind: str, options: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Write NumPy arrays and what they belong to, whole or not at all.
+    """Write NumPy arrays and their kind and options to a file, atomically.
 
     :raises OSError: the file cannot be written.
-    :raises ValueError: an array's dtype is none of the format's.
+    :raises ValueError: the format does not support an array's dtype.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    # safetensors 0.8 takes an array's bytes as they stand, whatever their order says
+    # safetensors 0.8 ignores byte order and memory layout
     plain = {
         name: np.asarray(array, array.dtype.newbyteorder("="), order="C")
         for name, array in arrays.items()
@@ -144,14 +143,14 @@ def read(path: Location) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     """The kind, options and arrays of a file that `write` wrote.
 
     :raises FileNotFoundError: there is no such file.
-    :raises ValueError: it is not such a file, is damaged, or has another version.
+    :raises ValueError: the file was not written by `write`, is damaged, or has another version.
     """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
-    if _is_torchs(path):
-        raise ValueError(f"expected a safetensors file, got {described(path)}")
+    if _is_torch_file(path):
+        raise ValueError(f"expected a safetensors file, got {describe_path(path)}")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -168,10 +167,10 @@ def read(path: Location) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     return metadata.get("kind", ""), options, arrays
 
 
-def described(path: Location) -> str:
-    """What a path is that was given instead of what is in it, and how to get that."""
+def describe_path(path: Location) -> str:
+    """A description of a path that was passed instead of arrays, and how to load them."""
     name = os.fspath(path)
-    if _is_torchs(path):
+    if _is_torch_file(path):
         return (
             f"{name}: a file of torch.save, a pickle, of which nothing is loaded or executed here; "
             "in torch, safetensors.torch.save_file(torch.load(path, weights_only=True), "
@@ -184,8 +183,8 @@ def described(path: Location) -> str:
     )
 
 
-def _is_torchs(path: Location) -> bool:
-    """Whether a file is one that torch.save wrote, by its first bytes and the names in it."""
+def _is_torch_file(path: Location) -> bool:
+    """Whether torch.save wrote a file, by its first bytes or the names in its archive."""
     from zipfile import BadZipFile, ZipFile
 
     try:

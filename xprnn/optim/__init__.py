@@ -1,6 +1,6 @@
 """Optimisers, in place on the modules' flat buffers; cosine decay and gradient clipping.
 
-They hold modules, never arrays, and leave frozen parameters alone. The updates are torch's
+They refer to modules, never to arrays, and do not update frozen parameters. The updates are torch's
 (https://docs.pytorch.org/docs/stable/optim.html) and are checked against it.
 """
 

@@ -1,4 +1,4 @@
-"""What the optimisers share: the walk over modules, their state, and its file."""
+"""The base of the optimisers: iteration over modules, their state, and its file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ check_rate = partial(check_number, low=0.0, high=math.inf)
 
 
 class Optimizer(Stateful):
-    """The base of the optimisers: walks over modules and keeps one flat buffer per slot.
+    """The base of the optimisers: iterates over modules and has one flat buffer per slot.
 
-    `lr` and the other numbers of the constructor may be set at any time; each is checked then
-    as the constructor does.
+    `lr` and the other numbers of the constructor may be set at any time, with the checks of the
+    constructor.
     """
 
     lr = Checked(check_rate)
@@ -40,13 +40,13 @@ class Optimizer(Stateful):
         self._modules = as_modules(modules)
         self.lr = lr
         self._steps = 0
-        # by module: for how many steps each parameter was frozen, those that ever were
+        # by module: the number of steps in which a parameter was frozen, if any
         self._missed: list[Counter[str]] = [Counter() for _ in self._modules]
         self._state = _buffers(self._modules, (*slots, "scratch"))
         self._scratch = [slots.pop("scratch") for slots in self._state]
 
     def __setstate__(self, state: Any) -> None:
-        """As the base; in the pickles of xprnn 0.1.0 every parameter has taken every step."""
+        """As the base; in pickles of xprnn 0.1.0 no parameter has missed a step."""
         super().__setstate__(state)
         self.__dict__.setdefault("_missed", [Counter() for _ in self._modules])
 
@@ -57,18 +57,18 @@ class Optimizer(Stateful):
 
     @property
     def steps(self) -> int:
-        """How many steps have been taken; a parameter counts those in which it is not frozen."""
+        """The number of steps taken; for a parameter, those in which it was frozen do not count."""
         return self._steps
 
     def step(self) -> None:
-        """Update every parameter that is not frozen from its gradient.
+        """Update all parameters that are not frozen.
 
         :raises RuntimeError: a module has been moved since; nothing is changed.
         """
         for module, scratch in zip(self._modules, self._scratch, strict=True):
-            with module.backend.activate():  # refuses here, if it does, with nothing changed
-                fits = module.backend.owns(scratch) and scratch.dtype == module.dtype
-            if not fits:
+            with module.backend.activate():  # if this raises, nothing has been changed
+                matches = module.backend.owns(scratch) and scratch.dtype == module.dtype
+            if not matches:
                 raise RuntimeError(
                     f"{type(self).__name__}: a {type(module).__name__} was moved or cast after "
                     "the optimiser was built; build it after `to`"
@@ -93,25 +93,25 @@ class Optimizer(Stateful):
 
     def _runs(self, module: Module, missed: Counter[str]) -> list[tuple[int, int, int]]:
         """The parts [start, stop) of the flat buffers to update, each with its number of steps."""
-        if not missed:  # and nothing is frozen now
+        if not missed:  # nothing has ever been frozen
             return [(0, module.parameters.flat.size, self._steps)]
-        late = {name: missed[name] for name in module.parameters if name not in module.frozen}
+        counts = {name: missed[name] for name in module.parameters if name not in module.frozen}
         return [
             (start, stop, self._steps - n)
-            for n in sorted(set(late.values()))
+            for n in sorted(set(counts.values()))
             for start, stop in module.parameters.parts_without(
-                frozenset(name for name in module.parameters if late.get(name) != n)
+                frozenset(name for name in module.parameters if counts.get(name) != n)
             )
         ]
 
     def _update(
         self, xp: Any, p: Array, dp: Array, state: dict[str, Array], t: Array, steps: int
     ) -> None:
-        """Add step number `steps` to `p`; `dp` is read, `state` updated, `t` scratch; all 1-D."""
+        """Update `p` in step number `steps`; in: dp, inout: p, state, scratch: t; all 1-D."""
         raise NotImplementedError
 
     def _add_slot(self, slot: str) -> None:
-        """Allocate a slot, zeros, unless there is one."""
+        """Allocate a slot of zeros, unless it exists."""
         if slot not in self._state[0]:
             added = _buffers(self._modules, (slot,))
             self._state = [old | new for old, new in zip(self._state, added, strict=True)]
@@ -123,9 +123,9 @@ class Optimizer(Stateful):
 
     @frees_memory
     def state_dict(self) -> dict[str, Any]:
-        """`steps`, `lr`, and for the module k its `k.steps` and copies of its slots.
+        """`steps`, `lr`, and for module k its `k.steps` and copies of its slots.
 
-        `k.steps`, integers on the host, are the steps that each parameter has taken.
+        `k.steps`, integers on the host, are the numbers of steps that each parameter has taken.
         """
         arrays: dict[str, Array] = {}
         for k, (module, state) in enumerate(zip(self._modules, self._state, strict=True)):
@@ -138,12 +138,12 @@ class Optimizer(Stateful):
 
     @frees_memory
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, for the same modules in the same dtypes.
+        """Set what `state_dict` returned, for the same modules in the same dtypes.
 
-        In a state without any `k.steps`, of xprnn 0.1.0, every parameter has taken all steps.
+        In states without any `k.steps`, of xprnn 0.1.0, no parameter has missed a step.
 
-        :raises TypeError, ValueError: entries are missing, unexpected or not what they should
-            be; nothing is changed.
+        :raises TypeError, ValueError: entries are missing, unexpected or invalid; nothing is
+            changed.
         """
         values = dict(state)
         try:
@@ -152,18 +152,18 @@ class Optimizer(Stateful):
         except KeyError as error:
             raise ValueError(f"state of {type(self).__name__}: missing {error}") from error
         arrays = {name: as_numpy_floats(to_numpy(value)) for name, value in values.items()}
-        missed = self._missed_of(steps, arrays)
-        places = {
+        missed = self._pop_missed(steps, arrays)
+        buffers = {
             f"{k}.{slot}": array
             for k, slots in enumerate(self._state)
             for slot, array in slots.items()
         }
-        wrong = state_errors({name: a.shape for name, a in places.items()}, arrays)
-        if not wrong:
-            wrong = [e for n, a in places.items() for e in range_errors(n, arrays[n], a.dtype)]
-        if wrong:
-            raise ValueError(f"state of {type(self).__name__}: " + "; ".join(wrong))
-        moved = [
+        errors = state_errors({name: a.shape for name, a in buffers.items()}, arrays)
+        if not errors:
+            errors = [e for n, a in buffers.items() for e in range_errors(n, arrays[n], a.dtype)]
+        if errors:
+            raise ValueError(f"state of {type(self).__name__}: " + "; ".join(errors))
+        loaded = [
             {
                 slot: module.backend.from_host(
                     asarray(arrays[f"{k}.{slot}"], backend="numpy", dtype=module.dtype)
@@ -172,32 +172,32 @@ class Optimizer(Stateful):
             }
             for k, (module, slots) in enumerate(zip(self._modules, self._state, strict=True))
         ]
-        self._steps, self.lr, self._missed, self._state = steps, lr, missed, moved
+        self._steps, self.lr, self._missed, self._state = steps, lr, missed, loaded
 
-    def _missed_of(self, steps: int, arrays: dict[str, np.ndarray]) -> list[Counter[str]]:
-        """What each parameter has missed of `steps`; takes every `k.steps` out of `arrays`."""
+    def _pop_missed(self, steps: int, arrays: dict[str, np.ndarray]) -> list[Counter[str]]:
+        """The steps that each parameter has missed; removes all `k.steps` from `arrays`."""
         names = [f"{k}.steps" for k in range(len(self._modules))]
         if not any(name in arrays for name in names):
             return [Counter() for _ in names]
-        found = []
+        missed = []
         for name, module in zip(names, self._modules, strict=True):
             taken, shape = arrays.pop(name, None), (len(module.parameters),)
             if taken is None or taken.shape != shape or taken.dtype.kind not in "iu":
-                came = "nothing" if taken is None else f"{taken.dtype} {taken.shape}"
-                raise ValueError(f"{name}: expected {shape} integers, got {came}")
+                actual = "nothing" if taken is None else f"{taken.dtype} {taken.shape}"
+                raise ValueError(f"{name}: expected {shape} integers, got {actual}")
             if taken.min() < 0 or taken.max() > steps:
                 raise ValueError(
-                    f"{name}: expected 0 to {steps}, the steps in all; "
+                    f"{name}: expected 0 to {steps}, the total number of steps; "
                     f"got {taken.min()} to {taken.max()}"
                 )
             pairs = zip(module.parameters, taken.tolist(), strict=True)
-            found.append(Counter({n: steps - own for n, own in pairs if own < steps}))
-        return found
+            missed.append(Counter({n: steps - count for n, count in pairs if count < steps}))
+        return missed
 
 
 @frees_memory
 def _buffers(modules: list[Module], slots: tuple[str, ...]) -> list[dict[str, Array]]:
-    """For each module its slots, zeros in the layout of its gradients."""
+    """The slots of each module: zeros in the layout of its gradients."""
     state = []
     for module in modules:
         with module.backend.activate():
@@ -207,13 +207,13 @@ def _buffers(modules: list[Module], slots: tuple[str, ...]) -> list[dict[str, Ar
 
 
 def as_modules(modules: Iterable[Module]) -> list[Module]:
-    """`modules` as a list; TypeError or ValueError unless it holds different modules."""
+    """`modules` as a list; TypeError or ValueError unless they are distinct modules."""
     if isinstance(modules, Module) or not isinstance(modules, Iterable):
         raise TypeError(f"modules: expected a list of modules, got {type(modules).__name__}")
-    found = list(modules)
-    for module in found:
+    listed = list(modules)
+    for module in listed:
         if not isinstance(module, Module):
             raise TypeError(f"modules: expected xprnn modules, got {type(module).__name__}")
-    if not found or len({id(module) for module in found}) < len(found):
+    if not listed or len({id(module) for module in listed}) < len(listed):
         raise ValueError("modules: expected at least one, and none of them twice")
-    return found
+    return listed

@@ -1,4 +1,4 @@
-"""What stands around an optimiser's step: a falling learning rate, a bounded gradient."""
+"""Learning-rate decay and gradient clipping."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .state import Stateful
 
 
 class CosineDecay(Stateful):
-    """Lowers an optimiser's learning rate along half a cosine, from its own to `lr_min`.
+    """Lowers an optimiser's learning rate along half a cosine, from its current value to `lr_min`.
 
-    After k of `steps` steps lr = lr_min + (lr_0 - lr_min) (1 + cos(π k / steps)) / 2, and
+    After k of `steps` steps, lr = lr_min + (lr_0 - lr_min) (1 + cos(π k / steps)) / 2, and
     lr_min from then on. I. Loshchilov, F. Hutter, "SGDR" (2017), without restarts.
 
-    The attributes `steps`, `lr_max` (lr_0), `lr_min` and `done` (k) may be set at any time and are
-    checked then. The state, and its file, holds all of them but `steps`; the optimiser's `lr` is
-    in the optimiser's own.
+    The attributes `steps`, `lr_max` (lr_0), `lr_min` and `done` (k) may be set at any time, with
+    the checks of the constructor. The state and its file hold all of them except `steps`; the
+    optimiser's `lr` is part of the optimiser's state.
 
-    :param optimizer: whose `lr` to set; its value now is lr_0.
+    :param optimizer: the optimiser whose `lr` is set; its current value is lr_0.
     :param steps: at least 1.
     :param lr_min: at least 0.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import xprnn
     >>> optimizer = xprnn.optim.SGD([xprnn.Linear(2, 1)], lr=1.0)
@@ -63,17 +63,17 @@ class CosineDecay(Stateful):
     def step(self) -> None:
         """Set the learning rate for the next step."""
         self.done += 1
-        share = (1.0 + math.cos(math.pi * min(self.done / self.steps, 1.0))) / 2.0
-        self._optimizer.lr = self.lr_min + (self.lr_max - self.lr_min) * share
+        factor = (1.0 + math.cos(math.pi * min(self.done / self.steps, 1.0))) / 2.0
+        self._optimizer.lr = self.lr_min + (self.lr_max - self.lr_min) * factor
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the decay is, and between which rates."""
+        """The progress of the decay and its bounds: `done`, `lr_max`, `lr_min`."""
         return {"done": self.done, "lr_max": self.lr_max, "lr_min": self.lr_min}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Set what `state_dict` returned.
 
-        :raises TypeError, ValueError: it is not that; nothing is changed.
+        :raises TypeError, ValueError: `state` is invalid; nothing is changed.
         """
         if state.keys() != self.state_dict().keys():
             raise ValueError(
@@ -93,22 +93,22 @@ def clip_grad_norm(
 
     dθ <- dθ min(1, max_norm / (|dθ| + 1e-6)). R. Pascanu, T. Mikolov, Y. Bengio (2013); as
     https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html.
-    The norm is taken in float64, so that a gradient whose squares leave float32's range is
-    clipped and not lost.
+    The norm is computed in float64, so that gradients whose squares overflow in float32 are
+    clipped correctly.
 
-    A norm that is infinite or NaN says nothing about how to scale, and scaled by it all gradients,
-    and after the next step all parameters, would be NaN. On the CPU it is an error. On a GPU to
-    read the norm would be to wait for the device, so nothing is read: where it is not finite all
-    gradients become zero there, by the device itself, and the norm that is returned tells.
+    Scaling by a norm that is infinite or NaN would make all gradients, and after the next step all
+    parameters, NaN. On the CPU such a norm is an error. On a GPU reading the norm would require
+    synchronisation, so the device sets all gradients to zero if the norm is not finite, and only
+    the returned norm shows it.
 
     :param modules: on one backend; their `grads` are scaled in place.
-    :param max_norm: above 0; infinity only measures: the gradients stay as they are.
-    :param error_if_nonfinite: True: a norm that is not finite is an error on a GPU too, which
-        waits for the device, and for an infinite `max_norm`. False: all gradients become zero
-        where it is not finite, on the CPU too. None: as said above.
+    :param max_norm: above 0; with infinity the norm is computed and gradients are unchanged.
+    :param error_if_nonfinite: True: a norm that is not finite is an error, also on a GPU, with
+        synchronisation, and with infinite `max_norm`. False: all gradients become zero if the
+        norm is not finite, also on the CPU. None: as described above.
     :return: the norm before scaling, float64 (), on the modules' backend.
-    :raises RuntimeError: the norm is not finite; the gradients stay as they are.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises RuntimeError: the norm is not finite; the gradients are unchanged.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import numpy as np, xprnn
     >>> linear = xprnn.Linear(1, 1, bias=False, seed=0).train()
@@ -119,12 +119,12 @@ def clip_grad_norm(
     (4.0, 1.0)
     """
     modules = as_modules(modules)
-    measures = isinstance(max_norm, (float, np.floating)) and max_norm == math.inf
-    if not measures:
+    norm_only = isinstance(max_norm, (float, np.floating)) and max_norm == math.inf
+    if not norm_only:
         max_norm = check_number("max_norm", max_norm, sys.float_info.min, math.inf)
     backend = modules[0].backend
     if error_if_nonfinite is None:
-        error_if_nonfinite = not (backend.on_gpu or measures)
+        error_if_nonfinite = not (backend.on_gpu or norm_only)
     check_flag("error_if_nonfinite", error_if_nonfinite)
     if len(names := {module.backend.name for module in modules}) > 1:
         raise ValueError(f"modules: expected all on one backend, got {', '.join(sorted(names))}")
@@ -132,22 +132,22 @@ def clip_grad_norm(
     with backend.activate():
         total = xp.zeros((), xp.float64)
         for module in modules:
-            wide = module.grads.flat.astype(xp.float64)
-            total = total + xp.dot(wide, wide)
+            flat = module.grads.flat.astype(xp.float64)
+            total = total + xp.dot(flat, flat)
         norm = xp.sqrt(total)
-        if error_if_nonfinite and not math.isfinite(found := float(backend.to_host(norm))):
+        if error_if_nonfinite and not math.isfinite(value := float(backend.to_host(norm))):
             raise RuntimeError(
-                f"clip_grad_norm: the norm of the gradients is {found}; they are unchanged. Drop "
+                f"clip_grad_norm: the norm of the gradients is {value}; they are unchanged. Drop "
                 "them with zero_grad(), or pass error_if_nonfinite=False to set them to zero"
             )
-        if measures:
+        if norm_only:
             return norm
         scale = xp.minimum(max_norm / (norm + 1e-6), 1.0)
         if not error_if_nonfinite:
-            lost = ~xp.isfinite(norm)
-            scale = xp.where(lost, 1.0, scale)
+            nonfinite = ~xp.isfinite(norm)
+            scale = xp.where(nonfinite, 1.0, scale)
             for module in modules:
-                xp.copyto(module.grads.flat, 0.0, "unsafe", lost)
+                xp.copyto(module.grads.flat, 0.0, "unsafe", nonfinite)
         for module in modules:
             gradients = module.grads.flat
             gradients *= scale.astype(module.dtype)

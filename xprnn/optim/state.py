@@ -1,4 +1,4 @@
-"""A state that goes to a file and comes back: what optimisers and schedules share."""
+"""Saving and loading state: the base of optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..backend import backend_of, to_numpy
 
 
 class Stateful:
-    """The base of what has a state: `save` and `load` are `state_dict` and its file."""
+    """The base of objects with a state: `state_dict`, and `save` and `load` for files."""
 
     _renamed: ClassVar[Mapping[str, str]] = {}  # attributes in the pickles of xprnn 0.1.0
 
     def __setstate__(self, state: Any) -> None:
-        """Set a copy's or a pickle's attributes, those of xprnn 0.1.0 by their names of today."""
+        """Set the attributes of a copy or pickle, those of xprnn 0.1.0 by their current names."""
         plain, slots = state if isinstance(state, tuple) else (state, None)
         for name, value in (plain or {}).items():
             self.__dict__[self._renamed.get(name, name)] = value
@@ -24,25 +24,25 @@ class Stateful:
             setattr(self, name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of what must be kept: arrays, and numbers that a JSON file can hold."""
+        """Copies of the state: arrays, and numbers that JSON can represent."""
         raise NotImplementedError
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, all or nothing."""
+        """Set what `state_dict` returned, all or nothing."""
         raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a safetensors file, whole or not at all; OSError if that fails."""
+        """Write the state to a safetensors file, atomically; OSError if that fails."""
         state = self.state_dict()
         arrays = {n: to_numpy(v) for n, v in state.items() if backend_of(v) is not None}
         options = {name: value for name, value in state.items() if name not in arrays}
         io.write(path, type(self).__name__, options, arrays)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take back what `save` wrote.
+        """Load what `save` wrote.
 
         :raises FileNotFoundError, ValueError: there is no such file, or it does not hold the
-            state of such an object; nothing is changed.
+            state of an object of this class; nothing is changed.
         """
         kind, options, arrays = io.read(path)
         if kind != type(self).__name__:

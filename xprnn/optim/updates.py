@@ -28,10 +28,10 @@ class SGD(Optimizer):
 
     As https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html.
 
-    :param modules: what to train; their dtypes and backends may differ.
+    :param modules: the modules to train; their dtypes and backends may differ.
     :param lr: learning rate, at least 0.
     :param momentum: from 0 to below 1.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import numpy as np, xprnn
     >>> linear = xprnn.Linear(2, 1, bias=False, dtype="float64", seed=0).train()
@@ -48,7 +48,7 @@ class SGD(Optimizer):
 
     @property
     def momentum(self) -> float:
-        """Which share of the last move is kept; while it is 0 the moves kept do not change."""
+        """The momentum factor; while it is 0 the momentum buffers do not change."""
         return self._momentum
 
     @momentum.setter
@@ -73,18 +73,18 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam: D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization" (2015).
 
-    With m and v the running means of dp and dp^2, corrected for their start at zero, and k the
-    number of steps that the parameter has taken: those in which it is frozen do not count::
+    With m and v the running means of dp and dp^2, with bias correction, and k the number of steps
+    that the parameter has taken, without those in which it was frozen::
 
         p <- p - lr (m / (1 - b1^k)) / (sqrt(v / (1 - b2^k)) + eps)
 
     As https://docs.pytorch.org/docs/stable/generated/torch.optim.Adam.html.
 
-    :param modules: what to train; their dtypes and backends may differ.
+    :param modules: the modules to train; their dtypes and backends may differ.
     :param lr: learning rate, at least 0.
     :param betas: (b1, b2), each from 0 to below 1.
     :param eps: above 0.
-    :raises TypeError, ValueError: an argument is none of these.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import xprnn
     >>> xprnn.optim.Adam([xprnn.Linear(2, 1)], lr=0.01).lr
@@ -125,12 +125,12 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with the weight decay apart from the gradient: p <- (1 - lr weight_decay) p first.
+    """Adam with decoupled weight decay: p <- (1 - lr weight_decay) p before each update.
 
     I. Loshchilov, F. Hutter, "Decoupled weight decay regularization" (2019); as
     https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html.
 
-    :param weight_decay: at least 0. The other parameters, and what is raised, as for `Adam`.
+    :param weight_decay: at least 0. The other parameters and the exceptions are those of `Adam`.
 
     >>> import xprnn
     >>> xprnn.optim.AdamW([xprnn.Linear(2, 1)]).weight_decay

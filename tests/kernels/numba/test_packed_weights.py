@@ -121,7 +121,7 @@ def warm(name: str) -> tuple[Any, list[np.ndarray]]:
     """A layer that keeps packs, and what it gives."""
     layer = make(name, num_layers=2, bidirectional=True)
     found = results(layer)
-    packs = layer.parameters.packs.values()
+    packs = layer.parameters.packed_weights.values()
     assert len(packs) == 4 and all(
         {*each.made} == {"forward", "backward", "input"} for each in packs
     )
@@ -141,7 +141,9 @@ def test_what_is_written_counts_in_the_next_call(name: str, way: str) -> None:
 def test_stale_packs_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: packs that live as long as the parameters."""
     monkeypatch.setattr(
-        Parameters, "packs", property(lambda self: self.__dict__.setdefault("p", PacksOfAll()))
+        Parameters,
+        "packed_weights",
+        property(lambda self: self.__dict__.setdefault("p", PacksOfAll())),
     )
     with pytest.raises(AssertionError):
         test_what_is_written_counts_in_the_next_call("gru", way)
@@ -149,7 +151,7 @@ def test_stale_packs_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_packs_of_an_open_block_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: what is packed inside a block is kept until it ends."""
-    monkeypatch.setattr(Parameters, "packs", property(lambda self: self._packs))
+    monkeypatch.setattr(Parameters, "packed_weights", property(lambda self: self._packs))
     with pytest.raises(AssertionError):
         test_inside_a_block_the_numbers_count_as_they_are()
 
@@ -192,7 +194,7 @@ def loaded(layer: Any, path: Path) -> Any:
 def test_a_copy_has_packs_of_its_own(way: str, which: str, tmp_path: Path) -> None:
     layer, before = warm("gru")
     other = OTHERS[way](layer, tmp_path)
-    assert not other.parameters.packs
+    assert not other.parameters.packed_weights
     assert_same(results(other), before)
     written, left = (other, layer) if which == "copy" else (layer, other)
     with written.writable() as flat:
@@ -204,7 +206,7 @@ def test_a_copy_has_packs_of_its_own(way: str, which: str, tmp_path: Path) -> No
 def test_a_layer_that_moves_packs_anew() -> None:
     layer, _ = warm("gru")
     layer.to(dtype="float32")
-    assert not layer.parameters.packs
+    assert not layer.parameters.packed_weights
     assert_as_fresh(layer, "gru", dtype="float32")
     layer.to(dtype="float64")
     assert_as_fresh(layer, "gru")
@@ -215,7 +217,7 @@ def test_packs_that_modules_share_are_found(
 ) -> None:
     """The planted fault: one place for the packs of all parameters."""
     every = PacksOfAll()
-    monkeypatch.setattr(Parameters, "packs", property(lambda self: every))
+    monkeypatch.setattr(Parameters, "packed_weights", property(lambda self: every))
     for way in OTHERS:
         with pytest.raises(AssertionError):
             test_a_copy_has_packs_of_its_own(way, "copy", tmp_path)

@@ -73,7 +73,7 @@ def test_packs_of_another_version_stand_in_the_same_memory() -> None:
 
 def addresses(layer: Any) -> list[int]:
     """Where the packed weights stand."""
-    made = [packs.made for packs in layer.parameters.packs.values()]
+    made = [packs.made for packs in layer.parameters.packed_weights.values()]
     return [
         panels.ctypes.data
         for each in made
@@ -87,7 +87,7 @@ def test_packs_of_old_versions_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     every: dict[Any, dict[Any, Any]] = {}
     monkeypatch.setattr(
         Parameters,
-        "packs",
+        "packed_weights",
         property(lambda self: every.setdefault((id(self), self.version), PacksOfAll())),
     )
     with pytest.raises(AssertionError):
@@ -96,7 +96,7 @@ def test_packs_of_old_versions_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_eval_drops_them() -> None:
     layer, before = warm("lstm")
-    assert not layer.eval().parameters.packs
+    assert not layer.eval().parameters.packed_weights
     assert_same(results(layer.train()), before)
 
 
@@ -152,7 +152,7 @@ def test_a_write_ends_what_is_kept_before_the_block_counts_as_ended() -> None:
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             if name == "_open" and value == 0:
-                seen.append(not any(packs.made for packs in self.packs.values()))
+                seen.append(not any(packs.made for packs in self.packed_weights.values()))
 
     layer.parameters.__class__ = Watched
     with layer.writable():

@@ -91,9 +91,9 @@ def test_nothing_is_copied(name: str, cupy: Backend) -> None:
 
 
 def test_a_copy_is_found(cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    borrow = cupy.adopt
+    borrow = cupy.from_dlpack
     monkeypatch.setattr(
-        cupy, "adopt", lambda array: array if cupy.owns(array) else borrow(array).copy()
+        cupy, "from_dlpack", lambda array: array if cupy.owns(array) else borrow(array).copy()
     )
     with pytest.raises(AssertionError):
         check_nothing_is_copied("gru", cupy)
@@ -238,7 +238,7 @@ def test_arrays_that_are_not_lent(refusal: str, cupy: Backend) -> None:
     host = arguments(subject)
     for argument, array in host.items():
         value = Unwilling(array, error, requires_grad)
-        refuses(subject, moved(cupy, host), argument, value, "lent to CuPy, got Unwilling", text)
+        refuses(subject, moved(cupy, host), argument, value, "export to CuPy, got Unwilling", text)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int64", "bool", "complex128"])
