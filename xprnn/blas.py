@@ -1,28 +1,32 @@
-"""Products by NumPy's BLAS, cut by their sizes alone and shared without OpenBLAS's threads.
+"""Matrix products by NumPy's BLAS, sliced by size, and shared among threads of this module.
 
-Beside a busy process a product that OpenBLAS divides waits milliseconds for a thread of its own
-that has no processor: layers took eight times as long as on one thread, and more. A limit for the
-process would slow whatever else computes in it. But what is small enough OpenBLAS never divides. So
+Next to a busy process, a product that OpenBLAS divides among its own threads waits milliseconds for
+one that has no processor: layers took eight times as long as on one thread, and more. A limit for
+the process would slow everything else that computes in it. But OpenBLAS never divides a product
+that is small enough. Therefore
 
-- a product of up to `LARGE` multiply-adds is made in slices, each of them that small, many in one
-  call of NumPy; where its sums are cut too, the parts are added in order;
-- from `LOOP` on, or `ONCE`, pieces of some slices go to the caller's thread and to other threads of
-  this module, each to the next that is free. The caller waits for no thread that has not begun;
-- a larger product is left to OpenBLAS: a wait of milliseconds costs it little, and its slices take
-  longer than the whole.
+- a product of up to `LARGE` multiply-adds is computed in slices below that size, many in one call
+  of NumPy; where its sums are split too, the partial sums are added in order;
+- from `SHARE_REPEATED` multiply-adds on, or `SHARE_ONCE`, pieces of several slices are distributed
+  among the caller's thread and worker threads of this module; each takes the next piece when it is
+  free. The caller does not wait for a thread that has not begun;
+- a larger product is left to OpenBLAS: a wait of milliseconds costs it little, and computed in
+  slices it takes longer.
 
-How a product is cut depends on its shape, and on whether a call may use several threads. So its
-bits depend neither on how many more there are nor on other processes, but for a larger product's,
-which are OpenBLAS's. A large product takes up to a quarter longer in slices than whole on one
-thread, so where a call may use only one it stays whole; a small one takes a fifth less, because
-OpenBLAS's kernels for small products are faster.
+How a product is sliced depends on its shape, and on whether a call may use several threads. So its
+bits depend neither on the number of further threads nor on other processes, except for a larger
+product's, which are OpenBLAS's. On one thread a large product takes up to a quarter longer in
+slices than in one call, so where a call may use only one thread it is not sliced; a small one takes
+a fifth less, because OpenBLAS's kernels for small products are faster.
 
-A thread that sleeps between products comes later than OpenBLAS's, which look for work all the time:
-on two idle cores sharing gave a tenth at five million multiply-adds and cost as much beside busy
-processes, hence `LOOP`; at 30 million it gave two fifths, where OpenBLAS's threads gave half.
+A thread that sleeps between products starts later than OpenBLAS's threads, which poll for work: on
+two idle cores, sharing gained a tenth at five million multiply-adds and lost as much next to busy
+processes, hence `SHARE_REPEATED`; at 30 million it gained two fifths, where OpenBLAS's threads
+gained half.
 
-No thread is kept off the caller's processor, as Numba's are (`xprnn/kernels/numba/threads.py`):
-beside busy processes it had to share another with them, and calls took half as long again.
+Worker threads are not kept off the caller's processor, as Numba's are
+(`xprnn/kernels/numba/threads.py`): next to busy processes they then had to share another processor
+with these, and calls took half as long again.
 """
 
 from __future__ import annotations
@@ -43,217 +47,222 @@ from .processors import usable
 
 Calls = list[partial[Any]]
 Piece = Callable[[int], None]
-Place = tuple[Array | None, list[Array]]  # addends, if sums are cut, and where slices are written
-Cut = list[tuple[slice, int, int]]
-Cuts = tuple[Cut, Cut, Cut]  # of rows, terms and columns
+Destination = tuple[Array | None, list[Array]]  # partial sums, if any, and where slices are written
+Split = list[tuple[slice, int, int]]
+Splits = tuple[Split, Split, Split]  # of rows, terms and columns
 
-# Multiply-adds: of the largest product that OpenBLAS leaves to one thread on every processor; of
-# the largest whose sums are left whole; of the least that threads share, in a loop of them, and
-# once, where they must first wake up; of the largest that is not left to OpenBLAS's threads
+# Multiply-adds: of the largest product that OpenBLAS runs on one thread on every processor; of the
+# largest whose sums are not split; of the smallest that threads share, where it is repeated in a
+# loop, and where it is computed once, so that the threads must first wake up; of the largest that
+# is not left to OpenBLAS's threads
 SLICE, UNCUT = 262_144, 2_000_000
-LOOP, ONCE, LARGE = 8_000_000, 32_000_000, 1_000_000_000
-FEWEST = 4  # rows of a slice: with fewer, slices are slower than the whole
-COLUMNS, TERMS = 64, 128  # of a slice of a large product, at most
-PARTS = 10  # of a sum; rather than more, which take memory, up to twice as many terms
-PIECE, PIECES = 1_000_000, 16  # a piece's multiply-adds, at least, and how many there are, at most
+SHARE_REPEATED, SHARE_ONCE, LARGE = 8_000_000, 32_000_000, 1_000_000_000
+MIN_ROWS = 4  # of a slice: with fewer, slices are slower than the unsliced product
+MAX_COLUMNS, MAX_TERMS = 64, 128  # of a slice of a large product
+MAX_PARTIAL_SUMS = 10  # beyond it, since they take memory, up to twice as many terms per slice
+MIN_PIECE, MAX_PIECES = 1_000_000, 16  # multiply-adds of a piece, number of pieces
 
 
-def calls(left: Array, right: Array, out: Array, shared: int = LOOP) -> Calls:
-    """What writes left right to `out`, call by call; from `shared` multiply-adds on by threads.
+def calls(left: Array, right: Array, out: Array, shared: int = SHARE_REPEATED) -> Calls:
+    """Return the calls that write left right to `out`; from `shared` multiply-adds on by threads.
 
-    left (M, K), right (K, N) and `out` (M, N) are NumPy arrays of one type.
+    left (M, K), right (K, N) and `out` (M, N) are NumPy arrays of one dtype.
     """
-    M, size, rows = left.shape[0], left.shape[0] * right.size, _rows(left, right)
+    M, size, rows = left.shape[0], left.shape[0] * right.size, _slice_rows(left, right)
     if SLICE < size <= LARGE and (size > UNCUT or rows == M) and usable() > 1:
         if out.shape[1] > M:
             left, right, out = right.T, left.T, out.T  # the same product, with more rows to share
         threads = usable() if size >= shared else 1
         pieces = _pieces(left, right, out, threads)
-        others = min(threads, len(pieces)) - 1
-        return [partial(_share, pieces, others)] if others else [partial(p, 0) for p in pieces]
+        workers = min(threads, len(pieces)) - 1
+        return [partial(_share, pieces, workers)] if workers else [partial(p, 0) for p in pieces]
     if rows == M:
-        # the same product with less of NumPy's own than in matmul, which copies no part of a matrix
+        # `dot` has less overhead than `matmul`; for these layouts it copies no operand
         plain = out.flags.c_contiguous and left.flags.forc and right.flags.forc
         return [partial(left.dot, right, out) if plain else partial(np.matmul, left, right, out)]
-    cut = M // rows * rows
-    stacks = [a[:cut].reshape(-1, rows, a.shape[1]) for a in (left, out)]
-    found: Calls = [partial(np.matmul, stacks[0], right, stacks[1])]
-    if cut < M:
-        found.append(partial(np.matmul, left[cut:], right, out[cut:]))
-    return found
+    end = M // rows * rows
+    stacks = [a[:end].reshape(-1, rows, a.shape[1]) for a in (left, out)]
+    result: Calls = [partial(np.matmul, stacks[0], right, stacks[1])]
+    if end < M:
+        result.append(partial(np.matmul, left[end:], right, out[end:]))
+    return result
 
 
 def matmul(left: Array, right: Array, out: Array) -> None:
-    """Write left right to `out` once, as `calls` has it."""
-    if left.shape[0] * right.size <= UNCUT and _rows(left, right) < left.shape[0]:
-        right = np.ascontiguousarray(right)  # for which the kernels for small products are made
-    for call in calls(left, right, out, ONCE):
+    """Write left right to `out`, by `calls` for a product that is computed once."""
+    if left.shape[0] * right.size <= UNCUT and _slice_rows(left, right) < left.shape[0]:
+        right = np.ascontiguousarray(right)  # the layout that kernels for small products expect
+    for call in calls(left, right, out, SHARE_ONCE):
         call()
 
 
-def _rows(left: Array, right: Array) -> int:
-    """The rows of a slice of `left` that has all of each sum; all of them: it is left whole."""
+def _slice_rows(left: Array, right: Array) -> int:
+    """Return the rows of `left` per slice whose sums are not split; M: do not slice."""
     M: int = left.shape[0]
     size = M * right.size
     if size > LARGE or (size > UNCUT and usable() == 1):
         return M
     most: int = SLICE // max(right.size, 1)
-    if not FEWEST <= most < M:
+    if not MIN_ROWS <= most < M:
         return M
-    return -(-M // -(-M // most))  # about as many in each
+    return -(-M // -(-M // most))  # slices of nearly equal height
 
 
-# -- large products, in slices whose sums are cut too
+# -- large products, in slices whose sums are split too
 
 
 def _pieces(left: Array, right: Array, out: Array, threads: int) -> list[Piece]:
-    """What writes some rows of left right each, for all rows.
+    """Return functions that each write some rows of left right, all rows together.
 
-    A piece takes the number of the thread that calls it: each has its own memory for addends.
+    A piece is called with the index of the calling thread, which selects its memory for partial
+    sums.
     """
     (M, K), N = left.shape, right.shape[1]
-    width = min(N, COLUMNS)
-    terms = min(K, max(TERMS, min(K // PARTS, 2 * TERMS), SLICE // (COLUMNS * width)))
+    width = min(N, MAX_COLUMNS)
+    terms = max(MAX_TERMS, min(K // MAX_PARTIAL_SUMS, 2 * MAX_TERMS))
+    terms = min(K, max(terms, SLICE // (MAX_COLUMNS * width)))
     rows = max(SLICE // (terms * width), 1)
-    count = min(PIECES, -(-M * right.size // PIECE))
-    each = min(-(-M // (count * rows)) * rows, M)
-    threads = min(threads, -(-M // each))
-    inner = _cut(K, terms), _cut(N, width)
-    parts = sum(many for _, many, _ in inner[0])
-    memory = [np.empty((parts > 1) * parts * each * N, out.dtype) for _ in range(threads)]
-    found: list[Piece] = []
-    places: list[Place] = []
-    for first in range(0, M, each):
-        part, height = slice(first, first + each), min(each, M - first)
-        cuts = (_cut(height, rows), *inner)
-        if parts == 1:
-            places = [(None, _targets(out[None, part], cuts))] * threads
-        elif not first or height < each:
-            arrays = [flat[: parts * height * N].reshape(parts, height, N) for flat in memory]
-            places = [(array, _targets(array, cuts)) for array in arrays]
-        found.append(partial(_piece, _operands(left[part], right, cuts), places, out[part]))
-    return found
+    count = min(MAX_PIECES, -(-M * right.size // MIN_PIECE))
+    height = min(-(-M // (count * rows)) * rows, M)
+    threads = min(threads, -(-M // height))
+    split_k, split_n = _split(K, terms), _split(N, width)
+    sums = sum(count for _, count, _ in split_k)
+    memory = [np.empty((sums > 1) * sums * height * N, out.dtype) for _ in range(threads)]
+    pieces: list[Piece] = []
+    destinations: list[Destination] = []
+    for first in range(0, M, height):
+        block, rows_here = slice(first, first + height), min(height, M - first)
+        splits = _split(rows_here, rows), split_k, split_n
+        if sums == 1:
+            destinations = [(None, _output_stacks(out[None, block], splits))] * threads
+        elif not first or rows_here < height:
+            size = sums * rows_here * N
+            arrays = [flat[:size].reshape(sums, rows_here, N) for flat in memory]
+            destinations = [(array, _output_stacks(array, splits)) for array in arrays]
+        stacks = _operand_stacks(left[block], right, splits)
+        pieces.append(partial(_run_piece, stacks, destinations, out[block]))
+    return pieces
 
 
-def _piece(
-    operands: list[tuple[Array, Array]], places: list[Place], out: Array, thread: int
+def _run_piece(
+    operands: list[tuple[Array, Array]], destinations: list[Destination], out: Array, thread: int
 ) -> None:
-    addends, targets = places[thread]
+    partial_sums, targets = destinations[thread]
     for (left, right), target in zip(operands, targets, strict=True):
         np.matmul(left, right, target)
-    if addends is not None:
-        np.add.reduce(addends, 0, None, out)
+    if partial_sums is not None:
+        np.add.reduce(partial_sums, 0, None, out)
 
 
-def _operands(left: Array, right: Array, cuts: Cuts) -> list[tuple[Array, Array]]:
-    """Stacks of slices, both (row, column, term, ...) by which of each they are."""
+def _operand_stacks(left: Array, right: Array, splits: Splits) -> list[tuple[Array, Array]]:
+    """Return stacks of slices of both operands, with axes (row, column, term) of the slices."""
     return [
         (
-            left[m, k].reshape(many_m, 1, M, many_k, K).swapaxes(2, 3),
-            right[k, n].reshape(many_k, K, many_n, N).transpose(2, 0, 1, 3),
+            left[m, k].reshape(count_m, 1, M, count_k, K).swapaxes(2, 3),
+            right[k, n].reshape(count_k, K, count_n, N).transpose(2, 0, 1, 3),
         )
-        for m, many_m, M in cuts[0]
-        for k, many_k, K in cuts[1]
-        for n, many_n, N in cuts[2]
+        for m, count_m, M in splits[0]
+        for k, count_k, K in splits[1]
+        for n, count_n, N in splits[2]
     ]
 
 
-def _targets(addends: Array, cuts: Cuts) -> list[Array]:
-    """Where the products of these stacks go, of addends (parts of a sum, rows, columns)."""
-    found: list[Array] = []
-    for m, many_m, M in cuts[0]:
+def _output_stacks(partial_sums: Array, splits: Splits) -> list[Array]:
+    """Return the stacks in `partial_sums` (sums, rows, columns) that these products write."""
+    stacks: list[Array] = []
+    for m, count_m, M in splits[0]:
         first = 0
-        for _, many_k, _ in cuts[1]:
-            for n, many_n, N in cuts[2]:
-                stack = addends[first : first + many_k, m, n]
-                blocks = stack.reshape(many_k, many_m, M, many_n, N)
-                found.append(blocks.transpose(1, 3, 0, 2, 4))
-            first += many_k
-    return found
+        for _, count_k, _ in splits[1]:
+            for n, count_n, N in splits[2]:
+                stack = partial_sums[first : first + count_k, m, n]
+                blocks = stack.reshape(count_k, count_m, M, count_n, N)
+                stacks.append(blocks.transpose(1, 3, 0, 2, 4))
+            first += count_k
+    return stacks
 
 
-def _cut(length: int, most: int) -> Cut:
-    """Where equal parts of at most `most` are, how many and how long; and so of a last, shorter."""
+def _split(length: int, most: int) -> Split:
+    """Return the range, number and length of equal blocks of at most `most`, then of a shorter."""
     size = -(-length // -(-length // most))
-    many = length // size
-    end = many * size
-    found = [(slice(0, end), many, size)]
-    return found if end == length else [*found, (slice(end, length), 1, length - end)]
+    count = length // size
+    end = count * size
+    split = [(slice(0, end), count, size)]
+    return split if end == length else [*split, (slice(end, length), 1, length - end)]
 
 
 # -- the threads that share the pieces of a product
 
 
 class _Product:
-    """A product's pieces, for the threads that take them."""
+    """The pieces of a product, for the threads that share them."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._left = deque(pieces)
+        self._queue = deque(pieces)
         self._lock = threading.Lock()
-        self._joined = self._working = 0  # of the other threads
+        self._joined = self._working = 0  # numbers of worker threads
         self._ended: SimpleQueue[None] = SimpleQueue()
         self._error: BaseException | None = None
 
     def work(self, thread: int = 0) -> None:
-        """Take pieces until none is left; `thread`: its number."""
-        left = self._left
-        while left:
+        """Run pieces until none is left; `thread`: index of the calling thread."""
+        queue = self._queue
+        while queue:
             try:
-                piece = left.popleft()
+                piece = queue.popleft()
             except IndexError:  # another thread was faster
                 return
             piece(thread)
 
-    def help(self) -> None:
-        """`work` beside the caller's thread, which waits for it; nothing if no piece is left."""
+    def join(self) -> None:
+        """Run pieces in a worker thread, for which `finish` waits; nothing if no piece is left."""
         with self._lock:
-            if not self._left:
+            if not self._queue:
                 return
             self._joined += 1
             self._working += 1
             thread = self._joined
         try:
             self.work(thread)
-        except BaseException as raised:  # for the caller
-            self._left.clear()
+        except BaseException as raised:  # `finish` raises it in the caller's thread
+            self._queue.clear()
             self._error = raised
         with self._lock:
             self._working -= 1
         self._ended.put(None)
 
     def finish(self) -> None:
-        """Wait for the pieces that others have begun, and leave none; raise the error of one."""
+        """Drop pieces that have not begun, wait for the others and raise the error of one."""
         error = None
         while True:
             try:
-                with self._lock:  # so that no other begins to work
-                    self._left.clear()
+                with self._lock:  # so that no further worker joins
+                    self._queue.clear()
                 while self._working:
                     self._ended.get()
                 break
-            except BaseException as raised:  # Ctrl-C: not before they cease to write to the arrays
+            except BaseException as raised:  # Ctrl-C: workers still write to the arrays
                 error = raised
         error = error or self._error
         if error is not None:
             raise error
 
 
-class _Helpers:
-    """Threads that help one caller at a time; one that comes meanwhile works alone."""
+class _Workers:
+    """Worker threads for one caller at a time; a second caller meanwhile works alone."""
 
     def __init__(self) -> None:
         self._free = threading.Lock()
         self._products: SimpleQueue[_Product] = SimpleQueue()
-        self._others: list[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
 
-    def share(self, product: _Product, others: int) -> None:
-        """Take all pieces, with up to so many other threads."""
+    def share(self, product: _Product, workers: int) -> None:
+        """Run all pieces, in the caller's thread and up to `workers` others."""
         if not self._free.acquire(blocking=False):
             product.work()
             return
         try:
-            self._start(others)
-            for _ in range(min(others, len(self._others))):
+            self._start(workers)
+            for _ in range(min(workers, len(self._threads))):
                 self._products.put(product)
             try:
                 product.work()
@@ -263,34 +272,34 @@ class _Helpers:
             self._free.release()
 
     def _start(self, count: int) -> None:
-        while len(self._others) < count:
-            # daemons: they wait for products when the interpreter ends
-            thread = threading.Thread(target=_help, args=(self._products,), daemon=True)
+        while len(self._threads) < count:
+            # daemons: they wait for products when the interpreter exits
+            thread = threading.Thread(target=_worker_loop, args=(self._products,), daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # the system gives no more, or the interpreter is ending
+            except RuntimeError:  # the system's limit, or the interpreter is shutting down
                 return
-            self._others.append(thread)
+            self._threads.append(thread)
 
 
-def _help(products: SimpleQueue[_Product]) -> None:
-    with environment():  # a thread does not have its caller's, and this one makes no other calls
+def _worker_loop(products: SimpleQueue[_Product]) -> None:
+    with environment():  # per thread, and this thread makes no other calls
         while True:
-            products.get().help()
+            products.get().join()
 
 
-_helpers = _Helpers()
+_workers = _Workers()
 
 
-def _share(pieces: Sequence[Piece], others: int) -> None:
-    _helpers.share(_Product(pieces), others)
+def _share(pieces: Sequence[Piece], workers: int) -> None:
+    _workers.share(_Product(pieces), workers)
 
 
-def _forget() -> None:
-    """A forked process has none of its parent's threads."""
-    global _helpers
-    _helpers = _Helpers()
+def _reset_after_fork() -> None:
+    """Replace the workers: a forked process has none of its parent's threads."""
+    global _workers
+    _workers = _Workers()
 
 
 if hasattr(os, "register_at_fork"):  # not on every system
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -198,7 +198,7 @@ def test_a_step_launches_its_kernels_once(cell: str, backend: Backend, tmp_path:
     call()
     found = launched(call, tmp_path)
     fused = Counter({name: count for name, count in found.items() if name.startswith("xprnn_")})
-    parts = POINTWISE[case.cell].parts
+    parts = POINTWISE[case.cell].pointwise_ops
     assert len(fused) == len(parts) and set(fused.values()) == {case.T}, found
 
 

@@ -134,7 +134,7 @@ def test_a_wrong_gradient_of_a_gate_is_caught(
 
 def scale_first_gate(name: str, factor: float, patch: pytest.MonkeyPatch) -> None:
     """Multiply the gradient of a cell's first gate, behind the part that finds it."""
-    family, part = type(CELLS[name]), CELLS[name].parts[-1]
+    family, part = type(CELLS[name]), CELLS[name].pointwise_ops[-1]
     genuine = getattr(family, part)
 
     def broken(self: Any, xp: Any, *buffers: Any) -> None:

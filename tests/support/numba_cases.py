@@ -51,10 +51,10 @@ def forced(kernels: str, function: Callable[..., Any], *arguments: Any) -> Any:
 def several(threads: int) -> Iterator[None]:
     """So many threads, which take their share of any call, however small."""
     from xprnn.kernels.numba import sequence
-    from xprnn.kernels.numba import threads as crew
+    from xprnn.kernels.numba import threads as pool
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "usable", lambda: threads)
+        patch.setattr(pool, "usable", lambda: threads)
         patch.setattr(sequence, "SHARED", 1)
         yield
 

@@ -180,7 +180,7 @@ def test_a_wrong_kernel_fails_alone(
 ) -> None:
     with use_kernels("pointwise"):
         fused = make(cell, dtype="float32", backend=strict.name)._engine(3, 2).cell
-    part = fused.parts[-1]
+    part = fused.pointwise_ops[-1]
     genuine = getattr(fused, part)
 
     def broken(*buffers: Any) -> None:

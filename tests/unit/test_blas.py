@@ -291,11 +291,11 @@ def product():
     out = np.full((1536, 64), np.nan)
     for call in blas.calls(left, right, out):
         call()
-    return (out == 512).all() and len(blas._helpers._others) == 2
+    return (out == 512).all() and len(blas._workers._threads) == 2
 assert product()
 child = os.fork()
 if child == 0:
-    os._exit(0 if not blas._helpers._others and product() else 1)
+    os._exit(0 if not blas._workers._threads and product() else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert product()
 """

@@ -218,8 +218,8 @@ def test_the_threads_of_a_call_flush() -> None:
         both.wait()
         seen.append(is_flushing())
 
-    with several(2), threads.crew(2) as crew, environment():
-        crew.run([look, look])
+    with several(2), threads.pool(2) as pool, environment():
+        pool.run([look, look])
     assert seen == [True, True]
 
 

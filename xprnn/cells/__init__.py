@@ -9,38 +9,38 @@ A layer applies one step T times with the same weights θ = (W_ih, W_hh, b_ih, b
     a_t = f(gx_t, gh_t)       gx_t = x_t W_ih' + b_ih       gh_t = h_{t-1} W_hh' + b_hh
     h_t = φ(a_t, h_{t-1})
 
-(' transposes; rows are batch entries, so a product with a weight stands on the right; the
-LSTM's second state c_t goes along with h_t and adds a term of the same form.) Let L be any
-scalar made of the h_t, and y̅_t the direct share of h_t in it, what the caller passes as
-`doutput[t]`: it counts h_t as output t and leaves out that later states depend on it too.
-Write dv for the whole derivative dL/dv.
+(' after a matrix transposes it; rows are batch entries, so weights multiply from the right; the
+LSTM's second state c_t accompanies h_t and adds a term of the same form.) Let L be any
+scalar function of the h_t, and y̅_t its direct derivative with respect to h_t, which the caller
+passes as `doutput[t]`: it counts h_t as output t and ignores that later states depend on it too.
+Write dv for the total derivative dL/dv.
 
 1.  *The recursion.* h_t reaches L as output t and through step t+1, and in no other way::
 
         dh_t = y̅_t + (∂h_{t+1}/∂h_t)' dh_{t+1}        dh_T = y̅_T + dh_n
 
-    so one walk from the last step to the first finds all dh_t. Each `Cell.backward` is the
-    map dh_{t+1} -> (∂h_{t+1}/∂h_t)' dh_{t+1}: through φ directly, and through gh by
+    so one pass from the last step to the first computes all dh_t. Each `Cell.backward` is the
+    map dh_{t+1} -> (∂h_{t+1}/∂h_t)' dh_{t+1}: directly through φ, and through gh by
 
-        dgh = (∂h_{t+1}/∂gh)' dh_{t+1}        dh gets + dgh W_hh.
+        dgh = (∂h_{t+1}/∂gh)' dh_{t+1}        dh += dgh W_hh.
 
-2.  *The weights.* θ enters every step, so its derivative is a sum over steps, and a step's
-    share needs nothing of the other steps' weights::
+2.  *The weights.* θ enters every step, so its derivative is a sum over steps, and the term of one
+    step does not depend on those of the others::
 
         dW_hh = Σ_t dgh_t' h_{t-1}        db_hh = Σ_t Σ_rows dgh_t
         dW_ih = Σ_t dgx_t' x_t            db_ih = Σ_t Σ_rows dgx_t        dx_t = dgx_t W_ih
 
-    With the T steps' rows stacked in one matrix each sum over t and rows *is* a matrix
-    product: dW_hh = dGH' H_prev. That is why the walk stores dgh_t and multiplies afterwards,
-    three large products in all, and never one per step for a weight.
+    With the rows of all T steps stacked in one matrix, each sum over t and rows *is* a matrix
+    product: dW_hh = dGH' H_prev. The backward pass therefore stores dgh_t and multiplies
+    afterwards: three large products in all instead of one small product per step and weight.
 
-3.  *The initial state.* dh_0 is what the walk ends with.
+3.  *The initial state.* dh_0 is the result of the last backward step.
 
-4.  *Rows of different lengths.* A row that ends at step t starts its walk there, with its own
-    row of dh_n; a row of length zero has h_n = h_0, so dh_0 = dh_n.
+4.  *Rows of different lengths.* The backward pass of a row starts at the row's last step, with its
+    own row of dh_n; a row of length zero has h_n = h_0, so dh_0 = dh_n.
 
-5.  *Why gradients vanish or explode.* Unrolled, dh_t holds the product of T-t factors
-    ∂h_{k+1}/∂h_k. For the Elman cell a factor is diag(1 - h²) W_hh, so its norms go like the
+5.  *Why gradients vanish or explode.* Unrolled, dh_t contains the product of T-t factors
+    ∂h_{k+1}/∂h_k. For the Elman cell a factor is diag(1 - h²) W_hh, so its norm behaves like the
     spectral radius of W_hh to the power T-t, damped where tanh saturates. The gated cells
     have the direct path z (GRU) or f (LSTM), a factor that can stay near one.
 

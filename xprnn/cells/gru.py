@@ -1,4 +1,4 @@
-"""The GRU cell in its two forms, which differ in where the reset gate acts.
+"""The GRU cell in its two forms, which differ in where the reset gate is applied.
 
 K. Cho et al., "Learning phrase representations using RNN encoder-decoder" (2014).
 """
@@ -13,7 +13,7 @@ from .base import Buffers, Cell, Weights
 
 
 class GRU(Cell):
-    """The GRU cell as torch and cuDNN have it: reset after the product. Gate order r z n.
+    """The GRU cell of torch and cuDNN: reset after the product. Gate order r z n.
 
     forward::
 
@@ -21,15 +21,19 @@ class GRU(Cell):
         gh = h W_hh' + b_hh
         r = σ(gx_r + gh_r)   z = σ(gx_z + gh_z)
         n = tanh(gx_n + r gh_n)               saved: gh_n
-        h' = n + z (h - n)
+        h_next = n + z (h - n)
 
     backward::
 
-        dgx_n = dh' (1 - z) (1 - n^2)
-        dgx_z = dh' (h - n) z (1 - z)
-        dgx_r = dgx_n gh_n r (1 - r)
-        dgh = [dgx_r dgx_z (r dgx_n)]         saved becomes dgx_n
-        dh = dh' z + dgh W_hh
+        dn = dh_next (1 - z)
+        dgx_n = dn (1 - n^2)
+        dgx_z = dn (h - n) z                  = dh_next (h - n) z (1 - z)
+        dh = dh_next z
+        dr = dgx_n gh_n
+        dgx_r = dr r (1 - r)
+        dgh_n = dgx_n r
+        dgh = [dgx_r dgx_z dgh_n]             saved: gh_n -> dgx_n
+        dh += dgh W_hh
     """
 
     name = "gru"
@@ -43,7 +47,7 @@ class GRU(Cell):
     launches = (14, 17)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
-        """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
+        """Compute the gates and h_next from gx and gh; see `Cell` for the buffers."""
         (h,), (h_next,), gates, gh_n = step.states, step.next_states, step.gates, step.saved
         H = h.shape[1]
         rz, r, n = gates[:, : 2 * H], gates[:, :H], gates[:, 2 * H :]
@@ -61,28 +65,28 @@ class GRU(Cell):
         _update(xp, gates, h, h_next)
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
-        """Invert one step; see `Cell` for the buffers."""
+        """Compute the gradient of one step; see `Cell` for the buffers."""
         self.backward_gates(xp, step)
         (dh,), (_, t) = step.dstates, step.scratch
         xp.matmul(step.gates, weights.weight_hh, out=t)
         dh += t
 
     def backward_gates(self, xp: Any, step: Buffers) -> None:
-        """From dnext to dgh; see `Cell` for the buffers."""
+        """Compute dgh, dgx_n and the direct term of dh from dnext; see `Cell` for the buffers."""
         (h,), (dh,), (dgx_n, t) = step.states, step.dstates, step.scratch
         gates, saved, H = step.gates, step.saved, h.shape[1]
         r, n = gates[:, :H], gates[:, 2 * H :]
         _update_backward(xp, gates, h, dh, dgx_n, t)
 
-        saved *= dgx_n  # dgx_r = dgx_n gh_n r (1 - r)
+        saved *= dgx_n  # dr = dgx_n gh_n
         xp.subtract(1.0, r, out=t)
         t *= saved
-        xp.multiply(dgx_n, r, out=n)  # dgh_n
-        r *= t
+        xp.multiply(dgx_n, r, out=n)  # dgh_n = dgx_n r, before r is overwritten
+        r *= t  # dgx_r = dr r (1 - r)
         saved[...] = dgx_n
 
     def to_input_side(self, dgates: Array, saved: Array) -> None:
-        """dgx differs from dgh in n: there the reset gate stands between them."""
+        """Replace dgh_n by dgx_n; the other blocks of dgh and dgx are equal."""
         dgates[:, 2 * saved.shape[1] :] = saved
 
 
@@ -95,17 +99,19 @@ class GRUResetBefore(Cell):
         r = σ(gx_r + h W_hr')   z = σ(gx_z + h W_hz')
         q = r h                               saved: q
         n = tanh(gx_n + q W_hn')
-        h' = n + z (h - n)
+        h_next = n + z (h - n)
 
     backward::
 
-        dgx_n = dh' (1 - z) (1 - n^2)
-        dgx_z = dh' (h - n) z (1 - z)
+        dn = dh_next (1 - z)
+        dgx_n = dn (1 - n^2)
+        dgx_z = dn (h - n) z                  = dh_next (h - n) z (1 - z)
+        dh = dh_next z
         dq = dgx_n W_hn
         dgx_r = dq h r (1 - r)
+        dh += dq r + dgx_r W_hr + dgx_z W_hz
         dgh = dgx
-        dh = dh' z + dq r + dgx_r W_hr + dgx_z W_hz
-        dW_hn = dgx_n' q                      (the other rows of dW_hh as ever)
+        dW_hn = dgx_n' q                      (the other rows of dW_hh as in the GRU)
     """
 
     name = "gru_reset_before"
@@ -116,10 +122,15 @@ class GRUResetBefore(Cell):
     backward_scratch: tuple[int, ...] = (1, 1)
     undoing_reads = ("gates", "h")
     launches = (14, 20)
-    parts = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
+    pointwise_ops = (
+        "forward_reset",
+        "forward_candidate",
+        "backward_candidate",
+        "backward_reset",
+    )
 
     def forward(self, xp: Any, weights: Weights, step: Buffers) -> None:
-        """Take one step; see `Cell` for the buffers."""
+        """Compute one step; see `Cell` for the buffers."""
         (h,), (gh_rz, gh_n) = step.states, step.scratch
         H = h.shape[1]
         xp.matmul(h, weights.weight_hh[: 2 * H].T, out=gh_rz)
@@ -128,7 +139,7 @@ class GRUResetBefore(Cell):
         self.forward_candidate(xp, gh_n, step)
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
-        """Invert one step; see `Cell` for the buffers."""
+        """Compute the gradient of one step; see `Cell` for the buffers."""
         (dh,), (_, t) = step.dstates, step.scratch
         gates, H = step.gates, dh.shape[1]
         self.backward_candidate(xp, step)
@@ -139,9 +150,10 @@ class GRUResetBefore(Cell):
         dh += t
 
     def forward_reset(self, xp: Any, gh_rz: Array, step: Buffers) -> None:
-        """r and z into `gates`, where gx is read, and q = r h to `saved`.
+        """Compute r, z and q = r h.
 
-        `gh_rz` (N, 2*H) and `states` are read.
+        :param gh_rz: in, (N, 2*H).
+        :param step: `states` in; r and z blocks of `gates` inout: gx -> r, z; `saved` out: q.
         """
         (h,) = step.states
         H = h.shape[1]
@@ -151,9 +163,10 @@ class GRUResetBefore(Cell):
         xp.multiply(r, h, out=step.saved)
 
     def forward_candidate(self, xp: Any, gh_n: Array, step: Buffers) -> None:
-        """n into `gates`, where gx is read, and h' to `next_states`.
+        """Compute n and h_next.
 
-        `gh_n` (N, H) and `states` are read.
+        :param gh_n: in, (N, H).
+        :param step: `states` in; z block of `gates` in, n block inout: gx -> n; `next_states` out.
         """
         (h,), (h_next,) = step.states, step.next_states
         n = step.gates[:, 2 * h.shape[1] :]
@@ -162,18 +175,21 @@ class GRUResetBefore(Cell):
         _update(xp, step.gates, h, h_next)
 
     def backward_candidate(self, xp: Any, step: Buffers) -> None:
-        """In `gates` n becomes dgx_n and z dgx_z, in `dstates` dh' becomes dh' z.
+        """Compute dgx_n, dgx_z and dh = dh_next z.
 
-        `states` are read, `scratch` written.
+        :param step: `states` in; z and n blocks of `gates` inout: z, n -> dgx_z, dgx_n;
+            `dstates` inout: dh_next -> dh; `scratch` workspace.
         """
         (h,), (dh,), (dgx_n, t) = step.states, step.dstates, step.scratch
         _update_backward(xp, step.gates, h, dh, dgx_n, t)
         step.gates[:, 2 * h.shape[1] :] = dgx_n
 
     def backward_reset(self, xp: Any, dq: Array, step: Buffers) -> None:
-        """In `gates` r becomes dgx_r = dq h r (1 - r); dq r is added to `dstates`.
+        """Compute dgx_r = dq h r (1 - r) and add dq r to dh.
 
-        `dq` (N, H) is used up, `states` are read, the first of `scratch` is written.
+        :param dq: inout, (N, H); its contents are lost.
+        :param step: `states` in; r block of `gates` inout: r -> dgx_r; `dstates` inout;
+            `scratch[0]` workspace.
         """
         (h,), (dh,), (dgx_r, _) = step.states, step.dstates, step.scratch
         r = step.gates[:, : h.shape[1]]
@@ -188,14 +204,17 @@ class GRUResetBefore(Cell):
     def recurrent_gradient(
         self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array
     ) -> None:
-        """The rows of n saw q = r h instead of h."""
+        """Compute the rows of n from q = r h, the others from h."""
         H = states.shape[1]
         xp.matmul(dgh[:, : 2 * H].T, states, out=dweight_hh[: 2 * H])
         xp.matmul(dgh[:, 2 * H :].T, saved, out=dweight_hh[2 * H :])
 
 
 def _update(xp: Any, gates: Array, h: Array, h_next: Array) -> None:
-    """h' = n + z (h - n). `gates` (N, 3*H) and `h` (N, H) are read, `h_next` (N, H) written."""
+    """Compute h_next = n + z (h - n).
+
+    in: `gates` (N, 3*H), `h` (N, H). out: `h_next` (N, H).
+    """
     H = h.shape[1]
     z, n = gates[:, H : 2 * H], gates[:, 2 * H :]
     xp.subtract(h, n, out=h_next)
@@ -204,20 +223,20 @@ def _update(xp: Any, gates: Array, h: Array, h_next: Array) -> None:
 
 
 def _update_backward(xp: Any, gates: Array, h: Array, dh: Array, dgx_n: Array, t: Array) -> None:
-    """Invert `_update` and the two activations before it.
+    """Backward of `_update` and of the activations of z and n.
 
-    In `gates` z becomes dgx_z, n is used up and r stays; `dh` (N, H) becomes dh' z;
-    `dgx_n` (N, H) is written; `t` (N, H) is scratch.
+    in: `h` (N, H). inout: `gates` (N, 3*H), z -> dgx_z, n -> undefined, r unchanged; `dh` (N, H),
+    dh_next -> dh_next z. out: `dgx_n` (N, H). workspace: `t` (N, H).
     """
     H = h.shape[1]
     z, n = gates[:, H : 2 * H], gates[:, 2 * H :]
     xp.subtract(1.0, z, out=t)
-    t *= dh  # dn = dh' (1 - z)
-    xp.multiply(n, n, out=dgx_n)
+    t *= dh  # dn = dh_next (1 - z)
+    xp.multiply(n, n, out=dgx_n)  # dgx_n = dn (1 - n^2)
     xp.subtract(1.0, dgx_n, out=dgx_n)
     dgx_n *= t
 
-    xp.subtract(h, n, out=n)
+    xp.subtract(h, n, out=n)  # dgx_z = dn (h - n) z, and dh = dh_next z
     n *= t
     dh *= z
     z *= n

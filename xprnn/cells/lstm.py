@@ -15,19 +15,22 @@ class LSTM(Cell):
 
     forward::
 
-        a = gx + h W_hh'                      gx = x W_ih' + b_ih + b_hh
+        gx = x W_ih' + b_ih + b_hh
+        gh = h W_hh'
+        a = gx + gh
         i = σ(a_i)   f = σ(a_f)   g = tanh(a_g)   o = σ(a_o)
-        c' = f c + i g
-        h' = o tanh(c')                       saved: tanh(c')
+        c_next = f c + i g
+        tanh_c = tanh(c_next)                 saved: tanh_c
+        h_next = o tanh_c
 
-    backward::
+    backward, where di df dg do are the gradients of the pre-activations a_i a_f a_g a_o::
 
-        dc' += dh' o (1 - tanh(c')^2)
-        do = dh' tanh(c') o (1 - o)
-        dg = dc' i (1 - g^2)
-        di = dc' g i (1 - i)
-        df = dc' c f (1 - f)
-        dc = dc' f
+        dc_next += dh_next o (1 - tanh_c^2)
+        do = dh_next tanh_c o (1 - o)
+        dg = dc_next i (1 - g^2)
+        di = dc_next g i (1 - i)
+        df = dc_next c f (1 - f)
+        dc = dc_next f
         dgx = dgh = [di df dg do]
         dh = dgh W_hh
     """
@@ -43,7 +46,7 @@ class LSTM(Cell):
     launches = (18, 24)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
-        """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
+        """Compute the gates and the next states from gx and gh; see `Cell` for the buffers."""
         (_, c), (h_next, c_next), gates = step.states, step.next_states, step.gates
         H = c.shape[1]
         gates += gh
@@ -52,21 +55,21 @@ class LSTM(Cell):
         xp.tanh(g, out=g)
         sigmoid(xp, o)
 
-        ig = gh[:, :H]
+        ig, tanh_c = gh[:, :H], step.saved
         xp.multiply(i, g, out=ig)
         xp.multiply(f, c, out=c_next)
         c_next += ig
-        xp.tanh(c_next, out=step.saved)
-        xp.multiply(o, step.saved, out=h_next)
+        xp.tanh(c_next, out=tanh_c)
+        xp.multiply(o, tanh_c, out=h_next)
 
     def backward_gates(self, xp: Any, step: Buffers) -> None:
-        """From dnext to dgh; see `Cell` for the buffers."""
+        """Compute dgh and dc from dnext; see `Cell` for the buffers."""
         (_, c), (dh, dc), (dg, t), gates = step.states, step.dstates, step.scratch, step.gates
         H = dh.shape[1]
         i, f, g, o = (gates[:, k * H : (k + 1) * H] for k in range(4))
         tanh_c = step.saved
 
-        xp.multiply(tanh_c, tanh_c, out=t)  # dc' += dh' o (1 - tanh(c')^2)
+        xp.multiply(tanh_c, tanh_c, out=t)  # dc_next += dh_next o (1 - tanh_c^2)
         xp.subtract(1.0, t, out=t)
         t *= o
         t *= dh
@@ -77,7 +80,7 @@ class LSTM(Cell):
         o *= tanh_c
         o *= dh
 
-        xp.multiply(g, g, out=dg)  # dg, kept aside: di still needs g
+        xp.multiply(g, g, out=dg)  # dg, in a separate array: di still needs g
         xp.subtract(1.0, dg, out=dg)
         dg *= i
         dg *= dc
@@ -88,7 +91,7 @@ class LSTM(Cell):
         i *= dc
         g[...] = dg
 
-        xp.subtract(1.0, f, out=t)  # df, and dc = dc' f
+        xp.subtract(1.0, f, out=t)  # df, and dc = dc_next f
         t *= c
         t *= dc
         dc *= f

@@ -13,17 +13,19 @@ class RNN(Cell):
 
     forward::
 
-        a  = gx + h W_hh'                     gx = x W_ih' + b_ih + b_hh
-        h' = tanh(a)   or   max(a, 0)
+        gx = x W_ih' + b_ih + b_hh
+        gh = h W_hh'
+        a = gx + gh
+        h_next = tanh(a)   or   max(a, 0)
 
     backward::
 
-        da = dh' (1 - h'^2)   or   dh' [h' > 0]
+        da = dh_next (1 - h_next^2)   or   dh_next [h_next > 0]
         dgx = dgh = da
         dh = da W_hh
     """
 
-    gate_names = ("",)  # its one block has no name
+    gate_names = ("",)  # the only block, unnamed
     folded = 1
     forward_scratch: tuple[int, ...] = (1,)
     backward_scratch: tuple[int, ...] = ()
@@ -35,7 +37,7 @@ class RNN(Cell):
         self.launches = (3, 3) if self.relu else (3, 4)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
-        """From gx and gh to the gates and the next states; see `Cell` for the buffers."""
+        """Compute h_next from gx and gh; see `Cell` for the buffers."""
         (h_next,) = step.next_states
         gh += step.gates
         if self.relu:
@@ -44,7 +46,7 @@ class RNN(Cell):
             xp.tanh(gh, out=h_next)
 
     def backward_gates(self, xp: Any, step: Buffers) -> None:
-        """From dnext to dgh; see `Cell` for the buffers. `gates` is not read: h' says all."""
+        """Compute dgh from dnext; see `Cell` for the buffers. `gates` is out: h_next suffices."""
         (h_next,), (dh,), gates = step.next_states, step.dstates, step.gates
         if self.relu:
             xp.sign(h_next, out=gates)

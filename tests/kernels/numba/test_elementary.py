@@ -140,8 +140,8 @@ def test_gates_are_packed_instructions_and_no_calls(part: str, dtype: str) -> No
     machine = platform.machine()
     if machine not in VECTORS:
         pytest.skip(f"not known what vectors look like on {machine}")
-    function = cells.PARTS[part][0]
-    fresh = compiled_again(function, cells.PARTS[part][1], dtype)
+    function = cells.OPS[part][0]
+    fresh = compiled_again(function, cells.OPS[part][1], dtype)
     text = assembly(fresh)
     assert not LIBM.search(text), LIBM.search(text)
     assert len(re.findall(VECTORS[machine], text)) > 10

@@ -59,8 +59,8 @@ def test_sums_of_many_rows_are_as_exact_as_those_of_few(dtype: str) -> None:
 
     check_many_rows(gradients, dtype)
     for change in (
-        ("        own[j] = 0.0\n", "        own[j] = 0.0 if last else own[j]\n"),
-        ("            several[j] = 0.0\n", ""),
+        ("        block_sum[j] = 0.0\n", "        block_sum[j] = 0.0 if last else block_sum[j]\n"),
+        ("            total[j] = 0.0\n", ""),
     ):
         broken = faulty(gradients, change)
         broken.compile_for = uncached

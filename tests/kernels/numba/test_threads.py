@@ -103,11 +103,11 @@ def test_slices_of_eight_rows_are_two_a_thread(
 def test_a_call_that_comes_meanwhile_works_alone() -> None:
     from xprnn.kernels.numba import threads
 
-    with several(2), threads.crew(2) as first:
+    with several(2), threads.pool(2) as first:
         assert first.size == 2
-        with threads.crew(2) as second:
+        with threads.pool(2) as second:
             assert second.size == 1
-    with several(2), threads.crew(2) as third:
+    with several(2), threads.pool(2) as third:
         assert third.size == 2
 
 
@@ -115,11 +115,11 @@ def test_threads_work_at_the_same_time_and_hand_on_errors() -> None:
     from xprnn.kernels.numba import threads
 
     meeting = threading.Barrier(3)
-    with several(3), threads.crew(3) as crew:
-        crew.run([lambda: meeting.wait(20)] * 3)  # which one thread alone never passes
+    with several(3), threads.pool(3) as pool:
+        pool.run([lambda: meeting.wait(20)] * 3)  # which one thread alone never passes
         with pytest.raises(ZeroDivisionError):
-            crew.run([lambda: None, lambda: 1 // 0, lambda: None])
-        crew.run([lambda: meeting.wait(20)] * 3)
+            pool.run([lambda: None, lambda: 1 // 0, lambda: None])
+        pool.run([lambda: meeting.wait(20)] * 3)
 
 
 def test_a_thread_that_comes_late_takes_fewer_calls() -> None:
@@ -135,8 +135,8 @@ def test_a_thread_that_comes_late_takes_fewer_calls() -> None:
         if mine[0] == 3:
             enough.set()
 
-    with several(2), threads.crew(2) as crew:
-        crew.run([call] * 4)
+    with several(2), threads.pool(2) as pool:
+        pool.run([call] * 4)
         assert enough.is_set() and mine[0] >= 3
 
 
@@ -153,16 +153,16 @@ def test_the_others_may_run_on_all_processors_but_the_callers() -> None:
         meeting.wait(20)
         seen.add((threading.get_ident(), frozenset(os.sched_getaffinity(0))))
 
-    assert threads._this_processor is not None
+    assert threads._current_processor is not None
     for processor in [*allowed][:2]:
         before = None
-        while before != processor or threads._this_processor() != processor:
+        while before != processor or threads._current_processor() != processor:
             os.sched_setaffinity(0, {processor})  # is there, and may leave
             os.sched_setaffinity(0, allowed)
-            before = threads._this_processor()
-            with several(2), threads.crew(2) as crew:
+            before = threads._current_processor()
+            with several(2), threads.pool(2) as pool:
                 seen.clear()
-                crew.run([look] * 2)
+                pool.run([look] * 2)
         found = dict(seen)
         assert found.pop(threading.get_ident()) == allowed
         assert [*found.values()] == [allowed - {processor}]
@@ -180,8 +180,8 @@ def test_they_keep_no_arrays() -> None:
     sys.setswitchinterval(1e-6)
     try:
         for _ in range(200):
-            with several(2), threads.crew(2) as crew:
-                crew.run([held, held])
+            with several(2), threads.pool(2) as pool:
+                pool.run([held, held])
             assert sys.getrefcount(held) == alone
     finally:
         sys.setswitchinterval(interval)
@@ -249,10 +249,10 @@ def test_a_fork_while_others_have_the_threads_works() -> None:
     code = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)
-with threads.crew(2) as crew:
+with threads.pool(2) as pool:
     child = os.fork()
     if child == 0:
-        with threads.crew(2) as mine:
+        with threads.pool(2) as mine:
             meeting = threading.Barrier(2)
             mine.run([lambda: meeting.wait(20)] * 2)
         os._exit(0 if np.array_equal(layer(x)[0], expected) else 1)

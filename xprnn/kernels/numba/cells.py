@@ -1,7 +1,6 @@
-"""The cells with their parts compiled: the same steps, each part of them one function.
+"""The cells with compiled pointwise ops, each a function of its own; products stay NumPy's.
 
-The equations, and which buffer is read and which written, are those of the plain cells; the
-products stay NumPy's.
+The equations and buffers are those of the plain cells.
 """
 
 from __future__ import annotations
@@ -20,70 +19,70 @@ from .jit import compile_for, number_of, read, written
 
 
 class RNN(rnn.RNN):
-    """`cells.RNN` with its parts compiled; gates are read in `forward_gates`, not written."""
+    """`cells.RNN` with compiled pointwise ops; `gates` is in for `forward_gates`."""
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
         (h_next,) = step.next_states
-        _part(f"{self.name}_forward", gh.dtype)(step.gates, gh, h_next)
+        _op(f"{self.name}_forward", gh.dtype)(step.gates, gh, h_next)
 
     def backward_gates(self, xp: Any, step: Buffers) -> None:
         """See `Cell`."""
         (h_next,), (dh,) = step.next_states, step.dstates
-        _part(f"{self.name}_backward", dh.dtype)(step.gates, h_next, dh)
+        _op(f"{self.name}_backward", dh.dtype)(step.gates, h_next, dh)
 
 
 class GRU(gru.GRU):
-    """`cells.GRU` with its parts compiled."""
+    """`cells.GRU` with compiled pointwise ops."""
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
         (h,), (h_next,) = step.states, step.next_states
         bias = _no_bias(gh.shape[1], gh.dtype) if bias_hh is None else bias_hh
-        _part("gru_forward", gh.dtype)(step.gates, gh, bias, h, h_next, step.saved)
+        _op("gru_forward", gh.dtype)(step.gates, gh, bias, h, h_next, step.saved)
 
     def backward_gates(self, xp: Any, step: Buffers) -> None:
         """See `Cell`."""
         (h,), (dh,) = step.states, step.dstates
-        _part("gru_backward", dh.dtype)(step.gates, step.saved, h, dh)
+        _op("gru_backward", dh.dtype)(step.gates, step.saved, h, dh)
 
 
 class GRUResetBefore(gru.GRUResetBefore):
-    """`cells.GRUResetBefore` with its parts compiled."""
+    """`cells.GRUResetBefore` with compiled pointwise ops."""
 
     def forward_reset(self, xp: Any, gh_rz: Array, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
         (h,) = step.states
-        _part("forward_reset", gh_rz.dtype)(step.gates, gh_rz, h, step.saved)
+        _op("forward_reset", gh_rz.dtype)(step.gates, gh_rz, h, step.saved)
 
     def forward_candidate(self, xp: Any, gh_n: Array, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
         (h,), (h_next,) = step.states, step.next_states
-        _part("forward_candidate", gh_n.dtype)(step.gates, gh_n, h, h_next)
+        _op("forward_candidate", gh_n.dtype)(step.gates, gh_n, h, h_next)
 
     def backward_candidate(self, xp: Any, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
         (h,), (dh,) = step.states, step.dstates
-        _part("backward_candidate", dh.dtype)(step.gates, h, dh)
+        _op("backward_candidate", dh.dtype)(step.gates, h, dh)
 
     def backward_reset(self, xp: Any, dq: Array, step: Buffers) -> None:
         """See `cells.GRUResetBefore`."""
         (h,), (dh,) = step.states, step.dstates
-        _part("backward_reset", dh.dtype)(step.gates, dq, h, dh)
+        _op("backward_reset", dh.dtype)(step.gates, dq, h, dh)
 
 
 class LSTM(lstm.LSTM):
-    """`cells.LSTM` with its parts compiled."""
+    """`cells.LSTM` with compiled pointwise ops."""
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
         (_, c), (h_next, c_next) = step.states, step.next_states
-        _part("lstm_forward", gh.dtype)(step.gates, gh, c, h_next, c_next, step.saved)
+        _op("lstm_forward", gh.dtype)(step.gates, gh, c, h_next, c_next, step.saved)
 
     def backward_gates(self, xp: Any, step: Buffers) -> None:
         """See `Cell`."""
         (_, c), (dh, dc) = step.states, step.dstates
-        _part("lstm_backward", dh.dtype)(step.gates, step.saved, c, dh, dc)
+        _op("lstm_backward", dh.dtype)(step.gates, step.saved, c, dh, dc)
 
 
 POINTWISE: dict[str, Cell] = {
@@ -91,8 +90,8 @@ POINTWISE: dict[str, Cell] = {
 }
 
 
-# One function a part, on the arrays it needs: where a cell's function in `gates.py` takes states
-# it does not look at, it gets another array.
+# One function per op, on the arrays it needs: in place of states that a function in `gates.py`
+# does not read it gets another array.
 
 
 def _rnn_tanh_forward(gates: Any, gh: Any, h_next: Any) -> None:
@@ -143,8 +142,8 @@ def _lstm_backward(gates: Any, saved: Any, c: Any, dh: Any, dc: Any) -> None:
     by_element.lstm_backward(gates, saved, (c, c), None, (dh, dc))
 
 
-# what each part does with its arguments, in order: r reads, w writes, v reads a vector
-PARTS: dict[str, tuple[Callable[..., None], str]] = {
+# how each op accesses its arguments, in order: r in, w out or inout, v in, a vector
+OPS: dict[str, tuple[Callable[..., None], str]] = {
     "rnn_tanh_forward": (_rnn_tanh_forward, "rrw"),
     "rnn_relu_forward": (_rnn_relu_forward, "rrw"),
     "rnn_tanh_backward": (_rnn_tanh_backward, "wrr"),
@@ -161,12 +160,12 @@ PARTS: dict[str, tuple[Callable[..., None], str]] = {
 
 
 @cache
-def _part(name: str, dtype: np.dtype[Any]) -> Any:
-    """A part compiled for float32 or float64."""
+def _op(name: str, dtype: np.dtype[Any]) -> Any:
+    """Return an op compiled for float32 or float64."""
     number = number_of(dtype)
     kinds = {"r": read(number, 2), "v": read(number, 1), "w": written(number, 2)}
-    function, does = PARTS[name]
-    return compile_for(function, tuple([kinds[kind] for kind in does]))
+    function, accesses = OPS[name]
+    return compile_for(function, tuple([kinds[access] for access in accesses]))
 
 
 @cache
@@ -175,12 +174,12 @@ def _no_bias(width: int, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
-    """What compiles the parts of a cell, those of the backward pass too if it is recorded."""
-    own = ("forward", "backward") if cell == "gru_reset_before" else (f"{cell}_",)
-    names = [name for name in PARTS if name.startswith(own) and (record or "forward" in name)]
-    return [partial(_part, name, dtype) for name in names]
+    """Return functions that compile the ops of a cell; with `record` the backward ops too."""
+    prefixes = ("forward", "backward") if cell == "gru_reset_before" else (f"{cell}_",)
+    names = [name for name in OPS if name.startswith(prefixes) and (record or "forward" in name)]
+    return [partial(_op, name, dtype) for name in names]
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """What compiles each part, in every type, if it is called."""
-    return [partial(_part, name, np.dtype(t)) for name in PARTS for t in ("float32", "float64")]
+    """Return functions that compile each op, one for every dtype."""
+    return [partial(_op, name, np.dtype(t)) for name in OPS for t in ("float32", "float64")]

@@ -1,6 +1,6 @@
-"""The control bits of the calling thread, set within compiled code, which takes some nanoseconds.
+"""Floating-point control bits of the calling thread, set within compiled code in nanoseconds.
 
-For what takes few microseconds itself; all else is called in `floating_point.environment`.
+For functions that take a few microseconds; others are called in `floating_point.environment`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from numba.extending import intrinsic
 
 from ...floating_point import environment
 
-# elsewhere the caller has to enter the environment
+# on other machines the caller enters the environment
 FLUSHES = environment.flushes and platform.machine() == "x86_64"
 _FLUSHING = 0x8040  # of MXCSR: flush-to-zero and denormals-are-zero
 
 
 @intrinsic
 def flush_subnormals(typing: Any) -> Any:
-    """Flush subnormal numbers from here on; what `restore` takes to end it."""
+    """Flush subnormal numbers from here on; return the previous control word, for `restore`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(32)
         if not FLUSHES:
             return number(0)
-        place = cgutils.alloca_once(builder, number)
-        _call(builder, "llvm.x86.sse.stmxcsr", place)
-        before = builder.load(place)
+        address = cgutils.alloca_once(builder, number)
+        _call(builder, "llvm.x86.sse.stmxcsr", address)
+        before = builder.load(address)
         _set(builder, builder.or_(before, number(_FLUSHING)))
         return before
 
@@ -39,7 +39,7 @@ def flush_subnormals(typing: Any) -> Any:
 
 @intrinsic
 def restore(typing: Any, before: Any) -> Any:
-    """Go back to what `flush_subnormals` gave."""
+    """Restore the control word `before`, which `flush_subnormals` returned."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if FLUSHES:
@@ -50,12 +50,12 @@ def restore(typing: Any, before: Any) -> Any:
 
 
 def _set(builder: Any, word: Any) -> None:
-    place = cgutils.alloca_once_value(builder, word)
-    _call(builder, "llvm.x86.sse.ldmxcsr", place)
+    address = cgutils.alloca_once_value(builder, word)
+    _call(builder, "llvm.x86.sse.ldmxcsr", address)
 
 
-def _call(builder: Any, name: str, place: Any) -> None:
+def _call(builder: Any, name: str, address: Any) -> None:
     pointer = cgutils.voidptr_t
     kind = ir.FunctionType(ir.VoidType(), [pointer])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
-    builder.call(function, [builder.bitcast(place, pointer)])
+    builder.call(function, [builder.bitcast(address, pointer)])

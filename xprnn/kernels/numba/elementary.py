@@ -1,6 +1,6 @@
-"""σ and tanh of one number, in code that vectorises: no branch, no table, no call.
+"""σ and tanh of one number, in code that vectorizes: no branch, no table, no call.
 
-Both stand on e^y - 1 = (2^k - 1) + 2^k (e^r - 1) with y = k ln 2 + r, |r| <= ln(2)/2, where
+Both use e^y - 1 = (2^k - 1) + 2^k (e^r - 1) with y = k ln 2 + r, |r| <= ln(2)/2, where
 e^r - 1 = r + r² q(r) and q is a polynomial. They replace `numerics.sigmoid` and NumPy's `tanh`.
 """
 
@@ -17,7 +17,7 @@ from .jit import INLINED, inlined
 
 @intrinsic
 def of_type(typing: Any, x: Any, value: Any) -> Any:
-    """`value` as a number of x's type."""
+    """Return `value` as a number of x's type."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.cast(builder, arguments[1], signature.args[1], signature.args[0])
@@ -27,7 +27,7 @@ def of_type(typing: Any, x: Any, value: Any) -> Any:
 
 @intrinsic
 def _largest_exponent(typing: Any, y: Any) -> Any:
-    """The largest whole number of y's type of which the power of e is finite."""
+    """Return the largest integer of y's type whose power of e is finite."""
     exponent = 88.0 if y == types.float32 else 709.0
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -38,7 +38,7 @@ def _largest_exponent(typing: Any, y: Any) -> Any:
 
 @intrinsic
 def _power_of_two(typing: Any, shifted: Any) -> Any:
-    """2^k from the number 1.5 * 2^23 + k, or 1.5 * 2^52 + k in float64; 0 for the least k - 1."""
+    """Return 2^k from 1.5 * 2^23 + k, or 1.5 * 2^52 + k in float64; 0 one below the smallest k."""
     bits, mantissa, bias = (32, 23, 127) if shifted == types.float32 else (64, 52, 1023)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -50,21 +50,21 @@ def _power_of_two(typing: Any, shifted: Any) -> Any:
     return shifted(shifted), generate
 
 
-def _parts(y: Any) -> Any:
-    """e^r - 1 and 2^k; by type below."""
+def _expm1_parts(y: Any) -> Any:
+    """Return e^r - 1 and 2^k; overloaded by type below."""
 
 
-@overload(_parts, jit_options=INLINED)
-def _parts_by_type(y: Any) -> Any:
-    return _parts_float32 if y == types.float32 else _parts_float64
+@overload(_expm1_parts, jit_options=INLINED)
+def _expm1_parts_by_type(y: Any) -> Any:
+    return _expm1_parts_float32 if y == types.float32 else _expm1_parts_float64
 
 
-def _parts_float32(y: Any) -> Any:
-    """The polynomial is within 6e-10 of e^r - 1, relative."""
+def _expm1_parts_float32(y: Any) -> Any:
+    """The relative error of the polynomial for e^r - 1 is at most 6e-10."""
     shifted = y * of_type(y, 1.4426950408889634) + of_type(y, 12582912.0)
     k = shifted - of_type(y, 12582912.0)
-    r = y - k * of_type(y, 0.693359375)  # ln 2 in two parts, the first one short: k times it
-    r = r - k * of_type(y, -2.12194440e-4)  # is exact
+    r = y - k * of_type(y, 0.693359375)  # ln 2 as a sum of two constants, the first so
+    r = r - k * of_type(y, -2.12194440e-4)  # short that k times it is exact
     q = of_type(y, 1.98910805e-4)
     q = q * r + of_type(y, 1.39337307e-3)
     q = q * r + of_type(y, 8.33331084e-3)
@@ -74,8 +74,8 @@ def _parts_float32(y: Any) -> Any:
     return q * (r * r) + r, _power_of_two(shifted)
 
 
-def _parts_float64(y: Any) -> Any:
-    """The polynomial is within 6e-19 of e^r - 1, relative."""
+def _expm1_parts_float64(y: Any) -> Any:
+    """The relative error of the polynomial for e^r - 1 is at most 6e-19."""
     shifted = y * 1.4426950408889634 + 6755399441055744.0
     k = shifted - 6755399441055744.0
     r = y - k * 0.6931471803691238
@@ -96,7 +96,7 @@ def _parts_float64(y: Any) -> Any:
 
 @inlined
 def _clipped(y: Any) -> Any:
-    """y within the exponents whose powers are finite; NaN stays NaN."""
+    """Return y, clipped to exponents whose powers are finite; NaN stays NaN."""
     limit = _largest_exponent(y)
     y = limit if y > limit else y
     return -limit if y < -limit else y
@@ -104,19 +104,19 @@ def _clipped(y: Any) -> Any:
 
 @inlined
 def sigmoid(x: Any) -> Any:
-    """σ(x) = 1 / (1 + e^-x), within 4 units in the last place where it is a normal number.
+    """Return σ(x) = 1 / (1 + e^-x), within 4 units in the last place where it is a normal number.
 
-    As in `numerics.sigmoid` it stays at its value where -x exceeds 88, in float64 709.
+    As in `numerics.sigmoid`, it is constant where -x exceeds 88, or 709 in float64.
     """
-    rest, power = _parts(_clipped(-x))
+    rest, power = _expm1_parts(_clipped(-x))
     one = of_type(x, 1.0)
     return one / (one + (power * rest + power))
 
 
 @inlined
 def tanh(x: Any) -> Any:
-    """tanh(x) = e / (e + 2) with e = e^2x - 1, within 4 units in the last place."""
-    rest, power = _parts(_clipped(x + x))
+    """Return tanh(x) = e / (e + 2) with e = e^2x - 1, within 4 units in the last place."""
+    rest, power = _expm1_parts(_clipped(x + x))
     one = of_type(x, 1.0)
     e = power * rest + (power - one)
     return e / (e + (one + one))

@@ -1,7 +1,9 @@
-"""What each cell does by element: a loop over rows, and over the units of a row.
+"""The pointwise ops of each cell: a loop over rows, and over the units of a row.
 
-All take blocks of rows; `Cell` and the plain cells say what the arrays hold. Where `saved` is
-None the call is not recorded, and `gates` are read only.
+The functions take blocks of rows; the contents of the arrays are those of `Cell` and of the plain
+cells, with the same names and the same order of statements. `*_row` is one row of an array, or
+one gate's block of it; a name without the suffix is a single element. Where `saved` is None the
+call is not recorded, and `gates` is in.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ def rnn_tanh_forward(
     gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, saved: Any
 ) -> None:
     """`cells.RNN.forward_gates` with tanh."""
-    for n in range(gates.shape[0]):
-        _tanh_row(gates[n], gh[n], next_states[0][n])
+    for s in range(gates.shape[0]):
+        _tanh_forward_row(gates[s], gh[s], next_states[0][s])
 
 
 @row
-def _tanh_row(gx: Any, gh: Any, h_next: Any) -> None:
-    for j in range(h_next.size):
-        h_next[j] = tanh(gx[j] + gh[j])
+def _tanh_forward_row(gx_row: Any, gh_row: Any, h_next_row: Any) -> None:
+    for j in range(h_next_row.size):
+        h_next_row[j] = tanh(gx_row[j] + gh_row[j])
 
 
 @inlined
@@ -32,46 +34,47 @@ def rnn_relu_forward(
     gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, saved: Any
 ) -> None:
     """`cells.RNN.forward_gates` with relu."""
-    for n in range(gates.shape[0]):
-        _relu_row(gates[n], gh[n], next_states[0][n])
+    for s in range(gates.shape[0]):
+        _relu_forward_row(gates[s], gh[s], next_states[0][s])
 
 
 @row
-def _relu_row(gx: Any, gh: Any, h_next: Any) -> None:
-    for j in range(h_next.size):
-        a = gx[j] + gh[j]
+def _relu_forward_row(gx_row: Any, gh_row: Any, h_next_row: Any) -> None:
+    for j in range(h_next_row.size):
+        a = gx_row[j] + gh_row[j]
         zero = of_type(a, 0.0)
-        h_next[j] = zero if a < zero else a  # NaN stays
+        h_next_row[j] = zero if a < zero else a  # propagates NaN
 
 
 @inlined
 def rnn_tanh_backward(gates: Any, saved: Any, states: Any, next_states: Any, dstates: Any) -> None:
     """`cells.RNN.backward_gates` with tanh."""
-    for n in range(gates.shape[0]):
-        _tanh_back_row(gates[n], next_states[0][n], dstates[0][n])
+    for s in range(gates.shape[0]):
+        _tanh_backward_row(gates[s], next_states[0][s], dstates[0][s])
 
 
 @row
-def _tanh_back_row(da: Any, h_next: Any, dh: Any) -> None:
-    one = of_type(dh[0], 1.0)
-    for j in range(dh.size):
-        da[j] = (one - h_next[j] * h_next[j]) * dh[j]
+def _tanh_backward_row(da_row: Any, h_next_row: Any, dh_row: Any) -> None:
+    one = of_type(dh_row[0], 1.0)
+    for j in range(dh_row.size):
+        h_next, dh = h_next_row[j], dh_row[j]
+        da_row[j] = (one - h_next * h_next) * dh
 
 
 @inlined
 def rnn_relu_backward(gates: Any, saved: Any, states: Any, next_states: Any, dstates: Any) -> None:
     """`cells.RNN.backward_gates` with relu."""
-    for n in range(gates.shape[0]):
-        _relu_back_row(gates[n], next_states[0][n], dstates[0][n])
+    for s in range(gates.shape[0]):
+        _relu_backward_row(gates[s], next_states[0][s], dstates[0][s])
 
 
 @row
-def _relu_back_row(da: Any, h_next: Any, dh: Any) -> None:
-    zero, one = of_type(dh[0], 0.0), of_type(dh[0], 1.0)
-    for j in range(dh.size):
-        h = h_next[j]
-        slope = one if h > zero else h  # 0, or NaN
-        da[j] = slope * dh[j]
+def _relu_backward_row(da_row: Any, h_next_row: Any, dh_row: Any) -> None:
+    zero, one = of_type(dh_row[0], 0.0), of_type(dh_row[0], 1.0)
+    for j in range(dh_row.size):
+        h_next, dh = h_next_row[j], dh_row[j]
+        slope = one if h_next > zero else h_next  # 0, or NaN
+        da_row[j] = slope * dh
 
 
 @inlined
@@ -79,35 +82,39 @@ def gru_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, s
     """`cells.GRU.forward_gates`."""
     (h,), (h_next,) = states, next_states
     H = h.shape[1]
-    for n in range(h.shape[0]):
-        g, a = gates[n], gh[n]
-        _gru_row(
-            g[:H],
-            g[H : 2 * H],
-            g[2 * H : 3 * H],
-            a[:H],
-            a[H : 2 * H],
-            a[2 * H : 3 * H],
+    for s in range(h.shape[0]):
+        gates_row, gh_row = gates[s], gh[s]
+        _gru_forward_row(
+            gates_row[:H],
+            gates_row[H : 2 * H],
+            gates_row[2 * H : 3 * H],
+            gh_row[:H],
+            gh_row[H : 2 * H],
+            gh_row[2 * H : 3 * H],
             bias[2 * H :],
-            h[n],
-            h_next[n],
-            at(saved, n),
+            h[s],
+            h_next[s],
+            at(saved, s),
         )
 
 
 @row
-def _gru_row(
-    r: Any, z: Any, n: Any, gh_r: Any, gh_z: Any, gh_n: Any, bias_n: Any, h: Any, h_next: Any,
-    saved: Any,
+def _gru_forward_row(
+    r_row: Any, z_row: Any, n_row: Any,  # inout: gx -> gates; in: the call is not recorded
+    gh_r_row: Any, gh_z_row: Any, gh_n_row: Any,  # in, without b_hh
+    bias_n_row: Any,  # in: b_hh of n
+    h_row: Any,  # in
+    h_next_row: Any,  # out
+    saved_row: Any,  # out: gh_n; None: the call is not recorded
 ) -> None:  # fmt: skip
-    for j in range(h.size):
-        reset = sigmoid(r[j] + gh_r[j])
-        update = sigmoid(z[j] + gh_z[j])
-        inner = gh_n[j] + bias_n[j]
-        new = tanh(n[j] + reset * inner)
-        h_next[j] = new + update * (h[j] - new)
-        if saved is not None:
-            r[j], z[j], n[j], saved[j] = reset, update, new, inner
+    for j in range(h_row.size):
+        r = sigmoid(r_row[j] + gh_r_row[j])
+        z = sigmoid(z_row[j] + gh_z_row[j])
+        gh_n = gh_n_row[j] + bias_n_row[j]
+        n = tanh(n_row[j] + r * gh_n)
+        h_next_row[j] = n + z * (h_row[j] - n)
+        if saved_row is not None:
+            r_row[j], z_row[j], n_row[j], saved_row[j] = r, z, n, gh_n
 
 
 @inlined
@@ -115,23 +122,31 @@ def gru_backward(gates: Any, saved: Any, states: Any, next_states: Any, dstates:
     """`cells.GRU.backward_gates`."""
     (h,), (dh,) = states, dstates
     H = h.shape[1]
-    for n in range(h.shape[0]):
-        g = gates[n]
-        _gru_back_row(g[:H], g[H : 2 * H], g[2 * H :], saved[n], h[n], dh[n])
+    for s in range(h.shape[0]):
+        gates_row = gates[s]
+        _gru_backward_row(
+            gates_row[:H], gates_row[H : 2 * H], gates_row[2 * H :], saved[s], h[s], dh[s]
+        )
 
 
 @row
-def _gru_back_row(r: Any, z: Any, n: Any, saved: Any, h: Any, dh: Any) -> None:
-    one = of_type(h[0], 1.0)
-    for j in range(h.size):
-        reset, update, new, down = r[j], z[j], n[j], dh[j]
-        share = (one - update) * down
-        dgx_n = (one - new * new) * share
-        z[j] = (h[j] - new) * share * update
-        r[j] = reset * ((one - reset) * (saved[j] * dgx_n))
-        n[j] = dgx_n * reset
-        saved[j] = dgx_n
-        dh[j] = down * update
+def _gru_backward_row(
+    r_row: Any, z_row: Any, n_row: Any,  # inout: r, z, n -> dgx_r, dgx_z, dgh_n
+    saved_row: Any,  # inout: gh_n -> dgx_n
+    h_row: Any,  # in
+    dh_row: Any,  # inout: dh_next -> dh_next z
+) -> None:  # fmt: skip
+    one = of_type(h_row[0], 1.0)
+    for j in range(h_row.size):
+        r, z, n, gh_n, h, dh_next = r_row[j], z_row[j], n_row[j], saved_row[j], h_row[j], dh_row[j]
+        dn = (one - z) * dh_next
+        dgx_n = (one - n * n) * dn
+        z_row[j] = (h - n) * dn * z
+        dh_row[j] = dh_next * z
+        dr = gh_n * dgx_n
+        r_row[j] = r * ((one - r) * dr)
+        n_row[j] = dgx_n * r
+        saved_row[j] = dgx_n
 
 
 @inlined
@@ -139,39 +154,43 @@ def lstm_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, 
     """`cells.LSTM.forward_gates`."""
     (_, c), (h_next, c_next) = states, next_states
     H = c.shape[1]
-    for n in range(c.shape[0]):
-        g, a = gates[n], gh[n]
-        _lstm_row(
-            g[:H],
-            g[H : 2 * H],
-            g[2 * H : 3 * H],
-            g[3 * H : 4 * H],
-            a[:H],
-            a[H : 2 * H],
-            a[2 * H : 3 * H],
-            a[3 * H : 4 * H],
-            c[n],
-            h_next[n],
-            c_next[n],
-            at(saved, n),
+    for s in range(c.shape[0]):
+        gates_row, gh_row = gates[s], gh[s]
+        _lstm_forward_row(
+            gates_row[:H],
+            gates_row[H : 2 * H],
+            gates_row[2 * H : 3 * H],
+            gates_row[3 * H : 4 * H],
+            gh_row[:H],
+            gh_row[H : 2 * H],
+            gh_row[2 * H : 3 * H],
+            gh_row[3 * H : 4 * H],
+            c[s],
+            h_next[s],
+            c_next[s],
+            at(saved, s),
         )
 
 
 @row
-def _lstm_row(
-    i: Any, f: Any, g: Any, o: Any, gh_i: Any, gh_f: Any, gh_g: Any, gh_o: Any, c: Any,
-    h_next: Any, c_next: Any, saved: Any,
+def _lstm_forward_row(
+    i_row: Any, f_row: Any, g_row: Any, o_row: Any,  # inout: gx -> gates; in: not recorded
+    gh_i_row: Any, gh_f_row: Any, gh_g_row: Any, gh_o_row: Any,  # in
+    c_row: Any,  # in
+    h_next_row: Any,  # out
+    c_next_row: Any,  # out
+    saved_row: Any,  # out: tanh_c; None: the call is not recorded
 ) -> None:  # fmt: skip
-    for j in range(c.size):
-        enter = sigmoid(i[j] + gh_i[j])
-        keep = sigmoid(f[j] + gh_f[j])
-        new = tanh(g[j] + gh_g[j])
-        show = sigmoid(o[j] + gh_o[j])
-        cell = keep * c[j] + enter * new
-        shown = tanh(cell)
-        c_next[j], h_next[j] = cell, show * shown
-        if saved is not None:
-            i[j], f[j], g[j], o[j], saved[j] = enter, keep, new, show, shown
+    for j in range(c_row.size):
+        i = sigmoid(i_row[j] + gh_i_row[j])
+        f = sigmoid(f_row[j] + gh_f_row[j])
+        g = tanh(g_row[j] + gh_g_row[j])
+        o = sigmoid(o_row[j] + gh_o_row[j])
+        c_next = f * c_row[j] + i * g
+        tanh_c = tanh(c_next)
+        c_next_row[j], h_next_row[j] = c_next, o * tanh_c
+        if saved_row is not None:
+            i_row[j], f_row[j], g_row[j], o_row[j], saved_row[j] = i, f, g, o, tanh_c
 
 
 @inlined
@@ -179,21 +198,34 @@ def lstm_backward(gates: Any, saved: Any, states: Any, next_states: Any, dstates
     """`cells.LSTM.backward_gates`."""
     (_, c), (dh, dc) = states, dstates
     H = c.shape[1]
-    for n in range(c.shape[0]):
-        g = gates[n]
-        _lstm_back_row(
-            g[:H], g[H : 2 * H], g[2 * H : 3 * H], g[3 * H :], saved[n], c[n], dh[n], dc[n]
+    for s in range(c.shape[0]):
+        gates_row = gates[s]
+        _lstm_backward_row(
+            gates_row[:H],
+            gates_row[H : 2 * H],
+            gates_row[2 * H : 3 * H],
+            gates_row[3 * H :],
+            saved[s],
+            c[s],
+            dh[s],
+            dc[s],
         )
 
 
 @row
-def _lstm_back_row(i: Any, f: Any, g: Any, o: Any, saved: Any, c: Any, dh: Any, dc: Any) -> None:
-    one = of_type(c[0], 1.0)
-    for j in range(c.size):
-        enter, keep, new, show, shown = i[j], f[j], g[j], o[j], saved[j]
-        down = dc[j] + (one - shown * shown) * show * dh[j]
-        o[j] = show * (one - show) * shown * dh[j]
-        i[j] = enter * (one - enter) * new * down
-        f[j] = (one - keep) * keep * c[j] * down
-        g[j] = (one - new * new) * enter * down
-        dc[j] = down * keep
+def _lstm_backward_row(
+    i_row: Any, f_row: Any, g_row: Any, o_row: Any,  # inout: i, f, g, o -> di, df, dg, do
+    saved_row: Any,  # in: tanh_c
+    c_row: Any,  # in
+    dh_row: Any,  # in: dh_next
+    dc_row: Any,  # inout: dc_next -> dc
+) -> None:  # fmt: skip
+    one = of_type(c_row[0], 1.0)
+    for j in range(c_row.size):
+        i, f, g, o, tanh_c, c = i_row[j], f_row[j], g_row[j], o_row[j], saved_row[j], c_row[j]
+        dc_next = dc_row[j] + (one - tanh_c * tanh_c) * o * dh_row[j]
+        o_row[j] = o * (one - o) * tanh_c * dh_row[j]
+        g_row[j] = (one - g * g) * i * dc_next
+        i_row[j] = i * (one - i) * g * dc_next
+        f_row[j] = (one - f) * f * c * dc_next
+        dc_row[j] = dc_next * f

@@ -1,7 +1,7 @@
-"""What follows when all steps are undone: gradients of the weights, the biases and the input.
+"""Gradients of the weights, the biases and the input, computed after all backward steps.
 
-In place of `_gradients` of `xprnn/sequence.py`. A BLAS's threads would go on spinning for a while
-after each of its products, beside compiled loops that need the processors.
+They replace `_gradients` of `xprnn/sequence.py`. The threads of a BLAS would keep spinning for a
+while after each of its products and take processors from the compiled loops.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ...layout import Layout
 from ...scratch import Workspace
 from . import product
 from .jit import compile_for, number_of, read, row, written
-from .loops import take
-from .threads import Call, Crew
+from .loops import copy_leading
+from .threads import Call, ThreadPool
 
-BLOCK = 256  # rows that are summed in registers: a panel of them fills the nearest cache
-ROWS = 64  # rows of dx that are computed at a time: enough for the weights to pay off
+BLOCK = 256  # rows that are summed in registers: a panel of them fills the L1 cache
+ROWS = 64  # rows of dx that are computed at a time: enough to amortize reading the weights
 
 
 def compute(
@@ -34,88 +34,90 @@ def compute(
     packed: Sequence[Array | None],
     layout: Layout,
     scratch: Workspace,
-    crew: Crew,
+    pool: ThreadPool,
 ) -> None:
-    """Write what is wanted of each direction's dweights and dx; dgh becomes dgx in the traces.
+    """Write the requested dweights and dx of each direction; in the traces dgh becomes dgx.
 
-    `packed` are the W_ih of directions with a dx, in panels. Threads take rows of the weights and
-    of dx: whoever sums up a number does it in the same order.
+    Rows of the weights and of dx are distributed among threads; the order of each sum does not
+    depend on how.
+
+    :param packed: in, W_ih in panels, for each direction with a dx.
     """
-    parts = crew.size  # no more: each packs all inputs for itself
+    threads = pool.size  # number of calls per array: no more, since each call packs all inputs
     mark = scratch.mark()
     calls: list[Call] = []
     for each in directions:
         previous = layout.previous(each.trace.states[0], each.reverse)
-        wanted = each.dweights.weight_hh, each.dweights.bias_hh
-        calls += _of_weights(each.trace.gates, previous, wanted, scratch, parts)
-    crew.run(calls)
+        outputs = each.dweights.weight_hh, each.dweights.bias_hh
+        calls += _weight_calls(each.trace.gates, previous, outputs, scratch, threads)
+    pool.run(calls)
     for each in directions:
         cell.to_input_side(each.trace.gates, each.trace.saved)
     scratch.rewind(mark)
     calls = []
     for each, panels in zip(directions, packed, strict=True):
-        wanted = each.dweights.weight_ih, each.dweights.bias_ih
-        calls += _of_weights(each.trace.gates, each.trace.x, wanted, scratch, parts)
+        outputs = each.dweights.weight_ih, each.dweights.bias_ih
+        calls += _weight_calls(each.trace.gates, each.trace.x, outputs, scratch, threads)
         if panels is not None:
-            calls += _of_input(each.trace.gates, panels, each.dx, scratch, parts)
-    crew.run(calls)
+            calls += _input_calls(each.trace.gates, panels, each.dx, scratch, threads)
+    pool.run(calls)
     scratch.rewind(mark)
 
 
-def _of_weights(
+def _weight_calls(
     dgates: Array,
     inputs: Array,
-    wanted: tuple[Array | None, Array | None],
+    outputs: tuple[Array | None, Array | None],
     scratch: Workspace,
-    parts: int,
+    threads: int,
 ) -> Iterator[Call]:
-    """What writes a matrix and a bias, in so many parts; None: nobody wants it."""
+    """Yield calls that write the gradients of a matrix and a bias; None: not requested."""
     dtype = scratch.dtype
-    dweight, dbias = wanted
+    dweight, dbias = outputs
     if dweight is None:
         dweight = np.empty((0, 0), dtype)
     if dbias is None:
         dbias = np.empty(0, dtype)
     width, function = product.width_of(dtype), _weights(dtype)
-    for low, high in _cut(dgates.shape[1], parts, product.MOST):
-        broken = high - low if dweight.shape[1] % width else 0
-        rooms = [
-            scratch.empty(*size) for size in ((BLOCK, width), (broken, width), (2, high - low))
+    for low, high in _ranges(dgates.shape[1], threads, product.TILE_ROWS):
+        remainder = high - low if dweight.shape[1] % width else 0
+        buffers = [
+            scratch.empty(*size) for size in ((BLOCK, width), (remainder, width), (2, high - low))
         ]
-        yield partial(function, dgates, inputs, dweight, dbias, *rooms, low, high)
+        yield partial(function, dgates, inputs, dweight, dbias, *buffers, low, high)
 
 
-def _of_input(
-    dgates: Array, panels: Array, dx: Array | None, scratch: Workspace, parts: int
+def _input_calls(
+    dgates: Array, panels: Array, dx: Array | None, scratch: Workspace, threads: int
 ) -> Iterator[Call]:
-    """What writes dx, in so many parts."""
+    """Yield calls that write dx."""
     function = _input(scratch.dtype)
-    for part in _cut(len(dgates), parts, ROWS):
-        room = scratch.empty(ROWS, panels.shape[0] * panels.shape[2])
-        yield partial(function, dgates, panels, dx, room, *part)
+    for low, high in _ranges(len(dgates), threads, ROWS):
+        buffer = scratch.empty(ROWS, panels.shape[0] * panels.shape[2])
+        yield partial(function, dgates, panels, dx, buffer, low, high)
 
 
-def _cut(size: int, parts: int, by: int) -> list[tuple[int, int]]:
-    """From where to where up to so many parts go, the first of each divisible by `by`."""
-    bounds = [size * part // parts // by * by for part in range(parts)]
-    return [part for part in pairwise([*bounds, size]) if part[0] < part[1]]
+def _ranges(size: int, count: int, multiple: int) -> list[tuple[int, int]]:
+    """Split `size` into up to `count` ranges, each starting at a multiple of `multiple`."""
+    bounds = [size * k // count // multiple * multiple for k in range(count)]
+    return [(low, high) for low, high in pairwise([*bounds, size]) if low < high]
 
 
 def weight_gradient(
-    dgates: Any,  # (S, G*H), read
-    inputs: Any,  # (S, K), what the weights were multiplied with, read
-    dweight: Any,  # (G*H, K), rows from low to high = dgates' inputs; (0, 0): nobody wants it
-    dbias: Any,  # (G*H,), likewise = the sums of dgates; (0,): nobody wants it
-    panel: Any,  # (BLOCK, width), scratch
-    broken: Any,  # (high - low, width), scratch: the columns of a panel that is not full, if any
-    sums: Any,  # (2, high - low), scratch
+    dgates: Any,  # in, (S, G*H)
+    inputs: Any,  # in, (S, K): what the weights multiplied
+    dweight: Any,  # out, (G*H, K), rows from low to high: dgates' inputs; (0, 0): not requested
+    dbias: Any,  # out, (G*H,), likewise: the column sums of dgates; (0,): not requested
+    panel: Any,  # workspace, (BLOCK, width)
+    remainder: Any,  # workspace, (high - low, width), for the columns of a partial panel, if any
+    sums: Any,  # workspace, (2, high - low)
     low: Any,
     high: Any,
 ) -> None:
-    """Blocks of rows, each summed by itself: a sum of all would be less exact."""
-    mine, bias, width = dweight[low:high], dbias[low:high], panel.shape[1]
-    S, K = len(dgates), mine.shape[1]
-    for each in (mine, broken):
+    """Sum blocks of rows separately, which is more accurate than one sum over all rows."""
+    matrix, bias, width = dweight[low:high], dbias[low:high], panel.shape[1]
+    S, K = len(dgates), matrix.shape[1]
+    for each in (matrix, remainder):
         each[...] = 0.0
     bias[...] = 0.0
     sums[...] = 0.0
@@ -127,42 +129,45 @@ def weight_gradient(
         for first in range(0, K, width):
             filled = panel[: len(block)]
             product.pack_panel(inputs[s : s + BLOCK, first:], filled)
-            whole = first + width <= K
-            product.add_transposed(block, filled, mine[:, first:] if whole else broken[:, :])
+            full = first + width <= K
+            product.add_transposed(block, filled, matrix[:, first:] if full else remainder[:, :])
     if K % width:
-        take(broken, mine[:, K // width * width :])
+        copy_leading(remainder, matrix[:, K // width * width :])
 
 
 @row
 def _add_sums(block: Any, sums: Any, bias: Any, last: Any) -> None:
-    """Sum rows, and the sums of blocks; these are added to `bias` and begin anew with the last."""
-    own, several = sums[0], sums[1]
+    """Sum the rows of a block, and add up block sums; `last` adds these to `bias` and resets them.
+
+    `block` in; `sums` inout, (2, width): workspace for the block's sum, sum of blocks so far.
+    """
+    block_sum, total = sums[0], sums[1]
     for j in range(bias.size):
-        own[j] = 0.0
+        block_sum[j] = 0.0
     for n in range(block.shape[0]):
         for j in range(bias.size):
-            own[j] += block[n, j]
+            block_sum[j] += block[n, j]
     for j in range(bias.size):
-        several[j] += own[j]
+        total[j] += block_sum[j]
     if last:
         for j in range(bias.size):
-            bias[j] += several[j]
-            several[j] = 0.0
+            bias[j] += total[j]
+            total[j] = 0.0
 
 
 def input_gradient(
-    dgates: Any,  # (S, G*H), dgx, read
-    panels: Any,  # W_ih packed, read
-    dx: Any,  # (S, I), rows from low to high = dgx W_ih
-    room: Any,  # (ROWS, I filled up), scratch
+    dgates: Any,  # in, (S, G*H): dgx
+    panels: Any,  # in: W_ih packed
+    dx: Any,  # out, (S, I), rows from low to high: dgx W_ih
+    buffer: Any,  # workspace, (ROWS, I padded)
     low: Any,
     high: Any,
 ) -> None:
-    """Some rows at a time, which stay in a cache."""
+    """Compute dx in blocks of rows that stay in a cache."""
     for n in range(low, high, ROWS):
-        some = slice(n, min(n + ROWS, high))
-        product.product(dgates[some], panels, None, room)
-        take(room, dx[some])
+        rows = slice(n, min(n + ROWS, high))
+        product.product(dgates[rows], panels, None, buffer)
+        copy_leading(buffer, dx[rows])
 
 
 @cache
@@ -182,10 +187,10 @@ def _input(dtype: np.dtype[Any]) -> Any:
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """What compiles each of them, in every type, if it is called."""
+    """Return functions that compile each kernel, one for every dtype."""
     return [*needed(np.dtype("float32")), *needed(np.dtype("float64"))]
 
 
 def needed(dtype: np.dtype[Any]) -> list[Callable[[], Any]]:
-    """What compiles them in one type."""
+    """Return functions that compile the kernels for one dtype."""
     return [partial(function, dtype) for function in (_weights, _input)]

@@ -1,4 +1,4 @@
-"""How this folder's functions are compiled: options, types, the cache on disk, and saying so."""
+"""How this package's functions are compiled: options, argument types, disk cache and logging."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from numba.extending import overload, register_jitable
 
 _log = logging.getLogger("xprnn")
 
-# Divisions as IEEE has them, not Python's error, which would keep loops scalar. Sums stay in
-# their order: a fused multiply-add is all that a compiler may make of them.
+# Division by zero follows IEEE 754 instead of raising, which would keep loops scalar. Sums keep
+# their order: the compiler may only contract them to fused multiply-adds.
 OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -29,24 +29,24 @@ OPTIONS: dict[str, Any] = {
 INLINED = {**OPTIONS, "forceinline": True}
 
 
-class _Distinct(Compiler):
+class _NoAlias(Compiler):
     """Compiles functions whose array arguments do not overlap where one of them is written."""
 
     def define_pipelines(self) -> Any:
-        """Numba's own passes, with a flag for which `njit` has no option."""
+        """Return Numba's default passes, with a flag for which `njit` has no option."""
         self.state.flags.noalias = True
         return super().define_pipelines()
 
 
-# They stay plain functions, for where one is in a closure its bytes are part of the cache's key.
+# Plain functions, no dispatchers: if a closure holds one, its bytecode is part of the cache key.
 inlined = register_jitable(**INLINED)
-# The loop over a row's units. Without the promise each pair of arrays is checked for an overlap at
+# For the loop over a row's units. Without `noalias` each pair of arrays is checked for overlap at
 # every row, and a row of 32 units takes up to twice as long.
-row = numba.njit(pipeline_class=_Distinct, **OPTIONS)
+row = numba.njit(pipeline_class=_NoAlias, **OPTIONS)
 
 
 def at(arrays: Any, n: Any) -> Any:
-    """`arrays[n]`, or None where None is given instead: known when it is compiled."""
+    """Return `arrays[n]`, or None if `arrays` is None, which is known at compile time."""
 
 
 @overload(at, jit_options=INLINED)
@@ -57,28 +57,28 @@ def _at_by_type(arrays, n):  # type: ignore[no-untyped-def]
 
 
 def read(number: Any, ndim: int) -> types.Array:
-    """The type of an argument that is only read: any C-contiguous array fits."""
+    """Return the type of an `in` argument: any C-contiguous array."""
     return types.Array(number, ndim, "C", readonly=True, aligned=False)
 
 
 def written(number: Any, ndim: int) -> types.Array:
-    """The type of an argument that is written."""
+    """Return the type of an `out` or `inout` argument."""
     return types.Array(number, ndim, "C")
 
 
 def number_of(dtype: np.dtype[Any]) -> Any:
-    """Numba's type for float32 or float64."""
+    """Return Numba's type for float32 or float64."""
     return types.float32 if dtype.itemsize == 4 else types.float64
 
 
 def compile_for(function: Callable[..., None], signature: tuple[Any, ...]) -> Any:
-    """`function` compiled for these argument types, or taken from the cache on disk.
+    """Compile `function` for these argument types, or load it from the disk cache.
 
-    It logs what it compiled to logger "xprnn", as information.
+    A compilation is logged to logger "xprnn" at level INFO.
 
-    :raises RuntimeError: what is kept on disk is damaged; the message names the folder.
+    :raises RuntimeError: the disk cache is damaged; the message names the folder.
     """
-    # Numba looks for changes in the function's own file only; the name on disk tells of all
+    # Numba detects changes in the function's own file only; the name on disk covers all files
     function.__qualname__ = f"{function.__name__}-{_digest()}"
     try:
         dispatcher = numba.njit(cache=True, **OPTIONS)(function)
@@ -88,7 +88,7 @@ def compile_for(function: Callable[..., None], signature: tuple[Any, ...]) -> An
     start = time.perf_counter()
     try:
         dispatcher.compile(signature)
-    except OSError as error:  # the disk is full, say, or the folder may not be looked into
+    except OSError as error:  # such as a full disk or a folder without permission
         _log.info("compiled code will not be kept: %s", error)
         if signature not in dispatcher.overloads:
             dispatcher = numba.njit(**OPTIONS)(function)
@@ -108,7 +108,7 @@ def compile_for(function: Callable[..., None], signature: tuple[Any, ...]) -> An
 
 @cache
 def _digest() -> str:
-    """What the sources of this folder are, in eight letters."""
+    """Return a hash of the sources of this package, eight hexadecimal digits."""
     files = [f for f in resources.files(__package__).iterdir() if f.name.endswith(".py")]
     texts = [f.read_bytes() for f in sorted(files, key=lambda f: f.name)]
     return hashlib.sha256(b"".join(texts)).hexdigest()[:8]

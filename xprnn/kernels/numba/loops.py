@@ -1,8 +1,10 @@
-"""The time loops of `xprnn/sequence.py`, one function for all steps of a slice of a direction.
+"""The time loops: one function that computes all steps of a slice of rows of a direction.
 
-Each is made for a cell from what it does by element, and leaves in the arrays what the loops
-there leave. `counts` (T,) are the rows of each step, longest rows first; the slice are the rows
-from `low` to `high`.
+They replace the step loops of `xprnn/sequence.py` and leave the same contents in the arrays.
+`forward_loop` and `backward_loop` make them from the pointwise ops of a cell. `counts` (T,) holds
+the number of rows of each step, longest rows first; the slice is the rows from `low` to `high`.
+Packed arrays, (S, ...), hold the rows of all steps one step after the other; states, (n_0 + S, H),
+hold the initial ones too.
 """
 
 from __future__ import annotations
@@ -16,112 +18,125 @@ from .jit import INLINED, inlined
 from .product import product
 
 
-def forward_loop(name: str, gates_of: Any) -> Callable[..., None]:
-    """The function that takes all steps; `gates_of` is the cell's in `gates.py`."""
+def forward_loop(name: str, forward_gates: Any) -> Callable[..., None]:
+    """Return the function that computes all steps; `forward_gates` is the cell's in `gates.py`."""
 
     def forward(
-        panels_ih: Any,  # W_ih' packed, read
-        panels_hh: Any,  # W_hh' packed, read
-        bias: Any,  # (G*H filled up) by panel, of the input side, read
-        bias_hh: Any,  # (G*H,), read
-        taken: Any,  # (rows of some steps, I), scratch
-        gx: Any,  # (rows of some steps, G*H filled up), scratch
-        gh: Any,  # (high - low, G*H filled up), scratch
-        x: Any,  # (S, I), read
-        gates: Any,  # (S, G*H), written where the call is recorded
-        saved: Any,  # (S, saved*H), written; None: the call is not recorded
-        states: Any,  # (n_0 + S, H) each, written
-        initial: Any,  # (n_0, H) each, read
+        panels_ih: Any,  # in: W_ih' packed
+        panels_hh: Any,  # in: W_hh' packed
+        bias: Any,  # in, (G*H padded) by panel: the bias of the input side
+        bias_hh: Any,  # in, (G*H,)
+        x_block: Any,  # workspace, (rows of a block of steps, I)
+        gx: Any,  # workspace, (rows of a block of steps, G*H padded)
+        gh: Any,  # workspace, (high - low, G*H padded)
+        x: Any,  # in, (S, I)
+        gates: Any,  # out, (S, G*H); unused if the call is not recorded
+        saved: Any,  # out, (S, saved*H); None: the call is not recorded
+        states: Any,  # out, (n_0 + S, H) each
+        initial: Any,  # in, (n_0, H) each
         counts: Any,
         reverse: Any,
         low: Any,
         high: Any,
     ) -> None:
-        joined = steps = place = 0  # gx holds `steps` steps more; rows from `place` are the next's
-        at = x.shape[0] if reverse else 0
+        # gx holds the input side of `ready` further steps, that of the next step from row `gx_row`
+        active = ready = gx_row = 0
+        start = x.shape[0] if reverse else 0  # first packed row of step t
         for i in range(counts.size):
             t = counts.size - 1 - i if reverse else i
             rows = min(counts[t], high) - low
-            at -= counts[t] if reverse else 0
+            start -= counts[t] if reverse else 0
             if rows > 0:
-                before, after = _places(counts, t, at, reverse)
-                _copy(initial, states, low + joined, low + rows, before)
-                here, ahead = _block(states, before + low, rows), _block(states, after + low, rows)
-                if steps == 0:
-                    steps, total = _some_steps(counts, t, low, high, gx.shape[0], reverse)
-                    source = _rows_of(x, taken, counts, t, at, low, high, steps, total, reverse)
-                    product(source, panels_ih, bias, gx)
-                    place = total if reverse else 0
-                product(here[0], panels_hh, None, gh)
-                place -= rows if reverse else 0
-                mine = gx[place : place + rows]
+                before, after = _state_rows(counts, t, start, reverse)
+                _copy_initial(initial, states, low + active, low + rows, before)
+                states_t = _row_slices(states, before + low, rows)
+                next_states = _row_slices(states, after + low, rows)
+                if ready == 0:
+                    ready, total = _next_block(counts, t, low, high, gx.shape[0], reverse)
+                    block = _input_rows(
+                        x, x_block, counts, t, start, low, high, ready, total, reverse
+                    )
+                    product(block, panels_ih, bias, gx)
+                    gx_row = total if reverse else 0
+                product(states_t[0], panels_hh, None, gh)
+                gx_row -= rows if reverse else 0
+                gx_t = gx[gx_row : gx_row + rows]
                 if saved is None:
-                    gates_of(mine, gh, bias_hh, here, ahead, None)
+                    forward_gates(gx_t, gh, bias_hh, states_t, next_states, None)
                 else:
-                    kept = gates[at + low : at + low + rows]
-                    take(mine, kept)
-                    behind = saved[at + low : at + low + rows]
-                    gates_of(kept, gh, bias_hh, here, ahead, behind)
-                place += 0 if reverse else rows
-                joined = rows
-                steps -= 1
-            at += 0 if reverse else counts[t]
+                    gates_t = gates[start + low : start + low + rows]
+                    copy_leading(gx_t, gates_t)
+                    saved_t = saved[start + low : start + low + rows]
+                    forward_gates(gates_t, gh, bias_hh, states_t, next_states, saved_t)
+                gx_row += 0 if reverse else rows
+                active = rows
+                ready -= 1
+            start += 0 if reverse else counts[t]
 
     forward.__name__ = f"{name}_forward"
     return forward
 
 
-def backward_loop(name: str, gates_of: Any, beside: bool) -> Callable[..., None]:
-    """The function that undoes all steps; with `beside` part of dh goes past the product."""
+def backward_loop(name: str, backward_gates: Any, direct: bool) -> Callable[..., None]:
+    """Return the function of the backward pass; `direct`: a term of dh bypasses the product."""
 
     def backward(
-        panels: Any,  # W_hh packed, read
-        through: Any,  # (high - low, H filled up), scratch
-        gates: Any,  # (S, G*H), read, then = dgh
-        saved: Any,  # (S, saved*H), read; see the cell
-        states: Any,  # (n_0 + S, H) each, read
-        doutput: Any,  # (S, H), rows apart, read; (0, H) for zeros
-        dstates: Any,  # (n_0, H) each, read, then overwritten
+        panels: Any,  # in: W_hh packed
+        dh_product: Any,  # workspace, (high - low, H padded)
+        gates: Any,  # inout, (S, G*H): gates -> dgh
+        saved: Any,  # in or inout, (S, saved*H); see the cell
+        states: Any,  # in, (n_0 + S, H) each
+        doutput: Any,  # in, (S, H), any strides; (0, H): zeros
+        dstates: Any,  # inout, (n_0, H) each: of the final states -> of the initial states
         counts: Any,
         reverse: Any,
         low: Any,
         high: Any,
     ) -> None:
-        at = 0 if reverse else gates.shape[0]
+        start = 0 if reverse else gates.shape[0]  # first packed row of step t
         for i in range(counts.size):
             t = i if reverse else counts.size - 1 - i
             rows = min(counts[t], high) - low
-            at -= 0 if reverse else counts[t]
+            start -= 0 if reverse else counts[t]
             if rows > 0:
-                first = at + low
-                before, after = _places(counts, t, at, reverse)
-                here, ahead = _block(states, before + low, rows), _block(states, after + low, rows)
-                dnext, dgates = _block(dstates, low, rows), gates[first : first + rows]
+                first = start + low
+                before, after = _state_rows(counts, t, start, reverse)
+                states_t = _row_slices(states, before + low, rows)
+                next_states = _row_slices(states, after + low, rows)
+                dstates_t, dgates = _row_slices(dstates, low, rows), gates[first : first + rows]
                 if doutput.shape[0]:
-                    _add(doutput[first : first + rows], dnext[0])
-                gates_of(dgates, saved[first : first + rows], here, ahead, dnext)
-                product(dgates, panels, None, through)
-                if beside:
-                    _add(through, dnext[0])
+                    _add_leading(doutput[first : first + rows], dstates_t[0])
+                backward_gates(
+                    dgates, saved[first : first + rows], states_t, next_states, dstates_t
+                )
+                product(dgates, panels, None, dh_product)
+                if direct:
+                    _add_leading(dh_product, dstates_t[0])
                 else:
-                    take(through, dnext[0])
-            at += counts[t] if reverse else 0
+                    copy_leading(dh_product, dstates_t[0])
+            start += counts[t] if reverse else 0
 
     backward.__name__ = f"{name}_backward"
     return backward
 
 
 @inlined
-def _places(counts: Any, t: Any, at: Any, reverse: Any) -> Any:
-    """Where the states that step t reads begin, and those that it writes; its gates are at `at`."""
-    end = counts[0] + at
-    start = end - counts[t - 1] if t else 0
-    return (end, start) if reverse else (start, end)
+def _state_rows(counts: Any, t: Any, start: Any, reverse: Any) -> Any:
+    """Return the first row of the states that step t reads, and of those that it writes.
+
+    `start` is the first packed row of step t.
+    """
+    end = counts[0] + start
+    begin = end - counts[t - 1] if t else 0
+    return (end, begin) if reverse else (begin, end)
 
 
 @inlined
-def _some_steps(counts: Any, t: Any, low: Any, high: Any, most: Any, reverse: Any) -> Any:
-    """How many steps from t on have `most` rows of the slice in all, one at least; their rows."""
+def _next_block(counts: Any, t: Any, low: Any, high: Any, most: Any, reverse: Any) -> Any:
+    """Return a number of steps from t on with up to `most` rows of the slice, at least one step.
+
+    The second result is their total number of rows.
+    """
     steps = total = 0
     while 0 <= t < counts.size:
         rows = min(counts[t], high) - low
@@ -134,56 +149,56 @@ def _some_steps(counts: Any, t: Any, low: Any, high: Any, most: Any, reverse: An
 
 
 @inlined
-def _rows_of(
-    x: Any, taken: Any, counts: Any, t: Any, at: Any, low: Any, high: Any, steps: Any, total: Any,
-    reverse: Any,
+def _input_rows(
+    x: Any, x_block: Any, counts: Any, t: Any, start: Any, low: Any, high: Any, steps: Any,
+    total: Any, reverse: Any,
 ) -> Any:  # fmt: skip
-    """The rows of x that belong to the slice in `steps` steps from t on, and up to three more.
+    """Return the rows of x of the slice in `steps` steps from t on, padded by up to three rows.
 
-    Their number is divisible by four: what a row gives does not depend on who is beside it.
+    Their number is divisible by four, so that the result of a row does not depend on the others.
     """
     first = t
     if reverse:
         first = t - steps + 1
         for s in range(first, t):
-            at -= counts[s]
+            start -= counts[s]
     if low == 0 and high == counts[0] and total % 4 == 0:
-        return x[at : at + total]
+        return x[start : start + total]
     n = 0
     for s in range(first, first + steps):
         rows = min(counts[s], high) - low
-        take(x[at + low :], taken[n : n + rows])
+        copy_leading(x[start + low :], x_block[n : n + rows])
         n += rows
-        at += counts[s]
-    whole = (total + 3) // 4 * 4
-    for n in range(total, whole):
-        for j in range(taken.shape[1]):
-            taken[n, j] = 0.0
-    return taken[:whole]
+        start += counts[s]
+    padded = (total + 3) // 4 * 4
+    for n in range(total, padded):
+        for j in range(x_block.shape[1]):
+            x_block[n, j] = 0.0
+    return x_block[:padded]
 
 
 @inlined
-def _add(more: Any, out: Any) -> None:
-    """Add the leading part of `more` to `out` (N, H)."""
+def _add_leading(source: Any, out: Any) -> None:
+    """Add the leading rows and columns of `source` (in) to `out` (inout, (N, H))."""
     for n in range(out.shape[0]):
         for j in range(out.shape[1]):
-            out[n, j] += more[n, j]
+            out[n, j] += source[n, j]
 
 
 @inlined
-def take(whole: Any, out: Any) -> None:
-    """Copy the leading part of `whole` to `out` (N, H)."""
+def copy_leading(source: Any, out: Any) -> None:
+    """Copy the leading rows and columns of `source` (in) to `out` (out, (N, H))."""
     for n in range(out.shape[0]):
         for j in range(out.shape[1]):
-            out[n, j] = whole[n, j]
+            out[n, j] = source[n, j]
 
 
-def _block(arrays: Any, start: Any, rows: Any) -> Any:
-    """The same rows of one array or of two."""
+def _row_slices(arrays: Any, start: Any, rows: Any) -> Any:
+    """Return the same rows of each array, of one or two."""
 
 
-@overload(_block, jit_options=INLINED)
-def _block_by_count(arrays, start, rows):  # type: ignore[no-untyped-def]
+@overload(_row_slices, jit_options=INLINED)
+def _row_slices_by_count(arrays, start, rows):  # type: ignore[no-untyped-def]
     if arrays.count == 1:
         return lambda arrays, start, rows: (arrays[0][start : start + rows],)
     return lambda arrays, start, rows: (
@@ -193,8 +208,8 @@ def _block_by_count(arrays, start, rows):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _copy(initial: Any, states: Any, low: Any, high: Any, before: Any) -> None:
-    """The initial states of the rows that join at a step, to where the step reads them."""
+def _copy_initial(initial: Any, states: Any, low: Any, high: Any, before: Any) -> None:
+    """Copy the initial states of rows that begin at a step to where the step reads them."""
     for k in range(len(initial)):
         for n in range(low, high):
             states[k][before + n] = initial[k][n]

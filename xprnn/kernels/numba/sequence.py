@@ -76,8 +76,8 @@ class SequenceKernels:
         """All steps, from x: of the traces every state is written, with `record` all else too."""
         mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
         weights = len(directions) * width * (traces[0].x.shape[1] + H)
-        with threads.crew(_worth(layout, weights)) as crew:
-            slices, calls = _slices(layout, crew.size, len(directions)), []
+        with threads.pool(_worth(layout, weights)) as pool:
+            slices, calls = _slices(layout, pool.size, len(directions)), []
             for direction, trace in zip(directions, traces, strict=True):
                 made = partial(self._packed, direction.weights)
                 arrays = direction.packs.get("forward", made)
@@ -92,7 +92,7 @@ class SequenceKernels:
                             *part,
                         )
                     )
-            crew.run(calls)
+            pool.run(calls)
         scratch.rewind(mark)
 
     def _packed(self, weights: Weights, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
@@ -125,8 +125,8 @@ class SequenceKernels:
         `dstates` become those of the initial states. Rows of `doutput` may stand apart.
         """
         mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
-        with threads.crew(_worth(layout, len(directions) * width * H)) as crew:
-            slices, calls = _slices(layout, crew.size, len(directions)), []
+        with threads.pool(_worth(layout, len(directions) * width * H)) as pool:
+            slices, calls = _slices(layout, pool.size, len(directions)), []
             for undoing in directions:
                 made = partial(self._panels, "pack", undoing.weights.weight_hh)
                 panels = undoing.packs.get("backward", made)
@@ -143,7 +143,7 @@ class SequenceKernels:
                             *part,
                         )
                     )
-            crew.run(calls)
+            pool.run(calls)
         scratch.rewind(mark)
         self._gradients(directions, layout, scratch)
 
@@ -157,8 +157,8 @@ class SequenceKernels:
                 weights += matrix.size
                 panels = each.packs.get("input", partial(self._panels, "pack", matrix))
             packed.append(panels)
-        with threads.crew(_worth(layout, weights)) as crew:
-            gradients.compute(CELLS[self._cell], directions, packed, layout, scratch, crew)
+        with threads.pool(_worth(layout, weights)) as pool:
+            gradients.compute(CELLS[self._cell], directions, packed, layout, scratch, pool)
 
     def _panels(self, how: str, matrix: Array, panels: Array | None) -> Array:
         """A matrix (K, columns) by `pack`, or (columns, K) by `pack_transposed`.

@@ -21,7 +21,7 @@ from . import gates as by_element
 from . import reset_before
 from .control import FLUSHES, flush_subnormals, restore
 from .jit import compile_for, inlined, number_of, read, written
-from .loops import take
+from .loops import copy_leading
 from .product import pack_transposed, panels_of, product, width_of
 
 # What a layer does behind its input product, by cell: `panels` are those of W_hh, `gh` (N, filled)
@@ -120,13 +120,13 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
         out: Any,  # (N, H), written when all else is done: it may share memory with x
     ) -> None:
         control = flush_subnormals()
-        take(x, row)
+        copy_leading(x, row)
         for k in range(h.shape[0]):
             below = row if k == 0 else h_next[k - 1]
             panels = panels_in if k == 0 else panels_up[k - 1]
             product(below, panels, bias[k], gx)
             recurrent(panels_hh[k], bias_hh[k], gx, gh, q, h[k], c[k], h_next[k], c_next[k])
-        take(h_next[h.shape[0] - 1], out)
+        copy_leading(h_next[h.shape[0] - 1], out)
         restore(control)
 
     step.__name__ = f"{name}_step"

@@ -1,7 +1,8 @@
-"""The threads among which a call divides its work: few, kept, and no more than may be used.
+"""The pool of threads among which a call divides its work.
 
-They make calls of compiled functions, which run without Python's lock. One caller at a time has
-them; one that comes meanwhile works alone.
+The threads are kept between calls, and a call uses no more of them than it may. They run compiled
+functions, which release Python's lock. The pool has one caller at a time; a second caller meanwhile
+works alone.
 """
 
 from __future__ import annotations
@@ -21,131 +22,132 @@ from ...floating_point import environment
 from ...processors import usable
 
 Call = Callable[[], Any]
-Ends = SimpleQueue[BaseException | None]
-_this_processor = ctypes.CDLL(None).sched_getcpu if sys.platform == "linux" else None
+Results = SimpleQueue[BaseException | None]
+_current_processor = ctypes.CDLL(None).sched_getcpu if sys.platform == "linux" else None
 
 
-class Crew:
-    """A call's threads, the caller's among them: `size` in all."""
+class ThreadPool:
+    """The threads of a call, `size` including the caller's; this class has only the caller's."""
 
     size = 1
 
     def __enter__(self) -> Self:
-        """Have the threads until the block ends."""
+        """Hold the threads until the block ends."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give them back."""
+        """Release the threads."""
 
     def run(self, calls: Sequence[Call]) -> None:
-        """Make all calls, each once, and wait for them; raise an error of one when all have ended.
+        """Make all calls once, wait for them, and then raise the error of one, if any.
 
-        Whichever thread is free takes the next call, so several a thread, of which none is long,
-        wait less for one that comes late. Nothing of them is kept. May be called again.
+        Each thread takes the next call when it is free, so with several short calls per thread
+        less time is lost to a thread that starts late. No reference to the calls is kept. May be
+        called repeatedly.
         """
         for call in calls:
             call()
 
 
-class _Several(Crew):
-    """The caller's thread and others that wait for it."""
+class _SharedPool(ThreadPool):
+    """The caller's thread and worker threads, which wait for calls."""
 
     def __init__(self) -> None:
         self._idle = threading.Lock()
-        self._shared: SimpleQueue[tuple[deque[Call], Ends]] = SimpleQueue()
-        self._others: list[threading.Thread] = []
-        self._beside: set[int] = set()  # the processors on which the others may run
+        self._tasks: SimpleQueue[tuple[deque[Call], Results]] = SimpleQueue()
+        self._workers: list[threading.Thread] = []
+        self._affinity: set[int] = set()  # the processors on which the workers may run
 
     def __exit__(self, *error: object) -> None:
         self._idle.release()
 
-    def take(self, size: int) -> bool:
-        """Whether they could be had, `size` of them, until `__exit__`."""
+    def acquire(self, size: int) -> bool:
+        """Hold `size` threads until `__exit__`; False if that is not possible."""
         if not self._idle.acquire(blocking=False):
             return False
         self.size = size
         try:
-            while len(self._others) < size - 1:
-                # daemons: they wait for work when the interpreter ends
-                work = partial(_serve, self._shared)
-                thread = threading.Thread(target=work, name="xprnn", daemon=True)
+            while len(self._workers) < size - 1:
+                # daemons: they wait for tasks when the interpreter exits
+                target = partial(_worker_loop, self._tasks)
+                thread = threading.Thread(target=target, name="xprnn", daemon=True)
                 thread.start()
-                self._others.append(thread)
-                self._beside = set()
-        except RuntimeError:  # the system gives no more, or the interpreter is ending
+                self._workers.append(thread)
+                self._affinity = set()
+        except RuntimeError:  # the system's limit, or the interpreter is shutting down
             self._idle.release()
             return False
-        self._place()
+        self._set_affinity()
         return True
 
-    def _place(self) -> None:
-        """Keep the others off the processor on which the caller's thread runs.
+    def _set_affinity(self) -> None:
+        """Keep the workers off the processor on which the caller's thread runs.
 
-        A scheduler may wake them there, and have them wait for a turn of milliseconds while
-        another processor idles.
+        Otherwise the scheduler may wake them there, and they wait milliseconds for it while
+        another processor is idle.
         """
-        if _this_processor is None:
+        if _current_processor is None:
             return
-        beside = os.sched_getaffinity(0) - {_this_processor()}
-        if not beside or beside == self._beside:
+        allowed = os.sched_getaffinity(0) - {_current_processor()}
+        if not allowed or allowed == self._affinity:
             return
-        self._beside = beside
-        for thread in self._others:
-            with suppress(OSError):  # a container may forbid it: then they are where they are
-                os.sched_setaffinity(thread.native_id or 0, beside)
+        self._affinity = allowed
+        for thread in self._workers:
+            with suppress(OSError):  # a container may forbid it; the affinity then stays unchanged
+                os.sched_setaffinity(thread.native_id or 0, allowed)
 
     def run(self, calls: Sequence[Call]) -> None:
-        left: deque[Call] = deque(calls)
-        ends: Ends = SimpleQueue()
+        queue: deque[Call] = deque(calls)
+        results: Results = SimpleQueue()
         for _ in range(min(self.size, len(calls)) - 1):
-            self._shared.put((left, ends))
-        _work(left, ends)
-        errors = [ends.get() for _ in calls]  # the others work on the same arrays
+            self._tasks.put((queue, results))
+        _work(queue, results)
+        errors = [results.get() for _ in calls]  # wait: the workers write to the same arrays
         for error in errors:
             if error is not None:
                 raise error
 
 
-def _serve(shared: SimpleQueue[tuple[deque[Call], Ends]]) -> None:
-    """What another thread does: it takes its share of what there is, and waits for more."""
-    with environment():  # a thread does not have its caller's, and this one makes no other calls
+def _worker_loop(tasks: SimpleQueue[tuple[deque[Call], Results]]) -> None:
+    """Run the calls of each task, in a worker thread."""
+    with environment():  # per thread, and this thread makes no other calls
         while True:
-            left, ends = shared.get()
-            _work(left, ends)
-            del left, ends
+            queue, results = tasks.get()
+            _work(queue, results)
+            del queue, results
 
 
-def _work(left: deque[Call], ends: Ends) -> None:
-    """Make the calls that no other thread has taken; `ends` gets each one's error, or None."""
-    while left:
+def _work(queue: deque[Call], results: Results) -> None:
+    """Make calls until none is left in the queue; `results` receives the error of each, or None."""
+    while queue:
         try:
-            call = left.popleft()
+            call = queue.popleft()
         except IndexError:  # another thread was faster
             return
         error = None
         try:
             call()
-        except BaseException as raised:  # for whoever waits
+        except BaseException as raised:  # `run` raises it in the caller's thread
             error = raised
-        del call  # and with it arrays
-        ends.put(error)
+        del call  # with its references to arrays
+        results.put(error)
         del error
 
 
-_alone, _several = Crew(), _Several()
+_caller_only, _shared = ThreadPool(), _SharedPool()
 
 
-def crew(most: int) -> Crew:
-    """Up to `most` threads, the caller's alone if the others are busy; for a `with` block."""
+def pool(most: int) -> ThreadPool:
+    """Return up to `most` threads, only the caller's if the pool is busy; for a `with` block."""
     size = min(most, usable()) if most > 1 else 1
-    return _several if size > 1 and _several.take(size) else _alone
+    return _shared if size > 1 and _shared.acquire(size) else _caller_only
 
 
-def _forget() -> None:
-    """A forked process has none of its parent's threads."""
-    global _several
-    _several = _Several()
+def _reset_after_fork() -> None:
+    """Replace the pool: a forked process has none of its parent's threads."""
+    global _shared
+    _shared = _SharedPool()
 
 
 if hasattr(os, "register_at_fork"):  # not on every system
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,7 +1,7 @@
-"""Tiles: what of a product and of a transpose stays in vector registers, as LLVM instructions.
+"""Row tiles: the parts of a product and of a transpose held in vector registers, as LLVM IR.
 
-Loops that a compiler would have to guess at are spelled out here, on vectors as wide as the
-processor's registers.
+The instructions are emitted explicitly, on vectors as wide as the processor's registers, instead of
+relying on the compiler's vectorizer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numba.extending import intrinsic
 
 
 class Registers(NamedTuple):
-    """What a processor's vector registers allow a tile to be."""
+    """The size of a tile that fits a processor's vector registers."""
 
     bytes: int  # of one register
-    rows: int  # of a tile: rows * VECTORS sums, VECTORS weights and a number fit
+    rows: int  # of a tile: rows * VECTORS sums, VECTORS weights and a scalar fit
 
     @classmethod
     def of_host(cls) -> Registers:
-        """Those of the processor that this runs on."""
+        """Return those of this machine's processor."""
         features = llvm.get_host_cpu_features()
         if features.get("avx512f"):
             return cls(64, 8)
@@ -33,13 +33,13 @@ class Registers(NamedTuple):
 
 
 REGISTERS = Registers.of_host()
-VECTORS = 2  # registers in a row of a tile
+VECTORS = 2  # registers per row of a tile
 COLUMNS = range(VECTORS)
-ALIGNED = 4  # bytes: nothing more is known of an array
+ALIGNED = 4  # bytes that are guaranteed for an array
 
 
 def tile(rows: int) -> Any:
-    """The product of the first `rows` rows with one panel, in registers."""
+    """Return an intrinsic: the product of the first `rows` rows with one panel, in registers."""
 
     @intrinsic
     def of_type(typing: Any, a: Any, panel: Any, start: Any, out: Any) -> Any:
@@ -62,9 +62,10 @@ def tile(rows: int) -> Any:
 
 
 def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, start: Any, out: Any) -> None:
-    """The sums over k, a vector for each row and each register of a row.
+    """Emit the sums over k, a vector for each row and each register of a row.
 
-    Tiles of few rows take several k at a time, in sums of their own: a sum waits for itself.
+    Tiles of few rows compute several k at a time in separate sums, since each sum is a chain of
+    dependent additions.
     """
     i64 = ir.IntType(64)
     K = builder.extract_value(a.shape, 1)
@@ -72,40 +73,40 @@ def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, start: Any, 
     width = VECTORS * vector.count
 
     def step(k: Any, sums: list[Any]) -> list[Any]:
-        """The sums with what k adds to them."""
-        places = [builder.add(builder.mul(k, i64(width)), i64(v * vector.count)) for v in COLUMNS]
-        weights = [_load(builder, panel.data, place, vector) for place in places]
-        numbers = [builder.load(builder.gep(first, [k])) for first in firsts]
-        return _with_products(builder, vector, numbers, weights, sums)
+        """Add the products of index k to the sums."""
+        starts = [builder.add(builder.mul(k, i64(width)), i64(v * vector.count)) for v in COLUMNS]
+        weights = [_load(builder, panel.data, start, vector) for start in starts]
+        scalars = [builder.load(builder.gep(first, [k])) for first in firsts]
+        return _accumulate(builder, vector, scalars, weights, sums)
 
     zero = [ir.Constant(vector, None)] * (rows * VECTORS)
     begin = zero
     if start is not None:
         begin = [_load(builder, start.data, i64(v * vector.count), vector) for v in COLUMNS] * rows
-    apart = max(1, 4 // rows)
-    whole = builder.sub(K, builder.urem(K, i64(apart)))
+    unroll = max(1, 4 // rows)
+    end = builder.sub(K, builder.urem(K, i64(unroll)))
 
-    def several(k: Any, sums: list[Any]) -> list[Any]:
-        parts = [sums[i * len(zero) : (i + 1) * len(zero)] for i in range(apart)]
-        new = [step(builder.add(k, i64(i)), part) for i, part in enumerate(parts)]
-        return [total for part in new for total in part]
+    def unrolled_step(k: Any, sums: list[Any]) -> list[Any]:
+        groups = [sums[i * len(zero) : (i + 1) * len(zero)] for i in range(unroll)]
+        new = [step(builder.add(k, i64(i)), group) for i, group in enumerate(groups)]
+        return [total for group in new for total in group]
 
-    sums = _loop(builder, i64(0), whole, apart, begin + zero * (apart - 1), several)
+    sums = _loop(builder, i64(0), end, unroll, begin + zero * (unroll - 1), unrolled_step)
     totals = sums[: len(zero)]
-    for i in range(1, apart):
-        part = sums[i * len(zero) : (i + 1) * len(zero)]
-        totals = [builder.fadd(x, y) for x, y in zip(totals, part, strict=True)]
-    if apart > 1:
-        totals = _loop(builder, whole, K, 1, totals, step)
+    for i in range(1, unroll):
+        group = sums[i * len(zero) : (i + 1) * len(zero)]
+        totals = [builder.fadd(x, y) for x, y in zip(totals, group, strict=True)]
+    if unroll > 1:
+        totals = _loop(builder, end, K, 1, totals, step)
     for r in range(rows):
         row = _row(builder, out, r)
         for v in COLUMNS:
-            place = _vector(builder, row, i64(v * vector.count), vector)
-            builder.store(totals[r * VECTORS + v], place, align=ALIGNED)
+            address = _vector(builder, row, i64(v * vector.count), vector)
+            builder.store(totals[r * VECTORS + v], address, align=ALIGNED)
 
 
 def tile_transposed(rows: int) -> Any:
-    """The product of the first `rows` columns, as rows, with one panel, in registers."""
+    """Return an intrinsic: the product of the first `rows` columns, transposed, with one panel."""
 
     @intrinsic
     def of_type(typing: Any, a: Any, panel: Any, out: Any) -> Any:
@@ -127,37 +128,37 @@ def tile_transposed(rows: int) -> Any:
 
 
 def _emit_transposed(builder: Any, vector: Any, rows: int, a: Any, panel: Any, out: Any) -> None:
-    """The sums over the rows of `a`, which begin at zero and are then added to `out`."""
+    """Emit the sums over the rows of `a`, which begin at zero and are then added to `out`."""
     i64 = ir.IntType(64)
     starts = [i64(v * vector.count) for v in COLUMNS]
-    places = [
+    addresses = [
         _vector(builder, _row(builder, out, r), start, vector)
         for r in range(rows)
         for start in starts
     ]
-    for place in places:  # each row may be a page of its own, and not in the cache any more
-        _prefetch(builder, place)
+    for address in addresses:  # each row may be on a page of its own, and evicted from the cache
+        _prefetch(builder, address)
 
     def step(k: Any, sums: list[Any]) -> list[Any]:
-        """The sums with what row k adds to them."""
-        row, across = _row(builder, a, k), _row(builder, panel, k)
-        weights = [_load(builder, across, start, vector) for start in starts]
-        numbers = [builder.load(builder.gep(row, [i64(r)])) for r in range(rows)]
-        return _with_products(builder, vector, numbers, weights, sums)
+        """Add the products of row k to the sums."""
+        row, panel_row = _row(builder, a, k), _row(builder, panel, k)
+        weights = [_load(builder, panel_row, start, vector) for start in starts]
+        scalars = [builder.load(builder.gep(row, [i64(r)])) for r in range(rows)]
+        return _accumulate(builder, vector, scalars, weights, sums)
 
-    zero = [ir.Constant(vector, None)] * len(places)
+    zero = [ir.Constant(vector, None)] * len(addresses)
     sums = _loop(builder, i64(0), builder.extract_value(a.shape, 0), 1, zero, step)
-    for place, total in zip(places, sums, strict=True):
-        before = builder.load(place, align=ALIGNED)
-        builder.store(builder.fadd(before, total), place, align=ALIGNED)
+    for address, total in zip(addresses, sums, strict=True):
+        before = builder.load(address, align=ALIGNED)
+        builder.store(builder.fadd(before, total), address, align=ALIGNED)
 
 
-def _with_products(
-    builder: Any, vector: Any, numbers: list[Any], weights: list[Any], sums: list[Any]
+def _accumulate(
+    builder: Any, vector: Any, scalars: list[Any], weights: list[Any], sums: list[Any]
 ) -> list[Any]:
-    """The sums with the products of each number and all weights, vectors, added to them."""
-    spread = [_spread(builder, number, vector) for number in numbers]
-    pairs = [(number, weight) for number in spread for weight in weights]
+    """Add the products of each scalar and all weights, which are vectors, to the sums."""
+    broadcast = [_broadcast(builder, scalar, vector) for scalar in scalars]
+    pairs = [(scalar, weight) for scalar in broadcast for weight in weights]
     return [
         _multiply_add(builder, vector, *pair, total)
         for pair, total in zip(pairs, sums, strict=True)
@@ -165,7 +166,7 @@ def _with_products(
 
 
 def _loop(builder: Any, start: Any, stop: Any, by: int, values: list[Any], step: Any) -> list[Any]:
-    """`values` after step(k, values) for each k from `start` to `stop`."""
+    """Emit `values = step(k, values)` for each k from `start` to `stop`; return the last values."""
     before = builder.block
     head, body, after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
     builder.branch(head)
@@ -186,18 +187,18 @@ def _loop(builder: Any, start: Any, stop: Any, by: int, values: list[Any], step:
 
 @intrinsic
 def move(typing: Any, source: Any, out: Any) -> Any:
-    """out[:width] = source[:width], through registers."""
+    """Copy source[:width] to out[:width], through registers."""
     lanes = REGISTERS.bytes * 8 // source.dtype.bitwidth
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        given, place = (
+        source_data, out_data = (
             cgutils.create_struct_proxy(kind)(context, builder, value=value).data
             for kind, value in zip(signature.args, arguments, strict=True)
         )
         vector = ir.VectorType(context.get_value_type(source.dtype), lanes)
         for start in [ir.IntType(64)(v * lanes) for v in COLUMNS]:
-            whole = _load(builder, given, start, vector)
-            builder.store(whole, _vector(builder, place, start, vector), align=ALIGNED)
+            value = _load(builder, source_data, start, vector)
+            builder.store(value, _vector(builder, out_data, start, vector), align=ALIGNED)
         return context.get_dummy_value()
 
     return types.void(source, out), generate
@@ -205,11 +206,11 @@ def move(typing: Any, source: Any, out: Any) -> Any:
 
 @intrinsic
 def transpose(typing: Any, matrix: Any, out: Any) -> Any:
-    """out[:lanes, :lanes] = matrix[:lanes, :lanes].T, in registers."""
+    """Write matrix[:lanes, :lanes].T to out[:lanes, :lanes], in registers."""
     lanes = REGISTERS.bytes * 8 // matrix.dtype.bitwidth
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, place = (
+        source, target = (
             cgutils.create_struct_proxy(kind)(context, builder, value=value)
             for kind, value in zip(signature.args, arguments, strict=True)
         )
@@ -228,39 +229,39 @@ def transpose(typing: Any, matrix: Any, out: Any) -> Any:
                 for mask in masks
             ]
         for r, row in enumerate(rows):
-            to = _vector(builder, _row(builder, place, r), start, vector)
-            builder.store(row, to, align=ALIGNED)
+            address = _vector(builder, _row(builder, target, r), start, vector)
+            builder.store(row, address, align=ALIGNED)
         return context.get_dummy_value()
 
     return types.void(matrix, out), generate
 
 
-def _multiply_add(builder: Any, vector: Any, number: Any, weight: Any, total: Any) -> Any:
+def _multiply_add(builder: Any, vector: Any, scalar: Any, weight: Any, total: Any) -> Any:
     bits = 64 if vector.element == ir.DoubleType() else 32
     kind = ir.FunctionType(vector, [vector] * 3)
     name = f"llvm.fmuladd.v{vector.count}f{bits}"
     function = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(function, [number, weight, total])
+    return builder.call(function, [scalar, weight, total])
 
 
-def _prefetch(builder: Any, place: Any) -> None:
-    """Have what stands at an address brought to the nearest cache, to be written."""
-    i32, address = ir.IntType(32), ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [address, i32, i32, i32])
+def _prefetch(builder: Any, address: Any) -> None:
+    """Prefetch the cache line of an address to L1, for writing."""
+    i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    builder.call(function, [builder.bitcast(place, address), i32(1), i32(3), i32(1)])
+    builder.call(function, [builder.bitcast(address, pointer), i32(1), i32(3), i32(1)])
 
 
 def _row(builder: Any, array: Any, r: Any) -> Any:
-    """The address of row r, a number or an i64, of an array (N, columns)."""
-    number = ir.IntType(64)(r) if isinstance(r, int) else r
-    apart = builder.mul(builder.extract_value(array.strides, 0), number)
+    """Return the address of row r, an int or an i64, of an array (N, columns)."""
+    index = ir.IntType(64)(r) if isinstance(r, int) else r
+    offset = builder.mul(builder.extract_value(array.strides, 0), index)
     start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
-    return builder.bitcast(builder.gep(start, [apart]), array.data.type)
+    return builder.bitcast(builder.gep(start, [offset]), array.data.type)
 
 
 def _vector(builder: Any, data: Any, start: Any, vector: Any) -> Any:
-    """The address of the vector that starts at element `start`."""
+    """Return the address of the vector that starts at element `start`."""
     return builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
 
 
@@ -268,10 +269,10 @@ def _load(builder: Any, data: Any, start: Any, vector: Any) -> Any:
     return builder.load(_vector(builder, data, start, vector), align=ALIGNED)
 
 
-def _spread(builder: Any, number: Any, vector: Any) -> Any:
-    """A vector of one number."""
-    i32, nothing = ir.IntType(32), ir.Constant(vector, ir.Undefined)
-    alone = builder.insert_element(nothing, number, i32(0))
+def _broadcast(builder: Any, scalar: Any, vector: Any) -> Any:
+    """Return a vector with all elements equal to a scalar."""
+    i32, undefined = ir.IntType(32), ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, i32(0))
     return builder.shuffle_vector(
-        alone, nothing, ir.Constant(ir.VectorType(i32, vector.count), None)
+        first, undefined, ir.Constant(ir.VectorType(i32, vector.count), None)
     )
