@@ -82,7 +82,7 @@ def test_torch_is_finite_before_it_and_not_after() -> None:
     theirs = torch.nn.RNN(3, 9, nonlinearity="relu")
     theirs.load_state_dict({n: torch.from_numpy(p.copy()) for n, p in layer.parameters.items()})
     first, _ = steps_left_out(xprnn.verify(layer, (T, N, 3)))
-    x = Equations(layer, (T, N, 3), None, 0).given.x
+    x = Equations(layer, (T, N, 3), None, 0).arguments.x
     assert len(x) == first
     rest = np.random.default_rng(1).standard_normal((T - first, N, 3))
     output, _ = theirs(torch.from_numpy(np.concatenate([x, rest]).astype(np.float32)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, apply, bench, demo, info
 from .output import line_console, show, standard_output
-from .verify.suite import ARITHMETIC, LAYERS, verify_cells
+from .verify.suite import LAYERS, PRECISIONS, verify_cells
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -117,14 +117,14 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
-    for flag, names in (("--cell", LAYERS), ("--dtype", ARITHMETIC)):
+    for flag, names in (("--cell", LAYERS), ("--dtype", PRECISIONS)):
         verify.add_argument(flag, nargs="+", choices=[*names], metavar="NAME", help=_among(names))
     verify.set_defaults(command=_verify)
 
 
 def _add_bench(measure: argparse.ArgumentParser) -> None:
     usual = bench.Setting()
-    for flag, names, name in (("--cell", LAYERS, usual.cell), ("--dtype", ARITHMETIC, usual.kind)):
+    for flag, names, name in (("--cell", LAYERS, usual.cell), ("--dtype", PRECISIONS, usual.kind)):
         measure.add_argument(
             flag, choices=[*names], default=name, metavar="NAME", help=_among(names)
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import get_backend, to_numpy
-from ..verify.suite import ARITHMETIC, LAYERS
+from ..verify.suite import LAYERS, PRECISIONS
 
 Results = dict[str, np.ndarray]
 
@@ -27,7 +27,7 @@ class Setting:
     input: int = 128
     batch: int = 32
     steps: int = 100
-    kind: str = "float32"  # a name of `ARITHMETIC`
+    kind: str = "float32"  # a name of `PRECISIONS`
     backend: str | None = None
     directions: int = 1  # D
 
@@ -77,7 +77,7 @@ def make_task(setting: Setting) -> Task:
         seed=0,
         bidirectional=setting.directions == 2,
         **options,
-        **ARITHMETIC[setting.kind],
+        **PRECISIONS[setting.kind],
     )
     rng = np.random.default_rng(0)
 

@@ -45,7 +45,7 @@ LAYERS: dict[str, tuple[type[_Layer], dict[str, Any]]] = {
     "gru_reset_before": (GRU, {"reset_after": False}),
     "lstm": (LSTM, {}),
 }
-ARITHMETIC: dict[str, dict[str, str]] = {
+PRECISIONS: dict[str, dict[str, str]] = {
     "float64": {"dtype": "float64"},
     "float32": {"dtype": "float32"},
     "tf32": {"precision": "tf32"},
@@ -65,7 +65,7 @@ def verify_cells(
 
     :param backend: as for `get_backend`.
     :param cells: names of `LAYERS`.
-    :param types: names of `ARITHMETIC`; None: all that mean something on this backend.
+    :param types: names of `PRECISIONS`; None: all that mean something on this backend.
     :param report: called with how many of how many layers are done.
     :raises ValueError, BackendUnavailableError: a type or the backend cannot be used here.
 
@@ -92,7 +92,7 @@ def verify_cells(
 
 
 def types_of(backend: Backend) -> list[str]:
-    """The names of `ARITHMETIC` that mean something on a backend."""
+    """The names of `PRECISIONS` that mean something on a backend."""
     left_out = set()
     try:
         optional.load("ml_dtypes")
@@ -100,7 +100,7 @@ def types_of(backend: Backend) -> list[str]:
         left_out.add("bfloat16")
     if not backend.on_gpu:  # tf32 is about NVIDIA's tensor cores
         left_out.add("tf32")
-    return [name for name in ARITHMETIC if name not in left_out]
+    return [name for name in PRECISIONS if name not in left_out]
 
 
 def build(cell: str, kind: str, problem: Problem, backend: Backend) -> _Layer:
@@ -117,7 +117,7 @@ def build(cell: str, kind: str, problem: Problem, backend: Backend) -> _Layer:
         seed=0,
         backend=backend.name,
         **options,
-        **ARITHMETIC[kind],
+        **PRECISIONS[kind],
     )
     if apart:
         layer.load_state_dict({n: _apart(n, to_numpy(p)) for n, p in layer.parameters.items()})
