@@ -123,7 +123,9 @@ def test_a_call_that_overflows_in_its_first_step_is_refused() -> None:
     with cell.writable() as flat:
         flat *= 1e38
     for module, shape in ((growing(1e5, compute_dtype="float16"), (T, N, 3)), (cell, (N, 3))):
-        with pytest.raises(ValueError, match=r"layer: rnn_relu may outgrow float\d\d in its first"):
+        with pytest.raises(
+            ValueError, match=r"layer: rnn_relu may overflow float\d\d in its first"
+        ):
             xprnn.verify(module, shape)
 
 
