@@ -1,5 +1,5 @@
-"""Benchmarks: asv's suite (`layers`, `programs`), what runs and files it, and single reports.
+"""Benchmarks: asv's suite (`layers`, `programs`), its runner and result store, and reports.
 
 asv imports every file here, forks after that, and runs them with older versions of xprnn: numpy,
-xprnn, peers and devices are touched in `setup` and later, never at import.
+xprnn, peers and devices are used in `setup` and later, never at import.
 """

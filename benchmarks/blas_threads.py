@@ -1,14 +1,14 @@
-"""The plain code's layers with products on one thread, shared, and by OpenBLAS's threads.
+"""The plain code's matrix products on one thread, on xprnn's threads and on OpenBLAS's threads.
 
     python benchmarks/blas_threads.py [--hog] [--rounds 5]
 
-A GRU's call, forward and with its backward pass, without Numba, float32: "one" with slices on the
-caller's thread, "shared" as xprnn does (`xprnn/blas.py`), "OpenBLAS" with products from two million
-multiply-adds on left whole to its threads, and "OpenBLAS on one" to one. Milliseconds, medians of
-all calls, and the time by that of "one", round by round, with its quartiles. A round takes each
-side for as long, several calls in a row. With --hog another process of this program keeps a
-processor busy; with --hog --pin it keeps to one of those that this process may use. Needs
-threadpoolctl.
+A GRU's call, forward and with its backward pass, without Numba, float32: "one" computes slices on
+the caller's thread, "shared" is xprnn's default (`xprnn/blas.py`), "OpenBLAS" passes products of
+two million multiply-adds and more to OpenBLAS's threads, and "OpenBLAS on one" to one thread.
+Milliseconds are medians of all calls; the ratio to "one" is taken round by round, with its
+quartiles. A round runs each variant for the same time, several calls in a row. With --hog another
+process keeps a processor busy; with --hog --pin it is bound to one of those that this process may
+use. Needs threadpoolctl.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from contextlib import contextmanager
 from typing import Any
 
 SHAPES = ((64, 32, 256, 256), (64, 64, 256, 512), (32, 128, 512, 1024))  # T, N, I, H
-SIDES = ("one", "shared", "OpenBLAS", "OpenBLAS on one")
-TURN = 1.5  # seconds
+VARIANTS = ("one", "shared", "OpenBLAS", "OpenBLAS on one")
+DURATION = 1.5  # seconds of a variant in a round
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hog", action="store_true", help="beside a busy process")
-    parser.add_argument("--pin", action="store_true", help="which keeps to one processor")
+    parser.add_argument("--hog", action="store_true", help="run another, busy process")
+    parser.add_argument("--pin", action="store_true", help="bind it to one processor")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.rounds < 2:
-        parser.error(f"--rounds {options.rounds}: expected 2 or more, for quartiles")
+        parser.error(f"--rounds {options.rounds}: expected at least 2, for quartiles")
     os.environ["XPRNN_KERNELS"] = "reference"
-    print("| T, N, I, H | | " + " | ".join(f"{side}, ms | by one" for side in SIDES) + " |")
-    print("|---" * (2 + 2 * len(SIDES)) + "|")
+    print("| T, N, I, H | | " + " | ".join(f"{name}, ms | / one" for name in VARIANTS) + " |")
+    print("|---" * (2 + 2 * len(VARIANTS)) + "|")
     with _busy_process(options.pin) if options.hog else _nothing():
         for shape in SHAPES:
             for what, call in _calls(*shape).items():
                 seconds = _measure(call, options.rounds)
-                row = " | ".join(_beside_one(seconds, side) for side in SIDES)
+                row = " | ".join(_relative_to_one(seconds, name) for name in VARIANTS)
                 print(f"| {', '.join(map(str, shape))} | {what} | {row} |", flush=True)
 
 
@@ -63,19 +63,19 @@ def _calls(T: int, N: int, I: int, H: int) -> dict[str, Callable[[], Any]]:  # n
 
 
 def _measure(call: Callable[[], Any], rounds: int) -> dict[str, list[list[float]]]:
-    """The seconds of each side's calls, round by round."""
-    found: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    """The seconds of each variant's calls, round by round."""
+    seconds: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
     for _ in range(rounds):
-        for side in SIDES:
-            with _side(side):
-                found[side].append(_turn(call))
-    return found
+        for name in VARIANTS:
+            with _variant(name):
+                seconds[name].append(_sample(call))
+    return seconds
 
 
-def _turn(call: Callable[[], Any]) -> list[float]:
+def _sample(call: Callable[[], Any]) -> list[float]:
     times: list[float] = []
-    call()  # the caches are warm, and the others' threads have gone to sleep
-    while sum(times) < TURN or len(times) < 3:
+    call()  # warms the caches; threads of other variants go to sleep meanwhile
+    while sum(times) < DURATION or len(times) < 3:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
@@ -83,15 +83,15 @@ def _turn(call: Callable[[], Any]) -> list[float]:
 
 
 @contextmanager
-def _side(side: str) -> Iterator[None]:
+def _variant(name: str) -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     from xprnn import blas
 
     largest = blas.LARGE
-    blas.LARGE = blas.UNCUT if side.startswith("OpenBLAS") else largest
+    blas.LARGE = blas.UNCUT if name.startswith("OpenBLAS") else largest
     try:
-        with threadpool_limits(None if side in ("shared", "OpenBLAS") else 1):
+        with threadpool_limits(None if name in ("shared", "OpenBLAS") else 1):
             yield
     finally:
         blas.LARGE = largest
@@ -104,8 +104,8 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _busy_process(pinned: bool) -> Iterator[None]:
-    held = f"import os; os.sched_setaffinity(0, {{{max(os.sched_getaffinity(0))}}})\n"
-    code = (held if pinned else "") + "while True: pass"
+    pin = f"import os; os.sched_setaffinity(0, {{{max(os.sched_getaffinity(0))}}})\n"
+    code = (pin if pinned else "") + "while True: pass"
     hog = subprocess.Popen([sys.executable, "-c", code])
     try:
         yield
@@ -114,12 +114,12 @@ def _busy_process(pinned: bool) -> Iterator[None]:
         hog.wait()
 
 
-def _beside_one(seconds: dict[str, list[list[float]]], side: str) -> str:
-    """A side's milliseconds, and its time by that of one thread."""
-    medians = [[statistics.median(turn) for turn in seconds[name]] for name in (side, "one")]
+def _relative_to_one(seconds: dict[str, list[list[float]]], variant: str) -> str:
+    """A variant's milliseconds, and its time / that of one thread."""
+    medians = [[statistics.median(times) for times in seconds[name]] for name in (variant, "one")]
     low, middle, high = statistics.quantiles([a / b for a, b in zip(*medians, strict=True)], n=4)
-    every = statistics.median([each for turn in seconds[side] for each in turn])
-    return f"{1e3 * every:.1f} | {middle:.2f} ({low:.2f} to {high:.2f})"
+    overall = statistics.median([each for times in seconds[variant] for each in times])
+    return f"{1e3 * overall:.1f} | {middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

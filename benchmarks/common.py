@@ -1,19 +1,21 @@
-"""What asv's benchmarks share: the parameters, skips with their reasons, and clocks."""
+"""Shared by asv's benchmarks: parameters, skips with their reasons, clocks, choice of kernels."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 CELLS = ("gru", "lstm", "rnn_tanh")
-# library-device[-kernels]: "xprnn-<backend>-<XPRNN_KERNELS>" or "<peer>-<device>". A new kernel
-# or peer is one name here, a new cell one name above.
+# library-device[-kernels]: "xprnn-<backend>-<XPRNN_KERNELS>" or "<peer>-<device>". To add a kernel
+# or a peer, add its name here; to add a cell, add its name above.
 IMPLEMENTATIONS = (
     "xprnn-numpy-reference",
     "xprnn-numpy-pointwise",
@@ -38,12 +40,13 @@ SIZES = (  # I = H
 )
 STEPS = ("N=1 H=32", "N=1 H=128", "N=1 H=512", "N=32 H=512")
 
-SKIPS = "XPRNN_SKIPS"  # a file that takes the reasons, a line of JSON each
-MEASURED = "XPRNN_MEASURED"  # the folder from which xprnn has to come
+SKIPS = "XPRNN_SKIPS"  # a file to which the reasons are appended, one line of JSON each
+KERNELS = "XPRNN_KERNELS"
+MEASURED = "XPRNN_MEASURED"  # the folder from which xprnn must be imported
 
 
 def skip(benchmark: str, parameters: tuple[str, ...], reason: str) -> NoReturn:
-    """Leave out a combination: asv takes this error as a skip, and the reason is noted."""
+    """Skip a combination: asv treats this error as a skip, and the reason is recorded."""
     if SKIPS in os.environ:
         line = json.dumps({"benchmark": benchmark, "parameters": parameters, "reason": reason})
         with Path(os.environ[SKIPS]).open("a", encoding="utf-8") as file:
@@ -52,18 +55,18 @@ def skip(benchmark: str, parameters: tuple[str, ...], reason: str) -> NoReturn:
 
 
 class UnusableError(Exception):
-    """This combination cannot be measured here; the message says why."""
+    """This combination cannot be measured here; the message gives the reason."""
 
 
 def numbers(size: str) -> dict[str, int]:
-    """{"N": 8, "H": 64, "T": 128} of "N=8 H=64 T=128"; T is 1 where it is not given."""
+    """{"N": 8, "H": 64, "T": 128} for "N=8 H=64 T=128"; T defaults to 1."""
     return {"T": 1, **{name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", size)}}
 
 
 def usable_backend(name: str) -> Any:
-    """The backend of this name, of the version of xprnn that is measured."""
+    """The backend of this name in the version of xprnn under test."""
     if name == "cupy" and importlib.util.find_spec("cupy") is None:
-        raise UnusableError("CuPy is not installed")  # known without importing anything
+        raise UnusableError("CuPy is not installed")  # known without importing xprnn
 
     import xprnn
 
@@ -72,23 +75,50 @@ def usable_backend(name: str) -> Any:
         raise RuntimeError(f"xprnn was imported from {xprnn.__file__}, expected {expected}")
     try:
         return xprnn.get_backend(name)
-    except (xprnn.BackendUnavailableError, ValueError) as error:  # none here; no such name
+    except (xprnn.BackendUnavailableError, ValueError) as error:  # unavailable; unknown name
         raise UnusableError(str(error)) from error
+
+
+def module_of(*names: str) -> Any:
+    """The first of these modules that the imported version of xprnn has."""
+    for name in names[:-1]:
+        with suppress(ModuleNotFoundError):
+            return importlib.import_module(name)
+    return importlib.import_module(names[-1])
+
+
+@contextmanager
+def use_kernels(name: str) -> Iterator[None]:
+    """Force xprnn's kernels; older versions know the environment variable only."""
+    import xprnn
+
+    if hasattr(xprnn, "use_kernels"):
+        with xprnn.use_kernels(name):
+            yield
+        return
+    previous = os.environ.get(KERNELS)
+    os.environ[KERNELS] = name
+    try:
+        yield
+    finally:
+        del os.environ[KERNELS]
+        if previous is not None:
+            os.environ[KERNELS] = previous
 
 
 Clock = Callable[[], float]
 
 
 def clock(backend: Any) -> Clock:
-    """Seconds for work on a backend's device: between CUDA events on a GPU, else of the host."""
+    """A clock in seconds for a backend's device: CUDA events on a GPU, else the host's clock."""
     return time.perf_counter if backend.name == "numpy" else EventClock(backend)
 
 
 class EventClock:
     """Seconds on a GPU: each reading records an event and waits for it.
 
-    Of two readings the difference is the time between their events. The sum is kept here,
-    because CUDA gives the time between two events in float32.
+    The difference of two readings is the time between their events. The sum is accumulated here,
+    because CUDA returns the time between two events as float32.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -97,7 +127,7 @@ class EventClock:
         self._last = self._record()
 
     def __call__(self) -> float:
-        """The seconds from the first reading to now, on the device."""
+        """The device's seconds since the first reading."""
         now = self._record()
         self._seconds += self._cuda.get_elapsed_time(self._last, now) / 1e3
         self._last = now

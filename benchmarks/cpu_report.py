@@ -1,19 +1,19 @@
-"""xprnn beside torch, ONNX Runtime and JAX on a CPU, with the products alone beside them.
+"""Compare xprnn on a CPU with torch, ONNX Runtime, JAX and the matrix products alone.
 
     python -m benchmarks.cpu_report [--out FOLDER]
     python -m benchmarks.cpu_report --cells gru --shapes 128,1,32,32 --threads 1 --works forward \
---sides numba torch --rounds 5
+--implementations numba torch --rounds 5
     python -m benchmarks.cpu_report --readme
 
-The first measures all, in some fifteen minutes on two cores, and writes cpu.json and cpu.md to
-FOLDER, by default benchmarks/results/<machine>/. The second measures a part, and writes nothing
-unless --out says where. The third writes the README's section from the reports that are filed.
+The first measures everything, in about fifteen minutes on two cores, and writes cpu.json and cpu.md
+to FOLDER, by default benchmarks/results/<machine>/. The second measures a part and writes files
+only with --out. The third writes the README's section from the recorded reports.
 
-Each library is a process of its own, held to the threads; all first have to find what xprnn's plain
-code finds, and are then timed in turns. A line a call gives microseconds, medians of the rounds;
-at the end stands which bars are met.
+Each implementation runs in its own process with a fixed number of threads. Its results are first
+compared with those of xprnn's plain code; then all are timed in interleaved rounds. One line per
+call gives the medians of the rounds in microseconds; the acceptance thresholds follow at the end.
 
-Exit status: 0 all is right, 1 a library found something else, 2 it cannot be measured or written.
+Exit status: 0 all results agree, 1 some do not, 2 measuring or writing is not possible.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .filing import processor, versions
 from .reports import check_writable, read_all, slug, write_section
+from .result_store import processor, versions
 
-# `cpu/` has no __init__.py, and is imported in functions only: asv imports all that it finds
-# here beside versions of xprnn that are older than what `cpu/` needs.
+# `cpu/` has no __init__.py and is imported inside functions only: asv imports every module here,
+# also with versions of xprnn that are too old for `cpu/`.
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -61,21 +61,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu_report", description=__doc__.splitlines()[0]
     )
-    for name in ("cells", "works", "sides"):
-        choices = getattr(problems, name.upper())
-        parser.add_argument(f"--{name}", nargs="+", choices=choices, default=choices)
+    for names in (["--cells"], ["--works"], ["--implementations", "--sides"]):
+        choices = getattr(problems, names[0][2:].upper())
+        parser.add_argument(*names, nargs="+", choices=choices, default=choices)
     parser.add_argument("--shapes", nargs="+", type=_shape, default=problems.SHAPES)
     every = tuple(sorted({1, problems.all_threads()}))
     parser.add_argument("--threads", nargs="+", type=int, default=every)
-    parser.add_argument("--rounds", type=int, default=7, help="of samples; 7")
-    parser.add_argument("--first", type=int, help="rounds of first results; 5, of a part 0")
+    parser.add_argument("--rounds", type=int, default=7, help="of samples; default 7")
+    parser.add_argument(
+        "--first", type=int, help="rounds of first results; default 5, or 0 for a partial report"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument("--readme", action="store_true", help="write the README's section instead")
     options = parser.parse_args(arguments)
-    parts = ("cells", "works", "sides", "shapes", "threads", "rounds")
-    options.whole = all(getattr(options, name) == parser.get_default(name) for name in parts)
+    parts = ("cells", "works", "implementations", "shapes", "threads", "rounds")
+    options.complete = all(getattr(options, name) == parser.get_default(name) for name in parts)
     if options.first is None:
-        options.first = 5 if options.whole else 0
+        options.first = 5 if options.complete else 0
     return options
 
 
@@ -85,12 +87,12 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def measured_report(options: argparse.Namespace) -> dict[str, Any]:
-    """Compare, time, write and say which bars are met: the report."""
+    """Compare results, time, write the files and print the acceptance thresholds."""
     from .cpu import files
-    from .cpu.bars import bars
-    from .cpu.first import first_results, installed_sizes
     from .cpu.problems import all_threads
-    from .cpu.turns import missing
+    from .cpu.rounds import missing
+    from .cpu.startup import first_results, installed_sizes
+    from .cpu.thresholds import evaluate
 
     started = time.monotonic()
     machine = {
@@ -99,23 +101,23 @@ def measured_report(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     folder = options.out
-    if folder is None and options.whole:
+    if folder is None and options.complete:
         folder = RESULTS / slug(machine["name"])
     if folder is not None:
         check_writable(folder)
-    absent = missing(options.sides)
-    sides = [side for side in options.sides if side not in absent]
+    absent = missing(options.implementations)
+    implementations = [name for name in options.implementations if name not in absent]
     report: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine,
         "versions": versions(VERSIONS),
         "absent": absent,
-        "rows": [*measured(options, sides)],
-        "first": first_results(sides, options.first) if options.first else {},
-        "sizes": installed_sizes(sides),
+        "rows": [*measured(options, implementations)],
+        "first": first_results(implementations, options.first) if options.first else {},
+        "sizes": installed_sizes(implementations),
     }
     report |= {"seconds": round(time.monotonic() - started, 1), **_sources()}
-    print("\n".join(files.bar_table(bars(report["rows"], report["first"]))))
+    print("\n".join(files.threshold_table(evaluate(report["rows"], report["first"]))))
     print(f"{len(report['rows'])} calls in {report['seconds']:.0f} s")
     if folder is not None:
         print(f"written: {files.write(report, folder)}")
@@ -123,40 +125,43 @@ def measured_report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sources() -> dict[str, str]:
-    """Which code ran; late, because it imports NumPy, and first results start from here."""
+    """The code that ran; called last, because it imports NumPy into the parent of the workers."""
     from tests.support.machine import commit, digest
 
     return {"commit": commit(ROOT), "sources": digest(ROOT / "xprnn")}
 
 
-def measured(options: argparse.Namespace, sides: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows, thread count by thread count; steps on one thread alone."""
+def measured(
+    options: argparse.Namespace, implementations: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows by number of threads; steps on one thread only."""
     from .cpu.problems import STEP, STEP_SHAPE, Problem
-    from .cpu.turns import clients, timed
+    from .cpu.rounds import clients, timed
 
     layers = [work for work in options.works if work != STEP]
     for threads in options.threads:
         tasks = [(shape, layers) for shape in options.shapes if layers]
         if STEP in options.works and threads == 1:
             tasks.append((STEP_SHAPE, [STEP]))
-        with clients(sides, threads) as found:
+        with clients(implementations, threads) as started:
             for cell in options.cells:
                 for shape, works in tasks:
-                    rows = timed(Problem(cell, *shape), works, found, threads, options.rounds)
+                    rows = timed(Problem(cell, *shape), works, started, threads, options.rounds)
                     for row in rows:
                         print(f"{_name(row)}: {_times(row)}", flush=True)
                     yield from rows
 
 
 def _name(row: dict[str, Any]) -> str:
-    from .cpu.bars import place
+    from .cpu.thresholds import call_name
 
-    return place(row)
+    return call_name(row)
 
 
 def _times(row: dict[str, Any]) -> str:
-    times = [f"{side} {statistics.median(found):.4g}" for side, found in row["us"].items()]
-    return ", ".join([*times, *[f"{side}: {why}" for side, why in row["not_timed"].items()]])
+    times = [f"{name} {statistics.median(samples):.4g}" for name, samples in row["us"].items()]
+    reasons = [f"{name}: {reason}" for name, reason in row["not_timed"].items()]
+    return ", ".join([*times, *reasons])
 
 
 def write_readme(readme: Path, results: Path) -> None:

@@ -1,9 +1,10 @@
-"""The demo's training beside the same training in torch: time, ratio and test accuracy.
+"""Compare the demo's training with the same training in torch: time, ratio and test accuracy.
 
     python benchmarks/demo_vs_torch.py [--cell gru] [--rounds 5] [--epochs 40] [--threads 1]
 
-Each side runs in a process of its own (two thread pools in one process slow each other down),
-in turns; the seconds are those of the training alone, after one epoch to warm up. Needs torch.
+Each library runs in its own process (two thread pools in one process slow each other down), in
+interleaved rounds; the seconds are those of the training alone, after one warm-up epoch. Needs
+torch.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ CELLS = ("gru", "lstm", "rnn")
 
 def main() -> None:
     options = _options()
-    if options.side:
-        print(*SIDES[options.side](options.cell, options.epochs, options.seed))
+    if options.library:
+        print(*LIBRARIES[options.library](options.cell, options.epochs, options.seed))
         return
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    accuracy: dict[str, list[float]] = {side: [] for side in SIDES}
+    seconds: dict[str, list[float]] = {library: [] for library in LIBRARIES}
+    accuracies: dict[str, list[float]] = {library: [] for library in LIBRARIES}
     for seed in range(options.rounds):
-        for side in SIDES:
-            taken, right = _measure(side, seed, options)
-            seconds[side].append(taken)
-            accuracy[side].append(right)
+        for library in LIBRARIES:
+            taken, accuracy = _measure(library, seed, options)
+            seconds[library].append(taken)
+            accuracies[library].append(accuracy)
     print(f"{options.cell}, {options.epochs} epochs, {options.rounds} rounds, medians")
-    for side in SIDES:
+    for library in LIBRARIES:
         print(
-            f"{side:6} {statistics.median(seconds[side]):6.2f} s "
-            f"({min(seconds[side]):.2f} to {max(seconds[side]):.2f}), "
-            f"test accuracy {100 * statistics.median(accuracy[side]):.1f} %"
+            f"{library:6} {statistics.median(seconds[library]):6.2f} s "
+            f"({min(seconds[library]):.2f} to {max(seconds[library]):.2f}), "
+            f"test accuracy {100 * statistics.median(accuracies[library]):.1f} %"
         )
     ratios = [t / x for t, x in zip(seconds["torch"], seconds["xprnn"], strict=True)]
     print(
@@ -53,29 +54,30 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cell", choices=CELLS, default="gru")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--threads", type=int, help="of each side; default: each side's own")
+    parser.add_argument("--threads", type=int, help="of each library; default: its own")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--library", choices=sorted(LIBRARIES), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _measure(side: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
-    """Seconds and test accuracy of one training in a new process."""
-    command = [sys.executable, __file__, "--side", side, "--seed", str(seed)]
+def _measure(library: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    """The seconds and the test accuracy of one training in a new process."""
+    command = [sys.executable, __file__, "--library", library, "--seed", str(seed)]
     command += ["--cell", options.cell, "--epochs", str(options.epochs)]
     environment = dict(os.environ)
     if options.threads:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(options.threads)
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    taken, right = done.stdout.split()
-    return float(taken), float(right)
+    taken, accuracy = done.stdout.split()
+    return float(taken), float(accuracy)
 
 
 def train_xprnn(cell: str, epochs: int, seed: int) -> tuple[float, float]:
-    from xprnn import demo
+    """Train the demo's model; returns the seconds and the test accuracy."""
     from xprnn.data import japanese_vowels
 
+    demo = _demo()
     train, test = japanese_vowels()
     demo.train(demo.build(cell, seed, "numpy"), train, 1, seed, _silent)
     model = demo.build(cell, seed, "numpy")
@@ -90,7 +92,7 @@ def _silent(epoch: int, loss: float, accuracy: float) -> None:
 
 
 def train_torch(cell: str, epochs: int, seed: int) -> tuple[float, float]:
-    """The same model, data, order of batches, optimiser, schedule and clipping in torch."""
+    """The same with torch: same model, data, batch order, optimiser, schedule and clipping."""
     import torch
 
     from xprnn.data import japanese_vowels
@@ -107,18 +109,17 @@ def train_torch(cell: str, epochs: int, seed: int) -> tuple[float, float]:
 
 
 def train_in_torch(cell: str, data: Utterances, epochs: int, seed: int, device: str = "cpu") -> Any:
-    """Build the model, train it, and return the function of its logits."""
+    """Build the model, train it, and return the function that computes its logits."""
     import numpy as np
     import torch
 
-    from xprnn import demo
-
+    demo = _demo()
     kind = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[cell]
     layer = kind(12, demo.HIDDEN, bidirectional=True, batch_first=True).to(device)
     readout = torch.nn.Linear(2 * demo.HIDDEN, demo.SPEAKERS).to(device)
     parameters = [*layer.parameters(), *readout.parameters()]
     x, lengths, speakers = (torch.from_numpy(array) for array in data)
-    x, speakers = x.to(device), speakers.to(device)  # lengths stay, packing reads them
+    x, speakers = x.to(device), speakers.to(device)  # packing needs lengths on the host
     count = len(speakers)
     optimizer = torch.optim.Adam(parameters, lr=demo.LEARNING_RATE)
     batches = epochs * -(-count // demo.BATCH)
@@ -135,7 +136,7 @@ def train_in_torch(cell: str, data: Utterances, epochs: int, seed: int, device: 
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(count))
-        losses, right = 0.0, 0
+        losses, correct = 0.0, 0
         for rows in order.split(demo.BATCH):
             scores = logits(x[rows], lengths[rows])
             loss = torch.nn.functional.cross_entropy(scores, speakers[rows])
@@ -145,11 +146,20 @@ def train_in_torch(cell: str, data: Utterances, epochs: int, seed: int, device: 
             optimizer.step()
             decay.step()
             losses += loss.item() * len(rows)
-            right += int((scores.argmax(1) == speakers[rows]).sum())
+            correct += int((scores.argmax(1) == speakers[rows]).sum())
     return logits
 
 
-SIDES = {"xprnn": train_xprnn, "torch": train_torch}
+def _demo() -> Any:
+    """xprnn's demo, also that of older versions: asv trains with this function too."""
+    try:
+        from xprnn.tools import demo
+    except ImportError:
+        from xprnn import demo
+    return demo
+
+
+LIBRARIES = {"xprnn": train_xprnn, "torch": train_torch}
 
 if __name__ == "__main__":
     main()

@@ -1,21 +1,22 @@
-"""xprnn beside torch's cuDNN on a GPU: first right, then timed, with the floor beside both.
+"""Compare xprnn with torch's cuDNN on a GPU: correctness first, then times and roofline bounds.
 
     python -m benchmarks.device_report [--limit SECONDS] [--out FOLDER]
     python -m benchmarks.device_report --readme
 
-The first takes the calls of the grid one by one. It compares each of xprnn's kernels that can serve
-a call with float64 on the CPU: all results and gradients, at the same N and H over three steps; the
-steps of a stepper through three layers, four of them; and stacks of two to four layers forward, in
-a wave and layer by layer. What is wrong gets no time. What is right and torch are timed in turns,
-at full length, after their results have been found alike. After each call report.json and report.md
-are written to FOLDER, by default benchmarks/results/<device>/, so that they are there however the
-run ends; what is not reached within the time limit is in them as such. A line a call says what it
-is at. The second writes the README's table from all reports that are filed.
+The first processes the calls of the grid one by one. Each of xprnn's kernels that supports a call
+is compared with float64 on the CPU: all results and gradients, with the same N and H over three
+steps; four steps of a stepper of three layers; and stacks of two to four layers forward, as a
+wavefront and layer by layer. Wrong kernels are not timed. The others and torch are timed at full
+length in interleaved rounds, after their results have been compared. report.json and report.md in
+FOLDER, by default benchmarks/results/<device>/, are written after each call, so that an aborted run
+leaves its results; calls not reached within the time limit are marked. One line per call shows the
+progress. The second writes the README's table from all recorded reports.
 
-xprnn's float16 and bfloat16 are mixed precision, float32 outside, torch's are half layers; TF32 is
-off in both for float32 and on in both for tf32. Times are those between CUDA events.
+xprnn's float16 and bfloat16 are mixed precision with float32 inputs and results, torch's are half
+layers; TF32 is off in both for float32 and on in both for tf32. Times are measured with CUDA
+events.
 
-Exit status: 0 all is right, 1 something is wrong, 2 it cannot be measured or written here.
+Exit status: 0 all results are correct, 1 some are wrong, 2 measuring or writing is not possible.
 Needs CuPy, torch with CUDA and ml_dtypes.
 """
 
@@ -33,16 +34,16 @@ from typing import Any
 
 from .reports import check_writable, slug, write_section
 
-# `device/` has no __init__.py, and is imported in functions only: asv imports all that it finds
-# here beside versions of xprnn that are older than what `device/` needs.
+# `device/` has no __init__.py and is imported inside functions only: asv imports every module here,
+# also with versions of xprnn that are too old for `device/`.
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-LIMIT = 440.0  # seconds after which no further call is begun
+LIMIT = 440.0  # seconds after which no new call begins
 
 
 class RefusedError(Exception):
-    """It cannot be measured or written here; the message says why."""
+    """The report cannot be measured or written here; the message gives the reason."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.readme:
             if options.out:
-                raise RefusedError("--out is for what is measured: --readme writes README.md alone")
+                raise RefusedError("--out applies to measurements: --readme writes README.md only")
             write_readme(ROOT / "README.md", RESULTS)
             return 0
         backend = usable_backend()
@@ -75,14 +76,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)  # argparse says what came where this is no number
+    seconds = float(text)  # argparse reports a ValueError
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text}")
     return seconds
 
 
 def usable_backend() -> Any:
-    """The backend "cupy" beside a torch with CUDA; RefusedError says what is missing."""
+    """The backend "cupy"; RefusedError if it or torch with CUDA is missing."""
     import xprnn
 
     try:
@@ -108,17 +109,17 @@ def measured_report(
     limit: float = LIMIT,
     **sizes: int,
 ) -> dict[str, Any]:
-    """Compare and time, and write after each call: the whole report.
+    """Compare and time all calls and write the files after each; returns the complete report.
 
-    :param grid: of `problems`; `sizes` are those of `measure_ceilings`.
-    :param limit: seconds after which no further call is begun.
+    :param grid: arguments of `problems.everything`; `sizes` are those of `measure_peaks`.
+    :param limit: seconds after which no new call begins.
     """
     from tests.support.machine import commit, describe_device, digest, versions
 
     from .device import files
 
     started = time.monotonic()
-    on_cpu = {"name": backend.describe(), "driver": "none"}  # as the tests run it
+    on_cpu = {"name": backend.describe(), "driver": "none"}  # in tests
     device = (describe_device() if backend.kernels else None) or on_cpu
     folder = folder or RESULTS / slug(device["name"])
     with _writing(folder):
@@ -131,8 +132,8 @@ def measured_report(
         "versions": versions(),
     }
     late = f"not reached in {limit:g} s"
-    for found in measured(backend, started + limit, late, grid or {}, sizes):
-        report = {**run, "seconds": round(time.monotonic() - started, 1), **found}
+    for results in measured(backend, started + limit, late, grid or {}, sizes):
+        report = {**run, "seconds": round(time.monotonic() - started, 1), **results}
         with _writing(folder):
             path = files.write(report, folder)
     print(f"written: {path}")
@@ -152,54 +153,54 @@ def measured(
 ) -> Iterator[dict[str, Any]]:
     """The report's "ceilings", "rows" and "absent", before the first call and after each.
 
-    :param end: the time after which no call is begun; the rows of the others say `late`.
+    :param end: the time after which no call begins; the remaining rows have the reason `late`.
     """
     from .device import rows, stacks, steps
-    from .device.ceilings import measure_ceilings
+    from .device.peaks import measure_peaks
     from .device.problems import StackProblem, StepProblem, everything
 
     kinds = {StepProblem: steps, StackProblem: stacks}
     work = [(kinds.get(type(p), rows), p) for p in everything(**grid)]
-    ceilings = measure_ceilings(backend, tuple({p.dtype: 0 for _, p in work}), **sizes)
-    found = [_untimed(kind, problem, backend, late) for kind, problem in work]
+    peaks = measure_peaks(backend, tuple({p.dtype: 0 for _, p in work}), **sizes)
+    by_call = [_untimed(kind, problem, backend, late) for kind, problem in work]
     absent: list[Any] = []
 
-    def so_far() -> dict[str, Any]:
-        every = [row for rows_of_one in found for row in rows_of_one]
-        return {"ceilings": ceilings._asdict(), "rows": every, "absent": absent}
+    def current() -> dict[str, Any]:
+        every = [row for rows_of_call in by_call for row in rows_of_call]
+        return {"ceilings": peaks.as_json(), "rows": every, "absent": absent}
 
-    yield so_far()
-    for at, (kind, problem) in enumerate(work):
+    yield current()
+    for k, (kind, problem) in enumerate(work):
         if time.monotonic() > end:
             return
         try:
-            found[at], missing = kind.compared(problem, backend)
+            by_call[k], missing = kind.compared(problem, backend)
             absent += missing
-            print(f"compared {problem}: {_errors(found[at])}", flush=True)
-            kind.timed(problem, found[at], backend, ceilings)
-            print(f"timed {problem}: {_times(found[at])}", flush=True)
+            print(f"compared {problem}: {_errors(by_call[k])}", flush=True)
+            kind.timed(problem, by_call[k], backend, peaks)
+            print(f"timed {problem}: {_times(by_call[k])}", flush=True)
         except RuntimeError:
             if not refused_by(backend):
                 raise
         if lost := refused_by(backend):
             lost = f"CUDA refuses every call since {problem}: {lost}"
-            found[at] = _untimed(kind, problem, backend, lost, wrong=lost)
-            found[at + 1 :] = [_untimed(*one, backend, lost) for one in work[at + 1 :]]
-            yield so_far()
+            by_call[k] = _untimed(kind, problem, backend, lost, wrong=lost)
+            by_call[k + 1 :] = [_untimed(*one, backend, lost) for one in work[k + 1 :]]
+            yield current()
             return
-        yield so_far()
+        yield current()
 
 
-def _untimed(kind: Any, problem: Any, backend: Any, why: str, **facts: str) -> list[Any]:
-    """The rows of a problem that has no times, and why."""
+def _untimed(kind: Any, problem: Any, backend: Any, reason: str, **facts: str) -> list[Any]:
+    """The rows of a problem without times, with the reason."""
     from .device.rows import row_of
 
     each = [(what, name) for name in kind.candidates(backend) for what in problem.passes]
-    return [row_of(problem, *one, not_timed=why, **facts) for one in each]
+    return [row_of(problem, *one, not_timed=reason, **facts) for one in each]
 
 
 def refused_by(backend: Any) -> str:
-    """What CUDA refuses every call with from now on, or "" if it does not."""
+    """The error of a CUDA context in which every call fails, or ""."""
     from tests.support.machine import context_error
     from xprnn.backend.cupy import CupyBackend
 

@@ -1,10 +1,10 @@
-"""The other end of `gate.py`'s pipes: sets one benchmark up and runs it as often as it is told.
+"""Worker process of `gate.py`: sets up one benchmark and runs it on request.
 
     python -P gate_worker.py FOLDER CLASS METHOD PARAMETER ...
 
-FOLDER is where xprnn has to come from; the benchmarks are those of this checkout. After the
-setup, and after each line on stdin, a number of calls, a line of JSON says how many seconds one
-call took; or what went wrong, and that is the last one.
+xprnn must be imported from FOLDER; the benchmarks are those of this checkout. After the setup, and
+after each line on stdin, which holds a number of calls, it writes a line of JSON with the seconds
+per call, or with an error, after which it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 def main() -> None:
     folder, kind, method, *parameters = sys.argv[1:]
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a benchmark prints is no reply
+    os.dup2(2, 1)  # keep output of the benchmark out of the replies
     try:
         call = _set_up(Path(folder), kind, method, parameters)
         _seconds(call, 1)
@@ -35,12 +35,12 @@ def main() -> None:
 
 
 def _set_up(folder: Path, kind: str, method: str, parameters: list[str]) -> Callable[[], object]:
-    """A call of the benchmark; the process ends if it would run another xprnn than `folder`'s."""
+    """A call of the benchmark; the process ends if xprnn is not imported from `folder`."""
     import xprnn
 
-    found = Path(xprnn.__file__).parent
-    if found.resolve() != (folder / "xprnn").resolve():
-        sys.exit(f"gate: xprnn was imported from {found}, expected {folder / 'xprnn'}")
+    imported = Path(xprnn.__file__).parent
+    if imported.resolve() != (folder / "xprnn").resolve():
+        sys.exit(f"gate: xprnn was imported from {imported}, expected {folder / 'xprnn'}")
     benchmark = getattr(import_module("benchmarks.layers"), kind)()
     benchmark.setup(*parameters)
     timed = getattr(benchmark, method)
@@ -48,7 +48,7 @@ def _set_up(folder: Path, kind: str, method: str, parameters: list[str]) -> Call
 
 
 def _seconds(call: Callable[[], object], number: int) -> float:
-    """Of the processor, not of the clock: what neighbours take from this process does not count."""
+    """Processor time per call, which other processes do not affect."""
     start = time.process_time()
     for _ in range(number):
         call()

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# All that is to be seen on a machine with a GPU, what matters most first:
+# All checks on a machine with a GPU, the most important first:
 #
 #     bash benchmarks/gpu_first.sh FOLDER [PART...]
 #
-# Runs from a plain checkout with the python3 that is there (PYTHON=... names another). Each part
-# has its time; one that fails or hangs does not stop the others. FOLDER gets two files, new after
-# each part: summary.txt, and evidence.tar.gz with what each part printed and what it wrote to
-# benchmarks/results/; what an earlier call left there stays. While a part runs, running.txt is what
-# it has printed. All of it takes 30 minutes at most. Where a command may last ten, these names stand
-# for parts:
+# Runs from a plain checkout with the installed python3 (PYTHON=... names another). Each part has a
+# time limit; one that fails or hangs does not stop the others. Two files in FOLDER are written again
+# after each part: summary.txt, and evidence.tar.gz with each part's output and the files that it
+# wrote to benchmarks/results/; results of earlier calls are kept. While a part runs, running.txt has
+# its output. All of it takes 30 minutes at most. Where a command may last ten minutes, these names
+# select groups of parts:
 #
 # first      warm smoke sequence verify report: 6 minutes
 # second     warm suite: 9 minutes
 # third      warm full: 10 minutes
 # fourth     warm frozen sanitizer tuning: 10 minutes
 #
-# warm       compiles the kernels ahead, in a dozen processes: benchmarks/device/warm.py
-# smoke      every kind of kernel once, at small, odd sizes, against float64
-# sequence   the parity suite, the sequence kernels alone having their turns
-# verify     every implementation against the float64 equations
-# report     xprnn beside torch, with floors, as far as a minute reaches: benchmarks/device_report.py
-# suite      the parity suite, and the sequence kernels for long, from threads and processes at once
-# full       the report again, with all of its calls
-# frozen     the tests of cluster and wave kernels
-# sanitizer  compute-sanitizer over all kernels
+# warm       compiles the kernels in advance, in a dozen processes: benchmarks/device/warm.py
+# smoke      every kind of kernel once, at small, odd sizes, compared with float64
+# sequence   the parity suite with the sequence kernels only
+# verify     every implementation, compared with the float64 equations
+# report     xprnn and torch, with roofline bounds, for a minute: benchmarks/device_report.py
+# suite      the parity suite, and long runs of the sequence kernels from threads and processes
+# full       the complete report
+# frozen     the tests of cluster and wavefront kernels
+# sanitizer  compute-sanitizer on all kernels
 # tuning     every tiling of the sequence kernels
 set -uo pipefail
 
@@ -38,7 +38,7 @@ declare -A calls=(
 mkdir -p "$1" && out=$(cd "$1" && pwd) && shift || exit
 asked=()
 for part; do
-    # shellcheck disable=SC2206  # a call's parts are words
+    # shellcheck disable=SC2206  # the parts of a group are words
     asked+=(${calls[$part]:-$part})
 done
 for part in "${asked[@]}"; do
@@ -49,7 +49,7 @@ cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
 export COLUMNS=120  # of tables
-export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1  # of what else is installed: here warnings are errors
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1  # other plugins may warn, and warnings are errors here
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 touch "$work/begin"
@@ -57,25 +57,25 @@ mkdir "$work/evidence"
 [ ! -f "$out/evidence.tar.gz" ] || tar -xzf "$out/evidence.tar.gz" -C "$work" || exit
 failed=0
 
-keep() {  # what there is by now
+keep() {  # copy the results so far to FOLDER
     find benchmarks/results -type f -newer "$work/begin" -exec cp {} "$work/evidence" \;
     tar -czf "$work/evidence.tar.gz" -C "$work" evidence && mv "$work/evidence.tar.gz" "$out"
     cp "$work/evidence/summary.txt" "$out"
 }
 
-say() {  # to the summary and to the screen; what a part says here is no success
+fail() {  # report a failure in the summary and on the screen
     failed=1
     echo "$*" | tee -a "$work/evidence/summary.txt" >&2
     keep
 }
 
-# step NAME SECONDS COMMAND...: what it prints goes to NAME.txt, its end to the screen too
+# step NAME SECONDS COMMAND...: its output goes to NAME.txt, the last lines also to the screen
 step() {
     local name=$1 seconds=$2 status=0 start=$SECONDS
     shift 2
     [[ " ${parts[*]} " == *" $name "* ]] || return
-    # SIGINT: pytest and the report then still write what they have; in a group of its own, so that
-    # what a part has started ends with it
+    # SIGINT, so that pytest and the report still write their results; `timeout` creates a process
+    # group, so that processes started by the part end with it
     timeout -s INT -k 10 "$seconds" "$@" >"$out/running.txt" 2>&1 || status=$?
     [ "$status" -eq 0 ] || failed=1
     mv "$out/running.txt" "$work/evidence/$name.txt"
@@ -101,13 +101,13 @@ keep
 missing=$("$python" -c 'from importlib.util import find_spec
 needed = "numpy safetensors rich cupy ml_dtypes pytest hypothesis torch"
 print(*[name for name in needed.split() if find_spec(name) is None])')
-[ -z "$missing" ] || say "not installed, what needs it fails: $missing"
+[ -z "$missing" ] || fail "not installed, parts that need it will fail: $missing"
 
-# without one the suite skips its tests, and passes
+# without a GPU the suite skips its tests and passes
 timeout 60 "$python" -c 'import xprnn; xprnn.get_backend("cupy")' 2>/dev/null ||
-    say 'no usable GPU, as xprnn info says above: nothing here counts'
+    fail 'no usable GPU, see xprnn info above: the results do not count'
 
-# with xdist a worker that a test has ended is replaced; without, the tests behind it are not run
+# xdist replaces a worker whose process a test has ended; without it the remaining tests do not run
 xdist=() alone=() workers=()
 "$python" -c 'import xdist' 2>/dev/null && xdist=(-p xdist.plugin --max-worker-restart 50) &&
     alone=("${xdist[@]}" -n 1) workers=("${xdist[@]}" -n $(($(nproc) > 15 ? 8 : 4)))

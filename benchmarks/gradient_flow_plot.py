@@ -1,12 +1,12 @@
-"""Draws why an Elman RNN's gradients vanish or explode, and what mends it: the README's picture.
+"""Plot why an Elman RNN's gradients vanish or explode, and the remedies: the README's picture.
 
 Run `python benchmarks/gradient_flow_plot.py` (needs matplotlib, takes about a minute). It writes
-results/gradient_flow.png and prints the figures that the README quotes.
+results/gradient_flow.png and prints the numbers that the README quotes.
 
-Left: `xprnn.gradient_flow` on networks whose recurrent matrices are orthogonal times a radius,
-so that at rest (x = 0, where tanh has slope 1) a step's factor is exactly the radius.
-Right: the same Elman RNN with radius 1.3 learns to recall its first input 50 steps later, with
-and without `clip_grad_norm`.
+Left: `xprnn.gradient_flow` on networks whose recurrent matrices are orthogonal times a radius, so
+that at rest (x = 0, where tanh has slope 1) the gradient's factor per step is exactly the radius.
+Right: an Elman RNN with radius 1.3 learns to recall its first input 50 steps later, with and
+without `clip_grad_norm`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ H, STEPS_BACK = 32, 60
 I = 2  # noqa: E741
 DELAY, ROWS, NOISE = 50, 64, 0.02  # the recall task
 TRAINING_STEPS, LR, MOMENTUM, MAX_NORM, SEEDS = 400, 0.03, 0.9, 1.0, range(5)
-MEAN_OF = 5  # training steps in a point of the curves
+MEAN_OF = 5  # training steps averaged in a point of the curves
 GUESS = 1 / 3  # the loss of always answering 0: the variance of uniform(-1, 1)
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#009e73", "#cc3377", "#666666"
@@ -52,7 +52,7 @@ def elman(radius: float) -> xprnn.RNN:
 
 
 def gru(radius: float, update_bias: float) -> xprnn.GRU:
-    """A GRU with three such recurrent blocks, its biases 0 but for the update gate's."""
+    """A GRU with three such recurrent blocks; all biases are 0 except the update gate's."""
     import numpy as np
 
     import xprnn
@@ -65,7 +65,7 @@ def gru(radius: float, update_bias: float) -> xprnn.GRU:
 
 
 def relative_flow(layer: Any, size: float) -> np.ndarray:
-    """The norm 0, 1, ... steps back from the last state, by that at the last state .
+    """The gradient's norm 0, 1, ... steps back from the last state, divided by the norm there.
 
     The inputs of the 16 rows are standard normal times `size`.
     """
@@ -79,7 +79,7 @@ def relative_flow(layer: Any, size: float) -> np.ndarray:
 
 
 def train(lr: float, max_norm: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Losses, and gradient norms before clipping, of an Elman RNN of radius 1.3 at the task."""
+    """Losses, and gradient norms before clipping, of an Elman RNN of radius 1.3 on the task."""
     import numpy as np
 
     import xprnn
@@ -105,7 +105,7 @@ def train(lr: float, max_norm: float, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def draw_flow(axes: Any) -> None:
-    """The left panel; prints its figures."""
+    """Draw the left panel and print its numbers."""
     at_rest, busy = 0.0, 1.0
     curves = [
         ("Elman 1.3", elman(1.3), at_rest, ORANGE, "-", (41, 5.0), "right"),
@@ -115,7 +115,7 @@ def draw_flow(axes: Any) -> None:
         ("GRU 1.3, gate half open", gru(1.3, 0.0), at_rest, GREEN, ":", (33, -4.5), "right"),
         ("Elman 0.8", elman(0.8), at_rest, BLUE, "-", (43, -3.6), "left"),
     ]
-    print(f"gradient {STEPS_BACK} steps back, by that at the last state; inputs 0 unless named")
+    print(f"gradient {STEPS_BACK} steps back / at the last state; inputs 0 unless stated")
     for name, layer, size, colour, style, (x, exponent), align in curves:
         flow = relative_flow(layer, size)
         axes.semilogy(flow, color=colour, linestyle=style)
@@ -135,7 +135,7 @@ def draw_flow(axes: Any) -> None:
 
 
 def draw_training(axes: Any) -> None:
-    """The right panel; prints its figures."""
+    """Draw the right panel and print its numbers."""
     import numpy as np
 
     print(f"recall after {DELAY} steps, Elman 1.3, loss of the last 20 of {TRAINING_STEPS} steps:")

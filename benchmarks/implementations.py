@@ -1,6 +1,6 @@
-"""The same work in each implementation: what asv's benchmarks of layers time.
+"""The same work in each implementation, timed by asv's benchmarks of layers.
 
-xprnn is used by its public face alone, because older versions are measured too.
+xprnn is used through its public interface, because older versions are measured too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from .common import Clock, UnusableError, clock, numbers, usable_backend
+from .common import Clock, UnusableError, clock, module_of, numbers, usable_backend
 
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru": ("GRU", {}),
@@ -27,39 +27,39 @@ ARITHMETIC = {
     "float16": {"compute_dtype": "float16"},
     "bfloat16": {"compute_dtype": "bfloat16"},
 }
-BACKENDS = {"cpu": "numpy", "cuda": "cupy"}  # of a peer's device
-CHOSEN = "auto"  # in place of kernels: those that xprnn chooses by itself
-ON_A_CPU = ("float32", "float64")
-WORK_ON_A_CPU = 2**34  # multiplications of a forward pass: larger ones are for GPUs
+BACKENDS = {"cpu": "numpy", "cuda": "cupy"}  # by a peer's device
+CHOSEN = "auto"  # as kernels: xprnn's default choice
+CPU_DTYPES = ("float32", "float64")
+CPU_WORK = 2**34  # most multiplications of a forward pass on a CPU
 
 
 class Name(NamedTuple):
-    """An implementation's name in its parts."""
+    """The parts of an implementation's name."""
 
     library: str
-    backend: str  # of xprnn, on the device that the library computes on
-    kernels: str  # of xprnn, else ""
+    backend: str  # xprnn's backend for the device on which the library computes
+    kernels: str  # xprnn's, "" for peers
 
 
 def parts(implementation: str) -> Name:
-    """("xprnn", "cupy", "pointwise") of "xprnn-cupy-pointwise".
+    """("xprnn", "cupy", "pointwise") for "xprnn-cupy-pointwise".
 
-    :raises UnusableError: it is not of that form.
+    :raises UnusableError: the name does not have that form.
     """
     library, _, rest = implementation.partition("-")
-    place, _, kernels = rest.partition("-")
+    device, _, kernels = rest.partition("-")
     if library == "xprnn" and kernels:
-        return Name(library, place, kernels)
-    if library == "xprnn" or place not in BACKENDS:
+        return Name(library, device, kernels)
+    if library == "xprnn" or device not in BACKENDS:
         raise UnusableError(
             f"{implementation}: expected xprnn-BACKEND-KERNELS or PEER-DEVICE, with one of the "
             f"devices {', '.join(BACKENDS)}"
         )
-    return Name(library, BACKENDS[place], "")
+    return Name(library, BACKENDS[device], "")
 
 
 class Prepared(NamedTuple):
-    """One implementation, warm, and the clock of its device."""
+    """One implementation after its warm-up, and the clock of its device."""
 
     call: Callable[[], Any]
     clock: Clock
@@ -67,11 +67,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(task: str, cell: str, implementation: str, dtype: str, size: str) -> Prepared:
-    """Build and warm up, once: `task` is "forward", "training", "step" or "stepper".
+    """Build and warm up: `task` is "forward", "training", "step" or "stepper".
 
-    asv prepares before each sample; what is built is kept.
+    asv runs the setup before each sample; built implementations are cached.
 
-    :raises UnusableError: the implementation cannot do this here.
+    :raises UnusableError: the implementation does not support this here.
     """
     if kernels := parts(implementation).kernels:
         os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
@@ -80,54 +80,54 @@ def prepare(task: str, cell: str, implementation: str, dtype: str, size: str) ->
 
 @cache
 def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> Prepared:
-    library, place, kernels = parts(implementation)
-    if place == "numpy":
+    library, backend_name, kernels = parts(implementation)
+    if backend_name == "numpy":
         _check_cpu(cell, dtype, size)
         if kernels == CHOSEN and importlib.util.find_spec("numba") is None:
             raise UnusableError("Numba is not installed, and without it the plain code is chosen")
-    backend = usable_backend(place)
+    backend = usable_backend(backend_name)
     if library == "xprnn":
         call = OURS[task](cell, backend, kernels, dtype, size)
     else:
         call = _peer(task, library, cell, backend, dtype, size)
-    call()  # compiles, allocates, chooses algorithms
+    call()  # compile, allocate, choose algorithms
     return Prepared(call, clock(backend), backend)
 
 
 def _check_cpu(cell: str, dtype: str, size: str) -> None:
-    if dtype not in ON_A_CPU:
-        raise UnusableError(f"{dtype}: on a CPU xprnn's is a reference and not made to be fast")
+    if dtype not in CPU_DTYPES:
+        raise UnusableError(f"{dtype}: on a CPU xprnn's is a reference, not optimised for speed")
     n = numbers(size)
     gates = {"gru": 3, "lstm": 4}.get(cell.partition("_")[0], 1)
-    if 2 * gates * n["T"] * n["N"] * n["H"] ** 2 > WORK_ON_A_CPU:
+    if 2 * gates * n["T"] * n["N"] * n["H"] ** 2 > CPU_WORK:
         raise UnusableError(f"{size}: a size for GPUs")
 
 
 def _layer(cell: str, backend: Any, kernels: str, dtype: str, size: str, suffix: str = "") -> Any:
-    """xprnn's layer, or with the suffix "Cell" its cell, served by these kernels."""
+    """xprnn's layer, or its cell with the suffix "Cell", checked to run these kernels."""
     import xprnn
 
     n, (name, options) = numbers(size), LAYERS[cell]
     options = {**options, **ARITHMETIC[dtype], "backend": backend.name, "seed": 0}
     try:
         layer = getattr(xprnn, name + suffix)(n["H"], n["H"], **options)
-    except (TypeError, ValueError) as error:  # an older version; a type that is not there
+    except (TypeError, ValueError) as error:  # an older version; an unknown dtype
         raise UnusableError(f"{dtype}: {error}") from error
-    if kernels not in ("reference", CHOSEN):  # older versions have no others
+    if kernels not in ("reference", CHOSEN):  # the oldest versions have no others
         _check_kernels(layer, kernels, (n["N"], n["H"]) if suffix else (n["T"], n["N"], n["H"]))
     return layer
 
 
 def _check_kernels(layer: Any, kernels: str, shape: tuple[int, ...]) -> None:
-    from xprnn.kernels import IMPLEMENTATIONS, KernelUnavailableError
-
-    if kernels not in IMPLEMENTATIONS:
-        raise UnusableError(f"{kernels}: expected one of the kernels {', '.join(IMPLEMENTATIONS)}")
+    dispatch = module_of("xprnn.kernels.dispatch", "xprnn.kernels")
+    if kernels not in dispatch.IMPLEMENTATIONS:
+        names = ", ".join(dispatch.IMPLEMENTATIONS)
+        raise UnusableError(f"{kernels}: expected one of the kernels {names}")
     try:
-        served = layer.explain(shape).splitlines()[0]
-    except KernelUnavailableError as error:
+        selected = layer.explain(shape).splitlines()[0]
+    except dispatch.KernelUnavailableError as error:
         raise UnusableError(str(error)) from error
-    if not served.endswith(f": {kernels}"):
+    if not selected.endswith(f": {kernels}"):
         raise UnusableError(f"{kernels}: this version of xprnn has no such kernels")
 
 
@@ -185,32 +185,33 @@ OURS = {"forward": _forward, "training": _training, "step": _step, "stepper": _s
 
 
 def _peer(task: str, library: str, cell: str, backend: Any, dtype: str, size: str) -> Any:
-    """The call of a peer, on the numbers that `xprnn bench` compares it by."""
+    """The call of a peer, on the inputs that `xprnn bench` uses."""
     if task == "stepper":
         raise UnusableError(f"{library}: benchmarks/stepper_vs_torch.py compares steppers")
     try:
-        from xprnn.bench.peers import PEERS
-        from xprnn.bench.task import PeerUnavailableError, Setting, make_task
-
-        if task == "step":
-            from xprnn.bench.steps import STEPS
+        peers, tasks = _bench_module("peers"), _bench_module("task")
+        steps = _bench_module("steps") if task == "step" else None
     except ModuleNotFoundError as error:  # an older version
         raise UnusableError(f"{library}: this version of xprnn cannot build it") from error
-    if library not in PEERS:
-        raise UnusableError(f"{library}: expected xprnn, {', '.join(PEERS)}")
+    if library not in peers.PEERS:
+        raise UnusableError(f"{library}: expected xprnn, {', '.join(peers.PEERS)}")
     n = numbers(size)
-    setting = Setting(cell, n["H"], n["H"], n["N"], n["T"], dtype, backend.name)
+    setting = tasks.Setting(cell, n["H"], n["H"], n["N"], n["T"], dtype, backend.name)
     try:
-        numbers_for_all = make_task(setting)
-    except ValueError as error:  # a type that is not there
+        inputs = tasks.make_task(setting)
+    except ValueError as error:  # an unknown dtype
         raise UnusableError(f"{dtype}: {error}") from error
     try:
-        if task == "step":
-            return STEPS[library](numbers_for_all)[0]
-        peer = PEERS[library](numbers_for_all)
-    except PeerUnavailableError as error:
+        if steps is not None:
+            return steps.STEPS[library](inputs)[0]
+        peer = peers.PEERS[library](inputs)
+    except tasks.PeerUnavailableError as error:
         raise UnusableError(str(error)) from error
     call = peer.forward if task == "forward" else peer.both
     if call is None:
         raise UnusableError(f"{library}: it has no gradients")
     return call
+
+
+def _bench_module(name: str) -> Any:
+    return module_of(f"xprnn.tools.bench.{name}", f"xprnn.bench.{name}")

@@ -1,6 +1,6 @@
 """asv's benchmarks of one layer: forward, forward with backward, and streaming steps.
 
-Each takes (cell, implementation, dtype, size). `time_*` is what regressions are judged by;
+Each takes (cell, implementation, dtype, size). `time_*` decides about regressions;
 `track_throughput_*` shows the same work as a rate.
 """
 
@@ -13,13 +13,13 @@ from .implementations import parts, prepare
 
 
 class LayerBenchmark:
-    """Prepares one combination or skips it, saying why."""
+    """Prepares one combination, or skips it with a reason."""
 
     params = (CELLS, IMPLEMENTATIONS, DTYPES, SIZES)
     param_names = ("cell", "implementation", "dtype", "size")
-    version = "1"  # of the work: results of another version are not shown with these
-    repeat = (5, 40, 0.3)  # samples at least and at most, and seconds of them
-    rounds = 2  # processes that they are taken in
+    version = "1"  # of the work: asv shows results of one version only
+    repeat = (5, 40, 0.3)  # minimum and maximum number of samples, and their seconds
+    rounds = 2  # processes over which the samples are spread
     warmup_time = 0.05
     timeout = 300
     task = "forward"
@@ -36,13 +36,13 @@ class LayerBenchmark:
         self.timer = self.work.clock
 
     def check(self, backend: str) -> None:
-        """Raise UnusableError where the work on a backend is nothing for this benchmark."""
+        """Raise UnusableError if this benchmark does not apply to a backend."""
 
     def measure_once(self, size: str) -> None:
-        """For what is no matter of time; raise UnusableError where it cannot be measured."""
+        """Measure anything but time; raise UnusableError if that is not possible."""
 
     def throughput(self, size: str) -> float:
-        """Sequence steps per second: N sequences of T steps in the median time of a call."""
+        """Sequence steps per second: N T divided by the median time of a call."""
         seconds: list[float] = []
         least, most, budget = self.repeat
         end = self.timer() + budget
@@ -55,7 +55,7 @@ class LayerBenchmark:
 
 
 class Forward(LayerBenchmark):
-    """Forward in eval mode: nothing is kept for a gradient."""
+    """Forward in eval mode: nothing is saved for a gradient."""
 
     def time_forward(self, cell: str, implementation: str, dtype: str, size: str) -> None:
         self.work.call()
@@ -85,22 +85,22 @@ class Training(LayerBenchmark):
 
 
 class TrainingMemory(LayerBenchmark):
-    """The most memory that a training process holds, interpreter and library included."""
+    """The peak memory of a training process, interpreter and library included."""
 
     task = "training"
 
     def check(self, backend: str) -> None:
         if backend == "cupy":
-            raise UnusableError("memory is counted on the host; this trains on a GPU")
+            raise UnusableError("host memory is measured; this trains on a GPU")
 
     def peakmem_training(self, cell: str, implementation: str, dtype: str, size: str) -> None:
         self.work.call()
 
 
 class Step(LayerBenchmark):
-    """A hundred times one step of a cell from given states, as streaming takes it.
+    """A hundred calls of a cell, each one step from the same states, as in streaming.
 
-    asv takes each sample after a setup, and a single step would mostly be the cold caches of that.
+    asv runs the setup before each sample; a single step would mostly measure cold caches.
     """
 
     params = (CELLS, IMPLEMENTATIONS, DTYPES, STEPS)
@@ -112,7 +112,7 @@ class Step(LayerBenchmark):
 
 
 class Stepper(LayerBenchmark):
-    """A hundred steps of three layers by a stepper, each from the state that the last one left."""
+    """A hundred steps of a stepper of three layers, each from the state of the step before."""
 
     params = (CELLS, IMPLEMENTATIONS, DTYPES, STEPS)
     task = "stepper"
@@ -132,7 +132,7 @@ class Launches(LayerBenchmark):
             import torch
         except ModuleNotFoundError as error:
             raise UnusableError(
-                "launches are counted by torch's profiler, and it is not installed"
+                "launches are counted by torch's profiler, and torch is not installed"
             ) from error
         if not torch.cuda.is_available():
             raise UnusableError(f"launches: torch {torch.__version__} has no usable CUDA device")
@@ -154,11 +154,11 @@ class Launches(LayerBenchmark):
         names = [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
         kernels = sum(not name.startswith(("Memcpy", "Memset")) for name in names)
         if not kernels:
-            raise UnusableError("launches: the profiler saw none; it may not be allowed to look")
+            raise UnusableError("launches: the profiler recorded none; it may lack permission")
         self.launches = kernels / numbers(size)["T"]
 
 
 class TrainingLaunches(Launches):
-    """The same, forward and backward."""
+    """Kernel launches per time step, forward and backward."""
 
     task = "training"

@@ -1,4 +1,4 @@
-"""asv's benchmarks of what is around a layer: the demo's training, loading, importing."""
+"""asv's benchmarks of programs: the demo's training, loading a file, importing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .common import UnusableError, clock, skip, usable_backend
+from .common import UnusableError, clock, module_of, skip, usable_backend
 from .implementations import parts
 
 PROGRAMS = (
@@ -20,15 +20,15 @@ PROGRAMS = (
 )
 LIBRARIES = ("numpy", "xprnn", "torch", "onnxruntime")
 DEMO_CELLS = ("gru", "lstm", "rnn")
-HIDDEN = 512  # of the model that is loaded
+HIDDEN = 512  # of the loaded model
 
 
 class Program:
-    """Prepares one program or skips it, saying why."""
+    """Prepares one program, or skips it with a reason."""
 
     params = (DEMO_CELLS, PROGRAMS)
     param_names = ("cell", "implementation")
-    version = "1"  # of the work: results of another version are not shown with these
+    version = "1"  # of the work: asv shows results of one version only
     repeat = (5, 30, 1.0)
     rounds = 2
     warmup_time = 0.1
@@ -37,11 +37,11 @@ class Program:
     def setup(self, cell: str, implementation: str) -> None:
         """Find library, backend and device, and prepare."""
         try:
-            self.package, place, kernels = parts(implementation)
+            self.package, backend, kernels = parts(implementation)
             if kernels:
                 os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
-            self.backend = usable_backend(place)
-            self.device = "cpu" if place == "numpy" else "cuda"
+            self.backend = usable_backend(backend)
+            self.device = "cpu" if backend == "numpy" else "cuda"
             if self.package != "xprnn":
                 self.check_torch()
             self.prepare(cell)
@@ -50,7 +50,7 @@ class Program:
         self.timer = clock(self.backend)
 
     def check_torch(self) -> None:
-        """Raise UnusableError unless torch is there, and can use the device."""
+        """Raise UnusableError unless torch is installed and can use the device."""
         if importlib.util.find_spec("torch") is None:
             raise UnusableError("torch: not installed; pip install torch")
         import torch
@@ -59,7 +59,7 @@ class Program:
             raise UnusableError(f"torch: {torch.__version__} has no usable CUDA device")
 
     def prepare(self, cell: str) -> None:
-        """What is needed before the clock starts."""
+        """Prepare the program, untimed."""
 
 
 class DemoEpoch(Program):
@@ -67,11 +67,10 @@ class DemoEpoch(Program):
 
     def prepare(self, cell: str) -> None:
         try:
-            from xprnn.data import japanese_vowels
+            data = module_of("xprnn.tools.data", "xprnn.data")
         except ImportError as error:
             raise UnusableError(f"this version of xprnn has no demo: {error}") from error
-
-        self.data, _ = japanese_vowels()
+        self.data, _ = data.japanese_vowels()
 
     def time_epoch(self, cell: str, implementation: str) -> None:
         if self.package == "torch":
@@ -79,14 +78,13 @@ class DemoEpoch(Program):
 
             train_in_torch(cell, self.data, 1, 0, self.device)
         else:
-            from xprnn import demo
-
+            demo = module_of("xprnn.tools.demo", "xprnn.demo")
             model = demo.build(cell, 0, self.backend.name)
             demo.train(model, self.data, 1, 0, lambda *_: None)
 
 
 class Load(Program):
-    """Load a layer of 512 units and as many inputs from a file, ready to be called."""
+    """Load a layer of 512 units and 512 inputs from a file, ready for a call."""
 
     folder = ""
 
@@ -116,7 +114,7 @@ class Load(Program):
         return layer.to(self.device)
 
     def teardown(self, cell: str, implementation: str) -> None:
-        if self.folder:  # asv comes here after a skip too
+        if self.folder:  # asv calls this after a skip too
             shutil.rmtree(self.folder)
 
     def time_load(self, cell: str, implementation: str) -> None:
@@ -124,7 +122,7 @@ class Load(Program):
 
 
 class Import:
-    """A new interpreter that imports one library; NumPy is what xprnn cannot do without."""
+    """A new interpreter imports one library; NumPy is imported by xprnn in any case."""
 
     params = (LIBRARIES,)
     param_names = ("library",)

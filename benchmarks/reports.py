@@ -1,4 +1,4 @@
-"""What all reports share as files: checks, folders, and the README's sections between marks."""
+"""Shared by the report files: checks, folders, and the README's sections between marks."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ Fields = Mapping[str, tuple[type, ...]]
 
 
 def slug(name: str) -> str:
-    """A machine's or device's name as that of a folder."""
+    """A machine's or device's name as a folder name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def check_fields(found: Any, fields: Fields, where: str) -> None:
-    """ValueError, naming the field, unless `found` has these fields in these types."""
-    if not isinstance(found, dict) or found.keys() != fields.keys():
-        names = sorted(found) if isinstance(found, dict) else type(found).__name__
+def check_fields(value: Any, fields: Fields, where: str) -> None:
+    """Raise ValueError, naming the field, unless `value` has these fields with these types."""
+    if not isinstance(value, dict) or value.keys() != fields.keys():
+        names = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise ValueError(f"{where}: expected the fields {sorted(fields)}, got {names}")
     for name, types in fields.items():
-        value = found[name]
-        if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
+        field = value[name]
+        if not isinstance(field, types) or (isinstance(field, float) and not math.isfinite(field)):
             kinds = " or ".join(kind.__name__ for kind in types)
-            raise ValueError(f"{where}: {name}: expected {kinds}, got {value!r}")
+            raise ValueError(f"{where}: {name}: expected {kinds}, got {field!r}")
 
 
 def check_writable(folder: Path) -> None:
-    """OSError unless files can be written to `folder`; makes it."""
+    """Create `folder`; OSError unless files can be written to it."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write files of these names, each whole or not at all; ValueError where two are one file."""
+    """Write files of these names, each atomically; ValueError where two names are one file."""
     from xprnn.io import check_outputs, replacing
 
     check_outputs([folder / name for name in texts])
@@ -49,20 +49,20 @@ def write(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def read_all(results: Path, name: str, check: Callable[[Any], None]) -> list[Report]:
-    """The reports of this name in the folders of `results`; ValueError names one that is none."""
-    found = []
+    """The reports of this name in the folders of `results`; ValueError names an invalid one."""
+    reports = []
     for path in sorted(results.glob(f"*/{name}")):
         try:
             report = json.loads(path.read_text("utf-8"))
             check(report)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        found.append(report)
-    return found
+        reports.append(report)
+    return reports
 
 
 def with_section(readme: str, marks: tuple[str, str], section: str) -> str:
-    """The README with this between two marks; ValueError if it has not both, once each."""
+    """The README with `section` between two marks; ValueError unless it has each mark once."""
     begin, end = marks
     if (
         readme.count(begin) != 1
@@ -75,7 +75,7 @@ def with_section(readme: str, marks: tuple[str, str], section: str) -> str:
 
 
 def write_section(readme: Path, marks: tuple[str, str], section: str) -> None:
-    """Write this between the marks of the README."""
+    """Write `section` between the marks of the README."""
     from xprnn.io import replacing
 
     text = with_section(readme.read_text("utf-8"), marks, section)

@@ -1,14 +1,15 @@
-"""NVIDIA's compute-sanitizer over every kernel, at small and odd sizes.
+"""Run NVIDIA's compute-sanitizer on every kernel, at small and odd sizes.
 
     python benchmarks/sanitize.py [--out FOLDER]
 
-Over the fused kernels in every dtype, at sizes around a block, and over one launch of each kernel
-whose blocks wait for each other: of the sequence kernels, of a stepper's step, of clusters and
-waves. Writes what it found to FOLDER, by default `benchmarks/results/<device>/`, as sanitizer.md,
-anew after each run of a tool. Each tool first has to find a fault that is injected for it, or it is
-not run. Exit status: 0 nothing found, 1 something found, 2 a tool is not there or does not work
-here; then the reason is printed. Needs CuPy, ml_dtypes, a GPU and compute-sanitizer, which comes
-with the CUDA toolkit and is looked for on PATH, in CUDA_HOME, CUDA_PATH and /usr/local/cuda.
+It checks the fused kernels in every dtype, at sizes around that of a block, and one launch of each
+kernel whose blocks wait for each other: sequence kernels, a stepper's step, cluster and wavefront
+kernels. The results are written to sanitizer.md in FOLDER, by default
+`benchmarks/results/<device>/`, again after each run of a tool. Each tool must first report a fault
+injected for it; otherwise it is not used. Exit status: 0 no errors, 1 errors, 2 a tool is missing
+or does not work here, with the reason printed. Needs CuPy, ml_dtypes, a GPU and compute-sanitizer,
+which is part of the CUDA toolkit and is searched on PATH, in CUDA_HOME, CUDA_PATH and
+/usr/local/cuda.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ extern "C" __global__ void synccheck(float* out, const float* unset, int n) {
   out[threadIdx.x] = 1;
 }
 """
-TOOLS = {  # what each looks at: the frozen kernels last
+TOOLS = {  # the launches that each tool checks, frozen kernels last
     "memcheck": ("kernels", "waiting", "frozen"),
     "synccheck": ("waiting", "frozen"),
     "initcheck": ("kernels",),
@@ -61,22 +62,22 @@ def main() -> int:
         return 0
     tool = find_tool()
     if tool is None:
-        return _refuse("compute-sanitizer is not installed; it comes with the CUDA toolkit")
+        return _fail("compute-sanitizer is not installed; it is part of the CUDA toolkit")
     rows: list[str] = []
     status = 0
     for name, launches in TOOLS.items():
         done = run(tool, name, name)
-        if not found(done):
-            refused = _refuse(f"{name} does not find the fault injected for it:\n{_tail(done)}")
-            status = status or refused
-            rows.append(f"| {name} | its fault | nothing: it is not believed |")
+        if not error_count(done):
+            failure = _fail(f"{name} did not report the fault injected for it:\n{_tail(done)}")
+            status = status or failure
+            rows.append(f"| {name} | injected fault | not reported, results not used |")
             write(rows, options.out)
             continue
         for what in launches:
             done = run(tool, name, what)
             rows.append(f"| {name} | {what} | {summary(done)} |")
             print(rows[-1], flush=True)
-            if done.returncode or found(done) != 0:
+            if done.returncode or error_count(done) != 0:
                 status = 1
                 print(_tail(done), flush=True)
             write(rows, options.out)
@@ -90,7 +91,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _refuse(reason: str) -> int:
+def _fail(reason: str) -> int:
     print(f"sanitize: {reason}", file=sys.stderr)
     return 2
 
@@ -100,17 +101,17 @@ def _tail(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def find_tool() -> str | None:
-    """Where compute-sanitizer is, or None."""
+    """The path of compute-sanitizer, or None."""
     toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders = [os.environ.get("PATH", ""), *(f"{kit}/bin" for kit in toolkits if kit)]
     return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
 
 
 def run(tool: str, name: str, what: str) -> subprocess.CompletedProcess[str]:
-    """Launch `what` in a process of its own under one of the tools."""
+    """Launch `what` in a new process under one of the tools."""
     options = ["--tool", name, "--print-limit", "5"]
     if name == "memcheck":
-        options += ["--report-api-errors", "no"]  # CuPy asks what there is, and may hear no
+        options += ["--report-api-errors", "no"]  # CuPy's feature queries may fail
     command = [tool, *options, sys.executable, __file__, "--launch", what]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
@@ -120,26 +121,26 @@ def run(tool: str, name: str, what: str) -> subprocess.CompletedProcess[str]:
 
 
 def summary(done: subprocess.CompletedProcess[str]) -> str:
-    """The tool's last line, or that there is none."""
+    """The tool's summary line, or a note that there is none."""
     lines = [match[0] for match in SUMMARY.finditer(done.stdout)]
     return lines[-1] if lines else f"no summary, exit status {done.returncode}"
 
 
-def found(done: subprocess.CompletedProcess[str]) -> int | None:
-    """How many errors the tool found; None if it does not say."""
-    numbers = SUMMARY.findall(done.stdout)
-    return int(numbers[-1]) if numbers else None
+def error_count(done: subprocess.CompletedProcess[str]) -> int | None:
+    """The number of errors that the tool reported; None without a summary."""
+    counts = SUMMARY.findall(done.stdout)
+    return int(counts[-1]) if counts else None
 
 
 def write(rows: list[str], folder: Path | None) -> None:
-    """Write the table, with what it was found on."""
+    """Write the table, with a description of device and versions."""
     from tests.support.gpu_report import RESULTS, slug
     from tests.support.machine import commit, describe_device, digest, versions
     from xprnn.kernels.cuda import pointwise
 
     device = describe_device()
     if device is None:
-        raise RuntimeError("the tools ran on a device that is not there any more")
+        raise RuntimeError("the device on which the tools ran is no longer available")
     from benchmarks.device.kinds import FROZEN, WAYS, kinds
 
     plain = [way for way in WAYS if way not in FROZEN]
@@ -149,7 +150,7 @@ def write(rows: list[str], folder: Path | None) -> None:
         f"# compute-sanitizer on {device['name']}, {datetime.now(UTC).date().isoformat()}",
         "",
         f"- kernels: {kernels}; waiting for other blocks: {waiting}; frozen: {frozen}",
-        "- each tool first has to find the fault injected for it",
+        "- each tool must first report the fault injected for it",
         f"- Commit {commit(ROOT)}; sha256 of the sources {digest(ROOT / 'xprnn')[:16]}",
         "- " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in device.items()),
         "- " + ", ".join(f"{name} {value}" for name, value in versions().items()),
@@ -163,13 +164,13 @@ def write(rows: list[str], folder: Path | None) -> None:
     (target / "sanitizer.md").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-# -- what is looked at
+# -- launches
 
 
 def launch(what: str) -> None:
-    """Launch one of `LAUNCHES`, or the kernel with a tool's fault.
+    """Launch one of `LAUNCHES`, or the kernel with a tool's injected fault.
 
-    Each array has memory of its own: what stands next to it belongs to no array.
+    Each array is allocated separately, so that out-of-bounds accesses do not hit another array.
     """
     import numpy as np
 
@@ -184,7 +185,7 @@ def launch(what: str) -> None:
     elif what in LAUNCHES:
         for kind in kinds([way for way in WAYS if (way in FROZEN) == (what == "frozen")]):
             kind.launch(backend)
-            backend.synchronize()  # raises if a block gave up waiting
+            backend.synchronize()  # raises if a block timed out
             print(f"launched {kind}", flush=True)
     else:
         arrays = cupy.empty(64, "float32"), cupy.empty(64, "float32")
@@ -203,7 +204,7 @@ def launch_pointwise(cupy: Any) -> None:
 
 
 def allocate(cupy: Any, kernel: Any, buffer: Any, dtype: str, N: int, H: int) -> Any:
-    """An array as the kernel expects it, numbers in it unless it only writes them."""
+    """An array as the kernel expects it, with values unless the kernel only writes it."""
     import numpy as np
 
     from xprnn.arithmetic import NARROW, check_arithmetic
@@ -216,8 +217,8 @@ def allocate(cupy: Any, kernel: Any, buffer: Any, dtype: str, N: int, H: int) ->
     shape = (width,) if buffer.name == "bias_hh" else (N, width)
     if buffer.use == "=":
         return cupy.empty(shape, kind)
-    numbers = np.random.default_rng([N, H]).uniform(0.1, 0.9, shape)
-    return cupy.asarray(numbers.astype(kind))
+    values = np.random.default_rng([N, H]).uniform(0.1, 0.9, shape)
+    return cupy.asarray(values.astype(kind))
 
 
 if __name__ == "__main__":

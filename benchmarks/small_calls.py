@@ -1,13 +1,13 @@
-"""Small calls beside torch's and a stepper's step, in turns in one process.
+"""Compare small calls with torch's and with a stepper's step, interleaved in one process.
 
     OMP_NUM_THREADS=1 python -m benchmarks.small_calls [--rounds 15]
 
-First layers in eval mode called with one step at a time, as a port of `y, h = gru(x, h)` does it:
-microseconds a call, torch's time by it, and it by that of a stepper's step. Then cells whose batch
-shrinks from 8 rows to 1, as a decoder's does: microseconds for the eight calls, torch's time by
-theirs, and theirs by that of eight cells each of which is called with one size only. float32,
-medians of the rounds, with quartiles; with Numba where it is installed, and with NumPy alone. All
-have the same weights and have to find the same results. Needs torch.
+First, layers in eval mode called one step at a time, like code ported from `y, h = gru(x, h)`:
+microseconds per call, torch / xprnn, and xprnn / a stepper's step. Then cells whose batch shrinks
+from 8 rows to 1, as in a decoder: microseconds for the eight calls, torch / xprnn, and xprnn /
+eight cells that are each called with one size only. float32, medians of the rounds with quartiles;
+with Numba, where it is installed, and with NumPy alone. All use the same weights, and their results
+are compared. Needs torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import importlib.util
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from .stepper_vs_torch import OURS, Sides, beside, measure, median
+from .stepper_vs_torch import XPRNN, Calls, measure, median, speedup
 
 LAYERS = [(64, 1, 1), (64, 2, 1), (256, 1, 1), (64, 1, 8)]  # H, L, N
 CELLS = [64, 256, 512]  # H
@@ -34,8 +35,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     if importlib.util.find_spec("numba") is None:
-        print("Numba is not installed: its rows are left out")
-        del OURS["with Numba"]
+        print("Numba is not installed: its rows are omitted")
+        del XPRNN["with Numba"]
     head = "|  | torch, µs | xprnn, µs | torch / xprnn | xprnn / {} |\n|---|---|---|---|---|"
     print(head.format("stepper"))
     for kind in ("GRU", "LSTM", "RNN"):
@@ -50,15 +51,15 @@ def main() -> None:
 
 
 def _rows(name: str, seconds: dict[str, list[float]]) -> None:
-    for side in OURS:
-        pairs = zip(seconds[side], seconds[f"beside {side}"], strict=True)
+    for variant in XPRNN:
+        pairs = zip(seconds[variant], seconds[f"{variant}, baseline"], strict=True)
         ratio = statistics.median([a / b for a, b in pairs])
-        theirs, ours = median(seconds, "torch"), beside(seconds, side)
-        print(f"| {name}, {side} | {theirs} | {ours} | {ratio:.2f} |", flush=True)
+        theirs, ours = median(seconds, "torch"), speedup(seconds, variant)
+        print(f"| {name}, {variant} | {theirs} | {ours} | {ratio:.2f} |", flush=True)
 
 
-def _one_step(kind: str, H: int, L: int, N: int) -> Sides:
-    """A call of each layer with one step, from the same states each time, and a stepper's step."""
+def _one_step(kind: str, H: int, L: int, N: int) -> Calls:
+    """Calls of each layer with one step, from the same states, and steps of a stepper."""
     import numpy as np
     import torch
 
@@ -68,63 +69,65 @@ def _one_step(kind: str, H: int, L: int, N: int) -> Sides:
     other = _same(getattr(torch.nn, kind)(H, H, L), layer)
     x = np.random.default_rng(0).standard_normal((1, N, H), np.float32)
     _, hx = layer(x)
-    theirs = torch.inference_mode()(lambda: other(lent, states))
-    lent, states = torch.from_numpy(x), _lent(hx)
-    sides: Sides = {"torch": theirs}
-    for side, asked in OURS.items():
-        call = sides[side] = _asking(asked, lambda: layer(x, hx))
+    theirs = torch.inference_mode()(lambda: other(torch_x, states))
+    torch_x, states = torch.from_numpy(x), _as_torch(hx)
+    calls: Calls = {"torch": theirs}
+    for variant, kernels in XPRNN.items():
+        call = calls[variant] = _with_kernels(kernels, lambda: layer(x, hx))
         np.testing.assert_allclose(call()[0], theirs()[0].numpy(), atol=1e-5)
-        stepper, out = _asking(asked, lambda: layer.stepper(N))(), np.empty((N, H), np.float32)
-        sides[f"beside {side}"] = lambda stepper=stepper, out=out: stepper.step(x[0], out=out)
-    return sides
+        stepper = _with_kernels(kernels, lambda: layer.stepper(N))()
+        out = np.empty((N, H), np.float32)
+        calls[f"{variant}, baseline"] = partial(stepper.step, x[0], out=out)
+    return calls
 
 
-def _shrinking(kind: str, H: int) -> Sides:
-    """Calls of each cell with fewer and fewer rows, from the states of the call before."""
+def _shrinking(kind: str, H: int) -> Calls:
+    """Calls of each cell with fewer and fewer rows, from the states of the previous call."""
     import numpy as np
     import torch
 
     import xprnn
 
     cell = getattr(xprnn, f"{kind}Cell")(H, H, seed=0)
-    alone = {N: getattr(xprnn, f"{kind}Cell")(H, H, seed=0) for N in ROWS}
+    one_size = {N: getattr(xprnn, f"{kind}Cell")(H, H, seed=0) for N in ROWS}
     other = _same(getattr(torch.nn, f"{kind}Cell")(H, H), cell)
     x = np.random.default_rng(0).standard_normal((8, H), np.float32)
-    lent = torch.from_numpy(x)
+    torch_x = torch.from_numpy(x)
 
-    def calls(cells: Any, given: Any) -> Any:
+    def run(cells: Any, inputs: Any) -> Any:
         hx = None
         for N in ROWS:
             if isinstance(hx, tuple):
                 hx = tuple([state[:N] for state in hx])
             elif hx is not None:
                 hx = hx[:N]
-            hx = cells(N)(given[:N], hx)
+            hx = cells(N)(inputs[:N], hx)
         return hx
 
-    theirs = torch.inference_mode()(lambda: calls(lambda N: other, lent))
-    wanted = theirs()[0] if kind == "LSTM" else theirs()
-    sides: Sides = {"torch": theirs}
-    for side, asked in OURS.items():
-        call = sides[side] = _asking(asked, lambda: calls(lambda N: cell, x))
-        found = call()[0] if kind == "LSTM" else call()
-        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
-        sides[f"beside {side}"] = _asking(asked, lambda: calls(alone.__getitem__, x))
-    return sides
+    theirs = torch.inference_mode()(lambda: run(lambda N: other, torch_x))
+    expected = theirs()[0] if kind == "LSTM" else theirs()
+    calls: Calls = {"torch": theirs}
+    for variant, kernels in XPRNN.items():
+        call = calls[variant] = _with_kernels(kernels, lambda: run(lambda N: cell, x))
+        actual = call()[0] if kind == "LSTM" else call()
+        np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)
+        baseline = _with_kernels(kernels, lambda: run(one_size.__getitem__, x))
+        calls[f"{variant}, baseline"] = baseline
+    return calls
 
 
-def _asking(asked: str, call: Callable[[], Any]) -> Callable[[], Any]:
-    """A call for which XPRNN_KERNELS says `asked`; to set it takes a microsecond."""
+def _with_kernels(kernels: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    """A call with XPRNN_KERNELS set to `kernels`; setting it takes a microsecond."""
 
-    def asking() -> Any:
-        os.environ["XPRNN_KERNELS"] = asked
+    def run() -> Any:
+        os.environ["XPRNN_KERNELS"] = kernels
         return call()
 
-    return asking
+    return run
 
 
 def _same(other: Any, module: Any) -> Any:
-    """torch's module, with the parameters of xprnn's."""
+    """torch's module with the parameters of xprnn's."""
     import torch
 
     values = module.state_dict()
@@ -132,7 +135,7 @@ def _same(other: Any, module: Any) -> Any:
     return other.eval()
 
 
-def _lent(hx: Any) -> Any:
+def _as_torch(hx: Any) -> Any:
     import torch
 
     if isinstance(hx, tuple):

@@ -1,12 +1,12 @@
-"""A stepper's step beside torch's cells and ONNX Runtime's session, in turns in one process.
+"""Compare a stepper's step with torch's cells and ONNX Runtime, interleaved in one process.
 
     OMP_NUM_THREADS=1 python benchmarks/stepper_vs_torch.py [--rounds 15] [--dtype float32]
 
-First three layers beside three of torch's cells, then one layer of 128 units and one stream, for
-which ONNX Runtime has a session of one operator and xprnn a cell too. Microseconds a step on the
-CPU, medians of the rounds, and torch's time by xprnn's, round by round, with its quartiles: with
-Numba where it is installed, and with NumPy alone. All have the same weights and have to find the
-same results. Needs torch.
+First three layers and three of torch's cells; then one layer of 128 units and one stream, also with
+ONNX Runtime's session of one operator and with xprnn's cell. Microseconds per step on the CPU,
+medians of the rounds, and torch / xprnn, round by round, with quartiles: with Numba, where it is
+installed, and with NumPy alone. All use the same weights, and their results are compared. Needs
+torch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 LAYERS = 3
 SIZES = [(H, N) for N in (1, 8) for H in (32, 64, 128, 512)]
 SAMPLE = 5e-3  # seconds
-STREAMED = 20  # steps that are compared
-OURS = {"with Numba": "auto", "NumPy alone": "reference"}  # what XPRNN_KERNELS says
+COMPARED = 20  # steps whose results are compared
+XPRNN = {"with Numba": "auto", "NumPy alone": "reference"}  # values of XPRNN_KERNELS
 
-Sides = dict[str, Callable[[], Any]]
+Calls = dict[str, Callable[[], Any]]  # by implementation
 
 
 def main() -> None:
@@ -38,26 +38,26 @@ def main() -> None:
 
     torch.set_num_threads(1)
     if importlib.util.find_spec("numba") is None:
-        print("Numba is not installed: its column is left out")
-        del OURS["with Numba"]
-    columns = " | ".join(f"{side}, us | torch / xprnn" for side in OURS)
+        print("Numba is not installed: its column is omitted")
+        del XPRNN["with Numba"]
+    columns = " | ".join(f"{variant}, us | torch / xprnn" for variant in XPRNN)
     print(f"| cell | H | N | torch's three cells, us | {columns} |")
-    print("|---" * (4 + 2 * len(OURS)) + "|")
+    print("|---" * (4 + 2 * len(XPRNN)) + "|")
     for kind in ("GRU", "LSTM", "RNN"):
         for H, N in SIZES:
             seconds = measure(_three_layers(kind, H, N, options.dtype), options.rounds)
-            found = " | ".join(beside(seconds, side) for side in OURS)
-            torch_s = median(seconds, "torch")
-            print(f"| {kind} | {H} | {N} | {torch_s} | {found} |", flush=True)
-    print("\n| cell, one layer, H=128 N=1 | us | torch / it |\n|---|---|---|")
+            speedups = " | ".join(speedup(seconds, variant) for variant in XPRNN)
+            torch_us = median(seconds, "torch")
+            print(f"| {kind} | {H} | {N} | {torch_us} | {speedups} |", flush=True)
+    print("\n| cell, one layer, H=128 N=1 | us | torch / this |\n|---|---|---|")
     for cell in ("gru", "lstm", "rnn_tanh"):
         seconds = measure(_one_layer(cell, options.dtype), options.rounds)
-        for side in seconds:
-            print(f"| {cell}: {side} | {beside(seconds, side)} |", flush=True)
+        for name in seconds:
+            print(f"| {cell}: {name} | {speedup(seconds, name)} |", flush=True)
 
 
-def _three_layers(kind: str, H: int, N: int, dtype: str) -> Sides:
-    """A step of each, with the same weights, after a few that found the same."""
+def _three_layers(kind: str, H: int, N: int, dtype: str) -> Calls:
+    """Steps with the same weights, after a few whose results are compared."""
     import numpy as np
     import torch
 
@@ -71,87 +71,88 @@ def _three_layers(kind: str, H: int, N: int, dtype: str) -> Sides:
         cell.load_state_dict({name: torch.from_numpy(weight) for name, weight in named.items()})
         cells.append(cell)
     x = np.random.default_rng(0).standard_normal((N, H)).astype(dtype)
-    lent = torch.from_numpy(x)
+    torch_x = torch.from_numpy(x)
     states: list[Any] = [None] * LAYERS
 
     def theirs() -> Any:
         with torch.inference_mode():
-            y = lent
+            y = torch_x
             for k, cell in enumerate(cells):
                 states[k] = cell(y, states[k])
                 y = states[k][0] if kind == "LSTM" else states[k]
         return y
 
-    sides: Sides = {side: _stepping(layer, x, asked) for side, asked in OURS.items()}
-    for _ in range(STREAMED):
+    calls: Calls = {variant: _step(layer, x, kernels) for variant, kernels in XPRNN.items()}
+    for _ in range(COMPARED):
         expected = theirs().numpy()
-        for ours in sides.values():
+        for ours in calls.values():
             np.testing.assert_allclose(ours(), expected, atol=1e-5)
-    return {"torch": theirs, **sides}
+    return {"torch": theirs, **calls}
 
 
-def _one_layer(cell: str, dtype: str) -> Sides:
-    """A step of each, those of the peers and of xprnn's cell from the same state each time."""
+def _one_layer(cell: str, dtype: str) -> Calls:
+    """Steps of all; the peers and xprnn's cell start from the same state each time."""
     import numpy as np
 
     import xprnn
-    from xprnn.bench.steps import runtime_step, torch_step
+    from xprnn.bench.steps import onnxruntime_step, torch_step
     from xprnn.bench.task import PeerUnavailableError, Setting, make_task
 
     task = make_task(Setting(cell, 128, 128, batch=1, steps=1, kind=dtype))
     theirs, result = torch_step(task)
-    sides: Sides = {"torch": theirs}
+    calls: Calls = {"torch": theirs}
     try:
-        sides["ONNX Runtime's session"] = runtime_step(task)[0]
+        calls["ONNX Runtime's session"] = onnxruntime_step(task)[0]
     except PeerUnavailableError as error:
         print(f"ONNX Runtime: {error}")
     kind = {"gru": xprnn.GRUCell, "lstm": xprnn.LSTMCell, "rnn_tanh": xprnn.RNNCell}[cell]
     weights = {name.removesuffix("_l0"): weight for name, weight in task.weights.items()}
     x, states = task.x[0], task.states if len(task.states) > 1 else task.states[0]
-    for side, asked in OURS.items():
-        sides[f"stepper, {side}"] = _stepping(task.layer, x, asked)
-        one = sides[f"cell, {side}"] = _calling(kind.from_weights(**weights), x, states, asked)
-        h = one()
+    for variant, kernels in XPRNN.items():
+        calls[f"stepper, {variant}"] = _step(task.layer, x, kernels)
+        call = _cell_call(kind.from_weights(**weights), x, states, kernels)
+        calls[f"cell, {variant}"] = call
+        h = call()
         np.testing.assert_allclose(h[0] if cell == "lstm" else h, result(), atol=1e-5)
-    return sides
+    return calls
 
 
-def _calling(cell: Any, x: Any, states: Any, asked: str) -> Callable[[], Any]:
-    """A cell's call; the variable is set within it, which takes a microsecond."""
+def _cell_call(cell: Any, x: Any, states: Any, kernels: str) -> Callable[[], Any]:
+    """A cell's call; it sets the variable, which takes a microsecond."""
 
     def call() -> Any:
-        os.environ["XPRNN_KERNELS"] = asked
+        os.environ["XPRNN_KERNELS"] = kernels
         return cell(x, states)
 
     return call
 
 
-def _stepping(layer: Any, x: Any, asked: str) -> Callable[[], Any]:
-    """A stepper's step, the first one taken, by those who serve where `asked` is asked for."""
+def _step(layer: Any, x: Any, kernels: str) -> Callable[[], Any]:
+    """A step of a new stepper that uses these kernels."""
     import numpy as np
 
-    with _kernels(asked):
+    with _environment(kernels):
         stepper = layer.stepper(len(x))
     out = np.empty((len(x), layer.options["hidden_size"]), x.dtype)
     return lambda: stepper.step(x, out=out)
 
 
 @contextmanager
-def _kernels(asked: str) -> Iterator[None]:
-    before = os.environ.get("XPRNN_KERNELS", "auto")
-    os.environ["XPRNN_KERNELS"] = asked
+def _environment(kernels: str) -> Iterator[None]:
+    previous = os.environ.get("XPRNN_KERNELS", "auto")
+    os.environ["XPRNN_KERNELS"] = kernels
     yield
-    os.environ["XPRNN_KERNELS"] = before
+    os.environ["XPRNN_KERNELS"] = previous
 
 
-def measure(sides: Sides, rounds: int) -> dict[str, list[float]]:
-    """Seconds a call, `rounds` samples of each side in turns."""
-    counts = {side: max(2, int(SAMPLE / _seconds(call, 5))) for side, call in sides.items()}
-    found: dict[str, list[float]] = {side: [] for side in sides}
+def measure(calls: Calls, rounds: int) -> dict[str, list[float]]:
+    """Seconds per call: `rounds` interleaved samples of each implementation."""
+    counts = {name: max(2, int(SAMPLE / _seconds(call, 5))) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for side, call in sides.items():
-            found[side].append(_seconds(call, counts[side]))
-    return found
+        for name, call in calls.items():
+            samples[name].append(_seconds(call, counts[name]))
+    return samples
 
 
 def _seconds(call: Callable[[], Any], count: int) -> float:
@@ -161,15 +162,15 @@ def _seconds(call: Callable[[], Any], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def median(seconds: dict[str, list[float]], side: str) -> str:
-    return f"{1e6 * statistics.median(seconds[side]):.1f}"
+def median(seconds: dict[str, list[float]], name: str) -> str:
+    return f"{1e6 * statistics.median(seconds[name]):.1f}"
 
 
-def beside(seconds: dict[str, list[float]], side: str) -> str:
-    """A side's microseconds, and torch's time by its."""
-    pairs = zip(seconds["torch"], seconds[side], strict=True)
+def speedup(seconds: dict[str, list[float]], name: str) -> str:
+    """An implementation's microseconds, and torch's time / its time."""
+    pairs = zip(seconds["torch"], seconds[name], strict=True)
     low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-    return f"{median(seconds, side)} | {middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"{median(seconds, name)} | {middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""A training step whose gradient vanishes, beside one whose gradient does not, in turns.
+"""The cost of subnormal numbers: a training step with and without a vanishing gradient.
 
     OMP_NUM_THREADS=1 python benchmarks/subnormal.py [--rounds 9] [--steps 200]
 
-With a loss on the last state only and the default initialisation the gradient becomes subnormal on
-its way to the first step; with a loss on every output it stays normal. Both take the same
-operations, so that more than 1 in the last column is what subnormal numbers cost. Milliseconds are
-medians of the rounds, the ratio is that of neighbouring samples, with its quartiles. xprnn runs
-with Numba where it is installed and with NumPy alone, torch with and without
-`torch.set_flush_denormal(True)` where it is installed. Another version of xprnn is measured by the
-same script with that version's folder in PYTHONPATH.
+With a loss on the last state only and the default initialisation, the gradient becomes subnormal
+before it reaches the first step; with a loss on every output it stays normal. Both steps perform
+the same operations, so a ratio above 1 in the last column is the cost of subnormal numbers.
+Milliseconds are medians of interleaved rounds; the ratio is that of consecutive samples, with its
+quartiles. xprnn runs with Numba, where it is installed, and with NumPy alone; torch, where it is
+installed, with and without `torch.set_flush_denormal(True)`. To measure another version of xprnn,
+run this script with that version's folder in PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 
 N, I, H = 32, 32, 64  # noqa: E741
 VANISHING, NORMAL = "last state", "every output"
-OURS = {"xprnn, Numba": "auto", "xprnn, NumPy": "reference"}  # what XPRNN_KERNELS says
-THEIRS = {"torch": False, "torch, flushing": True}  # what set_flush_denormal is given
+XPRNN = {"xprnn, Numba": "auto", "xprnn, NumPy": "reference"}  # values of XPRNN_KERNELS
+TORCH = {"torch": False, "torch, flushing": True}  # arguments of set_flush_denormal
 
 Step = Callable[[], Any]
 
@@ -37,32 +37,32 @@ def main() -> None:
     print(f"| T={options.steps} N={N} I={I} H={H} | {VANISHING}, ms | {NORMAL}, ms | ratio |")
     print("|---|---|---|---|")
     for kind in ("GRU", "LSTM"):
-        for side, steps in _sides(kind, options.steps):
+        for name, steps in _implementations(kind, options.steps):
             seconds = _samples(steps, options.rounds)
             first, second = seconds[VANISHING], seconds[NORMAL]
             ratios = [a / b for a, b in zip(first, second, strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
             columns = [f"{1e3 * statistics.median(column):.1f}" for column in (first, second)]
-            found = f"{middle:.2f} ({low:.2f} to {high:.2f})"
-            print(f"| {kind}, {side} | {' | '.join(columns)} | {found} |", flush=True)
+            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            print(f"| {kind}, {name} | {' | '.join(columns)} | {ratio} |", flush=True)
 
 
-def _sides(kind: str, T: int) -> Iterator[tuple[str, dict[str, Step]]]:
-    """Each library's training step, by the loss."""
-    for side, asked in OURS.items():
-        if asked == "reference" or importlib.util.find_spec("numba"):
-            os.environ["XPRNN_KERNELS"] = asked
-            yield side, _ours(kind, T)
+def _implementations(kind: str, T: int) -> Iterator[tuple[str, dict[str, Step]]]:
+    """The training steps of each implementation, by loss."""
+    for name, kernels in XPRNN.items():
+        if kernels == "reference" or importlib.util.find_spec("numba"):
+            os.environ["XPRNN_KERNELS"] = kernels
+            yield name, _xprnn_steps(kind, T)
     if importlib.util.find_spec("torch"):
         import torch
 
-        for side, flushing in THEIRS.items():
+        for name, flushing in TORCH.items():
             torch.set_flush_denormal(flushing)
-            yield side, _theirs(kind, T)
+            yield name, _torch_steps(kind, T)
             torch.set_flush_denormal(False)
 
 
-def _ours(kind: str, T: int) -> dict[str, Step]:
+def _xprnn_steps(kind: str, T: int) -> dict[str, Step]:
     import numpy as np
 
     import xprnn
@@ -80,7 +80,7 @@ def _ours(kind: str, T: int) -> dict[str, Step]:
     return {VANISHING: lambda: step(None, dhx), NORMAL: lambda: step(doutput, None)}
 
 
-def _theirs(kind: str, T: int) -> dict[str, Step]:
+def _torch_steps(kind: str, T: int) -> dict[str, Step]:
     import torch
 
     torch.manual_seed(0)
@@ -103,14 +103,14 @@ def _inputs(T: int) -> Any:
 
 
 def _samples(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step, by the loss: `rounds` samples in turns, after one that is not counted."""
-    found: dict[str, list[float]] = {loss: [] for loss in steps}
+    """Seconds of a step by loss: `rounds` interleaved samples, after an untimed one."""
+    samples: dict[str, list[float]] = {loss: [] for loss in steps}
     for _ in range(rounds + 1):
         for loss, step in steps.items():
             start = time.perf_counter()
             step()
-            found[loss].append(time.perf_counter() - start)
-    return {loss: seconds[1:] for loss, seconds in found.items()}
+            samples[loss].append(time.perf_counter() - start)
+    return {loss: seconds[1:] for loss, seconds in samples.items()}
 
 
 if __name__ == "__main__":

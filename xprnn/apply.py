@@ -1,4 +1,4 @@
-"""Apply a saved layer, and a saved read-out of it, to an array on disk, in batches."""
+"""Apply a saved layer, and optionally a saved read-out, to an array on disk in batches."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ Report = Callable[[int, int], None]  # rows done, rows in all
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files that are read; None where there is none."""
+    """The input files; None for optional ones that are not used."""
 
     model: Location  # safetensors, a layer
-    x: Location  # .npy, as the layer takes it: (T, N, I), batch first (N, T, I), or (T, I)
+    x: Location  # .npy in the layer's layout: (T, N, I), batch first (N, T, I), or (T, I)
     lengths: Location | None = None  # .npy, (N,) integers: the steps of each row
     readout: Location | None = None  # safetensors, a `Linear` from D*H features to K scores
-    labels: Location | None = None  # .npy, (N,) integers: which of the K scores is to be largest
+    labels: Location | None = None  # .npy, (N,) integers: the correct one of the K classes
 
 
 class Applied(NamedTuple):
-    """What was written."""
+    """The result of `apply`."""
 
-    shape: tuple[int, ...]
-    accuracy: float | None  # the share of rows whose largest score is the label's; no labels: None
+    shape: tuple[int, ...]  # of the array written
+    accuracy: float | None  # fraction of rows whose largest score is the label's; None: no labels
 
 
 def apply(
@@ -50,21 +50,22 @@ def apply(
     backend: str | None = None,
     report: Report = lambda done, total: None,
 ) -> Applied:
-    """Write what a saved layer gives for the array in file `inputs.x` to file `y_path`.
+    """Write the output of a saved layer for the array in file `inputs.x` to file `y_path`.
 
-    That is the last layer's output at every step, both directions side by side: (T, N, D*H),
-    batch first (N, T, D*H), or (T, D*H), laid out as x, zero past a row's end. A read-out makes K
-    scores of the D*H features, zero past a row's end too. Arrays are read and written by batches.
+    This is the last layer's output at every step, both directions concatenated: (T, N, D*H), batch
+    first (N, T, D*H), or (T, D*H), in the layout of x, zero after the end of a row. With a read-out
+    it is K scores of the D*H features, also zero after the end of a row. Arrays are read and
+    written in batches.
 
-    :param inputs: x is in the layer's dtype. Labels need a read-out and `last`.
-    :param y_path: .npy, written whole or not at all, in the layer's dtype.
-    :param last: write each row's final state of the last layer instead, (N, D*H) or scores (N, K):
-        that after the row's own last step, of the reverse direction after the row's first.
-    :param batch: rows a time.
+    :param inputs: x is in the layer's dtype. Labels require a read-out and `last`.
+    :param y_path: .npy, written atomically, in the layer's dtype.
+    :param last: write each row's final state of the last layer instead, (N, D*H), or its scores,
+        (N, K): the state after the row's last step, for the reverse direction after its first.
+    :param batch: rows per batch.
     :param backend: where to compute; as for `xprnn.get_backend`.
-    :param report: called after each batch with the rows done and the rows in all.
-    :raises FileNotFoundError, ValueError, TypeError: a file is not there or not what it should be,
-        or `y_path` is one of the inputs.
+    :param report: called after each batch with the number of rows done and their total.
+    :raises FileNotFoundError, ValueError, TypeError: a file is missing or invalid, or `y_path` is
+        one of the inputs.
     """
     batch = check_size("batch", batch)
     check_outputs([y_path], [path for path in astuple(inputs) if path is not None])
@@ -75,18 +76,18 @@ def apply(
     rows_axis = 0 if layer.options["batch_first"] else 1
     batched = x if x.ndim == 3 else np.expand_dims(x, rows_axis)
     total, steps = batched.shape[rows_axis], batched.shape[1 - rows_axis]
-    given = None if inputs.lengths is None else np.array(_open(inputs.lengths))
-    lengths = check_lengths(given, steps, total)
+    lengths = None if inputs.lengths is None else np.array(_open(inputs.lengths))
+    lengths = check_lengths(lengths, steps, total)
     labels = None
     if inputs.labels is not None:
         if readout is None or not last:
-            raise ValueError("labels: expected with a read-out, on each row's final state")
+            raise ValueError("labels: expected with a read-out and last=True only")
         labels = _labels(inputs.labels, total, readout.options["out_features"])
 
     features = _width(layer) if readout is None else readout.options["out_features"]
-    whole = (total, features) if last else (*batched.shape[:2], features)
-    axis, right = 0 if last else rows_axis, 0
-    shape = whole if x.ndim == 3 else whole[:axis] + whole[axis + 1 :]
+    batched_shape = (total, features) if last else (*batched.shape[:2], features)
+    axis, correct = 0 if last else rows_axis, 0
+    shape = batched_shape if x.ndim == 3 else batched_shape[:axis] + batched_shape[axis + 1 :]
     with replacing(y_path) as part, _created(part, layer.dtype, shape) as file:
         first = file.tell()
         for start in range(0, max(total, 1), batch):  # an empty x is checked too
@@ -94,19 +95,19 @@ def apply(
             at = (rows, slice(None)) if rows_axis == 0 else (slice(None), rows)
             ends = None if lengths is None else lengths[rows]
             block = _results(layer, readout, batched[at], ends, last)
-            _write(file, first, whole[axis], start, block if axis else block[None])
+            _write(file, first, batched_shape[axis], start, block if axis else block[None])
             if labels is not None:
-                right += int((block.argmax(axis=1) == labels[rows]).sum())
+                correct += int((block.argmax(axis=1) == labels[rows]).sum())
             report(rows.stop, total)
     if labels is None:
         return Applied(shape, None)
-    return Applied(shape, right / total if total else math.nan)
+    return Applied(shape, correct / total if total else math.nan)
 
 
 def _results(
     layer: _Layer, readout: Linear | None, x: np.ndarray, lengths: Any, last: bool
 ) -> np.ndarray:
-    """What is written for a batch of rows, on the host."""
+    """The output for a batch of rows, on the host."""
     output, final = layer(asarray(x, backend=layer.backend.name), lengths=lengths)
     if last:
         h_n = (final[0] if isinstance(final, tuple) else final)[-layer._stack.num_directions :]
@@ -115,7 +116,7 @@ def _results(
     if readout is None:
         return to_numpy(output)
     scores = to_numpy(readout(output))
-    if not last and lengths is not None:  # past a row's end there is nothing to score
+    if not last and lengths is not None:  # no scores after the end of a row
         by_row = scores if layer.options["batch_first"] else scores.swapaxes(0, 1)
         by_row[np.arange(by_row.shape[1]) >= np.asarray(lengths)[:, None]] = 0
     return scores
@@ -126,7 +127,7 @@ def _width(layer: _Layer) -> int:
     return layer._stack.num_directions * layer._stack.hidden_size
 
 
-# -- what is read
+# -- inputs
 
 
 def _layer(path: Location, backend: str | None) -> _Layer:
@@ -137,15 +138,15 @@ def _layer(path: Location, backend: str | None) -> _Layer:
 
 
 def _readout(path: Location, layer: _Layer) -> Linear:
-    """The read-out in a file, if it is one that reads the layer's features."""
+    """The read-out in a file; ValueError unless it fits the layer's features."""
     readout = load(path, backend=layer.backend.name)
     if not isinstance(readout, Linear):
         raise ValueError(f"{os.fspath(path)}: holds a {type(readout).__name__}, expected a Linear")
-    found = readout.options["in_features"], readout.dtype
-    if found != (_width(layer), layer.dtype):
+    features, dtype = readout.options["in_features"], readout.dtype
+    if (features, dtype) != (_width(layer), layer.dtype):
         raise ValueError(
             f"{os.fspath(path)}: expected a Linear of {_width(layer)} features in {layer.dtype}, "
-            f"got one of {found[0]} in {found[1]}"
+            f"got one of {features} in {dtype}"
         )
     return readout
 
@@ -164,7 +165,7 @@ def _labels(path: Location, rows: int, classes: int) -> np.ndarray:
 
 
 def _open_input(path: Location, layer: _Layer) -> np.ndarray:
-    """The array in a .npy file, if it is one that the layer takes."""
+    """The array in a .npy file; ValueError unless the layer accepts it."""
     x, features = _open(path), layer.options["input_size"]
     if x.ndim not in (2, 3) or x.dtype != layer.dtype or x.shape[-1] != features:
         raise ValueError(
@@ -175,7 +176,7 @@ def _open_input(path: Location, layer: _Layer) -> np.ndarray:
 
 
 def _open(path: Location) -> np.ndarray:
-    """The array in a .npy file, memory-mapped for as long as the array lives, never unpickled."""
+    """The array in a .npy file, memory-mapped, never unpickled."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {os.fspath(path)}")
     try:
@@ -188,12 +189,12 @@ def _open(path: Location) -> np.ndarray:
     return array
 
 
-# -- what is written: not through a mapping, which would have to end before the file is replaced
+# -- output, without a memory map, which would have to be closed before the file is replaced
 
 
 @contextmanager
 def _created(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-    """A .npy file of this array, at its first element; OSError now if the disk cannot hold it."""
+    """A new .npy file, positioned at the first element; OSError if the disk has no space."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -207,7 +208,7 @@ def _created(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> Iterator[IO
 
 
 def _write(file: IO[bytes], first: int, rows: int, start: int, block: np.ndarray) -> None:
-    """Write a block (T, n, K) from row `start` on of the array (T, `rows`, K) at place `first`."""
+    """Write a block (T, n, K) at row `start` of the array (T, `rows`, K) at file offset `first`."""
     for t, at_step in enumerate(np.ascontiguousarray(block)):
         row = math.prod(at_step.shape[1:]) * block.itemsize
         file.seek(first + (t * rows + start) * row)

@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, apply, bench, demo, info
 from .output import line_console, show, standard_output
-from .verify.suite import ARITHMETIC, LAYERS, verify_cells
+from .verify.suite import LAYERS, PRECISIONS, verify_cells
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 ERRORS = (ValueError, TypeError, KeyError, OSError, RuntimeError, MemoryError)
-ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 after an error, 130 if interrupted."""
-    # so that files in the making go too
-    heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, _terminate) for number in heard}  # nohup stays so
+    """Run one command; returns the exit status: 0, 1 on an error, 130 if interrupted."""
+    # raise on these signals, so that unfinished files are removed; respect nohup's SIG_IGN
+    handled = [number for number in TERMINATING if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, _terminate) for number in handled}
     try:
         with standard_output():
             options = _parser().parse_args(arguments)
             options.command(options)
     except ERRORS as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        _tell(f"error: {' '.join(str(text or type(error).__name__).split())}")
+        _print_error(f"error: {' '.join(str(text or type(error).__name__).split())}")
         return 1
     except KeyboardInterrupt:
-        _tell("interrupted")
+        _print_error("interrupted")
         return 130
     finally:
         for number, handler in previous.items():
@@ -44,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    _tell(f"ended by {signal.Signals(number).name}")
+    _print_error(f"terminated by {signal.Signals(number).name}")
     raise SystemExit(128 + number)
 
 
-def _tell(text: str) -> None:
-    with suppress(OSError):  # there may be no reader any more; the status says it too
+def _print_error(text: str) -> None:
+    with suppress(OSError):  # stderr may be closed; the exit status reports the failure too
         print("xprnn:", text, file=sys.stderr)
 
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"xprnn {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("demo", help="train a layer to tell nine speakers apart")
+    train = commands.add_parser("demo", help="train a layer to distinguish nine speakers")
     train.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
     train.add_argument("--cell", choices=sorted(demo.LAYERS), default="gru")
     train.add_argument("--epochs", type=_positive, default=40, metavar="N")
@@ -73,23 +73,23 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_run(commands.add_parser("run", help="apply a saved layer to an array on disk"))
     _add_verify(commands.add_parser("verify", help="check every kernel on this machine"))
-    _add_bench(commands.add_parser("bench", help="time a layer beside other libraries'"))
-    told = commands.add_parser("info", help="versions, backends, devices, compiled kernels")
-    told.add_argument("--warm", action="store_true", help="compile the CPU's kernels ahead")
-    told.set_defaults(command=_info)
+    _add_bench(commands.add_parser("bench", help="time a layer and those of other libraries"))
+    details = commands.add_parser("info", help="versions, backends, devices, compiled kernels")
+    details.add_argument("--warm", action="store_true", help="compile the CPU's kernels now")
+    details.set_defaults(command=_info)
     return parser
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    run.add_argument("model", metavar="MODEL.safetensors", help="a layer that save() wrote")
+    run.add_argument("model", metavar="MODEL.safetensors", help="a layer written by save()")
     run.add_argument("x", metavar="X.npy", help="(T, N, I), batch first (N, T, I), or (T, I)")
     run.add_argument(
         "-o",
         "--output",
         required=True,
         metavar="Y.npy",
-        help="the last layer's output at every step, both directions side by side: (T, N, D*H), "
-        "laid out as X, zero past a row's end",
+        help="the last layer's output at every step, both directions concatenated: (T, N, D*H), "
+        "in the layout of X, zero after the end of a row",
     )
     run.add_argument("--lengths", metavar="L.npy", help="(N,) integers: the steps of each row")
     run.add_argument(
@@ -100,16 +100,16 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--readout",
         metavar="READOUT.safetensors",
-        help="a saved Linear: write the K scores that it makes of the D*H features",
+        help="a saved Linear: write its K scores of the D*H features",
     )
     run.add_argument(
         "--labels",
         metavar="Z.npy",
-        help="(N,) integers from 0 to K-1: print how often the largest score is the label's; "
-        "with --readout and --last",
+        help="(N,) integers from 0 to K-1: print the accuracy of the largest score; requires "
+        "--readout and --last",
     )
     run.add_argument(
-        "--batch", type=_positive, default=64, metavar="N", help="rows a time, 64 by default"
+        "--batch", type=_positive, default=64, metavar="N", help="rows per batch, 64 by default"
     )
     run.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
     run.set_defaults(command=_run)
@@ -117,14 +117,14 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 
 def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
-    for flag, names in (("--cell", LAYERS), ("--dtype", ARITHMETIC)):
+    for flag, names in (("--cell", LAYERS), ("--dtype", PRECISIONS)):
         verify.add_argument(flag, nargs="+", choices=[*names], metavar="NAME", help=_among(names))
     verify.set_defaults(command=_verify)
 
 
 def _add_bench(measure: argparse.ArgumentParser) -> None:
     usual = bench.Setting()
-    for flag, names, name in (("--cell", LAYERS, usual.cell), ("--dtype", ARITHMETIC, usual.kind)):
+    for flag, names, name in (("--cell", LAYERS, usual.cell), ("--dtype", PRECISIONS, usual.kind)):
         measure.add_argument(
             flag, choices=[*names], default=name, metavar="NAME", help=_among(names)
         )
@@ -136,10 +136,12 @@ def _add_bench(measure: argparse.ArgumentParser) -> None:
         measure.add_argument(
             flag, type=_positive, default=number, metavar=letter, help=f"{number} by default"
         )
-    measure.add_argument("--input", type=_positive, metavar="I", help="as --hidden by default")
+    measure.add_argument(
+        "--input", type=_positive, metavar="I", help="equal to --hidden by default"
+    )
     measure.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
     measure.add_argument(
-        "--against", type=_peers, metavar="NAMES", help=f"some of {','.join(bench.PEERS)}"
+        "--against", type=_peers, metavar="NAMES", help=f"any of {','.join(bench.PEERS)}"
     )
     measure.set_defaults(command=_bench)
 
@@ -164,7 +166,7 @@ def _peers(text: str) -> list[str]:
 
 def _demo(options: argparse.Namespace) -> None:
     with _progress(
-        "training", "loss {task.fields[loss]:.4f}  accuracy {task.fields[right]:.1%}"
+        "training", "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.1%}"
     ) as bar:
         outcome = demo.run(
             options.cell,
@@ -172,9 +174,10 @@ def _demo(options: argparse.Namespace) -> None:
             options.seed,
             options.backend,
             options.out,
-            lambda epoch, loss, right: bar(epoch, options.epochs, loss=loss, right=right),
+            lambda epoch, loss, accuracy: bar(epoch, options.epochs, loss=loss, accuracy=accuracy),
         )
-    print(f"saved, loaded again and compared: model and readout.safetensors in {outcome.folder}")
+    names = "model.safetensors and readout.safetensors"
+    print(f"saved, loaded again and compared: {names} in {outcome.folder}")
     print(
         f"trained on {outcome.backend} in {outcome.seconds:.1f} s, "
         f"{outcome.utterances_per_second:.0f} utterances per second"
@@ -205,10 +208,10 @@ def _verify(options: argparse.Namespace) -> None:
         report = verify_cells(options.backend, options.cell or LAYERS, options.dtype, bar)
     show(report)
     if not report.ok:
-        wrong = ", ".join(
+        names = ", ".join(
             f"{row.cell} ({row.implementation}, {row.check})" for row in report.failed
         )
-        raise RuntimeError(f"{len(report.failed)} of {len(report.rows)} checks failed: {wrong}")
+        raise RuntimeError(f"{len(report.failed)} of {len(report.rows)} checks failed: {names}")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -250,15 +253,15 @@ def _info(options: argparse.Namespace) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    found = {
+    sections = {
         "package": info.versions,
         "extra": info.extras,
         "backend": info.backends,
         "this copy": info.installation,
     }
-    for title, ask in found.items():
-        table = Table(Column(title, no_wrap=True), "found", box=None)
-        for name, text in ask().items():
+    for title, section in sections.items():
+        table = Table(Column(title, no_wrap=True), "value", box=None)
+        for name, text in section().items():
             table.add_row(name, Text(text))
         show(table)
     if options.warm:
@@ -266,12 +269,12 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _warm() -> None:
-    """Compile every kernel for the CPU that is not in Numba's cache on disk yet."""
+    """Compile every CPU kernel that is not in Numba's cache on disk yet."""
     from .kernels.numba import compilations
 
-    waiting = compilations()
+    pending = compilations()
     with _progress("compiled") as bar:
-        for done, compilation in enumerate(waiting, 1):
+        for done, compilation in enumerate(pending, 1):
             compilation()
-            bar(done, len(waiting))
-    print(f"{len(waiting)} kernels for the CPU are compiled")
+            bar(done, len(pending))
+    print(f"{len(pending)} kernels for the CPU are compiled")

@@ -1,4 +1,4 @@
-"""The demo: a bidirectional layer learns to tell nine speakers apart on real recordings."""
+"""The demo: a bidirectional layer learns to distinguish nine speakers in real recordings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Report = Callable[[int, float, float], None]  # epoch, mean loss, training accur
 
 @dataclass(frozen=True)
 class Classifier:
-    """A bidirectional layer whose two last states a linear read-out turns into class scores."""
+    """A bidirectional layer and a linear read-out of class scores from its two final states."""
 
     layer: Any
     readout: Linear
@@ -41,7 +41,7 @@ class Classifier:
             return self.readout(backend.xp.concatenate([h_n[0], h_n[1]], axis=1))
 
     def backward(self, dlogits: Array) -> None:
-        """Add the gradients that dL/dlogits (N, 9) gives to all parameters."""
+        """Add the gradients of all parameters for dL/dlogits (N, 9)."""
         dfeatures = self.readout.backward(dlogits)
         with self.layer.backend.activate():
             halves = [dfeatures[:, :HIDDEN], dfeatures[:, HIDDEN:]]
@@ -50,7 +50,7 @@ class Classifier:
         self.layer.backward(None, dhx, need_dx=False)
 
     def predict(self, utterances: Utterances) -> np.ndarray:
-        """The speaker (N,) that each utterance is given to; in eval mode."""
+        """The predicted speaker of each utterance, (N,); in eval mode."""
         self.layer.eval()
         self.readout.eval()
         scores = to_numpy(self.logits(utterances.x, utterances.lengths))
@@ -62,9 +62,9 @@ def build(cell: str, seed: int, backend: str | None) -> Classifier:
     layer = LAYERS[cell](
         12, HIDDEN, bidirectional=True, batch_first=True, backend=backend, seed=seed
     )
-    # another seed: the same would give both modules the same draws
-    other = (seed + 1) % 2**63
-    readout = Linear(2 * HIDDEN, SPEAKERS, backend=layer.backend.name, seed=other)
+    # another seed: with the same, both modules would draw the same numbers
+    next_seed = (seed + 1) % 2**63
+    readout = Linear(2 * HIDDEN, SPEAKERS, backend=layer.backend.name, seed=next_seed)
     return Classifier(layer, readout)
 
 
@@ -76,7 +76,7 @@ def train(model: Classifier, data: Utterances, epochs: int, seed: int, report: R
     decay = CosineDecay(optimizer, epochs * -(-count // BATCH))
     rng = np.random.default_rng(seed)
     for epoch in range(epochs):
-        losses, guesses = [], []  # read once an epoch: reading waits for a GPU
+        losses, predictions = [], []  # copied once per epoch: a copy waits for the GPU
         order = rng.permutation(count)
         for start in range(0, count, BATCH):
             rows = order[start : start + BATCH]
@@ -89,20 +89,20 @@ def train(model: Classifier, data: Utterances, epochs: int, seed: int, report: R
             optimizer.step()
             decay.step()
             losses.append((loss, rows.size))
-            guesses.append(logits)
-        guessed = np.concatenate([to_numpy(logits).argmax(axis=1) for logits in guesses])
-        right = float((guessed == data.speakers[order]).mean())
+            predictions.append(logits)
+        predicted = np.concatenate([to_numpy(logits).argmax(axis=1) for logits in predictions])
+        accuracy = float((predicted == data.speakers[order]).mean())
         total = sum(float(to_numpy(loss)) * size for loss, size in losses)
-        report(epoch + 1, total / count, right)
+        report(epoch + 1, total / count, accuracy)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the demo shows."""
+    """The results of a run of the demo."""
 
     backend: str
     seconds: float  # of training
-    utterances_per_second: float  # trained on
+    utterances_per_second: float  # in training
     accuracy: float  # on the test set, 0 to 1
     folder: Path
 
@@ -110,35 +110,37 @@ class Outcome:
 def run(
     cell: str, epochs: int, seed: int, backend: str | None, folder: Path, report: Report
 ) -> Outcome:
-    """Train, save, load again, check that the loaded model predicts the same, and test.
+    """Train, save, load, check that the loaded model makes the same predictions, and test.
 
     Written to `folder`: model.safetensors, readout.safetensors, and the test set as
     test_x.npy (370, 29, 12), test_lengths.npy (370,) and test_y.npy (370,), for `xprnn run`.
 
-    :raises ValueError: two of these files are one, or one is the data's, by links in `folder`.
-    :raises RuntimeError: the loaded model does not predict what the trained one does.
+    :raises ValueError: links in `folder` make two of these files one, or one of them the data file.
+    :raises RuntimeError: the loaded model's predictions differ from those of the trained one.
     """
     model = build(cell, seed, backend)
     training, test = japanese_vowels()
     arrays = {"test_x.npy": test.x, "test_lengths.npy": test.lengths, "test_y.npy": test.speakers}
     folder.mkdir(parents=True, exist_ok=True)
-    saved, read_out = folder / "model.safetensors", folder / "readout.safetensors"
-    check_outputs([saved, read_out, *(folder / name for name in arrays)], [str(FILE)])
-    place = model.layer.backend
+    layer_file, readout_file = folder / "model.safetensors", folder / "readout.safetensors"
+    check_outputs([layer_file, readout_file, *(folder / name for name in arrays)], [str(FILE)])
+    resolved = model.layer.backend
     start = time.perf_counter()
     train(model, training, epochs, seed, report)
-    place.synchronize()
+    resolved.synchronize()
     seconds = time.perf_counter() - start
 
     predicted = model.predict(test)
-    model.layer.save(saved)
-    model.readout.save(read_out)
+    model.layer.save(layer_file)
+    model.readout.save(readout_file)
     for name, array in arrays.items():
         with replacing(folder / name) as part, part.open("wb") as file:
             np.save(file, array)
-    loaded = Classifier(load(saved, backend=place.name), load(read_out, backend=place.name))
-    if not np.array_equal(loaded.predict(test), predicted):
-        raise RuntimeError(f"{folder}: the loaded model does not predict what the trained one does")
+    layer, readout = (load(path, backend=resolved.name) for path in (layer_file, readout_file))
+    if not np.array_equal(Classifier(layer, readout).predict(test), predicted):
+        raise RuntimeError(
+            f"{folder}: the loaded model's predictions differ from the trained one's"
+        )
     rate = epochs * len(training.speakers) / seconds
     accuracy = float((predicted == test.speakers).mean())
-    return Outcome(place.name, seconds, rate, accuracy, folder)
+    return Outcome(resolved.name, seconds, rate, accuracy, folder)

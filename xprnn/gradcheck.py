@@ -1,4 +1,4 @@
-"""Gradients against differences: is `backward` the derivative of the forward call?"""
+"""Compare the gradients of `backward` with finite differences of the forward call."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .recurrent import _Recurrent
 
 R = TypeVar("R", bound=_Recurrent)
 STEPS = tuple(2.0**-k for k in (7, 10, 13, 16, 19))  # of the difference, largest first
-SHARE = 1e-6  # of the derivative: the most that a truncation error may be taken to be
-ROUNDINGS = 8  # in a step's activations, beside those of the sums before them
+SHARE = 1e-6  # largest truncation error allowed for, relative to the derivative
+ROUNDINGS = 8  # in a step's activations, in addition to those of the sums before them
 
 
 class GradientError(AssertionError):
-    """A gradient is not the derivative of what it claims; the message holds the table."""
+    """A gradient differs from the derivative; the message contains the table."""
 
 
 class Row(NamedTuple):
-    """One input, state or parameter: the direction in which it does worst."""
+    """One input, state or parameter: the direction with the largest excess."""
 
     name: str
     analytic: float  # <gradient, d>, from `backward`
     numeric: float  # the difference quotient along d
     error: float  # |analytic - numeric|
-    tolerance: float  # what the difference may be wrong by
+    tolerance: float  # bound of the difference quotient's own error
 
     @property
     def excess(self) -> float:
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class GradcheckReport:
-    """What `gradcheck` compared; `str` is a table."""
+    """The results of `gradcheck`; `str` is a table."""
 
     rows: tuple[Row, ...]
 
@@ -53,7 +53,7 @@ class GradcheckReport:
         return max(self.rows, key=lambda row: row.excess)
 
     def __str__(self) -> str:
-        """One line a name, wrong ones marked."""
+        """One line per name, wrong ones marked."""
         width = max(len(row.name) for row in self.rows)
         lines = [f"{'':{width}}  {'analytic':>13}  {'numeric':>13}  {'error':>8}  {'tolerance':>9}"]
         lines += [
@@ -73,41 +73,41 @@ def gradcheck(
     directions: int = 3,
     seed: int = 0,
 ) -> GradcheckReport:
-    """Compare every gradient of a layer or cell with a difference along random directions.
+    """Compare every gradient of a layer or cell with finite differences in random directions.
 
     With fixed random u and v, let L = <u, output> + <v, h_n> (+ <w, c_n>; a cell has no
     output). For x, each state and each parameter θ that is not frozen, and random d with
-    ‖d‖ = 1, `backward` says <dL/dθ, d>; the central difference of fourth order says::
+    ‖d‖ = 1, `backward` gives <dL/dθ, d>; the central difference of fourth order is::
 
         D(s) = (8 (L(θ+sd) - L(θ-sd)) - (L(θ+2sd) - L(θ-2sd))) / 12s
 
-    They may differ by the error of D. Its truncation error is s⁴ L⁽⁵⁾/30 + O(s⁶), so D(2s)
-    is wrong by 16 times as much and |D(2s) - D(s)| is 15 times the error of D(s). Its rounding
-    error is 18/12s times that of one L. A computed L is close to the exact one of arguments
-    changed by K units of rounding ε/2, K the length of the sums in a step; the displaced
-    argument is no longer than ‖θ‖ + 1. So, summed over all θ in R::
+    They may differ by the error of D. Its truncation error is s⁴ L⁽⁵⁾/30 + O(s⁶), so the error of
+    D(2s) is 16 times as large and |D(2s) - D(s)| is 15 times the error of D(s). Its rounding
+    error is 18/12s times that of one L. A computed L is close to the exact value for arguments
+    changed by K units of rounding ε/2, where K is the length of the sums in a step; the norm of
+    the displaced argument is at most ‖θ‖ + 1. So, summed over all θ in R::
 
         R = K ε/2 (Σ|u output| + Σ|v h_n| + Σ ‖dL/dθ‖ (‖θ‖ + 1))
         |<dL/dθ, d> - D(s)| <= min(|D(2s) - D(s)|, 1e-6 |D(s)|) + 1.5 R / s
 
-    Steps from 2⁻⁷ down to 2⁻¹⁹ are tried until one agrees: a kink of relu within reach of a
-    long step is out of reach of a shorter one, and the 1e-6 keeps it from widening the
-    tolerance. A gradient that is wrong disagrees at all of them. What the rounding of L
-    hides, such as the gradient of h0 after so many steps that it has vanished, is not seen.
+    Steps s from 2⁻⁷ down to 2⁻¹⁹ are tried until one agrees: a shorter step may avoid a kink of
+    relu that a longer one crosses, and the term 1e-6 prevents a kink from increasing the
+    tolerance. A wrong gradient disagrees for all of them. Errors below the rounding error of L,
+    for example in the gradient of h0 after it has vanished over many steps, are not detected.
 
-    Everything happens on a copy in float64, in train mode, with one dropout mask; the layer
-    is not changed.
+    All computations use a copy in float64, in train mode, with one dropout mask; the layer is not
+    changed.
 
     :param layer: an RNN, GRU, LSTM, RNNCell, GRUCell or LSTMCell, in any dtype and mode.
-    :param x: as for a call of the layer; float32 or float64, whichever the layer's dtype is.
-    :param hx: the states, as for a call; None: zeros, and their gradients are checked too.
-    :param lengths: as for a call of a layer; a cell has none.
-    :param directions: how many random directions for each name, at least 1.
+    :param x: as for a call of the layer; float32 or float64, independent of the layer's dtype.
+    :param hx: the states, as for a call; None: zeros, whose gradients are checked too.
+    :param lengths: as for a call of a layer; None for a cell.
+    :param directions: number of random directions for each name, at least 1.
     :param seed: of the directions and of u and v.
-    :return: one row for each name; `worst` is the one nearest to its tolerance, or past it.
-    :raises GradientError: gradients are wrong; it names them and shows the table.
+    :return: one row for each name; `worst` is the one with the largest error / tolerance.
+    :raises GradientError: gradients are wrong; the message names them and contains the table.
     :raises TypeError, ValueError: `layer` is none of these, it has parameters that are not finite,
-        or an argument is not as it should be.
+        or an argument is invalid.
 
     B. Fornberg, "Generation of finite difference formulas on arbitrarily spaced grids" (1988);
     N. J. Higham, "Accuracy and stability of numerical algorithms" (2002), chapter 3.
@@ -144,26 +144,26 @@ def gradcheck(
 def float64_copy(layer: R) -> R:
     """A copy of `layer` in float64 and train mode, on the same backend.
 
-    :raises ValueError: a parameter is not finite, as after a training that diverged: there is no
-        derivative at it, and nothing to be said of a gradient.
+    :raises ValueError: a parameter is not finite, as after a training run that diverged: there is
+        no derivative to compare with.
     """
     for name, parameter in layer.parameters.items():
         if wrong := int((~np.isfinite(to_numpy(parameter))).sum()):
             raise ValueError(
                 f"layer: expected finite parameters, got {name} with {wrong} of {parameter.size} "
-                "elements infinite or NaN; the training that gave it has diverged"
+                "elements infinite or NaN; its training has diverged"
             )
-    wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
-    return copy.copy(layer).to(**wide).train()
+    float64 = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
+    return copy.copy(layer).to(**float64).train()
 
 
-def widened(layer: _Recurrent, value: Any) -> Any:
-    """Floating arrays on the layer's backend in float64; others as they are: calls refuse them."""
+def as_float64(layer: _Recurrent, value: Any) -> Any:
+    """Floating-point arrays on the layer's backend in float64; other values, which calls reject."""
     if isinstance(value, (tuple, list)):
-        return tuple(widened(layer, item) for item in value)
-    lent = layer.backend.from_dlpack(value)
-    if lent is not None and lent.dtype.kind == "f":
-        return asarray(lent, backend=layer.backend.name, dtype="float64")
+        return tuple(as_float64(layer, item) for item in value)
+    array = layer.backend.from_dlpack(value)
+    if array is not None and array.dtype.kind == "f":
+        return asarray(array, backend=layer.backend.name, dtype="float64")
     return value
 
 
@@ -184,14 +184,14 @@ class _Function:
         self._options = {} if isinstance(layer, _CellModule) else {"lengths": lengths}
         self._states = layer._stack.cell.state_names
         names = [name if isinstance(layer, _CellModule) else f"{name}0" for name in self._states]
-        x, hx = widened(layer, x), widened(layer, hx)
+        x, hx = as_float64(layer, x), as_float64(layer, hx)
 
-        results = self._call(x, hx)  # refuses arguments that are not as they should be
+        results = self._call(x, hx)  # rejects invalid arguments
         ends = results[-len(names) :]
-        given = (None,) * len(names) if hx is None else _as_tuple(hx)
+        initial = (None,) * len(names) if hx is None else _as_tuple(hx)
         starts = [
             self._xp.zeros_like(end) if start is None else start
-            for start, end in zip(given, ends, strict=True)
+            for start, end in zip(initial, ends, strict=True)
         ]
         trained = {n: p.copy() for n, p in self._layer.parameters.items() if n not in layer.frozen}
         self._trained = list(trained)
@@ -206,7 +206,7 @@ class _Function:
     def compare(self, name: str, rng: np.random.Generator) -> Row:
         """Gradient and difference along a random direction, at the first step that agrees."""
         direction = self._normal(self.at[name].shape, rng)
-        direction /= max(float(_norm(direction)), 1e-300)  # an empty array stays one
+        direction /= max(float(_norm(direction)), 1e-300)  # 0 for an empty array
         analytic = _dot(self._gradients[name], direction)
         rows = []
         for step in STEPS:
@@ -227,14 +227,14 @@ class _Function:
 
     def _results_at(self, name: str, displacement: Array) -> list[Array]:
         at = {**self.at, name: self.at[name] + displacement}
-        self._layer.eval()  # drops the last call's record
+        self._layer.eval()  # discards the recorded call
         self._layer.parameters.update({name: at[name] for name in self._trained})
         x, *states = list(at.values())[: 1 + len(self._states)]
         return self._call(x, states if len(states) > 1 else states[0])
 
     def _call(self, x: Array, hx: Any) -> list[Array]:
         self._layer.train()
-        self._layer._calls = self._calls  # the clock of the dropout masks stands still
+        self._layer._calls = self._calls  # the same dropout masks in every call
         results = self._layer(x, hx, **self._options)
         if isinstance(self._layer, _CellModule):
             return [*_as_tuple(results)]
@@ -252,7 +252,7 @@ class _Function:
         return [dx, *_as_tuple(dhx)]
 
     def _rounding(self, results: list[Array]) -> float:
-        """About what a computed L is wrong by; `gradcheck` says why."""
+        """An estimate of the rounding error of a computed L, derived in `gradcheck`."""
         net, unit = self._layer._stack, np.finfo(np.float64).eps / 2
         terms = max(net.input_size, net.num_directions * net.hidden_size) + net.hidden_size
         size = sum(_dot(abs(u), abs(r)) for u, r in zip(self._upstream, results, strict=True))

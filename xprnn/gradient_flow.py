@@ -1,4 +1,4 @@
-"""How much gradient reaches each time step: does it vanish, does it explode?"""
+"""The norm of the gradient at each time step: does it vanish or explode?"""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import numpy as np
 from .arguments import check_upstream
 from .backend import Array, to_numpy
 from .floating_point import environment
-from .gradcheck import float64_copy, widened
+from .gradcheck import as_float64, float64_copy
 from .layer import _Layer
 from .network import Stack
 
-VANISHING, EXPLODING = 1e-2, 1e2  # of the gradient at the last state, what reaches the first
+VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last state
 
 
 @dataclass(frozen=True, eq=False)
 class GradientFlow:
-    """What `gradient_flow` found, by layer and direction, all float64; `str` is a table."""
+    """The results of `gradient_flow` by layer and direction, in float64; `str` is a table."""
 
     names: tuple[str, ...]  # L*D: l0, l0_reverse, l1, ...
-    norms: np.ndarray  # (L*D, T) norm of the gradient that reaches the state after step t
-    ratios: np.ndarray  # (L*D,) the first state's norm by the last one's, per row
-    factors: np.ndarray  # (L*D,) the mean factor of a step, geometric
+    norms: np.ndarray  # (L*D, T) norm of the gradient of the state after step t
+    ratios: np.ndarray  # (L*D,) the first state's norm / the last one's, per row
+    factors: np.ndarray  # (L*D,) the geometric mean of the factors per step
     spectral_radius: np.ndarray  # (L*D, G) of each gate's block of weight_hh
     gates: tuple[str, ...]  # G
     verdicts: tuple[str, ...]  # L*D: "vanishing", "stable" or "exploding"
 
     def __str__(self) -> str:
-        """One line a layer and direction."""
+        """One line per layer and direction."""
         radii = [f"radius {gate}".rstrip() for gate in self.gates]
         width = max(len(name) for name in self.names)
         head = [f"{'':{width}}", "per step", "last to first", *radii, "verdict"]
@@ -57,39 +57,39 @@ def gradient_flow(
     doutput: Array | None = None,
     dhx: Any = None,
 ) -> GradientFlow:
-    """Measure the norm of the gradient that reaches each time step of each layer and direction.
+    """Measure the norm of the gradient at each time step of each layer and direction.
 
-    For a scalar L with dL/doutput and dL/dh_n as given, and s_t the state after step t (h_t, for
-    an LSTM (h_t, c_t) jointly) of one layer and direction, over all rows of the batch::
+    For a scalar L with the gradients dL/doutput and dL/dh_n, and s_t the state after step t (h_t;
+    for an LSTM (h_t, c_t) jointly) of one layer and direction, over all rows of the batch::
 
         norms[t] = ‖dL/ds_t‖ = ‖∂L/∂h_t + (∂s_{t+1}/∂s_t)' dL/ds_{t+1}‖
 
-    A direction's last state is where its gradient enters and its first where it ends: t runs
-    from T-1 to 0, in the reverse direction from 0 to T-1. With norms divided by the square root
-    of the rows that run at t, the ratio is that of the first state to the last one, and the
-    factor its (T-1)th root; steps before the first gradient enters do not count. The verdict:
-    "vanishing" where the ratio is below 1/100, "exploding" above 100, "stable" between. A norm
-    that float64 does not hold is infinite or NaN, and so are ratio and factor: "exploding".
+    In each direction the gradient flows from the last state to the first: t runs from T-1 to 0, in
+    the reverse direction from 0 to T-1. Norms are divided by the square root of the number of rows
+    that run at step t; the ratio is that of the first state to the last, and the factor is its
+    (T-1)th root. Steps before the first gradient enters are not counted. The verdict is
+    "vanishing" if the ratio is below 1/100, "exploding" above 100, and "stable" between. A norm
+    beyond the range of float64 is infinite or NaN, as are ratio and factor: "exploding".
 
-    Where gradient enters on the way, from outputs, from the layer above or at the ends of
-    shorter rows, ratio and factor count it too. With no step to judge they are 1.
+    Gradients that enter later, from outputs, from the layer above or at the ends of shorter rows,
+    are included in ratio and factor. Without any step both are 1.
 
-    The spectral radius max |eigenvalue| of W_hh says for an Elman layer what a step's factor
-    would be without the nonlinearity; for gated layers each gate has its own block.
+    For an Elman layer the spectral radius of W_hh, max |eigenvalue|, would be the factor per step
+    without the nonlinearity; for gated layers it is given for each gate's block.
 
-    Everything happens on a copy in float64, in train mode; the layer is not changed.
+    All computations use a copy in float64, in train mode; the layer is not changed.
 
     :param layer: an RNN, GRU or LSTM, in any dtype and mode.
-    :param x: as for a call of the layer; float32 or float64, whichever the layer's dtype is.
+    :param x: as for a call of the layer; float32 or float64, independent of the layer's dtype.
     :param hx: the initial states, as for a call; None: zeros.
     :param lengths: as for a call.
     :param doutput: dL/doutput, of the output's shape; None: zeros.
-    :param dhx: dL/dh_n, of h_n's shape, for an LSTM (dh_n, dc_n); None: zeros. If neither is
-        given, each layer and direction is measured by itself, from a fixed random dh_n of its
-        own with norm 1 in every row; then no gradient comes from the layer above.
-    :return: the norms and what they say; `str` of it is a table.
-    :raises TypeError, ValueError: `layer` is no such layer, it has parameters that are not finite
-        (its training has diverged), or an argument is not as it should be.
+    :param dhx: dL/dh_n, of h_n's shape, for an LSTM (dh_n, dc_n); None: zeros. Without doutput and
+        dhx, each layer and direction is measured separately, with a fixed random dh_n of norm 1 in
+        every row and no gradient from the layer above.
+    :return: the norms and the quantities derived from them; `str` of it is a table.
+    :raises TypeError, ValueError: `layer` is none of these, it has parameters that are not finite
+        (its training has diverged), or an argument is invalid.
 
     R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks"
     (2013).
@@ -105,16 +105,16 @@ def gradient_flow(
     if not isinstance(layer, _Layer):
         raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
     layer = float64_copy(layer)
-    x, hx = widened(layer, x), widened(layer, hx)
-    # what float64 does not hold is an answer here; the host computes too, wherever the layer is
+    x, hx = as_float64(layer, x), as_float64(layer, hx)
+    # overflow is a valid result here; the host computes too, whatever the layer's backend
     with layer.backend.activate(), environment():
         if doutput is None and dhx is None:
-            each = _each_alone(layer, layer.eval()(x, hx, lengths=lengths)[1])
-            walks = [_measure(layer, x, hx, lengths, None, dhx) for dhx in each]
-            norms = np.stack([walk[k] for k, (walk, _) in enumerate(walks)])
-            rows = walks[0][1]
+            upstream = _separate_upstreams(layer, layer.eval()(x, hx, lengths=lengths)[1])
+            measured = [_measure(layer, x, hx, lengths, None, dhx) for dhx in upstream]
+            norms = np.stack([each[k] for k, (each, _) in enumerate(measured)])
+            rows = measured[0][1]
         else:
-            doutput, dhx = widened(layer, doutput), widened(layer, dhx)
+            doutput, dhx = as_float64(layer, doutput), as_float64(layer, dhx)
             norms, rows = _measure(layer, x, hx, lengths, doutput, dhx)
         return _report(layer, norms, norms / np.sqrt(np.maximum(rows, 1)))
 
@@ -122,10 +122,10 @@ def gradient_flow(
 def _measure(
     layer: _Layer, x: Array, hx: Any, lengths: Any, doutput: Any, dhx: Any
 ) -> tuple[np.ndarray, Sequence[int]]:
-    """The norms (L*D, T) for one upstream gradient, and the rows that run at each step."""
+    """The norms (L*D, T) for one upstream gradient, and the number of rows of each step."""
     calls = layer._calls
     layer.train()(x, hx, lengths=lengths)
-    layer._calls = calls  # every call drops the same
+    layer._calls = calls  # the same dropout masks in every call
     net, record = layer._stack, layer._last_record()
     layout = record.tape.layout
     doutput, dfinal = check_upstream(
@@ -143,7 +143,7 @@ def _measure(
     return to_numpy(flow), layout.counts
 
 
-def _each_alone(layer: _Layer, ends: Any) -> Iterator[Any]:
+def _separate_upstreams(layer: _Layer, ends: Any) -> Iterator[Any]:
     """For each layer and direction a dh_n with norm 1 in its rows and 0 elsewhere."""
     h_n = ends[0] if isinstance(ends, tuple) else ends
     drawn = np.random.default_rng(0).standard_normal(h_n.shape)
@@ -158,8 +158,8 @@ def _each_alone(layer: _Layer, ends: Any) -> Iterator[Any]:
 def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFlow:
     net = layer._stack
     measured = [
-        _ratio_and_factor(walk if k % net.num_directions else walk[::-1])
-        for k, walk in enumerate(per_row)
+        _ratio_and_factor(norm if k % net.num_directions else norm[::-1])
+        for k, norm in enumerate(per_row)
     ]
     ratios, factors = np.array(measured).T
     return GradientFlow(
@@ -175,13 +175,16 @@ def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFl
     )
 
 
-def _ratio_and_factor(walk: np.ndarray) -> tuple[float, float]:
-    """The last norm by the first that is not zero, and the geometric mean of the factors."""
-    entered = np.flatnonzero(walk)
-    if entered.size == 0 or entered[0] == walk.size - 1:
-        return 1.0, 1.0  # no step to judge
-    ratio = walk[-1] / walk[entered[0]]
-    return ratio, ratio ** (1 / (walk.size - 1 - entered[0]))
+def _ratio_and_factor(norms: np.ndarray) -> tuple[float, float]:
+    """The last norm / the first nonzero one, and the geometric mean of the factors per step.
+
+    :param norms: (T,) in the order of the gradient's flow.
+    """
+    nonzero = np.flatnonzero(norms)
+    if nonzero.size == 0 or nonzero[0] == norms.size - 1:
+        return 1.0, 1.0  # no step
+    ratio = norms[-1] / norms[nonzero[0]]
+    return ratio, ratio ** (1 / (norms.size - 1 - nonzero[0]))
 
 
 def _spectral_radius(net: Stack, layer: _Layer) -> np.ndarray:
@@ -195,4 +198,4 @@ def _spectral_radius(net: Stack, layer: _Layer) -> np.ndarray:
 def _verdict(ratio: float) -> str:
     if ratio < VANISHING:
         return "vanishing"
-    return "exploding" if not ratio <= EXPLODING else "stable"  # so is what is not finite
+    return "exploding" if not ratio <= EXPLODING else "stable"  # not finite: "exploding"

@@ -1,4 +1,4 @@
-"""What is installed and which backends can be used here, and why another cannot."""
+"""Installed packages and usable backends, with reasons for those that are not usable."""
 
 from __future__ import annotations
 
@@ -20,71 +20,73 @@ PACKAGES = ("xprnn", "numpy", "safetensors", *CUPY, "ml_dtypes", "numba", "torch
 
 
 def versions() -> dict[str, str]:
-    """The version of Python and of every package that matters, "not installed" where it is not."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the relevant packages, or "not installed"."""
+    texts = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            texts[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            texts[package] = "not installed"
+    return texts
 
 
 def extras() -> dict[str, str]:
-    """What optional packages are for, each by name, or why it cannot be used."""
+    """The purpose of each optional package, or why it is not usable."""
     try:
         optional.load("ml_dtypes")
-        narrow = ""
+        without_bfloat16 = ""
     except optional.OptionalPackageError as error:
-        narrow = str(error)
-    uses = {"numba": ("compiled kernels on a CPU", unusable()), "ml_dtypes": ("bfloat16", narrow)}
+        without_bfloat16 = str(error)
+    uses = {
+        "numba": ("compiled kernels on a CPU", unusable()),
+        "ml_dtypes": ("bfloat16", without_bfloat16),
+    }
     return {
-        name: f"not usable: {why}" if why else f"usable: {what}"
-        for name, (what, why) in uses.items()
+        name: f"not usable: {reason}" if reason else f"usable: {purpose}"
+        for name, (purpose, reason) in uses.items()
     }
 
 
 def backends() -> dict[str, str]:
-    """Each backend and device by name, with what it is or why it cannot be used, and "auto"."""
-    found = {"numpy": f"usable: {get_backend('numpy').describe()}"}
+    """Each backend and device by name with its description or why it is not usable, and "auto"."""
+    texts = {"numpy": f"usable: {get_backend('numpy').describe()}"}
     try:
         first = get_backend("cupy")
     except BackendUnavailableError as error:
-        found["cupy"] = f"not usable: {error}"
+        texts["cupy"] = f"not usable: {error}"
     else:
         for device in range(first.xp.cuda.runtime.getDeviceCount()):
             backend = get_backend(f"cupy:{device}")
-            found[backend.name] = f"usable: {backend.describe()}"
-    chosen, why = auto_choice()
-    return {**found, "auto": f"{chosen.name}: {why}"}
+            texts[backend.name] = f"usable: {backend.describe()}"
+    chosen, reason = auto_choice()
+    return {**texts, "auto": f"{chosen.name}: {reason}"}
 
 
 def installation() -> dict[str, str]:
-    """Which copy of xprnn this is, its kernels compiled for the CPU, and a call's threads."""
-    threads = f"{usable()}, the most that a call may use"
-    return {"xprnn": _copy(), "kernels": _compiled(), "threads": threads}
+    """This copy of xprnn, its compiled CPU kernels, and the number of threads of a call."""
+    return {"xprnn": _copy(), "kernels": _compiled(), "threads": f"{usable()} per call at most"}
 
 
 def _copy() -> str:
-    """Where this copy is, and whether it is the installed one."""
-    here = Path(__file__).parent
+    """The folder of this copy, and whether it is the installed one."""
+    this = Path(__file__).parent
     try:
-        found = distribution("xprnn")
+        installed = distribution("xprnn")
     except PackageNotFoundError:
-        return f"{__version__} in {here}, not installed"
-    origin = json.loads(found.read_text("direct_url.json") or "{}")  # pip writes it
+        return f"{__version__} in {this}, not installed"
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")  # written by pip
     editable = origin.get("dir_info", {}).get("editable", False)
-    folder = Path(str(found.locate_file("xprnn")))
+    folder = Path(str(installed.locate_file("xprnn")))
     if editable:
         folder = Path(url2pathname(urlparse(origin["url"]).path)) / "xprnn"
     kind = "editable install" if editable else "installed"
-    if folder.resolve() == here.resolve():
-        return f"{__version__} in {here}, {kind}"
-    return f"{__version__} in {here}; another copy, {kind}, is in {folder}"
+    if folder.resolve() == this.resolve():
+        return f"{__version__} in {this}, {kind}"
+    return f"{__version__} in {this}; another copy, {kind}, is in {folder}"
 
 
 def _compiled() -> str:
-    """How many of the kernels for the CPU are compiled, and where Numba keeps them."""
+    """The number of compiled CPU kernels, and the folder of Numba's cache."""
     from .kernels.numba import compilations
 
     try:
@@ -97,11 +99,11 @@ def _compiled() -> str:
 
     try:
         folder = Path(numba.njit(cache=True)(jit.number_of).stats.cache_path)
-    except RuntimeError as error:  # no folder can be written
+    except RuntimeError as error:  # no writable folder
         return f"compiled in every process: {error}"
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
     indexes = folder.glob(f"*-{jit._digest()}-*.{python}*.nbi")
-    # an index of another Numba, which it begins with, is not used
+    # an index starts with Numba's version; those of other versions are not used
     current = [path for path in indexes if numba.__version__.encode() in path.read_bytes()[:64]]
     done = sum(1 for index in current for _ in folder.glob(f"{index.stem}.*.nbc"))
     return f"{done} of {total} compiled, in {folder}"

@@ -1,4 +1,4 @@
-"""What commands print: whole on a stream of any encoding, on a terminal of any width, in a pipe."""
+"""Output of commands: complete with any encoding, any terminal width, and in pipes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNBOUNDED = 10_000  # columns
-LINE = 80  # columns, of what is not a terminal
-ENCODABLE = {"…": "...", "—": "-"}  # the first is rich's, where a line is cut
+LINE = 80  # columns, without a terminal
+ENCODABLE = {"…": "...", "—": "-"}  # rich truncates lines with the first
 
 
 @contextmanager
 def standard_output() -> Iterator[None]:
-    """Standard output of a command, until the block ends.
+    """Redirect standard output of a command during the block.
 
-    Characters that its encoding lacks are replaced, most of them by a backslash and their number.
-    Where its reader has gone (`xprnn info | head -1`) what is printed is dropped, and the work
-    goes on: the exit status is that of the work.
+    Characters that its encoding does not support are replaced, most of them by a backslash escape.
+    If the pipe is closed by its reader (`xprnn info | head -1`), further output is discarded and
+    the command continues, so that its exit status is unaffected.
 
-    :raises OSError: it cannot be written for another reason, such as a full disk.
+    :raises OSError: writing fails for another reason, such as a full disk.
     """
-    if sys.stdout is None:  # it was closed when the process began
+    if sys.stdout is None:  # closed when the process was started
         yield
         return
     output = _Output(sys.stdout)
@@ -40,7 +40,7 @@ def standard_output() -> Iterator[None]:
 
 
 class _Output:
-    """A text stream that takes every character, and goes on when its reader has gone."""
+    """A text stream that accepts every character and survives a closed pipe."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -61,7 +61,7 @@ class _Output:
         try:
             action()
         except OSError as error:
-            # what is still in its buffer must not fail again when the interpreter ends
+            # buffered output must not fail again when the interpreter exits
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
@@ -70,12 +70,12 @@ class _Output:
 
 
 def _encodable(error: UnicodeError) -> tuple[str, int]:
-    """For characters that an encoding lacks: what stands for them, in ASCII."""
+    """The ASCII replacement of characters that an encoding does not support."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end]
-    found = [ENCODABLE.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking]
-    return "".join(found), error.end
+    text = error.object[error.start : error.end]
+    escaped = [ENCODABLE.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text]
+    return "".join(escaped), error.end
 
 
 codecs.register_error("xprnn.encodable", _encodable)
@@ -90,18 +90,18 @@ def show(report: Any) -> None:
     console.print(report)
 
 
-def unbroken(table: Table) -> Table:
-    """A table with its rows, which from now on takes the width that one line for each needs."""
+def unwrapped(table: Table) -> Table:
+    """Set a table's minimum width so that each of its rows fits on one line."""
     from rich.console import Console
     from rich.measure import Measurement
 
-    wide = Console(width=UNBOUNDED)
-    table.min_width = Measurement.get(wide, wide.options, table).maximum
+    console = Console(width=UNBOUNDED)
+    table.min_width = Measurement.get(console, console.options, table).maximum
     return table
 
 
 def widen(console: Console, report: Any) -> None:
-    """Make a console as wide as a report needs, so that no cell is cut: a terminal wraps lines."""
+    """Make a console wide enough that no cell is truncated: the terminal wraps lines instead."""
     from rich.measure import Measurement
 
     options = console.options.update(max_width=UNBOUNDED)
@@ -109,7 +109,7 @@ def widen(console: Console, report: Any) -> None:
 
 
 def line_console() -> Console:
-    """A console for a progress bar: on a terminal as wide as that, else as wide as any line."""
+    """A console for a progress bar: as wide as the terminal, or `LINE` columns without one."""
     from rich.console import Console
 
     console = Console()

@@ -1,4 +1,4 @@
-"""The CPU report as files: `cpu.json`, `cpu.md` beside it, and the README's section of both."""
+"""The CPU report's files, `cpu.json` and `cpu.md`, and the README's section made from them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from ..reports import check_fields
 from ..reports import write as write_texts
-from .bars import Bar, bars, geometric, ratio
-from .problems import BOTH, FORWARD, SHAPES, SIDES, STEP
+from .problems import BOTH, FORWARD, IMPLEMENTATIONS, SHAPES, STEP
+from .thresholds import Check, call_name, evaluate, geometric, ratio
 
 Report = dict[str, Any]
 Row = dict[str, Any]
@@ -40,33 +40,33 @@ HEADS = {
     "jax": "JAX",
     "products": "products alone",
 }
-NO_RUN = "No run has been filed."
+NO_RUN = "No run has been recorded."
 
 
 # -- written
 
 
 def check_report(report: Any) -> None:
-    """ValueError, naming the field, unless a report is as `FIELDS` and `ROW` say."""
+    """Raise ValueError, naming the field, unless a report has the fields of `FIELDS` and `ROW`."""
     check_fields(report, FIELDS, "report")
     for number, row in enumerate(report["rows"]):
         check_fields(row, ROW, f"rows[{number}]")
         if set(row["us"]) & set(row["not_timed"]):
-            raise ValueError(f"rows[{number}]: expected either times or why there are none")
+            raise ValueError(f"rows[{number}]: expected either times or a reason for having none")
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Write both files, each whole or not at all; returns the JSON file's path."""
+    """Write both files, each atomically; returns the JSON file's path."""
     check_report(report)
     write_texts(folder, {NAME: json.dumps(report), "cpu.md": markdown(report)})
     return folder / NAME
 
 
-# -- for people
+# -- Markdown
 
 
 def markdown(report: Report) -> str:
-    """All of a report."""
+    """The complete report."""
     facts = ", ".join(f"{name} {fact}" for name, fact in report["machine"].items())
     lines = [
         f"# Speed on a CPU: {report['machine']['name']}, {report['date']}",
@@ -75,13 +75,13 @@ def markdown(report: Report) -> str:
         f"- {facts}",
         "- " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         f"- {len(report['rows'])} calls in {report['seconds']:.0f} s",
-        *[f"- not there: {HEADS[side]}: {why}" for side, why in report["absent"].items()],
+        *[f"- not available: {HEADS[name]}: {reason}" for name, reason in report["absent"].items()],
         *_reasons(report["rows"]),
-        *_held(report["rows"]),
+        *_over_limit(report["rows"]),
         "",
-        "## Bars",
+        "## Acceptance thresholds",
         "",
-        *bar_table(bars(report["rows"], report["first"])),
+        *threshold_table(evaluate(report["rows"], report["first"])),
     ]
     for work in dict.fromkeys([row["work"] for row in report["rows"]]):
         rows = [row for row in report["rows"] if row["work"] == work]
@@ -92,52 +92,53 @@ def markdown(report: Report) -> str:
 
 
 def _reasons(rows: Sequence[Row]) -> Iterator[str]:
-    """What has no time, and why."""
+    """Why calls have no times."""
     for row in rows:
-        for side, why in row["not_timed"].items():
-            yield f"- not timed: {_call(row)}, {HEADS[side]}: {why}"
+        for name, reason in row["not_timed"].items():
+            yield f"- not timed: {call_name(row)}, {HEADS[name]}: {reason}"
 
 
-def _held(rows: Sequence[Row]) -> Iterator[str]:
-    """Who took more processors than the threads it was given."""
+def _over_limit(rows: Sequence[Row]) -> Iterator[str]:
+    """Implementations that used more cores than their number of threads."""
     for row in rows:
-        for side, cores in row["cores"].items():
+        for name, cores in row["cores"].items():
             if cores > row["threads"] + 0.1:
-                took = f"took {cores} of the {row['threads']} that it was to be held to"
-                yield f"- not held: {_call(row)}, {HEADS[side]} {took}"
-
-
-def _call(row: Row) -> str:
-    return f"{row['cell']} {_size(row)} {row['work']}, threads {row['threads']}"
+                used = f"{HEADS[name]} used {cores} cores, limit {row['threads']}"
+                yield f"- thread limit exceeded: {call_name(row)}, {used}"
 
 
 def _size(row: Row) -> str:
     return ", ".join([str(row[name]) for name in "TNIH"])
 
 
-def bar_table(found: Sequence[Bar]) -> list[str]:
-    """Each bar, those that are not met first."""
-    head = f"{sum(bar.met for bar in found)} of {len(found)} are met."
-    lines = [head, "", "| | call | bar | found |", "|---|---|---|---|"]
-    for bar in sorted(found, key=lambda bar: bar.met):
-        met = "met" if bar.met else "**not met**"
-        lines.append(f"| {met} | {bar.where} | {bar.what} | {bar.found} |")
+def threshold_table(checks: Sequence[Check]) -> list[str]:
+    """Each threshold, failed ones first."""
+    head = f"{sum(check.passed for check in checks)} of {len(checks)} passed."
+    lines = [head, "", "| | call | threshold | measured |", "|---|---|---|---|"]
+    for check in sorted(checks, key=lambda check: check.passed):
+        verdict = "passed" if check.passed else "**failed**"
+        lines.append(f"| {verdict} | {check.call} | {check.criterion} | {check.measured} |")
     return lines
 
 
 def _spread_table(rows: Sequence[Row]) -> list[str]:
     """Medians with quartiles, in microseconds."""
-    sides = [side for side in SIDES if any(row["us"].get(side) for row in rows)]
+    names = _timed(rows)
     lines = [
-        "Microseconds: medians of the rounds, and quartiles.",
+        "Microseconds: medians of the rounds, with quartiles.",
         "",
-        "| cell | T, N, I, H | threads | " + " | ".join(HEADS[side] for side in sides) + " |",
-        "|---|---|---|" + "---|" * len(sides),
+        "| cell | T, N, I, H | threads | " + " | ".join(HEADS[name] for name in names) + " |",
+        "|---|---|---|" + "---|" * len(names),
     ]
     for row in rows:
-        cells = " | ".join(_spread(row["us"].get(side)) for side in sides)
+        cells = " | ".join(_spread(row["us"].get(name)) for name in names)
         lines.append(f"| {row['cell']} | {_size(row)} | {row['threads']} | {cells} |")
     return lines
+
+
+def _timed(rows: Sequence[Row]) -> list[str]:
+    """The implementations that have a time in one of the rows."""
+    return [name for name in IMPLEMENTATIONS if any(row["us"].get(name) for row in rows)]
 
 
 def _spread(samples: Sequence[float] | None) -> str:
@@ -151,11 +152,11 @@ def _spread(samples: Sequence[float] | None) -> str:
 
 def first_table(report: Report) -> list[str]:
     """Import and first result."""
-    lines = ["| | seconds | most memory, MiB | installed, MiB |", "|---|---|---|---|"]
-    for side, found in report["first"].items():
-        seconds = statistics.median(found["seconds"])
-        size = report["sizes"].get(side, "—")
-        lines.append(f"| {HEADS[side]} | {seconds:.2f} | {found['MiB']} | {size} |")
+    lines = ["| | seconds | peak memory, MiB | installed, MiB |", "|---|---|---|---|"]
+    for name, measured in report["first"].items():
+        seconds = statistics.median(measured["seconds"])
+        size = report["sizes"].get(name, "—")
+        lines.append(f"| {HEADS[name]} | {seconds:.2f} | {measured['MiB']} | {size} |")
     return lines
 
 
@@ -163,7 +164,7 @@ def first_table(report: Report) -> list[str]:
 
 
 def readme_section(reports: Sequence[Report]) -> str:
-    """What stands between the README's marks."""
+    """The text between the README's marks."""
     return "\n\n".join(map(_machine_section, reports)) or NO_RUN
 
 
@@ -177,30 +178,32 @@ def _machine_section(report: Report) -> str:
     for work in (FORWARD, BOTH):
         lines += ["", f"One GRU, {work}:", "", *_median_table(rows, work)]
     lines += ["", *_mean_table(rows), "", "One step, microseconds:", "", *_step_table(rows)]
-    lines += ["", "Import and first result of a GRU, a process each:", "", *first_table(report)]
-    found = bars(rows, report["first"])
-    lines += ["", f"Of the {len(found)} bars of the report {sum(b.met for b in found)} are met."]
+    lines += ["", "Import and first result of a GRU, each in a new process:", ""]
+    lines += first_table(report)
+    checks = evaluate(rows, report["first"])
+    passed = sum(check.passed for check in checks)
+    lines += ["", f"{passed} of the report's {len(checks)} acceptance thresholds passed."]
     return "\n".join(lines)
 
 
 def _median_table(rows: Sequence[Row], work: str) -> list[str]:
-    mine = [row for row in rows if (row["cell"], row["work"]) == ("gru", work)]
-    sides = [side for side in SIDES if any(row["us"].get(side) for row in mine)]
-    head = "| T, N, I, H | threads | " + " | ".join(HEADS[side] for side in sides) + " |"
-    lines = [head, "|---|---|" + "---|" * len(sides)]
-    for row in sorted(mine, key=lambda row: row["threads"]):
-        cells = " | ".join(_median(row["us"].get(side), 1e-3) for side in sides)
+    of_work = [row for row in rows if (row["cell"], row["work"]) == ("gru", work)]
+    names = _timed(of_work)
+    head = "| T, N, I, H | threads | " + " | ".join(HEADS[name] for name in names) + " |"
+    lines = [head, "|---|---|" + "---|" * len(names)]
+    for row in sorted(of_work, key=lambda row: row["threads"]):
+        cells = " | ".join(_median(row["us"].get(name), 1e-3) for name in names)
         lines.append(f"| {_size(row)} | {row['threads']} | {cells} |")
     return lines
 
 
 def _step_table(rows: Sequence[Row]) -> list[str]:
-    mine = [row for row in rows if row["work"] == STEP]
-    sides = [side for side in SIDES if any(row["us"].get(side) for row in mine)]
-    head = "| | N, I, H | " + " | ".join(HEADS[side] for side in sides) + " |"
-    lines = [head, "|---|---|" + "---|" * len(sides)]
-    for row in mine:
-        cells = " | ".join(_median(row["us"].get(side), 1.0) for side in sides)
+    steps = [row for row in rows if row["work"] == STEP]
+    names = _timed(steps)
+    head = "| | N, I, H | " + " | ".join(HEADS[name] for name in names) + " |"
+    lines = [head, "|---|---|" + "---|" * len(names)]
+    for row in steps:
+        cells = " | ".join(_median(row["us"].get(name), 1.0) for name in names)
         lines.append(f"| {row['cell']} | {row['N']}, {row['I']}, {row['H']} | {cells} |")
     return lines
 
@@ -210,18 +213,18 @@ def _median(samples: Sequence[float] | None, unit: float) -> str:
 
 
 def _mean_table(rows: Sequence[Row]) -> list[str]:
-    """Ratios over the shapes: the geometric mean, the least and the most."""
+    """Ratios over the shapes: geometric mean, minimum and maximum."""
     lines = [
-        "The other's time by that of xprnn with Numba, over all shapes: geometric mean, least and "
-        "most.",
+        "Time of each library / time of xprnn with Numba, over all shapes: geometric mean, minimum "
+        "and maximum.",
         "",
         "| cell | | threads | torch | ONNX Runtime | JAX |",
         "|---|---|---|---|---|---|",
     ]
     kinds = dict.fromkeys([(r["cell"], r["work"], r["threads"]) for r in rows if r["work"] != STEP])
     for cell, work, threads in kinds:
-        mine = [r for r in rows if (r["cell"], r["work"], r["threads"]) == (cell, work, threads)]
-        cells = [_range(mine, peer) for peer in ("torch", "onnxruntime", "jax")]
+        of_kind = [r for r in rows if (r["cell"], r["work"], r["threads"]) == (cell, work, threads)]
+        cells = [_range(of_kind, peer) for peer in ("torch", "onnxruntime", "jax")]
         lines.append(f"| {cell} | {work} | {threads} | " + " | ".join(cells) + " |")
     return lines
 

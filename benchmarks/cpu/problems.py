@@ -12,8 +12,8 @@ SHAPES = (  # T, N, I, H
     *((128, 32, 64, 128), (64, 32, 256, 256), (64, 64, 256, 512), (32, 128, 512, 1024)),
 )
 STEP_SHAPE = (1, 1, 128, 128)
-# "products" is the floor: the layer's products and nothing else, by NumPy's BLAS
-SIDES = ("numpy", "numba", "torch", "onnxruntime", "jax", "products")
+# "products" is a lower bound: the layer's matrix products alone, computed by NumPy's BLAS
+IMPLEMENTATIONS = ("numpy", "numba", "torch", "onnxruntime", "jax", "products")
 OURS, PEERS = ("numpy", "numba"), ("torch", "onnxruntime", "jax")
 NEEDS = {"numba": "numba", "torch": "torch", "onnxruntime": "onnxruntime", "jax": "jax"}
 
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """As the tables have it."""
+        """The sizes in the order of the tables' columns."""
         return self.T, self.N, self.I, self.H
 
     def __str__(self) -> str:
@@ -37,22 +37,22 @@ class Problem(NamedTuple):
 
 
 def all_threads() -> int:
-    """The processors that this process may use."""
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def environment(side: str, threads: int) -> dict[str, str]:
-    """That of a process in which one library computes with so many threads."""
-    held = {name: value for name, value in os.environ.items() if not name.startswith("XPRNN_")}
+def environment(implementation: str, threads: int) -> dict[str, str]:
+    """Environment variables of a worker that runs one implementation on `threads` threads."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("XPRNN_")}
     for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
-        held[f"{library}_NUM_THREADS"] = str(threads)
-    held["XPRNN_BACKEND"] = "numpy"
-    if side == "numpy":
-        held["XPRNN_KERNELS"] = "reference"
-    if side == "jax":
-        held["JAX_PLATFORMS"] = "cpu"
-        alone = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        held["XLA_FLAGS"] = alone if threads == 1 else ""
-    return held
+        variables[f"{library}_NUM_THREADS"] = str(threads)
+    variables["XPRNN_BACKEND"] = "numpy"
+    if implementation == "numpy":
+        variables["XPRNN_KERNELS"] = "reference"
+    if implementation == "jax":
+        variables["JAX_PLATFORMS"] = "cpu"
+        single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+        variables["XLA_FLAGS"] = single if threads == 1 else ""
+    return variables

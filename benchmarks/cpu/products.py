@@ -1,9 +1,8 @@
-"""The floor: a layer's products and nothing else, by NumPy's BLAS, each in its best orientation.
+"""A lower bound: a layer's matrix products alone, by NumPy's BLAS, each in its fastest layout.
 
-Nothing is added, no gate is computed; each result is written into an array that is there. A
-product is tried as it stands and transposed, of weights as they are and packed the other way, and
-the fastest is timed. On steps of a few microseconds NumPy's call itself shows; there compiled code
-can be below this floor.
+No biases and no gates; each result is written into a preallocated array. Each product is tried
+directly and transposed, with C- and Fortran-ordered weights, and the fastest variant is timed. In
+steps of a few microseconds the overhead of a NumPy call matters; compiled code can be faster there.
 """
 
 from __future__ import annotations
@@ -17,75 +16,75 @@ import numpy as np
 
 from xprnn.bench.task import Peer, Task
 
-TRIED = 0.01  # seconds of calls, or one of them, by which the fastest is found
-FEW = 8  # of the products of all steps, by which it is found
+TRIAL = 0.01  # seconds for which each variant is called, at least once
+TRIAL_STEPS = 8  # steps whose products are computed in the trial
 Call = Callable[[], Any]
 
 
 def products(task: Task) -> Peer:
-    """Those of all steps: x and h by their weights; backward four more, of twice the work."""
-    weight_ih, weight_hh = (task.weights[f"weight_{side}_l0"] for side in ("ih", "hh"))
+    """The products of all steps: two forward, and four more, of twice the work, backward."""
+    weight_ih, weight_hh = (task.weights[f"weight_{name}_l0"] for name in ("ih", "hh"))
     T, N, width = task.x.shape
     H = weight_hh.shape[1]
     x = task.x.reshape(T * N, width)
     h = np.ascontiguousarray(task.doutput)
     dgates = np.random.default_rng(1).standard_normal((T, N, len(weight_hh))).astype(x.dtype)
-    together = dgates.reshape(T * N, -1)
+    all_dgates = dgates.reshape(T * N, -1)
     forward = [_fastest(x[None], weight_ih.T), _fastest(h, weight_hh.T)]
     backward = [
-        _fastest(dgates, weight_hh),  # dh, step by step; the others over all steps at once
-        _fastest(together[None], weight_ih),
-        _fastest(together.T[None], x),
-        _fastest(together.T[None], h.reshape(T * N, H)),
+        _fastest(dgates, weight_hh),  # dh, step by step; the others are over all steps at once
+        _fastest(all_dgates[None], weight_ih),
+        _fastest(all_dgates.T[None], x),
+        _fastest(all_dgates.T[None], h.reshape(T * N, H)),
     ]
 
-    def taken(calls: list[Call]) -> None:
+    def run(calls: list[Call]) -> None:
         for call in calls:
             call()
 
     note = "the products alone, NumPy's BLAS"
-    return Peer("products", partial(taken, forward), partial(taken, forward + backward), {}, note)
+    return Peer("products", partial(run, forward), partial(run, forward + backward), {}, note)
 
 
 def step_products(task: Task) -> tuple[Call, None, str]:
-    """Those of one step: x and h by their weights."""
+    """The two products of one step: x and h with their weights."""
     calls = [
-        _fastest(left[None], task.weights[f"weight_{side}_l0"].T)
-        for side, left in (("ih", task.x[0]), ("hh", task.states[0]))
+        _fastest(left[None], task.weights[f"weight_{name}_l0"].T)
+        for name, left in (("ih", task.x[0]), ("hh", task.states[0]))
     ]
     return lambda: [call() for call in calls], None, "the two products alone, NumPy's BLAS"
 
 
 def _fastest(lefts: np.ndarray, right: np.ndarray) -> Call:
     """A call that multiplies each of `lefts` (count, M, K) by `right` (K, columns)."""
-    seconds = [_seconds(call) for call in _ways(lefts[:FEW], right)]
-    return [*_ways(lefts, right)][seconds.index(min(seconds))]
+    seconds = [_seconds(call) for call in _variants(lefts[:TRIAL_STEPS], right)]
+    return [*_variants(lefts, right)][seconds.index(min(seconds))]
 
 
-def _ways(lefts: np.ndarray, right: np.ndarray) -> Iterator[Call]:
-    """`lefts` keep their memory where they stand by row; by column is a copy made ahead."""
+def _variants(lefts: np.ndarray, right: np.ndarray) -> Iterator[Call]:
+    """The products in row-major order, on `lefts` itself, and transposed, on a copy made before."""
     count, rows, columns = *lefts.shape[:2], right.shape[1]
-    by_row, by_column = np.empty((2, count, rows * columns), lefts.dtype)
-    outs = [part.reshape(rows, columns) for part in by_row]
-    outs_t = [part.reshape(columns, rows) for part in by_column]
-    turned = np.ascontiguousarray(lefts.swapaxes(1, 2))
+    direct, transposed = np.empty((2, count, rows * columns), lefts.dtype)
+    outs = [out.reshape(rows, columns) for out in direct]
+    outs_t = [out.reshape(columns, rows) for out in transposed]
+    lefts_t = np.ascontiguousarray(lefts.swapaxes(1, 2))
     for weights in (np.ascontiguousarray(right), np.asfortranarray(right)):
-        yield partial(_each, [(a, weights) for a in lefts], outs)
-        yield partial(_each, [(weights.T, a) for a in turned], outs_t)
+        yield partial(_multiply, [(a, weights) for a in lefts], outs)
+        yield partial(_multiply, [(weights.T, a) for a in lefts_t], outs_t)
 
 
-def _each(pairs: list[tuple[np.ndarray, np.ndarray]], outs: list[np.ndarray]) -> None:
+def _multiply(pairs: list[tuple[np.ndarray, np.ndarray]], outs: list[np.ndarray]) -> None:
     for (left, right), out in zip(pairs, outs, strict=True):
         np.dot(left, right, out=out)
 
 
 def _seconds(call: Call) -> float:
-    """The least that a call took."""
+    """The seconds of the fastest call."""
     call()
-    found: list[float] = []
-    end = time.perf_counter() + TRIED
-    while not found or time.perf_counter() < end:
+    samples: list[float] = []
+    end = time.perf_counter() + TRIAL
+    while not samples or time.perf_counter() < end:
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        samples.append(time.perf_counter() - start)
+    return min(samples)

@@ -1,6 +1,8 @@
-"""A process in which one library computes: `python -m benchmarks.cpu.worker SIDE THREADS`.
+"""The process that runs one implementation.
 
-It reads a request a line, as JSON, and answers each with a line; see `turns.py`.
+    python -m benchmarks.cpu.worker IMPLEMENTATION THREADS
+
+It reads one JSON request per line and writes one reply per line; see `rounds.py`.
 """
 
 from __future__ import annotations
@@ -17,42 +19,43 @@ from typing import Any
 import numpy as np
 
 from xprnn.bench import DisagreementError, PeerUnavailableError, agreement
-from xprnn.bench.peers import ours
+from xprnn.bench.peers import xprnn_peer
 from xprnn.bench.task import Peer, Results, Setting, Task, make_task
-from xprnn.verify import forced
 
+from ..common import use_kernels
+from .implementations import IMPLEMENTATIONS, STEPS
 from .problems import STEP, WORKS, Problem
-from .sides import SIDES, STEPS
 
-WARM = 5e-3  # seconds of calls before a sample: caches are filled, other processes' threads asleep
-SAMPLE = 20e-3  # seconds of a sample, or a single call
-PART = 200e-6  # seconds that are read off the clock at once: a sample is the median of them
+WARM = 5e-3  # seconds of calls before a sample, to fill caches and let other threads go to sleep
+SAMPLE = 20e-3  # seconds of a sample, which has at least one call
+PART = 200e-6  # seconds of calls between two clock readings; a sample is the median of these
 Reply = dict[str, Any]
 
 
 class Worker:
-    """The calls of one library that are prepared, by the work that they do."""
+    """The prepared calls of one implementation, by kind of call."""
 
-    def __init__(self, side: str) -> None:
-        self._side = side
+    def __init__(self, implementation: str) -> None:
+        self._name = implementation
         self._calls: dict[str, Callable[[], Any]] = {}
 
     def expect(self, problem: list[Any], work: str, path: str) -> Reply:
-        """Write what xprnn's plain code finds, which every library has to find."""
+        """Write the results of xprnn's plain code, with which all implementations are compared."""
         task = _task(Problem(*problem))
-        with forced("reference"):
-            results = {"h": _stepped(task)} if work == STEP else ours(task).results
+        with use_kernels("reference"):
+            results = {"h": _stepped(task)} if work == STEP else xprnn_peer(task).results
         np.savez(path, **results)
         return {}
 
     def prepare(self, problem: list[Any], work: str, path: str) -> Reply:
-        """Build and compare, first; "wrong" or "absent" says why there is nothing to be timed."""
+        """Build the calls and compare results; "wrong" or "absent" is why nothing can be timed."""
         self._calls.clear()
         task = _task(Problem(*problem))
         with np.load(path) as file:
             mine = Peer("xprnn", _nothing, None, dict(file), "")
         try:
-            peer = _step_peer(self._side, task) if work == STEP else SIDES[self._side](task)
+            build = _step_peer if work == STEP else _peer
+            peer = build(self._name, task)
             agreed = agreement(task.setting, mine, peer) if peer.results else ""
         except PeerUnavailableError as error:
             return {"absent": str(error)}
@@ -63,23 +66,23 @@ class Worker:
         return {"note": peer.note, "agreed": agreed, "works": [*self._calls]}
 
     def sample(self, work: str) -> Reply:
-        """Seconds of one call in the steady state, and how many cores it kept busy."""
+        """The seconds of one call in the steady state, and the average number of busy cores."""
         call = self._calls[work]
         seconds = _warm(call)
         repeats = max(1, round(PART / seconds))
-        found: list[float] = []
+        samples: list[float] = []
         start, busy = time.perf_counter(), time.process_time()
-        while not found or time.perf_counter() - start < SAMPLE:
+        while not samples or time.perf_counter() - start < SAMPLE:
             before = time.perf_counter()
             for _ in range(repeats):
                 call()
-            found.append((time.perf_counter() - before) / repeats)
+            samples.append((time.perf_counter() - before) / repeats)
         cores = (time.process_time() - busy) / (time.perf_counter() - start)
-        return {"seconds": statistics.median(found), "cores": cores}
+        return {"seconds": statistics.median(samples), "cores": cores}
 
 
 def _warm(call: Callable[[], Any]) -> float:
-    """Seconds of the last of the calls that are made for `WARM` seconds."""
+    """Call for `WARM` seconds; returns the seconds of the last call."""
     start = time.perf_counter()
     while True:
         before = time.perf_counter()
@@ -90,7 +93,7 @@ def _warm(call: Callable[[], Any]) -> float:
 
 
 def _nothing() -> None:
-    """What a peer calls that stands for results alone."""
+    """The call of a `Peer` that only holds results."""
 
 
 def _task(problem: Problem) -> Task:
@@ -105,23 +108,27 @@ def _stepped(task: Task) -> np.ndarray:
     return output[0].copy()
 
 
-def _step_peer(side: str, task: Task) -> Peer:
-    step, result, note = STEPS[side](task)
+def _peer(implementation: str, task: Task) -> Peer:
+    return IMPLEMENTATIONS[implementation](task)
+
+
+def _step_peer(implementation: str, task: Task) -> Peer:
+    step, result, note = STEPS[implementation](task)
     results: Results = {} if result is None else {"h": result()}
-    return Peer(side, step, None, results, note)
+    return Peer(implementation, step, None, results, note)
 
 
-def _hold(threads: int) -> None:
-    """Keep this process on so many processors: XLA's threads obey no variable."""
+def _set_affinity(threads: int) -> None:
+    """Bind this process to `threads` processors: no variable limits XLA's threads."""
     if hasattr(os, "sched_setaffinity"):  # not on every system
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
 
 def main() -> None:
-    """Answer until nothing more is asked; what libraries print goes to stderr."""
+    """Reply to requests until stdin ends; output of the libraries goes to stderr."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _hold(int(sys.argv[2]))
+    _set_affinity(int(sys.argv[2]))
     worker = Worker(sys.argv[1])
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,7 @@
-"""The report as files: `report.json`, `report.md` beside it, and the README's table of both."""
+"""The device report's files, `report.json` and `report.md`, and the README's table made from them.
+
+"ceilings" and "floor" in the JSON file are the measured peaks and the roofline bounds.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,9 @@ CALL = (
     "pass",
     "kernels",
     "layers",
-)  # what tells rows apart
+)  # identify a row
 SHORT = {"pointwise": "pw", "sequence": "seq"}
-NEAR = 1.5  # times its floor: what a step may take
+NEAR = 1.5  # target for steps: at most this times their bound
 NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed on a GPU."
 
 
@@ -55,7 +58,7 @@ NO_RUN = "No GPU run has been recorded yet, and nothing is claimed about speed o
 
 
 def check_report(report: Any) -> None:
-    """ValueError, naming the field, unless a report is as `FIELDS` and `ROW` say."""
+    """Raise ValueError, naming the field, unless a report has the fields of `FIELDS` and `ROW`."""
     check_fields(report, FIELDS, "report")
     for name in ("name", "driver"):
         if not isinstance(report["device"].get(name), str):
@@ -63,35 +66,37 @@ def check_report(report: Any) -> None:
     for number, row in enumerate(report["rows"]):
         check_fields(row, ROW, f"rows[{number}]")
         if (row["ours_us"] is None) == (row["not_timed"] is None):
-            raise ValueError(f"rows[{number}]: expected either times or why there are none")
+            raise ValueError(f"rows[{number}]: expected either times or a reason for having none")
         if row["wrong"] and row["ours_us"] is not None:
-            raise ValueError(f"rows[{number}]: is wrong, and has a time")
+            raise ValueError(f"rows[{number}]: is wrong but has a time")
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Write both files, each whole or not at all; returns the JSON file's path."""
+    """Write both files, each atomically; returns the JSON file's path."""
     check_report(report)
     write_texts(folder, {NAME: json.dumps(report, indent=1), "report.md": markdown(report)})
     return folder / NAME
 
 
 def read_all(results: Path) -> list[Report]:
-    """Every device's report below `results`; ValueError names a file that is none."""
+    """Every device's report below `results`; ValueError names an invalid file."""
     return read_reports(results, NAME, check_report)
 
 
-# -- for people
+# -- Markdown
 
 
 def markdown(report: Report) -> str:
-    """All of a report."""
+    """The complete report."""
     rates = report["ceilings"]["rates"]
     measured = [
         f"{dtype} products {rate / 1e12:.1f} T operations/s" for dtype, rate in rates.items()
     ]
     measured.append(f"copy {report['ceilings']['bandwidth'] / 1e9:.0f} GB/s")
-    waits = {name: report["ceilings"][name] for name in ("latency", "look", "launch")}
-    measured += [f"{name} {1e9 * found:.0f} ns" for name, found in waits.items() if found]
+    latencies = {"latency": "latency", "poll": "look", "launch": "launch"}
+    for name, field in latencies.items():
+        if seconds := report["ceilings"][field]:
+            measured.append(f"{name} {1e9 * seconds:.0f} ns")
     lines = [
         f"# Speed on {report['device']['name']}, {report['date']}",
         "",
@@ -102,23 +107,22 @@ def markdown(report: Report) -> str:
         *_absences(report["absent"]),
         *_near(report["rows"]),
         "",
-        "Microseconds of a whole call, medians with quartiles; ratio: torch / xprnn, round by "
-        "round. The floor is explained in `benchmarks/device/floor.py`. A step is one of a "
-        "stepper, beside one of torch's cells, one above the other; graph: its one launch "
-        "replayed.",
+        "Microseconds per call, medians with quartiles; ratio: torch / xprnn, round by round. The "
+        "roofline bound is explained in `benchmarks/device/bounds.py`. A step is one of a stepper, "
+        "compared with one of stacked torch cells; graph: its single launch, replayed.",
         "",
-        "| cell | type | N, H, T | pass | kernels | error (limit) | xprnn | torch | ratio | floor "
-        "| xprnn / floor |",
+        "| cell | type | N, H, T | pass | kernels | error (limit) | xprnn | torch | ratio | bound "
+        "| xprnn / bound |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_line, report["rows"]),
-        *_side_by_side(report["rows"]),
-        *_in_waves(report["rows"]),
+        *_both_directions(report["rows"]),
+        *_wavefronts(report["rows"]),
     ]
     return "\n".join(lines)
 
 
 def provenance(report: Report) -> list[str]:
-    """Where and with what it was measured."""
+    """Commit, device and versions."""
     facts = ", ".join(f"{name.replace('_', ' ')} {v}" for name, v in report["device"].items())
     return [
         f"- commit {report['commit']}; sha256 of the sources {report['sources'][:16]}",
@@ -132,11 +136,11 @@ def _absences(absent: Iterable[Row]) -> list[str]:
     for one in absent:
         key = f"{one['kernels']}: {one['reason']}"
         by_reason.setdefault(key, set()).add(f"{one['cell']} {one['dtype']}")
-    return [f"- not there, {', '.join(sorted(who))}: {key}" for key, who in by_reason.items()]
+    return [f"- not available, {', '.join(sorted(c))}: {key}" for key, c in by_reason.items()]
 
 
 def _near(rows: Sequence[Row]) -> list[str]:
-    """How many of the steps are as near to their floor as they should be, by the fastest way."""
+    """The number of steps whose fastest implementation is near its bound."""
     least: dict[tuple[Any, ...], float] = {}
     for row in rows:
         if row["pass"] == STEP and row["ours_us"]:
@@ -144,38 +148,41 @@ def _near(rows: Sequence[Row]) -> list[str]:
             times = row["ours_us"] / row["floor_us"]
             least[call] = min(times, least.get(call, times))
     near = sum(times <= NEAR for times in least.values())
-    return [f"- steps in at most {NEAR} times their floor: {near} of {len(least)}"] if least else []
+    return [f"- steps within {NEAR} times their bound: {near} of {len(least)}"] if least else []
 
 
-def _side_by_side(rows: Sequence[Row]) -> list[str]:
-    """A table of both directions in one call beside one after the other, where both are timed."""
+def _both_directions(rows: Sequence[Row]) -> list[str]:
+    """A table that compares both directions in one call with sequential calls, where timed."""
     times = {tuple(row[name] for name in CALL): row["ours_us"] for row in rows}
     lines = []
     for row in rows:
         call = tuple(row[name] for name in CALL)
-        alone = times.get(("forward", *call[1:]))
-        if row["direction"] == "both" and row["ours_us"] and alone:
+        single = times.get(("forward", *call[1:]))
+        if row["direction"] == "both" and row["ours_us"] and single:
             cells = *call[1:3], ", ".join(map(str, call[3:6])), *call[6:8]
-            lines.append(f"| {' | '.join(cells)} | {2 * alone / row['ours_us']:.2f} |")
-    head = "Both directions: twice the time of one, over that of a bidirectional layer."
+            lines.append(f"| {' | '.join(cells)} | {2 * single / row['ours_us']:.2f} |")
+    head = "Both directions: twice the time of one direction / time of a bidirectional layer."
     columns = "| cell | type | N, H, T | pass | kernels | ratio |", "|---|---|---|---|---|---|"
     return ["", head, "", *columns, *lines] if lines else []
 
 
-def _in_waves(rows: Sequence[Row]) -> list[str]:
-    """A table of stacks in a wave beside layer by layer, where both are timed, and who wins."""
+def _wavefronts(rows: Sequence[Row]) -> list[str]:
+    """A table that compares stacks as a wavefront with layer by layer, where both are timed."""
     times = {tuple(row[name] for name in CALL): row["ours_us"] for row in rows}
     ratios = {}
     for call, ours in times.items():
-        apart = times.get((*call[:7], "sequence", call[8]))
-        if call[7] == "wave" and ours and apart:
-            ratios[call] = apart / ours
+        layerwise = times.get((*call[:7], "sequence", call[8]))
+        if call[7] == "wave" and ours and layerwise:
+            ratios[call] = layerwise / ours
     lines = [
         f"| {cell} | {dtype} | {N}, {H}, {T} | {layers} | {ratio:.2f} |"
         for (_, cell, dtype, N, H, T, _, _, layers), ratio in ratios.items()
     ]
-    wins = sum(ratio > 1 for ratio in ratios.values())
-    head = f"Layers in a wave: the time of layer by layer over theirs; {wins} of {len(lines)} win."
+    faster = sum(ratio > 1 for ratio in ratios.values())
+    head = (
+        "Layers in a wavefront: layer-by-layer time / wavefront time; "
+        f"faster in {faster} of {len(lines)}."
+    )
     columns = "| cell | type | N, H, T | layers | ratio |", "|---|---|---|---|---|"
     return ["", head, "", *columns, *lines] if lines else []
 
@@ -210,7 +217,7 @@ def _spread(middle: float, quartiles: Sequence[float], form: str) -> str:
 
 
 def readme_section(reports: Sequence[Report]) -> str:
-    """What stands between the README's marks."""
+    """The text between the README's marks."""
     if not reports:
         return NO_RUN
     return "\n\n".join(_device_table(report) for report in reports)
@@ -224,10 +231,10 @@ def _device_table(report: Report) -> str:
     lines = [
         f"**{report['device']['name']}**, driver {report['device']['driver']}, "
         f"torch {report['versions'].get('torch', 'unknown')}, {report['date']}, commit "
-        f"{report['commit'][:8]}: torch's time over xprnn's, forward / forward and backward, "
-        "of a stack forward, and for a step of a stepper that of its cells, by the fastest of "
-        "xprnn's kernels (pw: pointwise; seq: sequence; wave: a stack's one launch, by "
-        "`XPRNN_KERNELS`; graph: a step's one launch, replayed).",
+        f"{report['commit'][:8]}: torch's time / xprnn's, forward / forward and backward, for "
+        "stacks forward only, for a stepper's step with torch's cells, with the fastest of "
+        "xprnn's kernels (pw: pointwise; seq: sequence; wave: a stack in one launch, with "
+        "`XPRNN_KERNELS`; graph: a step in one launch, replayed).",
         "",
         "| cell | N, H, T | " + " | ".join(DTYPES) + " |",
         "|---|---|" + "---|" * len(DTYPES),
@@ -243,7 +250,7 @@ def _device_table(report: Report) -> str:
 
 
 def _entry(rows: Sequence[Row]) -> str:
-    """The ratio of the fastest; a wrong one is never hidden by another that is right."""
+    """The ratio of the fastest; a wrong result is never hidden by a correct one."""
     if any(row["wrong"] for row in rows):
         return "wrong"
     timed = [row for row in rows if row["ratio"] is not None]
@@ -254,5 +261,5 @@ def _entry(rows: Sequence[Row]) -> str:
 
 
 def with_section(readme: str, section: str) -> str:
-    """The README with this between its marks; ValueError if it has not both, once each."""
+    """The README with `section` between the marks; ValueError unless it has each mark once."""
     return with_marked_section(readme, MARKS, section)

@@ -1,4 +1,4 @@
-"""CUDA graphs of single launches: what is left of a launch when nothing is prepared for it."""
+"""CUDA graphs of single launches: a launch without the preparation of its arguments."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 from xprnn.backend.cupy import CupyBackend
 
-TAG = 1 << 24  # what a kernel that gives up adds its step to
+TAG = 1 << 24  # a kernel that times out reports this plus its step
 
 
 class NotCapturedError(RuntimeError):
-    """There is no graph; the message says why."""
+    """A graph cannot be captured; the message gives the reason."""
 
 
 def captured(backend: CupyBackend, work: Callable[[], object]) -> Any:
-    """A graph of what `work` launches on the current stream; nothing of it runs.
+    """A graph of the kernels that `work` launches on the current stream, which do not run.
 
-    :raises NotCapturedError: CuPy or CUDA refuses it.
+    :raises NotCapturedError: CuPy or CUDA does not support it.
     """
     try:
         with backend.xp.cuda.Stream(non_blocking=True) as stream:
@@ -36,20 +36,20 @@ def captured(backend: CupyBackend, work: Callable[[], object]) -> Any:
 
 
 def replayed(step: Callable[[], object], backend: CupyBackend) -> Callable[[], object]:
-    """A call that takes a stepper's next step by a graph of its launch.
+    """A call that runs a stepper's next step by replaying a graph of its launch.
 
-    `step` is called twice, from one side of the states to the other and back; a graph of each has
-    its turn. Between such calls it may only be called an even number of times. A kernel that gives
-    up leaves NaN and tells nobody.
+    A stepper has two buffers of states; `step` is called twice, once in each direction between
+    them, and the two graphs are replayed alternately. Between replays `step` must be called an even
+    number of times. A kernel that times out leaves NaN without an error.
 
-    :param step: takes the stepper's next step, in one launch, on the same arrays every time.
-    :raises NotCapturedError: it is not one launch, or there is no graph of it.
+    :param step: runs the stepper's next step, in one launch, on the same arrays every time.
+    :raises NotCapturedError: it is not a single launch, or cannot be captured.
     """
     launches: list[Any] = []
-    genuine = backend.resident.launch
+    original = backend.resident.launch
 
     def launch(*arguments: Any) -> None:
-        genuine(*arguments)
+        original(*arguments)
         launches.append(arguments)
 
     backend.resident.launch = launch  # type: ignore[method-assign]
@@ -63,15 +63,15 @@ def replayed(step: Callable[[], object], backend: CupyBackend) -> Callable[[], o
     report = backend.xp.zeros(1, "uint32")
     calls = []
     for _, kernel, shape, arguments in launches:
-        given = *arguments, report, np.uint32(TAG)
-        work = partial(kernel, shape.grid, (shape.threads,), given, shared_mem=shape.shared)
-        calls.append(_Replay(captured(backend, work), given))
-    turns = cycle(calls)
-    return lambda: next(turns)()
+        values = *arguments, report, np.uint32(TAG)
+        work = partial(kernel, shape.grid, (shape.threads,), values, shared_mem=shape.shared)
+        calls.append(_Replay(captured(backend, work), values))
+    alternating = cycle(calls)
+    return lambda: next(alternating)()
 
 
 class _Replay:
-    """A graph, and the arrays that it works on: it knows their addresses only."""
+    """A graph and its arrays, kept alive because the graph holds their addresses only."""
 
     def __init__(self, graph: Any, arrays: tuple[Any, ...]) -> None:
         self.graph, self.arrays = graph, arrays

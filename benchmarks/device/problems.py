@@ -1,4 +1,4 @@
-"""Which calls the device report holds beside torch's."""
+"""The calls that the device report compares with torch's."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ GRID = (  # N, H, T
     *((1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256), (256, 1024, 128)),
     *((1, 1024, 1024), (16, 768, 1024)),
 )
-# Side by side they have to take 1 / 1.6 of one after the other: twice the row of one direction
+# Target: side by side 1 / 1.6 of the sequential time, which is twice the row of one direction
 BOTH_DTYPES = ("float32", "bfloat16")
 BOTH_GRID = ((1, 256, 512), (32, 512, 512), (1, 1024, 1024))
 STEP = "step"
-# tf32 is not there: the launch for all layers has float32's numbers for it too
+# without tf32: the launch for all layers computes in float32 then too
 STEP_DTYPES = ("float32", "bfloat16", "float16")
 STEP_GRID = ((1, 512), (8, 512))  # N, H
-# Stacks forward: those that the planner expects to win in a wave
+# Stacks forward: those for which the planner expects the wavefront to be faster
 STACK_CELLS = ("gru", "lstm")
 STACK_DTYPES = ("float32", "bfloat16")
 STACK_GRID = GRID[:3]
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     """One layer, T steps of N rows from I = H inputs to H units."""
 
     cell: str  # a name of xprnn's table of cells
-    dtype: str  # what products read
+    dtype: str  # of the products' operands
     N: int
     H: int
     T: int
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
     @property
     def direction(self) -> str:
-        """As a row has it."""
+        """The value of a row's field."""
         return "both" if self.directions == 2 else "forward"
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ AnyProblem = Problem | StepProblem | StackProblem
 
 
 def stack_problems(cells: Sequence[str], dtypes: Sequence[str]) -> list[StackProblem]:
-    """All stacks of these."""
+    """All stacks of these cells and dtypes."""
     kinds = product(cells, dtypes, STACK_GRID, STACK_LAYERS)
     return [
         StackProblem(cell, dtype, *size, layers)
@@ -98,9 +98,9 @@ def stack_problems(cells: Sequence[str], dtypes: Sequence[str]) -> list[StackPro
 
 
 def step_problems(cells: Sequence[str], dtypes: Sequence[str]) -> list[StepProblem]:
-    """All steps of these."""
-    kept = [dtype for dtype in dtypes if dtype in STEP_DTYPES]
-    return [StepProblem(c, dtype, *size) for c in cells for dtype in kept for size in STEP_GRID]
+    """All steps of these cells and dtypes."""
+    dtypes = [dtype for dtype in dtypes if dtype in STEP_DTYPES]
+    return [StepProblem(c, dtype, *size) for c in cells for dtype in dtypes for size in STEP_GRID]
 
 
 def problems(
@@ -108,11 +108,11 @@ def problems(
     dtypes: Sequence[str] = DTYPES,
     grid: Sequence[tuple[int, int, int]] = GRID,
 ) -> list[Problem]:
-    """All of them, the cells first that matter most, behind them those of both directions."""
-    alone = [Problem(cell, dtype, *size) for cell in cells for dtype in dtypes for size in grid]
-    return alone + [
+    """All layers, the most important cells first, then those with both directions."""
+    single = [Problem(cell, dtype, *size) for cell in cells for dtype in dtypes for size in grid]
+    return single + [
         problem._replace(directions=2)
-        for problem in alone
+        for problem in single
         if problem.dtype in BOTH_DTYPES and problem[2:5] in BOTH_GRID
     ]
 
@@ -122,6 +122,6 @@ def everything(
     dtypes: Sequence[str] = DTYPES,
     grid: Sequence[tuple[int, int, int]] = GRID,
 ) -> list[AnyProblem]:
-    """What the report has, in its order: what may not be reached matters least."""
+    """All calls of the report in its order, the least important last."""
     layers, stacks = problems(cells, dtypes, grid), stack_problems(cells, dtypes)
     return [*layers, *step_problems(cells, dtypes), *stacks]

@@ -1,4 +1,4 @@
-"""The rows of a report: each call first compared with float64, then timed beside torch's."""
+"""The rows of layers: each call is compared with float64, then timed interleaved with torch's."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from xprnn.backend import Backend
 from xprnn.backend.cupy import CupyBackend
 from xprnn.bench import DisagreementError, agreement
 from xprnn.bench.clock import measure, timer
-from xprnn.bench.peers import ours, theirs
+from xprnn.bench.peers import torch_peer, xprnn_peer
 from xprnn.bench.task import Setting, Task
 from xprnn.kernels import KernelUnavailableError
 from xprnn.tolerances import error_of
-from xprnn.verify import forced
 from xprnn.verify.equations import Equations, results_of
-from xprnn.verify.suite import ARITHMETIC, LAYERS
+from xprnn.verify.suite import LAYERS, PRECISIONS
 
-from .ceilings import Ceilings, unpolled
-from .floor import floor
+from ..common import use_kernels
+from .bounds import call_bound
+from .peaks import Peaks, without_waiting
 from .problems import BOTH, FORWARD, PASSES, AnyProblem, Problem
 
-CHECKED = 3  # steps compared with float64: one has a step before it and one behind
-BUDGET = 0.8  # seconds after which no round of a pass begins
+CHECKED = 3  # steps compared with float64: the middle one has a step before and a step after it
+BUDGET = 0.8  # seconds after which no new round of a pass begins
 Row = dict[str, Any]
 
 
@@ -37,91 +37,92 @@ Row = dict[str, Any]
 
 
 def compared(problem: Problem, backend: Backend) -> tuple[list[Row], list[Row]]:
-    """The rows of a problem without times, and the kernels that cannot serve it.
+    """The rows of a problem without times, and the kernels that do not support it.
 
-    A row's error is that of the array that does worst by its limit, over the array's largest
-    element; "wrong" says what is wrong, else it is "".
+    A row's error is that of the array with the largest error / limit, relative to the array's
+    largest element; "wrong" describes a failure, else it is "".
     """
     layer = layer_of(problem, backend)
-    with forced("reference"):
+    with use_kernels("reference"):
         equations = Equations(layer, (CHECKED, problem.N, problem.H), None, 0)
     layer.load_state_dict(equations.parameters)
     rows: list[Row] = []
     absent: list[Row] = []
     for name in candidates(backend):
-        with forced(name):
+        with use_kernels(name):
             try:
-                _check_served(layer, problem)
+                _check_supported(layer, problem)
             except KernelUnavailableError as error:
                 absent.append({**described(problem), "kernels": name, "reason": str(error)})
                 continue
             try:
                 with poisoned(backend):
-                    found = results_of(layer, equations.given)
-            except (RuntimeError, MemoryError) as error:  # one kernel, not the whole report
-                rows += [row_of(problem, what, name, wrong=said(error)) for what in PASSES]
+                    results = results_of(layer, equations.arguments)
+            except (RuntimeError, MemoryError) as error:  # fails these rows, not the report
+                rows += [row_of(problem, what, name, wrong=one_line(error)) for what in PASSES]
                 layer = layer_of(problem, backend)
                 layer.load_state_dict(equations.parameters)
                 continue
-        rows += [_verdict(problem, what, name, found, equations) for what in PASSES]
+        rows += [_verdict(problem, what, name, results, equations) for what in PASSES]
     return rows, absent
 
 
 def candidates(backend: Backend) -> tuple[str, ...]:
-    """The kernels that are tried on a backend: all but the plain code, where there are others."""
+    """The kernels to measure on a backend: the plain code only where there are no others."""
     return ("sequence", "pointwise") if isinstance(backend, CupyBackend) else ("reference",)
 
 
 def layer_of(problem: AnyProblem, backend: Backend) -> Any:
+    """The layer of a problem."""
     family, options = LAYERS[problem.cell]
-    types = ARITHMETIC[problem.dtype]
+    types = PRECISIONS[problem.dtype]
     options = {**options, **types, "bidirectional": problem.directions == 2}
     sizes = problem.H, problem.H, problem.layers
     return family(*sizes, seed=0, backend=backend.name, **options)
 
 
 def described(problem: AnyProblem) -> Row:
-    """What a row says of its problem."""
+    """A row's fields that describe its problem."""
     names = "cell", "dtype", "direction", "layers", "N", "H", "T"
     return {name: getattr(problem, name) for name in names}
 
 
-def _check_served(layer: Any, problem: Problem) -> None:
-    """KernelUnavailableError unless what is forced takes the whole problem, both passes."""
+def _check_supported(layer: Any, problem: Problem) -> None:
+    """KernelUnavailableError unless the forced kernels support both passes of the problem."""
     for mode in (layer.eval, layer.train):
         mode()._engine(problem.T, problem.N)
 
 
 def _verdict(
-    problem: Problem, what: str, name: str, found: dict[str, np.ndarray], equations: Equations
+    problem: Problem, what: str, name: str, results: dict[str, np.ndarray], equations: Equations
 ) -> Row:
     expected = {
         array: values
         for array, values in equations.expected.items()
         if array.endswith("(eval)") == (what == FORWARD)
     }
-    return judged(row_of(problem, what, name), found, expected, equations.limits)
+    return with_error(row_of(problem, what, name), results, expected, equations.limits)
 
 
-def judged(
+def with_error(
     row: Row,
-    found: dict[str, np.ndarray],
+    results: dict[str, np.ndarray],
     expected: dict[str, np.ndarray],
     limits: Mapping[str, float],
 ) -> Row:
-    """A row with the error of the array that does worst by its limit, and what is wrong."""
-    errors = {array: error_of(found[array], values) for array, values in expected.items()}
+    """The row with the error of the array with the largest error / limit, and its "wrong"."""
+    errors = {array: error_of(results[array], values) for array, values in expected.items()}
     worst = max(errors, key=lambda array: errors[array] / limits[array])
     row |= {"error": errors[worst], "limit": limits[worst], "of": worst}
     if not row["error"] <= row["limit"]:
         row["wrong"] = f"{worst} is off by {row['error']:.2g} of its largest element"
-    if not isfinite(row["error"]):  # which JSON does not have
-        row["error"], row["wrong"] = None, f"{worst} is not a number somewhere"
+    if not isfinite(row["error"]):  # not representable in JSON
+        row["error"], row["wrong"] = None, f"{worst} is not finite"
     return row
 
 
 def row_of(problem: AnyProblem, what: str, name: str, **facts: Any) -> Row:
-    """A row without times; `facts` are those of the comparison, or why there are no times."""
+    """A row without times; `facts` are results of the comparison, or why there are no times."""
     compared = {"error": None, "limit": None, "of": None, "wrong": ""}
     times = dict.fromkeys(("ours_us", "ours_quartiles_us", "torch_us", "torch_quartiles_us"))
     rest = dict.fromkeys(("ratio", "ratio_quartiles", "floor_us", "floor_of", "not_timed"))
@@ -129,15 +130,15 @@ def row_of(problem: AnyProblem, what: str, name: str, **facts: Any) -> Row:
     return {**row, **compared, **times, **rest, **facts}
 
 
-def said(error: BaseException) -> str:
-    """An error in one line."""
+def one_line(error: BaseException) -> str:
+    """An error's type and the first line of its message."""
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"
 
 
 @contextmanager
 def poisoned(backend: Backend) -> Iterator[None]:
-    """New device memory is full of NaN, so that what nobody writes shows."""
+    """New device memory is filled with NaN, so that unwritten elements are detected."""
     if not isinstance(backend, CupyBackend):
         yield
         return
@@ -157,63 +158,63 @@ def filled(allocate: Any, nbytes: int) -> Any:
 # -- timed
 
 
-def timed(problem: Problem, rows: Sequence[Row], backend: Backend, ceilings: Ceilings) -> None:
-    """Add the times of a problem to those of its rows that are right, beside torch's."""
-    right = [name for name in candidates(backend) if _all_right(name, rows)]
+def timed(problem: Problem, rows: Sequence[Row], backend: Backend, peaks: Peaks) -> None:
+    """Add times to the problem's correct rows, interleaved with torch's."""
+    correct = [name for name in candidates(backend) if _is_correct(name, rows)]
     for row in rows:
-        if row["kernels"] not in right:
+        if row["kernels"] not in correct:
             row["not_timed"] = "wrong" if row["wrong"] else "the other pass is wrong"
-    if not right:
+    if not correct:
         return
     try:
-        mine, peer = _peers(problem, right, backend)
-        alone: dict[str, float] = {}
+        mine, peer = _peers(problem, correct, backend)
+        computing: dict[str, float] = {}
         if "sequence" in mine:
             calls = {FORWARD: mine["sequence"].forward, BOTH: mine["sequence"].both}
-            with forced("sequence"):
-                alone = {what: unpolled(call, backend) for what, call in calls.items()}
+            with use_kernels("sequence"):
+                computing = {what: without_waiting(call, backend) for what, call in calls.items()}
         for what in PASSES:
-            here = [row for row in rows if row["pass"] == what and row["kernels"] in right]
-            calls = [_call(mine, row["kernels"], what) for row in here]
-            theirs_call = peer.forward if what == FORWARD else peer.both
-            fill(here, measure([*calls, theirs_call], timer(backend), BUDGET))
-            least, which = floor(problem, what, ceilings, alone.get(what))
-            for row in here:
-                row["floor_us"], row["floor_of"] = 1e6 * least, which
+            of_pass = [row for row in rows if row["pass"] == what and row["kernels"] in correct]
+            calls = [_call(mine, row["kernels"], what) for row in of_pass]
+            torch_call = peer.forward if what == FORWARD else peer.both
+            fill(of_pass, measure([*calls, torch_call], timer(backend), BUDGET))
+            bound, resource = call_bound(problem, what, peaks, computing.get(what))
+            for row in of_pass:
+                row["floor_us"], row["floor_of"] = 1e6 * bound, resource
     except (DisagreementError, RuntimeError, MemoryError) as error:
         for row in rows:
-            if row["kernels"] in right and row["ours_us"] is None:
-                row["wrong"] = row["not_timed"] = said(error)
+            if row["kernels"] in correct and row["ours_us"] is None:
+                row["wrong"] = row["not_timed"] = one_line(error)
 
 
-def _all_right(name: str, rows: Sequence[Row]) -> bool:
+def _is_correct(name: str, rows: Sequence[Row]) -> bool:
     mine = [row for row in rows if row["kernels"] == name]
     return bool(mine) and not any(row["wrong"] for row in mine)
 
 
 def _peers(problem: Problem, names: Sequence[str], backend: Backend) -> tuple[dict[str, Any], Any]:
-    """xprnn with each of the kernels, and torch, all of whose results agree at full length."""
+    """xprnn with each of the kernels, and torch; their results at full length agree."""
     _, dtype, N, H, T, D = problem
     setting = Setting(problem.cell, H, H, N, T, dtype, backend.name, D)
     layer = layer_of(problem, backend)
-    narrow = layer.arithmetic.compute_dtype
+    compute_dtype = layer.arithmetic.compute_dtype
     x, doutput = (
-        drawn(T, N, width, seed).astype(narrow).astype(layer.dtype)
+        drawn(T, N, width, seed).astype(compute_dtype).astype(layer.dtype)
         for seed, width in enumerate((H, D * H))
     )
     mine = {}
     for name in names:
-        with forced(name):
-            mine[name] = ours(Task(setting, copy.deepcopy(layer), x, doutput, ()))
-    peer = theirs(Task(setting, layer, x, doutput, ()))
-    for one in mine.values():
-        agreement(setting, one, peer)
+        with use_kernels(name):
+            mine[name] = xprnn_peer(Task(setting, copy.deepcopy(layer), x, doutput, ()))
+    peer = torch_peer(Task(setting, layer, x, doutput, ()))
+    for own in mine.values():
+        agreement(setting, own, peer)
     return mine, peer
 
 
 @cache
 def drawn(T: int, N: int, H: int, seed: int) -> np.ndarray:
-    """Normal numbers (T, N, H) in float32, the same for every cell and dtype."""
+    """Normally distributed float32 values (T, N, H), the same for every cell and dtype."""
     return np.random.default_rng(seed).standard_normal((T, N, H), np.float32)
 
 
@@ -221,19 +222,19 @@ def _call(mine: dict[str, Any], name: str, what: str) -> Callable[[], Any]:
     function = mine[name].forward if what == FORWARD else mine[name].both
 
     def run() -> Any:
-        with forced(name):
+        with use_kernels(name):
             return function()
 
     return run
 
 
 def fill(rows: Sequence[Row], samples: Sequence[Sequence[float]]) -> None:
-    """Write times into rows: the seconds of each in turns, torch's behind them."""
-    *times, theirs_seconds = samples
+    """Write times into rows, from interleaved samples of each and of torch, which is last."""
+    *times, torch_seconds = samples
     for row, seconds in zip(rows, times, strict=True):
-        ratios = [b / a for a, b in zip(seconds, theirs_seconds, strict=True)]
+        ratios = [b / a for a, b in zip(seconds, torch_seconds, strict=True)]
         row["ours_us"], row["ours_quartiles_us"] = _summary(seconds, 1e6)
-        row["torch_us"], row["torch_quartiles_us"] = _summary(theirs_seconds, 1e6)
+        row["torch_us"], row["torch_quartiles_us"] = _summary(torch_seconds, 1e6)
         row["ratio"], row["ratio_quartiles"] = _summary(ratios, 1.0)
 
 

@@ -1,6 +1,6 @@
-"""The rows of stacks: all steps of all layers, compared with float64, then timed beside torch's.
+"""The rows of stacks: compared with float64, then timed interleaved with torch's.
 
-On a GPU in one launch, the layers in a wave, and layer by layer, a launch each.
+On a GPU: as a wavefront in one launch, and layer by layer in one launch each.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, Task
 from xprnn.kernels import WAVE, KernelUnavailableError
 from xprnn.tolerances import error_of, tolerance
-from xprnn.verify import forced
 from xprnn.verify.equations import flat, packed
 
-from .ceilings import Ceilings
-from .floor import floor
+from ..common import use_kernels
+from .bounds import call_bound
+from .peaks import Peaks
 from .problems import FORWARD, StackProblem
-from .rows import CHECKED, Row, described, fill, judged, layer_of, poisoned, row_of, said
-from .steps import equations, named, numbers, rounded_layer
+from .rows import CHECKED, Row, described, fill, layer_of, one_line, poisoned, row_of, with_error
+from .steps import equations, named, rounded_layer, values
 
-BUDGET = 0.15  # seconds after which no round begins
+BUDGET = 0.15  # seconds after which no new round begins
 
 
 def candidates(backend: Backend) -> tuple[str, ...]:
-    """What is tried on a backend, by `XPRNN_KERNELS`."""
+    """The values of `XPRNN_KERNELS` to measure on a backend."""
     return (WAVE, "sequence") if isinstance(backend, CupyBackend) else ("reference",)
 
 
@@ -39,27 +39,27 @@ def candidates(backend: Backend) -> tuple[str, ...]:
 
 
 def compared(problem: StackProblem, backend: Backend) -> tuple[list[Row], list[Row]]:
-    """The rows of a problem without times, and who cannot serve it: as `rows.compared`."""
+    """The rows of a problem without times, and kernels that do not support it."""
     layer = rounded_layer(problem, backend)
-    x = numbers(problem, CHECKED, 0, layer)
+    x = values(problem, CHECKED, 0, layer)
     count = len(layer._stack.cell.state_names)
-    states = [numbers(problem, problem.layers, 1 + k, layer) for k in range(count)]
+    states = [values(problem, problem.layers, 1 + k, layer) for k in range(count)]
     expected = equations(layer, x, states)
     limits = dict.fromkeys(expected, _tolerance(problem, CHECKED))
-    given = [asarray(a, backend=backend.name) for a in (x, *states)]
+    arguments = [asarray(a, backend=backend.name) for a in (x, *states)]
     rows: list[Row] = []
     absent: list[Row] = []
     for name in candidates(backend):
         try:
-            with poisoned(backend), forced(name):
-                output, *final = flat(layer(given[0], packed(given[1:])))
-                found = named(to_numpy(output), [to_numpy(state) for state in final])
+            with poisoned(backend), use_kernels(name):
+                output, *final = flat(layer(arguments[0], packed(arguments[1:])))
+                results = named(to_numpy(output), [to_numpy(state) for state in final])
         except KernelUnavailableError as error:
             absent.append({**described(problem), "kernels": name, "reason": str(error)})
-        except (RuntimeError, MemoryError) as error:  # one of them, not the whole report
-            rows.append(row_of(problem, FORWARD, name, wrong=said(error)))
+        except (RuntimeError, MemoryError) as error:  # fails this row, not the report
+            rows.append(row_of(problem, FORWARD, name, wrong=one_line(error)))
         else:
-            rows.append(judged(row_of(problem, FORWARD, name), found, expected, limits))
+            rows.append(with_error(row_of(problem, FORWARD, name), results, expected, limits))
     return rows, absent
 
 
@@ -70,42 +70,42 @@ def _tolerance(problem: StackProblem, steps: int) -> float:
 # -- timed
 
 
-def timed(problem: StackProblem, rows: Sequence[Row], backend: Backend, ceilings: Ceilings) -> None:
-    """Add the times of a problem to those of its rows that are right, beside torch's stack."""
+def timed(problem: StackProblem, rows: Sequence[Row], backend: Backend, peaks: Peaks) -> None:
+    """Add times to the problem's correct rows, interleaved with torch's stack."""
     for row in rows:
         row["not_timed"] = "wrong" if row["wrong"] else None
-    right = [row for row in rows if not row["wrong"]]
-    if not right:
+    correct = [row for row in rows if not row["wrong"]]
+    if not correct:
         return
     try:
         layer = layer_of(problem, backend)
-        x = numbers(problem, problem.T, 0, layer)
+        x = values(problem, problem.T, 0, layer)
         theirs = torch_stack(problem, layer, x)
         expected = to_numpy(theirs()[0]).astype(np.float64)
-        mine = [_call(row["kernels"], layer, asarray(x, backend=backend.name)) for row in right]
-        for row, call in zip(right, mine, strict=True):
+        mine = [_call(row["kernels"], layer, asarray(x, backend=backend.name)) for row in correct]
+        for row, call in zip(correct, mine, strict=True):
             _check_agreement(problem, row["kernels"], call, expected)
-        fill(right, measure([*mine, theirs], timer(backend), BUDGET))
-        least, which = floor(problem, FORWARD, ceilings, None)
-        for row in right:
-            row["floor_us"], row["floor_of"] = 1e6 * least, which
+        fill(correct, measure([*mine, theirs], timer(backend), BUDGET))
+        bound, resource = call_bound(problem, FORWARD, peaks, None)
+        for row in correct:
+            row["floor_us"], row["floor_of"] = 1e6 * bound, resource
     except (DisagreementError, RuntimeError, MemoryError) as error:
-        for row in right:
-            row["wrong"] = row["not_timed"] = said(error)
+        for row in correct:
+            row["wrong"] = row["not_timed"] = one_line(error)
 
 
 def _call(name: str, layer: Any, x: Any) -> Callable[[], Any]:
-    """The layer's call with what serves it forced."""
+    """The layer's call with forced kernels."""
 
     def run() -> Any:
-        with forced(name):
+        with use_kernels(name):
             return layer(x)
 
     return run
 
 
 def torch_stack(problem: StackProblem, layer: Any, x: np.ndarray) -> Callable[[], Any]:
-    """A call of torch's stack of the same weights; it gives the output (T, N, H) and the states."""
+    """A call of torch's stack with the same weights; it returns output (T, N, H) and states."""
     sizes = problem.H, problem.H, problem.N, problem.T
     setting = Setting(problem.cell, *sizes, problem.dtype, layer.backend.name)
     torch, device, dtype = torch_for(Task(setting, layer, x, x, ()))
@@ -113,11 +113,11 @@ def torch_stack(problem: StackProblem, layer: Any, x: np.ndarray) -> Callable[[]
     stack = family(problem.H, problem.H, problem.layers).to(device, dtype)
     weights = {name: to_numpy(array).copy() for name, array in layer.parameters.items()}
     stack.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
-    given = torch.from_numpy(x).to(device, dtype)
+    torch_x = torch.from_numpy(x).to(device, dtype)
 
     def run() -> Any:
         with torch.inference_mode():
-            return stack(given)
+            return stack(torch_x)
 
     return run
 
@@ -125,7 +125,7 @@ def torch_stack(problem: StackProblem, layer: Any, x: np.ndarray) -> Callable[[]
 def _check_agreement(
     problem: StackProblem, name: str, call: Callable[[], Any], expected: np.ndarray
 ) -> None:
-    """DisagreementError unless it finds what torch finds; each may be wrong by the tolerance."""
+    """DisagreementError if the output differs from torch's by more than twice the tolerance."""
     limit = 2 * _tolerance(problem, problem.T)
     error = error_of(to_numpy(call()[0]), expected)
     if not error <= limit:

@@ -1,7 +1,7 @@
-"""The rows of a stepper: a step of a stack, first compared with float64, then timed beside torch's.
+"""The rows of a stepper: a stack's step, compared with float64, then timed against torch's.
 
 On a GPU: layer by layer with the pointwise kernels, all layers in one launch, and that launch as a
-CUDA graph, which is what is left of the step without Python.
+CUDA graph, which is the step without the overhead of Python.
 """
 
 from __future__ import annotations
@@ -21,51 +21,52 @@ from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, Task
 from xprnn.kernels import KernelUnavailableError
 from xprnn.tolerances import error_of, tolerance
-from xprnn.verify import forced
 from xprnn.verify.equations import flat, packed
 
-from .ceilings import Ceilings, reading
-from .floor import ITEMSIZE, step_floor, weights
+from ..common import use_kernels
+from .bounds import ITEMSIZE, step_bound, weights
 from .graphs import NotCapturedError, replayed
+from .peaks import Peaks, measure_read
 from .problems import STEP, StackProblem, StepProblem
-from .rows import Row, described, drawn, fill, judged, layer_of, poisoned, row_of, said
+from .rows import Row, described, drawn, fill, layer_of, one_line, poisoned, row_of, with_error
 
 GRAPH = "graph"
-TAKEN = 4  # steps that are compared: of a graph, an even number
-BUDGET = 0.3  # seconds after which no round begins
+COMPARED = 4  # steps whose results are compared; even, as a graph requires
+BUDGET = 0.3  # seconds after which no new round begins
 
 
 def candidates(backend: Backend) -> tuple[str, ...]:
-    """What is tried on a backend, in a row's words."""
+    """The values of a row's "kernels" to measure on a backend."""
     on_gpu = isinstance(backend, CupyBackend)
     return ("sequence", GRAPH, "pointwise") if on_gpu else ("reference",)
 
 
 class Streams:
-    """A stepper, and `take` for its next step, on arrays that stay: `x` is read, `out` written."""
+    """A stepper, and `run_step` for its next step, on fixed arrays: `x` (in), `out` (out)."""
 
     def __init__(self, name: str, layer: Any, problem: StepProblem) -> None:
         backend, shape = layer.backend, (problem.N, problem.H)
-        with forced("sequence" if name == GRAPH else name):
+        with use_kernels("sequence" if name == GRAPH else name):
             self.stepper = layer.stepper(problem.N)
         self.x, self.out = (backend.xp.zeros(shape, layer.dtype) for _ in range(2))
-        self.take: Callable[[], Any] = partial(self.stepper.step, self.x, out=self.out)
+        self.run_step: Callable[[], Any] = partial(self.stepper.step, self.x, out=self.out)
         if name == GRAPH:
-            self.take = replayed(self.take, backend)
-        self.name, self._place = name, backend.name
+            self.run_step = replayed(self.run_step, backend)
+        self.name, self._backend = name, backend.name
 
     def run(self, x: np.ndarray, states: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The results of steps x (T, N, H) from (L, N, H) each; T is even."""
-        self.stepper.load(packed([asarray(a, backend=self._place) for a in states]))
+        """The results of steps x (T, N, H) from states (L, N, H); T is even."""
+        self.stepper.load(packed([asarray(a, backend=self._backend) for a in states]))
         outputs = []
         for x_t in x:
-            self.x[...] = asarray(x_t, backend=self._place)
-            self.take()
+            self.x[...] = asarray(x_t, backend=self._backend)
+            self.run_step()
             outputs.append(to_numpy(self.out).copy())
         return named(np.stack(outputs), [to_numpy(a) for a in flat(self.stepper.state())])
 
 
 def named(output: np.ndarray, states: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Output and states by name."""
     names = "h", "c"
     return {"output": output, **dict(zip(names, states, strict=False))}
 
@@ -74,11 +75,11 @@ def named(output: np.ndarray, states: Sequence[np.ndarray]) -> dict[str, np.ndar
 
 
 def compared(problem: StepProblem, backend: Backend) -> tuple[list[Row], list[Row]]:
-    """The rows of a problem without times, and who cannot serve it: as `rows.compared`."""
+    """The rows of a problem without times, and kernels that do not support it."""
     layer = rounded_layer(problem, backend)
-    x = numbers(problem, TAKEN, 0, layer)
+    x = values(problem, COMPARED, 0, layer)
     count = len(layer._stack.cell.state_names)
-    states = [numbers(problem, problem.layers, 1 + k, layer) for k in range(count)]
+    states = [values(problem, problem.layers, 1 + k, layer) for k in range(count)]
     expected = equations(layer, x, states)
     limits = dict.fromkeys(expected, _tolerance(problem))
     rows: list[Row] = []
@@ -86,84 +87,85 @@ def compared(problem: StepProblem, backend: Backend) -> tuple[list[Row], list[Ro
     for name in candidates(backend):
         try:
             with poisoned(backend):
-                found = Streams(name, layer, problem).run(x, states)
+                results = Streams(name, layer, problem).run(x, states)
         except (KernelUnavailableError, NotCapturedError) as error:
             absent.append({**described(problem), "kernels": name, "reason": str(error)})
-        except (RuntimeError, MemoryError) as error:  # one of them, not the whole report
-            rows.append(row_of(problem, STEP, name, wrong=said(error)))
+        except (RuntimeError, MemoryError) as error:  # fails this row, not the report
+            rows.append(row_of(problem, STEP, name, wrong=one_line(error)))
         else:
-            rows.append(judged(row_of(problem, STEP, name), found, expected, limits))
+            rows.append(with_error(row_of(problem, STEP, name), results, expected, limits))
     return rows, absent
 
 
 def rounded_layer(problem: StackProblem | StepProblem, backend: Backend) -> Any:
-    """The layer of a problem with such weights as its products read."""
+    """The layer of a problem, its weights rounded to the compute dtype."""
     layer = layer_of(problem, backend)
-    narrow = layer.arithmetic.compute_dtype
-    rounded = {n: to_numpy(p).astype(narrow) for n, p in layer.parameters.items()}
+    compute_dtype = layer.arithmetic.compute_dtype
+    rounded = {n: to_numpy(p).astype(compute_dtype) for n, p in layer.parameters.items()}
     layer.load_state_dict({n: p.astype(layer.dtype) for n, p in rounded.items()})
     return layer
 
 
-def numbers(problem: StackProblem | StepProblem, count: int, seed: int, layer: Any) -> np.ndarray:
-    """Normal numbers (count, N, H), such as products read, in the layer's dtype."""
-    wide = drawn(count, problem.N, problem.H, seed)
-    return wide.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
+def values(problem: StackProblem | StepProblem, count: int, seed: int, layer: Any) -> np.ndarray:
+    """Normal values (count, N, H), rounded to the compute dtype, in the layer's dtype."""
+    float32 = drawn(count, problem.N, problem.H, seed)
+    return float32.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
 
 
 def _tolerance(problem: StepProblem) -> float:
-    return tolerance(problem.dtype, steps=TAKEN, width=2 * problem.H, layers=problem.layers)
+    return tolerance(problem.dtype, steps=COMPARED, width=2 * problem.H, layers=problem.layers)
 
 
 def equations(layer: Any, x: np.ndarray, states: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
-    """What the float64 equations on NumPy find."""
-    wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
-    with forced("reference"):
-        equations = copy.deepcopy(layer).to("numpy", **wide).eval()
-        given = packed([state.astype(np.float64) for state in states])
-        output, *final = flat(equations(x.astype(np.float64), given))
+    """The results of the float64 equations on NumPy."""
+    float64 = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
+    with use_kernels("reference"):
+        reference = copy.deepcopy(layer).to("numpy", **float64).eval()
+        hx = packed([state.astype(np.float64) for state in states])
+        output, *final = flat(reference(x.astype(np.float64), hx))
     return named(output, final)
 
 
 # -- timed
 
 
-def timed(problem: StepProblem, rows: Sequence[Row], backend: Backend, ceilings: Ceilings) -> None:
-    """Add the times of a problem to those of its rows that are right, beside torch's cells."""
+def timed(problem: StepProblem, rows: Sequence[Row], backend: Backend, peaks: Peaks) -> None:
+    """Add times to the problem's correct rows, interleaved with torch's cells."""
     for row in rows:
         row["not_timed"] = "wrong" if row["wrong"] else None
-    right = [row for row in rows if not row["wrong"]]
-    if not right:
+    correct = [row for row in rows if not row["wrong"]]
+    if not correct:
         return
     try:
         layer = layer_of(problem, backend)
-        x = numbers(problem, 1, 0, layer)[0]
+        x = values(problem, 1, 0, layer)[0]
         theirs = torch_cells(problem, layer, x)
-        expected = np.stack([to_numpy(theirs()).astype(np.float64) for _ in range(TAKEN)])
-        mine = [Streams(row["kernels"], layer, problem) for row in right]
-        for row, one in zip(right, mine, strict=True):
-            _check_agreement(one, x, expected, row["limit"])
-        samples = measure([*[one.take for one in mine], theirs], timer(backend), BUDGET)
-        if not all(np.isfinite(to_numpy(one.out)).all() for one in mine):
-            raise RuntimeError("h became NaN meanwhile: a block waited too long for another")
-        fill(right, samples)
-        least, which = step_floor(problem, ceilings, _reading(problem, backend, ceilings))
-        for row in right:
-            row["floor_us"], row["floor_of"] = 1e6 * least, which
+        expected = np.stack([to_numpy(theirs()).astype(np.float64) for _ in range(COMPARED)])
+        mine = [Streams(row["kernels"], layer, problem) for row in correct]
+        for row, streams in zip(correct, mine, strict=True):
+            _check_agreement(streams, x, expected, row["limit"])
+        calls = [streams.run_step for streams in mine]
+        samples = measure([*calls, theirs], timer(backend), BUDGET)
+        if not all(np.isfinite(to_numpy(streams.out)).all() for streams in mine):
+            raise RuntimeError("h became NaN while it was timed: a block timed out")
+        fill(correct, samples)
+        bound, resource = step_bound(problem, peaks, _read_time(problem, backend, peaks))
+        for row in correct:
+            row["floor_us"], row["floor_of"] = 1e6 * bound, resource
     except (DisagreementError, RuntimeError, MemoryError) as error:
-        for row in right:
-            row["wrong"] = row["not_timed"] = said(error)
+        for row in correct:
+            row["wrong"] = row["not_timed"] = one_line(error)
 
 
-def _reading(problem: StepProblem, backend: Backend, ceilings: Ceilings) -> float:
+def _read_time(problem: StepProblem, backend: Backend, peaks: Peaks) -> float:
     """The seconds in which every weight is read once."""
     nbytes = weights(problem) * ITEMSIZE[problem.dtype]
     on_gpu = isinstance(backend, CupyBackend)
-    return reading(backend, nbytes) if on_gpu else nbytes / ceilings.bandwidth
+    return measure_read(backend, nbytes) if on_gpu else nbytes / peaks.bandwidth
 
 
 def torch_cells(problem: StepProblem, layer: Any, x: np.ndarray) -> Callable[[], Any]:
-    """A call that takes the next step of torch's cells, one above the other; it gives h (N, H)."""
+    """A call that runs the next step of stacked torch cells; it returns h (N, H)."""
     setting = Setting(
         problem.cell, problem.H, problem.H, problem.N, 1, problem.dtype, layer.backend.name
     )
@@ -177,11 +179,11 @@ def torch_cells(problem: StepProblem, layer: Any, x: np.ndarray) -> Callable[[],
         named = {name: to_numpy(layer.parameters[f"{name}_l{k}"]) for name in cell.state_dict()}
         cell.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in named.items()})
         cells.append(cell)
-    given, states = torch.from_numpy(x).to(device, dtype), [None] * len(cells)
+    torch_x, states = torch.from_numpy(x).to(device, dtype), [None] * len(cells)
 
     def step() -> Any:
         with torch.inference_mode():
-            h = given
+            h = torch_x
             for k, cell in enumerate(cells):
                 states[k] = cell(h, states[k])
                 h = flat(states[k])[0]
@@ -190,12 +192,12 @@ def torch_cells(problem: StepProblem, layer: Any, x: np.ndarray) -> Callable[[],
     return step
 
 
-def _check_agreement(one: Streams, x: np.ndarray, expected: np.ndarray, limit: float) -> None:
-    """DisagreementError unless it finds what torch finds; each may be wrong by `limit`."""
-    states = [np.zeros_like(to_numpy(a)) for a in flat(one.stepper.state())]
-    error = error_of(one.run(np.stack([x] * TAKEN), states)["output"], expected)
+def _check_agreement(streams: Streams, x: np.ndarray, expected: np.ndarray, limit: float) -> None:
+    """DisagreementError if h differs from torch's by more than twice the limit."""
+    states = [np.zeros_like(to_numpy(a)) for a in flat(streams.stepper.state())]
+    error = error_of(streams.run(np.stack([x] * COMPARED), states)["output"], expected)
     if not error <= 2 * limit:
         raise DisagreementError(
-            f"{one.name}: its h differs from that of torch's cells by {error:.2g} of the largest "
-            f"element, expected at most {2 * limit:.2g}"
+            f"{streams.name}: its h differs from that of torch's cells by {error:.2g} of the "
+            f"largest element, expected at most {2 * limit:.2g}"
         )

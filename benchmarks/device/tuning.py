@@ -1,11 +1,11 @@
-"""Times every tiling that a sequence kernel can have, beside the one that the planner chooses.
+"""Time every supported tiling of the sequence kernels and mark the planner's choice.
 
     python -m benchmarks.device.tuning
 
-A line of Markdown each: a call forward with one tiling of the forward kernel, or forward and
-backward with one of the backward kernel, whatever else is in the call being the same. It changes
-nothing: benchmarks/NOTES.md says where a tiling that wins goes. Ends after LIMIT seconds, and says
-where it was. Needs CuPy and a GPU.
+Prints one line of Markdown for each tiling: a forward call with one tiling of the forward kernel,
+or forward and backward with one of the backward kernel; the rest of the call is the same. Nothing
+is changed: benchmarks/NOTES.md says where to enter a faster tiling. Stops after LIMIT seconds and
+prints how far it got. Needs CuPy and a GPU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from xprnn.backend import Backend
 from xprnn.bench.clock import Timer, measure, timer
 from xprnn.kernels import KernelUnavailableError
 from xprnn.kernels.cuda.plan import KERNELS, Plan, Tiling, plan
-from xprnn.verify import forced
 
+from ..common import use_kernels
 from .problems import Problem, problems
 from .rows import drawn, layer_of
 
@@ -31,7 +31,7 @@ LIMIT = 140  # seconds
 BUDGET = 0.05  # seconds for a tiling
 WORKS = ("forward", "backward")
 HEAD = (
-    "| cell | type | N, H, T | kernel | tiling | grid | passes | us a step | |",
+    "| cell | type | N, H, T | kernel | tiling | grid | passes | us per step | |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 
@@ -55,32 +55,32 @@ def main() -> int:
 
 
 def lines(problem: Problem, work: str, backend: Backend, clock: Timer) -> list[str]:
-    """The table's lines for one kernel of a problem, the fastest first; none if there is none."""
+    """The table's lines for one kernel of a problem, the fastest first; [] if there is none."""
     if (problem.cell, work) not in KERNELS:
         return []
-    found = []
-    with forced("sequence"):
-        call, chosen = _call(problem, work, backend)
-        usual = chosen()
+    timings = []
+    with use_kernels("sequence"):
+        call, current_plan = _call(problem, work, backend)
+        default = current_plan()
         for tiling in KERNELS[problem.cell, work].tilings[problem.dtype]:
             with only(problem, work, tiling):
-                plan_of_it = chosen()
-                if plan_of_it is None:
+                forced = current_plan()
+                if forced is None:
                     continue
                 (seconds,) = measure([call], clock, BUDGET)
-            mark = "chosen" if usual is not None and usual.tiling == tiling else ""
-            found.append((statistics.median(seconds) / problem.T, plan_of_it, mark))
+            mark = "chosen" if default is not None and default.tiling == tiling else ""
+            timings.append((statistics.median(seconds) / problem.T, forced, mark))
     return [
         f"| {problem.cell} | {problem.dtype} | {problem.N}, {problem.H}, {problem.T} | {work} "
         f"| {tuple(one.tiling)} | {one.grid} | {one.passes} | {1e6 * seconds:.2f} | {mark} |"
-        for seconds, one, mark in sorted(found, key=lambda row: row[0])
+        for seconds, one, mark in sorted(timings, key=lambda row: row[0])
     ]
 
 
 def _call(
     problem: Problem, work: str, backend: Backend
 ) -> tuple[Callable[[], Any], Callable[[], Plan | None]]:
-    """A call of a layer, with its inverse for "backward", and which plan it would have now."""
+    """A call of a layer, with backward for "backward", and a function that returns its plan."""
     layer = layer_of(problem, backend)
     if work == "backward":
         layer.train()
@@ -104,7 +104,7 @@ def _call(
 
 @contextmanager
 def only(problem: Problem, work: str, tiling: Tiling) -> Iterator[None]:
-    """The planner knows one tiling of a kernel."""
+    """Restrict the planner to one tiling of a kernel."""
     kernel = KERNELS[problem.cell, work]
     KERNELS[problem.cell, work] = kernel._replace(tilings={problem.dtype: (tiling,)})
     plan.cache_clear()

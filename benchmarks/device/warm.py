@@ -1,12 +1,13 @@
-"""Compiles the kernels of the report and the suites ahead, into CuPy's cache on disk.
+"""Compile the kernels of the report and the test suites in advance, into CuPy's cache on disk.
 
     python -m benchmarks.device.warm
 
-NVRTC compiles one kernel at a time in a process, whatever its threads: so a dozen processes share
-the work, or as many as there are processors. First come layers, called as `xprnn verify` calls them
-but without the kernels whose blocks wait, for CuPy compiles small kernels of its own too; then the
-sequence kernels and those of a stepper's step; last clusters and waves. A line a kernel says how
-long it took. Exit status: 0 all compile, 1 some do not, 2 there is no GPU. Needs CuPy and a GPU.
+NVRTC compiles one kernel at a time in a process, however many threads it has, so the work is
+distributed over a dozen processes, or as many as there are processors. First, layers are called as
+in `xprnn verify`, without the kernels whose blocks wait, because CuPy compiles small kernels of its
+own too; then the sequence kernels and those of a stepper's step are compiled, clusters and
+wavefronts last. A line per kernel gives its time. Exit status: 0 all compiled, 1 some failed, 2
+there is no GPU. Needs CuPy and a GPU.
 """
 
 from __future__ import annotations
@@ -30,32 +31,32 @@ from xprnn.kernels.cuda.table import KERNELS
 from xprnn.verify import check
 from xprnn.verify import suite as verified
 
-from . import ceilings, kinds
+from . import kinds, peaks
 from .problems import StackProblem, StepProblem, everything
 from .rows import CHECKED
 
 PROCESSES = 12  # at most
 WORKS = ("forward", "training", "backward")
-TESTED = tuple(product((1, 9, 33), (5, 43, 70, 256)))  # N, H: about those of the tests
+TESTED = tuple(product((1, 9, 33), (5, 43, 70, 256)))  # N, H: similar to those of the tests
 CALLED = verified.Problem(3, 3, 5, 43, layers=2, directions=2, lengths=(3, 0, 2))
-RELAY = ("relay", "look", "sweep")  # of ceilings.py
+PING_PONG = ("ping_pong", "poll_words", "sweep")  # of peaks.py
 
 
 class Job(NamedTuple):
-    """A kernel, or a layer with all that it launches."""
+    """A kernel, or a layer with all kernels that it launches."""
 
-    what: str  # "layer", "sequence", "step", "relay"
+    what: str  # "layer", "sequence", "step", "ping_pong"
     name: str
-    details: tuple[Any, ...] = ()  # a sequence kernel's file, cluster and whether it is a wave
+    details: tuple[Any, ...] = ()  # a sequence kernel's file, cluster, whether it is a wavefront
 
     @property
     def frozen(self) -> bool:
-        """Whether it is for clusters or waves."""
+        """Whether it is a cluster or wavefront kernel."""
         return self.what == "sequence" and self.details[1:] != (1, False)
 
     @property
     def size(self) -> list[int]:
-        """What its name says, such as warps and chunks: the larger, the longer it takes."""
+        """The sizes in its name, such as warps and chunks: larger ones take longer to compile."""
         return [int(size) for size in re.findall(r"\b\d+\b", self.name)]
 
     def compile(self, backend: Backend) -> None:
@@ -65,29 +66,29 @@ class Job(NamedTuple):
             shape = CALLED.T, CALLED.N, CALLED.I
             check(layer, shape, CALLED.lengths, 0, differences=False)
         elif self.what == "sequence":
-            source, alone = sequence.source(*self.details), self.details[1] == 1
-            _ = loading.kernel(backend.xp, source, self.name, alone).kernel
+            source, cooperative = sequence.source(*self.details), self.details[1] == 1
+            _ = loading.kernel(backend.xp, source, self.name, cooperative).kernel
         elif self.what == "step":
             _ = loading.kernel(backend.xp, stack_step.source(), self.name).kernel
         else:
-            waits = self.name == RELAY[0]
-            _ = loading.kernel(backend.xp, ceilings.source(), f"xprnn::{self.name}", waits).kernel
+            waits = self.name == PING_PONG[0]
+            _ = loading.kernel(backend.xp, peaks.source(), f"xprnn::{self.name}", waits).kernel
 
 
 def jobs(device: Device) -> list[Job]:
-    """What is compiled for a device, in that order, each once."""
+    """All jobs for a device, in order, without duplicates."""
     layers = [
-        Job("layer", " ".join(pair)) for pair in product(verified.LAYERS, verified.ARITHMETIC)
+        Job("layer", " ".join(pair)) for pair in product(verified.LAYERS, verified.PRECISIONS)
     ]
     steps = [
         Job("step", stack_step.instantiation(*kind))
         for kind in product(stack_step.UNITS.values(), stack_step.KINDS.values(), stack_step.ROWS)
     ]
-    relay = [Job("relay", name) for name in RELAY]
+    ping_pong = [Job("ping_pong", name) for name in PING_PONG]
     kernels = {Job("sequence", one.name, _details(one)): 0 for one in _planned(device)}
     every = sorted([*kernels, *steps], key=lambda job: job.size, reverse=True)
-    waiting, frozen = ([job for job in every if job.frozen == late] for late in (False, True))
-    return [*layers, *relay, *waiting, *frozen]
+    waiting, frozen = ([job for job in every if job.frozen == last] for last in (False, True))
+    return [*layers, *ping_pong, *waiting, *frozen]
 
 
 def _details(chosen: Plan) -> tuple[str, int, bool]:
@@ -96,79 +97,80 @@ def _details(chosen: Plan) -> tuple[str, int, bool]:
 
 
 def _planned(device: Device) -> Iterator[Plan]:
-    """The launches of the report, of calls such as the tests make, and of every kind."""
+    """The launches of the report, of calls like those of the tests, and of every kind."""
     for problem, work in product(_problems(), WORKS):
         chosen = plan(device, problem._replace(work=work))
         if isinstance(chosen, Plan):
             yield chosen
     for kind, work in product(kinds.kinds([kinds.CLUSTER]), WORKS):
         with kind.planned():
-            chosen = plan(device, Problem(kind.cell, work, kind.numbers, kind.N, kinds.H, kinds.T))
+            sizes = kind.operand_type, kind.N, kinds.H, kinds.T
+            chosen = plan(device, Problem(kind.cell, work, *sizes))
         if isinstance(chosen, Plan):
             yield chosen
 
 
 def _problems() -> Iterator[Problem]:
-    """What is asked of the planner, for one kind of work."""
+    """The planner's problems, for forward."""
     for one in everything():
-        layers = (1, one.layers) if isinstance(one, StackProblem) else (1,)
+        depths = (1, one.layers) if isinstance(one, StackProblem) else (1,)
         if not isinstance(one, StepProblem):
-            for T, deep in product((CHECKED, one.T), layers):
-                sizes = one.dtype, one.N, one.H, T, one.directions, deep
+            for T, layers in product((CHECKED, one.T), depths):
+                sizes = one.dtype, one.N, one.H, T, one.directions, layers
                 yield Problem(one.cell, "forward", *sizes)
     cells = {cell: 0 for cell, _ in KERNELS}
-    for cell, numbers in product(cells, CHUNK):
+    for cell, operand_type in product(cells, CHUNK):
         for (N, H), directions in product(TESTED, (1, 2)):
-            yield Problem(cell, "forward", numbers, N, H, kinds.T, directions)
-        yield Problem(cell, "forward", numbers, kinds.N, kinds.H, kinds.T, 1, kinds.LAYERS)
+            yield Problem(cell, "forward", operand_type, N, H, kinds.T, directions)
+        yield Problem(cell, "forward", operand_type, kinds.N, kinds.H, kinds.T, 1, kinds.LAYERS)
 
 
-# -- in processes
+# -- worker processes
 
 
 def compiled(job: Job) -> str:
-    """Why a job cannot be done, or ""."""
+    """Run a job; returns why it failed, or ""."""
     from cupy.cuda.compiler import CompileException
 
     try:
         job.compile(xprnn.get_backend("cupy"))
-    except (CompileException, RuntimeError, MemoryError) as error:  # one kernel, not all
+    except (CompileException, RuntimeError, MemoryError) as error:  # fails this job only
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def timed(work: Callable[[Job], str], job: Job) -> tuple[float, str]:
-    """The seconds of a job, and why it cannot be done."""
+    """The seconds of a job, and why it failed."""
     started = time.perf_counter()
-    why = work(job)
-    return time.perf_counter() - started, why
+    reason = work(job)
+    return time.perf_counter() - started, reason
 
 
 def run(every: Sequence[Job], work: Callable[[Job], str], processes: int) -> int:
-    """Do all jobs, a line each; how many could not be done.
+    """Run all jobs and print a line for each; returns how many failed.
 
-    :param work: a function of a module, that says why a job cannot be done.
+    :param work: a module-level function that returns why a job failed, or "".
     """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context)
-    left = {pool.submit(timed, work, job): job for job in every}
+    pending = {pool.submit(timed, work, job): job for job in every}
     failed = 0
     try:
-        for future in as_completed(left):
-            job = left[future]
+        for future in as_completed(pending):
+            job = pending[future]
             try:
-                seconds, why = future.result()
-            except BrokenProcessPool as error:  # every job that is left gives it
-                seconds, why = 0.0, f"a process ended by itself: {error}"
-            failed += bool(why)
-            print(f"{seconds:6.1f} s  {job.what} {job.name}{why and f': {why}'}", flush=True)
+                seconds, reason = future.result()
+            except BrokenProcessPool as error:  # raised by all remaining jobs
+                seconds, reason = 0.0, f"a worker process terminated: {error}"
+            failed += bool(reason)
+            print(f"{seconds:6.1f} s  {job.what} {job.name}{reason and f': {reason}'}", flush=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return failed
 
 
 def usable_processors() -> int:
-    """Those that this process may use."""
+    """The number of processors that this process may use."""
     counted = getattr(os, "sched_getaffinity", None)
     return len(counted(0)) if counted else os.cpu_count() or 1
 
@@ -183,8 +185,8 @@ def main() -> int:
     every = jobs(Device.of(backend.xp, backend.device))
     processes = min(PROCESSES, usable_processors())
     failed = run(every, compiled, processes)
-    took = time.monotonic() - started
-    print(f"{len(every)} in {took:.0f} s by {processes} processes: {failed} failed")
+    seconds = time.monotonic() - started
+    print(f"{len(every)} in {seconds:.0f} s by {processes} processes: {failed} failed")
     return bool(failed)
 
 

@@ -26,7 +26,7 @@ from xprnn.kernels.cuda.plan import plan
 from xprnn.kernels.cuda.table import KERNELS
 from xprnn.tolerances import EPSILON
 from xprnn.verify import check
-from xprnn.verify.suite import ARITHMETIC, LAYERS
+from xprnn.verify.suite import LAYERS, PRECISIONS
 
 FAKE = {  # on the fake CuPy
     kinds.LAYER: Kind(kinds.LAYER, "gru", "float32"),
@@ -38,7 +38,7 @@ FAKE = {  # on the fake CuPy
 STEPWISE = [  # no launch takes all steps
     (cell, numbers)
     for cell in LAYERS
-    for numbers in ARITHMETIC
+    for numbers in PRECISIONS
     if (cell, "forward") not in KERNELS or numbers == "float64"
 ]
 
@@ -50,7 +50,7 @@ def marks(kind: Kind) -> list[pytest.MarkDecorator]:
 def found(kind: Kind, backend: Backend) -> dict[str, tuple[float, float]]:
     """By kernels the error of the array that does worst, and its limit; a fault is infinite."""
     if kind.way in (kinds.STEP, kinds.WAVE):
-        sizes = kind.cell, kind.numbers, kind.N, kinds.H
+        sizes = kind.cell, kind.operand_type, kind.N, kinds.H
         if kind.way == kinds.STEP:
             rows, absent = steps.compared(StepProblem(*sizes, kinds.LAYERS), backend)
         else:
@@ -62,7 +62,7 @@ def found(kind: Kind, backend: Backend) -> dict[str, tuple[float, float]]:
     with kind.planned():
         layer = kind.layer(backend)
         checked, _ = check(layer, (kinds.T, kind.N, kinds.I), None, 0, differences=False)
-    unit = EPSILON[kind.numbers]
+    unit = EPSILON[kind.operand_type]
     return {row.implementation: (row.error * unit, row.limit * unit) for row in checked}
 
 
@@ -72,7 +72,7 @@ def compare(kind: Kind, backend: Backend, asked: str) -> None:
     assert asked in errors
     for name, (error, limit) in errors.items():
         for listen in tolerances.listeners:
-            listen(kind.numbers, error, limit, f"{name} {kind}")
+            listen(kind.operand_type, error, limit, f"{name} {kind}")
         assert error <= limit, f"{name}: relative error {error:.2e}, limit {limit:.2e}"
 
 
@@ -128,7 +128,7 @@ each_way = pytest.mark.parametrize(
 
 def installed(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> type:
     """The fake kernels that this kind launches."""
-    needs_dtype("bfloat16" if kind.numbers == "bfloat16" else "float32")
+    needs_dtype("bfloat16" if kind.operand_type == "bfloat16" else "float32")
     module = fake_stack if kind.way == kinds.STEP else fake_sequence
     module.install(monkeypatch)
     return module.Function
@@ -151,7 +151,7 @@ def test_a_kernel_that_does_nothing_is_found(
 ) -> None:
     function = installed(kind, monkeypatch)
     monkeypatch.setattr(function, "__call__", lambda *given, **options: None)
-    with pytest.raises(AssertionError, match=r"relative error|is not a number|is off by"):
+    with pytest.raises(AssertionError, match=r"relative error|is not finite|is off by"):
         compare(kind, fake, asked(kind))
 
 

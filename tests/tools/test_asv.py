@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("asv", reason="asv is not installed: pip install 'xprnn[test]'")
 
-from benchmarks import filing
+from benchmarks import result_store
 from benchmarks.record import QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def edit(path: Path, old: str, new: str) -> None:
 def values(results: dict[str, Any], benchmark: str) -> dict[tuple[str, ...], Any]:
     """The result of each combination of parameters."""
     row = dict(zip(results["result_columns"], results["results"][benchmark], strict=False))
-    found = product(*filing.axes(row["params"]))
+    found = product(*result_store.axes(row["params"]))
     return dict(zip(found, row["result"], strict=True))
 
 
@@ -233,7 +233,7 @@ def test_a_benchmark_that_fails_is_no_skip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("0123abcd",), "commit 0123abcd: .*no git history give the 40 digits and --date"),
+        (("0123abcd",), "commit 0123abcd: .*without git history pass the 40 digits and --date"),
         (
             ("main", "--date", "2026-01-01"),
             "commit: with --date expected 40 hex digits, got 'main'",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import filing, implementations
+from benchmarks import implementations, result_store
 from benchmarks.common import UnusableError
 from xprnn.backend import Backend
 
@@ -25,16 +25,16 @@ def results(values: list[float | None] | None, *names: str, version: str = "v") 
     return {"result_columns": COLUMNS, "results": {"a.B.time_c": row}}
 
 
-def skips(**reasons: set[tuple[str, ...]]) -> filing.Skips:
-    found: filing.Skips = defaultdict(lambda: defaultdict(set))
+def skips(**reasons: set[tuple[str, ...]]) -> result_store.Skips:
+    found: result_store.Skips = defaultdict(lambda: defaultdict(set))
     found["a.B"].update(copy.deepcopy(reasons))
     return found
 
 
-def merged(new: dict[str, Any], old: dict[str, Any], skipped: filing.Skips) -> list[Any]:
+def merged(new: dict[str, Any], old: dict[str, Any], skipped: result_store.Skips) -> list[Any]:
     """The values after merging, with their quartiles."""
-    filing.restore(skipped, {"a.B": {"old": ["*, 1"]}}, filing.merge(new, old, skipped))
-    filing.complete(new, {})
+    result_store.restore(skipped, {"a.B": {"old": ["*, 1"]}}, result_store.merge(new, old, skipped))
+    result_store.complete(new, {})
     value, _, _, quartile = new["results"]["a.B.time_c"][:4]
     return list(zip(value or (), quartile or (), strict=False))
 
@@ -79,7 +79,7 @@ def test_numbers_of_another_version_are_not_mixed() -> None:
 
 def test_every_benchmark_gets_a_row() -> None:
     new = results([1.0], "x")
-    filing.complete(new, {"version": 2, "a.D.time_e": {"params": [["'x'"]], "version": "w"}})
+    result_store.complete(new, {"version": 2, "a.D.time_e": {"params": [["'x'"]], "version": "w"}})
     assert new["results"]["a.D.time_e"] == [None, [["'x'"]], "w", None, None]
 
 
@@ -87,7 +87,9 @@ def test_reasons_are_given_for_every_value_at_once() -> None:
     found = skips(none={("x", "1"), ("x", "2"), ("y", "2")}, all={("x", "1"), ("y", "1")}, no=set())
     row = [[], [["'x'", "'y'"], ["'1'", "'2'"]]]
     file = {"result_columns": COLUMNS, "results": {"a.B.time_c": row}}
-    assert filing.collapsed(found, file) == {"a.B": {"none": ["*, 2", "x, 1"], "all": ["*, 1"]}}
+    assert result_store.collapsed(found, file) == {
+        "a.B": {"none": ["*, 2", "x, 1"], "all": ["*, 1"]}
+    }
 
 
 @pytest.mark.parametrize(("size", "suffix"), [("N=2 H=5 T=3", ""), ("N=2 H=5", "Cell")])

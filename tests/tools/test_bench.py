@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def double(task: Any, **changes: Any) -> Peer:
     """A peer that is xprnn itself, but for `changes`."""
-    return replace(peers.ours(task), **{"name": "double", **changes})
+    return replace(peers.xprnn_peer(task), **{"name": "double", **changes})
 
 
 # -- who is refused
@@ -42,7 +42,7 @@ def test_a_peer_that_finds_something_else_is_not_measured(
     name: str, factor: float, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(task: Any) -> Peer:
-        results = dict(peers.ours(task).results)
+        results = dict(peers.xprnn_peer(task).results)
         results[name] = results[name] * np.float32(factor)
 
         def never() -> None:
@@ -82,7 +82,7 @@ def test_a_peer_that_is_not_installed(
     assert name not in str(bench.run(SMALL)).split("versions:")[0]
     report = bench.run(SMALL, [name])
     assert f"not measured: {name}: not installed; pip install {name}" in report.lines
-    assert [row.who for row in report.rows] == ["xprnn", "xprnn"]
+    assert [row.library for row in report.rows] == ["xprnn", "xprnn"]
 
 
 def test_a_peer_without_such_a_layer(quick: None) -> None:
@@ -104,10 +104,10 @@ def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.Monk
 
     monkeypatch.setitem(bench.PEERS, "torch", slow)
     report = bench.run(SMALL, ["torch"])
-    by_name = {(row.what, row.who): row for row in report.rows}
+    by_name = {(row.what, row.library): row for row in report.rows}
     assert by_name["forward", "double"].median > 0.02
     assert by_name["forward", "double"].ratio[0] > 1
-    assert by_name["forward", "double"].ours == by_name["forward", "xprnn"].seconds
+    assert by_name["forward", "double"].xprnn_seconds == by_name["forward", "xprnn"].seconds
 
     genuine = xprnn.stack.backward
 
@@ -119,7 +119,7 @@ def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.Monk
     task = make_task(SMALL)
     fast = replace(double(task), both=lambda: None)
     monkeypatch.setitem(bench.PEERS, "torch", lambda task: fast)
-    by_name = {(row.what, row.who): row for row in bench.run(SMALL, ["torch"]).rows}
+    by_name = {(row.what, row.library): row for row in bench.run(SMALL, ["torch"]).rows}
     assert by_name["with backward", "xprnn"].median > 0.05
     assert by_name["with backward", "double"].ratio[0] < 0.1
 
@@ -186,5 +186,5 @@ def test_torch_on_the_gpu_agrees(kind: str, quick: None) -> None:
         pytest.skip(str(error))
     pytest.importorskip("torch")
     report = bench.run(replace(SMALL, hidden=64, steps=20, kind=kind, backend="cupy"), ["torch"])
-    assert [row.who for row in report.rows] == ["xprnn", "torch", "xprnn", "torch"]
+    assert [row.library for row in report.rows] == ["xprnn", "torch", "xprnn", "torch"]
     assert all(row.median > 0 for row in report.rows)

@@ -52,7 +52,7 @@ def test_torch_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
             return genuine(self, x)
 
         patch.setattr(family, "forward", watched)
-        theirs = peers.theirs(task)
+        theirs = peers.torch_peer(task)
         del seen[:]
         theirs.forward()
         assert theirs.both is not None
@@ -64,7 +64,7 @@ def test_torch_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
         for name, weight in layer.named_parameters():
             expected = task.weights[name].astype(task.setting.stored)
             assert np.array_equal(weight.detach().numpy(), expected)
-    mine = peers.ours(task)
+    mine = peers.xprnn_peer(task)
     assert theirs.results.keys() == mine.results.keys()
     assert f"torch.{task.setting.stored} on cpu" in theirs.note and torch.__version__ in theirs.note
     assert "torch's results: at most" in bench.agreement(task.setting, mine, theirs)
@@ -75,17 +75,17 @@ def test_torch_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
 def test_onnx_runtime_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
     pytest.importorskip("onnxruntime")
     task = make_task(replace(SMALL, cell=cell, kind=kind))
-    theirs = peers.runtime(task)
+    theirs = peers.onnxruntime_peer(task)
     assert theirs.both is None and list(theirs.results) == ["output"]
     assert theirs.results["output"].dtype == kind
     (again,) = theirs.forward()
     assert np.array_equal(again[:, 0], theirs.results["output"])
-    assert "at most" in bench.agreement(task.setting, peers.ours(task), theirs)
+    assert "at most" in bench.agreement(task.setting, peers.xprnn_peer(task), theirs)
 
 
 def test_xprnn_runs_in_eval_mode_and_trains_a_copy() -> None:
     task = make_task(SMALL)
-    mine = peers.ours(task)
+    mine = peers.xprnn_peer(task)
     assert mine.both is not None
     mine.forward()
     mine.both()

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed, which the report compares with")
 
 from benchmarks import cpu_report, reports
-from benchmarks.cpu import bars, files, first, problems, sides, turns, worker
+from benchmarks.cpu import files, implementations, problems, rounds, startup, thresholds, worker
 from benchmarks.cpu.problems import BOTH, FORWARD, STEP, Problem
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +27,10 @@ SMALL = Problem("gru", 5, 2, 3, 4)
 
 
 def row(work: str, threads: int = 1, shape: tuple[int, ...] = (64, 32, 256, 256), **us: float):
-    """A row of the GRU in which each side took the same in each of two rounds."""
+    """A row of the GRU in which each implementation took the same in each of two rounds."""
     found: dict[str, Any] = dict(zip("TNIH", shape, strict=True))
     found |= {"cell": "gru", "work": work, "threads": threads, "wrong": [], "not_timed": {}}
-    found["us"] = {side: [time, time] for side, time in us.items()}
+    found["us"] = {implementation: [time, time] for implementation, time in us.items()}
     return found | {"cores": dict.fromkeys(us, 1.0), "notes": dict.fromkeys(us, "")}
 
 
@@ -40,7 +40,7 @@ def row(work: str, threads: int = 1, shape: tuple[int, ...] = (64, 32, 256, 256)
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("cpu")
-    some = ["--sides", "numpy", "torch", "onnxruntime", "products", "--first", "1"]
+    some = ["--implementations", "numpy", "torch", "onnxruntime", "products", "--first", "1"]
     assert cpu_report.main([*SLICE, *some, "--out", str(folder)]) == 0
     return json.loads((folder / files.NAME).read_text()), folder
 
@@ -67,45 +67,51 @@ def test_a_part_writes_nothing_by_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cpu_report, "RESULTS", tmp_path)
-    assert cpu_report.main([*SLICE, "--sides", "numpy", "--works", "forward"]) == 0
+    assert cpu_report.main([*SLICE, "--implementations", "numpy", "--works", "forward"]) == 0
     assert not [*tmp_path.iterdir()]
     assert "lstm 5, 2, 3, 4 forward, threads 1: numpy " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("work", ["layer", STEP])
-@pytest.mark.parametrize("side", problems.SIDES)
-def test_every_side_finds_what_the_plain_code_finds(side: str, work: str, tmp_path: Path) -> None:
-    if side in turns.missing([side]):
-        pytest.skip(turns.missing([side])[side])
+@pytest.mark.parametrize("implementation", problems.IMPLEMENTATIONS)
+def test_every_side_finds_what_the_plain_code_finds(
+    implementation: str, work: str, tmp_path: Path
+) -> None:
+    if implementation in rounds.missing([implementation]):
+        pytest.skip(rounds.missing([implementation])[implementation])
     path = str(tmp_path / "expected.npz")
     for cell in problems.CELLS:
         problem = [*SMALL._replace(cell=cell)]
-        one = worker.Worker(side)
+        one = worker.Worker(implementation)
         one.expect(problem, work, path)
         said = one.prepare(problem, work, path)
         assert said["works"][0] == (STEP if work == STEP else FORWARD)
-        assert ("at most" in said["agreed"]) == (side != "products")
+        assert ("at most" in said["agreed"]) == (implementation != "products")
         assert one.sample(said["works"][-1])["seconds"] > 0
 
 
 def wrong_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = sides.theirs
+    genuine = implementations.torch_peer
 
     def wrong(task: Any) -> Any:
         peer = genuine(task)
         peer.results["dx"][-1] *= -1
         return peer
 
-    monkeypatch.setitem(sides.SIDES, "torch", wrong)
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "torch", wrong)
 
 
 class Here:
     """A worker in this process."""
 
-    def __init__(self, side: str, threads: int) -> None:
-        self.side, self.threads, self._worker = side, threads, worker.Worker(side)
+    def __init__(self, implementation: str, threads: int) -> None:
+        self.implementation, self.threads, self._worker = (
+            implementation,
+            threads,
+            worker.Worker(implementation),
+        )
 
-    def ask(self, do: str, **request: Any) -> Any:
+    def send(self, do: str, **request: Any) -> Any:
         return getattr(self._worker, do)(**request)
 
     def close(self) -> None:
@@ -116,8 +122,8 @@ def test_what_is_wrong_gets_no_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong_torch(monkeypatch)
-    monkeypatch.setattr(turns, "Client", Here)
-    some = ["--sides", "numpy", "torch", "--works", "forward", BOTH]
+    monkeypatch.setattr(rounds, "Client", Here)
+    some = ["--implementations", "numpy", "torch", "--works", "forward", BOTH]
     assert cpu_report.main([*SLICE, *some]) == 1
     said = capsys.readouterr()
     assert said.out.count("torch: torch: its dx differs from xprnn's by") == 2
@@ -126,8 +132,8 @@ def test_what_is_wrong_gets_no_time(
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_a_process_is_held_to_as_many_processors(tmp_path: Path) -> None:
-    with turns.clients(["numpy"], 1) as (client,):
-        client.ask("expect", problem=[*SMALL], work="layer", path=str(tmp_path / "expected.npz"))
+    with rounds.clients(["numpy"], 1) as (client,):
+        client.send("expect", problem=[*SMALL], work="layer", path=str(tmp_path / "expected.npz"))
         assert len(os.sched_getaffinity(client._process.pid)) == 1
 
 
@@ -144,7 +150,7 @@ time.sleep(0.05)
 print(time.process_time() - before)
 """
     environment = problems.environment("numpy", problems.all_threads())
-    command = [sys.executable, "-c", code, str(turns.REST)]
+    command = [sys.executable, "-c", code, str(rounds.REST)]
     assert float(subprocess.check_output(command, env=environment)) < 0.01
 
 
@@ -152,8 +158,8 @@ def test_a_worker_that_ends_is_named(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(problems, "SIDES", (*problems.SIDES, "nobody"))
-    assert cpu_report.main([*SLICE, "--sides", "nobody"]) == 2
+    monkeypatch.setattr(problems, "IMPLEMENTATIONS", (*problems.IMPLEMENTATIONS, "nobody"))
+    assert cpu_report.main([*SLICE, "--implementations", "nobody"]) == 2
     assert "the process of nobody ended with status 1 in prepare" in capfd.readouterr().err
 
 
@@ -167,8 +173,8 @@ def test_a_process_is_held_to_its_threads(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "find_spec", lambda name: None)
-    assert turns.missing(("numpy", "jax")) == {"jax": "jax is not installed"}
+    monkeypatch.setattr(rounds, "find_spec", lambda name: None)
+    assert rounds.missing(("numpy", "jax")) == {"jax": "jax is not installed"}
 
 
 # -- judged
@@ -176,7 +182,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_row_is_judged_by_the_faster_peer_or_the_products() -> None:
     def judged(work: str, **us: float) -> list[bool]:
-        return [bar.met for bar in bars.bars([row(work, **us)], {})]
+        return [check.passed for check in thresholds.evaluate([row(work, **us)], {})]
 
     assert judged(FORWARD, numba=10, torch=11, onnxruntime=10) == [True]
     assert judged(FORWARD, numba=10, torch=9.9, onnxruntime=20) == [False]
@@ -196,9 +202,11 @@ def test_a_row_is_judged_by_the_faster_peer_or_the_products() -> None:
     [((9, 1, 32, 32), 2.0), ((9, 8, 64, 64), 1.4), ((9, 1, 128, 128), 1.2), ((9, 32, 9, 128), 1.0)],
 )
 def test_small_sizes_have_bars_of_their_own(shape: tuple[int, ...], least: float) -> None:
-    for ratio, met in ((least + 0.01, True), (least - 0.01, False)):
-        (bar,) = bars.bars([row(FORWARD, shape=shape, numba=1, torch=ratio, onnxruntime=9)], {})
-        assert bar.met == met
+    for ratio, passed in ((least + 0.01, True), (least - 0.01, False)):
+        (check,) = thresholds.evaluate(
+            [row(FORWARD, shape=shape, numba=1, torch=ratio, onnxruntime=9)], {}
+        )
+        assert check.passed == passed
 
 
 def test_means_need_every_shape() -> None:
@@ -207,8 +215,8 @@ def test_means_need_every_shape() -> None:
             row(FORWARD, threads, shape, numba=1, torch=t, onnxruntime=1.25)
             for shape, t in zip(problems.SHAPES[:count], [fast, 4 / fast] * 4, strict=False)
         ]
-        found = bars.bars(rows, {})
-        return [(bar.found, bar.met) for bar in found if "geometric" in bar.what]
+        found = thresholds.evaluate(rows, {})
+        return [(check.measured, check.passed) for check in found if "geometric" in check.criterion]
 
     assert means(1, 8, 8) == [("2.00", True), ("1.25", True)]
     assert means(2, 8, 8) == [("2.00", True), ("1.25", False)]
@@ -218,18 +226,21 @@ def test_means_need_every_shape() -> None:
 def test_the_first_result_is_judged() -> None:
     def judged(numpy: float, numba: float, mib: int) -> list[bool]:
         taken = {"numpy": numpy, "numba": numba, "torch": 1.0}
-        found = {side: {"seconds": [t, t, t], "MiB": mib} for side, t in taken.items()}
+        found = {
+            implementation: {"seconds": [t, t, t], "MiB": mib}
+            for implementation, t in taken.items()
+        }
         found["torch"]["MiB"] = 300
-        return [bar.met for bar in bars.bars([], found)]
+        return [check.passed for check in thresholds.evaluate([], found)]
 
     assert judged(0.2, 0.49, 100) == [True] * 4
     assert judged(0.21, 0.52, 101) == [False] * 4
 
 
 def test_a_process_that_fails_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(first.CODE, "numpy", "raise SystemExit(3)")
+    monkeypatch.setitem(startup.CODE, "numpy", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="the first result of numpy: status 3"):
-        first.first_results(["numpy"], 1)
+        startup.first_results(["numpy"], 1)
 
 
 # -- filed
@@ -279,14 +290,14 @@ def test_what_the_readme_is_given(tmp_path: Path) -> None:
     assert "| gru | 1, 128, 128 | 9.88 | 30.0 |" in text
     assert "| torch | 1.20 | 300 | 700 |" in text
     assert text.startswith("before") and text.endswith("after\n")
-    assert "- not there: JAX: jax is not installed" in files.markdown(sample())
+    assert "- not available: JAX: jax is not installed" in files.markdown(sample())
 
 
 def test_a_row_that_took_more_threads_is_said() -> None:
     report = sample()
     report["rows"][0]["cores"]["torch"] = 1.8
-    said = [line for line in files.markdown(report).splitlines() if "not held" in line]
-    assert len(said) == 1 and "torch took 1.8 of the 1 that it was to be held to" in said[0]
+    said = [line for line in files.markdown(report).splitlines() if "thread limit exceeded" in line]
+    assert len(said) == 1 and "torch used 1.8 cores, limit 1" in said[0]
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:

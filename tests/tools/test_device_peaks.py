@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import xprnn
-from benchmarks.device import ceilings, floor
-from benchmarks.device.ceilings import Ceilings
+from benchmarks.device import bounds, peaks
+from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import BOTH, FORWARD, Problem
 from tests.support.emulator.build import OUTCOMES, behind_fibers, compiled
 from tests.support.emulator.elementwise import COMPILER, needs_compiler
@@ -30,27 +30,27 @@ on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
 )
 APART, ROUNDS, TAG = 64, 20, 5 << 24
-RELAY = Path(ceilings.__file__).parent / "relay.cu"
+PING_PONG = Path(peaks.__file__).parent / "ping_pong.cu"
 
 
-# -- the relay, on fibers
+# -- the ping_pong, on fibers
 
 
 @pytest.fixture(scope="module")
-def relay() -> Callable[..., Any]:
-    """`relay.cu` compiled for the host: (outcome, words, report) of a run."""
+def ping_pong() -> Callable[..., Any]:
+    """`ping_pong.cu` compiled for the host: (outcome, words, report) of a run."""
     if COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
 
     def build(*faults: tuple[str, str]) -> Any:
-        code = f"""{behind_fibers(("common.h", "device.h", RELAY), faults)}
+        code = f"""{behind_fibers(("common.h", "device.h", PING_PONG), faults)}
 extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned spins,
                    unsigned* report, unsigned tag, unsigned seed, int resident) {{
   return fibers::launch({{2, 1, 1}}, 32, 0, seed, resident,
-                        [=] {{ xprnn::relay(words, apart, rounds, spins, report, tag); }});
+                        [=] {{ xprnn::ping_pong(words, apart, rounds, spins, report, tag); }});
 }}
 """
-        return compiled("relay", code)
+        return compiled("ping_pong", code)
 
     def run(library: Any, seed: int = 0, resident: int = 0, spins: int = 1 << 30) -> Any:
         words, report = np.zeros(APART + 1, np.uint32), np.zeros(1, np.uint32)
@@ -65,18 +65,18 @@ extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned sp
 
 @needs_compiler
 @pytest.mark.parametrize("seed", range(6))
-def test_words_go_to_and_fro(seed: int, relay: Callable[..., Any]) -> None:
-    outcome, words, report = relay(seed=seed)
+def test_words_go_to_and_fro(seed: int, ping_pong: Callable[..., Any]) -> None:
+    outcome, words, report = ping_pong(seed=seed)
     assert (outcome, report) == ("fine", 0)
     assert words[0] == words[APART] == ROUNDS and words.sum() == 2 * ROUNDS
 
 
 @needs_compiler
-def test_a_block_that_is_alone_gives_up(relay: Callable[..., Any]) -> None:
+def test_a_block_that_is_alone_gives_up(ping_pong: Callable[..., Any]) -> None:
     """And says so; with the wait taken out, or a word never sent, that shows here."""
-    assert relay(resident=1, spins=50)[2] > TAG
-    assert relay(("poll(other) != k", "poll(other) == ~k"), resident=1, spins=50)[2] == 0
-    assert relay(("if (!first) publish(mine, k);", ""), spins=50)[2] > TAG
+    assert ping_pong(resident=1, spins=50)[2] > TAG
+    assert ping_pong(("poll(other) != k", "poll(other) == ~k"), resident=1, spins=50)[2] == 0
+    assert ping_pong(("if (!first) publish(mine, k);", ""), spins=50)[2] > TAG
 
 
 # -- the sweep, on fibers
@@ -88,7 +88,7 @@ def test_every_byte_is_read(blocks: int) -> None:
     """Wherever the one word is that is not zero."""
 
     def found(count: int, at: int | None, *faults: tuple[str, str]) -> int:
-        code = f"""{behind_fibers(("common.h", "device.h", RELAY), faults)}
+        code = f"""{behind_fibers(("common.h", "device.h", PING_PONG), faults)}
 extern "C" int run(void* data, unsigned count, unsigned rounds, unsigned* sum, int blocks) {{
   return fibers::launch({{blocks, 1, 1}}, 1024, 0, 0, 0,
                         [=] {{ xprnn::sweep((uint4*)data, count, rounds, blocks, sum); }});
@@ -120,11 +120,11 @@ def test_the_relay_compiles(architecture: str) -> None:
 
     from tests.support.nvrtc import compile_sources
 
-    found = compile_sources([ceilings.source()], architecture)
+    found = compile_sources([peaks.source()], architecture)
     assert len(found) == 3 and not any(used.stack or used.spilled for used in found.values())
-    names = ("xprnn::relay", "xprnn::look", "xprnn::sweep")  # as RawModule asks for them
+    names = ("xprnn::ping_pong", "xprnn::poll_words", "xprnn::sweep")  # as RawModule asks for them
     program = compiler._NVRTCProgram(
-        ceilings.source(), "relay.cu", name_expressions=names, method="ptx"
+        peaks.source(), "ping_pong.cu", name_expressions=names, method="ptx"
     )
     code, mapping = program.compile((f"-arch=compute_{architecture}", "--std=c++17"))
     assert mapping.keys() == {*names}
@@ -169,12 +169,12 @@ def test_what_is_timed_is_launched_with_all_of_its_blocks(
     fake_sequence.install(monkeypatch)
     monkeypatch.setattr(StrictModule, "RawModule", RawModule)
     monkeypatch.setattr(Launched, "blocks", [])
-    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
-    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
+    monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr(peaks, "BUDGET", 0.0)
     monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
     loading.kernel.cache_clear()
     try:
-        ceilings.reading.__wrapped__(strict, 1 << 12)
+        peaks.measure_read.__wrapped__(strict, 1 << 12)
     finally:
         loading.kernel.cache_clear()
     assert {*Launched.blocks} == {H200["multiProcessorCount"]}
@@ -186,17 +186,17 @@ def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
     torch = pytest.importorskip("torch", reason="torch is not installed")
 
     def stopped(*given: Any) -> Any:
-        raise xprnn.KernelStoppedError("kernel relay gave up at step 3")
+        raise xprnn.KernelStoppedError("kernel ping_pong gave up at step 3")
 
-    monkeypatch.setattr(ceilings, "handover", stopped)
+    monkeypatch.setattr(peaks, "measure_latency", stopped)
     monkeypatch.setattr(
-        ceilings, "torch_for", lambda task: (torch, torch.device("cpu"), torch.float32)
+        peaks, "torch_for", lambda task: (torch, torch.device("cpu"), torch.float32)
     )
-    monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
-    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
-    found = ceilings.measure_ceilings(strict, ("float32",), side=32, copied=1 << 16)
+    monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
+    monkeypatch.setattr(peaks, "BUDGET", 0.0)
+    found = peaks.measure_peaks(strict, ("float32",), side=32, copied=1 << 16)
     assert found.bandwidth > 0 < found.rate("float32") and found[2:] == (None, None, None)
-    assert capsys.readouterr().out == "no latency: kernel relay gave up at step 3\n"
+    assert capsys.readouterr().out == "latency not measured: kernel ping_pong gave up at step 3\n"
 
 
 # -- clocks
@@ -253,27 +253,27 @@ def test_the_clock_waits_for_the_device(strict: Backend, monkeypatch: pytest.Mon
 # -- floors
 
 
-MEASURED = Ceilings(4e12, {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14}, 6e-7, 2e-7)
+MEASURED = Peaks(4e12, {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14}, 6e-7, 2e-7)
 
 
 def test_floors() -> None:
     small, large = Problem("gru", "bfloat16", 1, 256, 512), Problem("lstm", "tf32", 256, 1024, 128)
-    assert floor.operations(small, FORWARD) == 2 * 3 * 256 * 512 * 512
-    assert floor.moved(small, FORWARD) == 2 * (2 * 512 * 256 + 2 * 3 * 256 * 256)
-    assert floor.operations(large, BOTH) == 3 * 2 * 4 * 1024 * 2048 * 256 * 128
-    assert floor.moved(large, BOTH) == 4 * (6 * 128 * 256 * 1024 + 3 * 8 * 1024 * 1024)
-    assert floor.floor(small, FORWARD, MEASURED, None) == (pytest.approx(512 * 6e-7), "steps")
-    both = floor.floor(small, BOTH, MEASURED, 3e-4)  # a poll is in the steps without waiting too
+    assert bounds.operations(small, FORWARD) == 2 * 3 * 256 * 512 * 512
+    assert bounds.bytes_moved(small, FORWARD) == 2 * (2 * 512 * 256 + 2 * 3 * 256 * 256)
+    assert bounds.operations(large, BOTH) == 3 * 2 * 4 * 1024 * 2048 * 256 * 128
+    assert bounds.bytes_moved(large, BOTH) == 4 * (6 * 128 * 256 * 1024 + 3 * 8 * 1024 * 1024)
+    assert bounds.call_bound(small, FORWARD, MEASURED, None) == (pytest.approx(512 * 6e-7), "steps")
+    both = bounds.call_bound(small, BOTH, MEASURED, 3e-4)  # which includes a poll
     assert both == (pytest.approx(2 * 512 * 4e-7 + 3e-4), "steps")
-    least = floor.operations(large, BOTH) / 4e14
-    assert floor.floor(large, BOTH, MEASURED, None) == (pytest.approx(least), "operations")
+    least = bounds.operations(large, BOTH) / 4e14
+    assert bounds.call_bound(large, BOTH, MEASURED, None) == (pytest.approx(least), "operations")
     pair = large._replace(directions=2)
-    assert floor.operations(pair, BOTH) == 2 * floor.operations(large, BOTH)
-    assert floor.moved(pair, FORWARD) == 4 * (3 * 128 * 256 * 1024 + 2 * 8 * 1024 * 1024)
-    steps = floor.floor(small._replace(directions=2), FORWARD, MEASURED, None)
+    assert bounds.operations(pair, BOTH) == 2 * bounds.operations(large, BOTH)
+    assert bounds.bytes_moved(pair, FORWARD) == 4 * (3 * 128 * 256 * 1024 + 2 * 8 * 1024 * 1024)
+    steps = bounds.call_bound(small._replace(directions=2), FORWARD, MEASURED, None)
     assert steps == (pytest.approx(512 * 6e-7), "steps")
     slow = MEASURED._replace(bandwidth=1e9)
-    assert floor.floor(large, FORWARD, slow, None)[1] == "bytes"
+    assert bounds.call_bound(large, FORWARD, slow, None)[1] == "bytes"
 
 
 def test_three_tf32_products_are_one_of_float32() -> None:
@@ -287,13 +287,13 @@ def test_three_tf32_products_are_one_of_float32() -> None:
 
 @on_a_gpu
 def test_a_launch_and_a_reading_take_their_time(backend: Backend) -> None:
-    assert 2e-7 < ceilings.launching(backend, clock.timer(backend)) < 1e-4
-    small, large = (ceilings.reading(backend, nbytes, rounds=20) for nbytes in (1 << 22, 1 << 29))
+    assert 2e-7 < peaks.measure_launch(backend, clock.timer(backend)) < 1e-4
+    small, large = (peaks.measure_read(backend, nbytes, rounds=20) for nbytes in (1 << 22, 1 << 29))
     assert small > 1e-7 and 30 * small < large < 1e-2  # what does not fit in L2 takes longer still
 
 
 @on_a_gpu
 def test_a_handover_takes_longer_than_a_look(backend: Backend) -> None:
     started = time.perf_counter()
-    latency, look = ceilings.handover(backend, clock.timer(backend), rounds=500, places=3)
+    latency, look = peaks.measure_latency(backend, clock.timer(backend), rounds=500, places=3)
     assert 1e-8 < look < latency < 1e-4 and time.perf_counter() - started < 30

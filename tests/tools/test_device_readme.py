@@ -106,8 +106,8 @@ def test_the_markdown_has_every_row() -> None:
     assert text.count("| gru |") == 7
     assert "| **output is off by 2** |" in text and "| not reached |" in text
     assert "| 5.13 (90.00 to 110.00) | 100.0, steps | 1.00 |" in text
-    assert "latency 600 ns, look 200 ns, launch 3000 ns" in text and "1 of them wrong" in text
-    assert "- not there, lstm float32: sequence: none" in text and "Both directions" not in text
+    assert "latency 600 ns, poll 200 ns, launch 3000 ns" in text and "1 of them wrong" in text
+    assert "- not available, lstm float32: sequence: none" in text and "Both directions" not in text
 
 
 def test_both_directions_stand_beside_one_after_the_other() -> None:
@@ -140,13 +140,13 @@ def test_waves_stand_beside_layer_by_layer() -> None:
         "| gru | float32 | 8, 512, 512 | 2 | 0.83 |",
         "| gru | float32 | 8, 512, 512 | 3 | 1.25 |",
     ]
-    assert "the time of layer by layer over theirs; 1 of 2 win." in text
+    assert "layer-by-layer time / wavefront time; faster in 1 of 2." in text
     assert "| gru, 3 layers | bfloat16 | 8, 512, 512 | forward | wave |" in text
     section = files.readme_section([report(*rows)])
     assert "| gru, 2 layers | 8, 512, 512 | 6.00 seq | — | — | — |" in section
     assert "| gru, 3 layers | 8, 512, 512 | 5.00 wave | — | 5.00 wave | — |" in section
     assert "| gru | 8, 512, 512 | — / — | — / — | 5.00 seq / — | — / — |" in section
-    assert "in a wave" not in files.markdown(SAMPLE)
+    assert "in a wavefront" not in files.markdown(SAMPLE)
 
 
 def step(kernels: str, ours: float, ratio: float, N: int = 1) -> dict[str, Any]:
@@ -162,14 +162,14 @@ def test_steps_stand_beside_torchs_cells_and_their_floor() -> None:
         *(step("sequence", 6.1, 2.0, N=8), late, row("gru", "tf32", "forward", "sequence", 1.0)),
     )
     text = files.markdown(report(*rows))
-    assert "\n- steps in at most 1.5 times their floor: 1 of 2\n" in text
+    assert "\n- steps within 1.5 times their bound: 1 of 2\n" in text
     assert "| lstm, step of 3 layers | bfloat16 | 1, 512, 1 | step | graph |" in text
     assert "| 4.0, steps | 1.48 |" in text
     section = files.readme_section([report(*rows)])
     assert "| lstm, step of 3 layers | 1, 512, 1 | — | — | 9.04 graph | — |" in section
     assert "| lstm, step of 3 layers | 8, 512, 1 | — | — | 2.00 seq | — |" in section
     assert "| gru, step of 3 layers | 8, 512, 1 | — | — | — | — |" in section
-    assert "times their floor" not in files.markdown(SAMPLE)
+    assert "times their bound" not in files.markdown(SAMPLE)
 
 
 def file(folder: Path, name: str, content: Any) -> None:

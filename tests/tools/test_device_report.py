@@ -20,7 +20,7 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: NumPy has n
 
 import xprnn
 from benchmarks import device_report
-from benchmarks.device import ceilings, files, problems, rows, stacks, steps
+from benchmarks.device import files, peaks, problems, rows, stacks, steps
 from xprnn.cells import CELLS
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ SMALL = {"side": 32, "copied": 1 << 16}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few samples as there may be."""
-    for module in (rows, ceilings, stacks, steps):
+    for module in (rows, peaks, stacks, steps):
         monkeypatch.setattr(module, "BUDGET", 0.0)
     monkeypatch.setattr(problems, "BOTH_GRID", BOTH_GRID)
     monkeypatch.setattr(problems, "STEP_GRID", STEP_GRID)
@@ -99,7 +99,7 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     steps = [row for row in report["rows"] if row["pass"] == "step"]
     near = sum([row["ours_us"] <= 1.5 * row["floor_us"] for row in steps])
-    assert f"- steps in at most 1.5 times their floor: {near} of 18\n" in text
+    assert f"- steps within 1.5 times their bound: {near} of 18\n" in text
 
 
 def test_a_wrong_sign_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,14 +141,14 @@ def test_results_that_differ_at_full_length_are_not_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What three steps do not show: torch has the last word on all of them."""
-    genuine = rows.theirs
+    genuine = rows.torch_peer
 
     def other(task: Any) -> Any:
         peer = genuine(task)
         peer.results["output"][-1] *= -1
         return peer
 
-    monkeypatch.setattr(rows, "theirs", other)
+    monkeypatch.setattr(rows, "torch_peer", other)
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",))
     for row in of_layers(report):
         assert row["wrong"].startswith("DisagreementError: torch: its output differs")
@@ -173,7 +173,7 @@ def test_a_kernel_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_time_that_is_longer_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    genuine = rows.ours
+    genuine = rows.xprnn_peer
 
     def slow(task: Any) -> Any:
         peer = genuine(task)
@@ -181,7 +181,7 @@ def test_a_time_that_is_longer_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
         object.__setattr__(peer, "forward", lambda: (time.sleep(0.05), forward()))
         return peer
 
-    monkeypatch.setattr(rows, "ours", slow)
+    monkeypatch.setattr(rows, "xprnn_peer", slow)
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",), grid=GRID[:1])
     forward, both = of_layers(report)
     assert forward["ours_us"] > 50_000 and forward["ratio"] < forward["torch_us"] / 50_000
@@ -205,7 +205,7 @@ def never(*_: Any, **__: Any) -> Any:
 
 def test_a_folder_for_the_readme(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     said = refused(capsys, "--readme", "--out", str(tmp_path))
-    assert said == "--out is for what is measured: --readme writes README.md alone"
+    assert said == "--out applies to measurements: --readme writes README.md only"
     assert not list(tmp_path.iterdir())
 
 
@@ -268,8 +268,11 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no driver": (lambda r: r["device"].pop("driver"), "report: device: expected its driver"),
     "a size as text": (lambda r: r["rows"][0].update(N="1"), r"rows\[0\]: N: expected int"),
     "no number": (lambda r: r["rows"][0].update(error=math.nan), r"rows\[0\]: error: .*nan"),
-    "a time of a wrong row": (lambda r: r["rows"][0].update(wrong="so"), "wrong, and has a time"),
-    "neither times nor why": (lambda r: r["rows"][0].update(ours_us=None), "either times or why"),
+    "a time of a wrong row": (lambda r: r["rows"][0].update(wrong="so"), "is wrong but has a time"),
+    "neither times nor why": (
+        lambda r: r["rows"][0].update(ours_us=None),
+        "either times or a reason",
+    ),
 }
 
 

@@ -22,15 +22,15 @@ import torch
 
 import xprnn
 from benchmarks.device import stacks
-from benchmarks.device.ceilings import Ceilings
-from benchmarks.device.floor import floor, operations
+from benchmarks.device.bounds import call_bound, operations
+from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import FORWARD, Problem, StackProblem, everything, stack_problems
 from xprnn.backend import Backend
 from xprnn.bench import clock
 from xprnn.kernels.cuda import sequence
 
 SMALL = StackProblem("gru", "float32", 2, 20, 4, 3)
-MEASURED = Ceilings(4e12, {"float32": 5e13, "bfloat16": 8e14}, 6e-7, 2e-7, 3e-6)
+MEASURED = Peaks(4e12, {"float32": 5e13, "bfloat16": 8e14}, 6e-7, 2e-7, 3e-6)
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,7 @@ def test_floors() -> None:
         Problem("lstm", "float32", 8, 64, 10),
     )
     assert operations(stack, FORWARD) == 4 * operations(layer, FORWARD) == 4 * 2 * 256 * 128 * 80
-    assert floor(stack, FORWARD, MEASURED, None) == (pytest.approx(13 * 6e-7), "steps")
+    assert call_bound(stack, FORWARD, MEASURED, None) == (pytest.approx(13 * 6e-7), "steps")
     slow = MEASURED._replace(bandwidth=1e9)
     nbytes = 4 * (2 * 10 * 8 * 64 + 4 * 256 * 128)
-    assert floor(stack, FORWARD, slow, None) == (pytest.approx(nbytes / 1e9), "bytes")
+    assert call_bound(stack, FORWARD, slow, None) == (pytest.approx(nbytes / 1e9), "bytes")

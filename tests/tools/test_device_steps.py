@@ -20,9 +20,9 @@ pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: NumPy has n
 import torch
 
 import xprnn
-from benchmarks.device import ceilings, graphs, steps
-from benchmarks.device.ceilings import Ceilings
-from benchmarks.device.floor import step_floor, weights
+from benchmarks.device import graphs, peaks, steps
+from benchmarks.device.bounds import step_bound, weights
+from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import STEP_GRID, StepProblem, everything, step_problems
 from xprnn.backend import Backend
 from xprnn.bench import clock
@@ -30,7 +30,7 @@ from xprnn.kernels.cuda import loading
 
 ALL = ("sequence", "graph", "pointwise")
 SMALL = StepProblem("gru", "float32", 2, 9)
-MEASURED = Ceilings(4e12, {"float32": 5e13, "float16": 8e14}, 6e-7, 2e-7, 3e-6)
+MEASURED = Peaks(4e12, {"float32": 5e13, "float16": 8e14}, 6e-7, 2e-7, 3e-6)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
     install(monkeypatch, multiProcessorCount=2)
     monkeypatch.setattr(steps, "poisoned", lambda backend: nullcontext())
     monkeypatch.setattr(steps, "timer", lambda backend: clock._seconds)
-    monkeypatch.setattr(steps, "reading", lambda backend, nbytes: nbytes / 1e13)
+    monkeypatch.setattr(steps, "measure_read", lambda backend, nbytes: nbytes / 1e13)
     where = torch, torch.device("cpu")
     monkeypatch.setattr(
         steps, "torch_for", lambda task: (*where, getattr(torch, task.setting.stored))
@@ -76,7 +76,7 @@ def test_every_way_is_compared(cell: str, dtype: str, device: Backend) -> None:
     found, absent = steps.compared(StepProblem(cell, dtype, 2, 9), device)
     assert [row["kernels"] for row in found] == [*ALL] and not absent
     assert all(0 < row["error"] <= row["limit"] and not row["wrong"] for row in found)
-    assert len(Function.launches) == steps.TAKEN + 2 + steps.TAKEN
+    assert len(Function.launches) == steps.COMPARED + 2 + steps.COMPARED
 
 
 @needs_compiler
@@ -200,8 +200,8 @@ def test_a_step_that_takes_longer_shows(monkeypatch: pytest.MonkeyPatch) -> None
 
     def slow(self: Any, *given: Any) -> None:
         genuine(self, *given)
-        take = self.take
-        self.take = lambda: (time.sleep(0.02), take())
+        run_step = self.run_step
+        self.run_step = lambda: (time.sleep(0.02), run_step())
 
     monkeypatch.setattr(steps.Streams, "__init__", slow)
     steps.timed(SMALL, found, backend, MEASURED)
@@ -215,14 +215,14 @@ def test_a_step_that_takes_longer_shows(monkeypatch: pytest.MonkeyPatch) -> None
 def test_floors() -> None:
     one = StepProblem("lstm", "float16", 8, 512)
     assert weights(one) == 3 * 4 * 512 * 1024
-    assert step_floor(one, MEASURED, 4e-6) == (4e-6, "bytes")
-    assert step_floor(one, MEASURED, 1e-6) == (3e-6, "launch")
+    assert step_bound(one, MEASURED, 4e-6) == (4e-6, "bytes")
+    assert step_bound(one, MEASURED, 1e-6) == (3e-6, "launch")
     quick = MEASURED._replace(launch=1e-6)
-    assert step_floor(one, quick, 1e-6) == (pytest.approx(1.2e-6), "layers")
-    assert step_floor(one._replace(layers=1), quick, 1e-6)[1] in ("bytes", "launch")
+    assert step_bound(one, quick, 1e-6) == (pytest.approx(1.2e-6), "layers")
+    assert step_bound(one._replace(layers=1), quick, 1e-6)[1] in ("bytes", "launch")
     slow = MEASURED._replace(rates={"float16": 1e12})
     least = 2 * 8 * weights(one) / 1e12
-    assert step_floor(one, slow, 1e-6) == (pytest.approx(least), "operations")
+    assert step_bound(one, slow, 1e-6) == (pytest.approx(least), "operations")
 
 
 @pytest.mark.parametrize(("call", "replay"), [(4e-4, 2e-3), (2e-3, 4e-4), (4e-4, None)])
@@ -246,9 +246,9 @@ def test_a_launch_is_the_faster_of_two(
         else:
             stream.captured.append(lambda: time.sleep(replay))
 
-    monkeypatch.setattr(ceilings.loading, "kernel", lambda *_: kernel)
-    monkeypatch.setattr(ceilings, "BUDGET", 0.0)
-    assert 4e-4 < ceilings.launching(strict, clock._seconds) < 2e-3
+    monkeypatch.setattr(peaks.loading, "kernel", lambda *_: kernel)
+    monkeypatch.setattr(peaks, "BUDGET", 0.0)
+    assert 4e-4 < peaks.measure_launch(strict, clock._seconds) < 2e-3
     assert rounds == {0}
     said = "no graph of a launch: not captured: cudaErrorStreamCaptureUnsupported\n"
     assert capsys.readouterr().out == said * (replay is None)

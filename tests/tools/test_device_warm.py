@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import xprnn
-from benchmarks.device import ceilings, kinds, warm
+from benchmarks.device import kinds, peaks, warm
 from benchmarks.device.problems import Problem as Call
 from benchmarks.device.problems import problems, step_problems
 from benchmarks.device.warm import Job
@@ -36,7 +36,7 @@ def test_each_job_is_there_once_and_what_is_frozen_is_last(every: list[Job]) -> 
     assert len({*every}) == len(every)
     late = [job.frozen for job in every]
     assert late == sorted(late) and 0 < sum(late) < len(late) / 2
-    assert [job.what for job in every[:28]] == ["layer"] * 25 + ["relay"] * 3
+    assert [job.what for job in every[:28]] == ["layer"] * 25 + ["ping_pong"] * 3
 
 
 def test_the_reports_kernels_are_among_them(every: list[Job]) -> None:
@@ -74,7 +74,7 @@ def test_the_kinds_kernels_are_among_them(
     assert launched <= there
 
 
-@pytest.mark.parametrize("what", ["sequence", "step", "relay"])
+@pytest.mark.parametrize("what", ["sequence", "step", "ping_pong"])
 def test_a_job_asks_for_what_a_launch_asks_for(
     what: str, fake: Backend, monkeypatch: pytest.MonkeyPatch, every: list[Job]
 ) -> None:
@@ -105,11 +105,11 @@ def test_a_job_asks_for_what_a_launch_asks_for(
         assert {source for source, *_ in asked} == {stack_step.source()}
     else:
         assert [one[1:] for one in asked] == [
-            ("xprnn::relay", True),
-            ("xprnn::look", False),
+            ("xprnn::ping_pong", True),
+            ("xprnn::poll_words", False),
             ("xprnn::sweep", False),
         ]
-        assert {source for source, *_ in asked} == {ceilings.source()}
+        assert {source for source, *_ in asked} == {peaks.source()}
 
 
 def test_a_layer_is_called_without_the_kernels_that_wait(
@@ -140,7 +140,7 @@ def test_one_that_fails_does_not_stop_the_others(capsys: pytest.CaptureFixture[s
 
 def test_a_process_that_ends_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert warm.run([Job("step", ENDS), Job("step", "a")], work, 1) == 2
-    assert capsys.readouterr().out.count("a process ended by itself: ") == 2
+    assert capsys.readouterr().out.count("a worker process terminated: ") == 2
 
 
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,5 +60,5 @@ def test_two_measurements(
         asked.append(count)
         return rounds(gate, [measured[len(asked) - 1]] * count)
 
-    found, said = gate.judge(measure, 9)
+    found, said = gate.decide(measure, 9)
     assert said == verdict and asked == pairs and len(found) == pairs[-1]

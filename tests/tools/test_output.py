@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from benchmarks import filing, reports
+from benchmarks import reports, result_store
 from xprnn import bench, cli, output
 from xprnn.bench import clock
 from xprnn.verify.report import Absent, Row, VerifyReport
@@ -241,7 +241,7 @@ def test_no_output_at_all_is_no_error(folder: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
     assert np.load(folder / "y.npy").shape == (6, 5, 4)
     done = run_in_shell("xprnn info | head -n 1")
-    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["package", "found"])
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["package", "value"])
 
 
 # -- scripts beside the package
@@ -261,7 +261,7 @@ def test_what_a_benchmark_filed_is_replaced_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filed = tmp_path / "machine" / "results.json"
-    filing._write(filed, {"a": 1})
+    result_store._write(filed, {"a": 1})
     before = filed.read_bytes()
 
     def interrupted(self: Path, text: str, encoding: str) -> None:
@@ -270,7 +270,7 @@ def test_what_a_benchmark_filed_is_replaced_whole(
 
     monkeypatch.setattr(Path, "write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        filing._write(filed, {"a": 2})
+        result_store._write(filed, {"a": 2})
     assert filed.read_bytes() == before
     assert [path.name for path in filed.parent.iterdir()] == ["results.json"]
 

@@ -143,7 +143,7 @@ def test_the_report_is_a_table() -> None:
     lines = [" ".join(line.split()) for line in str(report).splitlines()]
     assert [*lines[:5], lines[-1]] == [
         "every cell",
-        "cell served by type error in limit",
+        "cell implementation type error in limit",
         "gru reference float16 0.5 eps dx 4.9 eps ok",
         "gru pointwise bfloat16 inf eps dweight_hh_l0[z] 4.9 eps FAILED",
         "gru pointwise gradcheck 1.25 weight_hh_l0 1 FAILED",

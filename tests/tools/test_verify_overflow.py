@@ -82,7 +82,7 @@ def test_torch_is_finite_before_it_and_not_after() -> None:
     theirs = torch.nn.RNN(3, 9, nonlinearity="relu")
     theirs.load_state_dict({n: torch.from_numpy(p.copy()) for n, p in layer.parameters.items()})
     first, _ = steps_left_out(xprnn.verify(layer, (T, N, 3)))
-    x = Equations(layer, (T, N, 3), None, 0).given.x
+    x = Equations(layer, (T, N, 3), None, 0).arguments.x
     assert len(x) == first
     rest = np.random.default_rng(1).standard_normal((T - first, N, 3))
     output, _ = theirs(torch.from_numpy(np.concatenate([x, rest]).astype(np.float32)))
@@ -123,7 +123,9 @@ def test_a_call_that_overflows_in_its_first_step_is_refused() -> None:
     with cell.writable() as flat:
         flat *= 1e38
     for module, shape in ((growing(1e5, compute_dtype="float16"), (T, N, 3)), (cell, (N, 3))):
-        with pytest.raises(ValueError, match=r"layer: rnn_relu may outgrow float\d\d in its first"):
+        with pytest.raises(
+            ValueError, match=r"layer: rnn_relu may overflow float\d\d in its first"
+        ):
             xprnn.verify(module, shape)
 
 

@@ -1,4 +1,4 @@
-"""How fast a layer is on this machine, beside the same layer of other libraries."""
+"""Time a layer on this machine and compare it with the same layer of other libraries."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from .. import info
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
 from ..processors import processors
-from ..tolerances import NARROW_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
+from ..tolerances import LOW_PRECISION_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
 from .clock import Function, measure, timer
-from .peers import PEERS, installed, ours
+from .peers import PEERS, installed, xprnn_peer
 from .report import BenchReport, Row
 from .task import Peer, PeerUnavailableError, Setting, Task, make_task
 
 __all__ = ["PEERS", "DisagreementError", "PeerUnavailableError", "Setting", "agreement", "run"]
 
-MOST = 0.5  # of an array's largest element: no two libraries that agree are further apart
+MOST = 0.5  # of an array's largest element: the largest difference accepted in any case
 
 
 class DisagreementError(RuntimeError):
-    """A peer computes something else than xprnn, so that its time means nothing."""
+    """A peer's results differ from xprnn's, so that its times are not comparable."""
 
 
 def run(setting: Setting, against: Sequence[str] | None = None) -> BenchReport:
-    """Measure a layer, forward and with its backward pass, and its peers in turns with it.
+    """Time a layer, forward and with its backward pass, interleaved with its peers.
 
-    The peers get the same weights and the same x, and first have to find the same results.
+    The peers get the same weights and the same x, and their results are compared first.
 
-    :param against: names of `PEERS`, of which the report says so where one is not installed;
-        None: those that are installed, but for those that have no such layer here, which the
-        report then says.
-    :raises PeerUnavailableError: a peer that is named and installed cannot be measured.
-    :raises DisagreementError: a peer's results are not xprnn's.
+    :param against: names of `PEERS`; None: the installed ones. Peers that are not installed, or
+        with None do not support the setting, are listed in the report.
+    :raises PeerUnavailableError: a peer is named and installed but does not support the setting.
+    :raises DisagreementError: a peer's results differ from xprnn's.
     :raises ValueError, BackendUnavailableError: as `make_task`.
     """
     task = make_task(setting)
-    peers, lines = [ours(task)], []
+    peers, lines = [xprnn_peer(task)], []
     for name in installed() if against is None else against:
         try:
             peers.append(PEERS[name](task))
@@ -65,20 +64,20 @@ def _rows(peers: Sequence[Peer], task: Task) -> list[Row]:
             if function is not None:
                 calls.append((what, peer.name, function))
     times = measure([function for *_, function in calls], timer(task.layer.backend))
-    found = {(what, who): each for (what, who, _), each in zip(calls, times, strict=True)}
-    return [Row(what, who, each, found[what, "xprnn"]) for (what, who), each in found.items()]
+    seconds = {(what, name): each for (what, name, _), each in zip(calls, times, strict=True)}
+    return [Row(what, name, s, seconds[what, "xprnn"]) for (what, name), s in seconds.items()]
 
 
 def agreement(setting: Setting, mine: Peer, peer: Peer) -> str:
-    """How far a peer's results lie from xprnn's; DisagreementError if further than rounding goes.
+    """The largest difference of a peer's results from xprnn's; DisagreementError beyond the limit.
 
-    Each may be wrong by `tolerance`; a peer in a narrow dtype may add up its weights' gradients
-    in it too, T roundings more.
+    Each may deviate by `tolerance`; a peer in low precision may also accumulate the gradients of
+    its weights in it, with T more roundings.
     """
     width = max(setting.input + setting.hidden, setting.batch)
     limit = 2 * tolerance(setting.kind, steps=setting.steps, width=width, layers=1)
     if setting.kind in ("float16", "bfloat16"):
-        limit += NARROW_DEVIATIONS * UNIT_ROUNDOFF[setting.kind] * sqrt(setting.steps)
+        limit += LOW_PRECISION_DEVIATIONS * UNIT_ROUNDOFF[setting.kind] * sqrt(setting.steps)
     limit = min(limit, MOST)
     errors = {name: error_of(array, mine.results[name]) for name, array in peer.results.items()}
     worst = max(errors, key=lambda name: errors[name])
@@ -94,12 +93,12 @@ def agreement(setting: Setting, mine: Peer, peer: Peer) -> str:
 
 
 def _machine(backend: Backend) -> list[str]:
-    """The lines that say on which machine and with which versions this ran."""
-    versions = [f"{name} {found}" for name, found in info.versions().items() if "not " not in found]
-    place = f"{_processor()}, {processors()} processors for this process, {platform.system()}"
+    """Lines that describe the machine and the versions."""
+    versions = [f"{name} {text}" for name, text in info.versions().items() if "not " not in text]
+    machine = f"{_processor()}, {processors()} processors for this process, {platform.system()}"
     if isinstance(backend, CupyBackend):
-        place = f"{info.backends()[backend.name].removeprefix('usable: ')}; {place}"
-    return [f"machine: {place}", f"versions: {', '.join(versions)}"]
+        machine = f"{info.backends()[backend.name].removeprefix('usable: ')}; {machine}"
+    return [f"machine: {machine}", f"versions: {', '.join(versions)}"]
 
 
 def _processor() -> str:

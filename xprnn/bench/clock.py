@@ -1,4 +1,4 @@
-"""Timing: warm, synchronised, everybody in turns."""
+"""Timing: after a warm-up, synchronised, in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ..backend import Backend
 from ..backend.cupy import CupyBackend
 
 Function = Callable[[], object]
-Timer = Callable[[Function, int], float]  # the seconds that so many calls take
+Timer = Callable[[Function, int], float]  # the seconds of this many calls
 
-SAMPLE = 2e-3  # seconds that a sample should at least last, so that the clock does not show
-BUDGET = 5.0  # seconds after which no further round begins
-ROUNDS = (5, 201)  # at least and at most
+SAMPLE = 2e-3  # seconds that a sample should last at least, so that clock overhead is negligible
+BUDGET = 5.0  # seconds after which no new round begins
+ROUNDS = (5, 201)  # minimum and maximum
 
 
 def timer(backend: Backend) -> Timer:
-    """A clock for work on a backend's device: CUDA events on a GPU, else the processor's."""
+    """A timer for a backend's device: CUDA events on a GPU, else the host's clock."""
     return _events(backend) if isinstance(backend, CupyBackend) else _seconds
 
 
@@ -49,23 +49,22 @@ def _events(backend: CupyBackend) -> Timer:
 def measure(
     functions: Sequence[Function], seconds: Timer, budget: float | None = None
 ) -> list[list[float]]:
-    """The seconds of one call of each function in each of many rounds.
+    """The seconds per call of each function in each of many rounds.
 
-    No round begins after `budget` seconds (None: BUDGET) but for the first few.
+    After the first few rounds, no new one begins after `budget` seconds (None: BUDGET).
 
-    A round takes one sample of each function, and before each sample one call of it goes
-    unmeasured: the caches are warm with its own data, and threads of another library that still
-    wait for work have gone to sleep.
+    A round takes one sample of each function. An untimed call precedes each sample, so that the
+    caches hold its data and idle threads of other libraries have gone to sleep.
     """
     for function in functions:  # first calls compile, allocate and choose algorithms
         seconds(function, 2)
     repeats = [math.ceil(SAMPLE / max(seconds(function, 1), 1e-6)) for function in functions]
-    found: list[list[float]] = [[] for _ in functions]
+    samples: list[list[float]] = [[] for _ in functions]
     end = time.monotonic() + (BUDGET if budget is None else budget)
     for done in range(ROUNDS[1]):
         if done >= ROUNDS[0] and time.monotonic() > end:
             break
-        for function, count, times in zip(functions, repeats, found, strict=True):
+        for function, count, times in zip(functions, repeats, samples, strict=True):
             seconds(function, 1)
             times.append(seconds(function, count) / count)
-    return found
+    return samples

@@ -1,4 +1,4 @@
-"""ONNX models of one recurrent layer, written as bytes: the format is protobuf, a dozen fields.
+"""ONNX models of one recurrent layer, encoded directly: the protobuf message has a dozen fields.
 
 https://onnx.ai/onnx/operators/ (RNN, GRU, LSTM), https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-OPSET, IR_VERSION = 14, 8  # GRU and the others with inputs and outputs as they are used here
+OPSET, IR_VERSION = 14, 8  # RNN, GRU and LSTM with the inputs and outputs used here
 ELEMENT_TYPES = {"float32": 1, "float16": 10, "float64": 11}
 FLOAT, INT, STRING, STRINGS = 1, 2, 3, 8  # of attributes
 OPERATORS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
-    # cell: operator, the place of its gates among torch's (r z n; i f g o), attributes
+    # cell: operator, its gates' indices in torch's order (r z n; i f g o), attributes
     "rnn_tanh": ("RNN", (0,), {"activations": ["Tanh"]}),
     "rnn_relu": ("RNN", (0,), {"activations": ["Relu"]}),
     "gru": ("GRU", (1, 0, 2), {"linear_before_reset": 1}),
@@ -26,7 +26,7 @@ OPERATORS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 def model(cell: str, weights: Mapping[str, np.ndarray], shape: tuple[int, int, int]) -> bytes:
     """A model from x, of `shape` (T, N, I), to y (T, 1, N, H), in the weights' dtype.
 
-    :param cell: a name of `OPERATORS`.
+    :param cell: a key of `OPERATORS`.
     :param weights: weight_ih_l0 (G*H, I), weight_hh_l0 (G*H, H), bias_ih_l0 and bias_hh_l0
         (G*H,), in torch's gate order; float16, float32 or float64.
     """
@@ -38,15 +38,15 @@ def model(cell: str, weights: Mapping[str, np.ndarray], shape: tuple[int, int, i
 def step_model(
     cell: str, weights: Mapping[str, np.ndarray], shape: tuple[int, int], states: Sequence[str]
 ) -> bytes:
-    """A model of one step: from x (1, N, I) and the states to the states' next, each (1, N, H).
+    """A model of one step: from x (1, N, I) and the states to the next states, each (1, N, H).
 
     :param shape: (N, I).
     :param states: ("h",) or ("h", "c"); the results are named "h_next" and "c_next".
     """
     H = weights["weight_hh_l0"].shape[1]
-    held = (1, shape[0], H)
-    inputs = {"x": (1, *shape), **dict.fromkeys(states, held)}
-    return _model(cell, weights, inputs, ("", *(f"{name}_next" for name in states)), held)
+    state = (1, shape[0], H)
+    inputs = {"x": (1, *shape), **dict.fromkeys(states, state)}
+    return _model(cell, weights, inputs, ("", *(f"{name}_next" for name in states)), state)
 
 
 def _model(
@@ -56,7 +56,7 @@ def _model(
     outputs: Sequence[str],
     result: Sequence[int],
 ) -> bytes:
-    """A model of one operator; outputs have the shape `result`, one without a name is left out."""
+    """A model of one operator; outputs have the shape `result`, unnamed ones are omitted."""
     operator, order, attributes = OPERATORS[cell]
     H = weights["weight_hh_l0"].shape[1]
 
@@ -68,10 +68,10 @@ def _model(
     tensors = {"W": reordered("weight_ih_l0"), "R": reordered("weight_hh_l0"), "B": biases}
     element = ELEMENT_TYPES[biases.dtype.name]
     x, *states = inputs
-    read = [x, *tensors, *(["", *states] if states else [])]  # "": every row has all steps
+    operands = [x, *tensors, *(["", *states] if states else [])]  # "": no sequence_lens
     node = b"".join(
         [
-            *(_bytes(1, name) for name in read),
+            *(_bytes(1, name) for name in operands),
             *(_bytes(2, name) for name in outputs),
             _bytes(4, operator),
             *(_bytes(5, _attribute(k, v)) for k, v in {"hidden_size": H, **attributes}.items()),
@@ -90,7 +90,7 @@ def _model(
 
 
 def _tensor(name: str, array: np.ndarray) -> bytes:
-    """A TensorProto: the numbers, little-endian."""
+    """A TensorProto with little-endian data."""
     little = array.astype(array.dtype.newbyteorder("<"))
     head = _numbers(1, array.shape) + _number(2, ELEMENT_TYPES[array.dtype.name])
     return head + _bytes(8, name) + _bytes(9, little.tobytes())
@@ -104,7 +104,7 @@ def _value(name: str, element: int, shape: Sequence[int]) -> bytes:
 
 
 def _attribute(name: str, value: int | list[str]) -> bytes:
-    """An AttributeProto that holds a whole number or a list of names."""
+    """An AttributeProto of an integer or a list of names."""
     if isinstance(value, int):
         return _bytes(1, name) + _number(3, value) + _number(20, INT)
     return _bytes(1, name) + b"".join(_bytes(9, item) for item in value) + _number(20, STRINGS)
@@ -124,7 +124,7 @@ def _bytes(field: int, value: bytes | str) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first, the top bit set in all but the last."""
+    """Seven bits per byte, the lowest first, the top bit set in all bytes but the last."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""xprnn, torch and ONNX Runtime, each with the same weights on the same x."""
+"""xprnn, torch and ONNX Runtime, with the same weights and the same x."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .task import Peer, PeerUnavailableError, Results, Task
 THREADS = "OMP_NUM_THREADS"
 
 
-def ours(task: Task) -> Peer:
-    """xprnn's layer: in eval mode for the forward pass, a copy in train mode for both."""
+def xprnn_peer(task: Task) -> Peer:
+    """xprnn's layer: in eval mode for forward, a copy in train mode for forward and backward."""
     layer, trained = task.layer, copy.deepcopy(task.layer).train()
     x, doutput = (asarray(a, backend=layer.backend.name) for a in (task.x, task.doutput))
 
@@ -32,16 +32,16 @@ def ours(task: Task) -> Peer:
 
     output, dx = both()
     results = {"output": output, "dx": dx, **{f"d{n}": g for n, g in trained.grads.items()}}
-    serving = layer._engine(*layer._steps_and_batch(task.x.shape)).implementation
-    notes = [f"xprnn: {serving} on {layer.backend.name}, {layer.arithmetic}"]
+    implementation = layer._engine(*layer._steps_and_batch(task.x.shape)).implementation
+    notes = [f"xprnn: {implementation} on {layer.backend.name}, {layer.arithmetic}"]
     if layer.backend.name == "numpy":
         notes.append(f"NumPy's BLAS threads: {THREADS} is {os.environ.get(THREADS, 'not set')}")
     results = {name: to_numpy(array).copy() for name, array in results.items()}
     return Peer("xprnn", lambda: layer(x), both, results, "; ".join(notes))
 
 
-def theirs(task: Task) -> Peer:
-    """torch's layer of the same kind, on the same device, in the dtype that xprnn's products read.
+def torch_peer(task: Task) -> Peer:
+    """torch's layer of the same kind, on the same device, in the dtype of xprnn's operands.
 
     :raises PeerUnavailableError: torch is not installed, or has no such cell or device.
     """
@@ -78,7 +78,7 @@ def theirs(task: Task) -> Peer:
 
 
 def torch_for(task: Task) -> tuple[Any, Any, Any]:
-    """torch, the device of xprnn's layer, and the dtype that its products read.
+    """torch, the device of xprnn's layer, and the dtype of its products' operands.
 
     :raises PeerUnavailableError: torch is not installed, or has no such cell or device.
     """
@@ -96,7 +96,7 @@ def torch_for(task: Task) -> tuple[Any, Any, Any]:
 
 
 def _set_tf32(torch: Any, allowed: bool) -> None:
-    if hasattr(torch.backends.cudnn, "rnn"):  # from 2.9 on; it warns of the older names
+    if hasattr(torch.backends.cudnn, "rnn"):  # from 2.9 on; the older names are deprecated
         precision = "tf32" if allowed else "ieee"
         torch.backends.cudnn.rnn.fp32_precision = precision
         torch.backends.cuda.matmul.fp32_precision = precision
@@ -104,10 +104,10 @@ def _set_tf32(torch: Any, allowed: bool) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def runtime(task: Task) -> Peer:
+def onnxruntime_peer(task: Task) -> Peer:
     """ONNX Runtime on a model of one operator, forward only.
 
-    :raises PeerUnavailableError: it is not installed, or takes no such numbers or device.
+    :raises PeerUnavailableError: it is not installed, or does not support the dtype or device.
     """
     setting = task.setting
     session, how = session_for(
@@ -119,9 +119,9 @@ def runtime(task: Task) -> Peer:
 
 
 def session_for(task: Task, model: Callable[[Results], bytes]) -> tuple[Any, str]:
-    """A session of ONNX Runtime on the model of a task's weights, and on what it runs.
+    """A session of ONNX Runtime on the model of a task's weights, and its description.
 
-    :raises PeerUnavailableError: it is not installed, or takes no such numbers or device.
+    :raises PeerUnavailableError: it is not installed, or does not support the dtype or device.
     """
     ort = imported("onnxruntime")
     setting, backend = task.setting, task.layer.backend
@@ -142,7 +142,7 @@ def session_for(task: Task, model: Callable[[Results], bytes]) -> tuple[Any, str
         )
     weights = {name: array.astype(setting.stored) for name, array in task.weights.items()}
     session = ort.InferenceSession(model(weights), options, providers=[provider])
-    if session.get_providers()[0] != provider[0]:  # of that it only warns
+    if session.get_providers()[0] != provider[0]:  # ONNX Runtime only warns
         raise PeerUnavailableError(f"onnxruntime: {provider[0]} does not start on this machine")
     return session, f"{ort.__version__}, {provider[0]}, {setting.stored}, {how}"
 
@@ -150,16 +150,16 @@ def session_for(task: Task, model: Callable[[Results], bytes]) -> tuple[Any, str
 def runner(
     session: Any, inputs: Results, task: Task
 ) -> tuple[Callable[[], Any], Callable[[], list[np.ndarray]]]:
-    """A call of a session that leaves its results on the task's device, and one that fetches them.
+    """A call of a session with results on the task's device, and one that copies them to the host.
 
-    :param inputs: on the host; they are moved once, here.
+    :param inputs: on the host; they are copied to the device once, here.
     """
     backend, names = task.layer.backend, [output.name for output in session.get_outputs()]
     if not isinstance(backend, CupyBackend):
         return lambda: session.run(names, inputs), lambda: session.run(names, inputs)
-    there = {name: asarray(array, backend=backend.name) for name, array in inputs.items()}
+    on_device = {name: asarray(array, backend=backend.name) for name, array in inputs.items()}
     binding = session.io_binding()
-    for name, array in there.items():
+    for name, array in on_device.items():
         binding.bind_input(name, "cuda", backend.device, array.dtype, array.shape, array.data.ptr)
     for name in names:
         binding.bind_output(name, "cuda", backend.device)
@@ -168,19 +168,19 @@ def runner(
         session.run_with_iobinding(binding)
         return list(binding.copy_outputs_to_cpu())
 
-    return lambda: (session.run_with_iobinding(binding), there), results
+    return lambda: (session.run_with_iobinding(binding), on_device), results
 
 
-PEERS: dict[str, Callable[[Task], Peer]] = {"torch": theirs, "onnxruntime": runtime}
+PEERS: dict[str, Callable[[Task], Peer]] = {"torch": torch_peer, "onnxruntime": onnxruntime_peer}
 
 
 def installed() -> list[str]:
-    """The names in `PEERS` of the libraries that are installed."""
+    """The names in `PEERS` of installed libraries."""
     return [name for name in PEERS if find_spec(name)]
 
 
 def imported(name: str) -> Any:
-    """The module of this name; PeerUnavailableError says why it cannot be had."""
+    """The module of this name; PeerUnavailableError gives the reason why it is not available."""
     try:
         return optional.load(name)
     except optional.OptionalPackageError as error:

@@ -1,4 +1,4 @@
-"""What a benchmark measured: one row a library and pass, and the table of them."""
+"""The results of a benchmark: one row per library and pass, and their table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..output import unbroken
+from ..output import unwrapped
 from ..verify.report import plain
 
 if TYPE_CHECKING:
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """The seconds of one call of one library in each round, beside xprnn's in the same round."""
+    """The seconds per call of one library in each round, with xprnn's of the same round."""
 
-    what: str  # "forward" or "with backward", which is both
-    who: str
+    what: str  # "forward" or "with backward", which includes forward
+    library: str
     seconds: list[float]
-    ours: list[float]
+    xprnn_seconds: list[float]
 
     @property
     def median(self) -> float:
@@ -29,23 +29,24 @@ class Row(NamedTuple):
     @property
     def ratio(self) -> tuple[float, float, float]:
         """The quartiles of the ratio to xprnn's seconds, the median first."""
-        ratios = [theirs / ours for theirs, ours in zip(self.seconds, self.ours, strict=True)]
+        pairs = zip(self.seconds, self.xprnn_seconds, strict=True)
+        ratios = [theirs / ours for theirs, ours in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)
         return middle, low, high
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What `run` measured; `str` is a table.
+    """The results of `run`; `str` is a table.
 
-    A time step is one step of all N rows, N sequence steps.
+    A time step is one step of all N rows, which is N sequence steps.
     """
 
     title: str
     steps: int  # T
     batch: int  # N
     rows: tuple[Row, ...]
-    lines: tuple[str, ...]  # on what and with what, and how far the results differ
+    lines: tuple[str, ...]  # machine and versions, and differences of the results
 
     def __rich__(self) -> Group:
         """The report for a terminal."""
@@ -57,12 +58,12 @@ class BenchReport:
         for heading in ("", "", "us / time step", "sequence steps / s", "peer / xprnn"):
             table.add_column(heading, justify="right" if heading else "left")
         for row in self.rows:
-            ratio = "" if row.who == "xprnn" else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
+            ratio = "" if row.library == "xprnn" else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio)
             step = row.median / self.steps  # of all rows: N sequence steps
             rate = self.batch / step
-            cells = (row.what, row.who, f"{1e6 * step:.2f}", f"{rate:,.0f}", ratio)
+            cells = (row.what, row.library, f"{1e6 * step:.2f}", f"{rate:,.0f}", ratio)
             table.add_row(*map(Text, cells))
-        return Group(unbroken(table), *map(Text, self.lines))
+        return Group(unwrapped(table), *map(Text, self.lines))
 
     def __str__(self) -> str:
         """The report as plain text."""

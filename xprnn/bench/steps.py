@@ -1,4 +1,4 @@
-"""One step of a cell from given states, as streaming takes it, in each peer."""
+"""One step of a cell from given states, as in streaming, by each peer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from . import onnx
 from .peers import runner, session_for, torch_for
 from .task import Task
 
-Step = tuple[Callable[[], Any], Callable[[], np.ndarray]]  # takes it; takes it and fetches h (N, H)
+# runs the step; runs it and returns h (N, H) on the host
+Step = tuple[Callable[[], Any], Callable[[], np.ndarray]]
 
 
 def torch_step(task: Task) -> Step:
@@ -43,20 +44,20 @@ def torch_step(task: Task) -> Step:
     return step, result
 
 
-def runtime_step(task: Task) -> Step:
+def onnxruntime_step(task: Task) -> Step:
     """A step of ONNX Runtime, from `task.states` with x[0].
 
-    :raises PeerUnavailableError: it is not installed, or takes no such numbers or device.
+    :raises PeerUnavailableError: it is not installed, or does not support the dtype or device.
     """
     setting = task.setting
     names = ("h", "c")[: len(task.states)]
-    given = {"x": task.x[:1], **{n: s[None] for n, s in zip(names, task.states, strict=True)}}
+    arrays = {"x": task.x[:1], **{n: s[None] for n, s in zip(names, task.states, strict=True)}}
     session, _ = session_for(
         task, lambda w: onnx.step_model(setting.cell, w, task.x.shape[1:], names)
     )
-    inputs = {name: array.astype(setting.stored) for name, array in given.items()}
+    inputs = {name: array.astype(setting.stored) for name, array in arrays.items()}
     step, results = runner(session, inputs, task)
     return step, lambda: results()[0][0]
 
 
-STEPS: dict[str, Callable[[Task], Step]] = {"torch": torch_step, "onnxruntime": runtime_step}
+STEPS: dict[str, Callable[[Task], Step]] = {"torch": torch_step, "onnxruntime": onnxruntime_step}

@@ -1,4 +1,4 @@
-"""What is measured, and the numbers that everybody gets."""
+"""The measured setting, and the weights and inputs that all libraries get."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..backend import get_backend, to_numpy
-from ..verify.suite import ARITHMETIC, LAYERS
+from ..verify.suite import LAYERS, PRECISIONS
 
 Results = dict[str, np.ndarray]
 
 
 class PeerUnavailableError(RuntimeError):
-    """A library cannot be measured; the message says why."""
+    """A library cannot be measured; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,25 @@ class Setting:
     input: int = 128
     batch: int = 32
     steps: int = 100
-    kind: str = "float32"  # a name of `ARITHMETIC`
+    kind: str = "float32"  # a name of `PRECISIONS`
     backend: str | None = None
     directions: int = 1  # D
 
     @property
     def stored(self) -> str:
-        """The dtype of what a product reads, which is that of the peers' layers."""
+        """The dtype of the products' operands, which is that of the peers' layers."""
         return "float32" if self.kind == "tf32" else self.kind
 
 
 @dataclass(frozen=True)
 class Task:
-    """The layer of a setting, in eval mode, and on the host what it gets."""
+    """The layer of a setting, in eval mode, and its inputs on the host."""
 
     setting: Setting
     layer: Any
-    x: np.ndarray  # (T, N, I) in the layer's dtype, values that `setting.stored` holds
+    x: np.ndarray  # (T, N, I) in the layer's dtype, values representable in `setting.stored`
     doutput: np.ndarray  # (T, N, D*H), likewise
-    states: tuple[np.ndarray, ...]  # (h,) or (h, c), each (N, H): what a single step starts from
+    states: tuple[np.ndarray, ...]  # (h,) or (h, c), each (N, H): the states before a single step
 
     @property
     def weights(self) -> Results:
@@ -55,19 +55,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Peer:
-    """One library: what it can run, and what it computes."""
+    """One library: its calls and its results."""
 
     name: str
-    forward: Callable[[], Any]  # keeps nothing for a gradient
-    both: Callable[[], Any] | None  # forward and backward, every gradient; None: it has none
-    results: Results  # of both: output, dx and the weights' gradients; else output alone
-    note: str  # version, device, types and threads
+    forward: Callable[[], Any]  # saves nothing for a gradient
+    both: Callable[[], Any] | None  # forward and backward, all gradients; None: no gradients
+    results: Results  # output, and with `both` dx and the gradients of the weights
+    note: str  # version, device, dtypes and threads
 
 
 def make_task(setting: Setting) -> Task:
-    """Draw weights, x and gradient, from the same seed every time.
+    """Draw weights, x and the output's gradient from a fixed seed.
 
-    :raises ValueError, BackendUnavailableError: the type or the backend cannot be used.
+    :raises ValueError, BackendUnavailableError: the dtype or the backend cannot be used.
     """
     family, options = LAYERS[setting.cell]
     layer = family(
@@ -77,13 +77,13 @@ def make_task(setting: Setting) -> Task:
         seed=0,
         bidirectional=setting.directions == 2,
         **options,
-        **ARITHMETIC[setting.kind],
+        **PRECISIONS[setting.kind],
     )
     rng = np.random.default_rng(0)
 
     def drawn(width: int) -> np.ndarray:
-        wide = rng.standard_normal((setting.steps, setting.batch, width))
-        return wide.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
+        values = rng.standard_normal((setting.steps, setting.batch, width))
+        return values.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
 
     x, doutput = drawn(setting.input), drawn(setting.directions * setting.hidden)
     names = layer._stack.cell.state_names

@@ -1,4 +1,4 @@
-"""The data set of the demo: Japanese Vowels, nine speakers. Source and licence: README.md here."""
+"""The data set of the demo: Japanese Vowels, nine speakers; README.md has source and licence."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ FILE = files(__package__) / "japanese_vowels.npz"
 
 
 class Utterances(NamedTuple):
-    """A set of recordings: padded frames, their lengths, and who speaks."""
+    """A set of recordings: padded frames, lengths and speakers."""
 
-    x: np.ndarray  # (N, T, 12) float32, standardised, zero past a recording's end
+    x: np.ndarray  # (N, T, 12) float32, standardised, zero after the end of a recording
     lengths: np.ndarray  # (N,) int64, frames
     speakers: np.ndarray  # (N,) int64, 0 to 8
 
@@ -46,7 +46,7 @@ def japanese_vowels() -> tuple[Utterances, Utterances]:
 
 
 def _pad(frames: np.ndarray, lengths: np.ndarray, steps: int) -> np.ndarray:
-    """Frames (S, F), utterance after utterance, as (N, T, F) with zeros past each end."""
+    """Frames (S, F) of consecutive utterances as (N, T, F), zero after each end."""
     x = np.zeros((lengths.size, steps, frames.shape[1]), np.float32)
     x[np.arange(steps)[None, :] < lengths[:, None]] = frames
     return x

@@ -1,4 +1,4 @@
-"""What a verification found: one row a check, and the table of them."""
+"""The results of a verification: one row per check, and their table."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..output import unbroken, widen
+from ..output import unwrapped, widen
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 GRADCHECK = "gradcheck"
 LEGEND = (
-    "An error is the largest in an array over the array's largest element, in units of eps, the "
-    "distance from 1 to the next number of the type; a gradcheck's is in units of its tolerance. "
-    "Weights' gradients are compared gate by gate."
+    "An error is the largest in an array / the array's largest element, in units of eps, the "
+    "distance from 1 to the next number of the type; that of a gradcheck is in units of its "
+    "tolerance. Gradients of weights are compared gate by gate."
 )
 
 
 class Row(NamedTuple):
-    """One check of one implementation: the array that does worst."""
+    """One check of one implementation: the array with the largest excess."""
 
     cell: str
     implementation: str
-    check: str  # what it computed in, a name of `tolerances.EPSILON`, or "gradcheck"
-    error: float  # in units of that ε, a gradcheck's in units of its tolerance
+    check: str  # the type of the computation, a key of `tolerances.EPSILON`, or "gradcheck"
+    error: float  # in units of that type's ε, or of the gradcheck's tolerance
     array: str
     limit: float
 
     @property
     def excess(self) -> float:
-        """The error in units of the limit: above 1 something is wrong."""
+        """The error in units of the limit: above 1 the check has failed."""
         return self.error / self.limit
 
     @property
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Absent(NamedTuple):
-    """A check that is not made, and why."""
+    """A check that is not made, with the reason."""
 
     check: str  # an implementation or a type
     cell: str
@@ -51,7 +51,7 @@ class Absent(NamedTuple):
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a verification compared; `str` is a table."""
+    """The results of a verification; `str` is a table."""
 
     title: str
     rows: tuple[Row, ...]
@@ -59,12 +59,12 @@ class VerifyReport:
 
     @property
     def failed(self) -> tuple[Row, ...]:
-        """The rows that are wrong."""
+        """The rows that failed."""
         return tuple(row for row in self.rows if not row.ok)
 
     @property
     def ok(self) -> bool:
-        """Whether something was checked and nothing is wrong."""
+        """Whether something was checked and nothing failed."""
         return bool(self.rows) and not self.failed
 
     def __rich__(self) -> Group:
@@ -74,9 +74,9 @@ class VerifyReport:
         from rich.text import Text
 
         table = Table(title=self.title, box=None, padding=(0, 1, 0, 0))
-        for heading in ("cell", "served by", "type", "error", "in", "limit", ""):
-            numbers = heading in ("error", "limit")
-            table.add_column(heading, justify="right" if numbers else "left")
+        for heading in ("cell", "implementation", "type", "error", "in", "limit", ""):
+            numeric = heading in ("error", "limit")
+            table.add_column(heading, justify="right" if numeric else "left")
         for row in self.rows:
             unit = "" if row.check == GRADCHECK else " eps"
             error, limit = (f"{value:.3g}{unit}" for value in (row.error, row.limit))
@@ -84,17 +84,17 @@ class VerifyReport:
                 *map(Text, (row.cell, row.implementation, row.check, error, row.array, limit)),
                 Text("ok", "green") if row.ok else Text("FAILED", "bold red"),
             )
-        return Group(unbroken(table), *map(Text, [LEGEND, *self._not_compared()]))
+        return Group(unwrapped(table), *map(Text, [LEGEND, *self._not_compared()]))
 
     def _not_compared(self) -> list[str]:
-        """A line for each check, with the cells that have the same reason together."""
+        """A line for each check, with cells grouped by reason."""
         reasons: dict[str, dict[str, list[str]]] = {}
         for check, cell, reason in dict.fromkeys(self.absent):
             reasons.setdefault(check, {}).setdefault(reason, []).append(cell)
         return [
             f"not compared: {check} "
-            + "; ".join(f"of {', '.join(cells)}: {reason}" for reason, cells in found.items())
-            for check, found in reasons.items()
+            + "; ".join(f"of {', '.join(cells)}: {reason}" for reason, cells in by_reason.items())
+            for check, by_reason in reasons.items()
         ]
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class VerifyReport:
 
 
 def plain(report: Any) -> str:
-    """What rich shows of a report, without colours."""
+    """The report as printed by rich, without colours."""
     from rich.console import Console
 
     text = StringIO()
@@ -114,7 +114,7 @@ def plain(report: Any) -> str:
 
 
 def worst_of(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Of the rows of each check the worst one, in the order of first appearance."""
+    """For each check the row with the largest excess, in order of first appearance."""
     worst: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         key = row[:3]

@@ -1,4 +1,4 @@
-"""Every cell on a backend, in every type, in problems that show what a kernel may do wrong."""
+"""Every cell on a backend, in every type, on problems that expose errors of kernels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Problem(NamedTuple):
 
 
 PROBLEMS = (
-    Problem(1, 5, 6, 17),  # one step: nothing adds up, and limits are at their lowest
+    Problem(1, 5, 6, 17),  # one step: errors do not accumulate, and limits are lowest
     Problem(6, 4, 3, 17, layers=2, directions=2, dropout=0.25, lengths=(2, 6, 0, 4)),
     Problem(4, 33, 20, 70, bias=False),
 )
@@ -45,14 +45,14 @@ LAYERS: dict[str, tuple[type[_Layer], dict[str, Any]]] = {
     "gru_reset_before": (GRU, {"reset_after": False}),
     "lstm": (LSTM, {}),
 }
-ARITHMETIC: dict[str, dict[str, str]] = {
+PRECISIONS: dict[str, dict[str, str]] = {
     "float64": {"dtype": "float64"},
     "float32": {"dtype": "float32"},
     "tf32": {"precision": "tf32"},
     "float16": {"compute_dtype": "float16"},
     "bfloat16": {"compute_dtype": "bfloat16"},
 }
-KINKED = 2.0**-11  # from this ε on rounding may decide on which side of its kink a relu is
+KINKED = 2.0**-11  # from this ε on, rounding may decide on which side of relu's kink a value lies
 
 
 def verify_cells(
@@ -65,15 +65,15 @@ def verify_cells(
 
     :param backend: as for `get_backend`.
     :param cells: names of `LAYERS`.
-    :param types: names of `ARITHMETIC`; None: all that mean something on this backend.
-    :param report: called with how many of how many layers are done.
+    :param types: names of `PRECISIONS`; None: all that apply to this backend.
+    :param report: called with the number of layers done and their total.
     :raises ValueError, BackendUnavailableError: a type or the backend cannot be used here.
 
     >>> verify_cells("numpy", ["gru"], ["float32"]).ok
     True
     """
-    place = get_backend(backend)
-    kinds = types_of(place) if types is None else types
+    resolved = get_backend(backend)
+    kinds = types_of(resolved) if types is None else types
     rows: list[Row] = []
     absent: list[Absent] = []
     total = len(cells) * (len(kinds) * len(PROBLEMS) + 1)
@@ -81,53 +81,55 @@ def verify_cells(
     for cell in cells:
         tasks = [(kind, problem) for kind in kinds for problem in PROBLEMS]
         for kind, problem in [*tasks, ("float64", SMALL)]:
-            layer, shape = build(cell, kind, problem, place), (problem.T, problem.N, problem.I)
+            layer, shape = build(cell, kind, problem, resolved), (problem.T, problem.N, problem.I)
             with environment():
-                found, missing = check(layer, shape, problem.lengths, 0, problem is SMALL)
-            rows += [row for row in found if row.check in (*kinds, GRADCHECK)]
+                checked, missing = check(layer, shape, problem.lengths, 0, problem is SMALL)
+            rows += [row for row in checked if row.check in (*kinds, GRADCHECK)]
             absent += [one for one in missing if one.check != "float64" or "float64" in kinds]
             done += 1
             report(done, total)
-    return VerifyReport(f"every cell on {place.name}", worst_of(rows), tuple(absent))
+    return VerifyReport(f"every cell on {resolved.name}", worst_of(rows), tuple(absent))
 
 
 def types_of(backend: Backend) -> list[str]:
-    """The names of `ARITHMETIC` that mean something on a backend."""
-    left_out = set()
+    """The names of `PRECISIONS` that apply to a backend."""
+    omitted = set()
     try:
         optional.load("ml_dtypes")
     except optional.OptionalPackageError:
-        left_out.add("bfloat16")
-    if not backend.on_gpu:  # tf32 is about NVIDIA's tensor cores
-        left_out.add("tf32")
-    return [name for name in ARITHMETIC if name not in left_out]
+        omitted.add("bfloat16")
+    if not backend.on_gpu:  # tf32 is a mode of NVIDIA's tensor cores
+        omitted.add("tf32")
+    return [name for name in PRECISIONS if name not in omitted]
 
 
 def build(cell: str, kind: str, problem: Problem, backend: Backend) -> _Layer:
-    """The layer of a problem, with parameters that its seed draws."""
+    """The layer of a problem, with parameters drawn from a fixed seed."""
     family, options = LAYERS[cell]
-    apart = cell == "rnn_relu" and EPSILON[kind] > KINKED
+    avoid_kink = cell == "rnn_relu" and EPSILON[kind] > KINKED
     layer = family(
         problem.I,
         problem.H,
         problem.layers,
-        bias=problem.bias or apart,
+        bias=problem.bias or avoid_kink,
         dropout=problem.dropout,
         bidirectional=problem.directions == 2,
         seed=0,
         backend=backend.name,
         **options,
-        **ARITHMETIC[kind],
+        **PRECISIONS[kind],
     )
-    if apart:
-        layer.load_state_dict({n: _apart(n, to_numpy(p)) for n, p in layer.parameters.items()})
+    if avoid_kink:
+        layer.load_state_dict(
+            {n: _away_from_0(n, to_numpy(p)) for n, p in layer.parameters.items()}
+        )
     return layer
 
 
-def _apart(name: str, parameter: np.ndarray) -> np.ndarray:
-    """Parameters by which relu's argument stays away from 0, below it in every other unit.
+def _away_from_0(name: str, parameter: np.ndarray) -> np.ndarray:
+    """A parameter that keeps relu's argument away from 0, and negative in every other unit.
 
-    The gradient jumps there, and rounding must not decide on which side it falls.
+    The gradient is discontinuous at 0, where rounding would decide.
     """
     if name.startswith("bias_ih"):
         return np.resize(np.array([1.0, -1.0]), parameter.shape)

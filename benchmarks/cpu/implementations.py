@@ -1,4 +1,4 @@
-"""How each library is called, as well as we know how; every one gets the same numbers."""
+"""How each implementation is called: its fastest documented way, on the same weights and inputs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from xprnn.bench.peers import ours, runtime, theirs
-from xprnn.bench.steps import runtime_step, torch_step
+from xprnn.bench.peers import onnxruntime_peer, torch_peer, xprnn_peer
+from xprnn.bench.steps import onnxruntime_step, torch_step
 from xprnn.bench.task import Peer, Task
 
-from .jax_side import jax_layer, jax_step
+from .jax_peer import jax_layer, jax_step
 from .products import products, step_products
 
-Step = tuple[Callable[[], Any], Callable[[], np.ndarray] | None, str]  # takes it; fetches h; note
+# runs a step; runs it and returns h (N, H) on the host; a note for the report
+Step = tuple[Callable[[], Any], Callable[[], np.ndarray] | None, str]
 
 
 def _stepper(task: Task) -> Step:
-    """xprnn's stepper, which goes on from the state that it left."""
+    """xprnn's stepper; each step continues from the state of the step before."""
     stepper = task.layer.stepper(len(task.x[0]))
     x, out = task.x[0], np.empty_like(task.states[0])
 
@@ -34,15 +35,15 @@ def _torch_step(task: Task) -> Step:
     return *torch_step(task), "torch.nn's cell under inference_mode, from the same state each time"
 
 
-def _runtime_step(task: Task) -> Step:
-    return *runtime_step(task), "a session of one operator, T=1, from the same state each time"
+def _onnxruntime_step(task: Task) -> Step:
+    return *onnxruntime_step(task), "a session of one operator, T=1, from the same state each time"
 
 
-SIDES: dict[str, Callable[[Task], Peer]] = {
-    "numpy": ours,
-    "numba": ours,
-    "torch": theirs,
-    "onnxruntime": runtime,
+IMPLEMENTATIONS: dict[str, Callable[[Task], Peer]] = {
+    "numpy": xprnn_peer,
+    "numba": xprnn_peer,
+    "torch": torch_peer,
+    "onnxruntime": onnxruntime_peer,
     "jax": jax_layer,
     "products": products,
 }
@@ -50,7 +51,7 @@ STEPS: dict[str, Callable[[Task], Step]] = {
     "numpy": _stepper,
     "numba": _stepper,
     "torch": _torch_step,
-    "onnxruntime": _runtime_step,
+    "onnxruntime": _onnxruntime_step,
     "jax": jax_step,
     "products": step_products,
 }

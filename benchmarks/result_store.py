@@ -1,4 +1,4 @@
-"""What asv's results are filed as: the machine's name, no paths, and the reasons of skips."""
+"""The store of asv's results: named after the machine, without paths, with reasons for skips."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Results = dict[str, Any]  # a file of asv's
-Row = dict[str, Any]  # of one benchmark in it, by column
-Combination = tuple[str, ...]  # of a benchmark's parameters
-Skips = dict[str, dict[str, set[Combination]]]  # by the benchmark's class and the reason
+Results = dict[str, Any]  # one of asv's result files
+Row = dict[str, Any]  # one benchmark's entry in it, by column
+Combination = tuple[str, ...]  # values of a benchmark's parameters
+Skips = dict[str, dict[str, set[Combination]]]  # by benchmark class and reason
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 VERSIONS = (
     *("asv", "asv_runner", "numpy", "torch", "onnxruntime", "onnxruntime-gpu"),
@@ -30,14 +30,14 @@ VERSIONS = (
 
 
 class Commit(NamedTuple):
-    """What is measured."""
+    """The commit under test."""
 
     hash: str
-    date: str  # ISO 8601, when it was committed
+    date: str  # of the commit, ISO 8601
 
 
 def machine_name() -> str:
-    """The name of the first GPU, or the processor's with the number of cores."""
+    """The name of the first GPU, or that of the processor with its number of cores."""
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         name = subprocess.run(query, capture_output=True, text=True, check=True).stdout
@@ -51,18 +51,18 @@ def processor() -> str:
     """The model of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text("utf-8") if cpuinfo.exists() else ""
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    return found[1].strip() if found else platform.machine()
+    match = re.search(r"model name\s*:\s*(.+)", text)
+    return match[1].strip() if match else platform.machine()
 
 
 def machine_facts(machine: str, target: Path) -> dict[str, str]:
-    """What asv keeps of a machine, but for the host's name and the kernel's build.
+    """asv's description of a machine, without the host's name and the kernel's build.
 
-    What is filed below `target` stands: asv begins a new curve where a fact changes.
+    Facts stored below `target` are reused: asv starts a new curve where a fact changes.
     """
-    filed = target / machine / "machine.json"
-    if filed.exists():
-        facts: dict[str, str] = json.loads(filed.read_text("utf-8"))
+    stored = target / machine / "machine.json"
+    if stored.exists():
+        facts: dict[str, str] = json.loads(stored.read_text("utf-8"))
         del facts["version"]
         return facts
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -76,31 +76,31 @@ def machine_facts(machine: str, target: Path) -> dict[str, str]:
     }
 
 
-def file_results(folder: Path, target: Path, commit: Commit, machine: str) -> Path:
+def store_results(folder: Path, target: Path, commit: Commit, machine: str) -> Path:
     """Write asv's results, `machine.json`, `benchmarks.json` and `skips.json` below `target`.
 
-    What was filed of the same commit earlier stands where nothing was measured now.
+    Earlier results of the same commit are kept where nothing was measured now.
     """
     raw = folder / "raw"
     environment = f"{machine}-py{sys.version_info.major}.{sys.version_info.minor}"
-    place, name = target / machine, f"{commit.hash[:8]}-{environment}"
-    (found,) = (raw / machine).glob("*-existing-*.json")
-    results = renamed(_read(found), commit, environment)
+    machine_folder, name = target / machine, f"{commit.hash[:8]}-{environment}"
+    (raw_results,) = (raw / machine).glob("*-existing-*.json")
+    results = anonymized(_read(raw_results), commit, environment)
     skips = _skips(folder / "skips")
-    filed, reasons = place / f"{name}.json", place / "skips.json"
-    kept = _read(reasons) if reasons.exists() else {}
-    if filed.exists():
-        restore(skips, kept.get(name, {}), merge(results, _read(filed), skips))
+    stored, reasons = machine_folder / f"{name}.json", machine_folder / "skips.json"
+    stored_reasons = _read(reasons) if reasons.exists() else {}
+    if stored.exists():
+        restore(skips, stored_reasons.get(name, {}), merge(results, _read(stored), skips))
     complete(results, _read(raw / "benchmarks.json"))
-    _write(filed, results)
-    shutil.copyfile(raw / machine / "machine.json", place / "machine.json")
+    _write(stored, results)
+    shutil.copyfile(raw / machine / "machine.json", machine_folder / "machine.json")
     shutil.copyfile(raw / "benchmarks.json", target / "benchmarks.json")
-    _write(reasons, kept | {name: collapsed(skips, results)})
-    return filed
+    _write(reasons, stored_reasons | {name: collapsed(skips, results)})
+    return stored
 
 
-def renamed(results: Results, commit: Commit, environment: str) -> Results:
-    """asv's results under the commit and environment, without paths."""
+def anonymized(results: Results, commit: Commit, environment: str) -> Results:
+    """asv's results for a commit and environment, without paths."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return results | {
         "commit_hash": commit.hash,
@@ -113,72 +113,75 @@ def renamed(results: Results, commit: Commit, environment: str) -> Results:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those of the packages that are installed."""
-    found = {}
+    """The versions of the installed packages among these."""
+    installed = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def merge(results: Results, earlier: Results, skips: Skips) -> dict[str, set[Combination]]:
-    """Take numbers from `earlier` where there are none now, but for what failed now.
+    """Copy values from `earlier` for combinations that have none now, except those that failed.
 
-    `skips` loses what has a number. Returns, by class, what was not tried now, and has none.
+    Removes from `skips` the combinations that have a value. Returns, by class, those that were not
+    tried now and have none.
     """
     columns = results["result_columns"]
     if earlier["result_columns"] != columns:
-        raise SystemExit("filed results: another asv wrote them; measure all of this commit anew")
-    left_out: dict[str, set[Combination]] = defaultdict(set)
+        raise SystemExit("stored results: written by another asv; measure all of this commit again")
+    not_tried: dict[str, set[Combination]] = defaultdict(set)
     for name, old in earlier["results"].items():
         if name not in results["results"]:
             results["results"][name] = old
-            left_out[_class(name)] |= set(_combinations(results, old))
+            not_tried[_class(name)] |= set(_combinations(results, old))
             continue
-        was, row = (dict(zip_longest(columns, each)) for each in (old, results["results"][name]))
-        if row["version"] != was["version"] or not (row["result"] and was["result"]):
+        previous, row = (
+            dict(zip_longest(columns, each)) for each in (old, results["results"][name])
+        )
+        if row["version"] != previous["version"] or not (row["result"] and previous["result"]):
             continue
-        before = {each: place for place, each in enumerate(_combinations(results, old))}
+        indices = {each: index for index, each in enumerate(_combinations(results, old))}
         skipped = set().union(*skips[_class(name)].values())
-        for place, combination in enumerate(axis_product(row["params"])):
-            if not _is_nan(row["result"][place]) or combination not in before:
+        for index, combination in enumerate(axis_product(row["params"])):
+            if not _is_nan(row["result"][index]) or combination not in indices:
                 continue
-            if was["result"][before[combination]] is not None:
-                _copy(was, before[combination], row, place)
-                for found in skips[_class(name)].values():
-                    found.discard(combination)
+            if previous["result"][indices[combination]] is not None:
+                _copy(previous, indices[combination], row, index)
+                for combinations in skips[_class(name)].values():
+                    combinations.discard(combination)
             elif combination not in skipped:
-                left_out[_class(name)].add(combination)
+                not_tried[_class(name)].add(combination)
         results["results"][name] = [row[column] for column in columns]
-    return left_out
+    return not_tried
 
 
-def _copy(was: Row, at: int, row: Row, place: int) -> None:
-    """The number of one combination, and what asv found about its samples."""
+def _copy(previous: Row, source: int, row: Row, target: int) -> None:
+    """Copy the value of one combination and asv's statistics of its samples."""
     for column in ("result", *(name for name in row if name.startswith("stats_"))):
         values = row[column] or [None] * len(row["result"])
-        values[place] = was[column] and was[column][at]
+        values[target] = previous[column] and previous[column][source]
         row[column] = values
 
 
 def restore(
-    skips: Skips, texts: dict[str, dict[str, list[str]]], left_out: dict[str, set[Combination]]
+    skips: Skips, texts: dict[str, dict[str, list[str]]], not_tried: dict[str, set[Combination]]
 ) -> None:
-    """Put back the reasons that were given for combinations that were not tried again."""
+    """Restore the recorded reasons of combinations that were not tried again."""
     for name, reasons in texts.items():
         for reason, items in reasons.items():
             patterns = [item.split(", ") for item in items]
             skips[name][reason] |= {
                 combination
-                for combination in left_out[name]
+                for combination in not_tried[name]
                 if any(_fits(combination, pattern) for pattern in patterns)
             }
 
 
 def complete(results: Results, benchmarks: dict[str, Any]) -> None:
-    """Make skips null, and give each benchmark a row: the published site asks for every graph."""
+    """Make skips null and add missing rows: the published site requests every benchmark's graph."""
     columns = results["result_columns"]
     result = columns.index("result")
     for row in results["results"].values():
@@ -190,44 +193,45 @@ def complete(results: Results, benchmarks: dict[str, Any]) -> None:
             results["results"][name] = [row.get(column) for column in columns]
 
 
-# -- the reasons of skips
+# -- reasons for skips
 
 
 def _skips(path: Path) -> Skips:
-    found: Skips = defaultdict(lambda: defaultdict(set))
+    skips: Skips = defaultdict(lambda: defaultdict(set))
     for line in path.read_text("utf-8").splitlines() if path.exists() else ():
         skip = json.loads(line)
-        found[skip["benchmark"]][skip["reason"]].add(tuple(skip["parameters"]))
-    return found
+        skips[skip["benchmark"]][skip["reason"]].add(tuple(skip["parameters"]))
+    return skips
 
 
 def collapsed(skips: Skips, results: Results) -> dict[str, dict[str, list[str]]]:
-    """The same as texts; "*" stands for every value of a parameter, all of them skipped."""
+    """The skips as texts; "*" means that all values of a parameter are skipped."""
     column = results["result_columns"].index("params")
     known = {_class(name): axes(row[column]) for name, row in results["results"].items()}
     return {
         name: {
-            reason: sorted(", ".join(item) for item in _starred(found, known[name]))
-            for reason, found in reasons.items()
-            if found
+            reason: sorted(", ".join(item) for item in _starred(combinations, known[name]))
+            for reason, combinations in reasons.items()
+            if combinations
         }
         for name, reasons in skips.items()
     }
 
 
 def _starred(
-    found: Iterable[Combination], values: Sequence[Sequence[str]]
+    items: Iterable[Combination], values: Sequence[Sequence[str]]
 ) -> Iterable[Combination]:
+    """Replace complete sets of values by "*", one parameter after the other."""
     for axis, every in enumerate(values):
         groups = defaultdict(set)
-        for item in found:
+        for item in items:
             groups[item[:axis], item[axis + 1 :]].add(item[axis])
-        found = [
+        items = [
             (*before, value, *after)
             for (before, after), seen in groups.items()
             for value in (("*",) if seen >= set(every) else seen)
         ]
-    return found
+    return items
 
 
 def _fits(combination: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -244,12 +248,12 @@ def axis_product(params: Sequence[Sequence[str]]) -> list[Combination]:
 
 
 def axes(params: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The values of each parameter, of which asv keeps the `repr`."""
+    """The values of each parameter, which asv stores as their `repr`."""
     return [[ast.literal_eval(value) for value in axis] for axis in params]
 
 
 def _class(name: str) -> str:
-    """ "layers.Forward" of "layers.Forward.time_forward"."""
+    """ "layers.Forward" for "layers.Forward.time_forward"."""
     return name.rpartition(".")[0]
 
 
@@ -262,9 +266,9 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, value: Any) -> None:
-    """Write it whole or not at all: what was measured before is in the same file.
+    """Write atomically: the file also holds earlier measurements.
 
-    Without xprnn.io: nothing here may import the checkout's package.
+    Not with xprnn.io: this module must not import the checkout's package.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1 if path.name == "skips.json" else None, allow_nan=False)

@@ -14,7 +14,7 @@ NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 def jax_layer(task: Task) -> Peer:
-    """The layer, from states of zero."""
+    """The layer, from zero states."""
     import jax
 
     weights = {name: jax.numpy.asarray(task.weights[name]) for name in NAMES}
@@ -24,10 +24,10 @@ def jax_layer(task: Task) -> Peer:
 
     def layer(weights: Weights, x: Any) -> Any:
         gx = x @ weights["weight_ih_l0"].T + weights["bias_ih_l0"]
-        across, bias = weights["weight_hh_l0"].T, weights["bias_hh_l0"]
+        weight_hh, bias_hh = weights["weight_hh_l0"].T, weights["bias_hh_l0"]
 
         def body(states: Any, gx: Any) -> Any:
-            states = step(gx, states, states[0] @ across + bias)
+            states = step(gx, states, states[0] @ weight_hh + bias_hh)
             return states, states[0]
 
         return jax.lax.scan(body, states, gx)[1]
@@ -51,7 +51,7 @@ def jax_layer(task: Task) -> Peer:
 
 
 def jax_step(task: Task) -> tuple[Callable[[], Any], Callable[[], np.ndarray], str]:
-    """One step, from the same states each time."""
+    """One step, from the same states in every call."""
     import jax
 
     weights = {name: jax.numpy.asarray(task.weights[name]) for name in NAMES}
@@ -59,12 +59,12 @@ def jax_step(task: Task) -> tuple[Callable[[], Any], Callable[[], np.ndarray], s
     states = tuple([jax.numpy.asarray(state) for state in task.states])
     step = _step_of(task.setting.cell)
 
-    def whole(weights: Weights, x: Any, states: Any) -> Any:
+    def full_step(weights: Weights, x: Any, states: Any) -> Any:
         gx = x @ weights["weight_ih_l0"].T + weights["bias_ih_l0"]
         gh = states[0] @ weights["weight_hh_l0"].T + weights["bias_hh_l0"]
         return step(gx, states, gh)
 
-    jitted = jax.jit(whole)
+    jitted = jax.jit(full_step)
 
     def call() -> Any:
         return jax.block_until_ready(jitted(weights, x, states))
@@ -73,7 +73,7 @@ def jax_step(task: Task) -> tuple[Callable[[], Any], Callable[[], np.ndarray], s
 
 
 def _step_of(cell: str) -> Callable[[Any, Any, Any], Any]:
-    """The states after a step, from gx, the states before it and gh."""
+    """A function of gx, the states before a step and gh that returns the states after it."""
     from jax import nn
     from jax import numpy as jnp
 
