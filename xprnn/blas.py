@@ -43,7 +43,7 @@ from .processors import usable
 
 Calls = list[partial[Any]]
 Piece = Callable[[int], None]
-Place = tuple[Array | None, list[Array]]  # addends, if sums are cut, and where slices are written
+Place = tuple[Array | None, list[Any]]  # addends, if sums are cut, and where slices are written
 Cut = list[tuple[slice, int, int]]
 Cuts = tuple[Cut, Cut, Cut]  # of rows, terms and columns
 
@@ -135,9 +135,7 @@ def _pieces(left: Array, right: Array, out: Array, threads: int) -> list[Piece]:
     return found
 
 
-def _piece(
-    operands: list[tuple[Array, Array]], places: list[Place], out: Array, thread: int
-) -> None:
+def _piece(operands: list[tuple[Any, Any]], places: list[Place], out: Any, thread: int) -> None:
     addends, targets = places[thread]
     for (left, right), target in zip(operands, targets, strict=True):
         np.matmul(left, right, target)

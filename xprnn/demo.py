@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, asarray, to_numpy
+from .backend import Array, BackendName, asarray, to_numpy
 from .data import FILE, Utterances, japanese_vowels
 from .io import check_outputs, replacing
 from .module import load
@@ -57,7 +57,7 @@ class Classifier:
         return np.asarray(scores.argmax(axis=1))
 
 
-def build(cell: str, seed: int, backend: str | None) -> Classifier:
+def build(cell: str, seed: int, backend: BackendName | None) -> Classifier:
     """An untrained classifier; `cell` is a key of `LAYERS`."""
     layer = LAYERS[cell](
         12, HIDDEN, bidirectional=True, batch_first=True, backend=backend, seed=seed
@@ -108,7 +108,7 @@ class Outcome:
 
 
 def run(
-    cell: str, epochs: int, seed: int, backend: str | None, folder: Path, report: Report
+    cell: str, epochs: int, seed: int, backend: BackendName | None, folder: Path, report: Report
 ) -> Outcome:
     """Train, save, load again, check that the loaded model predicts the same, and test.
 

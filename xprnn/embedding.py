@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .attributes import option
-from .backend import Array
+from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
 from .checks import check_array, check_indices, check_seed, check_size, check_whole
 from .memory import frees_memory
 from .module import Module
@@ -55,8 +55,8 @@ class Embedding(Module):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
         seed: int | None = None,
     ) -> None:
         options = {
@@ -67,7 +67,7 @@ class Embedding(Module):
         }
         self._begin(options, backend, dtype)
 
-    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+    def _set_up(self, options: dict[str, Any], backend: BackendName | None, dtype: Any) -> None:
         shapes = self._shapes(options)
         rows, width = shapes["weight"]
         plain = {
@@ -91,7 +91,7 @@ class Embedding(Module):
 
     @frees_memory
     @reads_parameters
-    def __call__(self, indices: Any) -> Array:
+    def __call__(self, indices: Integers) -> Array:
         """y (..., E), a new array; in train mode recorded for `backward`.
 
         :param indices: (...) integers from 0 to V-1, on the host or on the module's backend; on a
@@ -116,7 +116,7 @@ class Embedding(Module):
 
     @frees_memory
     @reads_parameters
-    def backward(self, dy: Array) -> None:
+    def backward(self, dy: AnyArray) -> None:
         """Backward of the last recorded call: adds to `grads`; indices have no gradient.
 
         Rows of one index are added up pairwise, in an order that depends on the indices alone:

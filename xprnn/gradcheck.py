@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from .backend import Array, asarray, to_numpy
+from .backend import AnyArray, Array, Given, Lengths, asarray, to_numpy
 from .cell_modules import _CellModule
 from .checks import check_seed, check_size
 from .layer import _Layer
@@ -65,11 +65,11 @@ class GradcheckReport:
 
 
 def gradcheck(
-    layer: _Layer | _CellModule,
-    x: Array,
-    hx: Any = None,
+    layer: _Layer[Given, Any] | _CellModule[Given, Any],
+    x: AnyArray,
+    hx: Given | None = None,
     *,
-    lengths: Any = None,
+    lengths: Lengths | None = None,
     directions: int = 3,
     seed: int = 0,
 ) -> GradcheckReport:
@@ -153,8 +153,8 @@ def float64_copy(layer: R) -> R:
                 f"layer: expected finite parameters, got {name} with {wrong} of {parameter.size} "
                 "elements infinite or NaN; the training that gave it has diverged"
             )
-    wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
-    return copy.copy(layer).to(**wide).train()
+    wide = copy.copy(layer).to(dtype="float64", compute_dtype="float64", precision="ieee")
+    return wide.train()
 
 
 def widened(layer: _Recurrent, value: Any) -> Any:
@@ -173,7 +173,7 @@ class _Function:
     def __init__(
         self,
         layer: _Layer | _CellModule,
-        x: Array,
+        x: Any,
         hx: Any,
         lengths: Any,
         rng: np.random.Generator,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import check_upstream
-from .backend import Array, to_numpy
+from .backend import AnyArray, Given, Lengths, to_numpy
 from .floating_point import environment
 from .gradcheck import float64_copy, widened
 from .layer import _Layer
@@ -49,13 +49,13 @@ class GradientFlow:
 
 
 def gradient_flow(
-    layer: _Layer,
-    x: Array,
-    hx: Any = None,
+    layer: _Layer[Given, Any],
+    x: AnyArray,
+    hx: Given | None = None,
     *,
-    lengths: Any = None,
-    doutput: Array | None = None,
-    dhx: Any = None,
+    lengths: Lengths | None = None,
+    doutput: AnyArray | None = None,
+    dhx: Given | None = None,
 ) -> GradientFlow:
     """Measure the norm of the gradient that reaches each time step of each layer and direction.
 
@@ -120,7 +120,7 @@ def gradient_flow(
 
 
 def _measure(
-    layer: _Layer, x: Array, hx: Any, lengths: Any, doutput: Any, dhx: Any
+    layer: _Layer, x: AnyArray, hx: Any, lengths: Any, doutput: Any, dhx: Any
 ) -> tuple[np.ndarray, Sequence[int]]:
     """The norms (L*D, T) for one upstream gradient, and the rows that run at each step."""
     calls = layer._calls

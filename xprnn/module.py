@@ -12,7 +12,16 @@ import numpy as np
 from . import io
 from .arguments import split
 from .attributes import Options, read_only, set_again, set_by_users, setting_own
-from .backend import Array, Backend, asarray, get_backend, to_numpy
+from .backend import (
+    AnyArray,
+    Array,
+    Backend,
+    BackendName,
+    DTypeLike,
+    asarray,
+    get_backend,
+    to_numpy,
+)
 from .checks import (
     as_numpy_floats,
     check_dtype,
@@ -92,7 +101,7 @@ class Module:
 
     @frees_memory
     def _build(
-        self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
+        self, shapes: Shapes, options: dict[str, Any], backend: BackendName | None, dtype: Any
     ) -> None:
         """Allocate zero parameters and gradients."""
         self._options = options
@@ -186,7 +195,7 @@ class Module:
         with self.backend.activate():
             return {name: array.copy() for name, array in self.parameters.items()}
 
-    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+    def load_state_dict(self, mapping: Mapping[str, AnyArray]) -> None:
         """Overwrite all parameters from NumPy, CuPy or torch arrays of any floating dtype.
 
         Those of ml_dtypes, as bfloat16, are floating dtypes too.
@@ -233,7 +242,7 @@ class Module:
         """The record that `backward` would undo; RuntimeError if none can be."""
         return self._records.last(type(self).__name__, self._parameters)
 
-    def to(self, backend: str | None = None, *, dtype: Any = None) -> Self:
+    def to(self, backend: BackendName | None = None, *, dtype: DTypeLike | None = None) -> Self:
         """Move the module in place, parameters and gradients; None leaves backend or dtype.
 
         :raises RuntimeError: recorded calls are waiting for `backward`.
@@ -294,7 +303,7 @@ class Module:
         io.write(path, kind.__name__, options, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, backend: str | None = None) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Self:
         """The module that a file holds, in eval mode.
 
         :param backend: where to put it; as for `get_backend`.
@@ -384,7 +393,7 @@ def _rebuilt(kind: type[Module], state: Mapping[str, Any]) -> Module:
     return module
 
 
-def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
+def load(path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Any:
     """The layer, cell or read-out that a file holds: `Module.load` for any of them.
 
     >>> import tempfile, pathlib, xprnn

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from .backend import ALIGNMENT, Array, Backend, asarray
+from .backend import ALIGNMENT, AnyArray, Array, Backend, asarray
 from .checks import check_array
 from .directions import PacksOfAll
 from .locking import WRITER, ReadersWriterLock
@@ -63,7 +63,7 @@ class Gradients(Mapping[str, Array]):
         if value is not self._flat:  # which it is after `grads.flat *= 2`
             raise AttributeError("flat cannot be set: write flat[...] = array")
 
-    def update(self, values: Mapping[str, Array]) -> None:
+    def update(self, values: Mapping[str, AnyArray]) -> None:
         """Overwrite gradients with arrays of their shapes, dtype and backend."""
         with self._backend.activate():
             for name, value in values.items():
@@ -164,7 +164,7 @@ class Parameters(Mapping[str, Array]):
         if self._open and self.is_open:
             raise RuntimeError(f"{what}: not inside a writable() block; end the block first")
 
-    def update(self, values: Mapping[str, Array]) -> None:
+    def update(self, values: Mapping[str, Any]) -> None:
         """Overwrite parameters with arrays on their backend, all or none; dtypes are cast.
 
         :raises KeyError, TypeError, ValueError: a name, a backend or a shape is not a parameter's.
@@ -180,7 +180,7 @@ class Parameters(Mapping[str, Array]):
         self._check(moved)
         self._assign(moved)
 
-    def _check(self, values: Mapping[str, Array]) -> None:
+    def _check(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if not self.backend.owns(value):
                 kind = type(value).__name__
@@ -224,7 +224,7 @@ class Parameters(Mapping[str, Array]):
         """The parameter `name`, not to be written."""
         return self._arrays[name]
 
-    def __setitem__(self, name: str, value: Array) -> None:
+    def __setitem__(self, name: str, value: AnyArray) -> None:
         """Copy an array of the same shape, dtype and device into parameter `name`."""
         shape = self._shape_of(name)
         value = check_array(f"parameter {name!r}", value, self.backend, self.dtype, shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .attributes import option
-from .backend import Array
+from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
 from .checks import (
     check_array,
     check_flag,
@@ -61,8 +61,8 @@ class Linear(Module):
         out_features: int,
         bias: bool = True,
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
         seed: int | None = None,
     ) -> None:
         options = {
@@ -73,7 +73,7 @@ class Linear(Module):
         }
         self._begin(options, backend, dtype)
 
-    def _set_up(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+    def _set_up(self, options: dict[str, Any], backend: BackendName | None, dtype: Any) -> None:
         shapes = self._shapes(options)
         width, features = shapes["weight"]
         plain = {"in_features": features, "out_features": width, "bias": "bias" in shapes}
@@ -95,7 +95,7 @@ class Linear(Module):
 
     @frees_memory
     @reads_parameters
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: AnyArray) -> Array:
         """y (..., out_features), a new array; in train mode recorded for `backward`.
 
         :param x: (..., in_features) in the module's dtype and on its backend; only read.
@@ -117,7 +117,7 @@ class Linear(Module):
 
     @frees_memory
     @reads_parameters
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Undo the last recorded call: adds to `grads` and returns dx, of x's shape.
 
         :param dy: dL/dy, of y's shape; only read.
@@ -145,7 +145,7 @@ class Linear(Module):
 
 @frees_memory
 def softmax_cross_entropy(
-    logits: Array, targets: Array, ignore_index: int = -100
+    logits: AnyArray, targets: Integers, ignore_index: int = -100
 ) -> tuple[Array, Array]:
     """The mean cross-entropy of softmax(logits) against class numbers, and its gradient.
 
@@ -201,7 +201,7 @@ def softmax_cross_entropy(
 
 
 @frees_memory
-def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
+def mse_loss(prediction: AnyArray, target: AnyArray) -> tuple[Array, Array]:
     """The mean squared error over all elements, and its gradient.
 
     L = mean((prediction - target)^2), dL/dprediction = 2 (prediction - target) / size. As

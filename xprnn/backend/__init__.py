@@ -16,8 +16,26 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .base import ALIGNMENT, Array, Backend, BackendUnavailableError
+from .arrays import (
+    AnyArray,
+    AnyDTypeLike,
+    Array,
+    BackendName,
+    ComputeDTypeLike,
+    DTypeLike,
+    Given,
+    GivenPair,
+    Integers,
+    Lengths,
+    Nonlinearity,
+    Pair,
+    Precision,
+    Rows,
+    States,
+)
+from .base import ALIGNMENT, Backend, BackendUnavailableError
 from .cupy import CupyBackend
 from .dlpack import ON_CUDA, place_of, whereabouts
 from .resident import KernelStoppedError
@@ -66,7 +84,7 @@ def _auto() -> Backend:
     return found
 
 
-def get_backend(name: str | None = None) -> Backend:
+def get_backend(name: BackendName | None = None) -> Backend:
     """The backend that a name stands for, or the one in force where none is given.
 
     The name is looked for in this order: the argument, `with use_backend(...)`, the
@@ -82,13 +100,14 @@ def get_backend(name: str | None = None) -> Backend:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"backend: expected a string or None, got {type(name).__name__}")
-    if name is None:
-        name = _context.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "numpy"
-    return _auto() if name == "auto" else _open(name)
+    wanted: str | None = name
+    if wanted is None:
+        wanted = _context.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "numpy"
+    return _auto() if wanted == "auto" else _open(wanted)
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[Backend]:
+def use_backend(name: BackendName) -> Iterator[Backend]:
     """Make `name` the backend of all layers built inside the block without one of their own.
 
     :param name: as for `get_backend`.
@@ -150,7 +169,7 @@ def home_of(array: object) -> Backend | None:
     return backend_of(array) or _open(f"cupy:{place[1]}")
 
 
-def to_numpy(value: Any) -> np.ndarray:
+def to_numpy(value: ArrayLike | AnyArray) -> np.ndarray:
     """The values of an array of any library as a NumPy array; moves them if they are elsewhere.
 
     :param value: NumPy, CuPy or torch array of any shape, or nested numbers.
@@ -160,21 +179,27 @@ def to_numpy(value: Any) -> np.ndarray:
     >>> to_numpy([1.0, 2.0])
     array([1., 2.])
     """
-    if isinstance(value, np.ma.MaskedArray):
+    array: Any = value
+    if isinstance(array, np.ma.MaskedArray):
         raise TypeError("value: expected an array without a mask; convert it with .filled(0.0)")
-    home = backend_of(value)
+    home = backend_of(array)
     if home is not None:
-        return home.to_host(value)
-    plain = _without_gradient(value)
-    if plain is not value:
-        value = plain.cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds its values
-            value = value.float()
-        value = value.numpy()
-    return np.asarray(value)
+        return home.to_host(array)
+    plain = _without_gradient(array)
+    if plain is not array:
+        array = plain.cpu()
+        if str(array.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds its values
+            array = array.float()
+        array = array.numpy()
+    return np.asarray(array)
 
 
-def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Array:
+def asarray(
+    value: ArrayLike | AnyArray,
+    *,
+    backend: BackendName | None = None,
+    dtype: AnyDTypeLike | None = None,
+) -> Array:
     """The values of any array on a backend, in a dtype: the one explicit way across.
 
     A conversion is NumPy's `astype`, an overflow what `np.errstate` says of it; a number too small
@@ -208,10 +233,24 @@ def _without_gradient(value: Any) -> Any:
 __all__ = [
     "ALIGNMENT",
     "BACKENDS",
+    "AnyArray",
+    "AnyDTypeLike",
     "Array",
     "Backend",
+    "BackendName",
     "BackendUnavailableError",
+    "ComputeDTypeLike",
+    "DTypeLike",
+    "Given",
+    "GivenPair",
+    "Integers",
     "KernelStoppedError",
+    "Lengths",
+    "Nonlinearity",
+    "Pair",
+    "Precision",
+    "Rows",
+    "States",
     "asarray",
     "auto_choice",
     "backend_of",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 import numpy as np
 
 from ..floating_point import environment
-
-Array: TypeAlias = Any  # an array of whichever module serves: numpy.ndarray, cupy.ndarray
+from .arrays import Array, BackendName
 
 ALIGNMENT = 64  # bytes: one cache line, and enough for every vector load
 
@@ -46,8 +45,10 @@ class Backend:
     kernels = "numba"  # the family of fused kernels that run here, a folder of `xprnn/kernels`
     on_gpu = False  # where every array operation is a launch
 
+    name: BackendName
+
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = cast("BackendName", name)
 
     @classmethod
     def open(cls, index: str) -> Backend:
@@ -92,7 +93,7 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
 
-    def from_host(self, array: np.ndarray) -> Array:
+    def from_host(self, array: Array) -> Array:
         """A copy of a NumPy array on this backend."""
         return np.array(array)
 

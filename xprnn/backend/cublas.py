@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Array
+from .arrays import Array
 
 # of cublasMath_t: parts of a sum are put together in the type of the sums, never in that of a
 # narrower result; CuPy has no name for it

@@ -11,13 +11,13 @@ class Weights(NamedTuple):
     """The weights of one direction of one layer, in torch's layout, or their gradients.
 
     A bias is None where the layer has none; in a set of gradients None also stands for a
-    frozen parameter, whose gradient nobody wants.
+    frozen parameter, whose gradient nobody wants. For that the fields are Any.
     """
 
-    weight_ih: Array  # (G*H, I)
-    weight_hh: Array  # (G*H, H)
-    bias_ih: Array | None  # (G*H,)
-    bias_hh: Array | None  # (G*H,)
+    weight_ih: Any  # (G*H, I)
+    weight_hh: Any  # (G*H, H)
+    bias_ih: Any  # (G*H,)
+    bias_hh: Any  # (G*H,)
 
 
 class Buffers(NamedTuple):

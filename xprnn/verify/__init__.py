@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import kernels
-from ..backend import asarray
+from ..backend import Lengths, asarray
 from ..cell_modules import _CellModule
 from ..checks import check_seed, check_shape
 from ..floating_point import environment
@@ -23,7 +23,7 @@ from .report import GRADCHECK, Absent, Row, VerifyReport
 
 
 def verify(
-    layer: Module, shape: tuple[int, ...], *, lengths: Any = None, seed: int = 0
+    layer: Module, shape: tuple[int, ...], *, lengths: Lengths | None = None, seed: int = 0
 ) -> VerifyReport:
     """Compare every implementation that can serve a layer or cell with the float64 equations.
 

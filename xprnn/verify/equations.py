@@ -108,7 +108,7 @@ class Equations:
         wide = layer.arithmetic.compute_dtype == np.float64
         return implementation == "reference" and layer.backend.name == "numpy" and wide
 
-    def _rounded(self, numbers: np.ndarray) -> np.ndarray:
+    def _rounded(self, numbers: Any) -> np.ndarray:
         return numbers.astype(self._narrow).astype(np.float64)
 
     def _draw(

@@ -204,7 +204,7 @@ def _counts(layout: Layout) -> np.ndarray:
         full = np.empty(layout.steps, np.intp)
         full.fill(layout.batch)
         return full
-    counts: np.ndarray = layout.ragged.counts
+    counts: Any = layout.ragged.counts
     return counts
 
 
