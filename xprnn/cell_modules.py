@@ -24,7 +24,10 @@ from .cells import Weights
 from .checks import check_array, check_states
 from .recurrent import _Recurrent
 
-DEFAULTS = {"nonlinearity": "tanh", "reset_after": True}  # of the options that choose a cell
+DEFAULTS: dict[str, Any] = {
+    "nonlinearity": "tanh",
+    "reset_after": True,
+}  # of the options that choose a cell
 
 
 class _CellModule(_Recurrent, Generic[Given, States]):

@@ -20,7 +20,7 @@ from .readout import Linear, softmax_cross_entropy
 
 HIDDEN, BATCH, LEARNING_RATE, MAX_NORM = 64, 30, 3e-3, 1.0
 SPEAKERS = 9
-LAYERS = {"gru": GRU, "lstm": LSTM, "rnn": RNN}
+LAYERS: dict[str, Any] = {"gru": GRU, "lstm": LSTM, "rnn": RNN}
 
 Report = Callable[[int, float, float], None]  # epoch, mean loss, training accuracy (0 to 1)
 

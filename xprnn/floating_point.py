@@ -149,6 +149,6 @@ def _flushing_environment() -> type[Environment]:
     return Flushing
 
 
-environment = _flushing_environment()
+environment: type[Environment] = _flushing_environment()
 for _dtype in (np.float16, np.float32, np.float64, np.longdouble):
     np.finfo(_dtype)  # NumPy works out what it knows of a type once, and not where it is flushed

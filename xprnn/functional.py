@@ -259,7 +259,9 @@ def backward(
     return gradients
 
 
-rnn_backward = gru_backward = lstm_backward = backward
+rnn_backward = backward
+gru_backward = backward
+lstm_backward = backward
 
 
 @frees_memory

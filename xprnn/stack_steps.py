@@ -54,7 +54,7 @@ class StackSteps:
         self._most = self.batch = batch
         self._memory: dict[str, Array] = {}  # by use, for `_most` rows
         self._constants: Constants = {}
-        self.sides = self._states(batch)
+        self.sides: list[tuple[Array, ...]] = self._states(batch)
 
     def bind(self, arrays: Mapping[str, Array]) -> None:
         """Capture the steps from side 0 to 1 and back, on these parameters of the stack."""

@@ -39,7 +39,7 @@ class CupyBackend(Backend):
         super().__init__(name)
         self.xp = cupy
         self.device = device
-        self.resident = ResidentKernels(cupy, device)
+        self.resident: ResidentKernels = ResidentKernels(cupy, device)
         self._modules: dict[str, CudaModule] = {}
         self._depth = _Depth()
 

@@ -23,16 +23,16 @@ class RNN(Cell):
         dh = da W_hh
     """
 
-    gate_names = ("",)  # its one block has no name
-    folded = 1
+    gate_names: tuple[str, ...] = ("",)  # its one block has no name
+    folded: int = 1
     forward_scratch: tuple[int, ...] = (1,)
     backward_scratch: tuple[int, ...] = ()
-    undoing_reads = ("h'",)
+    undoing_reads: tuple[str, ...] = ("h'",)
 
     def __init__(self, nonlinearity: str) -> None:
-        self.name = f"rnn_{nonlinearity}"
-        self.relu = nonlinearity == "relu"
-        self.launches = (3, 3) if self.relu else (3, 4)
+        self.name: str = f"rnn_{nonlinearity}"
+        self.relu: bool = nonlinearity == "relu"
+        self.launches: tuple[int, int] | None = (3, 3) if self.relu else (3, 4)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """From gx and gh to the gates and the next states; see `Cell` for the buffers."""

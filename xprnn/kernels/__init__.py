@@ -31,7 +31,10 @@ WAVE = "wave"  # forces "sequence", and the layers of a stack in one launch: see
 WHOLE = ("sequence", WAVE)  # what forces sequence kernels
 # Of these "auto" takes what fits. The GPU's sequence kernels are right on a CPU that stands for a
 # GPU, fibers for threads; they join when a GPU has shown them right and faster.
-AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
+AUTOMATIC: dict[str, tuple[str, ...]] = {
+    "cuda": ("reference", "pointwise"),
+    "numba": IMPLEMENTATIONS,
+}
 UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 
 BY_COLUMN = "a stepper's arrays stand by column on a CPU, compiled parts take rows"

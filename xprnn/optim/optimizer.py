@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from ..memory import frees_memory
 from ..module import Module
 from .state import Stateful
 
-check_rate = partial(check_number, low=0.0, high=math.inf)
+check_rate: Callable[..., float] = partial(check_number, low=0.0, high=math.inf)
 
 
 class Optimizer(Stateful):
@@ -33,7 +33,7 @@ class Optimizer(Stateful):
     as the constructor does.
     """
 
-    lr = Checked(check_rate)
+    lr: Checked[float] = Checked(check_rate)
     _renamed: ClassVar = {"modules": "_modules", "steps": "_steps", "momentum": "_momentum"}
 
     def __init__(self, modules: Iterable[Module], lr: float, slots: tuple[str, ...]) -> None:

@@ -40,10 +40,10 @@ class CosineDecay(Stateful):
     0.5
     """
 
-    steps = Checked(check_size)
-    lr_max = Checked(check_rate)
-    lr_min = Checked(check_rate)
-    done = Checked(check_count)
+    steps: Checked[int] = Checked(check_size)
+    lr_max: Checked[float] = Checked(check_rate)
+    lr_min: Checked[float] = Checked(check_rate)
+    done: Checked[int] = Checked(check_count)
     _renamed: ClassVar = {"optimizer": "_optimizer"}
 
     def __init__(self, optimizer: Optimizer, steps: int, lr_min: float = 0.0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..checks import Checked, check_number
 from ..module import Module
 from .optimizer import Optimizer, check_rate
 
-check_decay = partial(check_number, low=0.0, high=1.0)
+check_decay: Callable[..., float] = partial(check_number, low=0.0, high=1.0)
 
 
 def check_betas(name: str, value: Any) -> tuple[float, float]:
@@ -91,8 +91,8 @@ class Adam(Optimizer):
     0.01
     """
 
-    betas = Checked(check_betas)
-    eps = Checked(partial(check_number, low=sys.float_info.min, high=math.inf))
+    betas: Checked[tuple[float, float]] = Checked(check_betas)
+    eps: Checked[float] = Checked(partial(check_number, low=sys.float_info.min, high=math.inf))
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class AdamW(Adam):
     0.01
     """
 
-    weight_decay = Checked(check_rate)
+    weight_decay: Checked[float] = Checked(check_rate)
 
     def __init__(
         self,

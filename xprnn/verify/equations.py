@@ -66,23 +66,26 @@ class Equations:
 
     def __init__(self, layer: Module, shape: tuple[int, ...], lengths: Any, seed: int) -> None:
         types = layer.arithmetic
-        self.numbers = "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
+        self.numbers: str = "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
         self._narrow = types.compute_dtype
-        self.largest = min(LARGEST[self.numbers], SQUARE)
+        self.largest: float = min(LARGEST[self.numbers], SQUARE)
         self._layer = copy.copy(layer).to(
             "numpy", dtype="float64", compute_dtype="float64", precision="ieee"
         )
         options = {"lengths": lengths} if isinstance(layer, _Layer) else {}
-        self.parameters = {n: self._rounded(p) for n, p in self._layer.parameters.items()}
+        self.parameters: dict[str, np.ndarray] = {
+            n: self._rounded(p) for n, p in self._layer.parameters.items()
+        }
         with np.errstate(over="ignore", invalid="ignore"):
-            self.given = self._draw(shape, options, np.random.default_rng(seed))
-            self.expected = self._before_overflow()
+            self.given: Given = self._draw(shape, options, np.random.default_rng(seed))
+            self.expected: dict[str, np.ndarray] = self._before_overflow()
+        self.steps: int
         self.steps, batch = layer._steps_and_batch(self.given.x.shape)
         slopes = self._slopes(NUDGE, 0)
-        self.kinked = layer._stack.cell.name == "rnn_relu" and self._is_kinked()
+        self.kinked: bool = layer._stack.cell.name == "rnn_relu" and self._is_kinked()
         if self.kinked:
             self.expected = {n: a for n, a in self.expected.items() if not n.startswith("d")}
-        self.limits = self._limits(slopes, self.steps, batch)
+        self.limits: dict[str, float] = self._limits(slopes, self.steps, batch)
 
     def compare(self, layer: Module, implementation: str) -> Row:
         """The array in which a copy of the layer does worst; it takes these parameters."""

@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "nsz"},
 }
-INLINED = {**OPTIONS, "forceinline": True}
+INLINED: dict[str, Any] = {**OPTIONS, "forceinline": True}
 
 
 class _Distinct(Compiler):
@@ -39,10 +39,10 @@ class _Distinct(Compiler):
 
 
 # They stay plain functions, for where one is in a closure its bytes are part of the cache's key.
-inlined = register_jitable(**INLINED)
+inlined: Any = register_jitable(**INLINED)
 # The loop over a row's units. Without the promise each pair of arrays is checked for an overlap at
 # every row, and a row of 32 units takes up to twice as long.
-row = numba.njit(pipeline_class=_Distinct, **OPTIONS)
+row: Any = numba.njit(pipeline_class=_Distinct, **OPTIONS)
 
 
 def at(arrays: Any, n: Any) -> Any:
