@@ -62,3 +62,8 @@ def __getattr__(name: str) -> Any:
     if name in ("feature_first", "functional", "optim"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 from . import kernels
 from .arguments import Call, check_weights, elman, gru, lstm
@@ -19,9 +19,12 @@ from .backend import (
     Pair,
     Precision,
     States,
+    StateTypes,
 )
+from .backend.exports import exported_from
 from .cells import Weights
 from .checks import check_array, check_states
+from .module import file_kind
 from .recurrent import _Recurrent
 
 DEFAULTS: dict[str, Any] = {
@@ -30,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 }  # of the options that choose a cell
 
 
-class _CellModule(_Recurrent, Generic[Given, States]):
+class _CellModule(StateTypes[Given, States], _Recurrent):
     """The calls of a cell: a layer of one step whose output is its next state."""
 
     def __call__(self, x: AnyArray, hx: Given | None = None) -> States:
@@ -146,6 +149,8 @@ def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:
     return tuple([state[0] if batched else state[0, 0] for state in states])
 
 
+@exported_from("xprnn")
+@file_kind("RNNCell")
 class RNNCell(_CellModule[AnyArray, Array]):
     """One Elman step, h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh), or relu for tanh.
 
@@ -195,6 +200,8 @@ class RNNCell(_CellModule[AnyArray, Array]):
     _cell = staticmethod(elman)
 
 
+@exported_from("xprnn")
+@file_kind("GRUCell")
 class GRUCell(_CellModule[AnyArray, Array]):
     """One GRU step, h' = (1 - z) n + z h; the equations stand at `xprnn.GRU`.
 
@@ -247,6 +254,8 @@ class GRUCell(_CellModule[AnyArray, Array]):
     _cell = staticmethod(gru)
 
 
+@exported_from("xprnn")
+@file_kind("LSTMCell")
 class LSTMCell(_CellModule[GivenPair, Pair]):
     """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations stand at `xprnn.LSTM`.
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from .attributes import option
 from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
+from .backend.exports import exported_from
 from .checks import check_array, check_indices, check_seed, check_size, check_whole
 from .memory import frees_memory
-from .module import Module
+from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters
 
 
@@ -22,6 +23,8 @@ class _Record:
     version: int  # of the parameters
 
 
+@exported_from("xprnn")
+@file_kind("Embedding")
 class Embedding(Module):
     """A table of rows that are looked up by number, y = W[indices]; dW[i] = Σ dy where i is.
 

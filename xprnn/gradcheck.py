@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from .backend import AnyArray, Array, Given, Lengths, asarray, to_numpy
+from .backend.exports import exported_from
 from .cell_modules import _CellModule
 from .checks import check_seed, check_size
 from .layer import _Layer
@@ -21,6 +22,7 @@ SHARE = 1e-6  # of the derivative: the most that a truncation error may be taken
 ROUNDINGS = 8  # in a step's activations, beside those of the sums before them
 
 
+@exported_from("xprnn")
 class GradientError(AssertionError):
     """A gradient is not the derivative of what it claims; the message holds the table."""
 
@@ -64,6 +66,7 @@ class GradcheckReport:
         return "\n".join(lines)
 
 
+@exported_from("xprnn")
 def gradcheck(
     layer: _Layer[Given, Any] | _CellModule[Given, Any],
     x: AnyArray,

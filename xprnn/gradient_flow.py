@@ -10,6 +10,7 @@ import numpy as np
 
 from .arguments import check_upstream
 from .backend import AnyArray, Given, Lengths, to_numpy
+from .backend.exports import exported_from
 from .floating_point import environment
 from .gradcheck import float64_copy, widened
 from .layer import _Layer
@@ -48,6 +49,7 @@ class GradientFlow:
         return "\n".join(lines)
 
 
+@exported_from("xprnn")
 def gradient_flow(
     layer: _Layer[Given, Any],
     x: AnyArray,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, overload
+from typing import Any, Literal, overload
 
 from . import kernels
 from .arguments import Call, check_call, check_upstream, unwrap
 from .attributes import option
-from .backend import AnyArray, Array, Given, Lengths, States
+from .backend import AnyArray, Array, Given, Lengths, States, StateTypes
 from .checks import check_size
 from .footprint import Footprint, training_step
 from .kernels import Engine
@@ -27,7 +27,7 @@ class _NotGiven:
 NOT_GIVEN: Any = _NotGiven()
 
 
-class _Layer(_Recurrent, Generic[Given, States]):
+class _Layer(StateTypes[Given, States], _Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
 
     _many_records = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from .backend import (
     get_backend,
     to_numpy,
 )
+from .backend.exports import exported_from
 from .checks import (
     as_numpy_floats,
     check_dtype,
@@ -36,6 +37,9 @@ from .records import Records
 
 # What a module is without the attributes that users set: the first part of its state.
 CORE = ("options", "place", "training", "extra", "version", "parameters", "grads")
+
+FILE_KINDS: dict[str, type[Module]] = {}  # by the names that files hold; see `file_kind`
+M = TypeVar("M", bound="Module")
 
 
 class Module:
@@ -60,7 +64,7 @@ class Module:
     their own synchronise before they write.
     """
 
-    _kinds: ClassVar[dict[str, type[Module]]] = {}
+    _kind: ClassVar[str]  # in the files of this class and of what users derive from it
     _many_records: ClassVar[int | None] = None  # that wait, when a line is logged
     _own: frozenset[str] = frozenset()  # the names of the attributes that no user has set
 
@@ -92,12 +96,6 @@ class Module:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(f"{type(self).__name__} is not built itself; use one of its subclasses")
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """Make xprnn's own modules loadable by name."""
-        super().__init_subclass__(**arguments)
-        if cls.__module__.startswith(f"{__package__}.") and not cls.__name__.startswith("_"):
-            Module._kinds[cls.__name__] = cls
 
     @frees_memory
     def _build(
@@ -298,9 +296,7 @@ class Module:
         with self.parameters.reading:
             arrays = self._host_copies(self.parameters)
         options = {**self._options, "dtype": self.dtype.name, "extra": self._extra()}
-        # a user's subclass is saved as what it is derived from
-        kind = next(base for base in type(self).__mro__ if base in Module._kinds.values())
-        io.write(path, kind.__name__, options, arrays)
+        io.write(path, self._kind, options, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Self:
@@ -313,7 +309,7 @@ class Module:
         """
         backend = get_backend(backend).name
         kind, options, arrays = io.read(path)
-        found = Module._kinds.get(kind)
+        found = FILE_KINDS.get(kind)
         if found is None or not issubclass(found, cls):
             raise ValueError(f"{os.fspath(path)}: holds a {kind!r}, expected a {cls.__name__}")
         try:
@@ -362,7 +358,14 @@ class Module:
         if isinstance(state, dict):
             own = {*CORE, *self._own}
             state = {name: value for name, value in state.items() if name not in own}
-        return _rebuilt, (type(self), {name: core[name] for name in CORE}), state
+        return type(self)._rebuilt, ({name: core[name] for name in CORE},), state
+
+    @classmethod
+    def _rebuilt(cls, state: Mapping[str, Any]) -> Self:
+        """A module from the first part of its state, without what users set."""
+        module = cls.__new__(cls)
+        module._fill(state)
+        return module
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Set what users set; a module that is not built yet is built first."""
@@ -387,12 +390,22 @@ class Module:
 
 
 def _rebuilt(kind: type[Module], state: Mapping[str, Any]) -> Module:
-    """A module from the first part of its state, without what users set."""
-    module = kind.__new__(kind)
-    module._fill(state)
-    return module
+    """What the pickles of xprnn 0.1.0 call."""
+    return kind._rebuilt(state)
 
 
+def file_kind(name: str) -> Callable[[type[M]], type[M]]:
+    """Make a class of modules known by the name that its files hold."""
+
+    def register(kind: type[M]) -> type[M]:
+        FILE_KINDS[name] = kind
+        kind._kind = name
+        return kind
+
+    return register
+
+
+@exported_from("xprnn")
 def load(path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Any:
     """The layer, cell or read-out that a file holds: `Module.load` for any of them.
 

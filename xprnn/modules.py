@@ -15,9 +15,13 @@ from .backend import (
     Pair,
     Precision,
 )
+from .backend.exports import exported_from
 from .layer import _Layer
+from .module import file_kind
 
 
+@exported_from("xprnn")
+@file_kind("RNN")
 class RNN(_Layer[AnyArray, Array]):
     """Elman layers, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu for tanh.
 
@@ -99,6 +103,8 @@ class RNN(_Layer[AnyArray, Array]):
     _cell = staticmethod(elman)
 
 
+@exported_from("xprnn")
+@file_kind("GRU")
 class GRU(_Layer[AnyArray, Array]):
     """Gated recurrent layers: h_t = (1 - z) n + z h_{t-1}, in one of two forms.
 
@@ -174,6 +180,8 @@ class GRU(_Layer[AnyArray, Array]):
     _cell = staticmethod(gru)
 
 
+@exported_from("xprnn")
+@file_kind("LSTM")
 class LSTM(_Layer[GivenPair, Pair]):
     """Long short-term memory layers; the state is a pair (h, c).
 

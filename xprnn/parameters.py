@@ -91,14 +91,16 @@ class Parameters(Mapping[str, Array]):
     and threads that come to read meanwhile wait for it: a call uses the numbers of one version.
     """
 
+    version: int
+    starts: dict[str, int]  # in the flat buffer; "" gives its size
+    reading: ReadersWriterLock  # `with parameters.reading:` they do not change
+
     def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
         self.backend = backend
         self.dtype = dtype
         self.shapes = shapes
-        self.version: int = 0
-        self.starts: dict[str, int] = offsets(
-            shapes, dtype.itemsize
-        )  # in the flat buffer; "" gives its size
+        self.version = 0
+        self.starts = offsets(shapes, dtype.itemsize)
         self._flat = backend.zeros_aligned(self.starts[""], dtype)
         backend.set_writable(self._flat, False)
         self._arrays = views(self._flat, shapes)
@@ -109,9 +111,7 @@ class Parameters(Mapping[str, Array]):
         ]
         self._padding = backend.from_host(np.concatenate(gaps))
         self._zero = backend.zeros_aligned(1, dtype)  # CuPy would move a number each time
-        self.reading: ReadersWriterLock = (
-            ReadersWriterLock()
-        )  # `with parameters.reading:` they do not change
+        self.reading = ReadersWriterLock()
         self._open = 0  # `writable` blocks that have not ended
         self._retired = False  # the module has moved to other parameters
         self._packs = PacksOfAll()

@@ -8,6 +8,7 @@ from typing import Any
 
 from .attributes import option
 from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
+from .backend.exports import exported_from
 from .checks import (
     check_array,
     check_flag,
@@ -18,7 +19,7 @@ from .checks import (
     check_whole,
 )
 from .memory import frees_memory
-from .module import Module
+from .module import Module, file_kind
 from .numerics import sum_rows
 from .parameters import Shapes, reads_parameters, views
 
@@ -30,6 +31,8 @@ class _Record:
     version: int  # of the parameters
 
 
+@exported_from("xprnn")
+@file_kind("Linear")
 class Linear(Module):
     """A linear read-out, y = x W' + b; gradients dx = dy W, dW = dy' x, db = Σ dy.
 
@@ -144,6 +147,7 @@ class Linear(Module):
 
 
 @frees_memory
+@exported_from("xprnn")
 def softmax_cross_entropy(
     logits: AnyArray, targets: Integers, ignore_index: int = -100
 ) -> tuple[Array, Array]:
@@ -201,6 +205,7 @@ def softmax_cross_entropy(
 
 
 @frees_memory
+@exported_from("xprnn")
 def mse_loss(prediction: AnyArray, target: AnyArray) -> tuple[Array, Array]:
     """The mean squared error over all elements, and its gradient.
 

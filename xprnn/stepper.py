@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from threading import get_ident
-from typing import Any, Generic
+from typing import Any
 
 from . import kernels
 from .arguments import state_shape
 from .arithmetic import Arithmetic
 from .attributes import read_only, set_again, set_by_users, setting_own
-from .backend import AnyArray, Array, Backend, Given, Rows, States
+from .backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
 from .checks import check_array, check_rows, check_size, check_states
 from .explain import explain_step
 from .locking import WRITER
@@ -18,7 +18,7 @@ from .recurrent import _Recurrent
 from .stack_steps import StackSteps, bits
 
 
-class Stepper(Generic[Given, States]):
+class Stepper(StateTypes[Given, States]):
     """The states of N streams, and the step that carries all layers of a stack on by one.
 
     `layer.stepper(batch)` makes one. A step computes what the layer would at its next step in

@@ -34,10 +34,12 @@ from .arrays import (
     Precision,
     Rows,
     States,
+    StateTypes,
 )
 from .base import ALIGNMENT, Backend, BackendUnavailableError
 from .cupy import CupyBackend
 from .dlpack import ON_CUDA, place_of, whereabouts
+from .exports import exported_from
 from .resident import KernelStoppedError
 
 ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
@@ -84,6 +86,7 @@ def _auto() -> Backend:
     return found
 
 
+@exported_from("xprnn")
 def get_backend(name: BackendName | None = None) -> Backend:
     """The backend that a name stands for, or the one in force where none is given.
 
@@ -107,6 +110,7 @@ def get_backend(name: BackendName | None = None) -> Backend:
 
 
 @contextmanager
+@exported_from("xprnn")
 def use_backend(name: BackendName) -> Iterator[Backend]:
     """Make `name` the backend of all layers built inside the block without one of their own.
 
@@ -125,6 +129,7 @@ def use_backend(name: BackendName) -> Iterator[Backend]:
         _context.reset(token)
 
 
+@exported_from("xprnn")
 def synchronize() -> None:
     """Wait until all work given to the devices that this process uses is done.
 
@@ -169,6 +174,7 @@ def home_of(array: object) -> Backend | None:
     return backend_of(array) or _open(f"cupy:{place[1]}")
 
 
+@exported_from("xprnn")
 def to_numpy(value: ArrayLike | AnyArray) -> np.ndarray:
     """The values of an array of any library as a NumPy array; moves them if they are elsewhere.
 
@@ -194,6 +200,7 @@ def to_numpy(value: ArrayLike | AnyArray) -> np.ndarray:
     return np.asarray(array)
 
 
+@exported_from("xprnn")
 def asarray(
     value: ArrayLike | AnyArray,
     *,
@@ -250,6 +257,7 @@ __all__ = [
     "Pair",
     "Precision",
     "Rows",
+    "StateTypes",
     "States",
     "asarray",
     "auto_choice",

@@ -8,16 +8,28 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypeAli
 
 import numpy as np
 
-if TYPE_CHECKING:  # with a default: `Stepper` alone is a stepper of any layer
-    from typing_extensions import TypeVar
+if TYPE_CHECKING:
+    from typing import Generic
+
+    from typing_extensions import TypeVar  # with a default: `Stepper` alone is one of any layer
 
     Given = TypeVar("Given", default=Any)
     States = TypeVar("States", default=Any)
-else:
-    from typing import TypeVar
 
-    Given = TypeVar("Given")  # initial states, or gradients of final ones
-    States = TypeVar("States")  # an array, or a tuple of h and c
+    class StateTypes(Generic[Given, States]):
+        """The base of what takes states, or their gradients, and returns them.
+
+        `Given` and `States` are an array for RNN and GRU, and a pair of h and c for LSTM.
+        """
+
+else:
+    Given = States = Any
+
+    class StateTypes:
+        """See above; at run time the types are dropped."""
+
+        def __class_getitem__(cls, types: Any) -> Any:
+            return cls
 
 
 class AnyArray(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..floating_point import environment
 from .arrays import Array, BackendName
+from .exports import exported_from
 
 ALIGNMENT = 64  # bytes: one cache line, and enough for every vector load
 
@@ -29,6 +30,7 @@ class WideProducts:
         out[...] = self._xp.matmul(a.astype(np.float32), b.astype(np.float32))
 
 
+@exported_from("xprnn")
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot be used; the message says why."""
 

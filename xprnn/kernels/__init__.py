@@ -21,6 +21,7 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
+from ..backend.exports import exported_from
 from ..cells import Cell
 from .family import Family, Sequences
 from .narrow import widened
@@ -40,6 +41,7 @@ UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 BY_COLUMN = "a stepper's arrays stand by column on a CPU, compiled parts take rows"
 
 
+@exported_from("xprnn")
 class KernelUnavailableError(RuntimeError):
     """`XPRNN_KERNELS` forces an implementation that cannot serve this call."""
 

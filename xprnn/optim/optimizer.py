@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backend import Array, asarray, to_numpy
+from ..backend.exports import exported_from
 from ..checks import (
     Checked,
     as_numpy_floats,
@@ -26,6 +27,7 @@ from .state import Stateful
 check_rate: Callable[..., float] = partial(check_number, low=0.0, high=math.inf)
 
 
+@exported_from("xprnn.optim")
 class Optimizer(Stateful):
     """The base of the optimisers: walks over modules and keeps one flat buffer per slot.
 

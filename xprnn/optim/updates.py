@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..backend import Array
+from ..backend.exports import exported_from
 from ..checks import Checked, check_number
 from ..module import Module
 from .optimizer import Optimizer, check_rate
@@ -23,6 +24,7 @@ def check_betas(name: str, value: Any) -> tuple[float, float]:
     return check_decay(f"{name}[0]", value[0]), check_decay(f"{name}[1]", value[1])
 
 
+@exported_from("xprnn.optim")
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: b <- momentum b + dp, p <- p - lr b.
 
@@ -70,6 +72,7 @@ class SGD(Optimizer):
         p -= t
 
 
+@exported_from("xprnn.optim")
 class Adam(Optimizer):
     """Adam: D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization" (2015).
 
@@ -124,6 +127,7 @@ class Adam(Optimizer):
         p -= t
 
 
+@exported_from("xprnn.optim")
 class AdamW(Adam):
     """Adam with the weight decay apart from the gradient: p <- (1 - lr weight_decay) p first.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import kernels
 from ..backend import Lengths, asarray
+from ..backend.exports import exported_from
 from ..cell_modules import _CellModule
 from ..checks import check_seed, check_shape
 from ..floating_point import environment
@@ -22,6 +23,7 @@ from .equations import Equations, Given, Module, packed
 from .report import GRADCHECK, Absent, Row, VerifyReport
 
 
+@exported_from("xprnn")
 def verify(
     layer: Module, shape: tuple[int, ...], *, lengths: Lengths | None = None, seed: int = 0
 ) -> VerifyReport:
