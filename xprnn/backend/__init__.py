@@ -93,7 +93,8 @@ def get_backend(name: BackendName | None = None) -> Backend:
     The name is looked for in this order: the argument, `with use_backend(...)`, the
     environment variable `XPRNN_BACKEND` (empty means not given), "numpy".
 
-    :param name: "numpy", "cupy", "cupy:N" or "auto"; None means not given.
+    :param name: "numpy", "cupy", "cupy:N" or "auto"; None means not given. Type checkers know N up
+        to 15; for a name made at run time use `typing.cast("xprnn.backend.BackendName", name)`.
     :raises ValueError: the name is none of these.
     :raises BackendUnavailableError: the backend cannot be used; only "auto" falls back. It
         logs what it chose and why, to logger "xprnn": a warning if that is NumPy.
