@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from .backend import asarray, to_numpy
+from .backend import BackendName, asarray, to_numpy
 from .checks import check_lengths, check_size
 from .io import Location, check_outputs, replacing
 from .layer import _Layer
@@ -47,7 +47,7 @@ def apply(
     *,
     last: bool = False,
     batch: int = 64,
-    backend: str | None = None,
+    backend: BackendName | None = None,
     report: Report = lambda done, total: None,
 ) -> Applied:
     """Write the output of a saved layer for the array in file `inputs.x` to file `y_path`.
@@ -130,7 +130,7 @@ def _width(layer: _Layer) -> int:
 # -- inputs
 
 
-def _layer(path: Location, backend: str | None) -> _Layer:
+def _layer(path: Location, backend: BackendName | None) -> _Layer:
     layer = load(path, backend=backend)
     if not isinstance(layer, _Layer):
         raise ValueError(f"{os.fspath(path)}: holds a {type(layer).__name__}, expected a layer")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import Array, Backend
+from .backend import AnyArray, Array, Backend
 from .cells import CELLS, Cell, Weights
 from .checks import (
     check_array,
@@ -38,7 +38,7 @@ def check_call(
     stack: Stack,
     backend: Backend,
     dtype: np.dtype[Any],
-    x: Array,
+    x: Any,
     hx: Any,
     lengths: Any,
     batch_first: bool,
@@ -65,7 +65,7 @@ def check_upstream(
     x_shape: tuple[int, ...],
     batch: int,
     batched: bool,
-    doutput: Array | None,
+    doutput: AnyArray | None,
     dhx: Any,
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     """Check the arguments of a layer's `backward`; returns them with a batch dimension."""
@@ -90,9 +90,7 @@ def state_shape(stack: Stack, batch: int, batched: bool = True) -> tuple[int, ..
     return (outer, batch, stack.hidden_size) if batched else (outer, stack.hidden_size)
 
 
-def unwrap(
-    array: Array | None, states: tuple[Array, ...], batched: bool
-) -> tuple[Array | None, Any]:
+def unwrap(array: Array | None, states: tuple[Array, ...], batched: bool) -> tuple[Any, Any]:
     """An array (T, N, F) and states (L*D, N, H) in the form of the caller's arguments."""
     if not batched:
         array = None if array is None else array[:, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 def read_only(name: str, doc: str, advice: str) -> Any:
@@ -48,8 +48,9 @@ class Options(dict[str, Any]):
     def _reject(self, *arguments: Any, **named: Any) -> Any:
         raise TypeError("options cannot be changed: a module is fixed when it is built")
 
-    __setitem__ = __delitem__ = __ior__ = _reject
-    clear = pop = popitem = setdefault = update = _reject
+    if not TYPE_CHECKING:  # for a type checker a dict: its methods have overloads
+        __setitem__ = __delitem__ = __ior__ = _reject
+        clear = pop = popitem = setdefault = update = _reject
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A dict."""

@@ -47,7 +47,8 @@ from .processors import usable
 
 Calls = list[partial[Any]]
 Piece = Callable[[int], None]
-Destination = tuple[Array | None, list[Array]]  # partial sums, if any, and where slices are written
+# partial sums, if any, and where slices are written
+Destination = tuple[Array | None, list[Any]]
 Split = list[tuple[slice, int, int]]
 Splits = tuple[Split, Split, Split]  # of rows, terms and columns
 
@@ -145,7 +146,7 @@ def _pieces(left: Array, right: Array, out: Array, threads: int) -> list[Piece]:
 
 
 def _run_piece(
-    operands: list[tuple[Array, Array]], destinations: list[Destination], out: Array, thread: int
+    operands: list[tuple[Any, Any]], destinations: list[Destination], out: Any, thread: int
 ) -> None:
     partial_sums, targets = destinations[thread]
     for (left, right), target in zip(operands, targets, strict=True):

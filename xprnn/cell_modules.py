@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from . import kernels
 from .arguments import Call, check_weights, elman, gru, lstm
 from .attributes import option
-from .backend import Array
+from .backend import (
+    AnyArray,
+    Array,
+    BackendName,
+    ComputeDTypeLike,
+    DTypeLike,
+    Given,
+    GivenPair,
+    Nonlinearity,
+    Pair,
+    Precision,
+    States,
+    StateTypes,
+)
+from .backend.exports import exported_from
 from .cells import Weights
 from .checks import check_array, check_states
+from .module import file_kind
 from .recurrent import _Recurrent
 
-DEFAULTS = {"nonlinearity": "tanh", "reset_after": True}  # of the options that choose a cell
+DEFAULTS: dict[str, Any] = {
+    "nonlinearity": "tanh",
+    "reset_after": True,
+}  # of the options that choose a cell
 
 
-class _CellModule(_Recurrent):
+class _CellModule(StateTypes[Given, States], _Recurrent):
     """The calls of a cell: a layer of one step whose output is its next state."""
 
-    def __call__(self, x: Array, hx: Any = None) -> Any:
+    def __call__(self, x: AnyArray, hx: Given | None = None) -> States:
         """Take one step; in train mode it is recorded for `backward`.
 
         :param x: (N, I), unbatched (I,); the cell's dtype and backend; only read.
@@ -30,24 +48,30 @@ class _CellModule(_Recurrent):
         net = self._stack
         batched = getattr(x, "ndim", 2) != 1
         shape: tuple[Any, ...] = ("N", net.input_size) if batched else (net.input_size,)
-        x = check_array("x", x, self._backend, self._dtype, shape)
+        rows = check_array("x", x, self._backend, self._dtype, shape)
         if not batched:
-            x = x[None]
-        shape = (x.shape[0], net.hidden_size) if batched else (net.hidden_size,)
+            rows = rows[None]
+        shape = (rows.shape[0], net.hidden_size) if batched else (net.hidden_size,)
         states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
         forced = kernels.asked()
         if forced != "pointwise" and self._ready_steps() is not None:
-            found = self._take(x, states, forced, True)
+            found: Any = self._take(rows, states, forced, True)
             found = found if batched else tuple([state[0] for state in found])
         else:
             if states is not None:
                 states = _with_layer(states, batched)
-            _, final = self._run(Call(x[None], states, None, False, batched))
+            _, final = self._run(Call(rows[None], states, None, False, batched))
             found = _unwrap(final, batched)
         return found if len(found) > 1 else found[0]
 
     def _goes_by_step(self, batch: int, forced: str) -> bool:
         return forced != "pointwise" and self._ready_steps() is not None
+
+    @overload
+    def backward(self, dnext: Given, *, need_dx: Literal[True] = ...) -> tuple[Array, States]: ...
+
+    @overload
+    def backward(self, dnext: Given, *, need_dx: bool) -> tuple[Array | None, States]: ...
 
     def backward(self, dnext: Any, *, need_dx: bool = True) -> tuple[Array | None, Any]:
         """Undo the last recorded step: gradients of a scalar L given that of the next state.
@@ -81,10 +105,10 @@ class _CellModule(_Recurrent):
     @classmethod
     def from_weights(
         cls,
-        weight_ih: Array,
-        weight_hh: Array,
-        bias_ih: Array | None = None,
-        bias_hh: Array | None = None,
+        weight_ih: AnyArray,
+        weight_hh: AnyArray,
+        bias_ih: AnyArray | None = None,
+        bias_hh: AnyArray | None = None,
         **options: Any,
     ) -> Self:
         """A cell with copies of these weights, on their backend and in their dtype.
@@ -125,7 +149,9 @@ def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:
     return tuple([state[0] if batched else state[0, 0] for state in states])
 
 
-class RNNCell(_CellModule):
+@exported_from("xprnn")
+@file_kind("RNNCell")
+class RNNCell(_CellModule[AnyArray, Array]):
     """One Elman step, h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh), or relu for tanh.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html.
@@ -153,12 +179,12 @@ class RNNCell(_CellModule):
         input_size: int,
         hidden_size: int,
         bias: bool = True,
-        nonlinearity: str = "tanh",
+        nonlinearity: Nonlinearity = "tanh",
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
-        precision: str = "ieee",
-        compute_dtype: Any = None,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -170,11 +196,13 @@ class RNNCell(_CellModule):
         }
         self._construct(options, backend, dtype, precision, compute_dtype)
 
-    nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
+    nonlinearity: Nonlinearity = option("nonlinearity", '"tanh" or "relu".')
     _cell = staticmethod(elman)
 
 
-class GRUCell(_CellModule):
+@exported_from("xprnn")
+@file_kind("GRUCell")
+class GRUCell(_CellModule[AnyArray, Array]):
     """One GRU step, h' = (1 - z) n + z h; the equations stand at `xprnn.GRU`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html.
@@ -207,10 +235,10 @@ class GRUCell(_CellModule):
         bias: bool = True,
         *,
         reset_after: bool = True,
-        backend: str | None = None,
-        dtype: Any = "float32",
-        precision: str = "ieee",
-        compute_dtype: Any = None,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
         seed: int | None = None,
     ) -> None:
         options = {
@@ -226,7 +254,9 @@ class GRUCell(_CellModule):
     _cell = staticmethod(gru)
 
 
-class LSTMCell(_CellModule):
+@exported_from("xprnn")
+@file_kind("LSTMCell")
+class LSTMCell(_CellModule[GivenPair, Pair]):
     """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations stand at `xprnn.LSTM`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.
@@ -255,10 +285,10 @@ class LSTMCell(_CellModule):
         hidden_size: int,
         bias: bool = True,
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
-        precision: str = "ieee",
-        compute_dtype: Any = None,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
         seed: int | None = None,
     ) -> None:
         options = {

@@ -145,11 +145,12 @@ def _repeat(
         [(array, _blocks(packed, at, rows)) for array, packed, at in arrays if array.size]
         for arrays in (given, left)
     )
+    write: Any = setitem
     turns = [
         range(steps),
-        *[map(setitem, repeat(array), repeat(...), blocks) for array, blocks in copies_in],
+        *[map(write, repeat(array), repeat(...), blocks) for array, blocks in copies_in],
         *repeated(program),
-        *[map(setitem, blocks, repeat(...), repeat(array)) for array, blocks in copies_out],
+        *[map(write, blocks, repeat(...), repeat(array)) for array, blocks in copies_out],
     ]
     for _ in zip(*turns, strict=False):
         pass  # all is done between the turns, without a step of Python's

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, asarray, to_numpy
+from .backend import Array, BackendName, asarray, to_numpy
 from .data import FILE, Utterances, japanese_vowels
 from .io import check_outputs, replacing
 from .module import load
@@ -20,7 +20,7 @@ from .readout import Linear, softmax_cross_entropy
 
 HIDDEN, BATCH, LEARNING_RATE, MAX_NORM = 64, 30, 3e-3, 1.0
 SPEAKERS = 9
-LAYERS = {"gru": GRU, "lstm": LSTM, "rnn": RNN}
+LAYERS: dict[str, Any] = {"gru": GRU, "lstm": LSTM, "rnn": RNN}
 
 Report = Callable[[int, float, float], None]  # epoch, mean loss, training accuracy (0 to 1)
 
@@ -57,7 +57,7 @@ class Classifier:
         return np.asarray(scores.argmax(axis=1))
 
 
-def build(cell: str, seed: int, backend: str | None) -> Classifier:
+def build(cell: str, seed: int, backend: BackendName | None) -> Classifier:
     """An untrained classifier; `cell` is a key of `LAYERS`."""
     layer = LAYERS[cell](
         12, HIDDEN, bidirectional=True, batch_first=True, backend=backend, seed=seed
@@ -108,7 +108,7 @@ class Outcome:
 
 
 def run(
-    cell: str, epochs: int, seed: int, backend: str | None, folder: Path, report: Report
+    cell: str, epochs: int, seed: int, backend: BackendName | None, folder: Path, report: Report
 ) -> Outcome:
     """Train, save, load, check that the loaded model makes the same predictions, and test.
 

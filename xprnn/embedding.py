@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from .attributes import option
-from .backend import Array
+from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
+from .backend.exports import exported_from
 from .checks import check_array, check_indices, check_integer, check_seed, check_size
 from .memory import frees_memory
-from .module import Module
+from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters
 
 
@@ -22,6 +23,8 @@ class _RecordedCall:
     version: int  # of the parameters
 
 
+@exported_from("xprnn")
+@file_kind("Embedding")
 class Embedding(Module):
     """A table of rows looked up by index, y = W[indices]; dW[i] = Σ dy over the positions of i.
 
@@ -55,8 +58,8 @@ class Embedding(Module):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
         seed: int | None = None,
     ) -> None:
         options = {
@@ -67,7 +70,7 @@ class Embedding(Module):
         }
         self._construct(options, backend, dtype)
 
-    def _configure(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+    def _configure(self, options: dict[str, Any], backend: BackendName | None, dtype: Any) -> None:
         shapes = self._shapes(options)
         rows, width = shapes["weight"]
         plain = {
@@ -91,7 +94,7 @@ class Embedding(Module):
 
     @frees_memory
     @reads_parameters
-    def __call__(self, indices: Any) -> Array:
+    def __call__(self, indices: Integers) -> Array:
         """y (..., E), a new array; in train mode recorded for `backward`.
 
         :param indices: (...) integers from 0 to V-1, on the host or on the module's backend. On a
@@ -116,7 +119,7 @@ class Embedding(Module):
 
     @frees_memory
     @reads_parameters
-    def backward(self, dy: Array) -> None:
+    def backward(self, dy: AnyArray) -> None:
         """Backward of the last recorded call: adds to `grads`; indices have no gradient.
 
         Rows of the same index are added pairwise, in an order that depends only on the indices:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import functional
-from .backend import Array, Backend
+from .backend import AnyArray, Array, Backend
 from .checks import check_array, check_reference_array
 from .memory import frees_memory
 from .numerics import sum_rows
@@ -38,7 +38,7 @@ class Cache:
 
 @frees_memory
 def rnn_cell_forward(
-    xt: Array, a_prev: Array, parameters: Mapping[str, Array]
+    xt: AnyArray, a_prev: AnyArray, parameters: Mapping[str, AnyArray]
 ) -> tuple[Array, Array, Cache]:
     """Forward pass of one step.
 
@@ -62,7 +62,9 @@ def rnn_cell_forward(
 
 
 @frees_memory
-def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> dict[str, Array]:
+def rnn_cell_backward(
+    da_next: AnyArray, cache: Cache, dy: AnyArray | None = None
+) -> dict[str, Array]:
     """Backward pass of one step.
 
     :param da_next: (n_a, m), the gradient of a_next.
@@ -94,7 +96,7 @@ def rnn_cell_backward(da_next: Array, cache: Cache, dy: Array | None = None) -> 
 
 @frees_memory
 def rnn_forward(
-    x: Array, a0: Array, parameters: Mapping[str, Array]
+    x: AnyArray, a0: AnyArray, parameters: Mapping[str, AnyArray]
 ) -> tuple[Array, Array, tuple[Cache, Array]]:
     """Forward pass of T_x steps.
 
@@ -121,7 +123,7 @@ def rnn_forward(
 
 @frees_memory
 def rnn_backward(
-    da: Array, caches: tuple[Cache, Array], dy: Array | None = None
+    da: AnyArray, caches: tuple[Cache, Array], dy: AnyArray | None = None
 ) -> dict[str, Array]:
     """Backward pass of T_x steps.
 
@@ -194,11 +196,11 @@ def _backward(da: Array, cache: Cache, dy: Array | None) -> dict[str, Array]:
     }
 
 
-def _check_like(name: str, array: Array, cache: Cache, shape: tuple[int, ...]) -> Array:
+def _check_like(name: str, array: AnyArray, cache: Cache, shape: tuple[int, ...]) -> Array:
     return check_array(name, array, cache.backend, cache.a.dtype, shape)
 
 
-def _checked(parameters: Mapping[str, Array]) -> tuple[Backend, dict[str, Array]]:
+def _checked(parameters: Mapping[str, AnyArray]) -> tuple[Backend, dict[str, Array]]:
     """The backend of the parameters, and the arrays to use."""
     missing = [name for name in PARAMETERS if name not in parameters]
     if missing:

@@ -146,6 +146,6 @@ def _flushing_environment() -> type[Environment]:
     return Flushing
 
 
-environment = _flushing_environment()
+environment: type[Environment] = _flushing_environment()
 for _dtype in (np.float16, np.float32, np.float64, np.longdouble):
     np.finfo(_dtype)  # NumPy computes this once, at first use, which must not be while flushing

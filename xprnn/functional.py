@@ -24,7 +24,7 @@ from typing import Any
 from . import arguments, kernels, stack
 from .arguments import check_call, check_upstream, unwrap
 from .arithmetic import check_arithmetic
-from .backend import Array
+from .backend import AnyArray, Array, GivenPair, Lengths, Nonlinearity
 from .cells import CELLS, Cell, Weights
 from .checks import check_flag
 from .directions import PacksOfAll
@@ -45,16 +45,16 @@ class Cache:
 
 
 def rnn(
-    x: Array,
-    h0: Array | None,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
+    x: AnyArray,
+    h0: AnyArray | None,
+    weight_ih: AnyArray,
+    weight_hh: AnyArray,
+    bias_ih: AnyArray | None = None,
+    bias_hh: AnyArray | None = None,
     *,
     batch_first: bool = False,
-    lengths: Any = None,
-    nonlinearity: str = "tanh",
+    lengths: Lengths | None = None,
+    nonlinearity: Nonlinearity = "tanh",
 ) -> tuple[Array, Array]:
     """Run an Elman layer, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu.
 
@@ -72,16 +72,16 @@ def rnn(
 
 
 def rnn_forward(
-    x: Array,
-    h0: Array | None,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
+    x: AnyArray,
+    h0: AnyArray | None,
+    weight_ih: AnyArray,
+    weight_hh: AnyArray,
+    bias_ih: AnyArray | None = None,
+    bias_hh: AnyArray | None = None,
     *,
     batch_first: bool = False,
-    lengths: Any = None,
-    nonlinearity: str = "tanh",
+    lengths: Lengths | None = None,
+    nonlinearity: Nonlinearity = "tanh",
 ) -> tuple[Array, Array, Cache]:
     """As `rnn`, and returns a cache for `rnn_backward` as third.
 
@@ -96,15 +96,15 @@ def rnn_forward(
 
 
 def gru(
-    x: Array,
-    h0: Array | None,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
+    x: AnyArray,
+    h0: AnyArray | None,
+    weight_ih: AnyArray,
+    weight_hh: AnyArray,
+    bias_ih: AnyArray | None = None,
+    bias_hh: AnyArray | None = None,
     *,
     batch_first: bool = False,
-    lengths: Any = None,
+    lengths: Lengths | None = None,
     reset_after: bool = True,
 ) -> tuple[Array, Array]:
     """Run a GRU layer, h_t = (1 - z) n + z h_{t-1}; gate order r z n.
@@ -123,15 +123,15 @@ def gru(
 
 
 def gru_forward(
-    x: Array,
-    h0: Array | None,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
+    x: AnyArray,
+    h0: AnyArray | None,
+    weight_ih: AnyArray,
+    weight_hh: AnyArray,
+    bias_ih: AnyArray | None = None,
+    bias_hh: AnyArray | None = None,
     *,
     batch_first: bool = False,
-    lengths: Any = None,
+    lengths: Lengths | None = None,
     reset_after: bool = True,
 ) -> tuple[Array, Array, Cache]:
     """As `gru`, and returns a cache for `gru_backward` as third.
@@ -148,15 +148,15 @@ def gru_forward(
 
 
 def lstm(
-    x: Array,
-    hx: tuple[Array | None, Array | None] | None,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
+    x: AnyArray,
+    hx: GivenPair | None,
+    weight_ih: AnyArray,
+    weight_hh: AnyArray,
+    bias_ih: AnyArray | None = None,
+    bias_hh: AnyArray | None = None,
     *,
     batch_first: bool = False,
-    lengths: Any = None,
+    lengths: Lengths | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run an LSTM layer, c_t = f c_{t-1} + i g, h_t = o tanh(c_t); gate order i f g o.
 
@@ -173,15 +173,15 @@ def lstm(
 
 
 def lstm_forward(
-    x: Array,
-    hx: tuple[Array | None, Array | None] | None,
-    weight_ih: Array,
-    weight_hh: Array,
-    bias_ih: Array | None = None,
-    bias_hh: Array | None = None,
+    x: AnyArray,
+    hx: GivenPair | None,
+    weight_ih: AnyArray,
+    weight_hh: AnyArray,
+    bias_ih: AnyArray | None = None,
+    bias_hh: AnyArray | None = None,
     *,
     batch_first: bool = False,
-    lengths: Any = None,
+    lengths: Lengths | None = None,
 ) -> tuple[Array, tuple[Array, Array], Cache]:
     """As `lstm`, and returns a cache for `lstm_backward` as third.
 
@@ -197,7 +197,11 @@ def lstm_forward(
 
 @frees_memory
 def backward(
-    doutput: Array | None, dhx: Any, cache: Cache, *, need_dx: bool = True
+    doutput: AnyArray | None,
+    dhx: AnyArray | GivenPair | None,
+    cache: Cache,
+    *,
+    need_dx: bool = True,
 ) -> dict[str, Array]:
     """Undo a forward call; `rnn_backward`, `gru_backward` and `lstm_backward` are its names.
 
@@ -255,13 +259,15 @@ def backward(
     return gradients
 
 
-rnn_backward = gru_backward = lstm_backward = backward
+rnn_backward = backward
+gru_backward = backward
+lstm_backward = backward
 
 
 @frees_memory
 def _forward(
     cell: Cell,
-    x: Array,
+    x: AnyArray,
     hx: Any,
     weights: Weights,
     batch_first: bool,

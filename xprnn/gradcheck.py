@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from .backend import Array, asarray, to_numpy
+from .backend import AnyArray, Array, Given, Lengths, asarray, to_numpy
+from .backend.exports import exported_from
 from .cell_modules import _CellModule
 from .checks import check_seed, check_size
 from .layer import _Layer
@@ -21,6 +22,7 @@ SHARE = 1e-6  # largest truncation error allowed for, relative to the derivative
 ROUNDINGS = 8  # in a step's activations, in addition to those of the sums before them
 
 
+@exported_from("xprnn")
 class GradientError(AssertionError):
     """A gradient differs from the derivative; the message contains the table."""
 
@@ -64,12 +66,13 @@ class GradcheckReport:
         return "\n".join(lines)
 
 
+@exported_from("xprnn")
 def gradcheck(
-    layer: _Layer | _CellModule,
-    x: Array,
-    hx: Any = None,
+    layer: _Layer[Given, Any] | _CellModule[Given, Any],
+    x: AnyArray,
+    hx: Given | None = None,
     *,
-    lengths: Any = None,
+    lengths: Lengths | None = None,
     directions: int = 3,
     seed: int = 0,
 ) -> GradcheckReport:
@@ -153,8 +156,8 @@ def float64_copy(layer: R) -> R:
                 f"layer: expected finite parameters, got {name} with {wrong} of {parameter.size} "
                 "elements infinite or NaN; its training has diverged"
             )
-    float64 = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
-    return copy.copy(layer).to(**float64).train()
+    float64 = copy.copy(layer).to(dtype="float64", compute_dtype="float64", precision="ieee")
+    return float64.train()
 
 
 def as_float64(layer: _Recurrent, value: Any) -> Any:
@@ -173,7 +176,7 @@ class _Function:
     def __init__(
         self,
         layer: _Layer | _CellModule,
-        x: Array,
+        x: Any,
         hx: Any,
         lengths: Any,
         rng: np.random.Generator,

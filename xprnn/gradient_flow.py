@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .arguments import check_upstream
-from .backend import Array, to_numpy
+from .backend import AnyArray, Given, Lengths, to_numpy
+from .backend.exports import exported_from
 from .floating_point import environment
 from .gradcheck import as_float64, float64_copy
 from .layer import _Layer
@@ -48,14 +49,15 @@ class GradientFlow:
         return "\n".join(lines)
 
 
+@exported_from("xprnn")
 def gradient_flow(
-    layer: _Layer,
-    x: Array,
-    hx: Any = None,
+    layer: _Layer[Given, Any],
+    x: AnyArray,
+    hx: Given | None = None,
     *,
-    lengths: Any = None,
-    doutput: Array | None = None,
-    dhx: Any = None,
+    lengths: Lengths | None = None,
+    doutput: AnyArray | None = None,
+    dhx: Given | None = None,
 ) -> GradientFlow:
     """Measure the norm of the gradient at each time step of each layer and direction.
 
@@ -120,7 +122,7 @@ def gradient_flow(
 
 
 def _measure(
-    layer: _Layer, x: Array, hx: Any, lengths: Any, doutput: Any, dhx: Any
+    layer: _Layer, x: AnyArray, hx: Any, lengths: Any, doutput: Any, dhx: Any
 ) -> tuple[np.ndarray, Sequence[int]]:
     """The norms (L*D, T) for one upstream gradient, and the number of rows of each step."""
     calls = layer._calls

@@ -7,11 +7,12 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from . import __version__, optional
-from .backend import BackendUnavailableError, auto_choice, get_backend
+from .backend import BackendName, BackendUnavailableError, auto_choice, get_backend
 from .kernels.numba import unusable
 from .processors import usable
 
@@ -56,7 +57,7 @@ def backends() -> dict[str, str]:
         texts["cupy"] = f"not usable: {error}"
     else:
         for device in range(first.xp.cuda.runtime.getDeviceCount()):
-            backend = get_backend(f"cupy:{device}")
+            backend = get_backend(cast("BackendName", f"cupy:{device}"))
             texts[backend.name] = f"usable: {backend.describe()}"
     chosen, reason = auto_choice()
     return {**texts, "auto": f"{chosen.name}: {reason}"}

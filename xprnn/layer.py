@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from . import kernels
 from .arguments import Call, check_call, check_upstream, unwrap
 from .attributes import option
-from .backend import Array
+from .backend import AnyArray, Array, Given, Lengths, States, StateTypes
 from .checks import check_size
 from .footprint import Footprint, training_step
 from .kernels import Engine
@@ -27,7 +27,7 @@ class _NotGiven:
 NOT_GIVEN: Any = _NotGiven()
 
 
-class _Layer(_Recurrent):
+class _Layer(StateTypes[Given, States], _Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
 
     _warn_at_calls = 100
@@ -41,7 +41,9 @@ class _Layer(_Recurrent):
         "bidirectional", "Whether a second direction reads each row from its end."
     )
 
-    def __call__(self, x: Array, hx: Any = None, *, lengths: Any = None) -> tuple[Array, Any]:
+    def __call__(
+        self, x: AnyArray, hx: Given | None = None, *, lengths: Lengths | None = None
+    ) -> tuple[Array, States]:
         """Run the layer over a batch of sequences.
 
         In train mode the call is recorded for `backward`. The arrays returned are the caller's.
@@ -68,8 +70,8 @@ class _Layer(_Recurrent):
             self._stack, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
         )
         if self._is_step(call):
-            x = call.x[:, 0] if call.batch_first else call.x[0]
-            h, *states = self._take(x, call.initial, kernels.asked())
+            x_0 = call.x[:, 0] if call.batch_first else call.x[0]
+            h, *states = self._take(x_0, call.initial, kernels.asked())
             output, final = h[:, None] if call.batch_first else h[None], tuple(states)
         else:
             output, final = self._run(call)
@@ -88,8 +90,22 @@ class _Layer(_Recurrent):
             return False  # what else is forced takes parts of steps, or sequences
         return steps.is_short(self._arithmetic, batch, forced)
 
+    @overload
     def backward(
-        self, doutput: Array | None = NOT_GIVEN, dhx: Any = None, *, need_dx: bool = True
+        self,
+        doutput: AnyArray | None = ...,
+        dhx: Given | None = ...,
+        *,
+        need_dx: Literal[True] = ...,
+    ) -> tuple[Array, States]: ...
+
+    @overload
+    def backward(
+        self, doutput: AnyArray | None = ..., dhx: Given | None = ..., *, need_dx: bool
+    ) -> tuple[Array | None, States]: ...
+
+    def backward(
+        self, doutput: AnyArray | None = NOT_GIVEN, dhx: Any = None, *, need_dx: bool = True
     ) -> tuple[Array | None, Any]:
         """Undo the last recorded call: gradients of a scalar L given those of its results.
 
@@ -136,7 +152,7 @@ class _Layer(_Recurrent):
         )
         return unwrap(*self._undo(doutput, dfinal, need_dx), batched)
 
-    def stepper(self, batch: int) -> Stepper:
+    def stepper(self, batch: int) -> Stepper[Given, States]:
         """The layer one step at a time, for streams: see `xprnn.stepper.Stepper`.
 
         :param batch: N, how many streams go side by side, each begun and ended on its own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,17 @@ from .attributes import (
     restore_user_attributes,
     user_attributes,
 )
-from .backend import Array, Backend, asarray, get_backend, to_numpy
+from .backend import (
+    AnyArray,
+    Array,
+    Backend,
+    BackendName,
+    DTypeLike,
+    asarray,
+    get_backend,
+    to_numpy,
+)
+from .backend.exports import exported_from
 from .checks import (
     as_numpy_floats,
     check_dtype,
@@ -34,6 +44,9 @@ from .records import Records
 # The keys of a module's pickled state, without users' attributes; pickles contain these names.
 # "place" holds the execution options
 CORE = ("options", "place", "training", "extra", "version", "parameters", "grads")
+
+FILE_KINDS: dict[str, type[Module]] = {}  # by the names that files hold; see `file_kind`
+M = TypeVar("M", bound="Module")
 
 
 class Module:
@@ -57,7 +70,7 @@ class Module:
     with streams of their own must synchronise before they write.
     """
 
-    _kinds: ClassVar[dict[str, type[Module]]] = {}
+    _kind: ClassVar[str]  # in the files of this class and of its users' subclasses
     _warn_at_calls: ClassVar[int | None] = None  # recorded calls that wait for `backward`
     _internal: frozenset[str] = frozenset()  # the names of attributes not set by users
 
@@ -90,15 +103,9 @@ class Module:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(f"{type(self).__name__} is a base class; use one of its subclasses")
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        """Register xprnn's own modules, which `load` finds by name."""
-        super().__init_subclass__(**arguments)
-        if cls.__module__.startswith(f"{__package__}.") and not cls.__name__.startswith("_"):
-            Module._kinds[cls.__name__] = cls
-
     @frees_memory
     def _allocate(
-        self, shapes: Shapes, options: dict[str, Any], backend: str | None, dtype: Any
+        self, shapes: Shapes, options: dict[str, Any], backend: BackendName | None, dtype: Any
     ) -> None:
         """Allocate zero parameters and gradients."""
         self._options = options
@@ -192,7 +199,7 @@ class Module:
         with self.backend.activate():
             return {name: array.copy() for name, array in self.parameters.items()}
 
-    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+    def load_state_dict(self, mapping: Mapping[str, AnyArray]) -> None:
         """Overwrite all parameters from NumPy, CuPy or torch arrays of any floating dtype.
 
         Floating dtypes include those of ml_dtypes, such as bfloat16.
@@ -241,7 +248,7 @@ class Module:
         """The recorded call that `backward` uses next; RuntimeError if there is none."""
         return self._records.last(type(self).__name__, self._parameters)
 
-    def to(self, backend: str | None = None, *, dtype: Any = None) -> Self:
+    def to(self, backend: BackendName | None = None, *, dtype: DTypeLike | None = None) -> Self:
         """Move parameters and gradients, in place; None keeps the backend or the dtype.
 
         :raises RuntimeError: recorded calls are waiting for `backward`.
@@ -299,12 +306,10 @@ class Module:
         with self.parameters.reading:
             arrays = self._host_copies(self.parameters)
         options = {**self._options, "dtype": self.dtype.name, "extra": self._extra_state()}
-        # a user's subclass is saved as its base
-        kind = next(base for base in type(self).__mro__ if base in Module._kinds.values())
-        io.write(path, kind.__name__, options, arrays)
+        io.write(path, self._kind, options, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, backend: str | None = None) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Self:
         """Load a module from a file, in eval mode.
 
         :param backend: the backend of the module; as for `get_backend`.
@@ -314,7 +319,7 @@ class Module:
         """
         backend = get_backend(backend).name
         kind, options, arrays = io.read(path)
-        loaded_class = Module._kinds.get(kind)
+        loaded_class = FILE_KINDS.get(kind)
         if loaded_class is None or not issubclass(loaded_class, cls):
             raise ValueError(f"{os.fspath(path)}: holds a {kind!r}, expected a {cls.__name__}")
         try:
@@ -363,7 +368,14 @@ class Module:
         if isinstance(state, dict):
             internal = {*CORE, *self._internal}
             state = {name: value for name, value in state.items() if name not in internal}
-        return _rebuilt, (type(self), {name: core[name] for name in CORE}), state
+        return type(self)._rebuilt, ({name: core[name] for name in CORE},), state
+
+    @classmethod
+    def _rebuilt(cls, state: Mapping[str, Any]) -> Self:
+        """A module from its core state, without users' attributes."""
+        module = cls.__new__(cls)
+        module._restore_core(state)
+        return module
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore users' attributes; build the module first if it is not built yet."""
@@ -389,13 +401,23 @@ class Module:
 
 
 def _rebuilt(kind: type[Module], state: Mapping[str, Any]) -> Module:
-    """A module from its core state, without users' attributes. Pickles contain this name."""
-    module = kind.__new__(kind)
-    module._restore_core(state)
-    return module
+    """A module from its core state: the function that pickles of xprnn 0.1.0 name."""
+    return kind._rebuilt(state)
 
 
-def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Any:
+def file_kind(name: str) -> Callable[[type[M]], type[M]]:
+    """Register a class of modules under the name that its files contain."""
+
+    def register(kind: type[M]) -> type[M]:
+        FILE_KINDS[name] = kind
+        kind._kind = name
+        return kind
+
+    return register
+
+
+@exported_from("xprnn")
+def load(path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Any:
     """Load a layer, cell, embedding or linear layer from a file, as `Module.load`.
 
     >>> import tempfile, pathlib, xprnn

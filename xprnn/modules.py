@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .arguments import elman, gru, lstm
 from .attributes import option
+from .backend import (
+    AnyArray,
+    Array,
+    BackendName,
+    ComputeDTypeLike,
+    DTypeLike,
+    GivenPair,
+    Nonlinearity,
+    Pair,
+    Precision,
+)
+from .backend.exports import exported_from
 from .layer import _Layer
+from .module import file_kind
 
 
-class RNN(_Layer):
+@exported_from("xprnn")
+@file_kind("RNN")
+class RNN(_Layer[AnyArray, Array]):
     """Elman layers, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu for tanh.
 
     Arguments, names, shapes and initialisation (uniform within 1/sqrt(H)) are those of
@@ -60,16 +73,16 @@ class RNN(_Layer):
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        nonlinearity: str = "tanh",
+        nonlinearity: Nonlinearity = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
-        precision: str = "ieee",
-        compute_dtype: Any = None,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
         recompute: int | None = None,
         seed: int | None = None,
     ) -> None:
@@ -86,11 +99,13 @@ class RNN(_Layer):
         }
         self._construct(options, backend, dtype, precision, compute_dtype, recompute=recompute)
 
-    nonlinearity: str = option("nonlinearity", '"tanh" or "relu".')
+    nonlinearity: Nonlinearity = option("nonlinearity", '"tanh" or "relu".')
     _cell = staticmethod(elman)
 
 
-class GRU(_Layer):
+@exported_from("xprnn")
+@file_kind("GRU")
+class GRU(_Layer[AnyArray, Array]):
     """Gated recurrent layers: h_t = (1 - z) n + z h_{t-1}, in one of two forms.
 
     With σ the logistic function and ⊙ the element-wise product::
@@ -141,10 +156,10 @@ class GRU(_Layer):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
-        backend: str | None = None,
-        dtype: Any = "float32",
-        precision: str = "ieee",
-        compute_dtype: Any = None,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
         recompute: int | None = None,
         seed: int | None = None,
     ) -> None:
@@ -165,7 +180,9 @@ class GRU(_Layer):
     _cell = staticmethod(gru)
 
 
-class LSTM(_Layer):
+@exported_from("xprnn")
+@file_kind("LSTM")
+class LSTM(_Layer[GivenPair, Pair]):
     """Long short-term memory layers; the state is a pair (h, c).
 
     With σ the logistic function and ⊙ the element-wise product::
@@ -212,10 +229,10 @@ class LSTM(_Layer):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
-        precision: str = "ieee",
-        compute_dtype: Any = None,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
         recompute: int | None = None,
         seed: int | None = None,
     ) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from .backend import ALIGNMENT, Array, Backend, asarray
+from .backend import ALIGNMENT, AnyArray, Array, Backend, asarray
 from .checks import check_array
 from .directions import PacksOfAll
 from .locking import WRITER, ReadersWriterLock
@@ -63,7 +63,7 @@ class Gradients(Mapping[str, Array]):
         if value is not self._flat:  # it is the same after `grads.flat *= 2`
             raise AttributeError("flat cannot be set: write flat[...] = array")
 
-    def update(self, values: Mapping[str, Array]) -> None:
+    def update(self, values: Mapping[str, AnyArray]) -> None:
         """Overwrite gradients with arrays of the same shapes, dtype and backend."""
         with self._backend.activate():
             for name, value in values.items():
@@ -90,6 +90,10 @@ class Parameters(Mapping[str, Array]):
     A write waits until no other thread holds the lock `reading`, as calls do, and blocks new
     readers until it ends: a call uses the values of one version.
     """
+
+    version: int
+    starts: dict[str, int]  # in the flat buffer; "" gives its size
+    reading: ReadersWriterLock  # `with parameters.reading:` they do not change
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any], shapes: Shapes) -> None:
         self.backend = backend
@@ -164,7 +168,7 @@ class Parameters(Mapping[str, Array]):
         if self._open and self.in_writable_block:
             raise RuntimeError(f"{what}: not inside a writable() block; end the block first")
 
-    def update(self, values: Mapping[str, Array]) -> None:
+    def update(self, values: Mapping[str, Any]) -> None:
         """Overwrite parameters with arrays on their backend, all or none; dtypes are converted.
 
         :raises KeyError, TypeError, ValueError: a name, a backend or a shape does not match.
@@ -180,7 +184,7 @@ class Parameters(Mapping[str, Array]):
         self._check(arrays)
         self._assign(arrays)
 
-    def _check(self, values: Mapping[str, Array]) -> None:
+    def _check(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if not self.backend.owns(value):
                 kind = type(value).__name__
@@ -224,7 +228,7 @@ class Parameters(Mapping[str, Array]):
         """The parameter `name`, read-only."""
         return self._arrays[name]
 
-    def __setitem__(self, name: str, value: Array) -> None:
+    def __setitem__(self, name: str, value: AnyArray) -> None:
         """Copy an array of the same shape, dtype and device into parameter `name`."""
         shape = self._shape_of(name)
         value = check_array(f"parameter {name!r}", value, self.backend, self.dtype, shape)

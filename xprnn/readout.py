@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .attributes import option
-from .backend import Array
+from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
+from .backend.exports import exported_from
 from .checks import (
     check_array,
     check_flag,
@@ -18,7 +19,7 @@ from .checks import (
     check_size,
 )
 from .memory import frees_memory
-from .module import Module
+from .module import Module, file_kind
 from .numerics import sum_rows
 from .parameters import Shapes, reads_parameters, views
 
@@ -30,6 +31,8 @@ class _RecordedCall:
     version: int  # of the parameters
 
 
+@exported_from("xprnn")
+@file_kind("Linear")
 class Linear(Module):
     """A linear layer, y = x W' + b; gradients dx = dy W, dW = dy' x, db = Σ dy.
 
@@ -61,8 +64,8 @@ class Linear(Module):
         out_features: int,
         bias: bool = True,
         *,
-        backend: str | None = None,
-        dtype: Any = "float32",
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
         seed: int | None = None,
     ) -> None:
         options = {
@@ -73,7 +76,7 @@ class Linear(Module):
         }
         self._construct(options, backend, dtype)
 
-    def _configure(self, options: dict[str, Any], backend: str | None, dtype: Any) -> None:
+    def _configure(self, options: dict[str, Any], backend: BackendName | None, dtype: Any) -> None:
         shapes = self._shapes(options)
         width, features = shapes["weight"]
         plain = {"in_features": features, "out_features": width, "bias": "bias" in shapes}
@@ -95,7 +98,7 @@ class Linear(Module):
 
     @frees_memory
     @reads_parameters
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: AnyArray) -> Array:
         """y (..., out_features), a new array; in train mode recorded for `backward`.
 
         :param x: (..., in_features) in the module's dtype and on its backend; only read.
@@ -117,7 +120,7 @@ class Linear(Module):
 
     @frees_memory
     @reads_parameters
-    def backward(self, dy: Array) -> Array:
+    def backward(self, dy: AnyArray) -> Array:
         """Backward of the last recorded call: adds to `grads` and returns dx, of x's shape.
 
         :param dy: dL/dy, of y's shape; only read.
@@ -144,8 +147,9 @@ class Linear(Module):
 
 
 @frees_memory
+@exported_from("xprnn")
 def softmax_cross_entropy(
-    logits: Array, targets: Array, ignore_index: int = -100
+    logits: AnyArray, targets: Integers, ignore_index: int = -100
 ) -> tuple[Array, Array]:
     """The mean cross-entropy of softmax(logits) and class indices, and its gradient.
 
@@ -179,10 +183,10 @@ def softmax_cross_entropy(
         raise ValueError(f"logits: expected at least one row and one class, got {logits.shape}")
     ignore_index = check_integer("ignore_index", ignore_index)
     classes, xp = logits.shape[-1], backend.xp
-    targets = check_indices("targets", targets, backend, classes, logits.shape[:-1], ignore_index)
+    checked = check_indices("targets", targets, backend, classes, logits.shape[:-1], ignore_index)
     with backend.activate():
-        targets = targets.reshape(-1, 1)
-        used = targets != ignore_index
+        labels = checked.reshape(-1, 1)
+        used = labels != ignore_index
         total = used.sum(dtype=logits.dtype)
         total = xp.where(total > 0, total, xp.nan)
         rows = xp.where(used, logits.reshape(-1, classes), 0.0)
@@ -190,9 +194,9 @@ def softmax_cross_entropy(
         p = xp.exp(rows)
         sums = p.sum(axis=1, keepdims=True)
         p /= sums
-        onehot = xp.arange(classes)[None, :] == targets
+        onehot = xp.arange(classes)[None, :] == labels
         losses = -xp.where(onehot, rows - xp.log(sums), 0.0).sum(axis=1, keepdims=True)
-        in_range = (targets >= 0) & (targets < classes)
+        in_range = (labels >= 0) & (labels < classes)
         losses = xp.where(used, xp.where(in_range, losses, xp.nan), 0.0)
         p -= onehot
         p /= total
@@ -201,7 +205,8 @@ def softmax_cross_entropy(
 
 
 @frees_memory
-def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
+@exported_from("xprnn")
+def mse_loss(prediction: AnyArray, target: AnyArray) -> tuple[Array, Array]:
     """The mean squared error over all elements, and its gradient.
 
     L = mean((prediction - target)^2), dL/dprediction = 2 (prediction - target) / size. As

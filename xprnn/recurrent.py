@@ -11,7 +11,7 @@ from . import kernels, stack
 from .arguments import Call
 from .arithmetic import Arithmetic, check_arithmetic
 from .attributes import option, read_only
-from .backend import Array
+from .backend import Array, BackendName, ComputeDTypeLike, DTypeLike, Precision
 from .cell_steps import CellSteps
 from .cells import Cell
 from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
@@ -54,7 +54,7 @@ class _Recurrent(Module):
     def _configure(
         self,
         options: dict[str, Any],
-        backend: str | None,
+        backend: BackendName | None,
         dtype: Any,
         precision: str = "ieee",
         compute_dtype: Any = None,
@@ -110,11 +110,11 @@ class _Recurrent(Module):
 
     def to(
         self,
-        backend: str | None = None,
+        backend: BackendName | None = None,
         *,
-        dtype: Any = None,
-        compute_dtype: Any = None,
-        precision: str | None = None,
+        dtype: DTypeLike | None = None,
+        compute_dtype: ComputeDTypeLike | None = None,
+        precision: Precision | None = None,
     ) -> Self:
         """Move the module in place, or change in which types it computes; None leaves as it is.
 
@@ -229,7 +229,7 @@ class _Recurrent(Module):
 
     @frees_memory
     def _take(
-        self, x: Array, initial: tuple[Array, ...] | None, forced: str, cell: bool = False
+        self, x: Array, initial: tuple[Array | None, ...] | None, forced: str, cell: bool = False
     ) -> tuple[Array, ...]:
         """Take a step that is kept ready: see `CellSteps.take`."""
         assert self._steps is not None

@@ -181,7 +181,7 @@ def backward(
         if dlayer is not None:
             spare.append(dlayer)
         dlayer = below
-    packed = None if dx is None else _as_packed(layout, dx, tape.batch_first, dtype)
+    packed: Any = None if dx is None else _as_packed(layout, dx, tape.batch_first, dtype)
     below = packed
     if dx is not None and packed is None:
         below = scratch.empty(total, stack.input_size)

@@ -32,7 +32,7 @@ class _Captured(NamedTuple):
 
     sides: list[tuple[Array, ...]]
     # the rest is for steps that are taken call by call
-    x: Array = None  # (N, I)
+    x: Any = None  # (N, I)
     biases: tuple[tuple[Array, Array], ...] = ()  # (N, G*H) each, and what is copied to each row
     programs: tuple[Program, ...] = ()  # from side 0 to 1, and back
 
@@ -54,7 +54,7 @@ class StackSteps:
         self._most = self.batch = batch
         self._memory: dict[str, Array] = {}  # by use, for `_most` rows
         self._constants: Constants = {}
-        self.sides = self._states(batch)
+        self.sides: list[tuple[Array, ...]] = self._states(batch)
 
     def bind(self, arrays: Mapping[str, Array]) -> None:
         """Capture the steps from side 0 to 1 and back, on these parameters of the stack."""
@@ -119,7 +119,7 @@ class StackSteps:
         """
         if self._flushes and self._called is not None and waiting is None:
             # to enter a call's floating-point environment from Python takes a fifth of its time
-            written = self._fresh() if out is None else out
+            written: Any = self._fresh() if out is None else out
             self._called.launch(x, self.sides[side], self.sides[1 - side], written)
             return written
         with self._backend.activate():
@@ -183,7 +183,7 @@ class StackSteps:
         widths = enumerate(cell.forward_scratch)
         scratch = tuple([self._empty(f"scratch{k}", batch, w * H, A) for k, w in widths])
         read, biases = self._read, self._input_biases
-        filled: list[tuple[Array, Array]] = []
+        filled: list[tuple[Array, Any]] = []
         if engine.repeats and biases:
             for k, weights in enumerate(read):
                 for name, bias in (("ih", biases[k]), ("hh", weights.bias_hh)):

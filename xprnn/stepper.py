@@ -9,7 +9,7 @@ from . import kernels
 from .arguments import state_shape
 from .arithmetic import Arithmetic
 from .attributes import internal_attributes, read_only, restore_user_attributes, user_attributes
-from .backend import Array, Backend
+from .backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
 from .checks import check_array, check_rows, check_size, check_states
 from .explain import explain_step
 from .locking import WRITER
@@ -18,7 +18,7 @@ from .recurrent import _Recurrent
 from .stack_steps import StackSteps, bits
 
 
-class Stepper:
+class Stepper(StateTypes[Given, States]):
     """The states of N streams, and the step that carries all layers of a stack on by one.
 
     `layer.stepper(batch)` makes one. A step computes what the layer would at its next step in
@@ -73,7 +73,7 @@ class Stepper:
             self._bind()
 
     @frees_memory
-    def step(self, x: Array, *, rows: Any = None, out: Array | None = None) -> Array:
+    def step(self, x: AnyArray, *, rows: Rows | None = None, out: Array | None = None) -> Array:
         """Take one step of every stream, or of some.
 
         On a CPU a step with `out` allocates no array, but for the mask that `rows` become; the same
@@ -114,17 +114,17 @@ class Stepper:
         return result if out is None else out
 
     @frees_memory
-    def state(self) -> Any:
+    def state(self) -> States:
         """The states of all streams: h (L, N, H), for an LSTM (h, c), as the layer returns h_n.
 
         They are copies in the layer's dtype; the layer and `load` take them.
         """
         with self.backend.activate():
             now, dtype = self._steps.sides[self._side], self.arithmetic.dtype
-            states = tuple([state.astype(dtype, order="C") for state in now])
+            states: Any = tuple([state.astype(dtype, order="C") for state in now])
         return states if len(states) > 1 else states[0]
 
-    def load(self, state: Any) -> None:
+    def load(self, state: Given) -> None:
         """Go on from a state, as `state` or the layer gives it: h (L, N, H), for an LSTM (h, c).
 
         Of an LSTM's two either may be None: zeros.
@@ -139,7 +139,7 @@ class Stepper:
             for mine, value in zip(self._steps.sides[self._side], given, strict=True):
                 mine[...] = 0.0 if value is None else value
 
-    def reset(self, rows: Any = None) -> None:
+    def reset(self, rows: Rows | None = None) -> None:
         """Begin anew in some streams: their states become zero. A stream needs no other ending.
 
         :param rows: as for `step`; None: all.

@@ -16,10 +16,30 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .base import ALIGNMENT, Array, Backend, BackendUnavailableError
+from .arrays import (
+    AnyArray,
+    AnyDTypeLike,
+    Array,
+    BackendName,
+    ComputeDTypeLike,
+    DTypeLike,
+    Given,
+    GivenPair,
+    Integers,
+    Lengths,
+    Nonlinearity,
+    Pair,
+    Precision,
+    Rows,
+    States,
+    StateTypes,
+)
+from .base import ALIGNMENT, Backend, BackendUnavailableError
 from .cupy import CupyBackend
 from .dlpack import ON_CUDA, device_text, dlpack_device
+from .exports import exported_from
 from .resident import KernelStoppedError
 
 ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
@@ -66,13 +86,15 @@ def _auto() -> Backend:
     return backend
 
 
-def get_backend(name: str | None = None) -> Backend:
+@exported_from("xprnn")
+def get_backend(name: BackendName | None = None) -> Backend:
     """The backend of this name, or the default backend if there is no name.
 
     The name is taken from, in this order: the argument, `with use_backend(...)`, the
     environment variable `XPRNN_BACKEND` (unless it is empty), "numpy".
 
-    :param name: "numpy", "cupy", "cupy:N" or "auto"; None: the default.
+    :param name: "numpy", "cupy", "cupy:N" or "auto"; None: the default. Type checkers know N up
+        to 15; for a name made at run time use `typing.cast("xprnn.backend.BackendName", name)`.
     :raises ValueError: the name is none of these.
     :raises BackendUnavailableError: the backend cannot be used; only "auto" falls back. It
         logs its choice and the reason to logger "xprnn", as a warning if that is NumPy.
@@ -82,13 +104,15 @@ def get_backend(name: str | None = None) -> Backend:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"backend: expected a string or None, got {type(name).__name__}")
-    if name is None:
-        name = _context.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "numpy"
-    return _auto() if name == "auto" else _open(name)
+    wanted: str | None = name
+    if wanted is None:
+        wanted = _context.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "numpy"
+    return _auto() if wanted == "auto" else _open(wanted)
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[Backend]:
+@exported_from("xprnn")
+def use_backend(name: BackendName) -> Iterator[Backend]:
     """Make `name` the default backend of layers that are built inside the block.
 
     :param name: as for `get_backend`.
@@ -106,6 +130,7 @@ def use_backend(name: str) -> Iterator[Backend]:
         _context.reset(token)
 
 
+@exported_from("xprnn")
 def synchronize() -> None:
     """Wait until all work submitted to the devices that this process uses is done.
 
@@ -151,7 +176,8 @@ def owning_backend(array: object) -> Backend | None:
     return backend_of(array) or _open(f"cupy:{device[1]}")
 
 
-def to_numpy(value: Any) -> np.ndarray:
+@exported_from("xprnn")
+def to_numpy(value: ArrayLike | AnyArray) -> np.ndarray:
     """The values of an array of any library as a NumPy array; copies them from a device.
 
     :param value: NumPy, CuPy or torch array of any shape, or nested numbers.
@@ -161,21 +187,28 @@ def to_numpy(value: Any) -> np.ndarray:
     >>> to_numpy([1.0, 2.0])
     array([1., 2.])
     """
-    if isinstance(value, np.ma.MaskedArray):
+    array: Any = value
+    if isinstance(array, np.ma.MaskedArray):
         raise TypeError("value: expected an array without a mask; convert it with .filled(0.0)")
-    backend = backend_of(value)
+    backend = backend_of(array)
     if backend is not None:
-        return backend.to_host(value)
-    detached = _detached(value)
-    if detached is not value:
-        value = detached.cpu()
-        if str(value.dtype) == "torch.bfloat16":  # not in NumPy; float32 represents its values
-            value = value.float()
-        value = value.numpy()
-    return np.asarray(value)
+        return backend.to_host(array)
+    detached = _detached(array)
+    if detached is not array:
+        array = detached.cpu()
+        if str(array.dtype) == "torch.bfloat16":  # not in NumPy; float32 represents its values
+            array = array.float()
+        array = array.numpy()
+    return np.asarray(array)
 
 
-def asarray(value: Any, *, backend: str | None = None, dtype: Any = None) -> Array:
+@exported_from("xprnn")
+def asarray(
+    value: ArrayLike | AnyArray,
+    *,
+    backend: BackendName | None = None,
+    dtype: AnyDTypeLike | None = None,
+) -> Array:
     """The values of any array on a backend, in a dtype: the explicit transfer between backends.
 
     Conversions are NumPy's `astype`, with overflow handled as `np.errstate` specifies; a number too
@@ -210,10 +243,25 @@ def _detached(value: Any) -> Any:
 __all__ = [
     "ALIGNMENT",
     "BACKENDS",
+    "AnyArray",
+    "AnyDTypeLike",
     "Array",
     "Backend",
+    "BackendName",
     "BackendUnavailableError",
+    "ComputeDTypeLike",
+    "DTypeLike",
+    "Given",
+    "GivenPair",
+    "Integers",
     "KernelStoppedError",
+    "Lengths",
+    "Nonlinearity",
+    "Pair",
+    "Precision",
+    "Rows",
+    "StateTypes",
+    "States",
     "asarray",
     "auto_choice",
     "backend_of",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 import numpy as np
 
 from ..floating_point import environment
-
-Array: TypeAlias = Any  # an array of a backend's module: numpy.ndarray, cupy.ndarray
+from .arrays import Array, BackendName
+from .exports import exported_from
 
 ALIGNMENT = 64  # bytes: a cache line, and sufficient for all vector loads
 
@@ -30,6 +30,7 @@ class UpcastProducts:
         out[...] = self._xp.matmul(a.astype(np.float32), b.astype(np.float32))
 
 
+@exported_from("xprnn")
 class BackendUnavailableError(RuntimeError):
     """A backend was requested by name and cannot be used; the message gives the reason."""
 
@@ -46,8 +47,10 @@ class Backend:
     kernels = "numba"  # its kernel package, a folder of `xprnn/kernels`
     on_gpu = False  # whether every array operation is a kernel launch
 
+    name: BackendName
+
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = cast("BackendName", name)
 
     @classmethod
     def open(cls, index: str) -> Backend:
@@ -92,7 +95,7 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until all work submitted to the device is done."""
 
-    def from_host(self, array: np.ndarray) -> Array:
+    def from_host(self, array: Array) -> Array:
         """A copy of a NumPy array on this backend."""
         return np.array(array)
 

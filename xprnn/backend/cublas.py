@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Array
+from .arrays import Array
 
 # Of cublasMath_t: partial sums are added in the accumulation type, never in that of a
 # lower-precision result; CuPy does not define it

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident, local
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from . import cuda
-from .base import Array, Backend
+from .arrays import Array
+from .base import Backend
 from .cublas import CudaModule
 from .dlpack import MANAGED, ON_CUDA, dlpack_device
 from .resident import ResidentKernels
@@ -38,7 +39,7 @@ class CupyBackend(Backend):
         super().__init__(name)
         self.xp = cupy
         self.device = device
-        self.resident = ResidentKernels(cupy, device)
+        self.resident: ResidentKernels = ResidentKernels(cupy, device)
         self._modules: dict[str, CudaModule] = {}
         self._depth = _Depth()
 
@@ -139,7 +140,7 @@ class CupyBackend(Backend):
             self.xp.cuda.Device(self.device).synchronize()
         self._raise_if_timed_out()
 
-    def from_host(self, array: np.ndarray) -> Array:
+    def from_host(self, array: Array) -> Array:
         """A copy of a NumPy array on this device; the array may be changed at once.
 
         CuPy copies page-locked memory asynchronously; so a copy of it is passed to CuPy.
@@ -147,7 +148,7 @@ class CupyBackend(Backend):
         with self.activate():
             return self.xp.asarray(np.array(array) if self._page_locked(array) else array)
 
-    def _page_locked(self, array: np.ndarray) -> bool:
+    def _page_locked(self, array: Any) -> bool:
         """Whether the array's memory is page-locked, so that the device can read it directly."""
         runtime = self.xp.cuda.runtime
         kind = runtime.pointerGetAttributes(array.ctypes.data).type
@@ -161,7 +162,7 @@ class CupyBackend(Backend):
     def to_host(self, array: Array) -> np.ndarray:
         """A copy of a device array on the host; synchronises, and raises as `synchronize`."""
         with self.activate():
-            host: np.ndarray = array.get()
+            host: np.ndarray = cast("Any", array).get()
         self._raise_if_timed_out()
         return host
 

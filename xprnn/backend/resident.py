@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import driver
+from .exports import exported_from
 
 STEP_BITS = 24  # of a report: below them the step, clipped, above them the kernel's number
 
 
+@exported_from("xprnn")
 class KernelStoppedError(RuntimeError):
     """A kernel gave up waiting: what it computed, and all that was made of it, is NaN."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import get_backend, to_numpy
+from ..backend import BackendName, get_backend, to_numpy
 from ..verify.suite import LAYERS, PRECISIONS
 
 Results = dict[str, np.ndarray]
@@ -28,7 +28,7 @@ class Setting:
     batch: int = 32
     steps: int = 100
     kind: str = "float32"  # a name of `PRECISIONS`
-    backend: str | None = None
+    backend: BackendName | None = None
     directions: int = 1  # D
 
     @property

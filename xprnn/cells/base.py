@@ -11,13 +11,13 @@ class Weights(NamedTuple):
     """The weights of one direction of one layer, in torch's layout, or their gradients.
 
     A bias is None where the layer has none; in a set of gradients, None also marks a frozen
-    parameter, whose gradient is not computed.
+    parameter, whose gradient is not computed. The fields are Any for these two meanings of None.
     """
 
-    weight_ih: Array  # (G*H, I)
-    weight_hh: Array  # (G*H, H)
-    bias_ih: Array | None  # (G*H,)
-    bias_hh: Array | None  # (G*H,)
+    weight_ih: Any  # (G*H, I)
+    weight_hh: Any  # (G*H, H)
+    bias_ih: Any  # (G*H,)
+    bias_hh: Any  # (G*H,)
 
 
 class Buffers(NamedTuple):

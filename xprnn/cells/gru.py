@@ -36,15 +36,15 @@ class GRU(Cell):
         dh += dgh W_hh
     """
 
-    name = "gru"
-    gate_names = ("r", "z", "n")
-    folded = 2
-    saved = 1
+    name: str = "gru"
+    gate_names: tuple[str, ...] = ("r", "z", "n")
+    folded: int = 2
+    saved: int = 1
     forward_scratch: tuple[int, ...] = (3,)
     backward_scratch: tuple[int, ...] = (1, 1)
-    undoing_reads = ("gates", "saved", "h")
-    undoing_writes = ("gates", "saved")
-    launches = (14, 17)
+    undoing_reads: tuple[str, ...] = ("gates", "saved", "h")
+    undoing_writes: tuple[str, ...] = ("gates", "saved")
+    launches: tuple[int, int] | None = (14, 17)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """Compute the gates and h_next from gx and gh; see `Cell` for the buffers."""
@@ -114,15 +114,15 @@ class GRUResetBefore(Cell):
         dW_hn = dgx_n' q                      (the other rows of dW_hh as in the GRU)
     """
 
-    name = "gru_reset_before"
-    gate_names = ("r", "z", "n")
-    folded = 3
-    saved = 1
+    name: str = "gru_reset_before"
+    gate_names: tuple[str, ...] = ("r", "z", "n")
+    folded: int = 3
+    saved: int = 1
     forward_scratch: tuple[int, ...] = (2, 1)
     backward_scratch: tuple[int, ...] = (1, 1)
-    undoing_reads = ("gates", "h")
-    launches = (14, 20)
-    pointwise_ops = (
+    undoing_reads: tuple[str, ...] = ("gates", "h")
+    launches: tuple[int, int] | None = (14, 20)
+    pointwise_ops: tuple[str, ...] = (
         "forward_reset",
         "forward_candidate",
         "backward_candidate",

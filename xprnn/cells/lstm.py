@@ -35,15 +35,15 @@ class LSTM(Cell):
         dh = dgh W_hh
     """
 
-    name = "lstm"
-    gate_names = ("i", "f", "g", "o")
-    folded = 4
-    saved = 1
-    state_names = ("h", "c")
+    name: str = "lstm"
+    gate_names: tuple[str, ...] = ("i", "f", "g", "o")
+    folded: int = 4
+    saved: int = 1
+    state_names: tuple[str, ...] = ("h", "c")
     forward_scratch: tuple[int, ...] = (4,)
     backward_scratch: tuple[int, ...] = (1, 1)
-    undoing_reads = ("gates", "saved", "c")
-    launches = (18, 24)
+    undoing_reads: tuple[str, ...] = ("gates", "saved", "c")
+    launches: tuple[int, int] | None = (18, 24)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """Compute the gates and the next states from gx and gh; see `Cell` for the buffers."""

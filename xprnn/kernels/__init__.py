@@ -20,6 +20,7 @@ import numpy as np
 from ..arithmetic import Arithmetic
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
+from ..backend.exports import exported_from
 from ..cells import Cell
 from .family import Family, Sequences
 from .narrow import widened
@@ -35,12 +36,16 @@ from .request import (
 WHOLE = ("sequence", WAVE)  # what forces sequence kernels
 # Of these "auto" takes what fits. The GPU's sequence kernels are right on a CPU that stands for a
 # GPU, fibers for threads; they join when a GPU has shown them right and faster.
-AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
+AUTOMATIC: dict[str, tuple[str, ...]] = {
+    "cuda": ("reference", "pointwise"),
+    "numba": IMPLEMENTATIONS,
+}
 UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 
 BY_COLUMN = "a stepper's arrays stand by column on a CPU, compiled parts take rows"
 
 
+@exported_from("xprnn")
 class KernelUnavailableError(RuntimeError):
     """`XPRNN_KERNELS` forces an implementation that cannot serve this call."""
 

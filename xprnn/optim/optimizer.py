@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..backend import Array, asarray, to_numpy
+from ..backend.exports import exported_from
 from ..checks import (
     Checked,
     as_numpy_floats,
@@ -23,9 +24,10 @@ from ..memory import frees_memory
 from ..module import Module
 from .state import Stateful
 
-check_rate = partial(check_number, low=0.0, high=math.inf)
+check_rate: Callable[..., float] = partial(check_number, low=0.0, high=math.inf)
 
 
+@exported_from("xprnn.optim")
 class Optimizer(Stateful):
     """The base of the optimisers: iterates over modules and has one flat buffer per slot.
 
@@ -33,7 +35,7 @@ class Optimizer(Stateful):
     constructor.
     """
 
-    lr = Checked(check_rate)
+    lr: Checked[float] = Checked(check_rate)
     _renamed: ClassVar = {"modules": "_modules", "steps": "_steps", "momentum": "_momentum"}
 
     def __init__(self, modules: Iterable[Module], lr: float, slots: tuple[str, ...]) -> None:

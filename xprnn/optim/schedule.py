@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..backend import Array
+from ..backend.exports import exported_from
 from ..checks import Checked, check_count, check_flag, check_number, check_size
 from ..memory import frees_memory
 from ..module import Module
@@ -17,6 +18,7 @@ from .optimizer import Optimizer, as_modules, check_rate
 from .state import Stateful
 
 
+@exported_from("xprnn.optim")
 class CosineDecay(Stateful):
     """Lowers an optimiser's learning rate along half a cosine, from its current value to `lr_min`.
 
@@ -40,10 +42,10 @@ class CosineDecay(Stateful):
     0.5
     """
 
-    steps = Checked(check_size)
-    lr_max = Checked(check_rate)
-    lr_min = Checked(check_rate)
-    done = Checked(check_count)
+    steps: Checked[int] = Checked(check_size)
+    lr_max: Checked[float] = Checked(check_rate)
+    lr_min: Checked[float] = Checked(check_rate)
+    done: Checked[int] = Checked(check_count)
     _renamed: ClassVar = {"optimizer": "_optimizer"}
 
     def __init__(self, optimizer: Optimizer, steps: int, lr_min: float = 0.0) -> None:
@@ -86,6 +88,7 @@ class CosineDecay(Stateful):
 
 
 @frees_memory
+@exported_from("xprnn.optim")
 def clip_grad_norm(
     modules: Iterable[Module], max_norm: float, error_if_nonfinite: bool | None = None
 ) -> Array:

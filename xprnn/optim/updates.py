@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from ..backend import Array
+from ..backend.exports import exported_from
 from ..checks import Checked, check_number
 from ..module import Module
 from .optimizer import Optimizer, check_rate
 
-check_decay = partial(check_number, low=0.0, high=1.0)
+check_decay: Callable[..., float] = partial(check_number, low=0.0, high=1.0)
 
 
 def check_betas(name: str, value: Any) -> tuple[float, float]:
@@ -23,6 +24,7 @@ def check_betas(name: str, value: Any) -> tuple[float, float]:
     return check_decay(f"{name}[0]", value[0]), check_decay(f"{name}[1]", value[1])
 
 
+@exported_from("xprnn.optim")
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: b <- momentum b + dp, p <- p - lr b.
 
@@ -70,6 +72,7 @@ class SGD(Optimizer):
         p -= t
 
 
+@exported_from("xprnn.optim")
 class Adam(Optimizer):
     """Adam: D. P. Kingma, J. Ba, "Adam: a method for stochastic optimization" (2015).
 
@@ -91,8 +94,8 @@ class Adam(Optimizer):
     0.01
     """
 
-    betas = Checked(check_betas)
-    eps = Checked(partial(check_number, low=sys.float_info.min, high=math.inf))
+    betas: Checked[tuple[float, float]] = Checked(check_betas)
+    eps: Checked[float] = Checked(partial(check_number, low=sys.float_info.min, high=math.inf))
 
     def __init__(
         self,
@@ -124,6 +127,7 @@ class Adam(Optimizer):
         p -= t
 
 
+@exported_from("xprnn.optim")
 class AdamW(Adam):
     """Adam with decoupled weight decay: p <- (1 - lr weight_decay) p before each update.
 
@@ -137,7 +141,7 @@ class AdamW(Adam):
     0.01
     """
 
-    weight_decay = Checked(check_rate)
+    weight_decay: Checked[float] = Checked(check_rate)
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import kernels
-from ..backend import asarray
+from ..backend import Lengths, asarray
+from ..backend.exports import exported_from
 from ..cell_modules import _CellModule
 from ..checks import check_seed, check_shape
 from ..floating_point import environment
@@ -19,8 +20,9 @@ from .equations import CallArguments, Equations, Module, packed
 from .report import GRADCHECK, Absent, Row, VerifyReport
 
 
+@exported_from("xprnn")
 def verify(
-    layer: Module, shape: tuple[int, ...], *, lengths: Any = None, seed: int = 0
+    layer: Module, shape: tuple[int, ...], *, lengths: Lengths | None = None, seed: int = 0
 ) -> VerifyReport:
     """Compare every implementation that supports a layer or cell with the float64 equations.
 

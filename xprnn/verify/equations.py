@@ -67,23 +67,28 @@ class Equations:
 
     def __init__(self, layer: Module, shape: tuple[int, ...], lengths: Any, seed: int) -> None:
         types = layer.arithmetic
-        self.operand_type = "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
+        self.operand_type: str = (
+            "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
+        )
         self._compute_dtype = types.compute_dtype
-        self.largest = min(LARGEST[self.operand_type], SQUARE)
+        self.largest: float = min(LARGEST[self.operand_type], SQUARE)
         self._layer = copy.copy(layer).to(
             "numpy", dtype="float64", compute_dtype="float64", precision="ieee"
         )
         options = {"lengths": lengths} if isinstance(layer, _Layer) else {}
-        self.parameters = {n: self._rounded(p) for n, p in self._layer.parameters.items()}
+        self.parameters: dict[str, np.ndarray] = {
+            n: self._rounded(p) for n, p in self._layer.parameters.items()
+        }
         with np.errstate(over="ignore", invalid="ignore"):
-            self.arguments = self._draw(shape, options, np.random.default_rng(seed))
-            self.expected = self._before_overflow()
+            self.arguments: CallArguments = self._draw(shape, options, np.random.default_rng(seed))
+            self.expected: dict[str, np.ndarray] = self._before_overflow()
+        self.steps: int
         self.steps, batch = layer._steps_and_batch(self.arguments.x.shape)
         slopes = self._slopes(NUDGE, 0)
-        self.kinked = layer._stack.cell.name == "rnn_relu" and self._is_kinked()
+        self.kinked: bool = layer._stack.cell.name == "rnn_relu" and self._is_kinked()
         if self.kinked:
             self.expected = {n: a for n, a in self.expected.items() if not n.startswith("d")}
-        self.limits = self._limits(slopes, self.steps, batch)
+        self.limits: dict[str, float] = self._limits(slopes, self.steps, batch)
 
     def compare(self, layer: Module, implementation: str) -> Row:
         """The array with the largest excess; `layer`, a copy, gets these parameters."""
@@ -109,7 +114,7 @@ class Equations:
         float64 = layer.arithmetic.compute_dtype == np.float64
         return implementation == "reference" and layer.backend.name == "numpy" and float64
 
-    def _rounded(self, values: np.ndarray) -> np.ndarray:
+    def _rounded(self, values: Any) -> np.ndarray:
         return values.astype(self._compute_dtype).astype(np.float64)
 
     def _draw(

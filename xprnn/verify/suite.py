@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import optional
-from ..backend import Backend, get_backend, to_numpy
+from ..backend import Backend, BackendName, get_backend, to_numpy
 from ..floating_point import environment
 from ..layer import _Layer
 from ..modules import GRU, LSTM, RNN
@@ -56,7 +56,7 @@ KINKED = 2.0**-11  # from this ε on, rounding may decide on which side of relu'
 
 
 def verify_cells(
-    backend: str | None = None,
+    backend: BackendName | None = None,
     cells: Collection[str] = tuple(LAYERS),
     types: Collection[str] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,

@@ -1,4 +1,4 @@
-"""The stepper on the CPU's compiled step: the tests of `layers/test_stepper*.py` on it, and its own."""
+"""The stepper on the compiled step of the CPU: `layers/test_stepper*.py`, and tests of its own."""
 
 from __future__ import annotations
 

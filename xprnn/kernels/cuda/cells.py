@@ -17,7 +17,7 @@ class RNN(rnn.RNN):
 
     def __init__(self, nonlinearity: str) -> None:
         super().__init__(nonlinearity)
-        self.launches = (2, 2)
+        self.launches: tuple[int, int] | None = (2, 2)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
@@ -33,8 +33,8 @@ class RNN(rnn.RNN):
 class GRU(gru.GRU):
     """`cells.GRU` with its parts fused."""
 
-    backward_scratch = ()
-    launches = (2, 2)
+    backward_scratch: tuple[int, ...] = ()
+    launches: tuple[int, int] | None = (2, 2)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
@@ -59,8 +59,8 @@ class GRU(gru.GRU):
 class GRUResetBefore(gru.GRUResetBefore):
     """`cells.GRUResetBefore` with its parts fused."""
 
-    backward_scratch = (1,)
-    launches = (4, 4)
+    backward_scratch: tuple[int, ...] = (1,)
+    launches: tuple[int, int] | None = (4, 4)
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """See `Cell`; the second product is added to dh in place."""
@@ -95,8 +95,8 @@ class GRUResetBefore(gru.GRUResetBefore):
 class LSTM(lstm.LSTM):
     """`cells.LSTM` with its parts fused."""
 
-    backward_scratch = ()
-    launches = (2, 2)
+    backward_scratch: tuple[int, ...] = ()
+    launches: tuple[int, int] | None = (2, 2)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""

@@ -78,9 +78,9 @@ class SequenceKernels:
         With `record` gates and saved are written too, else saved is not touched. In a wave there is
         a direction for each layer; to gx of the upper ones the product with the one below is added.
         """
-        every: list[dict[str, Array | None]] = []
+        every: list[dict[str, Any]] = []
         for direction, trace in zip(directions, traces, strict=True):
-            arrays = dict(zip(self._states, trace.states, strict=True))
+            arrays: dict[str, Any] = dict(zip(self._states, trace.states, strict=True))
             arrays |= {"gates": trace.gates, "saved": trace.saved if record else None}
             arrays["mail"] = self._posted(direction, trace.states, layout, scratch)
             arrays |= dict.fromkeys(BELOW)
@@ -124,7 +124,7 @@ class SequenceKernels:
             width = trace.gates.shape[1] // H * padded(H, self._numbers)
             mail = scratch.empty(layout.total, width, dtype=trace.gates.dtype)
             mail.data.memset_async(EMPTY, mail.nbytes)
-            arrays = dict(zip(self._states, trace.states, strict=True))
+            arrays: dict[str, Any] = dict(zip(self._states, trace.states, strict=True))
             arrays |= zip(["d" + name for name in self._states], first, strict=True)
             arrays |= {"gates": trace.gates, "saved": trace.saved, "mail": mail}
             every.append(arrays | {"doutput": undoing.doutput})

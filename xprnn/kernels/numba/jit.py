@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "nsz"},
 }
-INLINED = {**OPTIONS, "forceinline": True}
+INLINED: dict[str, Any] = {**OPTIONS, "forceinline": True}
 
 
 class _NoAlias(Compiler):
@@ -39,10 +39,10 @@ class _NoAlias(Compiler):
 
 
 # Plain functions, no dispatchers: if a closure holds one, its bytecode is part of the cache key.
-inlined = register_jitable(**INLINED)
+inlined: Any = register_jitable(**INLINED)
 # For the loop over a row's units. Without `noalias` each pair of arrays is checked for overlap at
 # every row, and a row of 32 units takes up to twice as long.
-row = numba.njit(pipeline_class=_NoAlias, **OPTIONS)
+row: Any = numba.njit(pipeline_class=_NoAlias, **OPTIONS)
 
 
 def at(arrays: Any, n: Any) -> Any:

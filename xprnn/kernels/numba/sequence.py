@@ -50,7 +50,7 @@ class SequenceKernels:
         self._backend = backend
         self._cell = cell
         self._dtype = arithmetic.dtype
-        self.room = gradients.BLOCK * width_of(self._dtype)
+        self.room: int = gradients.BLOCK * width_of(self._dtype)
 
     def plan(self, work: str, N: int, H: int, T: int, directions: int) -> str | tuple[()]:
         """Nothing to be planned for "forward", "training" or "backward", or why none fits."""
@@ -204,7 +204,7 @@ def _counts(layout: Layout) -> np.ndarray:
         full = np.empty(layout.steps, np.intp)
         full.fill(layout.batch)
         return full
-    counts: np.ndarray = layout.ragged.counts
+    counts: Any = layout.ragged.counts
     return counts
 
 

@@ -1,0 +1,95 @@
+"""Users' code, right and wrong, as mypy and pyright judge it.
+
+`right.py` and the README's examples must have no error; `wrong.py` must have an error on each line
+that says so and on no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mypy")
+pytest.importorskip("pyright")
+
+HERE = Path(__file__).parent
+ROOT = next(folder for folder in HERE.parents if (folder / "pyproject.toml").is_file())
+CHECKERS = ("mypy", "pyright")
+README = "readme_examples.py"
+
+Errors = dict[str, dict[int, str]]  # by file and line
+
+
+@cache
+def errors_of(checker: str, folder: Path) -> Errors:
+    """All files in one run."""
+    readme = (ROOT / "README.md").read_text()
+    examples = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    (folder / README).write_text("\n".join(examples))
+    files = [str(HERE / "right.py"), str(HERE / "wrong.py"), str(folder / README)]
+    return _mypy(files, folder) if checker == "mypy" else _pyright(files, folder)
+
+
+def _mypy(files: list[str], folder: Path) -> Errors:
+    (folder / "mypy.ini").write_text("[mypy]\nstrict = true\nfollow_imports = silent\n")
+    options = ["--config-file", "mypy.ini", "--cache-dir", "cache", "--no-pretty", "--output=json"]
+    lines = _run("mypy", [*options, *files], folder).splitlines()
+    reports = [json.loads(line) for line in lines if line.startswith("{")]
+    assert reports, lines
+    return _by_line(
+        (r["file"], r["line"], r["message"]) for r in reports if r["severity"] == "error"
+    )
+
+
+def _pyright(files: list[str], folder: Path) -> Errors:
+    answer = json.loads(_run("pyright", ["--outputjson", *files], folder))
+    assert answer["summary"]["filesAnalyzed"] == len(files)
+    return _by_line(
+        (r["file"], r["range"]["start"]["line"] + 1, r["message"])
+        for r in answer["generalDiagnostics"]
+        if r["severity"] == "error"
+    )
+
+
+def _run(module: str, arguments: list[str], folder: Path) -> str:
+    """What a checker prints when it looks at this copy of xprnn."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout
+
+
+def _by_line(reports) -> Errors:  # type: ignore[no-untyped-def]
+    found: Errors = {}
+    for file, line, message in reports:
+        found.setdefault(Path(file).name, {})[line] = message
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("typing")
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+@pytest.mark.parametrize("name", ["right.py", README])
+def test_right_code_has_no_error(name: str, checker: str, folder: Path) -> None:
+    assert errors_of(checker, folder).get(name, {}) == {}
+
+
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_wrong_code_has_its_errors(checker: str, folder: Path) -> None:
+    lines = (HERE / "wrong.py").read_text().splitlines()
+    wanted = {k for k, line in enumerate(lines, 1) if line.endswith("  # error")}
+    found = errors_of(checker, folder)["wrong.py"]
+    missing = [f"{k}: {lines[k - 1]}" for k in sorted(wanted - found.keys())]
+    beyond = [f"{k}: {lines[k - 1]}: {found[k]}" for k in sorted(found.keys() - wanted)]
+    assert not missing and not beyond
