@@ -17,6 +17,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 FOLDERS = {  # in `tests/`, the longest match counts; "fast" or the markers of the folder's tests
     "unit": ("fast",),
+    "typing": ("fast",),
     "layers": ("fast",),
     "kernels/cuda/planner": ("fast",),
     "kernels/numba": ("kernels",),

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tolerances import error_of, tolerance
 
 import xprnn
+from tests.support import parent_objects as objects
+from tests.support.tolerances import error_of, tolerance
 
-DATA = Path(__file__).parent / "data"
-sys.path.append(str(DATA))
-import parent_objects as objects  # noqa: E402
+DATA = Path(__file__).parents[1] / "data"
 
 FOLDER = DATA / "parent"
 FACTS: dict[str, Any] = json.loads((FOLDER / "facts.json").read_text())

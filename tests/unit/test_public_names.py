@@ -16,7 +16,7 @@ import xprnn
 import xprnn.stepper
 from xprnn import feature_first, functional, optim
 
-LIST = Path(__file__).parent / "data" / "public_names.txt"
+LIST = Path(__file__).parents[1] / "data" / "public_names.txt"
 # what has been added since, and nothing else
 ADDED: set[str] = set()
 SPECIAL = ("__call__", "__init__")

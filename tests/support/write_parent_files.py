@@ -3,7 +3,7 @@
 They were written once, by commit 8003e28, and are never written again::
 
     git worktree add ../parent 8003e28
-    XPRNN_KERNELS=reference PYTHONPATH=../parent python tests/data/write_parent_files.py
+    XPRNN_KERNELS=reference PYTHONPATH=../parent python tests/support/write_parent_files.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import parent_objects as objects
 
-FOLDER = Path(__file__).parent / "parent"
+FOLDER = Path(__file__).parents[1] / "data" / "parent"
 PROTOCOLS = (0, 2, 5)
 
 
