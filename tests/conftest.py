@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +17,7 @@ from tests.support.fake_cupy.array import StrictBackend
 from tests.support.fake_cupy.cuda import LOG
 from tests.support.fake_cupy.sequence import install
 from tests.support.gpu_report import IMPLEMENTATION, GpuReport
-from tests.support.implementations import parameter
+from tests.support.implementations import SelectKernels, parameter, use
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
@@ -56,6 +54,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
+def select_kernels() -> Iterator[SelectKernels]:
+    """`xprnn.use_kernels`, from a call of this to the end of the test.
+
+    The fixtures below select kernels by it, too: so what they enter ends in the right order.
+    """
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(use(name))
+
+
+@pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Numba is not found, as where it is not installed."""
 
@@ -69,14 +77,13 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def strict(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> Iterator[Backend]:
     """The backend "strict", known to xprnn as long as the test runs.
 
     Unless something else is asked for, the plain code serves: its results are NumPy's bit for bit.
     """
     monkeypatch.setitem(backend_module.BACKENDS, "strict", StrictBackend)
-    if not os.environ.get(kernels.ENVIRONMENT_VARIABLE):
-        monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
+    select_kernels("reference")
     LOG.clear()
     backend_module._opened.clear()
     yield xprnn.get_backend("strict")
@@ -84,11 +91,13 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def device(
+    strict: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+) -> Iterator[Backend]:
     """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
     install(monkeypatch)
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
-    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    select_kernels("auto")
     plan.cache_clear()  # a test may change what it remembers
     yield strict
     plan.cache_clear()
@@ -123,17 +132,17 @@ def _lacks(name: str) -> str:
 
 
 @pytest.fixture
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+def implementation(request: pytest.FixtureRequest, select_kernels: SelectKernels) -> str:
     """The implementation on which the layers of a test run: "reference", "numba", on CuPy others.
 
     A test takes it alone, and runs on NumPy, or together with `backend`.
     """
-    name = request.param
+    name: str = request.param
     if name == "numba" and not implementations.HAS_NUMBA:
         pytest.skip("Numba is not installed: pip install xprnn[numba]")
     request.node.user_properties.append((IMPLEMENTATION, name))
-    with implementations.use(name):
-        yield name
+    select_kernels(name)
+    return name
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -154,14 +163,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def reference() -> Iterator[None]:
+def reference(select_kernels: SelectKernels) -> None:
     """The plain code runs, on any backend: for tests whose subject it is."""
-    with xprnn.use_kernels("reference"):
-        yield
-
-
-@pytest.fixture
-def select_kernels() -> Iterator[Callable[[str], Any]]:
-    """`xprnn.use_kernels`, from a call of this to the end of the test."""
-    with ExitStack() as stack:
-        yield lambda name: stack.enter_context(xprnn.use_kernels(name))
+    select_kernels("reference")

@@ -16,10 +16,10 @@ from tests.support.cases import LAYERS, Case, draw, move
 from tests.support.control_bits import callers_environment
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
+from tests.support.implementations import SelectKernels
 from tests.support.streaming import MATRIX, assert_streams, make, packed, states, stream
 from xprnn import program, sequence
 from xprnn.backend import Backend
-from xprnn.kernels import ENVIRONMENT_VARIABLE
 
 STACKS = [Case(cell, layers=3) for cell in LAYERS]
 
@@ -48,19 +48,20 @@ def test_on_the_stand_in_for_cupy(case: Case, strict: Backend) -> None:
 @needs_compiler
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-N{case.N}")
 def test_on_the_stand_in_through_fused_kernels(
-    case: Case, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    case: Case, strict: Backend, select_kernels: SelectKernels
 ) -> None:
     has(case)
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "pointwise")
+    select_kernels("pointwise")
     assert_streams(case, make(case, strict.name))
     assert LOG.kernels
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cupy"], indirect=True)
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-N{case.N}")
-def test_on_a_gpu(case: Case, served: Backend) -> None:
+def test_on_a_gpu(case: Case, backend: Backend, implementation: str) -> None:
     has(case)
-    assert_streams(case, make(case, served.name))
+    assert_streams(case, make(case, backend.name))
 
 
 @pytest.mark.parametrize("case", STACKS, ids=str)
@@ -197,9 +198,9 @@ def test_of_the_states_of_an_lstm_either_may_be_none() -> None:
 @pytest.mark.parametrize("kernels", ["reference", pytest.param("pointwise", marks=needs_compiler)])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_a_step_takes_the_launches_that_explain_says(
-    cell: str, kernels: str, bias: bool, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    cell: str, kernels: str, bias: bool, strict: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, kernels)
+    select_kernels(kernels)
     case = Case(cell, layers=3, bias=bias, dtype="float32")
     layer = make(case, strict.name)
     stepper, x = layer.stepper(case.N), move(strict, draw(case).x[0])
@@ -225,16 +226,16 @@ def test_explain_names_the_layer_and_who_serves(strict: Backend) -> None:
     )
 
 
-def test_a_forced_kernel_that_is_missing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "pointwise")
+def test_a_forced_kernel_that_is_missing_raises(select_kernels: SelectKernels) -> None:
+    select_kernels("pointwise")
     with pytest.raises(xprnn.KernelUnavailableError, match=r"pointwise: .*by column"):
         xprnn.GRU(3, 4).stepper(1)
 
 
 def test_a_forced_launch_for_all_layers_that_does_not_fit_raises(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch
+    strict: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "sequence")
+    select_kernels("sequence")
     with pytest.raises(xprnn.KernelUnavailableError, match="the device is older than"):
         xprnn.GRU(3, 4, backend=strict.name).stepper(1)
 

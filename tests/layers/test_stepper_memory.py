@@ -6,7 +6,6 @@ import pickle
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import xprnn
 from tests.support.cases import LAYERS, Case, draw, move
 from tests.support.failing_memory import StrictMemory
+from tests.support.implementations import Pool
 from tests.support.streaming import assert_same, make, on_host, sides, stream
 from tests.support.targets import normal
 from tests.unit.test_parameters import WAYS
@@ -218,7 +218,7 @@ def test_steppers_of_one_layer_serve_threads_of_their_own(cell: str, hurry: None
             stepper.reset()
         return found
 
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         for k, found in enumerate(pool.map(serve_one, range(threads))):
             for y in found:
                 np.testing.assert_array_equal(y, expected[k])

@@ -13,7 +13,6 @@ import xprnn
 from tests.support.cases import Case, build, draw, numpy_run, run
 from tests.support.emulator.elementwise import COMPILER
 from tests.support.tolerances import assert_close
-from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import pointwise
 
@@ -41,8 +40,7 @@ def compare(kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.Monke
     case = Case(kernel.cell, bias=bias, T=3)
     layer, problem = build(case, device.name), draw(case)
     expected = numpy_run(case, layer, problem)
-    with monkeypatch.context() as patch:
-        patch.setenv(kernels.ENVIRONMENT_VARIABLE, "pointwise")
+    with xprnn.use_kernels("pointwise"):
         found = run(layer, case, problem)
     for name, array in found.items():
         assert_close(array, expected[name], "float64", name)

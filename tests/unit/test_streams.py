@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.emulator.elementwise import needs_compiler
+from tests.support.implementations import SelectKernels
 from tests.support.targets import arguments, arrays, forward, make
 from xprnn import functional
 from xprnn.backend import Backend
@@ -61,7 +62,7 @@ def test_a_stream_that_cannot_say_whether_it_is_captured(
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
 def test_functions_take_weights_whose_elements_stand_apart(
-    kind: str, recorded: bool, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    kind: str, recorded: bool, strict: Backend, select_kernels: SelectKernels
 ) -> None:
     """A kernel reads contiguous rows, whatever the caller has."""
     module = make({"rnn": "rnn_tanh"}.get(kind, kind))
@@ -72,7 +73,7 @@ def test_functions_take_weights_whose_elements_stand_apart(
         doubled = np.full((*weight.shape[:-1], 2 * weight.shape[-1]), np.nan)
         doubled[..., ::2] = weight
         weights.append(strict.from_host(doubled)[..., ::2])
-    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
+    select_kernels("pointwise")
     names = ["h0", "c0"] if kind == "lstm" else ["h0"]
     states = tuple(strict.from_host(given[name]) for name in names)
     call = getattr(functional, f"{kind}_forward" if recorded else kind)

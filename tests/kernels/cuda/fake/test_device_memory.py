@@ -12,6 +12,7 @@ import pytest
 
 import xprnn
 from tests.support.failing_memory import CupyMemory, StrictMemory
+from tests.support.implementations import SelectKernels
 from tests.support.on_device import backward, forward, run
 from tests.support.operations import moved
 from tests.support.targets import (
@@ -109,14 +110,9 @@ each_case = pytest.mark.parametrize(
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @each_case
 def test_forward(
-    name: str,
-    kernels: str,
-    used: bool,
-    training: bool,
-    memory: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, kernels: str, used: bool, training: bool, memory: Any, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    select_kernels(kernels)
     check_forward(Trials(name, memory, used), training, memory, exact=not used)
 
 
@@ -138,10 +134,10 @@ def check_forward(trials: Trials, training: bool, memory: Any, exact: bool) -> N
 
 @each_case
 def test_backward(
-    name: str, kernels: str, used: bool, memory: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, kernels: str, used: bool, memory: Any, select_kernels: SelectKernels
 ) -> None:
     """After it the call can be undone again or, where its record was written, says it cannot."""
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    select_kernels(kernels)
     trials, repeated = Trials(name, memory, used), []
     for _, subject in trials:
         module = module_of(subject)

@@ -11,6 +11,7 @@ import pytest
 import xprnn
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
+from tests.support.implementations import SelectKernels
 from tests.support.targets import LAYERS, MODULES, arguments, make
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import pointwise
@@ -69,11 +70,11 @@ def promised(layer: Any) -> tuple[int, int, int]:
 @pytest.mark.parametrize("name", LAYERS)
 @needs_compiler
 def test_a_fused_step_is_kernels_and_products_and_takes_no_memory(
-    name: str, compute_dtype: str, bias: bool, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, compute_dtype: str, bias: bool, strict: Backend, select_kernels: SelectKernels
 ) -> None:
     if compute_dtype == "bfloat16" and BFLOAT16 is None:
         pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")
-    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
+    select_kernels("pointwise")
     options = {"dtype": "float32", "compute_dtype": compute_dtype, "bias": bias}
     count = PRODUCTS.get(name, 1)
     there, back = per_step(strict, name, **options)
@@ -85,12 +86,12 @@ def test_a_fused_step_is_kernels_and_products_and_takes_no_memory(
 
 @needs_compiler
 def test_a_step_that_takes_memory_is_noticed(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch
+    strict: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     def wasteful(xp: Any, name: str, shape: tuple[int, int], *arrays: Any) -> None:
         pointwise.launch(xp, name, shape, *[array.copy() for array in arrays[:1]], *arrays[1:])
 
-    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
+    select_kernels("pointwise")
     monkeypatch.setattr("xprnn.kernels.cuda.cells.launch", wasteful)
     there, back = per_step(strict, "lstm")
     assert there.tolist() == [1, 1, 1, 1]
@@ -100,9 +101,9 @@ def test_a_step_that_takes_memory_is_noticed(
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_explain_tells_the_launches_of_a_step(
-    name: str, implementation: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, implementation: str, strict: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", implementation)
+    select_kernels(implementation)
     forward, backward, output = promised(make(name, backend=strict.name))
     there, back = per_step(strict, name)
     _, without = per_step(strict, name, upstream=False)
@@ -132,9 +133,9 @@ def test_the_table_chooses_by_name(
     expected: str,
     reason: str,
     strict: Backend,
-    monkeypatch: pytest.MonkeyPatch,
+    select_kernels: SelectKernels,
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", forced)
+    select_kernels(forced)
     module = make(name, backend=strict.name)
     given = arguments(module)
     lines = module.explain(given["x"].shape).splitlines()
@@ -151,12 +152,12 @@ def test_the_table_chooses_by_name(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_whole_sequences_cannot_be_forced(
-    name: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, strict: Backend, select_kernels: SelectKernels
 ) -> None:
     module = make(name, backend=strict.name)
     given = arguments(module)
     x = strict.from_host(given["x"])
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    select_kernels("sequence")
     LOG.clear()
     for ask in (lambda: module(x), lambda: module.explain(x.shape)):
         with pytest.raises(xprnn.KernelUnavailableError, match=r"XPRNN_KERNELS=sequence: [ft]"):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+import xprnn
 from tests.support.cases import (
     CELLS,
     LAYERS,
@@ -80,8 +81,7 @@ Made = TypeVar("Made")
 
 def fused(function: Callable[..., Made], *arguments: Any) -> Made:
     """Call a function where every layer is served by the pointwise kernels, or not at all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XPRNN_KERNELS", "pointwise")
+    with xprnn.use_kernels("pointwise"):
         return function(*arguments)
 
 
