@@ -92,7 +92,7 @@ def torch_norms(
 @pytest.mark.parametrize("layers, bidirectional", [(1, False), (1, True), (2, True)])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_the_norms_are_those_of_torchs_graph(
-    name: str, layers: int, bidirectional: bool, lengths: Any
+    name: str, layers: int, bidirectional: bool, lengths: Any, implementation: str
 ) -> None:
     torch = pytest.importorskip("torch")
     layer = getattr(xprnn, name)(
@@ -209,7 +209,7 @@ def test_the_spectral_radius_is_that_of_each_gates_block(name: str, gates: Any) 
 
 
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
-def test_the_layer_is_as_before(name: str) -> None:
+def test_the_layer_is_as_before(name: str, implementation: str) -> None:
     layer = getattr(xprnn, name)(I, H, 2, dropout=0.5, seed=0).train()
     x = np.random.default_rng(6).standard_normal((5, 2, I)).astype(np.float32)
     output, _ = layer(x)

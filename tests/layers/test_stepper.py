@@ -21,6 +21,8 @@ from tests.support.streaming import MATRIX, assert_streams, make, packed, states
 from xprnn import program, sequence
 from xprnn.backend import Backend
 
+# on "numba": tests/kernels/numba/test_stepper.py
+pytestmark = pytest.mark.usefixtures("reference")
 STACKS = [Case(cell, layers=3) for cell in LAYERS]
 
 
@@ -33,7 +35,7 @@ def has(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-N{case.N}")
-def test_on_numpy(case: Case) -> None:
+def test_on_numpy(case: Case, implementation: str) -> None:
     has(case)
     assert_streams(case, make(case))
 

@@ -25,6 +25,10 @@ from xprnn.stack_steps import StackSteps
 # -- the parameters
 
 
+# on "numba": tests/kernels/numba/test_stepper.py
+pytestmark = pytest.mark.usefixtures("reference")
+
+
 @pytest.mark.parametrize("narrow", [None, "float16"])
 @pytest.mark.parametrize("way", [*WAYS, "an optimiser", "a frozen layer's other parameters"])
 @pytest.mark.parametrize("cell", LAYERS)

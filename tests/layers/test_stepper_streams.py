@@ -16,6 +16,8 @@ from xprnn.backend import Backend
 from xprnn.checks import check_rows
 from xprnn.stepper import Stepper
 
+# on "numba": tests/kernels/numba/test_stepper.py
+pytestmark = pytest.mark.usefixtures("reference")
 CASES = [
     Case(cell, layers=2, dtype=dtype, compute_dtype=narrow)
     for cell in LAYERS
