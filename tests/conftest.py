@@ -1,4 +1,4 @@
-"""Fixtures: the strict stand-in for CuPy, and the backends that a test runs on."""
+"""Fixtures: the fake CuPy, and the backends that a test runs on."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def select_kernels() -> Iterator[SelectKernels]:
     """`xprnn.use_kernels`, from a call of this to the end of the test.
 
-    The fixtures below select kernels by it, too: so what they enter ends in the right order.
+    The fixtures below select kernels by it, so that their requests end in the right order.
     """
     with ExitStack() as stack:
         yield lambda name: stack.enter_context(use(name))
@@ -77,29 +77,29 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def strict(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> Iterator[Backend]:
-    """The backend "strict", known to xprnn as long as the test runs.
+def fake_cupy(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> Iterator[Backend]:
+    """The backend "fake_cupy", registered until the end of the test.
 
-    Unless something else is asked for, the plain code serves: its results are NumPy's bit for bit.
+    It runs the plain code, whose results are NumPy's bit for bit, unless the test selects others.
     """
-    monkeypatch.setitem(backend_module.BACKENDS, "strict", StrictBackend)
+    monkeypatch.setitem(backend_module.BACKENDS, "fake_cupy", StrictBackend)
     select_kernels("reference")
     LOG.clear()
     backend_module._opened.clear()
-    yield xprnn.get_backend("strict")
+    yield xprnn.get_backend("fake_cupy")
     backend_module._opened.clear()
 
 
 @pytest.fixture
 def device(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Iterator[Backend]:
-    """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
+    """The fake CuPy on a current device, where "auto" tries every kernel."""
     install(monkeypatch)
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     select_kernels("auto")
     plan.cache_clear()  # a test may change what it remembers
-    yield strict
+    yield fake_cupy
     plan.cache_clear()
 
 
@@ -109,10 +109,10 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return _usable(request.param)
 
 
-@pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def place(request: pytest.FixtureRequest, strict: Backend) -> Backend:
-    """NumPy, the stand-in for CuPy, and CuPy where there is a usable GPU."""
-    return strict if request.param == "strict" else _usable(request.param)
+@pytest.fixture(params=["numpy", "fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def any_backend(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
+    """NumPy, the fake CuPy, and CuPy where there is a usable GPU."""
+    return fake_cupy if request.param == "fake_cupy" else _usable(request.param)
 
 
 def _usable(name: str) -> Backend:
@@ -123,7 +123,7 @@ def _usable(name: str) -> Backend:
 
 @cache
 def _lacks(name: str) -> str:
-    """Why a backend cannot be used, or ""; looked for once, for thousands of tests ask."""
+    """Why a backend cannot be used, or ""."""
     try:
         xprnn.get_backend(name)
     except xprnn.BackendUnavailableError as error:
@@ -133,9 +133,9 @@ def _lacks(name: str) -> str:
 
 @pytest.fixture
 def implementation(request: pytest.FixtureRequest, select_kernels: SelectKernels) -> str:
-    """The implementation on which the layers of a test run: "reference", "numba", on CuPy others.
+    """The implementation that runs the layers of a test.
 
-    A test takes it alone, and runs on NumPy, or together with `backend`.
+    Alone it is "reference" or "numba", on NumPy; with `backend`, each of every backend.
     """
     name: str = request.param
     if name == "numba" and not implementations.HAS_NUMBA:
@@ -164,5 +164,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def reference(select_kernels: SelectKernels) -> None:
-    """The plain code runs, on any backend: for tests whose subject it is."""
+    """The plain code runs, on any backend."""
     select_kernels("reference")

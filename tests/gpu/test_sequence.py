@@ -138,9 +138,9 @@ def test_two_processes_at_once(cell: str, backend: Backend) -> None:
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     install(monkeypatch)
-    return strict
+    return fake_cupy
 
 
 @needs_compiler

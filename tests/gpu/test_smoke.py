@@ -112,14 +112,14 @@ def test_what_is_taken_step_by_step(cell: str, numbers: str, gpu: Backend) -> No
 
 @pytest.fixture
 def fake(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Iterator[Backend]:
     select_kernels("sequence")
     for module in (steps, stacks):
         monkeypatch.setattr(module, "poisoned", lambda backend: nullcontext())
     loading.kernel.cache_clear()
     plan.cache_clear()
-    yield strict
+    yield fake_cupy
     loading.kernel.cache_clear()
     plan.cache_clear()
 

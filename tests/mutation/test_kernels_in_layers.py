@@ -17,15 +17,15 @@ from xprnn.backend import Backend
 from xprnn.kernels.cuda import pointwise
 
 
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The stand-in, and CuPy where there is a usable GPU, with no kernel built yet."""
-    if request.param == "strict" and COMPILER is None:
+    if request.param == "fake_cupy" and COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
     pointwise.build.cache_clear()
     try:
-        if request.param == "strict":
-            yield request.getfixturevalue("strict")
+        if request.param == "fake_cupy":
+            yield request.getfixturevalue("fake_cupy")
         else:
             yield xprnn.get_backend(request.param)
     except xprnn.BackendUnavailableError as error:

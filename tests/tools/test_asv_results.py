@@ -93,11 +93,11 @@ def test_reasons_are_given_for_every_value_at_once() -> None:
 
 @pytest.mark.parametrize(("size", "suffix"), [("N=2 H=5 T=3", ""), ("N=2 H=5", "Cell")])
 def test_forced_kernels_are_those_that_serve(
-    strict: Backend, select_kernels: SelectKernels, size: str, suffix: str
+    fake_cupy: Backend, select_kernels: SelectKernels, size: str, suffix: str
 ) -> None:
     def served(kernels: str) -> Any:
         select_kernels(kernels)
-        return implementations._layer("gru", strict, kernels, "float32", size, suffix)
+        return implementations._layer("gru", fake_cupy, kernels, "float32", size, suffix)
 
     assert served("pointwise").options["hidden_size"] == 5
     with pytest.raises(UnusableError, match="XPRNN_KERNELS=sequence: forward: "):

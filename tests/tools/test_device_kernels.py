@@ -26,7 +26,7 @@ from xprnn.kernels.cuda.plan import plan
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The stand-in on a device of today, its clock the host's."""
     install(monkeypatch)
     monkeypatch.setattr(ceilings, "timer", lambda backend: clock._seconds)
@@ -39,11 +39,11 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
         given.append(allocate)
         yield
 
-    cuda = strict.xp.cuda
+    cuda = fake_cupy.xp.cuda
     monkeypatch.setattr(cuda, "using_allocator", using, False)
     monkeypatch.setattr(cuda, "get_allocator", lambda: "the one in use", False)
     plan.cache_clear()
-    yield strict
+    yield fake_cupy
     plan.cache_clear()
     assert all(allocate.args == ("the one in use",) for allocate in given)
 

@@ -104,9 +104,9 @@ def test_what_is_written_to_the_parameters_counts(cell: str, way: str) -> None:
     )
 
 
-def test_a_layer_that_moves_needs_another_stepper(strict: Any) -> None:
-    with xprnn.use_kernels("auto"):  # `strict` forces the plain code
-        in_memory.test_a_layer_that_moves_needs_another_stepper(strict)
+def test_a_layer_that_moves_needs_another_stepper(fake_cupy: Any) -> None:
+    with xprnn.use_kernels("auto"):  # `fake_cupy` forces the plain code
+        in_memory.test_a_layer_that_moves_needs_another_stepper(fake_cupy)
 
 
 def test_inside_a_writable_block_nobody_could_say_what_counts() -> None:

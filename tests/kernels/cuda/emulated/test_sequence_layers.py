@@ -102,12 +102,12 @@ def test_calls_have_the_values_of_the_equations(
 
 
 def test_what_no_gpu_has_run_has_to_be_asked_for(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     install(monkeypatch)
     plan.cache_clear()
     select_kernels("auto")
-    layer = xprnn.GRU(3, 16, seed=0, backend=strict.name)
+    layer = xprnn.GRU(3, 16, seed=0, backend=fake_cupy.name)
     first, *_, last = layer.explain((4, 2, 3)).splitlines()
     assert first.endswith(": pointwise")
     assert last == "  sequence: not yet run on a GPU; XPRNN_KERNELS=sequence forces it"
@@ -206,7 +206,7 @@ REFUSALS = [
 def test_what_does_not_fit_is_said_and_served_otherwise(
     facts: dict[str, int],
     reason: str,
-    strict: Backend,
+    fake_cupy: Backend,
     monkeypatch: pytest.MonkeyPatch,
     select_kernels: SelectKernels,
 ) -> None:
@@ -214,9 +214,9 @@ def test_what_does_not_fit_is_said_and_served_otherwise(
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     select_kernels("auto")
     case = (2, 17, 3, {}, None)
-    compare("gru", serve("gru", strict.name, case, False), case, False, "float32")
+    compare("gru", serve("gru", fake_cupy.name, case, False), case, False, "float32")
     assert not Function.launches
-    layer = xprnn.GRU(3, 17, backend=strict.name)
+    layer = xprnn.GRU(3, 17, backend=fake_cupy.name)
     lines = layer.explain((3, 2, 3)).splitlines()
     assert lines[0].endswith("N=2: pointwise")
     assert re.search(f"sequence: {reason}$", lines[-1])

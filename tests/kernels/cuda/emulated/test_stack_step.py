@@ -62,13 +62,13 @@ WIDE = [
 
 @pytest.fixture
 def device(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Iterator[Backend]:
     """The stand-in on a small device of today; a step of all layers in one launch is forced."""
     install(monkeypatch, multiProcessorCount=PROCESSORS)
     select_kernels("sequence")
     kernel.cache_clear()
-    yield strict
+    yield fake_cupy
     kernel.cache_clear()
 
 
@@ -145,7 +145,7 @@ def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
 def test_tf32_is_float32_here(device: Backend) -> None:
     x = move(device, np.ones((1, 3), np.float32))
     layers = [
-        xprnn.GRU(3, 5, 2, precision=precision, backend="strict", seed=0)
+        xprnn.GRU(3, 5, 2, precision=precision, backend="fake_cupy", seed=0)
         for precision in ("ieee", "tf32")
     ]
     one, other = (layer.stepper(1).step(x) for layer in layers)
@@ -171,7 +171,7 @@ def test_what_does_not_fit_says_so(
     name: str, device: Backend, select_kernels: SelectKernels
 ) -> None:
     options, N, words = REFUSED[name]
-    layer = xprnn.GRU(3, **{"hidden_size": 5, **options}, backend="strict", seed=0)
+    layer = xprnn.GRU(3, **{"hidden_size": 5, **options}, backend="fake_cupy", seed=0)
     with pytest.raises(xprnn.KernelUnavailableError, match=words):
         layer.stepper(N)
     select_kernels("auto")
@@ -182,7 +182,7 @@ def test_what_no_gpu_has_run_has_to_be_asked_for(
     device: Backend, select_kernels: SelectKernels
 ) -> None:
     select_kernels("auto")
-    text = xprnn.GRU(3, 5, backend="strict", seed=0).stepper(1).explain()
+    text = xprnn.GRU(3, 5, backend="fake_cupy", seed=0).stepper(1).explain()
     assert "one step: pointwise" in text and f"sequence: {kernels.UNTRIED}" in text
 
 

@@ -40,12 +40,12 @@ CALLS = [  # cell, case, type, whether it is recorded
 
 @pytest.fixture
 def device(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Backend:
     """The stand-in on a device of today, with a wave forced."""
     install(monkeypatch)
     select_kernels("wave")
-    return strict
+    return fake_cupy
 
 
 def layers_of_launches() -> list[tuple[str, int]]:

@@ -35,13 +35,13 @@ from xprnn.recurrent import _Recurrent
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 
 
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def memory(
-    request: pytest.FixtureRequest, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
     """The stand-in's memory, and that of a GPU."""
-    if request.param == "strict":
-        yield StrictMemory(strict, monkeypatch)
+    if request.param == "fake_cupy":
+        yield StrictMemory(fake_cupy, monkeypatch)
         return
     try:
         backend = xprnn.get_backend("cupy")
@@ -165,15 +165,15 @@ def test_backward(
     assert repeated[0], "nothing had been written yet"
 
 
-def test_memory_that_is_kept_is_found(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_kept_is_found(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: an error that says what it should, and keeps what the call had taken."""
-    memory, whole = StrictMemory(strict, monkeypatch), _Recurrent._run.__wrapped__
+    memory, whole = StrictMemory(fake_cupy, monkeypatch), _Recurrent._run.__wrapped__
 
     def keeping(self: Any, call: Any) -> Any:
         try:
             return whole(self, call)
         except MemoryError as error:
-            raise OutOfMemoryError(f"GRU on strict: {error}") from error
+            raise OutOfMemoryError(f"GRU on fake_cupy: {error}") from error
 
     monkeypatch.setattr(_Recurrent, "_run", keeping)
     with pytest.raises(AssertionError, match="bytes are held"):
