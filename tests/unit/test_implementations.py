@@ -14,7 +14,6 @@ from tests.support.targets import make
 from xprnn.cells import CELLS as PLAIN
 from xprnn.kernels import asked
 
-
 MATRIX = tuple(
     product(
         cell=LAYERS,
