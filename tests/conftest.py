@@ -1,14 +1,12 @@
-"""Fixtures: the strict stand-in for CuPy, and the backends that a test runs on."""
+"""Fixtures: the fake CuPy, and the backends that a test runs on."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +17,7 @@ from tests.support.fake_cupy.array import StrictBackend
 from tests.support.fake_cupy.cuda import LOG
 from tests.support.fake_cupy.sequence import install
 from tests.support.gpu_report import IMPLEMENTATION, GpuReport
-from tests.support.implementations import parameter
+from tests.support.implementations import SelectKernels, parameter, use
 from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
@@ -56,6 +54,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
+def select_kernels() -> Iterator[SelectKernels]:
+    """`xprnn.use_kernels`, from a call of this to the end of the test.
+
+    The fixtures below select kernels by it, so that their requests end in the right order.
+    """
+    with ExitStack() as stack:
+        yield lambda name: stack.enter_context(use(name))
+
+
+@pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Numba is not found, as where it is not installed."""
 
@@ -69,28 +77,29 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The backend "strict", known to xprnn as long as the test runs.
+def fake_cupy(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> Iterator[Backend]:
+    """The backend "fake_cupy", registered until the end of the test.
 
-    Unless something else is asked for, the plain code serves: its results are NumPy's bit for bit.
+    It runs the plain code, whose results are NumPy's bit for bit, unless the test selects others.
     """
-    monkeypatch.setitem(backend_module.BACKENDS, "strict", StrictBackend)
-    if not os.environ.get(kernels.ENVIRONMENT_VARIABLE):
-        monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
+    monkeypatch.setitem(backend_module.BACKENDS, "fake_cupy", StrictBackend)
+    select_kernels("reference")
     LOG.clear()
     backend_module._opened.clear()
-    yield xprnn.get_backend("strict")
+    yield xprnn.get_backend("fake_cupy")
     backend_module._opened.clear()
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The stand-in on a device of today, with nothing forced, on which all kernels are tried."""
+def device(
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+) -> Iterator[Backend]:
+    """The fake CuPy on a current device, where "auto" tries every kernel."""
     install(monkeypatch)
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
-    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    select_kernels("auto")
     plan.cache_clear()  # a test may change what it remembers
-    yield strict
+    yield fake_cupy
     plan.cache_clear()
 
 
@@ -100,10 +109,10 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return _usable(request.param)
 
 
-@pytest.fixture(params=["numpy", "strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def place(request: pytest.FixtureRequest, strict: Backend) -> Backend:
-    """NumPy, the stand-in for CuPy, and CuPy where there is a usable GPU."""
-    return strict if request.param == "strict" else _usable(request.param)
+@pytest.fixture(params=["numpy", "fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def any_backend(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
+    """NumPy, the fake CuPy, and CuPy where there is a usable GPU."""
+    return fake_cupy if request.param == "fake_cupy" else _usable(request.param)
 
 
 def _usable(name: str) -> Backend:
@@ -114,7 +123,7 @@ def _usable(name: str) -> Backend:
 
 @cache
 def _lacks(name: str) -> str:
-    """Why a backend cannot be used, or ""; looked for once, for thousands of tests ask."""
+    """Why a backend cannot be used, or ""."""
     try:
         xprnn.get_backend(name)
     except xprnn.BackendUnavailableError as error:
@@ -123,17 +132,17 @@ def _lacks(name: str) -> str:
 
 
 @pytest.fixture
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The implementation on which the layers of a test run: "reference", "numba", on CuPy others.
+def implementation(request: pytest.FixtureRequest, select_kernels: SelectKernels) -> str:
+    """The implementation that runs the layers of a test.
 
-    A test takes it alone, and runs on NumPy, or together with `backend`.
+    Alone it is "reference" or "numba", on NumPy; with `backend`, each of every backend.
     """
-    name = request.param
+    name: str = request.param
     if name == "numba" and not implementations.HAS_NUMBA:
         pytest.skip("Numba is not installed: pip install xprnn[numba]")
     request.node.user_properties.append((IMPLEMENTATION, name))
-    with implementations.use(name):
-        yield name
+    select_kernels(name)
+    return name
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -154,14 +163,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def reference() -> Iterator[None]:
-    """The plain code runs, on any backend: for tests whose subject it is."""
-    with xprnn.use_kernels("reference"):
-        yield
-
-
-@pytest.fixture
-def select_kernels() -> Iterator[Callable[[str], Any]]:
-    """`xprnn.use_kernels`, from a call of this to the end of the test."""
-    with ExitStack() as stack:
-        yield lambda name: stack.enter_context(xprnn.use_kernels(name))
+def reference(select_kernels: SelectKernels) -> None:
+    """The plain code runs, on any backend."""
+    select_kernels("reference")

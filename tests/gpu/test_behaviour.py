@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 import xprnn
 from tests.support.cases import CELLS, LAYERS, Case, build, draw, move
+from tests.support.implementations import SelectKernels
 from tests.support.targets import arguments, make
 from tests.unit.test_dropout import X, revealing
 from xprnn.backend import Backend, to_numpy
@@ -100,10 +101,9 @@ def test_a_step_of_training_does_not_wait(
     lengths: Any,
     backend: Backend,
     keep_busy: Callable[[], Any],
-    implementations: Iterator[str],
+    implementation: str,
 ) -> None:
-    for _ in implementations:
-        check_returns_early(trainer(cell, backend, lengths), backend, keep_busy)
+    check_returns_early(trainer(cell, backend, lengths), backend, keep_busy)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -127,24 +127,23 @@ def test_waiting_is_found(backend: Backend, keep_busy: Callable[[], Any]) -> Non
 
 @each_cell
 def test_work_goes_to_the_current_stream(
-    cell: str, backend: Backend, keep_busy: Callable[[], Any], implementations: Iterator[str]
+    cell: str, backend: Backend, keep_busy: Callable[[], Any], implementation: str
 ) -> None:
     """x gets its values late, on a stream of its own: only there a call finds them."""
     case = Case(cell, layers=2, directions=2)
     layer, problem = build(case, backend.name).eval(), draw(case)
     cupy, values = backend.xp, backend.from_host(problem.x)
-    for _ in implementations:
-        expected, _ = layer(values)
-        x = cupy.full_like(values, cupy.nan)
-        cupy.cuda.Device().synchronize()
-        with cupy.cuda.Stream(non_blocking=True) as stream:
-            keep_busy()
-            x[...] = values
-            found, _ = layer(x)
-        elsewhere, _ = layer(x)
-        assert np.isnan(to_numpy(elsewhere)).all()
-        stream.synchronize()
-        assert to_numpy(found).tobytes() == to_numpy(expected).tobytes()
+    expected, _ = layer(values)
+    x = cupy.full_like(values, cupy.nan)
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        keep_busy()
+        x[...] = values
+        found, _ = layer(x)
+    elsewhere, _ = layer(x)
+    assert np.isnan(to_numpy(elsewhere)).all()
+    stream.synchronize()
+    assert to_numpy(found).tobytes() == to_numpy(expected).tobytes()
 
 
 # -- who serves, and what is launched
@@ -152,18 +151,17 @@ def test_work_goes_to_the_current_stream(
 
 @each_cell
 def test_the_fused_kernels_serve_unless_forced(
-    cell: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    cell: str, backend: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     layer = build(Case(cell), backend.name)
-    monkeypatch.delenv("XPRNN_KERNELS", raising=False)
     for types in ({}, {"dtype": "float32"}, {"compute_dtype": "float16"}):
         assert layer.to(**types).explain((6, 4, 3)).splitlines()[0].endswith(": pointwise")
     for name in ("reference", "pointwise"):
-        monkeypatch.setenv("XPRNN_KERNELS", name)
+        select_kernels(name)
         assert layer.explain((6, 4, 3)).splitlines()[0].endswith(f": {name}")
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    select_kernels("sequence")
     layer.to(dtype="float64", compute_dtype="float64")  # which no sequence kernel takes
-    with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence"):
+    with pytest.raises(xprnn.KernelUnavailableError, match="sequence"):
         layer(backend.xp.zeros((6, 4, 3), "float64"))
 
 
@@ -206,18 +204,15 @@ def test_a_step_launches_its_kernels_once(cell: str, backend: Backend, tmp_path:
 
 
 @each_cell
-def test_calls_take_no_more_memory(
-    cell: str, backend: Backend, implementations: Iterator[str]
-) -> None:
+def test_calls_take_no_more_memory(cell: str, backend: Backend, implementation: str) -> None:
     pool = backend.xp.get_default_memory_pool()
-    for _ in implementations:
-        step = trainer(cell, backend, [1, 3, 0, 2])
-        for _ in range(5):
-            step()
-        before = pool.used_bytes(), pool.total_bytes()
-        for _ in range(200):
-            step()
-        assert (pool.used_bytes(), pool.total_bytes()) == before
+    step = trainer(cell, backend, [1, 3, 0, 2])
+    for _ in range(5):
+        step()
+    before = pool.used_bytes(), pool.total_bytes()
+    for _ in range(200):
+        step()
+    assert (pool.used_bytes(), pool.total_bytes()) == before
 
 
 def test_a_leak_of_memory_is_found(backend: Backend) -> None:

@@ -7,7 +7,6 @@ and sizes at which the last block of threads is not full.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from tests.support.cases import (
     run,
 )
 from tests.support.cases import unroll as unrolled
+from tests.support.implementations import use
 from tests.support.tolerances import assert_close
 from xprnn.backend import Backend
 
@@ -91,32 +91,29 @@ def assert_all_close(case: Case, found: Results, expected: Results, **sizes: int
         assert_close(found[name], reference, case.dtype, what, case.compute_dtype, **sizes)
 
 
-def check(case: Case, backend: Backend, implementations: Iterator[str], **sizes: int) -> None:
-    """Compare a case in every implementation with NumPy."""
+def check(case: Case, backend: Backend, **sizes: int) -> None:
+    """Compare a case with NumPy."""
     if case.compute_dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     layer, problem = build(case, backend.name), draw(case)
     expected = numpy_run(case, layer, problem)
-    for _ in implementations:
-        layer = build(case, backend.name)
-        assert_all_close(case, run(layer, case, problem), expected, **sizes)
+    layer = build(case, backend.name)
+    assert_all_close(case, run(layer, case, problem), expected, **sizes)
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_layer_equals_numpy(case: Case, backend: Backend, implementations: Iterator[str]) -> None:
-    check(case, backend, implementations)
+def test_layer_equals_numpy(case: Case, backend: Backend, implementation: str) -> None:
+    check(case, backend)
 
 
 @pytest.mark.parametrize("case", [c for c in NARROW_MATRIX if has_meaning(c)], ids=str)
-def test_narrow_layer_equals_numpy(
-    case: Case, backend: Backend, implementations: Iterator[str]
-) -> None:
-    check(case, backend, implementations, steps=case.T, layers=case.layers)
+def test_narrow_layer_equals_numpy(case: Case, backend: Backend, implementation: str) -> None:
+    check(case, backend, steps=case.T, layers=case.layers)
 
 
 @pytest.mark.parametrize("case", DROPOUT, ids=str)
-def test_dropout_equals_numpy(case: Case, backend: Backend, implementations: Iterator[str]) -> None:
-    check(case, backend, implementations)
+def test_dropout_equals_numpy(case: Case, backend: Backend, implementation: str) -> None:
+    check(case, backend)
 
 
 @pytest.mark.parametrize(("dtype", "compute_dtype"), TYPES, ids=str)
@@ -129,12 +126,12 @@ def test_sizes_around_a_block(
     dtype: str,
     compute_dtype: str | None,
     backend: Backend,
-    implementations: Iterator[str],
+    implementation: str,
 ) -> None:
     case = Case(cell, dtype=dtype, T=3, N=N, I=5, H=H, compute_dtype=compute_dtype)
     if not has_meaning(case):
         pytest.skip("a single number may cancel to nothing in a narrow type")
-    check(case, backend, implementations, steps=3, width=max(N, 5 + H), layers=1)
+    check(case, backend, steps=3, width=max(N, 5 + H), layers=1)
 
 
 @pytest.mark.parametrize(("dtype", "compute_dtype"), TYPES, ids=str)
@@ -146,7 +143,7 @@ def test_cell_equals_numpy(
     dtype: str,
     compute_dtype: str | None,
     backend: Backend,
-    implementations: Iterator[str],
+    implementation: str,
 ) -> None:
     case = Case(name, bias=bias, dtype=dtype, compute_dtype=compute_dtype, T=3)
     if not has_meaning(case):
@@ -165,14 +162,14 @@ def test_cell_equals_numpy(
         given = (tuple(a.astype(dtype) for a in arrays) for arrays in (starts, upstream))
         return unrolled(cell, problem.x.astype(dtype), *given)
 
-    expected = undone("numpy", "float64")
-    for _ in implementations:
-        found = undone(backend.name, dtype, compute_dtype=compute_dtype)
-        assert_all_close(case, found, expected, steps=3, layers=1)
+    with use("reference"):
+        expected = undone("numpy", "float64")
+    found = undone(backend.name, dtype, compute_dtype=compute_dtype)
+    assert_all_close(case, found, expected, steps=3, layers=1)
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_strided_arguments(cell: str, backend: Backend, implementations: Iterator[str]) -> None:
+def test_strided_arguments(cell: str, backend: Backend, implementation: str) -> None:
     """Any strides of x, states and upstream gradients give the bits of contiguous ones."""
     case = Case(cell, layers=2, directions=2)
     problem = draw(case)
@@ -196,5 +193,4 @@ def test_strided_arguments(cell: str, backend: Backend, implementations: Iterato
             arrays += states if isinstance(states, tuple) else [states]
         return [backend.to_host(array).tobytes() for array in arrays]
 
-    for _ in implementations:
-        assert results(strided) == results(backend.from_host)
+    assert results(strided) == results(backend.from_host)

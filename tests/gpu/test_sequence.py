@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
+from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
 from xprnn.kernels import has_sequences
 from xprnn.kernels.cuda.plan import plan
@@ -31,8 +32,8 @@ N, H, T = 9, 256, 12
 
 
 @pytest.fixture(autouse=True)
-def forced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+def forced(select_kernels: SelectKernels) -> Iterator[None]:
+    select_kernels("sequence")
     plan.cache_clear()
     yield
     plan.cache_clear()
@@ -86,9 +87,9 @@ def test_both_directions_in_a_row(cell: str, backend: Backend) -> None:
 @on_a_gpu
 @each_cell
 def test_layers_in_a_wave_in_a_row(
-    cell: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    cell: str, backend: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", "wave")
+    select_kernels("wave")
     assert repeat(trainer(cell, backend, layers=3), backend, TOGETHER) == 0
 
 
@@ -137,9 +138,9 @@ def test_two_processes_at_once(cell: str, backend: Backend) -> None:
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     install(monkeypatch)
-    return strict
+    return fake_cupy
 
 
 @needs_compiler

@@ -19,6 +19,7 @@ from tests.support import tolerances
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy import stack_step as fake_stack
+from tests.support.implementations import SelectKernels
 from tests.support.pointwise_cases import needs_dtype
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import loading
@@ -84,8 +85,8 @@ def asked(kind: Kind) -> str:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Backend:
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+def gpu(select_kernels: SelectKernels) -> Backend:
+    select_kernels("sequence")
     try:
         return xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
@@ -110,13 +111,15 @@ def test_what_is_taken_step_by_step(cell: str, numbers: str, gpu: Backend) -> No
 
 
 @pytest.fixture
-def fake(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+def fake(
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+) -> Iterator[Backend]:
+    select_kernels("sequence")
     for module in (steps, stacks):
         monkeypatch.setattr(module, "poisoned", lambda backend: nullcontext())
     loading.kernel.cache_clear()
     plan.cache_clear()
-    yield strict
+    yield fake_cupy
     loading.kernel.cache_clear()
     plan.cache_clear()
 

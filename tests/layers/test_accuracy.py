@@ -48,13 +48,15 @@ def check_closed_gate(kind: str, dtype: str, offset: float) -> None:
 @pytest.mark.parametrize("offset", [-10.0, -20.0, -30.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_a_closed_gate_is_as_exact_as_an_open_one(kind: str, dtype: str, offset: float) -> None:
+def test_a_closed_gate_is_as_exact_as_an_open_one(
+    kind: str, dtype: str, offset: float, implementation: str
+) -> None:
     check_closed_gate(kind, dtype, offset)
 
 
 @pytest.mark.parametrize(("dtype", "offset"), [("float32", -20.0), ("float64", -30.0)])
 def test_a_sigmoid_of_absolute_accuracy_is_caught(
-    dtype: str, offset: float, monkeypatch: pytest.MonkeyPatch
+    dtype: str, offset: float, monkeypatch: pytest.MonkeyPatch, reference: None
 ) -> None:
     def by_tanh(xp: Any, a: np.ndarray) -> None:
         a[...] = (1.0 + np.tanh(0.5 * a)) / 2.0
@@ -74,7 +76,7 @@ def test_sum_rows(rows: int) -> None:
     assert np.abs(out - wanted).max() <= 8 * 2.0**-24 * np.sqrt(3 * 511) * max(wanted.max(), 1.0)
 
 
-def test_bias_gradients_over_a_million_rows() -> None:
+def test_bias_gradients_over_a_million_rows(implementation: str) -> None:
     layer = xprnn.RNN(1, 2, seed=0).train()
     readout = xprnn.Linear(2, 1, seed=0).train()
     x = np.ones((20, 50_000, 1), np.float32)

@@ -20,7 +20,9 @@ from tests.support.targets import (
 
 @pytest.mark.parametrize("forced", ["", "auto", "reference"])
 @pytest.mark.parametrize("name", MODULES)
-def test_explain_says_who_serves(name: str, forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_says_who_serves(
+    name: str, forced: str, without_numba: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = make(name)
     given = arguments(module)
     expected = run(module, given)

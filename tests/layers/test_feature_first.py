@@ -29,12 +29,12 @@ def check(case, found):
         assert found[name].shape == tuple(shape), name
 
 
-def test_cell_forward_golden():
+def test_cell_forward_golden(implementation):
     a_next, yt_pred, _ = ff.rnn_cell_forward(*inputs("rnn_cell_forward"))
     check("rnn_cell_forward", {"a_next": a_next, "yt_pred": yt_pred})
 
 
-def test_cell_backward_golden():
+def test_cell_backward_golden(implementation):
     _, _, cache = ff.rnn_cell_forward(*inputs("rnn_cell_backward"))
     upstream = np.array(GOLDEN["rnn_cell_backward"]["upstream"])
     found = ff.rnn_cell_backward(upstream, cache)
@@ -42,12 +42,12 @@ def test_cell_backward_golden():
     check("rnn_cell_backward", found)
 
 
-def test_forward_golden():
+def test_forward_golden(implementation):
     a, y_pred, caches = ff.rnn_forward(*inputs("rnn_forward"))
     check("rnn_forward", {"a": a, "y_pred": y_pred, "x": caches[1]})
 
 
-def test_backward_golden():
+def test_backward_golden(implementation):
     _, _, caches = ff.rnn_forward(*inputs("rnn_backward"))
     found = ff.rnn_backward(np.array(GOLDEN["rnn_backward"]["upstream"]), caches)
     assert set(found) == {"dx", "da0", "dWax", "dWaa", "dba"}
@@ -84,7 +84,7 @@ def random_problem(steps):
 
 
 @pytest.mark.parametrize("steps", [None, 1, 4])
-def test_all_gradients_with_the_readout_equal_differences(steps):
+def test_all_gradients_with_the_readout_equal_differences(steps, implementation):
     values, (da, dy), rng = random_problem(steps)
     forward = ff.rnn_cell_forward if steps is None else ff.rnn_forward
     backward = ff.rnn_cell_backward if steps is None else ff.rnn_backward
@@ -110,7 +110,7 @@ def test_all_gradients_with_the_readout_equal_differences(steps):
         assert numeric == pytest.approx(analytic, rel=1e-8), name
 
 
-def test_results_and_caches_are_nobody_elses():
+def test_results_and_caches_are_nobody_elses(implementation):
     values, (da, dy), _ = random_problem(4)
     parameters = {k: values[k] for k in ff.PARAMETERS}
     a, y, caches = ff.rnn_forward(values["x"], values["a0"], parameters)

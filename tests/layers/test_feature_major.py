@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.implementations import SelectKernels
 from tests.support.on_device import run
 from tests.support.targets import LAYERS, arguments, arrays, make
 from tests.support.tolerances import assert_close
@@ -29,9 +30,9 @@ READ = [(name, part) for name, cell in CELLS.items() for part in cell.undoing_re
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def taken(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> list[str]:
     """What was taken by column."""
-    monkeypatch.setenv("XPRNN_KERNELS", "reference")
+    select_kernels("reference")
     calls: list[str] = []
     for name in ("take", "undo"):
         real = getattr(columns, name)
@@ -84,7 +85,9 @@ def test_an_unrecorded_call_agrees(name: str, N: int, taken: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_no_more_is_copied_in_than_a_step_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_copied_in_than_a_step_reads(
+    name: str, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+) -> None:
     """Else what a cell says of itself costs time, and nobody notices."""
     real = columns._repeat
 
@@ -94,7 +97,7 @@ def test_no_more_is_copied_in_than_a_step_reads(name: str, monkeypatch: pytest.M
             assert any(np.may_share_memory(array, item) for item in operands)
         real(calls, steps, given, left, rows)
 
-    monkeypatch.setenv("XPRNN_KERNELS", "reference")
+    select_kernels("reference")
     layer = make(name)
     given = arguments(layer, T, 2)
     layer(given["x"])

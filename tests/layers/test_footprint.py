@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import LAYERS, make
 from xprnn import sequence
@@ -70,11 +71,11 @@ def check(layer: Any) -> None:
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_a_training_step_takes_what_is_stated(
-    cell: str, kernels: str, network: str, k: int | None, monkeypatch: pytest.MonkeyPatch
+    cell: str, kernels: str, network: str, k: int | None, select_kernels: SelectKernels
 ) -> None:
     if kernels == "sequence" and cell == "gru_reset_before":
         kernels = "auto"
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    select_kernels(kernels)
     check(make(cell, I, H, dtype="float32", recompute=k, **NETWORKS[network]))
 
 
@@ -103,8 +104,8 @@ def test_the_layer_says_what_recomputing_gives() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["reference", pytest.param("sequence", marks=needs_numba)])
-def test_the_readme_says_what_is_stated(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+def test_the_readme_says_what_is_stated(kernels: str, select_kernels: SelectKernels) -> None:
+    select_kernels(kernels)
     rows = re.findall("^[|] (.*) [|] (.*) MB [|] .* [|] (.*) MB [|]", README.read_text(), re.M)
     assert [name for name, *_ in rows] == ["all is kept", "`recompute=32`"]
     for k, (_, compiled, plain) in zip((None, 32), rows, strict=True):

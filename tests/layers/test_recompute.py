@@ -16,6 +16,7 @@ import pytest
 
 import xprnn
 from tests.support.cases import TORCH_CELLS, Case, Results, build, draw, product, run
+from tests.support.implementations import each
 from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import LAYERS, assert_same, make, normal, state_of
 from tests.support.tolerances import assert_close, error_of
@@ -63,8 +64,8 @@ def check(case: Case, steps: tuple[int, ...] = STEPS, backend: str = "numpy") ->
         assert_equal(with_segments(case, k, backend), expected, f"{case} in {k}")
 
 
-@pytest.mark.parametrize("case", MATRIX, ids=str)
-def test_nothing_but_the_order_of_sums_changes(case: Case) -> None:
+@each(MATRIX, backend=False)
+def test_nothing_but_the_order_of_sums_changes(case: Case, implementation: str) -> None:
     check(case)
 
 
@@ -72,7 +73,7 @@ def test_nothing_but_the_order_of_sums_changes(case: Case) -> None:
     "case", [*product(cell=tuple(LAYERS), layers=(3,), directions=(1, 2))], ids=str
 )
 @pytest.mark.parametrize("lengths", ["full", "ragged"])
-def test_the_same_elements_are_dropped(case: Case, lengths: str) -> None:
+def test_the_same_elements_are_dropped(case: Case, lengths: str, implementation: str) -> None:
     check(replace(case, dropout=0.5, lengths=lengths))
 
 
@@ -82,7 +83,7 @@ def test_the_same_elements_are_dropped(case: Case, lengths: str) -> None:
     [*product(cell=TORCH_CELLS, layers=(2,), directions=(2,), lengths=("full", "ragged"))],
     ids=str,
 )
-def test_segments_equal_torch(case: Case, k: int) -> None:
+def test_segments_equal_torch(case: Case, k: int, implementation: str) -> None:
     pytest.importorskip("torch")
     layer, problem = build(case), draw(case)
     layer.recompute = k
@@ -94,10 +95,10 @@ def test_segments_equal_torch(case: Case, k: int) -> None:
 @needs_numba
 @pytest.mark.parametrize("kernels", ["pointwise", "sequence"])
 @pytest.mark.parametrize("cell", SEQUENCE)
-def test_segments_by_numba(cell: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
-    for lengths in ("full", "ragged", "zero"):
-        check(Case(cell, 2, 2, lengths=lengths, dropout=0.5), (1, 4))
+def test_segments_by_numba(cell: str, kernels: str) -> None:
+    with xprnn.use_kernels(kernels):
+        for lengths in ("full", "ragged", "zero"):
+            check(Case(cell, 2, 2, lengths=lengths, dropout=0.5), (1, 4))
 
 
 @pytest.mark.parametrize("compute_dtype", ["float16", "bfloat16"])
@@ -114,8 +115,8 @@ def test_segments_in_narrow_types(cell: str, compute_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_segments_on_another_backend(cell: str, place: Backend) -> None:
-    check(Case(cell, 2, 2, lengths="ragged", dropout=0.5), (4,), place.name)
+def test_segments_on_another_backend(cell: str, any_backend: Backend) -> None:
+    check(Case(cell, 2, 2, lengths="ragged", dropout=0.5), (4,), any_backend.name)
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
@@ -146,6 +147,7 @@ def assert_same_bits(cell: str, directions: int) -> None:
         assert_same(layer(x, lengths=[7, 5, 7]), expected)
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_results_have_the_same_bits_where_the_steps_have(cell: str, directions: int) -> None:
@@ -154,12 +156,12 @@ def test_results_have_the_same_bits_where_the_steps_have(cell: str, directions: 
 
 @needs_numba
 @pytest.mark.parametrize("cell", SEQUENCE)
-def test_compiled_results_have_the_same_bits(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
-    assert_same_bits(cell, 2)
+def test_compiled_results_have_the_same_bits(cell: str) -> None:
+    with xprnn.use_kernels("sequence"):
+        assert_same_bits(cell, 2)
 
 
-def test_two_runs_have_the_same_bits() -> None:
+def test_two_runs_have_the_same_bits(implementation: str) -> None:
     case = Case("gru", 2, 2, lengths="ragged", dropout=0.5)
     first, second = with_segments(case, 4), with_segments(case, 4)
     assert_same(list(first.values()), list(second.values()))
@@ -168,7 +170,7 @@ def test_two_runs_have_the_same_bits() -> None:
 # -- records
 
 
-def test_calls_are_undone_last_one_first_each_as_it_was_made() -> None:
+def test_calls_are_undone_last_one_first_each_as_it_was_made(implementation: str) -> None:
     """A record holds its own segments: `recompute` may change between calls and before backward."""
     found = []
     for steps in ((None, None, None), (2, None, 3)):
@@ -184,7 +186,7 @@ def test_calls_are_undone_last_one_first_each_as_it_was_made() -> None:
         assert error_of(one, other) <= REORDERED
 
 
-def test_gradients_are_added_to_those_that_are_there() -> None:
+def test_gradients_are_added_to_those_that_are_there(implementation: str) -> None:
     case = Case("gru", 2, 2)
     once, twice = build(case), build(case)
     once.recompute = twice.recompute = 4
@@ -196,20 +198,20 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
         assert error_of(twice.grads[name], 2 * gradient) <= REORDERED
 
 
-def test_frozen_parameters_and_no_dx() -> None:
+def test_frozen_parameters_and_no_dx(implementation: str) -> None:
     layer, other = make("gru", num_layers=2), make("gru", num_layers=2, recompute=2)
     x = normal(0, 5, 3, 3)
-    for each in (layer, other):
-        each.freeze("weight_hh_l0", "bias_ih_l1")
-        output, _ = each(x)
-        assert each.backward(output, need_dx=False)[0] is None
-        assert not each.grads["weight_hh_l0"].any() and not each.grads["bias_ih_l1"].any()
+    for one in (layer, other):
+        one.freeze("weight_hh_l0", "bias_ih_l1")
+        output, _ = one(x)
+        assert one.backward(output, need_dx=False)[0] is None
+        assert not one.grads["weight_hh_l0"].any() and not one.grads["bias_ih_l1"].any()
     assert error_of(other.grads.flat, layer.grads.flat) <= REORDERED
 
 
 @pytest.mark.parametrize(("steps", "rows"), [(0, 3), (4, 0), (0, 0)])
 @pytest.mark.parametrize("name", LAYERS)
-def test_calls_without_steps_or_rows(name: str, steps: int, rows: int) -> None:
+def test_calls_without_steps_or_rows(name: str, steps: int, rows: int, implementation: str) -> None:
     layer = make(name, bidirectional=True, recompute=2)
     start = normal(0, 2, rows, 5)
     given = (start, start + 1.0) if name == "lstm" else start
@@ -221,7 +223,7 @@ def test_calls_without_steps_or_rows(name: str, steps: int, rows: int) -> None:
     assert not layer.grads.flat.any()
 
 
-def test_eval_mode_takes_no_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_mode_takes_no_segments(monkeypatch: pytest.MonkeyPatch, implementation: str) -> None:
     layer = make("gru", recompute=2).eval()
     monkeypatch.setattr(segments, "_forward", None)
     assert layer(normal(0, 5, 3, 3))[0].shape == (5, 3, 5)
@@ -230,12 +232,12 @@ def test_eval_mode_takes_no_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_gradients_by_differences(cell: str) -> None:
+def test_gradients_by_differences(cell: str, implementation: str) -> None:
     layer = make(cell, num_layers=2, bidirectional=True, dropout=0.3, recompute=2)
     gradcheck(layer, normal(0, 5, 3, 3), lengths=[5, 2, 4])  # raises where one differs
 
 
-def test_the_gradients_flow() -> None:
+def test_the_gradients_flow(implementation: str) -> None:
     layer = make("lstm", num_layers=2, bidirectional=True, recompute=3)
     x = normal(0, 7, 3, 3)
     cut = gradient_flow(layer, x, lengths=[7, 2, 5])

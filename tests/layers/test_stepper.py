@@ -16,11 +16,13 @@ from tests.support.cases import LAYERS, Case, draw, move
 from tests.support.control_bits import callers_environment
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
+from tests.support.implementations import SelectKernels
 from tests.support.streaming import MATRIX, assert_streams, make, packed, states, stream
 from xprnn import program, sequence
 from xprnn.backend import Backend
-from xprnn.kernels import ENVIRONMENT_VARIABLE
 
+# on "numba": tests/kernels/numba/test_stepper.py
+pytestmark = pytest.mark.usefixtures("reference")
 STACKS = [Case(cell, layers=3) for cell in LAYERS]
 
 
@@ -33,34 +35,35 @@ def has(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-N{case.N}")
-def test_on_numpy(case: Case) -> None:
+def test_on_numpy(case: Case, implementation: str) -> None:
     has(case)
     assert_streams(case, make(case))
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-N{case.N}")
-def test_on_the_stand_in_for_cupy(case: Case, strict: Backend) -> None:
+def test_on_the_stand_in_for_cupy(case: Case, fake_cupy: Backend) -> None:
     has(case)
-    assert_streams(case, make(case, strict.name))
+    assert_streams(case, make(case, fake_cupy.name))
     assert LOG.products and not LOG.kernels, "the plain code serves"
 
 
 @needs_compiler
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-N{case.N}")
 def test_on_the_stand_in_through_fused_kernels(
-    case: Case, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    case: Case, fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
     has(case)
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "pointwise")
-    assert_streams(case, make(case, strict.name))
+    select_kernels("pointwise")
+    assert_streams(case, make(case, fake_cupy.name))
     assert LOG.kernels
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cupy"], indirect=True)
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-N{case.N}")
-def test_on_a_gpu(case: Case, served: Backend) -> None:
+def test_on_a_gpu(case: Case, backend: Backend, implementation: str) -> None:
     has(case)
-    assert_streams(case, make(case, served.name))
+    assert_streams(case, make(case, backend.name))
 
 
 @pytest.mark.parametrize("case", STACKS, ids=str)
@@ -142,10 +145,12 @@ def test_a_sequence_goes_on_in_a_stepper_and_back_in_the_layer(case: Case) -> No
 
 @pytest.mark.parametrize("narrow", [None, "float16", "bfloat16"])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_a_state_goes_round_to_the_last_bit(cell: str, narrow: str | None, strict: Backend) -> None:
+def test_a_state_goes_round_to_the_last_bit(
+    cell: str, narrow: str | None, fake_cupy: Backend
+) -> None:
     case = Case(cell, layers=2, dtype="float32", compute_dtype=narrow)
     has(case)
-    for layer in (make(case), make(case, strict.name)):
+    for layer in (make(case), make(case, fake_cupy.name)):
         one, other = layer.stepper(case.N), layer.stepper(case.N)
         stream(one, draw(case).x)
         other.load(one.state())
@@ -197,12 +202,12 @@ def test_of_the_states_of_an_lstm_either_may_be_none() -> None:
 @pytest.mark.parametrize("kernels", ["reference", pytest.param("pointwise", marks=needs_compiler)])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_a_step_takes_the_launches_that_explain_says(
-    cell: str, kernels: str, bias: bool, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    cell: str, kernels: str, bias: bool, fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, kernels)
+    select_kernels(kernels)
     case = Case(cell, layers=3, bias=bias, dtype="float32")
-    layer = make(case, strict.name)
-    stepper, x = layer.stepper(case.N), move(strict, draw(case).x[0])
+    layer = make(case, fake_cupy.name)
+    stepper, x = layer.stepper(case.N), move(fake_cupy, draw(case).x[0])
     stepper.step(x)  # takes up the parameters
     LOG.clear()
     stepper.step(x)
@@ -216,27 +221,27 @@ def test_a_step_takes_the_launches_that_explain_says(
         assert every == 3 * each + 2
 
 
-def test_explain_names_the_layer_and_who_serves(strict: Backend) -> None:
+def test_explain_names_the_layer_and_who_serves(fake_cupy: Backend) -> None:
     lines = xprnn.LSTM(3, 4, 2, compute_dtype="float16", seed=0).stepper(7).explain().splitlines()
     assert lines[0] == "LSTM(3, 4) on numpy, float32 with float16, L=2 N=7, one step: reference"
     assert "recorded" not in "".join(lines)
     assert "launches of the plain code in narrow types are not counted" in (
-        xprnn.LSTM(3, 4, backend="strict", compute_dtype="float16").stepper(1).explain()
+        xprnn.LSTM(3, 4, backend="fake_cupy", compute_dtype="float16").stepper(1).explain()
     )
 
 
-def test_a_forced_kernel_that_is_missing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "pointwise")
+def test_a_forced_kernel_that_is_missing_raises(select_kernels: SelectKernels) -> None:
+    select_kernels("pointwise")
     with pytest.raises(xprnn.KernelUnavailableError, match=r"pointwise: .*by column"):
         xprnn.GRU(3, 4).stepper(1)
 
 
 def test_a_forced_launch_for_all_layers_that_does_not_fit_raises(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch
+    fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "sequence")
+    select_kernels("sequence")
     with pytest.raises(xprnn.KernelUnavailableError, match="the device is older than"):
-        xprnn.GRU(3, 4, backend=strict.name).stepper(1)
+        xprnn.GRU(3, 4, backend=fake_cupy.name).stepper(1)
 
 
 def test_the_arithmetic_stays_in_cells(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import pickle
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import xprnn
 from tests.support.cases import LAYERS, Case, draw, move
 from tests.support.failing_memory import StrictMemory
+from tests.support.implementations import Pool
 from tests.support.streaming import assert_same, make, on_host, sides, stream
 from tests.support.targets import normal
 from tests.unit.test_parameters import WAYS
@@ -25,38 +25,42 @@ from xprnn.stack_steps import StackSteps
 # -- the parameters
 
 
+# on "numba": tests/kernels/numba/test_stepper.py
+pytestmark = pytest.mark.usefixtures("reference")
+
+
 @pytest.mark.parametrize("narrow", [None, "float16"])
 @pytest.mark.parametrize("way", [*WAYS, "an optimiser", "a frozen layer's other parameters"])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_what_is_written_to_the_parameters_counts_from_the_next_step(
-    cell: str, way: str, narrow: str | None, place: Backend
+    cell: str, way: str, narrow: str | None, any_backend: Backend
 ) -> None:
     dtype = "float32" if narrow else "float64"
     case = Case(cell, layers=2, dtype=dtype, compute_dtype=narrow)
-    layer, x = make(case, place.name), draw(case).x
+    layer, x = make(case, any_backend.name), draw(case).x
     stepper = layer.stepper(4)
     stale = stream(stepper, x[:3])
     state = stepper.state()
-    write(layer, way, place)
+    write(layer, way, any_backend)
     fresh = layer.stepper(4)
     fresh.load(state)
     found = stream(stepper, x[3:])
     np.testing.assert_array_equal(found, stream(fresh, x[3:]))
-    other = make(case, place.name).stepper(4)
+    other = make(case, any_backend.name).stepper(4)
     other.load(state)
     assert not np.array_equal(found, stream(other, x[3:])), "the parameters have changed"
     assert stale.shape == found.shape
 
 
-def write(layer: Any, way: str, place: Backend) -> None:
+def write(layer: Any, way: str, any_backend: Backend) -> None:
     if way in WAYS:
         values = {
-            n: move(place, normal(k, *p.shape).astype(layer.dtype))
+            n: move(any_backend, normal(k, *p.shape).astype(layer.dtype))
             for k, (n, p) in enumerate(layer.parameters.items())
         }
         WAYS[way](layer, values)
         return
-    with place.activate():
+    with any_backend.activate():
         layer.grads.flat[...] = 0.25
     if way != "an optimiser":
         layer.freeze("weight_ih_l0")
@@ -94,7 +98,7 @@ def test_inside_a_writable_block_nobody_could_say_what_counts() -> None:
     stepper.step(x[1])
 
 
-def test_a_layer_that_moves_needs_another_stepper(strict: Backend) -> None:
+def test_a_layer_that_moves_needs_another_stepper(fake_cupy: Backend) -> None:
     case = Case("gru", layers=2)
     layer, x = make(case), draw(case).x
     stepper, other = layer.stepper(4), layer.stepper(4)
@@ -106,7 +110,7 @@ def test_a_layer_that_moves_needs_another_stepper(strict: Backend) -> None:
     fresh = layer.stepper(4)
     fresh.load(stepper.state())
     np.testing.assert_array_equal(stepper.step(x[1]), fresh.step(x[1]))
-    for elsewhere in ({"backend": "strict"}, {"backend": "numpy", "dtype": "float32"}):
+    for elsewhere in ({"backend": "fake_cupy"}, {"backend": "numpy", "dtype": "float32"}):
         layer.to(**elsewhere)
         for late in (lambda: other.step(x[1]), lambda: pickle.dumps(other)):
             with pytest.raises(ValueError, match="stepper: made on numpy in float64, the layer is"):
@@ -157,36 +161,38 @@ def test_an_array_that_a_step_allocates_is_found() -> None:
     assert peak(lambda: stepper.step(x, out=out)) >= BIG
 
 
-def test_out_is_written_and_returned_and_nothing_else_is_lent(place: Backend) -> None:
+def test_out_is_written_and_returned_and_nothing_else_is_lent(any_backend: Backend) -> None:
     case = Case("lstm", layers=2)
-    layer, x = make(case, place.name), draw(case).x
-    one, other, out = layer.stepper(4), layer.stepper(4), move(place, np.ones((4, 5)))
+    layer, x = make(case, any_backend.name), draw(case).x
+    one, other, out = layer.stepper(4), layer.stepper(4), move(any_backend, np.ones((4, 5)))
     for x_t in x:
-        y = one.step(move(place, x_t))
+        y = one.step(move(any_backend, x_t))
         assert y.flags.c_contiguous
-        assert other.step(move(place, x_t), out=out) is out
+        assert other.step(move(any_backend, x_t), out=out) is out
         assert_same(on_host(one, y), on_host(one, out))
         for mine in (y, *one.state()):
             mine[...] = 7.0  # the caller's
     assert_same(sides(one), sides(other))
     strided = np.zeros((5, 8)).T[::2]
-    if place.name == "numpy":
+    if any_backend.name == "numpy":
         assert one.step(x[0], out=strided) is strided
         np.testing.assert_array_equal(strided, other.step(x[0]))
 
 
 def test_where_memory_ends_the_error_says_who_asked(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("lstm", layers=2)
-    layer, x = make(case, strict.name), move(strict, draw(case).x[0])
-    stepper, memory = layer.stepper(4), StrictMemory(strict, monkeypatch)
+    layer, x = make(case, fake_cupy.name), move(fake_cupy, draw(case).x[0])
+    stepper, memory = layer.stepper(4), StrictMemory(fake_cupy, monkeypatch)
     for call in (lambda: layer.stepper(4), lambda: stepper.step(x), stepper.state):
         call()
         before, kept = sides(stepper), memory.held()
         with (
             memory.failing(1),
-            pytest.raises(MemoryError, match=r"(Stepper|LSTM) on strict: Out of memory") as caught,
+            pytest.raises(
+                MemoryError, match=r"(Stepper|LSTM) on fake_cupy: Out of memory"
+            ) as caught,
         ):
             call()
         assert memory.held() <= kept, caught
@@ -218,7 +224,7 @@ def test_steppers_of_one_layer_serve_threads_of_their_own(cell: str, hurry: None
             stepper.reset()
         return found
 
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         for k, found in enumerate(pool.map(serve_one, range(threads))):
             for y in found:
                 np.testing.assert_array_equal(y, expected[k])

@@ -16,6 +16,8 @@ from xprnn.backend import Backend
 from xprnn.checks import check_rows
 from xprnn.stepper import Stepper
 
+# on "numba": tests/kernels/numba/test_stepper.py
+pytestmark = pytest.mark.usefixtures("reference")
 CASES = [
     Case(cell, layers=2, dtype=dtype, compute_dtype=narrow)
     for cell in LAYERS
@@ -27,8 +29,8 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_stream_is_a_sequence_of_its_own(case: Case, place: Backend) -> None:
-    assert_streams_apart(case, make(case, place.name))
+def test_each_stream_is_a_sequence_of_its_own(case: Case, any_backend: Backend) -> None:
+    assert_streams_apart(case, make(case, any_backend.name))
 
 
 @pytest.mark.parametrize("fault", ["nobody is kept", "nobody is reset", "another is reset"])
@@ -59,16 +61,16 @@ ROWS = {
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize("cell", LAYERS)
-def test_rows_that_wait_stay_to_the_last_bit(cell: str, rows: Any, place: Backend) -> None:
+def test_rows_that_wait_stay_to_the_last_bit(cell: str, rows: Any, any_backend: Backend) -> None:
     case = Case(cell, layers=2)
-    layer, x = make(case, place.name), draw(case).x
+    layer, x = make(case, any_backend.name), draw(case).x
     some, every = layer.stepper(4), layer.stepper(4)
     for stepper in (some, every):
         stream(stepper, x[:3])
     before = sides(some)
     last = on_host(some, some.state())[0][-1]
-    y = on_host(some, some.step(move(place, x[3]), rows=rows))[0]
-    y_every = on_host(every, every.step(move(place, x[3])))[0]
+    y = on_host(some, some.step(move(any_backend, x[3]), rows=rows))[0]
+    y_every = on_host(every, every.step(move(any_backend, x[3])))[0]
     for kept, found, moved in zip(before, sides(some), sides(every), strict=True):
         np.testing.assert_array_equal(found[:, 1::2], kept[:, 1::2])
         np.testing.assert_array_equal(found[:, ::2], moved[:, ::2])
@@ -85,13 +87,13 @@ def test_rows_that_wait_stay_to_the_last_bit(cell: str, rows: Any, place: Backen
 
 
 @pytest.mark.parametrize("nothing", [[], np.zeros(4, bool), slice(0), np.array([], int)])
-def test_no_rows_are_no_rows(nothing: Any, place: Backend) -> None:
+def test_no_rows_are_no_rows(nothing: Any, any_backend: Backend) -> None:
     case = Case("lstm", layers=2)
-    stepper, x = make(case, place.name).stepper(4), draw(case).x
+    stepper, x = make(case, any_backend.name).stepper(4), draw(case).x
     stream(stepper, x)
     before = sides(stepper)
     stepper.reset(nothing)
-    y = stepper.step(move(place, x[0]), rows=nothing)
+    y = stepper.step(move(any_backend, x[0]), rows=nothing)
     assert_same(sides(stepper), before)
     np.testing.assert_array_equal(on_host(stepper, y)[0], before[0][-1])
 
@@ -147,26 +149,28 @@ ELSEWHERE: dict[str, Wrong] = {
 }
 
 
-def assert_refused(place: Backend, wrong: Wrong) -> None:
+def assert_refused(any_backend: Backend, wrong: Wrong) -> None:
     case = Case("lstm", layers=2)
-    stepper = make(case, place.name).stepper(4)
+    stepper = make(case, any_backend.name).stepper(4)
     stream(stepper, draw(case).x)
     before, side = sides(stepper), stepper._side
     call, error, words = wrong
     with pytest.raises(error, match=words):
-        call(stepper, move(place, host), move(place, normal(1, 2, 4, 5)))
+        call(stepper, move(any_backend, host), move(any_backend, normal(1, 2, 4, 5)))
     assert stepper._side == side
     assert_same(sides(stepper), before)
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_is_refused_and_nothing_has_changed(wrong: Wrong, place: Backend) -> None:
-    assert_refused(place, wrong)
+def test_what_is_wrong_is_refused_and_nothing_has_changed(
+    wrong: Wrong, any_backend: Backend
+) -> None:
+    assert_refused(any_backend, wrong)
 
 
 @pytest.mark.parametrize("wrong", ELSEWHERE.values(), ids=ELSEWHERE.keys())
-def test_what_is_elsewhere_is_refused(wrong: Wrong, strict: Backend) -> None:
-    assert_refused(strict, wrong)
+def test_what_is_elsewhere_is_refused(wrong: Wrong, fake_cupy: Backend) -> None:
+    assert_refused(fake_cupy, wrong)
 
 
 def test_a_read_only_out_is_refused() -> None:

@@ -13,20 +13,19 @@ import xprnn
 from tests.support.cases import Case, build, draw, numpy_run, run
 from tests.support.emulator.elementwise import COMPILER
 from tests.support.tolerances import assert_close
-from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import pointwise
 
 
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The stand-in, and CuPy where there is a usable GPU, with no kernel built yet."""
-    if request.param == "strict" and COMPILER is None:
+    if request.param == "fake_cupy" and COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
     pointwise.build.cache_clear()
     try:
-        if request.param == "strict":
-            yield request.getfixturevalue("strict")
+        if request.param == "fake_cupy":
+            yield request.getfixturevalue("fake_cupy")
         else:
             yield xprnn.get_backend(request.param)
     except xprnn.BackendUnavailableError as error:
@@ -41,8 +40,7 @@ def compare(kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.Monke
     case = Case(kernel.cell, bias=bias, T=3)
     layer, problem = build(case, device.name), draw(case)
     expected = numpy_run(case, layer, problem)
-    with monkeypatch.context() as patch:
-        patch.setenv(kernels.ENVIRONMENT_VARIABLE, "pointwise")
+    with xprnn.use_kernels("pointwise"):
         found = run(layer, case, problem)
     for name, array in found.items():
         assert_close(array, expected[name], "float64", name)

@@ -12,7 +12,7 @@ from tests.support.cases import Case, Results
 from xprnn import dropout, segments, stack
 
 FAULTS = {
-    "states in one place": ("begin = kept.stop", "begin = kept.start"),
+    "states in one any_backend": ("begin = kept.stop", "begin = kept.start"),
     "states after a segment": ("state[begin] = end[: layout.running]", "state[begin] = 0.0"),
     "gradients overwritten": ("total += each", "total[...] = each"),
     "the first one's added": ("written = share\n", "pass\n"),

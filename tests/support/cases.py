@@ -153,12 +153,13 @@ def _apart(bias: np.ndarray) -> np.ndarray:
 
 
 def numpy_run(case: Case, layer: Any, problem: Problem) -> Results:
-    """The same as `run` through NumPy in float64, on the same numbers, widened."""
+    """The same as `run` through the plain code on NumPy in float64, on the same numbers."""
     wide = replace(case, dtype="float64", compute_dtype=None)
     other = type(layer)(**layer.options, dtype="float64", backend="numpy").train()
     other.load_state_dict(layer.state_dict())
     other._calls = layer._calls  # the clock of the dropout masks
-    return run(other, wide, widened(problem))
+    with xprnn.use_kernels("reference"):
+        return run(other, wide, widened(problem))
 
 
 def widened(problem: Problem) -> Problem:

@@ -7,12 +7,12 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.implementations import new_thread
 from xprnn.backend import Backend
 from xprnn.floating_point import environment
 
@@ -89,9 +89,9 @@ def in_a_thread(function: Callable[[], None]) -> None:
         except BaseException as error:  # for the thread that waits
             errors.append(error)
 
-    thread = Thread(target=run)
-    thread.start()
-    thread.join()
+    other = new_thread(run)
+    other.start()
+    other.join()
     if errors:
         raise errors[0]
 

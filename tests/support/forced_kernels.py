@@ -16,7 +16,7 @@ import pytest
 
 from xprnn.kernels import ENVIRONMENT_VARIABLE, KernelUnavailableError
 
-TURNS = {"served", "implementations"}  # the fixtures that give them
+FIXTURE = "implementation"
 
 
 _asked = os.environ.get(ENVIRONMENT_VARIABLE, "")
@@ -37,14 +37,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if not NAME or not collection_path.is_file():
         return None
     text = collection_path.read_bytes()  # data files are asked about, too
-    return None if any(name.encode() in text for name in TURNS) else True
+    return None if f"{FIXTURE}: str".encode() in text else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests that would be the same without."""
     if not NAME:
         return
-    kept = [item for item in items if TURNS & {*getattr(item, "fixturenames", ())}]
+    kept = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
     items[:] = kept
 

@@ -20,6 +20,7 @@ from tests.support.targets import arrays, assert_same
 from tests.support.tolerances import assert_close
 from xprnn.kernels.numba import SEQUENCE
 
+SelectKernels = Callable[[str], Any]  # of the fixture `select_kernels`
 NUMPY = ("reference", "numba")
 CUPY = (forced_kernels.NAME,) if forced_kernels.NAME else ("reference", "pointwise")
 IMPLEMENTATIONS = {"numpy": NUMPY, "cupy": CUPY}  # by kind of backend
@@ -42,8 +43,8 @@ def parameter(kind: str, *implementation: str, case: Case | None = None, marks: 
     return pytest.param(*values, marks=marks, id="-".join(map(str, values)))
 
 
-def each(cases: Iterable[Case]) -> pytest.MarkDecorator:
-    """Parametrize `case`, `backend` and `implementation`.
+def each(cases: Iterable[Case], backend: bool = True) -> pytest.MarkDecorator:
+    """Parametrize `case`, `backend` and `implementation`; without `backend`, on NumPy alone.
 
     On "numba" the cases outside a covering subset belong to the tier "exhaustive".
     """
@@ -53,13 +54,12 @@ def each(cases: Iterable[Case]) -> pytest.MarkDecorator:
     def tier(name: str, case: Case) -> list[pytest.MarkDecorator]:
         return [pytest.mark.exhaustive] if name == "numba" and case not in subset else []
 
+    names = ("case", "backend", "implementation") if backend else ("case", "implementation")
+    pairs = [(kind, name) for kind in IMPLEMENTATIONS for name in IMPLEMENTATIONS[kind]]
+    pairs = pairs if backend else [(name,) for name in NUMPY]
     parameters = [
-        parameter(kind, name, case=case, marks=tier(name, case))
-        for kind, names in IMPLEMENTATIONS.items()
-        for name in names
-        for case in cases
+        parameter(*pair, case=case, marks=tier(pair[-1], case)) for pair in pairs for case in cases
     ]
-    names = ("case", "backend", "implementation")
     return pytest.mark.parametrize(names, parameters, indirect=names[1:])
 
 
@@ -109,7 +109,7 @@ def assert_equivalent(implementation: str, found: Any, expected: Any) -> None:
 # -- threads, which start with no kernels selected
 
 
-def thread(target: Callable[..., Any], *args: Any) -> Thread:
+def new_thread(target: Callable[..., Any], *args: Any) -> Thread:
     """A thread with the kernels that are selected here."""
     return Thread(target=copy_context().run, args=(target, *args))
 

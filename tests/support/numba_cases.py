@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import xprnn
 from tests.support.cases import Case, Results, build, draw, numpy_run, product, run
 from tests.support.tolerances import assert_close
 
@@ -41,9 +42,8 @@ def sized(**options: Any) -> list[Case]:
 
 
 def forced(kernels: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function where these kernels serve every layer, or nothing does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XPRNN_KERNELS", kernels)
+    """Call a function that runs every layer on these kernels."""
+    with xprnn.use_kernels(kernels):
         return function(*arguments)
 
 

@@ -47,13 +47,13 @@ def numpy_type(name: str) -> np.dtype[Any]:
     return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
-PLACES = ("strict", pytest.param("cupy", marks=pytest.mark.gpu))
+PLACES = ("fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu))
 
 
 @contextmanager
 def opened(name: str) -> Iterator[Backend]:
     """The stand-in, or CuPy where there is a usable GPU."""
-    if name == "strict":
+    if name == "fake_cupy":
         LOG.clear()
         yield StrictBackend.open("")
         return
@@ -80,7 +80,7 @@ def cut(array: Any, rows: int, columns: int, layout: str) -> Any:
 
 
 def assert_product(
-    place: Backend,
+    any_backend: Backend,
     size: tuple[int, int, int],
     types: tuple[str, str],
     layouts: tuple[str, str, str],
@@ -102,9 +102,9 @@ def assert_product(
     shapes = ((m, k), (k, n), (m, n))
     kinds = (types[0], types[0], types[1])
     host = [draw(rng, *s, t, layout) for s, t, layout in zip(shapes, kinds, layouts, strict=True)]
-    device = [place.from_host(array) for array in host]
+    device = [any_backend.from_host(array) for array in host]
     a, b, out = (cut(x, *s, layout) for x, s, layout in zip(device, shapes, layouts, strict=True))
-    module = CudaModule(place.xp, precision)
+    module = CudaModule(any_backend.xp, precision)
     found = module.add_matmul(a, b, out) if add else module.matmul(a, b, out=out)
     assert found is out
 
@@ -113,7 +113,7 @@ def assert_product(
         for x, s, layout in zip(host, shapes, layouts, strict=True)
     )
     expected = a @ b + before if add else a @ b
-    after = place.to_host(device[2])
+    after = any_backend.to_host(device[2])
     written = cut(after, m, n, layouts[2])
     unit = {"float64": 2.0**-53, "float32": 2.0**-24}.get(types[0], 2.0**-23)
     magnitude = np.abs(a) @ np.abs(b) + add * np.abs(before)

@@ -19,7 +19,7 @@ from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import get_backend
 from xprnn.cells import CELLS, Cell, Weights
 from xprnn.directions import Direction, Packs, Trace, Undoing
-from xprnn.kernels import Engine, choose
+from xprnn.kernels import Engine, choose, use_kernels
 from xprnn.layout import Layout, make_layout
 from xprnn.scratch import Workspace
 
@@ -123,7 +123,8 @@ class Case:
     def engine(self) -> Engine:
         """The plain loop in float64."""
         arithmetic = check_arithmetic("float64", None, "ieee")
-        plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
+        with use_kernels("reference"):
+            plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
         return replace(plain, xp=Copying(self.weights.weight_ih))
 
     def plain(self) -> Trace:

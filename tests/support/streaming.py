@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 
+import xprnn
 from tests.support.cases import LAYERS, Case, Problem, build, draw, move, product, widened
 from tests.support.targets import normal
 from tests.support.tolerances import assert_close, error_of
-from xprnn.kernels import ENVIRONMENT_VARIABLE
 from xprnn.tolerances import STEPWISE
 
 EXACT = STEPWISE  # what streaming promises in float64, of the largest element
@@ -61,8 +60,7 @@ def expected(case: Case, layer: Any, problem: Problem) -> tuple[np.ndarray, ...]
     wide = type(layer)(**layer.options, dtype="float64", backend="numpy")
     wide.load_state_dict(layer.state_dict())
     given = widened(problem)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ENVIRONMENT_VARIABLE, "reference")
+    with xprnn.use_kernels("reference"):
         output, final = wide(given.x, packed(given.initial))
     return output, *states(final)
 

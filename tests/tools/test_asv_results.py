@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import implementations, result_store
 from benchmarks.common import UnusableError
+from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
 
 COLUMNS = ["result", "params", "version", "stats_q_25", "samples"]
@@ -94,11 +95,11 @@ def test_reasons_are_given_for_every_value_at_once() -> None:
 
 @pytest.mark.parametrize(("size", "suffix"), [("N=2 H=5 T=3", ""), ("N=2 H=5", "Cell")])
 def test_forced_kernels_are_those_that_serve(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch, size: str, suffix: str
+    fake_cupy: Backend, select_kernels: SelectKernels, size: str, suffix: str
 ) -> None:
     def served(kernels: str) -> Any:
-        monkeypatch.setenv("XPRNN_KERNELS", kernels)
-        return implementations._layer("gru", strict, kernels, "float32", size, suffix)
+        select_kernels(kernels)
+        return implementations._layer("gru", fake_cupy, kernels, "float32", size, suffix)
 
     assert served("pointwise").options["hidden_size"] == 5
     with pytest.raises(UnusableError, match="XPRNN_KERNELS=sequence: forward: "):

@@ -18,6 +18,7 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.emulator.sequence import Run
 from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy.sequence import Function, install
+from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
 from xprnn.bench import clock
 from xprnn.kernels.cuda import cells, sequence
@@ -25,7 +26,7 @@ from xprnn.kernels.cuda.plan import plan
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The stand-in on a device of today, its clock the host's."""
     install(monkeypatch)
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
@@ -38,11 +39,11 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
         given.append(allocate)
         yield
 
-    cuda = strict.xp.cuda
+    cuda = fake_cupy.xp.cuda
     monkeypatch.setattr(cuda, "using_allocator", using, False)
     monkeypatch.setattr(cuda, "get_allocator", lambda: "the one in use", False)
     plan.cache_clear()
-    yield strict
+    yield fake_cupy
     plan.cache_clear()
     assert all(allocate.args == ("the one in use",) for allocate in given)
 
@@ -103,10 +104,10 @@ def test_what_nobody_writes_is_wrong(device: Backend, monkeypatch: pytest.Monkey
 @needs_compiler
 @pytest.mark.parametrize("training", [False, True])
 def test_steps_without_waiting_wait_for_nobody(
-    training: bool, device: Backend, monkeypatch: pytest.MonkeyPatch
+    training: bool, device: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     """With one block at a time: where it waited for the next one, nothing would end."""
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    select_kernels("sequence")
     layer = xprnn.GRU(32, 32, seed=0, backend=device.name)
     x = device.from_host(np.random.default_rng(0).standard_normal((5, 3, 32), np.float32))
 

@@ -155,7 +155,7 @@ class Launched:
 
 
 def test_what_is_timed_is_launched_with_all_of_its_blocks(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the device holds half of the grid at once, as beside another process."""
 
@@ -174,14 +174,14 @@ def test_what_is_timed_is_launched_with_all_of_its_blocks(
     monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
     loading.kernel.cache_clear()
     try:
-        peaks.measure_read.__wrapped__(strict, 1 << 12)
+        peaks.measure_read.__wrapped__(fake_cupy, 1 << 12)
     finally:
         loading.kernel.cache_clear()
     assert {*Launched.blocks} == {H200["multiProcessorCount"]}
 
 
 def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -194,7 +194,7 @@ def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
     )
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
     monkeypatch.setattr(peaks, "BUDGET", 0.0)
-    found = peaks.measure_peaks(strict, ("float32",), side=32, copied=1 << 16)
+    found = peaks.measure_peaks(fake_cupy, ("float32",), side=32, copied=1 << 16)
     assert found.bandwidth > 0 < found.rate("float32") and found[2:] == (None, None, None)
     assert capsys.readouterr().out == "latency not measured: kernel ping_pong gave up at step 3\n"
 
@@ -235,14 +235,16 @@ class Queue:
         return SimpleNamespace(Event=Event, get_elapsed_time=elapsed)
 
 
-def test_the_clock_waits_for_the_device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_waits_for_the_device(
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It counts the device's time of the calls alone; without the wait there is none."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
     queue = Queue()
     cuda = queue.cuda()
     monkeypatch.setattr(cupy, "cuda", cuda)
-    monkeypatch.setattr(strict, "synchronize", queue.drain)
-    seconds = clock.timer(strict)
+    monkeypatch.setattr(fake_cupy, "synchronize", queue.drain)
+    seconds = clock.timer(fake_cupy)
     queue.work(1000.0)  # of somebody else, before
     assert seconds(lambda: queue.work(2.5), 4) == pytest.approx(0.01)
     monkeypatch.setattr(cuda.Event, "synchronize", lambda self: None)

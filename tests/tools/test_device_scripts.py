@@ -32,7 +32,7 @@ SCRIPT = ROOT / "benchmarks" / "gpu_first.sh"
 @needs_compiler
 @pytest.mark.parametrize("work", tuning.WORKS)
 def test_every_tiling_that_fits_is_timed(
-    work: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    work: str, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch)
     monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
@@ -44,7 +44,7 @@ def test_every_tiling_that_fits_is_timed(
     monkeypatch.setitem(KERNELS, ("gru", work), mine)
     plan.cache_clear()
     try:
-        found = tuning.lines(Problem("gru", "float32", 9, 40, 3), work, strict, clock._seconds)
+        found = tuning.lines(Problem("gru", "float32", 9, 40, 3), work, fake_cupy, clock._seconds)
     finally:
         plan.cache_clear()
     assert KERNELS["gru", work] is mine and "XPRNN_KERNELS" in os.environ
@@ -58,9 +58,9 @@ def test_every_tiling_that_fits_is_timed(
     assert tuning.HEAD[0].count("|") == found[0].count("|")
 
 
-def test_a_cell_without_such_kernels_has_no_lines(strict: Backend) -> None:
+def test_a_cell_without_such_kernels_has_no_lines(fake_cupy: Backend) -> None:
     problem = Problem("gru_reset_before", "float32", 9, 40, 3)
-    assert tuning.lines(problem, "forward", strict, clock._seconds) == []
+    assert tuning.lines(problem, "forward", fake_cupy, clock._seconds) == []
 
 
 @pytest.fixture

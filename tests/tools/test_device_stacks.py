@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The stand-in, its clock the host's, and torch on the CPU beside it."""
     install(monkeypatch)
     monkeypatch.setattr(stacks, "poisoned", lambda backend: nullcontext())
@@ -49,7 +49,7 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
     monkeypatch.setattr(
         stacks, "torch_for", lambda task: (*where, getattr(torch, task.setting.stored))
     )
-    return strict
+    return fake_cupy
 
 
 def test_the_stacks_of_the_report() -> None:

@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """The stand-in on a small device, its clock the host's, and torch on the CPU beside it."""
     install(monkeypatch, multiProcessorCount=2)
     monkeypatch.setattr(steps, "poisoned", lambda backend: nullcontext())
@@ -51,7 +51,7 @@ def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
         steps, "torch_for", lambda task: (*where, getattr(torch, task.setting.stored))
     )
     loading.kernel.cache_clear()
-    yield strict
+    yield fake_cupy
     loading.kernel.cache_clear()
 
 
@@ -229,7 +229,7 @@ def test_floors() -> None:
 def test_a_launch_is_the_faster_of_two(
     call: float,
     replay: float | None,
-    strict: Backend,
+    fake_cupy: Backend,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -248,7 +248,7 @@ def test_a_launch_is_the_faster_of_two(
 
     monkeypatch.setattr(peaks.loading, "kernel", lambda *_: kernel)
     monkeypatch.setattr(peaks, "BUDGET", 0.0)
-    assert 4e-4 < peaks.measure_launch(strict, clock._seconds) < 2e-3
+    assert 4e-4 < peaks.measure_launch(fake_cupy, clock._seconds) < 2e-3
     assert rounds == {0}
     said = "no graph of a launch: not captured: cudaErrorStreamCaptureUnsupported\n"
     assert capsys.readouterr().out == said * (replay is None)

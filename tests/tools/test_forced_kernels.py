@@ -22,26 +22,26 @@ def pytest_configure(config):
     folder = Path(__file__).parent / "results"
     config.pluginmanager.register(GpuReport(config, describe, folder, forced.NAME))
 
-@pytest.fixture
-def implementations():
-    return [forced.NAME] if forced.NAME else ["reference", "pointwise"]
+@pytest.fixture(params=[forced.NAME] if forced.NAME else ["reference", "pointwise"])
+def implementation(request):
+    return request.param
 """
 SUITE = """
 import os, pytest
 from xprnn.kernels import KernelUnavailableError
 pytestmark = pytest.mark.gpu
 
-def test_turns(implementations):
-    assert implementations == WANTED
+def test_each(implementation: str):
+    assert implementation in WANTED
     assert "XPRNN_KERNELS" not in os.environ
 
-def test_refused(implementations):
+def test_refused(implementation: str):
     raise KernelUnavailableError("XPRNN_KERNELS=sequence: training: float64")
 
-def test_wrong(implementations):
+def test_wrong(implementation: str):
     assert False
 
-def test_without_turns():
+def test_another():
     assert False
 """
 
@@ -72,13 +72,13 @@ def test_the_sequence_kernels_alone(tmp_path: Path) -> None:
     assert "The whole suite, sequence kernels alone, in" in written.read_text()
 
 
-def test_files_without_turns_are_not_imported(tmp_path: Path) -> None:
+def test_other_files_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "data").write_bytes(b"\xff")
     assert "1 failed, 1 passed, 1 skipped, 1 deselected" in run(tmp_path, "sequence", ["sequence"])
     assert "RuntimeError: imported" in run(tmp_path, "", [])
 
 
-def test_all_have_their_turns_otherwise(tmp_path: Path) -> None:
+def test_every_implementation_otherwise(tmp_path: Path) -> None:
     said = run(tmp_path, "", ["reference", "pointwise"])
-    assert "3 failed, 1 passed in" in said and "deselected" not in said
+    assert "5 failed, 2 passed in" in said and "deselected" not in said

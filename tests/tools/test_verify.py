@@ -82,10 +82,10 @@ def test_every_cell_passes_on_numpy() -> None:
 
 
 @pytest.mark.parametrize("cell", PLAIN)
-def test_every_kernel_passes_on_the_stand_in(cell: str, strict: Backend) -> None:
-    types = types_of(strict) if cell == "gru" else ["float32", "float16"]
+def test_every_kernel_passes_on_the_stand_in(cell: str, fake_cupy: Backend) -> None:
+    types = types_of(fake_cupy) if cell == "gru" else ["float32", "float16"]
     assert cell != "gru" or "tf32" in types
-    report = verify_cells(strict.name, [cell], types)
+    report = verify_cells(fake_cupy.name, [cell], types)
     assert report.ok, str(report)
     expected = {(cell, i, t) for i in ("reference", "pointwise") for t in (*types, "gradcheck")}
     assert {row[:3] for row in report.rows} == expected
@@ -122,8 +122,8 @@ def test_a_relu_in_coarse_types_stays_away_from_its_kink() -> None:
         assert h[..., 1::2].min() > 0.25 and not h[..., 0::2].any()
 
 
-def test_the_commands_layers_leave_nothing_out(strict: Backend) -> None:
-    report = verify_cells(strict.name, ["rnn_relu"])
+def test_the_commands_layers_leave_nothing_out(fake_cupy: Backend) -> None:
+    report = verify_cells(fake_cupy.name, ["rnn_relu"])
     assert {one.check for one in report.absent} == {"sequence"}
 
 
@@ -176,10 +176,10 @@ def test_a_wrong_state_fails_in_every_type(
 
 @pytest.mark.parametrize("cell", PLAIN)
 def test_a_wrong_kernel_fails_alone(
-    cell: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    cell: str, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with use_kernels("pointwise"):
-        fused = make(cell, dtype="float32", backend=strict.name)._engine(3, 2).cell
+        fused = make(cell, dtype="float32", backend=fake_cupy.name)._engine(3, 2).cell
     part = fused.pointwise_ops[-1]
     genuine = getattr(fused, part)
 
@@ -189,7 +189,7 @@ def test_a_wrong_kernel_fails_alone(
         gates *= gates.dtype.type(1.05)
 
     monkeypatch.setattr(fused, part, broken)
-    report = xprnn.verify(make(cell, dtype="float32", backend=strict.name), (3, 2, 3))
+    report = xprnn.verify(make(cell, dtype="float32", backend=fake_cupy.name), (3, 2, 3))
     assert not report.ok
     assert [(row[1:3], row.ok) for row in report.rows] == [
         (("reference", "float32"), True),
@@ -200,7 +200,7 @@ def test_a_wrong_kernel_fails_alone(
 
 
 def test_a_forced_kernel_that_does_not_serve_fails(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = kernels._choose
 
@@ -209,7 +209,7 @@ def test_a_forced_kernel_that_does_not_serve_fails(
 
     deaf.cache_clear = genuine.cache_clear  # type: ignore[attr-defined]
     monkeypatch.setattr(kernels, "_choose", deaf)
-    report = xprnn.verify(make("gru", backend=strict.name), (4, 2, 3))
+    report = xprnn.verify(make("gru", backend=fake_cupy.name), (4, 2, 3))
     assert [(row.implementation, row.ok) for row in report.rows] == [
         ("reference", True),
         ("reference", True),

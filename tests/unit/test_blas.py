@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import xprnn
+from tests.support.implementations import SelectKernels
 from xprnn import blas
 from xprnn.floating_point import environment
 from xprnn.processors import processors
@@ -132,8 +133,10 @@ def results(kind: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_a_layers_bits_do_not_either(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", "reference")
+def test_a_layers_bits_do_not_either(
+    kind: str, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+) -> None:
+    select_kernels("reference")
     shared: list[int] = []
     genuine = blas._share
 

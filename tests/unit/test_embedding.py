@@ -18,8 +18,8 @@ from xprnn.optim import SGD, Adam, AdamW
 SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 5), (300,), (0,), (3, 0)]
 
 
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, strict: Backend) -> Backend:
+@pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
     """The fake CuPy, which raises where a value would be waited for, and CuPy on a GPU."""
     try:
         return xprnn.get_backend(request.param)

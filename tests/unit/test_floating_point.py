@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -27,26 +26,11 @@ from tests.support.control_bits import (
 from tests.support.numba_cases import forced, needs_numba, several
 from tests.support.public_calls import CALLS
 from tests.support.targets import assert_same
-from xprnn import floating_point, kernels
+from xprnn import floating_point
 from xprnn.floating_point import environment
 
 TINY = float(np.finfo(np.float32).tiny)
 SIZES = (1.0, 100.0, 1000.0, 2.5 * TINY)  # of inputs, states and gradients
-
-
-@pytest.fixture(params=["reference", pytest.param("auto", marks=needs_numba)])
-def implementation(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Any]:
-    """The plain code, and what users get where Numba is installed."""
-    caches = kernels._choose, kernels._whole
-    monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, request.param)
-    for remembered in caches:
-        remembered.cache_clear()
-    yield request.param
-    for remembered in caches:
-        remembered.cache_clear()
 
 
 def without_environment(name: str, size: float) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from tests.support.control_bits import callers_environment, needs_flushing, subn
 from tests.support.numba_cases import SEQUENCE, forced, needs_numba, several
 from tests.support.public_calls import slots_of
 from tests.support.targets import LAYERS, arrays, assert_same
+from tests.support.tolerances import assert_close
 
 WAYS = [
     *(("reference", cell) for cell in LAYERS),
@@ -63,7 +64,7 @@ def test_a_vanished_gradient_is_zero_within_the_bound(kernels: str, cell: str) -
 
 
 @needs_flushing
-def test_in_float64_too() -> None:
+def test_in_float64_too(implementation: str) -> None:
     layer, x, dhx = vanishing("rnn_tanh", "float64")
     with layer.writable() as flat:
         flat *= 0.2
@@ -74,13 +75,17 @@ def test_in_float64_too() -> None:
 
 @needs_flushing
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-def test_recomputed_gradients_vanish_to_the_same_bits(name: str) -> None:
+def test_recomputed_gradients_vanish_to_the_same_bits(name: str, implementation: str) -> None:
+    """Compiled loops sum in another order where a chunk of rows ends elsewhere."""
     layer, x, dhx = vanishing(name)
     expected = gradients(layer, x, dhx)
     layer.recompute = 50
     found = gradients(layer, x, dhx)
     assert subnormals(found) == 0
-    assert_same(found[:2], expected[:2])
+    if implementation == "reference":
+        assert_same(found[:2], expected[:2])
+    for k, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert_close(one, other.astype(np.float64), "float32", f"array {k}", steps=len(x))
 
 
 @needs_numba

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import numpy as np
 import pytest
 
+from tests.support.implementations import Pool
 from tests.support.targets import (
     FUNCTIONS,
     MODULES,
@@ -37,7 +37,7 @@ def hurry() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", [*MODULES, *FUNCTIONS])
-def test_threads_get_what_one_thread_gets(name: str) -> None:
+def test_threads_get_what_one_thread_gets(name: str, implementation: str) -> None:
     subject = make(name)
     module_of(subject).eval()
     calls = [arguments(subject, T=2 + k, N=1 + k % 3, seed=k) for k in range(THREADS)]
@@ -52,7 +52,7 @@ def test_threads_get_what_one_thread_gets(name: str) -> None:
         start.wait()
         return [arrays(forward(subject, calls[k], **options[k])) for _ in range(ROUNDS)]
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with Pool(THREADS) as pool:
         found = list(pool.map(serve, range(THREADS)))
     for k in range(THREADS):
         for results in found[k]:
@@ -60,7 +60,7 @@ def test_threads_get_what_one_thread_gets(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm_cell"])
-def test_threads_train_layers_of_their_own(name: str) -> None:
+def test_threads_train_layers_of_their_own(name: str, implementation: str) -> None:
     calls = [arguments(make(name), T=2 + k, seed=k) for k in range(THREADS)]
     expected = [run(make(name, seed=k), given) for k, given in enumerate(calls)]
 
@@ -68,7 +68,7 @@ def test_threads_train_layers_of_their_own(name: str) -> None:
         subject = make(name, seed=k)
         return [run(subject, calls[k]) for _ in range(ROUNDS)]
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with Pool(THREADS) as pool:
         for k, results in enumerate(pool.map(train, range(THREADS))):
             for found in results:
                 assert_same(found, expected[k], f"thread {k}")

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from threading import Barrier, Event, Thread
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import xprnn
+from tests.support.implementations import new_thread
 from xprnn.locking import WRITER, ReadersWriterLock
 
 THREADS, WRITES, CALLS = 4, 150, 20
@@ -75,9 +77,9 @@ CASES: dict[str, tuple[Any, Callable[[Any, Path], Callable[[], Any]]]] = {
 
 
 def started(target: Callable[[], None]) -> Thread:
-    thread = Thread(target=target)
-    thread.start()
-    return thread
+    new = new_thread(target)
+    new.start()
+    return new
 
 
 def build(case: str, folder: Path) -> tuple[Any, list[Any], list[Callable[[], Any]], list[Any]]:
@@ -99,7 +101,9 @@ def is_of_one(found: Any, expected: list[Any]) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_call_that_comes_during_a_write_sees_none_of_it(case: str, tmp_path: Path) -> None:
+def test_a_call_that_comes_during_a_write_sees_none_of_it(
+    case: str, tmp_path: Path, implementation: str
+) -> None:
     module, states, calls, expected = build(case, tmp_path)
     written = module.parameters.flat.copy()
     module.load_state_dict(states[0])
@@ -115,7 +119,7 @@ def test_a_call_that_comes_during_a_write_sees_none_of_it(case: str, tmp_path: P
 
 
 @pytest.mark.parametrize("case", ["GRU", "GRUCell", "stepper", "deepcopy"])
-def test_every_result_is_of_one_version(case: str, tmp_path: Path) -> None:
+def test_every_result_is_of_one_version(case: str, tmp_path: Path, implementation: str) -> None:
     module, states, calls, expected = build(case, tmp_path)
     start, done = Barrier(THREADS + 1), Event()
     counts, wrong = [0] * THREADS, [0] * THREADS
@@ -127,9 +131,7 @@ def test_every_result_is_of_one_version(case: str, tmp_path: Path) -> None:
             wrong[k] += not is_of_one(found, expected)
             counts[k] += 1
 
-    threads = [Thread(target=serve, args=(k,)) for k in range(THREADS)]
-    for thread in threads:
-        thread.start()
+    threads = [started(partial(serve, k)) for k in range(THREADS)]
     start.wait()
     written = 0
     while (written < WRITES or min(counts) < CALLS) and all(t.is_alive() for t in threads):
@@ -141,7 +143,7 @@ def test_every_result_is_of_one_version(case: str, tmp_path: Path) -> None:
     assert sum(wrong) == 0, f"{sum(wrong)} of {sum(counts)} results belong to neither state"
 
 
-def test_backward_is_of_the_version_of_its_call_or_refused() -> None:
+def test_backward_is_of_the_version_of_its_call_or_refused(implementation: str) -> None:
     layers = [xprnn.GRU(I, H, seed=0).train() for _ in range(2)]
     output, h_n = layers[0](X)
     expected = np.array(layers[0].backward(output, h_n)[0])
@@ -154,8 +156,7 @@ def test_backward_is_of_the_version_of_its_call_or_refused() -> None:
             layer.load_state_dict(other)
             layer.load_state_dict(state)
 
-    writer = Thread(target=write)
-    writer.start()
+    writer = started(write)
     refused = 0
     try:
         for _ in range(100):
@@ -174,13 +175,14 @@ def test_backward_is_of_the_version_of_its_call_or_refused() -> None:
         writer.join()
 
 
-def test_calls_of_other_threads_wait_for_a_block_and_those_inside_do_not() -> None:
+def test_calls_of_other_threads_wait_for_a_block_and_those_inside_do_not(
+    implementation: str,
+) -> None:
     layer = xprnn.GRU(I, H, seed=0).train()
     results: list[Any] = []
     with layer.writable() as flat:
         flat *= 0.5
-        thread = Thread(target=lambda: results.append(layer(X)[0]))
-        thread.start()
+        thread = started(lambda: results.append(layer(X)[0]))
         while not layer.parameters.reading._waiting_readers:
             assert thread.is_alive()
         layer.training = False

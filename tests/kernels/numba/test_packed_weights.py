@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import xprnn
+from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import arguments, arrays, assert_same, forward, make, normal, run
 from tests.unit.test_parameters import WAYS
-from xprnn import kernels
 from xprnn.directions import PacksOfAll
 from xprnn.parameters import Parameters
 
@@ -23,9 +23,9 @@ pytestmark = needs_numba
 
 
 @pytest.fixture(autouse=True)
-def sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+def sequences(select_kernels: SelectKernels) -> None:
     """Compiled sequences serve, whose packs these are."""
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    select_kernels("sequence")
 
 
 def results(layer: Any) -> list[np.ndarray]:

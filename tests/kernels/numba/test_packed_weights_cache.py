@@ -11,6 +11,7 @@ import pytest
 import xprnn
 from tests.endurance.test_memory import traced
 from tests.kernels.numba.test_packed_weights import results, sequences, warm
+from tests.support.implementations import Pool
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import arguments, assert_same, backward, forward, make, normal
 from xprnn.directions import Packs, PacksOfAll
@@ -138,7 +139,7 @@ def test_threads_that_call_one_layer_after_a_write() -> None:
             together.wait()
             return layer(x)
 
-        with ThreadPoolExecutor(threads) as pool:
+        with Pool(threads) as pool:
             for found in pool.map(serve, range(threads)):
                 assert_same(found, expected)
 

@@ -10,6 +10,7 @@ import pytest
 
 import xprnn
 from tests.support.cases import LAYERS, Case, build, draw, product, run, run_functional
+from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import (
     SEQUENCE,
     compare,
@@ -20,7 +21,6 @@ from tests.support.numba_cases import (
     uncached,
 )
 from tests.support.tolerances import assert_close
-from xprnn import kernels as table
 
 pytestmark = needs_numba
 
@@ -96,7 +96,6 @@ def test_gradients_by_differences(kernels: str, cell: str) -> None:
 
 @pytest.mark.parametrize(("kernels", "cell"), KERNELS)
 def test_verify_finds_them_right(kernels: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table.AUTOMATIC, "numba", table.IMPLEMENTATIONS)
     name, options = LAYERS[cell]
     report = xprnn.verify(name(3, 9, seed=0, **options), (4, 3, 3), lengths=[4, 2, 0])
     assert report.ok, report
@@ -191,15 +190,15 @@ def test_registers_of_other_processors(
 
 @pytest.mark.parametrize("kernels", ["pointwise", "sequence"])
 def test_narrow_types_are_refused_with_the_reason(
-    kernels: str, monkeypatch: pytest.MonkeyPatch
+    kernels: str, select_kernels: SelectKernels
 ) -> None:
     layer = xprnn.GRU(3, 4, seed=0, compute_dtype="float16")
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    select_kernels(kernels)
     with pytest.raises(xprnn.KernelUnavailableError, match="float32 or float64, not in float16"):
         layer(np.ones((2, 1, 3), np.float32))
 
 
-def test_the_reset_before_gru_has_no_sequence_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+def test_the_reset_before_gru_has_no_sequence_kernel(select_kernels: SelectKernels) -> None:
+    select_kernels("sequence")
     with pytest.raises(xprnn.KernelUnavailableError, match="no sequence kernel for cell 'gru_re"):
         xprnn.GRU(3, 4, reset_after=False, seed=0)(np.ones((2, 1, 3), np.float32))

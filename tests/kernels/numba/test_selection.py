@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import xprnn
+from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import forced, needs_numba, python
 from xprnn import kernels
 
@@ -18,9 +19,7 @@ X = np.random.default_rng(0).standard_normal((12, 4, 3)).astype(np.float32)
 
 @pytest.fixture
 def automatic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The table as users have it, with one thread."""
-    monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
-    monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
+    """One thread."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     for remembered in (kernels._choose, kernels._whole):  # what "auto" took
         remembered.cache_clear()
@@ -87,9 +86,9 @@ def test_narrow_types_are_left_to_the_plain_code(automatic: None) -> None:
 
 @pytest.mark.parametrize("forced_to", ["auto", "pointwise", "sequence"])
 def test_without_numba_it_is_said_what_would_help(
-    forced_to: str, automatic: None, without_numba: None, monkeypatch: pytest.MonkeyPatch
+    forced_to: str, automatic: None, without_numba: None, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", forced_to)
+    select_kernels(forced_to)
     layer = xprnn.GRU(3, 8, seed=0)
     if forced_to == "auto":
         lines = explained(layer)

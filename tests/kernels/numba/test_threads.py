@@ -13,6 +13,7 @@ import pytest
 
 import xprnn
 from tests.support.cases import Case, build, draw, product, run
+from tests.support.implementations import new_thread
 from tests.support.numba_cases import SEQUENCE, compare, forced, needs_numba, python, several
 
 pytestmark = needs_numba
@@ -203,7 +204,7 @@ def test_two_layers_in_two_threads_give_right_answers(threads: int) -> None:
             outputs = (layers[k](inputs[k])[0] for _ in range(200))
             wrong.extend(k for output in outputs if not np.array_equal(output, expected[k]))
 
-        callers = [threading.Thread(target=repeat, args=(k,)) for k in range(len(layers))]
+        callers = [new_thread(repeat, k) for k in range(len(layers))]
         for caller in callers:
             caller.start()
         for caller in callers:

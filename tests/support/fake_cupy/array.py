@@ -159,17 +159,17 @@ class StrictModule:
 
 
 class StrictBackend(CupyBackend):
-    """The backend "strict": CuPy's, on the stand-in; `conftest.py` registers it."""
+    """The backend "fake_cupy": CuPy's, on the stand-in; `conftest.py` registers it."""
 
-    kind = "strict"
+    kind = "fake_cupy"
 
     @classmethod
     def open(cls, index: str) -> Backend:
-        return cls("strict", StrictModule(), 0)
+        return cls("fake_cupy", StrictModule(), 0)
 
     @classmethod
     def name_of(cls, array: object) -> str | None:
-        return "strict" if isinstance(array, StrictArray) else None
+        return "fake_cupy" if isinstance(array, StrictArray) else None
 
     def from_host(self, array: np.ndarray) -> StrictArray:
         with self.activate():
@@ -191,7 +191,7 @@ def _new(array: np.ndarray) -> StrictArray:
 
 
 def _guarded(function: Any, *owner: StrictArray) -> Any:
-    """A NumPy function, or a method of `owner`, that takes and gives strict arrays."""
+    """A NumPy function, or a method of `owner`, that takes and gives fake arrays."""
     is_ufunc = isinstance(function, np.ufunc)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -210,7 +210,7 @@ def _guarded(function: Any, *owner: StrictArray) -> Any:
 
 
 def _operand(value: Any) -> Any:
-    """A strict array's inside, or a scalar; nothing else takes part in arithmetic."""
+    """A fake array's inside, or a scalar; nothing else takes part in arithmetic."""
     if isinstance(value, StrictArray):
         return value._inner
     if isinstance(value, (bool, int, float, np.generic)):

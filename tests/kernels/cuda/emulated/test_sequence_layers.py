@@ -15,6 +15,7 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.emulator.sequence import Run
 from tests.support.fake_cupy.cuda import LOG
 from tests.support.fake_cupy.sequence import Function, install
+from tests.support.implementations import SelectKernels
 from tests.support.tolerances import assert_close
 from xprnn import kernels
 from xprnn.backend import Backend, driver
@@ -81,7 +82,8 @@ def serve(
 def compare(
     cell: str, found: list[np.ndarray], case: tuple[Any, ...], training: bool, numbers: str
 ) -> None:
-    expected = serve(cell, "numpy", case, training, "float64")
+    with xprnn.use_kernels("reference"):
+        expected = serve(cell, "numpy", case, training, "float64")
     for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
         assert_close(array, wanted, "float32", f"array {k}", numbers)
 
@@ -101,24 +103,24 @@ def test_calls_have_the_values_of_the_equations(
 
 
 def test_what_no_gpu_has_run_has_to_be_asked_for(
-    strict: Backend, monkeypatch: pytest.MonkeyPatch
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     install(monkeypatch)
     plan.cache_clear()
-    monkeypatch.setenv("XPRNN_KERNELS", "auto")
-    layer = xprnn.GRU(3, 16, seed=0, backend=strict.name)
+    select_kernels("auto")
+    layer = xprnn.GRU(3, 16, seed=0, backend=fake_cupy.name)
     first, *_, last = layer.explain((4, 2, 3)).splitlines()
     assert first.endswith(": pointwise")
     assert last == "  sequence: not yet run on a GPU; XPRNN_KERNELS=sequence forces it"
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    select_kernels("sequence")
     assert layer.explain((4, 2, 3)).splitlines()[0].endswith(": sequence")
-    monkeypatch.delenv("XPRNN_KERNELS")
+    select_kernels("auto")
     why = {row.check: row.reason for row in xprnn.verify(layer, (4, 2, 3)).absent}["sequence"]
     assert why == kernels.UNTRIED and not Function.launches
 
 
 def test_steps_are_undone_one_by_one_where_no_kernel_fits(
-    device: Backend, monkeypatch: pytest.MonkeyPatch
+    device: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     monkeypatch.delitem(KERNELS, ("gru", "backward"))
     for case in CASES.values():
@@ -126,8 +128,8 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
     assert {name.partition("<")[0] for name, _ in Function.launches} == {"xprnn::gru_forward"}
     text = xprnn.GRU(3, 5, backend=device.name).train().explain((4, 2, 3))
     assert text.endswith("sequence: backward: no sequence kernel for cell 'gru'")
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
-    with pytest.raises(xprnn.KernelUnavailableError, match="XPRNN_KERNELS=sequence: backward: no"):
+    select_kernels("sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match=r"sequence\W*: backward: no"):
         serve("gru", device.name, CASES["odd H"], True)
 
 
@@ -174,11 +176,11 @@ def test_verify_finds_the_sequence_kernels_right(layer: Any, device: Backend) ->
 
 @pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
 def test_a_call_without_rows_or_steps_is_served(
-    N: int, T: int, device: Backend, monkeypatch: pytest.MonkeyPatch
+    N: int, T: int, device: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
+    select_kernels("sequence")
     found = serve("gru", device.name, (N, 5, T, {}, None), True)
-    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    select_kernels("reference")
     for array, wanted in zip(found, serve("gru", "numpy", (N, 5, T, {}, None), True), strict=True):
         np.testing.assert_array_equal(array, wanted)
     assert not Function.launches
@@ -203,20 +205,24 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("facts", "reason"), REFUSALS)
 def test_what_does_not_fit_is_said_and_served_otherwise(
-    facts: dict[str, int], reason: str, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    facts: dict[str, int],
+    reason: str,
+    fake_cupy: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    select_kernels: SelectKernels,
 ) -> None:
     install(monkeypatch, **facts)
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
-    monkeypatch.setenv("XPRNN_KERNELS", "auto")
+    select_kernels("auto")
     case = (2, 17, 3, {}, None)
-    compare("gru", serve("gru", strict.name, case, False), case, False, "float32")
+    compare("gru", serve("gru", fake_cupy.name, case, False), case, False, "float32")
     assert not Function.launches
-    layer = xprnn.GRU(3, 17, backend=strict.name)
+    layer = xprnn.GRU(3, 17, backend=fake_cupy.name)
     lines = layer.explain((3, 2, 3)).splitlines()
     assert lines[0].endswith("N=2: pointwise")
     assert re.search(f"sequence: {reason}$", lines[-1])
-    monkeypatch.setenv("XPRNN_KERNELS", "sequence")
-    with pytest.raises(xprnn.KernelUnavailableError, match=f"XPRNN_KERNELS=sequence: {reason}"):
+    select_kernels("sequence")
+    with pytest.raises(xprnn.KernelUnavailableError, match=rf"sequence\W*: {reason}"):
         layer.explain((3, 2, 3))
 
 

@@ -16,6 +16,7 @@ from tests.support.emulator.sequence import Run
 from tests.support.fake_cupy.array import StrictModule
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
 from tests.support.fake_cupy.stack_step import Function, install
+from tests.support.implementations import SelectKernels
 from tests.support.streaming import (
     assert_same,
     assert_streams,
@@ -60,12 +61,14 @@ WIDE = [
 
 
 @pytest.fixture
-def device(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def device(
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+) -> Iterator[Backend]:
     """The stand-in on a small device of today; a step of all layers in one launch is forced."""
     install(monkeypatch, multiProcessorCount=PROCESSORS)
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    select_kernels("sequence")
     kernel.cache_clear()
-    yield strict
+    yield fake_cupy
     kernel.cache_clear()
 
 
@@ -87,12 +90,12 @@ def test_steps_have_the_values_of_the_equations(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [*CASES, *WIDE], ids=shaped)
-def test_on_a_gpu(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu(case: Case, select_kernels: SelectKernels) -> None:
     try:
         backend = xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
         pytest.skip(str(error))
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
+    select_kernels("sequence")
     try:
         assert_streams(case, make(case, backend.name))
     except xprnn.KernelUnavailableError as error:
@@ -142,7 +145,7 @@ def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
 def test_tf32_is_float32_here(device: Backend) -> None:
     x = move(device, np.ones((1, 3), np.float32))
     layers = [
-        xprnn.GRU(3, 5, 2, precision=precision, backend="strict", seed=0)
+        xprnn.GRU(3, 5, 2, precision=precision, backend="fake_cupy", seed=0)
         for precision in ("ieee", "tf32")
     ]
     one, other = (layer.stepper(1).step(x) for layer in layers)
@@ -165,21 +168,21 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_says_so(
-    name: str, device: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, device: Backend, select_kernels: SelectKernels
 ) -> None:
     options, N, words = REFUSED[name]
-    layer = xprnn.GRU(3, **{"hidden_size": 5, **options}, backend="strict", seed=0)
+    layer = xprnn.GRU(3, **{"hidden_size": 5, **options}, backend="fake_cupy", seed=0)
     with pytest.raises(xprnn.KernelUnavailableError, match=words):
         layer.stepper(N)
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "auto")
+    select_kernels("auto")
     assert words in layer.stepper(N).explain()
 
 
 def test_what_no_gpu_has_run_has_to_be_asked_for(
-    device: Backend, monkeypatch: pytest.MonkeyPatch
+    device: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "auto")
-    text = xprnn.GRU(3, 5, backend="strict", seed=0).stepper(1).explain()
+    select_kernels("auto")
+    text = xprnn.GRU(3, 5, backend="fake_cupy", seed=0).stepper(1).explain()
     assert "one step: pointwise" in text and f"sequence: {kernels.UNTRIED}" in text
 
 

@@ -1,4 +1,4 @@
-"""The strict stand-in for CuPy: each thing that it must refuse, and what it must not."""
+"""The fake CuPy: each thing that it must refuse, and what it must not."""
 
 from __future__ import annotations
 
@@ -175,30 +175,30 @@ def test_new_memory_is_poisoned() -> None:
         assert np.isnan(xp.empty_like(device(np.ones(3, dtype)))._inner).all()
 
 
-def test_the_backend_moves_and_knows_its_arrays(strict: Backend) -> None:
-    a = xprnn.asarray(HOST, backend="strict")
-    assert isinstance(a, StrictArray) and strict.owns(a)
-    assert not strict.owns(HOST) and not xprnn.get_backend("numpy").owns(a)
+def test_the_backend_moves_and_knows_its_arrays(fake_cupy: Backend) -> None:
+    a = xprnn.asarray(HOST, backend="fake_cupy")
+    assert isinstance(a, StrictArray) and fake_cupy.owns(a)
+    assert not fake_cupy.owns(HOST) and not xprnn.get_backend("numpy").owns(a)
     assert np.array_equal(xprnn.to_numpy(a), HOST)
-    layer = build(Case("gru"), "strict")
+    layer = build(Case("gru"), "fake_cupy")
     output, h_n = layer(a.reshape(2, 1, 3))
     for array in (output, h_n, *layer.parameters.values(), *layer.grads.values()):
         assert isinstance(array, StrictArray)
-    with pytest.raises(TypeError, match="backend 'strict'"):
+    with pytest.raises(TypeError, match="backend 'fake_cupy'"):
         layer(HOST.reshape(2, 1, 3))
 
 
-def test_a_cell_that_calls_numpy_is_caught(strict: Backend, monkeypatch: Any) -> None:
+def test_a_cell_that_calls_numpy_is_caught(fake_cupy: Backend, monkeypatch: Any) -> None:
     monkeypatch.setattr("xprnn.cells.gru.sigmoid", lambda xp, a: np.tanh(a, out=a))
     case = Case("gru")
     run(build(case), case, draw(case))
     with pytest.raises(TypeError):
-        run(build(case, "strict"), case, draw(case))
+        run(build(case, "fake_cupy"), case, draw(case))
 
 
 def test_a_cell_that_leaves_its_state_unwritten_is_caught(
-    strict: Backend, monkeypatch: Any
+    fake_cupy: Backend, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("xprnn.cells.gru._update", lambda *arrays: None)
     case = Case("gru")
-    assert np.isnan(run(build(case, "strict"), case, draw(case))["output"]).all()
+    assert np.isnan(run(build(case, "fake_cupy"), case, draw(case))["output"]).all()

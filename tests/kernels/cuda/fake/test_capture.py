@@ -40,8 +40,8 @@ NOTHING = {  # public names that launch nothing, or whose members are called bel
 }
 
 
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, strict: Backend) -> Backend:
+@pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
     """The stand-in, and CuPy where there is a usable GPU."""
     try:
         return xprnn.get_backend(request.param)
@@ -52,7 +52,9 @@ def device(request: pytest.FixtureRequest, strict: Backend) -> Backend:
 def attempt(device: Backend, call: Callable[[], Any]) -> None:
     """Call inside a capture; fail unless it is refused by name with nothing launched."""
     cupy = device.xp
-    stream = cupy.cuda.Stream() if device.kind == "strict" else cupy.cuda.Stream(non_blocking=True)
+    stream = (
+        cupy.cuda.Stream() if device.kind == "fake_cupy" else cupy.cuda.Stream(non_blocking=True)
+    )
     with stream:
         stream.begin_capture()
         LOG.clear()
@@ -118,9 +120,9 @@ def _state(device: Backend, module: Module) -> list[np.ndarray]:
     return [*seen(device, flat), np.array(counts)]
 
 
-def test_the_list_is_complete(strict: Backend, tmp_path: Path) -> None:
+def test_the_list_is_complete(fake_cupy: Backend, tmp_path: Path) -> None:
     """A public name that is added is attempted above, or known to launch nothing."""
-    names = {name for part in PARTS for name in part(strict, tmp_path)[1]}
+    names = {name for part in PARTS for name in part(fake_cupy, tmp_path)[1]}
     assert set(xprnn.__all__) - NOTHING <= names, "xprnn"
     assert set(optim.__all__) - {"CosineDecay", "Optimizer"} <= names, "xprnn.optim"
     steps = {name for name in dir(feature_first) if name.startswith("rnn_")}
@@ -152,40 +154,40 @@ def test_what_launches_nothing_still_goes(device: Backend) -> None:
 
 
 def test_an_operation_that_forgets_is_found(
-    strict: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_cupy: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault: where `activate` does not refuse, the attempts above fail."""
     for part in PARTS:
-        _, calls = part(strict, tmp_path)
+        _, calls = part(fake_cupy, tmp_path)
         with monkeypatch.context() as patched:
-            patched.setattr(type(strict), "activate", lambda self: nullcontext())
+            patched.setattr(type(fake_cupy), "activate", lambda self: nullcontext())
             for name, call in calls.items():
                 if name == "synchronize":
                     continue  # the stand-in has nothing to wait for
                 with pytest.raises((AssertionError, pytest.fail.Exception, NotImplementedError)):
-                    attempt(strict, call)
+                    attempt(fake_cupy, call)
 
 
-def test_a_block_that_ends_in_a_capture(strict: Backend) -> None:
+def test_a_block_that_ends_in_a_capture(fake_cupy: Backend) -> None:
     """`writable` begun outside cannot clear its padding inside, says so, and is closed."""
-    layer = make("gru", backend="strict")
-    stream, block = strict.xp.cuda.Stream(), layer.writable()
+    layer = make("gru", backend="fake_cupy")
+    stream, block = fake_cupy.xp.cuda.Stream(), layer.writable()
     block.__enter__()
     with stream:
         stream.begin_capture()
-        with pytest.raises(RuntimeError, match=REFUSAL.format("strict")):
+        with pytest.raises(RuntimeError, match=REFUSAL.format("fake_cupy")):
             block.__exit__(None, None, None)
         stream.end_capture()
-    run(layer, moved(strict, arguments(layer)))
+    run(layer, moved(fake_cupy, arguments(layer)))
     with layer.writable():
         pass
 
 
-def test_functions_keep_their_cache(strict: Backend) -> None:
-    subject = make("gru_function", backend="strict")
-    given = moved(strict, arguments(subject))
+def test_functions_keep_their_cache(fake_cupy: Backend) -> None:
+    subject = make("gru_function", backend="fake_cupy")
+    given = moved(fake_cupy, arguments(subject))
     output, h_n, cache = functional.gru_forward(given["x"], given["h0"], *subject.weights)
-    attempt(strict, lambda: functional.gru_backward(output, h_n, cache))
+    attempt(fake_cupy, lambda: functional.gru_backward(output, h_n, cache))
     functional.gru_backward(output, h_n, cache)
 
 

@@ -135,16 +135,16 @@ def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
 
 
 @pytest.fixture
-def stopped(strict: Backend) -> Any:
-    """Let a kernel on the backend "strict" give up at a step."""
+def stopped(fake_cupy: Backend) -> Any:
+    """Let a kernel on the backend "fake_cupy" give up at a step."""
     gpu = Gpu(processors=8)
-    strict.resident = ResidentKernels(gpu.cupy, 0)
+    fake_cupy.resident = ResidentKernels(gpu.cupy, 0)
     stream = Stream(gpu)
 
     def stop(name: str = "gru_forward", step: int = 17) -> None:
         with stream:
-            strict.resident.launch("other", gpu.kernel(), SHAPE, ())
-            strict.resident.launch(name, gpu.kernel(gives_up(step)), SHAPE, (np.int32(5),))
+            fake_cupy.resident.launch("other", gpu.kernel(), SHAPE, ())
+            fake_cupy.resident.launch(name, gpu.kernel(gives_up(step)), SHAPE, (np.int32(5),))
         gpu.run(seed=0)
 
     return stop
@@ -156,20 +156,24 @@ REPORT = "kernel {} gave up at step {}: .* NaN"
 @pytest.mark.parametrize("step", [0, 17, 2**24 - 1])
 @pytest.mark.parametrize("name", ["gru_forward", "other"])
 def test_the_next_call_names_kernel_and_step(
-    name: str, step: int, stopped: Any, strict: Backend
+    name: str, step: int, stopped: Any, fake_cupy: Backend
 ) -> None:
-    for wait in (strict.synchronize, xprnn.synchronize, lambda: make("gru", backend="strict")):
+    for wait in (
+        fake_cupy.synchronize,
+        xprnn.synchronize,
+        lambda: make("gru", backend="fake_cupy"),
+    ):
         stopped(name, step)
         with pytest.raises(xprnn.KernelStoppedError, match=REPORT.format(name, step)):
             wait()
         wait()
 
 
-def test_a_kernel_that_ends_well_reports_nothing(strict: Backend) -> None:
+def test_a_kernel_that_ends_well_reports_nothing(fake_cupy: Backend) -> None:
     gpu = Gpu(processors=8)
-    strict.resident = ResidentKernels(gpu.cupy, 0)
+    fake_cupy.resident = ResidentKernels(gpu.cupy, 0)
     with Stream(gpu):
-        strict.resident.launch("k", gpu.kernel(), SHAPE, ())
+        fake_cupy.resident.launch("k", gpu.kernel(), SHAPE, ())
     xprnn.synchronize()
     gpu.run(seed=0)
     xprnn.synchronize()
@@ -177,56 +181,56 @@ def test_a_kernel_that_ends_well_reports_nothing(strict: Backend) -> None:
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 def test_every_operation_reports_before_it_changes_anything(
-    part: Any, stopped: Any, strict: Backend, tmp_path: Path
+    part: Any, stopped: Any, fake_cupy: Backend, tmp_path: Path
 ) -> None:
-    case: Case = part(strict, tmp_path)
+    case: Case = part(fake_cupy, tmp_path)
     module, calls = case
     for name, call in calls.items():
-        before = [strict.to_host(a) for a in (module.parameters.flat, module.grads.flat)]
+        before = [fake_cupy.to_host(a) for a in (module.parameters.flat, module.grads.flat)]
         stopped()
         LOG.clear()
         with pytest.raises(xprnn.KernelStoppedError):
             call()
         assert not LOG.launches and not LOG.memory, name
-        after = [strict.to_host(a) for a in (module.parameters.flat, module.grads.flat)]
+        after = [fake_cupy.to_host(a) for a in (module.parameters.flat, module.grads.flat)]
         assert_same(after, before, name)
     for call in calls.values():
         call()
 
 
-def test_an_operation_that_has_begun_goes_on(stopped: Any, strict: Backend) -> None:
+def test_an_operation_that_has_begun_goes_on(stopped: Any, fake_cupy: Backend) -> None:
     """It raises for what happened meanwhile when the next one begins."""
-    layer = make("gru", backend="strict")
-    given = {name: strict.from_host(array) for name, array in arguments(layer).items()}
+    layer = make("gru", backend="fake_cupy")
+    given = {name: fake_cupy.from_host(array) for name, array in arguments(layer).items()}
     expected = arrays(run(layer, given))
-    with strict.activate():
+    with fake_cupy.activate():
         stopped()
         found = arrays(run(layer, given))
-        strict.synchronize()
+        fake_cupy.synchronize()
     with pytest.raises(xprnn.KernelStoppedError):
         forward(layer, given)
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(strict.to_host(one), strict.to_host(other))
+        np.testing.assert_array_equal(fake_cupy.to_host(one), fake_cupy.to_host(other))
 
 
 def test_what_happens_while_the_host_waits_is_seen(
-    stopped: Any, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    stopped: Any, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strict.xp.cuda.Device, "synchronize", lambda self: stopped())
+    monkeypatch.setattr(fake_cupy.xp.cuda.Device, "synchronize", lambda self: stopped())
     slow = SimpleNamespace(get=stopped)  # an array that is waited for
-    for wait in (strict.synchronize, lambda: CupyBackend.to_host(strict, slow)):
+    for wait in (fake_cupy.synchronize, lambda: CupyBackend.to_host(fake_cupy, slow)):
         with pytest.raises(xprnn.KernelStoppedError):
             wait()
 
 
-def test_one_of_many_threads_gets_the_report(stopped: Any, strict: Backend) -> None:
+def test_one_of_many_threads_gets_the_report(stopped: Any, fake_cupy: Backend) -> None:
     stopped()
     start, raised = threading.Barrier(8), []
 
     def ask() -> None:
         start.wait()
         try:
-            strict.resident.check()
+            fake_cupy.resident.check()
         except xprnn.KernelStoppedError as error:
             raised.append(error)
 

@@ -37,7 +37,7 @@ IEEE = CudaModule(StrictModule(), "ieee")
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Iterator[Backend]:
+def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with opened(request.param) as backend:
         yield backend
 
@@ -46,18 +46,18 @@ def place(request: pytest.FixtureRequest) -> Iterator[Backend]:
 @pytest.mark.parametrize("types", RESULTS, ids=RESULTS.values())
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_size_and_type(
-    size: tuple[int, int, int], types: tuple[str, str], add: bool, place: Backend
+    size: tuple[int, int, int], types: tuple[str, str], add: bool, any_backend: Backend
 ) -> None:
     for out in OUTPUTS:
-        assert_product(place, size, types, ("by rows", "by columns", out), add)
+        assert_product(any_backend, size, types, ("by rows", "by columns", out), add)
 
 
 @pytest.mark.parametrize("out", OUTPUTS)
 @pytest.mark.parametrize("types", RESULTS, ids=RESULTS.values())
-def test_every_layout(types: tuple[str, str], out: str, place: Backend) -> None:
+def test_every_layout(types: tuple[str, str], out: str, any_backend: Backend) -> None:
     for a, b in itertools.product(LAYOUTS | COPIED, LAYOUTS | COPIED):
         for size in ((4, 7, 5), (1, 5, 3), (3, 1, 2), (3, 4, 1)):
-            assert_product(place, size, types, (a, b, out), add=False)
+            assert_product(any_backend, size, types, (a, b, out), add=False)
 
 
 @st.composite
@@ -101,23 +101,25 @@ def test_any_shape_and_stride(data: Any, types: tuple[str, str], add: bool) -> N
 
 
 @pytest.mark.parametrize("types", RESULTS, ids=RESULTS.values())
-def test_a_new_result_has_the_type_of_the_factors(types: tuple[str, str], place: Backend) -> None:
-    a = place.from_host(np.full((2, 3), 2.0).astype(numpy_type(types[0])))
-    found = CudaModule(place.xp, "ieee").matmul(a, a.T)
+def test_a_new_result_has_the_type_of_the_factors(
+    types: tuple[str, str], any_backend: Backend
+) -> None:
+    a = any_backend.from_host(np.full((2, 3), 2.0).astype(numpy_type(types[0])))
+    found = CudaModule(any_backend.xp, "ieee").matmul(a, a.T)
     assert found.dtype == a.dtype and found.shape == (2, 2)
-    assert (place.to_host(found) == 12.0).all()
+    assert (any_backend.to_host(found) == 12.0).all()
 
 
 @pytest.mark.parametrize("add", [False, True], ids=["=", "+="])
 @pytest.mark.parametrize("size", tuple(itertools.product((0, 2), repeat=3)), ids=str)
-def test_empty_products(size: tuple[int, int, int], add: bool, place: Backend) -> None:
+def test_empty_products(size: tuple[int, int, int], add: bool, any_backend: Backend) -> None:
     m, k, n = size
-    xp = CudaModule(place.xp, "ieee")
-    base = place.from_host(np.full((m, n + 2), 7.0))
+    xp = CudaModule(any_backend.xp, "ieee")
+    base = any_backend.from_host(np.full((m, n + 2), 7.0))
     out = base[:, 1 : 1 + n]
-    a, b = (place.from_host(np.ones(shape)) for shape in ((m, k), (k, n)))
+    a, b = (any_backend.from_host(np.ones(shape)) for shape in ((m, k), (k, n)))
     assert (xp.add_matmul if add else xp.matmul)(a, b, out) is out
-    found = place.to_host(base)
+    found = any_backend.to_host(base)
     assert (found[:, 1 : 1 + n] == k + 7.0 * add).all()
     assert (found[:, 0] == 7.0).all() and (found[:, -1] == 7.0).all()
 

@@ -32,15 +32,15 @@ COMPUTE = {  # (factors, result, precision): the type of the sums, the math mode
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> Iterator[Backend]:
+def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with opened(request.param) as backend:
         yield backend
 
 
 @pytest.fixture
-def handle(place: Backend) -> Iterator[Callable[..., int]]:
+def handle(any_backend: Backend) -> Iterator[Callable[..., int]]:
     """Sets the math mode of the handle if given one, and says which it has."""
-    cublas, number = place.xp.cuda.cublas, place.xp.cuda.device.get_cublas_handle()
+    cublas, number = any_backend.xp.cuda.cublas, any_backend.xp.cuda.device.get_cublas_handle()
 
     def mode(new: int | None = None) -> int:
         if new is not None:
@@ -82,11 +82,11 @@ def test_what_cublas_is_told(
 @pytest.mark.parametrize("mode", [0, 1, 2, 3, 16, 19])
 @pytest.mark.parametrize("types", RESULTS, ids=RESULTS.values())
 def test_full_precision_whatever_the_handle_allows(
-    types: tuple[str, str], mode: int, place: Backend, handle: Callable[..., int]
+    types: tuple[str, str], mode: int, any_backend: Backend, handle: Callable[..., int]
 ) -> None:
     numpy_type(types[0])
     handle(mode)
-    assert_product(place, (64, 64, 64), types, ("by rows", "by columns", "by rows"), add=True)
+    assert_product(any_backend, (64, 64, 64), types, ("by rows", "by columns", "by rows"), add=True)
     assert handle() == mode
 
 
@@ -95,8 +95,8 @@ def test_cupys_own_switch_changes_nothing() -> None:
     with opened("cupy"):  # or there is none
         code = """
 from tests.support.products import assert_product, opened
-with opened("cupy") as place:
-    assert_product(place, (64, 64, 64), ("float32", "float32"), ("by rows",) * 3, add=True)
+with opened("cupy") as any_backend:
+    assert_product(any_backend, (64, 64, 64), ("float32", "float32"), ("by rows",) * 3, add=True)
 """
     folder = Path(__file__).parents[4]
     paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
@@ -115,11 +115,11 @@ def test_the_bound_tells_precisions_apart(monkeypatch: pytest.MonkeyPatch) -> No
         assert_product(STRICT, (64, 64, 64), ("float16", "float16"), layouts, False)
 
 
-def test_tf32_rounds_the_factors_and_no_more(place: Backend) -> None:
+def test_tf32_rounds_the_factors_and_no_more(any_backend: Backend) -> None:
     # hardware may cut instead of rounding: 2^-10
     for size in SIZES:
         layouts = ("by rows", "by columns", "by rows")
-        assert_product(place, size, ("float32", "float32"), layouts, True, "tf32", 2.0**-10)
+        assert_product(any_backend, size, ("float32", "float32"), layouts, True, "tf32", 2.0**-10)
     one = np.float32(1.0)
     for value, expected in (
         (one + 2.0**-11, one),  # half way, to even

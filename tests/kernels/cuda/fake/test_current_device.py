@@ -15,6 +15,7 @@ from tests.support.fake_cupy import array as fake_array
 from tests.support.fake_cupy import cuda as fake_cuda
 from tests.support.fake_cupy.array import StrictArray
 from tests.support.fake_cupy.foreign_arrays import BorrowingBackend, BorrowingModule
+from tests.support.implementations import SelectKernels
 from tests.support.on_device import backward, forward, run
 from tests.support.operations import PARTS, moved
 from tests.support.targets import CELLS, FUNCTIONS, LAYERS, arguments, assert_same, make
@@ -97,9 +98,9 @@ def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 @pytest.mark.parametrize("lengths", [None, [4, 0, 2]])
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_calls_and_their_undoing(
-    name: str, lengths: Any, kernels: str, second: Backend, monkeypatch: pytest.MonkeyPatch
+    name: str, lengths: Any, kernels: str, second: Backend, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    select_kernels(kernels)
     options = {} if name in CELLS else {"lengths": lengths}
     wide = {"num_layers": 2, "bidirectional": True, "dropout": 0.5} if name in LAYERS else {}
     subject = make(name, backend="cupy:1", **wide)

@@ -12,6 +12,7 @@ import pytest
 
 import xprnn
 from tests.support.failing_memory import CupyMemory, StrictMemory
+from tests.support.implementations import SelectKernels
 from tests.support.on_device import backward, forward, run
 from tests.support.operations import moved
 from tests.support.targets import (
@@ -34,13 +35,13 @@ from xprnn.recurrent import _Recurrent
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 
 
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def memory(
-    request: pytest.FixtureRequest, strict: Backend, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
     """The stand-in's memory, and that of a GPU."""
-    if request.param == "strict":
-        yield StrictMemory(strict, monkeypatch)
+    if request.param == "fake_cupy":
+        yield StrictMemory(fake_cupy, monkeypatch)
         return
     try:
         backend = xprnn.get_backend("cupy")
@@ -109,14 +110,9 @@ each_case = pytest.mark.parametrize(
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @each_case
 def test_forward(
-    name: str,
-    kernels: str,
-    used: bool,
-    training: bool,
-    memory: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, kernels: str, used: bool, training: bool, memory: Any, select_kernels: SelectKernels
 ) -> None:
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    select_kernels(kernels)
     check_forward(Trials(name, memory, used), training, memory, exact=not used)
 
 
@@ -138,10 +134,10 @@ def check_forward(trials: Trials, training: bool, memory: Any, exact: bool) -> N
 
 @each_case
 def test_backward(
-    name: str, kernels: str, used: bool, memory: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, kernels: str, used: bool, memory: Any, select_kernels: SelectKernels
 ) -> None:
     """After it the call can be undone again or, where its record was written, says it cannot."""
-    monkeypatch.setenv("XPRNN_KERNELS", kernels)
+    select_kernels(kernels)
     trials, repeated = Trials(name, memory, used), []
     for _, subject in trials:
         module = module_of(subject)
@@ -169,15 +165,15 @@ def test_backward(
     assert repeated[0], "nothing had been written yet"
 
 
-def test_memory_that_is_kept_is_found(strict: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_is_kept_is_found(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: an error that says what it should, and keeps what the call had taken."""
-    memory, whole = StrictMemory(strict, monkeypatch), _Recurrent._run.__wrapped__
+    memory, whole = StrictMemory(fake_cupy, monkeypatch), _Recurrent._run.__wrapped__
 
     def keeping(self: Any, call: Any) -> Any:
         try:
             return whole(self, call)
         except MemoryError as error:
-            raise OutOfMemoryError(f"GRU on strict: {error}") from error
+            raise OutOfMemoryError(f"GRU on fake_cupy: {error}") from error
 
     monkeypatch.setattr(_Recurrent, "_run", keeping)
     with pytest.raises(AssertionError, match="bytes are held"):

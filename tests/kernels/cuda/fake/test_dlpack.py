@@ -19,6 +19,7 @@ from tests.support.fake_cupy.foreign_arrays import (
     Lent,
     Unwilling,
 )
+from tests.support.implementations import SelectKernels
 from tests.support.on_device import backward, forward, run
 from tests.support.operations import moved
 from tests.support.targets import (
@@ -41,9 +42,9 @@ SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def cupy(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> Iterator[Backend]:
     """The backend "cupy", on the stand-in that borrows, with the equations that NumPy runs."""
-    monkeypatch.setenv("XPRNN_KERNELS", "reference")
+    select_kernels("reference")
     monkeypatch.setitem(backend_module.BACKENDS, "cupy", BorrowingBackend)
     backend_module._opened.clear()
     yield xprnn.get_backend("cupy")

@@ -1,4 +1,4 @@
-"""The plain code on the strict stand-in for CuPy: NumPy's results bit for bit."""
+"""The plain code on the fake CuPy: NumPy's results bit for bit."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def assert_same_bits(found: Results, expected: Results) -> None:
 
 
 @pytest.mark.parametrize("case", MATRIX + DROPOUT + NARROW, ids=str)
-def test_layer(case: Case, strict: Backend) -> None:
+def test_layer(case: Case, fake_cupy: Backend) -> None:
     if case.compute_dtype == "bfloat16" and BFLOAT16 is None:
         pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")
     problem = draw(case)
     expected = run(build(case), case, problem)
-    assert_same_bits(run(build(case, strict.name), case, problem), expected)
+    assert_same_bits(run(build(case, fake_cupy.name), case, problem), expected)
     assert LOG.products and not LOG.kernels, "the plain code serves"
 
 
@@ -85,25 +85,27 @@ def test_dropout_changes_the_results() -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == 2 and c.bias], ids=str)
-def test_eval_equals_train(case: Case, strict: Backend) -> None:
+def test_eval_equals_train(case: Case, fake_cupy: Backend) -> None:
     problem = draw(case)
     expected = run(build(case), case, problem)
-    layer = build(case, strict.name).eval()
-    hx = move(strict, *problem.initial) if case.states else None
-    output, final = layer(move(strict, problem.x), hx, lengths=problem.lengths)
+    layer = build(case, fake_cupy.name).eval()
+    hx = move(fake_cupy, *problem.initial) if case.states else None
+    output, final = layer(move(fake_cupy, problem.x), hx, lengths=problem.lengths)
     ends = final if isinstance(final, tuple) else (final,)
-    found = {"output": strict.to_host(output)}
-    found |= {f"{n}_n": strict.to_host(end) for n, end in zip(case.state_names, ends, strict=True)}
+    found = {"output": fake_cupy.to_host(output)}
+    found |= {
+        f"{n}_n": fake_cupy.to_host(end) for n, end in zip(case.state_names, ends, strict=True)
+    }
     assert_same_bits(found, {name: expected[name] for name in found})
 
 
 @pytest.mark.parametrize("lengths", ["full", "zero"])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_a_second_call_in_used_memory_gives_the_same_bits(
-    cell: str, lengths: str, strict: Backend
+    cell: str, lengths: str, fake_cupy: Backend
 ) -> None:
     case = Case(cell, layers=2, directions=2, lengths=lengths)
-    layer, problem = build(case, strict.name), draw(case)
+    layer, problem = build(case, fake_cupy.name), draw(case)
     first = run(layer, case, problem)
     for _ in range(2):
         layer.zero_grad()
@@ -111,15 +113,15 @@ def test_a_second_call_in_used_memory_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == c.directions == 1], ids=str)
-def test_functional(case: Case, strict: Backend) -> None:
+def test_functional(case: Case, fake_cupy: Backend) -> None:
     problem = draw(case)
     expected = run_functional(case, build(case), problem)
-    assert_same_bits(run_functional(case, build(case, strict.name), problem), expected)
+    assert_same_bits(run_functional(case, build(case, fake_cupy.name), problem), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", CELLS)
-def test_cell(name: str, dtype: str, strict: Backend) -> None:
+def test_cell(name: str, dtype: str, fake_cupy: Backend) -> None:
     kind, options = CELLS[name]
     rng = np.random.default_rng(5)
     count = 2 if name == "lstm" else 1
@@ -131,4 +133,4 @@ def test_cell(name: str, dtype: str, strict: Backend) -> None:
         cell = kind(3, 5, **options, backend=backend, dtype=dtype, seed=6).train()
         return unroll(cell, x, initial, upstream)
 
-    assert_same_bits(unrolled(strict.name), unrolled("numpy"))
+    assert_same_bits(unrolled(fake_cupy.name), unrolled("numpy"))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+import xprnn
 from tests.support.cases import (
     CELLS,
     LAYERS,
@@ -80,8 +81,7 @@ Made = TypeVar("Made")
 
 def fused(function: Callable[..., Made], *arguments: Any) -> Made:
     """Call a function where every layer is served by the pointwise kernels, or not at all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XPRNN_KERNELS", "pointwise")
+    with xprnn.use_kernels("pointwise"):
         return function(*arguments)
 
 
@@ -109,16 +109,16 @@ def compare(case: Case, backend: Backend, **sizes: int) -> Results:
 
 
 @pytest.mark.parametrize("case", MATRIX + DROPOUT, ids=str)
-def test_layer(case: Case, strict: Backend) -> None:
-    compare(case, strict)
+def test_layer(case: Case, fake_cupy: Backend) -> None:
+    compare(case, fake_cupy)
     assert LOG.kernels > 0
 
 
 @pytest.mark.parametrize("case", NARROW, ids=str)
-def test_narrow_layer(case: Case, strict: Backend) -> None:
+def test_narrow_layer(case: Case, fake_cupy: Backend) -> None:
     check_type(case.compute_dtype)
     sizes = {"steps": case.T, "layers": case.layers}
-    found = compare(case, strict, **sizes)
+    found = compare(case, fake_cupy, **sizes)
     plain = run(build(case), case, draw(case))
     assert_all_close(case, found, plain, **sizes)
 
@@ -128,19 +128,19 @@ def test_narrow_layer(case: Case, strict: Backend) -> None:
     [c for c in MATRIX if c.layers == 2 and c.lengths != "zero" and c.cell in TORCH_CELLS],
     ids=str,
 )
-def test_layer_equals_torch(case: Case, strict: Backend) -> None:
+def test_layer_equals_torch(case: Case, fake_cupy: Backend) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     from tests.support.torch_cases import torch_run
 
-    layer, problem = build(case, strict.name), draw(case)
+    layer, problem = build(case, fake_cupy.name), draw(case)
     expected = torch_run(case, layer, problem)
     assert_all_close(case, fused(run, layer, case, problem), expected)
 
 
 @pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == c.directions == 1], ids=str)
-def test_functional(case: Case, strict: Backend) -> None:
+def test_functional(case: Case, fake_cupy: Backend) -> None:
     problem, wide = draw(case), replace(case, dtype="float64")
-    layer, other = build(case, strict.name), build(wide)
+    layer, other = build(case, fake_cupy.name), build(wide)
     other.load_state_dict(layer.state_dict())
     expected = run_functional(wide, other, widened(problem))
     assert_all_close(case, fused(run_functional, case, layer, problem), expected)
@@ -148,7 +148,7 @@ def test_functional(case: Case, strict: Backend) -> None:
 
 @pytest.mark.parametrize(("dtype", "compute_dtype"), TYPES, ids=str)
 @pytest.mark.parametrize("name", CELLS)
-def test_cell(name: str, dtype: str, compute_dtype: str | None, strict: Backend) -> None:
+def test_cell(name: str, dtype: str, compute_dtype: str | None, fake_cupy: Backend) -> None:
     check_type(compute_dtype)
     kind, options = CELLS[name]
     case = Case(name, dtype=dtype, compute_dtype=compute_dtype, T=3)
@@ -170,7 +170,7 @@ def test_cell(name: str, dtype: str, compute_dtype: str | None, strict: Backend)
         return unroll(cell, problem.x.astype(dtype), *given)
 
     expected = undone("numpy", "float64", None)
-    found = fused(undone, strict.name, dtype, compute_dtype)
+    found = fused(undone, fake_cupy.name, dtype, compute_dtype)
     assert_all_close(case, found, expected, steps=3, layers=1)
 
 
@@ -178,17 +178,17 @@ def test_cell(name: str, dtype: str, compute_dtype: str | None, strict: Backend)
 @pytest.mark.parametrize("H", [1, 2, 33])
 @pytest.mark.parametrize("I", [1, 7])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_other_sizes(cell: str, I: int, H: int, N: int, strict: Backend) -> None:  # noqa: E741
-    compare(Case(cell, T=3, N=N, I=I, H=H), strict)
+def test_other_sizes(cell: str, I: int, H: int, N: int, fake_cupy: Backend) -> None:  # noqa: E741
+    compare(Case(cell, T=3, N=N, I=I, H=H), fake_cupy)
 
 
 @pytest.mark.parametrize("sizes", [{"T": 0}, {"N": 0}, {"T": 1, "N": 1}], ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_no_steps_or_no_rows(cell: str, sizes: dict[str, int], strict: Backend) -> None:
+def test_no_steps_or_no_rows(cell: str, sizes: dict[str, int], fake_cupy: Backend) -> None:
     case = Case(cell, layers=2, directions=2, **sizes)
     problem = draw(case)
     expected = run(build(case), case, problem)
-    found = fused(run, build(case, strict.name), case, problem)
+    found = fused(run, build(case, fake_cupy.name), case, problem)
     for name, array in expected.items():
         assert found[name].shape == array.shape
         np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-10, err_msg=name)
@@ -197,14 +197,14 @@ def test_no_steps_or_no_rows(cell: str, sizes: dict[str, int], strict: Backend) 
 @pytest.mark.parametrize(("dtype", "compute_dtype"), TYPES, ids=str)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_two_runs_give_the_same_bits(
-    cell: str, dtype: str, compute_dtype: str | None, strict: Backend
+    cell: str, dtype: str, compute_dtype: str | None, fake_cupy: Backend
 ) -> None:
     check_type(compute_dtype)
     case = Case(cell, 2, 2, lengths="zero", dtype=dtype, compute_dtype=compute_dtype, dropout=0.25)
     problem = draw(case)
-    first, second = (fused(run, build(case, strict.name), case, problem) for _ in range(2))
+    first, second = (fused(run, build(case, fake_cupy.name), case, problem) for _ in range(2))
     assert all(second[name].tobytes() == array.tobytes() for name, array in first.items())
-    again = build(case, strict.name)
+    again = build(case, fake_cupy.name)
     fused(run, again, case, problem)
     again.zero_grad()
     again._calls = 0  # the clock of the dropout masks
@@ -213,12 +213,12 @@ def test_two_runs_give_the_same_bits(
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_tf32_is_used_where_it_is_allowed_and_only_there(cell: str, strict: Backend) -> None:
+def test_tf32_is_used_where_it_is_allowed_and_only_there(cell: str, fake_cupy: Backend) -> None:
     kind, options = LAYERS[cell]
     case = Case(cell, dtype="float32")
     problem = draw(case)
-    full = build(case, strict.name)
-    layer = kind(case.I, case.H, **options, backend=strict.name, precision="tf32").train()
+    full = build(case, fake_cupy.name)
+    layer = kind(case.I, case.H, **options, backend=fake_cupy.name, precision="tf32").train()
     layer.load_state_dict(full.state_dict())
     expected = numpy_run(case, full, problem)
     found, exact = (fused(run, each, case, problem) for each in (layer, full))
@@ -263,7 +263,7 @@ def test_a_flipped_sign_in_a_header_fails(
     flipped: str,
     dtype: str,
     compute_dtype: str | None,
-    strict: Backend,
+    fake_cupy: Backend,
     clean: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -278,4 +278,4 @@ def test_a_flipped_sign_in_a_header_fails(
 
     monkeypatch.setattr(pointwise, "source", source)
     with pytest.raises(AssertionError, match="relative error"):
-        compare(case, strict, steps=case.T, layers=1)
+        compare(case, fake_cupy, steps=case.T, layers=1)
