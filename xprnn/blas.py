@@ -1,9 +1,9 @@
 """Matrix products by NumPy's BLAS, sliced by size, and shared among threads of this module.
 
-Next to a busy process, a product that OpenBLAS divides among its own threads waits milliseconds for
-one that has no processor: layers took eight times as long as on one thread, and more. A limit for
-the process would slow everything else that computes in it. But OpenBLAS never divides a product
-that is small enough. Therefore
+Next to a busy process, a product that OpenBLAS divides among its threads can wait milliseconds for
+a thread that is not scheduled: layers took eight times as long as on one thread, and more. Limiting
+OpenBLAS's threads would slow everything else in the process. But OpenBLAS computes a small enough
+product on one thread. Therefore
 
 - a product of up to `LARGE` multiply-adds is computed in slices below that size, many in one call
   of NumPy; where its sums are split too, the partial sums are added in order;
@@ -14,8 +14,8 @@ that is small enough. Therefore
   slices it takes longer.
 
 How a product is sliced depends on its shape, and on whether a call may use several threads. So its
-bits depend neither on the number of further threads nor on other processes, except for a larger
-product's, which are OpenBLAS's. On one thread a large product takes up to a quarter longer in
+bits depend neither on how many threads there are beyond two nor on other processes, except for
+products that are left to OpenBLAS. On one thread a large product takes up to a quarter longer in
 slices than in one call, so where a call may use only one thread it is not sliced; a small one takes
 a fifth less, because OpenBLAS's kernels for small products are faster.
 
@@ -24,9 +24,9 @@ two idle cores, sharing gained a tenth at five million multiply-adds and lost as
 processes, hence `SHARE_REPEATED`; at 30 million it gained two fifths, where OpenBLAS's threads
 gained half.
 
-Worker threads are not kept off the caller's processor, as Numba's are
-(`xprnn/kernels/numba/threads.py`): next to busy processes they then had to share another processor
-with these, and calls took half as long again.
+Worker threads may run on the caller's processor, unlike those of the Numba kernels
+(`xprnn/kernels/numba/threads.py`): kept off it, they had to share the other processors with busy
+processes, and calls took half as long again.
 """
 
 from __future__ import annotations

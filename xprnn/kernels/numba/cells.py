@@ -1,4 +1,4 @@
-"""The cells with compiled pointwise ops, each a function of its own; products stay NumPy's.
+"""The cells with compiled pointwise ops, one function each; products stay NumPy's.
 
 The equations and buffers are those of the plain cells.
 """
@@ -90,8 +90,8 @@ POINTWISE: dict[str, Cell] = {
 }
 
 
-# One function per op, on the arrays it needs: in place of states that a function in `gates.py`
-# does not read it gets another array.
+# One function per op, with the arrays it needs as arguments. The functions in `gates.py` take all
+# states; in place of those that they do not read they get None or another array.
 
 
 def _rnn_tanh_forward(gates: Any, gh: Any, h_next: Any) -> None:

@@ -1,8 +1,8 @@
 """The pool of threads among which a call divides its work.
 
-The threads are kept between calls, and a call uses no more of them than it may. They run compiled
-functions, which release Python's lock. The pool has one caller at a time; a second caller meanwhile
-works alone.
+The threads are kept between calls, and each call limits how many of them it uses. They run compiled
+functions, which release the GIL. The pool has one caller at a time; a second caller meanwhile
+runs on its own thread.
 """
 
 from __future__ import annotations
