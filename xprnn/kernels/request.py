@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import NamedTuple
 
+from ..backend.exports import exported_from
+
 ENVIRONMENT_VARIABLE = "XPRNN_KERNELS"
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
 # Forces "sequence", and one launch for all layers of a stack.
@@ -46,6 +48,7 @@ def _of_environment(name: str) -> Request:
     return Request(name, f"{ENVIRONMENT_VARIABLE}={name}")
 
 
+@exported_from("xprnn")
 @contextmanager
 def use_kernels(name: str) -> Iterator[str]:
     """Force an implementation inside the block; other threads and tasks are not affected.
