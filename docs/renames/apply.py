@@ -43,8 +43,14 @@ def apply(root: Path, entries: dict[str, Any]) -> None:
     rules = [
         (_pattern(kind, e["old"]), e) for kind in ("word", "text") for e in entries.get(kind, [])
     ]
+    before_moves = _old_paths()
     for path in _tracked(root):
-        mine = [(rule, e["new"]) for rule, e in rules if _matches(path, e.get("files", "*"))]
+        mine = [
+            (rule, e["new"])
+            for rule, e in rules
+            if _matches(path, e.get("files", "*"))
+            or _matches(before_moves.get(path, path), e.get("files", "*"))
+        ]
         before = after = (root / path).read_text()
         for rule, new in mine:
             after = rule.sub(new.replace("\\", r"\\"), after)
@@ -54,6 +60,15 @@ def apply(root: Path, entries: dict[str, Any]) -> None:
         _move_modules(root, moved)
     for old, new in entries.get("moves", {}).items():
         _move(root, old, new)
+
+
+def _old_paths() -> dict[str, str]:
+    """The path before the moves of every moved file."""
+    old: dict[str, str] = {}
+    for name in HERE.glob("*.toml"):
+        moves = tomllib.loads(name.read_text()).get("moves", {})
+        old |= {new: path for path, new in moves.items()}
+    return old
 
 
 def _move_modules(root: Path, moved: dict[str, str]) -> None:
