@@ -2,8 +2,8 @@
 
 The bound
 ---------
-T is the type in which numbers are stored, A that of the arithmetic, u and v the largest relative
-errors of a rounding to A and to T; v = 0 where T is A. The plain part is computed in float64 from
+C is the type in which numbers are stored, A that of the arithmetic, u and v the largest relative
+errors of a rounding to A and to C; v = 0 where C is A. The plain part is computed in float64 from
 the same stored numbers, so that only rounding differs.
 
 A part is made of sums and products of what it reads, of σ and of tanh. Every operation in A
@@ -37,7 +37,7 @@ from host_kernels import HostElementwiseKernel
 
 from xprnn.cells import CELLS, Buffers
 from xprnn.kernels.cuda import POINTWISE
-from xprnn.kernels.cuda.pointwise import Kernel
+from xprnn.kernels.cuda.pointwise import PointwiseKernel
 
 try:
     from ml_dtypes import bfloat16
@@ -68,7 +68,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return np.dtype(bfloat16 if name == "bfloat16" else name)
 
 
-def draw(kernel: Kernel, T: str, N: int, H: int, seed: int = 0) -> Arrays:
+def draw(kernel: PointwiseKernel, C: str, N: int, H: int, seed: int = 0) -> Arrays:
     """Numbers as a layer has them there; what the kernel only writes is full of NaN."""
     rng = np.random.default_rng([seed, N, H])
     cell = CELLS[kernel.cell]
@@ -77,7 +77,7 @@ def draw(kernel: Kernel, T: str, N: int, H: int, seed: int = 0) -> Arrays:
         blocks = cell.gates if buffer.name in ("gates", "gh", "bias_hh") else 1
         rows = () if buffer.name == "bias_hh" else (N,)
         shape = (*rows, WIDTHS.get(buffer.name, blocks) * H)
-        if buffer.use == "=":
+        if buffer.use == "out":
             value = np.full(shape, np.nan)
         elif buffer.name == "gates":
             value = np.concatenate([_gate(kernel, g, N, H, rng) for g in cell.gate_names], axis=1)
@@ -87,11 +87,13 @@ def draw(kernel: Kernel, T: str, N: int, H: int, seed: int = 0) -> Arrays:
             value = rng.normal(0, 2, shape)
         if buffer.name == "h_next" and cell.name == "rnn_relu":
             value = np.maximum(value, 0)
-        values[buffer.name] = value.astype(dtype_of(T if buffer.type == "T" else TYPES[T]))
+        values[buffer.name] = value.astype(dtype_of(C if buffer.type == "C" else TYPES[C]))
     return values
 
 
-def _gate(kernel: Kernel, gate: str, N: int, H: int, rng: np.random.Generator) -> np.ndarray:
+def _gate(
+    kernel: PointwiseKernel, gate: str, N: int, H: int, rng: np.random.Generator
+) -> np.ndarray:
     """One block of `gates`: gx where the part still has to apply the activation."""
     later = kernel.part == "forward_candidate" and gate != "n"
     if kernel.part.startswith("forward") and not later:
@@ -99,7 +101,7 @@ def _gate(kernel: Kernel, gate: str, N: int, H: int, rng: np.random.Generator) -
     return rng.uniform(0 if gate in SIGMOID else -1, 1, (N, H))
 
 
-def with_specials(kernel: Kernel, dtype: str) -> Arrays:
+def with_specials(kernel: PointwiseKernel, dtype: str) -> Arrays:
     """Arrays in which every element of the state meets some of `SPECIAL`."""
     arrays, rng = draw(kernel, dtype, 64, 33), np.random.default_rng(1)
     for buffer in kernel.buffers:
@@ -107,13 +109,15 @@ def with_specials(kernel: Kernel, dtype: str) -> Arrays:
         values = (
             np.abs(SPECIAL) if (kernel.cell, buffer.name) == ("rnn_relu", "h_next") else SPECIAL
         )
-        if buffer.use != "=":
+        if buffer.use != "out":
             chosen = rng.choice(values, array.shape).astype(array.dtype)
             array[...] = np.where(rng.random(array.shape) < 0.3, chosen, array)
     return arrays
 
 
-def run_fused(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwiseKernel) -> Arrays:
+def run_fused(
+    kernel: PointwiseKernel, arrays: Arrays, elementwise: type = HostElementwiseKernel
+) -> Arrays:
     """Run the fused cell's part on copies; fail if it writes what it should not."""
     whole = {name: np.empty(a.size + 2 * GUARD, a.dtype) for name, a in arrays.items()}
     copies: Arrays = {}
@@ -132,7 +136,7 @@ def run_fused(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwis
     return copies
 
 
-def run_plain(kernel: Kernel, arrays: Arrays, xp: Any = np) -> Arrays:
+def run_plain(kernel: PointwiseKernel, arrays: Arrays, xp: Any = np) -> Arrays:
     """Run the plain cell's part in float64."""
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
     cell, (N, width) = CELLS[kernel.cell], arrays["gates"].shape
@@ -178,14 +182,16 @@ MAJORANT = SimpleNamespace(
 )
 
 
-def excess(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwiseKernel) -> float:
+def excess(
+    kernel: PointwiseKernel, arrays: Arrays, elementwise: type = HostElementwiseKernel
+) -> float:
     """The largest error of the kernel in units of its bound; infinite where inf or NaN differ."""
-    T = arrays["gates"].dtype.name
+    C = arrays["gates"].dtype.name
     after, plain = run_fused(kernel, arrays, elementwise), run_plain(kernel, arrays)
     finite = {n: np.nan_to_num(np.abs(a.astype(float)), posinf=1e3) for n, a in arrays.items()}
     majorant = run_plain(kernel, finite, MAJORANT)
     return max(
-        _ratio(after[b.name], plain[b.name], majorant[b.name], TYPES[T]) for b in kernel.outputs
+        _ratio(after[b.name], plain[b.name], majorant[b.name], TYPES[C]) for b in kernel.outputs
     )
 
 

@@ -60,7 +60,7 @@ def problems(usage: Mapping[str, Usage], most: Mapping[str, int]) -> list[str]:
     return found
 
 
-def cupy_source(kernel: Any, T: str, large: bool = False) -> str:
+def cupy_source(kernel: Any, C: str, large: bool = False) -> str:
     """What CuPy makes of an ElementwiseKernel of raw, contiguous arrays.
 
     `large` is for arrays of 2 GiB and more, in which CuPy indexes with 64 bits.
@@ -68,7 +68,7 @@ def cupy_source(kernel: Any, T: str, large: bool = False) -> str:
     import cupy
     from cupy._core import _carray, _kernel, _scalar
 
-    types = {"T": dtype_of(T), "A": dtype_of(TYPES[T])}
+    types = {"C": dtype_of(C), "A": dtype_of(TYPES[C])}
     given = [
         tuple([types[p.ctype] if p.raw else None for p in parameters])
         for parameters in (kernel.in_params, kernel.out_params)
@@ -161,13 +161,13 @@ def _log(
     return log.getvalue(), names or {}
 
 
-def compile_header(header: str, T: str, architecture: str, large: bool) -> dict[str, Usage]:
+def compile_header(header: str, C: str, architecture: str, large: bool) -> dict[str, Usage]:
     """Compile all kernels of the package's table that have a header, in one go."""
     import cupy
 
     sources: list[str] = []
     for kernel in (k for k in KERNELS if k.header == header):
         made = build(cupy.ElementwiseKernel, kernel.name)
-        source = cupy_source(made, T, large)
+        source = cupy_source(made, C, large)
         sources.append(source.replace(made.preamble, "") if sources else source)
     return compile_sources(sources, architecture)

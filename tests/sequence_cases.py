@@ -70,7 +70,7 @@ class Case:
 
     @property
     def padded(self) -> int:
-        """The length of a row of the mailbox."""
+        """The length of a row of the exchange buffer."""
         grain = 16 // self.dtype.itemsize
         return -(-self.H // grain) * grain
 

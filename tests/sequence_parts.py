@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from host_fibers import Faults
-from host_sequence import Run, Tiling, beside, launch
+from host_sequence import Run, Tiling, grouped_arguments, launch
 from sequence_cases import Case
 from tolerances import assert_close
 
 from xprnn.directions import Trace
 
-SPINS = 2**31
+MAX_POLLS = 2**31
 IN_ORDER = Run()
 TAG = 7 << 24
 ROUNDED = {"BF16": "bfloat16", "F16": "float16", "TF32": "tf32", "TF32X3": "float32"}
@@ -71,13 +71,15 @@ def run_forwards(
     for case, arrays, lower in zip(cases[1:], every[1:], every, strict=False):
         if tiling.wave:
             weight_ih = guarded(case.numbers["weight_ih"])
-            arrays |= {"weight_ih": weight_ih, "below": lower["mail"]}
+            arrays |= {"weight_ih": weight_ih, "lower_exchange": lower["exchange"]}
     found = _run(cases, tiling, every, (), **options)
     for case, left in zip(cases, found, strict=True):
-        mail, h = left.arrays["mail"], left.arrays["h"]
-        if left.outcome == "fine" and mail is not h and not left.report:
-            assert np.array_equal(mail[:, : case.H], h, equal_nan=True), "mail and states differ"
-            assert not mail[:, case.H :].any(), "padding is not zero"
+        exchange, h = left.arrays["exchange"], left.arrays["h"]
+        if left.outcome == "fine" and exchange is not h and not left.report:
+            assert np.array_equal(exchange[:, : case.H], h, equal_nan=True), (
+                "exchange and states differ"
+            )
+            assert not exchange[:, case.H :].any(), "padding is not zero"
     return found
 
 
@@ -87,12 +89,12 @@ def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str,
     assert tiling.reduction >= H, "the tiling is too small for H"
     rows, itemsize = layout.running + layout.total, case.dtype.itemsize
     empty = np.full(rows * P * itemsize, 0xFF, np.uint8).view(case.dtype)
-    mail = guarded(empty.reshape(rows, P))
+    exchange = guarded(empty.reshape(rows, P))
     apart = P != H if apart is None else apart
-    h = guarded(np.zeros((rows, H), case.dtype)) if apart else mail
+    h = guarded(np.zeros((rows, H), case.dtype)) if apart else exchange
     c = guarded(np.zeros((rows, H), np.float32))
-    mail[first] = 0
-    mail[first, :H] = h[first] = layout.sort(case.numbers["h0"])[: layout.running]
+    exchange[first] = 0
+    exchange[first, :H] = h[first] = layout.sort(case.numbers["h0"])[: layout.running]
     c[first] = layout.sort(case.numbers["c0"])[: layout.running]
     width = case.cell.saved * H if tiling.work == "training" else 0
     return {
@@ -102,9 +104,9 @@ def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str,
         "saved": guarded(np.zeros((layout.total, width), case.dtype)) if width else None,
         "h": h,
         "c": c,
-        "mail": mail,
+        "exchange": exchange,
         "weight_ih": None,
-        "below": None,
+        "lower_exchange": None,
     }
 
 
@@ -155,10 +157,10 @@ def run_backwards(
         for name, state in states.items():
             assert left.arrays[name].tobytes() == state, f"{name} was written"
         if left.outcome == "fine" and not left.report:
-            dgh, padding = np.split(left.arrays["mail"], [case.H], axis=2)
+            dgh, padding = np.split(left.arrays["exchange"], [case.H], axis=2)
             dgh = dgh.reshape(case.layout.total, -1)
             same = np.array_equal(dgh, left.arrays["gates"], equal_nan=True)
-            assert same, "mail and gates differ"
+            assert same, "exchange and gates differ"
             assert not padding.any(), "padding is not zero"
     return found
 
@@ -175,7 +177,7 @@ def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
         "doutput": guarded(doutput) if case.upstream else None,
         "gates": guarded(trace.gates),
         "saved": guarded(trace.saved),
-        "mail": guarded(empty.reshape(S, G, P)),
+        "exchange": guarded(empty.reshape(S, G, P)),
     }
     states = dict(zip(case.cell.state_names, trace.states, strict=True))
     arrays |= {name: guarded(state) for name, state in states.items()}
@@ -220,7 +222,7 @@ def _run(
     run: Run = IN_ORDER,
     passes: int = 1,
     faults: Faults = (),
-    spins: int = SPINS,
+    max_polls: int = MAX_POLLS,
 ) -> list[Left]:
     """Launch with the arrays of each direction, and with what all kernels take."""
     case = cases[0]  # of the same sizes as the other
@@ -228,7 +230,7 @@ def _run(
     counts = None if layout.ragged is None else guarded(np.array(layout.counts, np.int32))
     report = guarded(np.zeros(1, np.uint32))
     sizes = (layout.steps, n_0, H, layout.total, passes, int(case.reverse))
-    arguments = [beside(tiling, every), counts, *sizes, *more, spins, report, TAG]
+    arguments = [grouped_arguments(tiling, every), counts, *sizes, *more, max_polls, report, TAG]
     grid = tiling.grid(H, n_0, passes, len(cases))
     outcome = launch(tiling, arguments, grid, passes, run, faults)
     for arrays in every:

@@ -148,7 +148,7 @@ class Gpu:
 
 
 def gives_up(step: int) -> Callable[..., None]:
-    """The effect of a kernel that ends at `step`, as `ResidentKernels.launch` wants it."""
+    """The effect of a kernel that ends at `step`, as `CooperativeKernels.launch` wants it."""
 
     def effect(*arguments: Any) -> None:
         report, tag = arguments[-2:]

@@ -22,7 +22,7 @@ from xprnn.kernels.cuda.table import KERNELS
 
 NAME = re.compile(r"(\w+<)xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)((?:, true|, false)?>)")
 CLUSTER = re.compile(r"#define XP_CLUSTER (\d)\n")
-WAVE = "#define XP_WAVE 1\n"
+WAVE = "#define XP_WAVEFRONT 1\n"
 WORKS = {kernel.template: key for key, kernel in KERNELS.items()}
 
 

@@ -21,7 +21,7 @@ class Function:
 
     run: ClassVar[Run] = Run()
     faults: ClassVar[Faults] = ()
-    spins: ClassVar[int] = 1 << 23
+    max_polls: ClassVar[int] = 1 << 23
     launches: ClassVar[list[tuple[str, tuple[int, ...]]]] = []  # name and grid of each
     shared_size_bytes = 0
     max_dynamic_shared_size_bytes = 48 * 1024
@@ -41,7 +41,7 @@ class Function:
         assert all(a is None or isinstance(a, (np.ndarray, np.integer)) for a in given)
         assert all(a.flags.c_contiguous for a in given if isinstance(a, np.ndarray))
         plain = [int(a) if isinstance(a, np.integer) else a for a in given]
-        plain[-3] = self.spins
+        plain[-3] = self.max_polls
         outcome = launch(self.name, plain, grid, shared_mem, run, self.faults)
         if outcome != "fine":
             raise RuntimeError(f"{self.name}: {outcome}")
@@ -61,5 +61,5 @@ def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
     """Let the stand-in for CuPy launch steps of stacks; `facts` differ from the H200's."""
     strict_sequence.install(monkeypatch, **facts)
     monkeypatch.setattr(StrictModule, "RawModule", RawModule, False)
-    for name, value in (("launches", []), ("run", Run()), ("faults", ()), ("spins", 1 << 23)):
+    for name, value in (("launches", []), ("run", Run()), ("faults", ()), ("max_polls", 1 << 23)):
         monkeypatch.setattr(Function, name, value)

@@ -84,12 +84,12 @@ def both_works(cell: str, kind: str) -> list[tuple[Tiling, Callable[..., list[Le
 @pytest.mark.parametrize("stuck", (0, 1))
 @pytest.mark.parametrize(("cell", "kind"), KERNELS[1:4])
 def test_a_direction_that_gives_up_leaves_the_other_alone(cell: str, kind: str, stuck: int) -> None:
-    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const Arrival arrival = await"
-    faults = (("const Arrival arrival = await", gives_up),)
+    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const PollResult result = await"
+    faults = (("const PollResult result = await", gives_up),)
     cases = pair(cell, kind, 48, (5, 4, 4, 2))
     for sizes, run, check in both_works(cell, kind):
         for seed in range(3):
-            found = run(cases, sizes, run=Run(seed), faults=faults, spins=5000)
+            found = run(cases, sizes, run=Run(seed), faults=faults, max_polls=5000)
             assert found[0].outcome == "fine"
             assert 0 <= found[0].report - TAG < 5
             other = found[1 - stuck]
@@ -108,7 +108,7 @@ def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: in
     """Three blocks a direction: the other one begins when the first has ended."""
     cases = pair("gru", "BF16", 48, (5, 4, 4, 2))
     for sizes, run, check in both_works("gru", "BF16"):
-        found = run(cases, sizes, run=Run(resident, resident), spins=2000)
+        found = run(cases, sizes, run=Run(resident, resident), max_polls=2000)
         assert found[0].outcome == "fine"
         assert bool(found[0].report) == (resident < 3)
         for case, left in zip(cases, found, strict=True):
@@ -123,17 +123,17 @@ def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: in
                 check(case, left)
 
 
-CHOICE = "blockIdx.z ? of[1] : of[0]"
-Z_REVERSED = "reverse || (!WAVE && blockIdx.z);"
+CHOICE = "blockIdx.z ? slots[1] : slots[0]"
+Z_REVERSED = "reverse || (!WAVEFRONT && blockIdx.z);"
 FAULTS: dict[str, Faults] = {
-    "the first direction's arrays": ((CHOICE, "of[0]"),),
-    "directions exchanged": ((CHOICE, "of[blockIdx.z ^ 1]"),),
-    "the index of the rows": ((CHOICE, "of[blockIdx.y & 1]"),),
+    "the first direction's arrays": ((CHOICE, "slots[0]"),),
+    "directions exchanged": ((CHOICE, "slots[blockIdx.z ^ 1]"),),
+    "the index of the rows": ((CHOICE, "slots[blockIdx.y & 1]"),),
     "no direction reversed": ((Z_REVERSED, "reverse;"),),
     "the wrong direction reversed": ((Z_REVERSED, "reverse || !blockIdx.z;"),),
-    "a mailbox shared": (("own.mail, H}", "arrays.of[0].mail, H}"),),
-    "weights shared": (("(cell, own.weight_hh", "(cell, arrays.of[0].weight_hh"),),
-    "the other's gates": (("own.gates", "arrays.of[!blockIdx.z].gates"),),
+    "an exchange buffer shared": (("own.exchange, H}", "arrays.slots[0].exchange, H}"),),
+    "weights shared": (("(cell, own.weight_hh", "(cell, arrays.slots[0].weight_hh"),),
+    "the other's gates": (("own.gates", "arrays.slots[!blockIdx.z].gates"),),
 }
 
 
@@ -145,7 +145,7 @@ def shows(cell: str, back: bool, faults: Faults) -> bool:
         forward, reverse = pair(cell, "TF32", H, RAGGED)
         try:
             check(forward, tiling(cell, work, "TF32"), reverse, run=Run(seed), faults=faults,
-                  spins=3000)  # fmt: skip
+                  max_polls=3000)  # fmt: skip
         except AssertionError:
             return True
     return False
@@ -158,12 +158,12 @@ def test_a_fault_shows(fault: str, back: bool) -> None:
 
 
 @pytest.mark.parametrize("cell", ("lstm", "rnn_tanh"))
-@pytest.mark.parametrize("fault", ("a mailbox shared", "weights shared"))
+@pytest.mark.parametrize("fault", ("an exchange buffer shared", "weights shared"))
 def test_a_fault_in_the_other_cells_shows(fault: str, cell: str) -> None:
     assert shows(cell, False, FAULTS[fault]) and shows(cell, True, FAULTS[fault])
 
 
 def test_the_cases_pass_without_a_fault() -> None:
-    nothing = (("namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum"),)
+    nothing = (("namespace emulator {\n\nenum", "namespace emulator {\n\n\nenum"),)
     for cell, back in itertools.product(("gru", "lstm", "rnn_tanh"), (False, True)):
         assert not shows(cell, back, nothing)

@@ -100,22 +100,22 @@ def test_the_argument_by_value_has_one_element(device: Backend) -> None:
         ([[a, None]], [[int(a.data.ptr), 0], [0, 0]]),
         ([[a, b], [None, a]], [[int(a.data.ptr), int(b.data.ptr)], [0, int(a.data.ptr)]]),
     ):
-        table = sequence.beside(every, 2)
+        table = sequence.grouped_arguments(every, 2)
         assert table.size == 1 and table.nbytes == 32
         assert np.frombuffer(table.tobytes(), np.uint64).reshape(2, 2).tolist() == wanted
 
 
 def swapped(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, places: genuine(every[::-1], places)
+    return lambda every, slots: genuine(every[::-1], slots)
 
 
 def first_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, places: genuine([every[0]] * len(every), places)
+    return lambda every, slots: genuine([every[0]] * len(every), slots)
 
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
-    "directions exchanged": (sequence, "beside", swapped),
-    "the first direction twice": (sequence, "beside", first_twice),
+    "directions exchanged": (sequence, "grouped_arguments", swapped),
+    "the first direction twice": (sequence, "grouped_arguments", first_twice),
     "the other direction's first states": (
         sequence,
         "_first",
@@ -130,6 +130,6 @@ def test_a_fault_in_the_launcher_is_seen(
 ) -> None:
     module, what, fault = FAULTS[name]
     monkeypatch.setattr(module, what, fault(getattr(module, what)))
-    monkeypatch.setattr(sequence, "SPINS", 200)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 200)
     with pytest.raises((AssertionError, RuntimeError)):
         compare("gru", serve("gru", device.name, FLAT, False), FLAT, False, "float32")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from host_fibers import Faults
 from host_kernels import needs_compiler
-from host_sequence import DTYPES, ITEMS, Run, Tiling
+from host_sequence import DTYPES, K_BLOCK_ELEMENTS, Run, Tiling
 from kernel_parts import needs_dtype
 from sequence_cases import Case
 from sequence_parts import TAG, check_backward, check_forward, run_backward, run_forward
@@ -22,14 +22,14 @@ RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
 LENGTHS = {"a row": (4,), "two groups": (3,) * 33, "ragged": RAGGED, "tails": (4,) * 9 + (1,) * 16}
 CLUSTERS = [("BF16", 2, 4), ("F16", 4, 2), ("TF32", 2, 4), ("TF32X3", 4, 2)]  # there, back
 FULL = 128  # units that fill the reduction forward: each block has something of each piece
-ENOUGH = 300  # spins, in which all arrives that is under way
+ENOUGH = 300  # polls, in which everything sent arrives
 Call = Callable[..., Any]
 
 
 def call_of(kind: str, cluster: int, backward: bool) -> tuple[Tiling, Call]:
     """With half of the weights in shared memory, and forward several tiles in a batch."""
     needs_dtype(DTYPES[kind])
-    chunks = cluster * 32 // ITEMS[kind]
+    chunks = cluster * 32 // K_BLOCK_ELEMENTS[kind]
     if backward:
         return Tiling("gru", "backward", kind, 4, 2 * chunks, chunks, 2, cluster), check_backward
     sizes = 4 // cluster, chunks, chunks // 2, 4, cluster
@@ -104,7 +104,7 @@ def test_the_spin_limit_ends_all_blocks_of_a_cluster(
     run = run_backward if backward else run_forward
     for seed in range(1, 4):  # the second cluster begins when the first has given up
         assert run(case, tiling, run=Run(seed, cluster)).outcome == "deadlock"
-        left = run(case, tiling, run=Run(seed, cluster), spins=ENOUGH)
+        left = run(case, tiling, run=Run(seed, cluster), max_polls=ENOUGH)
         assert left.outcome == "fine"
         assert 0 <= left.report - TAG < 5, hex(left.report)
         if backward:
@@ -123,27 +123,30 @@ def test_a_block_that_gives_up_alone_ends_its_neighbours() -> None:
     case = Case("gru", "BF16", 64, (5, 5, 4, 4))
     for seed in range(8):
         left = run_forward(
-            case, tiling, run=Run(seed), faults=(("if (await", alone),), spins=ENOUGH
+            case, tiling, run=Run(seed), faults=(("if (await", alone),), max_polls=ENOUGH
         )
         assert left.outcome == "fine"
         assert 0 < left.report - TAG < 5
         assert np.isnan(case.layout.final(left.arrays["h"], False).astype(np.float32)).all()
 
 
-WAIT = "if (!wait(barrier(empty), ~batch & 1, spins)) return false;"
+WAIT = "if (!wait(barrier(empty), ~batch & 1, max_polls)) return false;"
 BEGIN = "    sync_cluster();\n  }\n  // No block"
-READ = "  const bool usual = kind"
+READ = "  const bool fast_path = mode"
 FAULTS: dict[str, tuple[str, str]] = {
     "no wait for the place": (WAIT, ""),
-    "no wait for the pieces": ("return wait(barrier(full), batch & 1, spins);", "return true;"),
-    "a lane's bytes not counted": ("(full), Sizes::got)", "(full), Sizes::got - 16)"),
+    "no wait for the pieces": ("return wait(barrier(full), batch & 1, max_polls);", "return true;"),
+    "a lane's bytes not counted": (
+        "(full), Sizes::received_bytes)",
+        "(full), Sizes::received_bytes - 16)",
+    ),
     "no barrier at the end": ("void close() const { sync_cluster(); }", "void close() const {}"),
     "no barrier at the beginning": (BEGIN, BEGIN.replace("sync_cluster();", "")),
-    "a neighbour's place": ("place(cluster - d, i)", "place(d, i)"),
-    "the other phase": ("(full), batch & 1, spins)", "(full), ~batch & 1, spins)"),
+    "a neighbour's place": ("offset(cluster - d, i)", "offset(d, i)"),
+    "the other phase": ("(full), batch & 1, max_polls)", "(full), ~batch & 1, max_polls)"),
     "released before it is read": (READ, f"stage.release(), --stage.batch;{READ}"),
     "released by every lane": ("if (threadIdx.x % 32 == 0)\n      for", "for"),
-    "weights in their own order": ("stage.piece(piece))", "piece)"),
+    "weights in their own order": ("stage.k_block(k_block))", "k_block)"),
 }
 OUTCOME = {"no barrier at the end": "ended", "released by every lane": "misused"}
 
@@ -153,7 +156,9 @@ def failure(faults: Faults, kind: str, special: Any = ()) -> str:
     for seed in range(25):
         case = Case("rnn_tanh", kind, FULL, RAGGED, seed=seed, special=special)
         try:
-            check_forward(case, ELMAN._replace(kind=kind), run=Run(seed), faults=faults, spins=4000)
+            check_forward(
+                case, ELMAN._replace(kind=kind), run=Run(seed), faults=faults, max_polls=4000
+            )
         except AssertionError as error:
             return str(error) or "wrong"
     return ""
@@ -179,7 +184,7 @@ def test_a_neighbours_infinity_taken_for_a_number_shows() -> None:
 def test_a_cluster_that_the_grid_does_not_fill_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tiling, "grid", lambda self, *sizes: (3, 1, 1))
     tiling, _ = call_of("BF16", 2, False)
-    assert run_forward(Case("gru", "BF16", 48, (3,)), tiling).outcome == "cluster not whole"
+    assert run_forward(Case("gru", "BF16", 48, (3,)), tiling).outcome == "incomplete cluster"
 
 
 def test_too_little_shared_memory_shows(monkeypatch: pytest.MonkeyPatch) -> None:

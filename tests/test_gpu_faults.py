@@ -35,7 +35,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
         pointwise.build.cache_clear()
 
 
-def compare(kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def compare(
+    kernel: pointwise.PointwiseKernel, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A layer of the kernel's cell, fused or refused, against NumPy, every result."""
     bias = kernel.name != "gru_forward_gates"  # which serves where there is none
     case = Case(kernel.cell, bias=bias, T=3)
@@ -50,7 +52,7 @@ def compare(kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kernel", pointwise.KERNELS, ids=lambda kernel: kernel.name)
 def test_a_wrong_kernel_is_caught(
-    kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.MonkeyPatch
+    kernel: pointwise.PointwiseKernel, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(kernel, device, monkeypatch)
     written = kernel.outputs[-1].name

@@ -9,7 +9,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from host_fibers import OUTCOMES, behind_fibers, compiled
+from host_fibers import OUTCOMES, compiled, emulator_source
 from host_kernels import needs_compiler
 
 pytestmark = [needs_compiler, pytest.mark.frozen]
@@ -51,7 +51,7 @@ CASES = {  # what the blocks do, and what becomes of it
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
     """All kernels, as functions of a seed and of what they read out of each block."""
-    text = behind_fibers(("common.h", "device.h"))
+    text = emulator_source(("common.h", "device.h"))
     for i, (body, _) in enumerate(CASES.values()):
         text += f"""
 namespace xprnn {{
@@ -66,7 +66,7 @@ void kernel{i}(unsigned* out) {{
 }}
 }}
 extern "C" int run{i}(unsigned seed, unsigned* out) {{
-  return fibers::launch({{2, 1, 1}}, 32, 16 + 512, seed, 0, [=] {{ xprnn::kernel{i}(out); }}, 2);
+  return emulator::launch({{2, 1, 1}}, 32, 16 + 512, seed, 0, [=] {{ xprnn::kernel{i}(out); }}, 2);
 }}"""
     return compiled("clusters", text)
 

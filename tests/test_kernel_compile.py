@@ -81,12 +81,12 @@ HEAVY = """
     for (int k = 0; k < 400; ++k) kept[k] = gh[k * H];
     __syncthreads();
     #pragma unroll
-    for (int k = 0; k < 400; ++k) h_next[k] = static_cast<T>(kept[399 - k] * kept[k / 2]);
+    for (int k = 0; k < 400; ++k) h_next[k] = static_cast<C>(kept[399 - k] * kept[k / 2]);
 """
 INDEXED = """
     A kept[64] = {};
     for (int k = 0; k < H; ++k) kept[static_cast<int>(gates[k]) & 63] += gh[k];
-    h_next[i] = static_cast<T>(kept[static_cast<int>(gates[i]) & 63]);
+    h_next[i] = static_cast<C>(kept[static_cast<int>(gates[i]) & 63]);
 """
 PLANTED = [
     (HEAVY, 255, "bytes of stack, [1-9][0-9]* spilled"),
@@ -99,7 +99,7 @@ PLANTED = [
 def test_a_kernel_that_takes_too_much_shows(
     cupy: Any, operation: str, most: int, message: str
 ) -> None:
-    head = ("int32 H, raw T gates, raw A gh", "raw T h_next", operation, "planted")
+    head = ("int32 H, raw C gates, raw A gh", "raw C h_next", operation, "planted")
     kernel = cupy.ElementwiseKernel(*head, no_return=True)
     usage = compile_sources([cupy_source(kernel, "float32")], "80")
     assert [found for found in problems(usage, {"planted": most}) if re.search(message, found)]

@@ -18,16 +18,16 @@ from subjects import arguments, arrays, assert_same, forward, make, run
 
 import xprnn
 from xprnn.backend import Backend
+from xprnn.backend.cooperative import CooperativeKernels, LaunchShape
 from xprnn.backend.cupy import CupyBackend
-from xprnn.backend.resident import ResidentKernels, Shape
 
 SEEDS = range(50)
-SHAPE = Shape((3, 2), 256, 100_000)  # on a device with room for 8: no two at once
+SHAPE = LaunchShape((3, 2), 256, 100_000)  # on a device with room for 8: no two at once
 
 
 def launches(gpu: Gpu, count: int) -> None:
     """So many launches, from two threads on two streams, in any order."""
-    resident = ResidentKernels(gpu.cupy, 0)
+    resident = CooperativeKernels(gpu.cupy, 0)
     kernel, streams = gpu.kernel(), [Stream(gpu) for _ in range(2)]
 
     def serve(stream: Stream) -> None:
@@ -75,7 +75,7 @@ def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that both wait for the same launch before them would run side by side."""
     gpu = Gpu(processors=8)
-    resident, streams = ResidentKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
+    resident, streams = CooperativeKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
     kernel, both = gpu.kernel(), threading.Barrier(2)
     if not locked:
         monkeypatch.setattr(resident, "_lock", nullcontext())
@@ -106,14 +106,14 @@ def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
     gpu = Gpu(processors=8)
-    resident = ResidentKernels(gpu.cupy, 0)
+    resident = CooperativeKernels(gpu.cupy, 0)
     message = "kernel k: 9 blocks of 256 threads and 100000 bytes .* the device holds 8"
     for grid in ((9, 1), (1, 9), (3, 3)):
         with Stream(gpu) as stream, pytest.raises(RuntimeError, match=message):
             resident.launch("k", gpu.kernel(), SHAPE._replace(grid=grid), ())
         assert not stream.queue
     with stream:  # two of them on each multiprocessor
-        ResidentKernels(Gpu(processors=8, each=2).cupy, 0).launch(
+        CooperativeKernels(Gpu(processors=8, each=2).cupy, 0).launch(
             "k", gpu.kernel(), SHAPE._replace(grid=(4, 4)), ()
         )
     assert stream.queue
@@ -121,7 +121,7 @@ def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
 
 def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
     gpu = Gpu(processors=8)
-    resident, kernel = ResidentKernels(gpu.cupy, 0), gpu.kernel()
+    resident, kernel = CooperativeKernels(gpu.cupy, 0), gpu.kernel()
     with Stream(gpu):
         for shared in (200_000, 1000, 200_000, 0, 232_432):
             resident.launch("k", kernel, SHAPE._replace(shared=shared), ())
@@ -138,19 +138,19 @@ def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
 def stopped(strict: Backend) -> Any:
     """Let a kernel on the backend "strict" give up at a step."""
     gpu = Gpu(processors=8)
-    strict.resident = ResidentKernels(gpu.cupy, 0)
+    strict.cooperative = CooperativeKernels(gpu.cupy, 0)
     stream = Stream(gpu)
 
     def stop(name: str = "gru_forward", step: int = 17) -> None:
         with stream:
-            strict.resident.launch("other", gpu.kernel(), SHAPE, ())
-            strict.resident.launch(name, gpu.kernel(gives_up(step)), SHAPE, (np.int32(5),))
+            strict.cooperative.launch("other", gpu.kernel(), SHAPE, ())
+            strict.cooperative.launch(name, gpu.kernel(gives_up(step)), SHAPE, (np.int32(5),))
         gpu.run(seed=0)
 
     return stop
 
 
-REPORT = "kernel {} gave up at step {}: .* NaN"
+REPORT = "kernel {} timed out at step {}: .* NaN"
 
 
 @pytest.mark.parametrize("step", [0, 17, 2**24 - 1])
@@ -167,9 +167,9 @@ def test_the_next_call_names_kernel_and_step(
 
 def test_a_kernel_that_ends_well_reports_nothing(strict: Backend) -> None:
     gpu = Gpu(processors=8)
-    strict.resident = ResidentKernels(gpu.cupy, 0)
+    strict.cooperative = CooperativeKernels(gpu.cupy, 0)
     with Stream(gpu):
-        strict.resident.launch("k", gpu.kernel(), SHAPE, ())
+        strict.cooperative.launch("k", gpu.kernel(), SHAPE, ())
     xprnn.synchronize()
     gpu.run(seed=0)
     xprnn.synchronize()
@@ -226,7 +226,7 @@ def test_one_of_many_threads_gets_the_report(stopped: Any, strict: Backend) -> N
     def ask() -> None:
         start.wait()
         try:
-            strict.resident.check()
+            strict.cooperative.check()
         except xprnn.KernelStoppedError as error:
             raised.append(error)
 

@@ -53,7 +53,7 @@ def test_a_sum_that_goes_on_from_piece_to_piece_shows() -> None:
     """And that mma cuts: with rounding it would be 32 u."""
     tiling = Tiling("gru", "training", "TF32X3", 1, 16, 16, 1)
     goes_on = (
-        ("piece[i] = zero_after(before[i]);", "piece[i] = c[i];"),
-        ("c[i] += piece[i];", "c[i] = piece[i];"),
+        ("block_sum[i] = zero_after(before[i]);", "block_sum[i] = c[i];"),
+        ("c[i] += block_sum[i];", "c[i] = block_sum[i];"),
     )
     assert error(tiling, 256, goes_on) > 60

@@ -11,7 +11,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 from host_kernels import needs_compiler
-from host_sequence import DTYPES, ITEMS, Run, Tiling
+from host_sequence import DTYPES, K_BLOCK_ELEMENTS, Run, Tiling
 from kernel_parts import needs_dtype
 from sequence_cases import Case
 from sequence_parts import TAG, check_backward, check_forward, run_backward, run_forward
@@ -21,7 +21,7 @@ from xprnn.kernels.cuda.table import KERNELS
 
 pytestmark = needs_compiler
 
-KINDS = tuple(ITEMS)
+KINDS = tuple(K_BLOCK_ELEMENTS)
 GRU = [("gru", kind) for kind in KINDS]
 FEW = [*GRU, ("lstm", "TF32X3"), ("lstm", "BF16"), ("rnn_tanh", "TF32X3"), ("rnn_relu", "F16")]
 ALL = [(cell, kind) for cell in dict(KERNELS.keys()) for kind in KINDS]
@@ -148,7 +148,7 @@ def test_infinities_and_nans_go_back_where_the_plain_loop_has_them(
 
 @pytest.mark.parametrize(("cell", "kind"), FEW)
 def test_a_nan_of_any_bits_is_not_waited_for(cell: str, kind: str) -> None:
-    """All bits set is what the mailbox is before; the kernel must not publish that."""
+    """All bits set is what the exchange buffer is before; the kernel must not publish that."""
     case = Case(cell, kind, 32, (3,) * 8)
     gx = case.numbers["gx"]
     gx.view(f"u{gx.itemsize}")[2, -case.H :] = 2 ** (8 * gx.itemsize) - 1  # the last gate's
@@ -170,14 +170,14 @@ def test_the_spin_limit_ends_a_wait_and_says_so(cell: str, kind: str, reverse: b
     case = Case(cell, kind, 64, (5, 4, 4, 2), reverse)
     there, back = tiling(cell, "training", kind), tiling(cell, "backward", kind)
     for resident in (1, 2, 3):
-        left = run_forward(case, there, run=Run(resident, resident), spins=20)
+        left = run_forward(case, there, run=Run(resident, resident), max_polls=20)
         assert left.outcome == "fine"
         assert 0 < left.report - TAG < 5, hex(left.report)
         for name in case.cell.state_names:
             final = case.layout.final(left.arrays[name], reverse).astype(np.float32)
             assert np.isnan(final).all(), name
 
-        undone = run_backward(case, back, run=Run(resident, resident), spins=20)
+        undone = run_backward(case, back, run=Run(resident, resident), max_polls=20)
         assert undone.outcome == "fine"
         assert 0 <= undone.report - TAG < 5, hex(undone.report)
         for name in case.dstates:

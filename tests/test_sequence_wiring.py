@@ -134,7 +134,7 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
 @pytest.fixture
 def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The stand-in, with only clusters of two for the GRU, and no call too small for them."""
-    monkeypatch.setattr(planner, "SHARED_FROM", 0)
+    monkeypatch.setattr(planner, "CLUSTER_MIN_BYTES", 0)
     for work, tiling in (
         ("forward", Tiling(2, 4, 2, 4, cluster=2)),
         ("training", Tiling(2, 4, 2, 4, cluster=2)),
@@ -237,17 +237,19 @@ def test_a_kernel_that_gives_up_is_reported(
 ) -> None:
     """Only one of two blocks runs: the other one's states never come."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
-    monkeypatch.setattr(sequence, "SPINS", 50)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     layer = subjects.make(cell, 3, 32, backend=device.name, dtype="float32").eval()
     x = device.from_host(np.ones((4, 2, 3), np.float32))
-    with pytest.raises(xprnn.KernelStoppedError, match=f"kernel {cell}_forward gave up at step 1"):
+    with pytest.raises(
+        xprnn.KernelStoppedError, match=f"kernel {cell}_forward timed out at step 1"
+    ):
         device.to_host(layer(x)[0])
     monkeypatch.setattr(Function, "run", Run())
     assert np.isfinite(device.to_host(layer(x)[0])).all()
 
 
 FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "an old mailbox": ("EMPTY", lambda genuine: 0),
+    "an old exchange buffer": ("SENTINEL", lambda genuine: 0),
     "the other direction's first states": (
         "_first",
         lambda genuine: lambda layout, reverse: genuine(layout, not reverse),
@@ -262,7 +264,7 @@ def test_a_fault_in_the_launcher_is_seen(
 ) -> None:
     what, fault = FAULTS[name]
     monkeypatch.setattr(sequence, what, fault(getattr(sequence, what)))
-    monkeypatch.setattr(sequence, "SPINS", 200)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 200)
     case = CASES["padded lengths"]
     try:
         compare("gru", serve("gru", device.name, case, False), case, False, "float32")

@@ -187,7 +187,9 @@ def test_what_no_gpu_has_run_has_to_be_asked_for(
 def test_infinities_and_nans_go_where_the_plain_loop_has_them(cell: str, device: Backend) -> None:
     case = Case(cell, layers=2, dtype="float32", H=9)
     layer, x = make(case, device.name), draw(case).x
-    empty = np.full(1, 0xFFFFFFFF, np.uint32).view(np.float32)[0]  # what a mailbox is before
+    empty = np.full(1, 0xFFFFFFFF, np.uint32).view(np.float32)[
+        0
+    ]  # what an exchange buffer is before
     for row, value in enumerate((np.nan, empty, np.inf)):
         x[2, row, row] = value
     found = stream(layer.stepper(4), x)
@@ -206,8 +208,8 @@ def test_a_nan_that_looks_like_an_empty_mailbox_is_found(
     cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault: a NaN is stored as it comes."""
-    monkeypatch.setattr(Function, "faults", (("quiet(word_of(v.x))", "word_of(v.x)"),))
-    monkeypatch.setattr(Function, "spins", 1000)
+    monkeypatch.setattr(Function, "faults", (("canonical_nan(word_of(v.x))", "word_of(v.x)"),))
+    monkeypatch.setattr(Function, "max_polls", 1000)
     with pytest.raises((AssertionError, xprnn.KernelStoppedError)):
         test_infinities_and_nans_go_where_the_plain_loop_has_them(cell, device)
 
@@ -233,36 +235,39 @@ def test_a_wait_that_is_given_up_is_nan_and_is_told(
 ) -> None:
     case = Case(cell, layers=3, dtype="float32")
     monkeypatch.setattr(Function, "run", Run(1, 1))
-    monkeypatch.setattr(Function, "spins", 20)
+    monkeypatch.setattr(Function, "max_polls", 20)
     stepper = make(case, device.name).stepper(4)
     y = stepper.step(move(device, draw(case).x[0]))
     assert np.isnan(y._inner).all()
-    with pytest.raises(xprnn.KernelStoppedError, match="kernel stack_step gave up at step 1:"):
+    with pytest.raises(xprnn.KernelStoppedError, match="kernel stack_step timed out at step 1:"):
         xprnn.synchronize()
     monkeypatch.setattr(Function, "run", Run(1))
-    monkeypatch.setattr(Function, "spins", 1 << 23)
+    monkeypatch.setattr(Function, "max_polls", 1 << 23)
     stepper.reset()
     again = stream(stepper, draw(case).x)
     assert_same([again], [stream(make(case, device.name).stepper(4), draw(case).x)])
 
 
-WAIT = "full = full && (!batch.has(j) || is_there(batch.items[j]));"
+WAIT = "full = full && (!batch.has(j) || is_written(batch.items[j]));"
 BARRIERS = (
-    "    sync_block();  // nobody reads any more",
-    "    sync_block();\n    float from_old",
+    "    sync_block();  // shared memory of the layer below",
+    "    sync_block();\n    float gh_sums",
     "    sync_block();\n\n    for (int u",
 )
 FAULTS = {
     "no wait": (WAIT, ""),
-    "three words of four": (" && w.w != EMPTY", ""),
+    "three words of four": (" && w.w != SENTINEL", ""),
     "rows without their padding": ("pitch == K ? i : i / K * pitch + i % K", "i"),
     "a layer's buffer is shared": (BARRIERS[0], "    //"),
-    "the old state is read at once": (BARRIERS[1], "    float from_old"),
+    "the old state is read at once": (BARRIERS[1], "    float gh_sums"),
     "the input is read at once": (BARRIERS[2], "\n    for (int u"),
-    "the mailbox stays full": ("other[i] = EMPTY;", "(void)other;"),
-    "a letter for the wrong row": ("publish(mail + at,", "publish(mail + at - lane * H,"),
-    "the layer below the one below": ("mail + (layer - 1) * size", "mail"),
-    "a letter is not sent": ("publish(mail + at, word_of(v))", "publish(mail + at, EMPTY)"),
+    "the exchange buffer stays full": ("next_exchange[i] = SENTINEL;", "(void)next_exchange;"),
+    "a letter for the wrong row": ("publish(exchange + at,", "publish(exchange + at - lane * H,"),
+    "the layer below the one below": ("exchange + (layer - 1) * size", "exchange"),
+    "a letter is not sent": (
+        "publish(exchange + at, word_of(v))",
+        "publish(exchange + at, SENTINEL)",
+    ),
     "a sign in GRU": ("return n + z * (h - n);", "return n - z * (h - n);"),
     "a bias is lost": ("gh[g] += bias_hh[g * H + u];", ";"),
     "a gate's row": (
@@ -270,7 +275,7 @@ FAULTS = {
         "weights + (g * H + u + 1) % H * K",
     ),
     "half of the sums": ("bits; bits /= 2", "bits > 1; bits /= 2"),
-    "a sign of x": ("number<kind>(stored<kind>(x[i]))", "-x[i]"),
+    "a sign of x": ("decode<mode>(encode<mode>(x[i]))", "-x[i]"),
 }
 
 
@@ -282,7 +287,7 @@ def test_planted_faults_are_found(
     assert finds(FAULTS[fault], case, device, monkeypatch)
 
 
-NOTHING = "namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum"
+NOTHING = "namespace emulator {\n\nenum", "namespace emulator {\n\n\nenum"
 FIRST = WAIT, WAIT.replace("(!batch", "(j || !batch")
 WIDE_FAULTS = {  # the fault, H
     "only the first vector of a batch is waited for": (FIRST, 68),

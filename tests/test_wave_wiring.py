@@ -104,7 +104,7 @@ def test_one_layer_is_served_as_by_sequence(device: Backend) -> None:
 
 REFUSED = [
     ({"bidirectional": True}, "a layer above would wait for the end of a reverse direction"),
-    ({"num_layers": 9}, "9 layers: a wave has at most 8"),
+    ({"num_layers": 9}, "9 layers: a wavefront has at most 8"),
     ({"hidden_size": 840}, "H=840: the kernels for float32 hold at most H=832 and as many inputs"),
     ({"hidden_size": 720, "num_layers": 3}, "H=720: 135 blocks must run at once, one for 16 units "
      "of each layer; this device holds 132"),
@@ -183,26 +183,26 @@ def test_a_call_without_rows_or_steps_is_served(N: int, T: int, device: Backend)
 def test_a_wave_that_gives_up_is_reported(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two blocks a layer only one runs."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
-    monkeypatch.setattr(sequence, "SPINS", 50)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     layer = subjects.make("gru", 3, 32, num_layers=2, backend=device.name, dtype="float32").eval()
     x = device.from_host(np.ones((4, 2, 3), np.float32))
-    with pytest.raises(xprnn.KernelStoppedError, match="kernel gru_forward gave up at step 1"):
+    with pytest.raises(xprnn.KernelStoppedError, match="kernel gru_forward timed out at step 1"):
         device.to_host(layer(x)[0])
 
 
 def first_layer_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, places: genuine([every[0]] * len(every), places)
+    return lambda every, slots: genuine([every[0]] * len(every), slots)
 
 
 def nothing_below(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    """The upper layers' last array, the mailbox below, forgotten."""
-    return lambda every, places: genuine([[*row[:-1], None] for row in every], places)
+    """The upper layers' last array, the exchange buffer below, forgotten."""
+    return lambda every, slots: genuine([[*row[:-1], None] for row in every], slots)
 
 
 def own_mailbox(genuine: Callable[..., Any]) -> Callable[..., Any]:
     """Each upper layer waits for itself."""
-    return lambda every, places: genuine(
-        [every[0], *[[*row[:-1], row[-3]] for row in every[1:]]], places
+    return lambda every, slots: genuine(
+        [every[0], *[[*row[:-1], row[-3]] for row in every[1:]]], slots
     )
 
 
@@ -211,7 +211,7 @@ def own_mailbox(genuine: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_fault_in_the_launcher_is_seen(
     fault: Callable[[Any], Any], device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "beside", fault(sequence.beside))
-    monkeypatch.setattr(sequence, "SPINS", 200)
+    monkeypatch.setattr(sequence, "grouped_arguments", fault(sequence.grouped_arguments))
+    monkeypatch.setattr(sequence, "MAX_POLLS", 200)
     with pytest.raises((AssertionError, RuntimeError)):
         compare_on_numpy("gru", serve("gru", device.name, CASE, False), CASE, False, "float32")

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xprnn.backend import Backend
+from xprnn.backend.cooperative import KernelStoppedError, LaunchShape
 from xprnn.backend.cupy import CupyBackend
-from xprnn.backend.resident import KernelStoppedError, Shape
 from xprnn.bench.clock import Function, Timer, measure, timer
 from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, make_task
 from xprnn.kernels.cuda import loading
-from xprnn.kernels.cuda.plan import Device
+from xprnn.kernels.cuda.plan import DeviceProperties
 
 from .graphs import NotCapturedError, captured
 
@@ -26,7 +26,7 @@ SIDE = 8192  # of the matrices
 COPIED = 2**31  # bytes
 ROUNDS = 2000  # of a word to and fro: a millisecond or two
 PLACES, APART = 9, 1 << 20  # words between the two that are handed over: other parts of L2
-SPINS = 1 << 20  # polls: half a second
+MAX_POLLS = 1 << 20  # polls: half a second
 SWEEPS = 200  # readings of some megabytes: a millisecond or so
 WARP = 32  # threads of a block
 
@@ -96,8 +96,8 @@ def handover(
     def there_and_back(apart: int) -> None:
         words[:1] = 0
         words[apart : apart + 1] = 0
-        arguments = words, np.uint32(apart), count, np.uint32(SPINS)
-        backend.resident.launch("relay", relay, Shape((2, 1), WARP, 0), arguments)
+        arguments = words, np.uint32(apart), count, np.uint32(MAX_POLLS)
+        backend.cooperative.launch("relay", relay, LaunchShape((2, 1), WARP, 0), arguments)
 
     def at(place: int) -> float:
         return _least(partial(there_and_back, place * APART), clock) / (2 * rounds)
@@ -113,7 +113,7 @@ def independent(backend: CupyBackend, name: str) -> Any:
     """A kernel of `relay.cu` none of whose blocks waits for another: it is not cooperative.
 
     CuPy shrinks a cooperative grid that does not fit to one that does, also a grid of (blocks, 1),
-    and only warns. `resident.launch` refuses it, and launches those whose blocks wait.
+    and only warns. `cooperative.launch` refuses it, and launches those whose blocks wait.
     """
     return loading.kernel(backend.xp, source(), f"xprnn::{name}", False)
 
@@ -148,7 +148,7 @@ def reading(backend: CupyBackend, nbytes: int, rounds: int = SWEEPS) -> float:
     """
     xp = backend.xp
     sweep = independent(backend, "sweep")
-    blocks = Device.of(xp, backend.device).processors
+    blocks = DeviceProperties.of(xp, backend.device).processors
     data, total = xp.zeros(nbytes // 4, "uint32"), xp.zeros(1, "uint32")
     sizes = np.uint32(nbytes // 16), np.uint32(rounds), np.uint32(blocks)
     call = partial(sweep, (blocks,), (1024,), (data, *sizes, total))
@@ -165,15 +165,15 @@ def unpolled(call: Callable[[], object], backend: CupyBackend) -> float:
     so it takes the same steps and waits for nobody. What it computes then has no meaning.
     """
     found: list[float] = []
-    genuine, clock = backend.resident.launch, timer(backend)
+    genuine, clock = backend.cooperative.launch, timer(backend)
 
     def launch(*arguments: Any, **options: Any) -> None:
         genuine(*arguments, **options)
         found.append(_least(partial(genuine, *arguments, **options), clock, SHORT))
 
-    backend.resident.launch = launch  # type: ignore[method-assign]
+    backend.cooperative.launch = launch  # type: ignore[method-assign]
     try:
         call()
     finally:
-        del backend.resident.launch
+        del backend.cooperative.launch
     return sum(found)

@@ -12,7 +12,7 @@ from xprnn.kernels import WAVE
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.stack_step import KINDS as STEP_NUMBERS
 from xprnn.kernels.cuda.stack_step import UNITS
-from xprnn.kernels.cuda.table import KERNELS, Kernel
+from xprnn.kernels.cuda.table import KERNELS, SequenceKernel
 from xprnn.verify import forced
 from xprnn.verify.suite import Problem, build
 
@@ -61,7 +61,7 @@ class Kind(NamedTuple):
 def kinds(ways: Sequence[str] = WAYS) -> list[Kind]:
     """All there are of these, as `WAYS` has them."""
     cells = {cell: 0 for cell, _ in KERNELS}
-    pairs = list(product(cells, planner.CHUNK))
+    pairs = list(product(cells, planner.K_BLOCK_ELEMENTS))
     found = {
         LAYER: [Kind(LAYER, *pair) for pair in pairs],
         BOTH: [Kind(BOTH, *pair) for pair in pairs],
@@ -72,7 +72,7 @@ def kinds(ways: Sequence[str] = WAYS) -> list[Kind]:
     return [kind for way in ways for kind in found[way]]
 
 
-def _clustered(cell: str, numbers: str) -> dict[tuple[str, str], Kernel]:
+def _clustered(cell: str, numbers: str) -> dict[tuple[str, str], SequenceKernel]:
     """The kernels of a cell, with those tilings alone that make clusters, if there are any."""
     found = {}
     for key, kernel in KERNELS.items():
@@ -85,13 +85,13 @@ def _clustered(cell: str, numbers: str) -> dict[tuple[str, str], Kernel]:
 @contextmanager
 def only_clusters(cell: str, numbers: str) -> Iterator[None]:
     """The planner takes clusters where a kernel has them, however little is polled for."""
-    before, usual = dict(KERNELS), planner.SHARED_FROM
+    before, usual = dict(KERNELS), planner.CLUSTER_MIN_BYTES
     KERNELS.update(_clustered(cell, numbers))
-    planner.SHARED_FROM = 0
+    planner.CLUSTER_MIN_BYTES = 0
     planner.plan.cache_clear()
     try:
         yield
     finally:
         KERNELS.update(before)
-        planner.SHARED_FROM = usual
+        planner.CLUSTER_MIN_BYTES = usual
         planner.plan.cache_clear()

@@ -7,17 +7,17 @@ namespace xprnn {
 // words[0], block 1 waits for it and leaves k in words[apart], for which block 0 waits.
 //
 // words   (apart + 1,) zeros at first, =
-// spins   polls before a wait is given up; then *report = tag + k
-XP_KERNEL(32) relay(Word* words, Word apart, Word rounds, Word spins, Word* report, Word tag) {
+// max_polls   polls before a wait is given up; then *report = tag + k
+XP_KERNEL(32) relay(Word* words, Word apart, Word rounds, Word max_polls, Word* report, Word tag) {
   if (threadIdx.x) return;
   const bool first = blockIdx.x == 0;
   Word* const mine = first ? words : words + apart;
   const Word* const other = first ? words + apart : words;
   for (Word k = 1; k <= rounds; ++k) {
     if (first) publish(mine, k);
-    for (Word left = spins; poll(other) != k; pause())
+    for (Word left = max_polls; poll(other) != k; pause())
       if (!left--) {
-        tell_host(report, tag + (k < 0xffffffu ? k : 0xffffffu));
+        store_to_host(report, tag + (k < 0xffffffu ? k : 0xffffffu));
         return;
       }
     if (!first) publish(mine, k);

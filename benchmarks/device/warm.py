@@ -25,7 +25,13 @@ from typing import Any, NamedTuple
 import xprnn
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import loading, sequence, stack_step
-from xprnn.kernels.cuda.plan import CHUNK, Device, Plan, Problem, plan
+from xprnn.kernels.cuda.plan import (
+    K_BLOCK_ELEMENTS,
+    DeviceProperties,
+    LaunchPlan,
+    SequenceProblem,
+    plan,
+)
 from xprnn.kernels.cuda.table import KERNELS
 from xprnn.verify import check
 from xprnn.verify import suite as verified
@@ -74,7 +80,7 @@ class Job(NamedTuple):
             _ = loading.kernel(backend.xp, ceilings.source(), f"xprnn::{self.name}", waits).kernel
 
 
-def jobs(device: Device) -> list[Job]:
+def jobs(device: DeviceProperties) -> list[Job]:
     """What is compiled for a device, in that order, each once."""
     layers = [
         Job("layer", " ".join(pair)) for pair in product(verified.LAYERS, verified.ARITHMETIC)
@@ -90,37 +96,39 @@ def jobs(device: Device) -> list[Job]:
     return [*layers, *relay, *waiting, *frozen]
 
 
-def _details(chosen: Plan) -> tuple[str, int, bool]:
+def _details(chosen: LaunchPlan) -> tuple[str, int, bool]:
     file = chosen.name.removeprefix("xprnn::").partition("<")[0]
     return file, chosen.cluster, chosen.layers > 1
 
 
-def _planned(device: Device) -> Iterator[Plan]:
+def _planned(device: DeviceProperties) -> Iterator[LaunchPlan]:
     """The launches of the report, of calls such as the tests make, and of every kind."""
     for problem, work in product(_problems(), WORKS):
         chosen = plan(device, problem._replace(work=work))
-        if isinstance(chosen, Plan):
+        if isinstance(chosen, LaunchPlan):
             yield chosen
     for kind, work in product(kinds.kinds([kinds.CLUSTER]), WORKS):
         with kind.planned():
-            chosen = plan(device, Problem(kind.cell, work, kind.numbers, kind.N, kinds.H, kinds.T))
-        if isinstance(chosen, Plan):
+            chosen = plan(
+                device, SequenceProblem(kind.cell, work, kind.numbers, kind.N, kinds.H, kinds.T)
+            )
+        if isinstance(chosen, LaunchPlan):
             yield chosen
 
 
-def _problems() -> Iterator[Problem]:
+def _problems() -> Iterator[SequenceProblem]:
     """What is asked of the planner, for one kind of work."""
     for one in everything():
         layers = (1, one.layers) if isinstance(one, StackProblem) else (1,)
         if not isinstance(one, StepProblem):
             for T, deep in product((CHECKED, one.T), layers):
                 sizes = one.dtype, one.N, one.H, T, one.directions, deep
-                yield Problem(one.cell, "forward", *sizes)
+                yield SequenceProblem(one.cell, "forward", *sizes)
     cells = {cell: 0 for cell, _ in KERNELS}
-    for cell, numbers in product(cells, CHUNK):
+    for cell, numbers in product(cells, K_BLOCK_ELEMENTS):
         for (N, H), directions in product(TESTED, (1, 2)):
-            yield Problem(cell, "forward", numbers, N, H, kinds.T, directions)
-        yield Problem(cell, "forward", numbers, kinds.N, kinds.H, kinds.T, 1, kinds.LAYERS)
+            yield SequenceProblem(cell, "forward", numbers, N, H, kinds.T, directions)
+        yield SequenceProblem(cell, "forward", numbers, kinds.N, kinds.H, kinds.T, 1, kinds.LAYERS)
 
 
 # -- in processes
@@ -180,7 +188,7 @@ def main() -> int:
         print(f"warm: no GPU to compile for: {error}", file=sys.stderr)
         return 2
     started = time.monotonic()
-    every = jobs(Device.of(backend.xp, backend.device))
+    every = jobs(DeviceProperties.of(backend.xp, backend.device))
     processes = min(PROCESSES, usable_processors())
     failed = run(every, compiled, processes)
     took = time.monotonic() - started

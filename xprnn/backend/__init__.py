@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from .base import ALIGNMENT, Array, Backend, BackendUnavailableError
+from .cooperative import KernelStoppedError
 from .cupy import CupyBackend
 from .dlpack import ON_CUDA, place_of, whereabouts
-from .resident import KernelStoppedError
 
 ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from . import cuda
 from .base import Array, Backend
+from .cooperative import CooperativeKernels
 from .cublas import CudaModule
 from .dlpack import MANAGED, ON_CUDA, place_of
-from .resident import ResidentKernels
 
 PER_THREAD = 2  # cudaStreamPerThread
 
@@ -38,7 +38,7 @@ class CupyBackend(Backend):
         super().__init__(name)
         self.xp = cupy
         self.device = device
-        self.resident = ResidentKernels(cupy, device)
+        self.cooperative = CooperativeKernels(cupy, device)
         self._modules: dict[str, CudaModule] = {}
         self._depth = _Depth()
 
@@ -108,7 +108,7 @@ class CupyBackend(Backend):
     def _report(self) -> None:
         """Raise for a kernel that gave up, outside of every `activate` block."""
         if not self._depth.value:
-            self.resident.check()
+            self.cooperative.check()
 
     def _capturing(self) -> bool:
         """Whether the current stream is being captured, or cannot be asked for another one is."""
