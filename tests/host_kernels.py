@@ -169,7 +169,7 @@ def _library(source: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(target))
 
 
-def planted(old: str, new: str) -> type[HostElementwiseKernel]:
+def with_fault(old: str, new: str) -> type[HostElementwiseKernel]:
     """An ElementwiseKernel with a fault injected into its source."""
 
     class Faulty(HostElementwiseKernel):

@@ -1,4 +1,4 @@
-"""Whole-sequence kernels on the host's fibers, beside the plain loop of `sequence_cases.py`."""
+"""Runs sequence kernels on the emulator and compares with the reference of `sequence_cases.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CANARY, GUARD = 0xA5, 1 << 14  # bytes; a faulty kernel may read some rows too m
 
 
 def guarded(array: np.ndarray) -> np.ndarray:
-    """A copy on a boundary of 16 bytes, with room on both sides that nobody may write."""
+    """A copy aligned to 16 bytes, with guard bytes on both sides."""
     whole = np.full(array.nbytes + 2 * GUARD + 16, CANARY, np.uint8)
     start = GUARD + -(whole.ctypes.data + GUARD) % 16
     copy = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -43,7 +43,7 @@ def check_guards(arrays: Mapping[str, np.ndarray | None]) -> None:
 
 @dataclass
 class Left:
-    """What a kernel left, in NumPy arrays by the names of its parameters."""
+    """A kernel's results, in NumPy arrays by the names of its parameters."""
 
     outcome: str
     arrays: dict[str, Any]
@@ -51,7 +51,7 @@ class Left:
 
 
 def initial_rows(case: Case) -> np.ndarray:
-    """Where the states begin for each row that runs, in packed order."""
+    """The index of the initial state of each row that runs, in packed order."""
     layout, first = case.layout, case.layout.running
     if not case.reverse:
         return np.arange(first)
@@ -59,14 +59,14 @@ def initial_rows(case: Case) -> np.ndarray:
 
 
 def run_forward(case: Case, tiling: Tiling, **options: Any) -> Left:
-    """As `run_forwards`, of one direction."""
+    """As `run_forwards`, for one direction."""
     return run_forwards([case], tiling, **options)[0]
 
 
 def run_forwards(
     cases: Sequence[Case], tiling: Tiling, apart: bool | None = None, **options: Any
 ) -> list[Left]:
-    """Fill, launch directions, or layers of a wave, at once; nothing may be written outside."""
+    """Launch directions, or layers of a wavefront, at once; check the guards of all arrays."""
     every = [_forward_arrays(case, tiling, apart) for case in cases]
     for case, arrays, lower in zip(cases[1:], every[1:], every, strict=False):
         if tiling.wave:
@@ -84,7 +84,7 @@ def run_forwards(
 
 
 def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str, Any]:
-    """The arrays of a direction before its first step, all its own."""
+    """New arrays of a direction, as before its first step."""
     layout, H, P, first = case.layout, case.H, case.padded, initial_rows(case)
     assert tiling.reduction >= H, "the tiling is too small for H"
     rows, itemsize = layout.running + layout.total, case.dtype.itemsize
@@ -110,13 +110,13 @@ def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str,
     }
 
 
-def check_forward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
-    """Fail unless the kernel ends and agrees with the plain loop, within rounding.
+def check_forward(case: Case, tiling: Tiling, second: Case | None = None, **options: Any) -> None:
+    """Fail unless the kernel ends and agrees with the reference, within rounding.
 
-    Infinities and NaNs must be where the plain loop has them. `beside`: the other direction, in
+    Infinities and NaNs must be where the reference has them. `second`: the other direction, in
     the same launch.
     """
-    cases = [case] if beside is None else [case, beside]
+    cases = [case] if second is None else [case, second]
     for each, left in zip(cases, run_forwards(cases, tiling, **options), strict=True):
         check_ran(each, tiling, left)
 
@@ -128,7 +128,7 @@ def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
 def check_left(
     case: Case, trace: Trace, tiling: Tiling, left: Left, of: str = "", layers: int = 1
 ) -> None:
-    """Fail unless a direction ended and left what the plain loop does; `of` names it."""
+    """Fail unless a direction ended with the reference's results; `of` names it."""
     assert left.outcome == "fine", left.outcome
     assert left.report == 0
     expected = dict(zip(case.cell.state_names, trace.states, strict=True))
@@ -141,14 +141,14 @@ def check_left(
 
 
 def run_backward(case: Case, tiling: Tiling, **options: Any) -> Left:
-    """As `run_backwards`, of one direction."""
+    """As `run_backwards`, for one direction."""
     return run_backwards([case], tiling, **options)[0]
 
 
 def run_backwards(
     cases: Sequence[Case], tiling: Tiling, wide: int = 0, **options: Any
 ) -> list[Left]:
-    """As `run_forwards`; the rows of doutput are `wide` longer."""
+    """As `run_forwards`; the rows of doutput are `wide` elements longer than H."""
     every = [_backward_arrays(case, tiling, wide) for case in cases]
     names = cases[0].cell.state_names
     before = [{name: arrays[name].tobytes() for name in names} for arrays in every]
@@ -166,7 +166,7 @@ def run_backwards(
 
 
 def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
-    """The arrays of a direction before its last step is undone, all its own."""
+    """New arrays of a direction, as before its first backward step."""
     layout, P, trace = case.layout, case.padded, case.rounded_trace()
     G, S = case.cell.gates, layout.total
     assert tiling.reduction >= G * P, "the tiling is too small for H"
@@ -186,9 +186,9 @@ def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
     return arrays
 
 
-def check_backward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
-    """As `check_forward`; the gradients are also multiplied as those of the weights are."""
-    cases = [case] if beside is None else [case, beside]
+def check_backward(case: Case, tiling: Tiling, second: Case | None = None, **options: Any) -> None:
+    """As `check_forward`; also checks the weight gradients computed from the results."""
+    cases = [case] if second is None else [case, second]
     for each, left in zip(cases, run_backwards(cases, tiling, **options), strict=True):
         check_undone(each, left)
 
@@ -224,8 +224,8 @@ def _run(
     faults: Faults = (),
     max_polls: int = MAX_POLLS,
 ) -> list[Left]:
-    """Launch with the arrays of each direction, and with what all kernels take."""
-    case = cases[0]  # of the same sizes as the other
+    """Launch with the arrays of each direction and the arguments of all kernels."""
+    case = cases[0]  # all have the same sizes
     layout, H, n_0 = case.layout, case.H, case.layout.running
     counts = None if layout.ragged is None else guarded(np.array(layout.counts, np.int32))
     report = guarded(np.zeros(1, np.uint32))
@@ -241,7 +241,7 @@ def _run(
 def compare(
     case: Case, name: str, actual: np.ndarray, expected: np.ndarray, layers: int = 1
 ) -> None:
-    """Fail unless they agree within the tolerance of what products read."""
+    """Fail unless they agree within the tolerance of the math mode."""
     actual, finite = actual.astype(np.float32), np.isfinite(expected)
     same = np.where(finite, 0, expected) == np.where(np.isfinite(actual), 0, actual)
     same |= np.isnan(expected) & np.isnan(actual)

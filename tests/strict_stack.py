@@ -1,4 +1,4 @@
-"""What stands for CuPy where a stepper launches `stack_step.cu`: its own source, run on fibers."""
+"""Fake CuPy for launches of `stack_step.cu` by a stepper; its source runs on the emulator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from strict_array import StrictArray, StrictModule
 
 
 class Function:
-    """As a `cupy.RawKernel` of a `RawModule`; each launch has the next seed."""
+    """Like a `cupy.RawKernel` of a `RawModule`; each launch uses the next seed."""
 
     run: ClassVar[Run] = Run()
     faults: ClassVar[Faults] = ()
@@ -50,7 +50,7 @@ class Function:
 
 
 class RawModule(strict_sequence.RawModule):
-    """As `cupy.RawModule`."""
+    """Like `cupy.RawModule`."""
 
     def get_function(self, name: str) -> Function:
         assert name in self.names
@@ -58,7 +58,7 @@ class RawModule(strict_sequence.RawModule):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
-    """Let the stand-in for CuPy launch steps of stacks; `facts` differ from the H200's."""
+    """Let the fake CuPy launch steps of stacks; `facts` override the H200's properties."""
     strict_sequence.install(monkeypatch, **facts)
     monkeypatch.setattr(StrictModule, "RawModule", RawModule, False)
     for name, value in (("launches", []), ("run", Run()), ("faults", ()), ("max_polls", 1 << 23)):

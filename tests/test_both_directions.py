@@ -1,4 +1,4 @@
-"""Both directions of a layer in one launch of a sequence kernel, on the host's fibers."""
+"""Both directions of a layer in one launch of a sequence kernel, on the emulator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tiling(cell: str, work: str, kind: str) -> Tiling:
 
 
 def pair(cell: str, kind: str, H: int, lengths: tuple[int, ...], **options: Any) -> list[Case]:
-    """Two directions of different numbers."""
+    """Two directions with different values."""
     return [Case(cell, kind, H, lengths, way, seed=7 + way, **options) for way in (False, True)]
 
 
@@ -73,7 +73,7 @@ def test_both_in_clusters() -> None:
 
 
 def both_works(cell: str, kind: str) -> list[tuple[Tiling, Callable[..., list[Left]], Any]]:
-    """Tilings, what runs them, and the check of a direction; there and back."""
+    """Tilings, how to run them, and the check of a direction, for forward and backward."""
     there, back = tiling(cell, "training", kind), tiling(cell, "backward", kind)
     return [
         (there, run_forwards, lambda case, left: check_ran(case, there, left)),
@@ -83,9 +83,11 @@ def both_works(cell: str, kind: str) -> list[tuple[Tiling, Callable[..., list[Le
 
 @pytest.mark.parametrize("stuck", (0, 1))
 @pytest.mark.parametrize(("cell", "kind"), KERNELS[1:4])
-def test_a_direction_that_gives_up_leaves_the_other_alone(cell: str, kind: str, stuck: int) -> None:
-    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const PollResult result = await"
-    faults = (("const PollResult result = await", gives_up),)
+def test_a_direction_that_times_out_leaves_the_other_alone(
+    cell: str, kind: str, stuck: int
+) -> None:
+    times_out = f"if (blockIdx.z == {stuck}) return false;\n  const PollResult result = await"
+    faults = (("const PollResult result = await", times_out),)
     cases = pair(cell, kind, 48, (5, 4, 4, 2))
     for sizes, run, check in both_works(cell, kind):
         for seed in range(3):
@@ -93,7 +95,7 @@ def test_a_direction_that_gives_up_leaves_the_other_alone(cell: str, kind: str, 
             assert found[0].outcome == "fine"
             assert 0 <= found[0].report - TAG < 5
             other = found[1 - stuck]
-            other.report = 0  # which both have
+            other.report = 0  # shared by both
             check(cases[1 - stuck], other)
             for name in cases[0].dstates if sizes.work == "backward" else ():
                 assert np.isnan(found[stuck].arrays[name]).all(), name
@@ -105,7 +107,7 @@ def test_a_direction_that_gives_up_leaves_the_other_alone(cell: str, kind: str, 
 
 @pytest.mark.parametrize("resident", (1, 2, 3, 4, 5))
 def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: int) -> None:
-    """Three blocks a direction: the other one begins when the first has ended."""
+    """Three blocks per direction: the second direction starts when the first has ended."""
     cases = pair("gru", "BF16", 48, (5, 4, 4, 2))
     for sizes, run, check in both_works("gru", "BF16"):
         found = run(cases, sizes, run=Run(resident, resident), max_polls=2000)
@@ -116,9 +118,9 @@ def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: in
             ends = [left.arrays[name] for name in case.dstates if name in left.arrays]
             if sizes.work == "training":
                 ends = [case.layout.final(left.arrays["h"], case.reverse)]
-            gave_up = np.isnan(ends[0].astype(np.float32))
-            if gave_up.any():
-                assert gave_up.all() and resident < 3
+            timed_out = np.isnan(ends[0].astype(np.float32))
+            if timed_out.any():
+                assert timed_out.all() and resident < 3
             else:
                 check(case, left)
 
@@ -138,7 +140,7 @@ FAULTS: dict[str, Faults] = {
 
 
 def shows(cell: str, back: bool, faults: Faults) -> bool:
-    """Whether both directions of one of the cases are wrong, or do not end."""
+    """Whether one of the cases is wrong, or deadlocks."""
     work = "backward" if back else "training"
     check = check_backward if back else check_forward
     for H, seed in itertools.product((48, 33), range(3)):

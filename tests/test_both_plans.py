@@ -1,4 +1,4 @@
-"""The planner where both directions of a layer run in one launch: what fits, and what pays."""
+"""The planner for both directions of a layer in one launch: what fits, and what is faster."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from test_plan import (
+    CELLS_WITH_KERNELS,
     GRID,
     H200,
     NUMBERS,
-    SERVED,
     WORK,
     a_wrong_choice,
     decide,
@@ -26,14 +26,14 @@ from xprnn.kernels.cuda.plan import LaunchPlan, SequenceProblem, plan
 APART = "both directions in one launch"
 
 
-@pytest.mark.parametrize("cell", SERVED)
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
 def test_every_choice_fits(cell: str) -> None:
     seen = Counter()
     for device, problem in sweep((16, 132), cell, directions=2):
         both, alone = decide(device, problem), decide(device, problem._replace(directions=1))
         if isinstance(both, LaunchPlan):
             assert not problems_of(both, device, problem), (device, problem, both)
-            assert isinstance(alone, LaunchPlan)  # what holds two holds one
+            assert isinstance(alone, LaunchPlan)  # if two fit, so does one
             seen["both"] += 1
         elif isinstance(alone, LaunchPlan):
             seen[APART if APART in both else both[0]] += 1
@@ -41,9 +41,9 @@ def test_every_choice_fits(cell: str) -> None:
 
 
 @pytest.mark.parametrize("work", WORK)
-@pytest.mark.parametrize("cell", SERVED)
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
 def test_the_speed_table_goes_side_by_side(cell: str, work: str) -> None:
-    """With few rows in no more passes than a direction alone, otherwise in twice as many."""
+    """As many passes as for a direction alone with few rows, otherwise twice as many."""
     for numbers in NUMBERS:
         for N, H, T in GRID:
             alone = plan(H200, SequenceProblem(cell, work, numbers, N, H, T))
@@ -62,7 +62,7 @@ def test_two_that_do_not_fit_are_refused_with_the_reason() -> None:
 
 
 def test_what_takes_less_one_after_the_other_is_not_put_side_by_side() -> None:
-    """80 blocks of 132 are one group where 40 made three: three passes for one and one."""
+    """80 of 132 blocks form one group, 40 form three: three passes instead of one and one."""
     some = SequenceProblem("gru", "training", "bfloat16", 96, 640, 100)
     assert (plan(H200, some).groups, plan(H200, some).passes) == (3, 1)
     assert plan(H200, some._replace(directions=2)) == (
@@ -73,7 +73,7 @@ def test_what_takes_less_one_after_the_other_is_not_put_side_by_side() -> None:
 
 
 def one_direction(was: Callable[..., Any]) -> Callable[..., Any]:
-    """A planner that counts the blocks of one."""
+    """A planner that counts the blocks of one direction only."""
 
     def attempt(device: Any, problem: SequenceProblem, *rest: Any) -> Any:
         found = was(device, problem._replace(directions=1), *rest)

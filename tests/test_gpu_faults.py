@@ -1,6 +1,6 @@
-"""A fault in any one kernel shows in a layer's results, on the stand-in and on a GPU.
+"""A fault in any one kernel shows in a layer's results, on the fake CuPy and on a GPU.
 
-So the parity suite really runs every kernel, and on a GPU really what is in the table.
+This shows that the parity suite runs every kernel, and on a GPU the kernels of the table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xprnn.kernels.cuda import pointwise
 
 @pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """The stand-in, and CuPy where there is a usable GPU, with no kernel built yet."""
+    """The fake CuPy, and CuPy if there is a usable GPU, with no kernel built yet."""
     if request.param == "strict" and COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
     pointwise.build.cache_clear()
@@ -38,8 +38,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def compare(
     kernel: pointwise.PointwiseKernel, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer of the kernel's cell, fused or refused, against NumPy, every result."""
-    bias = kernel.name != "gru_forward_gates"  # which serves where there is none
+    """Compare all results of a layer of the kernel's cell with NumPy."""
+    bias = kernel.name != "gru_forward_gates"  # the kernel for layers without bias
     case = Case(kernel.cell, bias=bias, T=3)
     layer, problem = build(case, device.name), draw(case)
     expected = numpy_run(case, layer, problem)

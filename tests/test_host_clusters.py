@@ -1,4 +1,4 @@
-"""The emulator's clusters themselves: what they let through, and the misuse that they report.
+"""Tests of the emulator's clusters: what they allow, and the misuse that they report.
 
 Each case is a kernel of a few lines, two blocks of a warp in one cluster; all are compiled once.
 """
@@ -20,7 +20,7 @@ READ = "out[rank * 32 + threadIdx.x] = data[threadIdx.x].x;"
 BEGIN = f"{FIRST}init(full, 1); sync_cluster();"
 ENOUGH = f"{FIRST}expect(full, 512);"
 GONE = "sent to a block that has ended"
-CASES = {  # what the blocks do, and what becomes of it
+CASES = {  # what the blocks do, and the outcome
     "bytes awaited": (f"{BEGIN} {ENOUGH} {SEND} {WAIT.format(0)} {READ} sync_cluster();", "fine"),
     "bytes that come first": (
         f"{BEGIN} {SEND} for (int i = 0; i < 200; ++i) pause(); {ENOUGH} {WAIT.format(0)} {READ} "
@@ -50,7 +50,7 @@ CASES = {  # what the blocks do, and what becomes of it
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    """All kernels, as functions of a seed and of what they read out of each block."""
+    """All kernels, as functions of a seed and the output array."""
     text = emulator_source(("common.h", "device.h"))
     for i, (body, _) in enumerate(CASES.values()):
         text += f"""
@@ -75,7 +75,7 @@ extern "C" int run{i}(unsigned seed, unsigned* out) {{
 def test_clusters_end_as_they_should(name: str, library: ctypes.CDLL) -> None:
     run = library[f"run{list(CASES).index(name)}"]
     expected = CASES[name][1]
-    wanted = np.concatenate([100 + np.arange(32), np.arange(32)])  # each the other's
+    wanted = np.concatenate([100 + np.arange(32), np.arange(32)])  # those of the other block
     outcomes, right = set(), []
     for seed in range(1, 40):
         found = np.zeros(64, np.uint32)

@@ -1,4 +1,4 @@
-"""What all kernels share, `common.h`, and what stands for the device on the host."""
+"""`common.h`, shared by all kernels, and the host's substitute for the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from host_kernels import HostElementwiseKernel, needs_compiler, planted
+from host_kernels import HostElementwiseKernel, needs_compiler, with_fault
 from kernel_parts import dtype_of, needs_dtype
 
 from xprnn.kernels.cuda.pointwise import source
@@ -26,7 +26,7 @@ def host_kernel(
 
 
 def check_sigmoid(dtype: str, elementwise: Elementwise = HostElementwiseKernel) -> None:
-    """σ to six units in the last place; behind the clamp, and for NaN, as `numerics.sigmoid`.
+    """σ to six units in the last place; beyond the clamp, and for NaN, as `numerics.sigmoid`.
 
     CuPy lets the device take float32 below its smallest normal number for zero.
     """
@@ -66,13 +66,13 @@ def test_a_closed_gate_is_as_exact_as_an_open_one(dtype: str) -> None:
 )
 def test_a_fault_in_the_sigmoid_shows(dtype: str, old: str, new: str) -> None:
     with pytest.raises(AssertionError):
-        check_sigmoid(dtype, planted(old, new))
+        check_sigmoid(dtype, with_fault(old, new))
 
 
 def places(
     first: int, H: int, blocks: int, elementwise: Elementwise = HostElementwiseKernel
 ) -> np.ndarray:
-    """Where five elements of the state from `first` on stand in an array of so many blocks."""
+    """Offsets of five elements of the state from `first` on, in an array of several gates."""
     at = np.empty(5, np.int64)
     operation = "at[i] = xprnn::gate_offset(first + i, H, blocks)"
     kernel = host_kernel(
@@ -104,7 +104,7 @@ def test_a_fault_in_the_index_shows(old: str, new: str) -> None:
     with pytest.raises(AssertionError):
         for first in (2**31 - 3, 2**40 + 1):
             element = np.arange(first, first + 5)
-            actual = places(first, 7, 4, planted(old, new))
+            actual = places(first, 7, 4, with_fault(old, new))
             np.testing.assert_array_equal(actual, element // 7 * 28 + element % 7)
 
 

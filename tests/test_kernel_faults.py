@@ -1,7 +1,7 @@
-"""Faults planted in the kernels' arithmetic, one at a time: each must show in the values.
+"""Faults injected into the kernels' arithmetic, one at a time: each must show in the values.
 
-Every sign, factor, further term and activation in the functions of values that a header begins
-with is changed by substitution in its text, and every result multiplied by 1.001.
+Every sign, factor, additional term and activation in the value functions of a header is changed by
+text substitution, and every result is multiplied by 1.001.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from host_kernels import needs_compiler, planted
+from host_kernels import needs_compiler, with_fault
 from kernel_parts import draw, excess, needs_dtype, run_fused, with_specials
 
 from xprnn.kernels.cuda import pointwise
@@ -33,15 +33,15 @@ KINDS = [
 
 
 def functions(header: str) -> dict[str, str]:
-    """The functions of a header by name, in their order."""
+    """The functions of a header by name, in order."""
     text = (Path(pointwise.__file__).parent / header).read_text("utf-8")
     return {m[1]: m[0] for m in re.finditer(r"XP_FN \w+ (\w+)\(.*?\n}", text, re.S)}
 
 
 def faults(header: str, kind: str) -> Iterator[tuple[str, str, str]]:
-    """The name of a function of values, its text, and the text with one fault."""
+    """The name of a value function, its text, and the text with one fault."""
     for name, text in functions(header).items():
-        if text.startswith("XP_FN A "):  # the element functions return nothing
+        if text.startswith("XP_FN A "):  # element functions return void
             for pattern, replacement in SUBSTITUTIONS[kind]:
                 for match in re.finditer(pattern, text):
                     broken = match.expand(replacement)
@@ -59,7 +59,7 @@ def kernels_that_use(header: str, function: str) -> list[PointwiseKernel]:
 
 def shows(header: str, function: str, old: str, new: str, dtype: str) -> bool:
     """Whether a kernel's values lie outside their bound for the fault."""
-    faulty = planted(old, new)
+    faulty = with_fault(old, new)
     kernels = kernels_that_use(header, function)
     return any(excess(kernel, draw(kernel, dtype, 5, 7), faulty) > 1 for kernel in kernels)
 
@@ -71,13 +71,13 @@ def test_a_fault_in_the_arithmetic_shows(header: str, kind: str, dtype: str) -> 
     needs_dtype(dtype)
     found = list(faults(header, kind))
     assert found
-    with ThreadPoolExecutor(2) as pool:  # g++ takes the time
+    with ThreadPoolExecutor(2) as pool:  # most of the time is spent in g++
         seen = list(pool.map(lambda fault: shows(header, *fault, dtype), found))
     unseen = [text for (_, _, text), one in zip(found, seen, strict=True) if not one]
     assert not unseen
 
 
-def test_every_function_of_values_is_planted_with_faults() -> None:
+def test_faults_are_injected_into_every_value_function() -> None:
     of_values = {
         (header, name)
         for header in HEADERS
@@ -89,7 +89,7 @@ def test_every_function_of_values_is_planted_with_faults() -> None:
     assert {kernel.header for kernel in KERNELS} == set(HEADERS)
 
 
-BY_HAND = {  # by kernel, what the arithmetic above does not have: blocks, uses, NaN
+BY_HAND = {  # by kernel: faults of offsets, of loads and stores, and of NaN
     "rnn_tanh_forward_gates": ("return tanh_of(a);", "return a != a ? A(0) : tanh_of(a);"),
     "rnn_tanh_backward_gates": ("gates[idx] =", "gates[0] ="),
     "rnn_relu_forward_gates": ("return a < 0 ? A(0) : a;", "return a > 0 ? a : A(0);"),
@@ -112,7 +112,7 @@ BY_HAND = {  # by kernel, what the arithmetic above does not have: blocks, uses,
 @needs_compiler
 @pytest.mark.parametrize("name", TABLE)
 def test_a_fault_in_what_surrounds_the_arithmetic_shows(name: str) -> None:
-    kernel, faulty = TABLE[name], planted(*BY_HAND[name])
+    kernel, faulty = TABLE[name], with_fault(*BY_HAND[name])
     cases = [draw(kernel, "float32", 5, 7), with_specials(kernel, "float32")]
     assert all(excess(kernel, arrays) <= 1 for arrays in cases)
     assert any(excess(kernel, arrays, faulty) > 1 for arrays in cases)
@@ -131,11 +131,11 @@ def test_a_fault_in_what_surrounds_the_arithmetic_shows(name: str) -> None:
 def test_a_write_outside_of_what_is_written_shows(fault: str, message: str) -> None:
     kernel, store = TABLE["lstm_forward_gates"], "h_next[idx] = static_cast<C>(next);"
     with pytest.raises(AssertionError, match=message):
-        run_fused(kernel, draw(kernel, "float32", 5, 7), planted(store, f"{store} {fault}"))
+        run_fused(kernel, draw(kernel, "float32", 5, 7), with_fault(store, f"{store} {fault}"))
 
 
 @needs_compiler
 def test_what_is_only_read_cannot_be_written_by_mistake() -> None:
     kernel, store = TABLE["lstm_forward_gates"], "h_next[idx] = static_cast<C>(next);"
     with pytest.raises(RuntimeError, match=r"g\+\+ refuses the kernel:(?s:.)*read-only"):
-        run_fused(kernel, draw(kernel, "float32", 5, 7), planted(store, f"{store} c[idx] = 0;"))
+        run_fused(kernel, draw(kernel, "float32", 5, 7), with_fault(store, f"{store} c[idx] = 0;"))

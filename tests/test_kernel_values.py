@@ -1,4 +1,4 @@
-"""Every fused kernel, run on the host from its own source, against the plain part it replaces."""
+"""Every fused kernel, compiled for the host, compared with the reference that it replaces."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_kernel_has_the_values_of_the_plain_part(kernel: PointwiseKernel, dtyp
 
 
 def scaled(arrays: Arrays, factor: float) -> Arrays:
-    """The numbers that may be large, made large: not the gates and states that lie in (-1, 1)."""
+    """Scaled values, except for gates and states, which lie in (-1, 1)."""
     large = {n: factor * a if np.nanmax(abs(a), initial=0) > 1 else a for n, a in arrays.items()}
     return {name: array.astype(arrays[name].dtype) for name, array in large.items()}
 
@@ -49,7 +49,7 @@ def scaled(arrays: Arrays, factor: float) -> Arrays:
 @each_dtype
 @each_kernel
 def test_large_numbers_saturate(kernel: PointwiseKernel, dtype: str) -> None:
-    """Pre-activations and gradients up to 1e3 and beyond: finite where the plain part is."""
+    """Pre-activations and gradients up to 1e3 and beyond: finite where the reference is."""
     needs_dtype(dtype)
     arrays = scaled(draw(kernel, dtype, 9, 33), 200.0)
     if kernel.part.startswith("forward"):
@@ -71,7 +71,7 @@ def test_nan_and_infinity_go_where_the_plain_part_lets_them(
 
 
 class Backwards(HostElementwiseKernel):
-    """The elements in the other order."""
+    """Processes the elements in reverse order."""
 
     backwards = True
 

@@ -1,4 +1,4 @@
-"""The planner of sequence kernels: what it chooses fits, and what it refuses cannot be had."""
+"""The planner of sequence kernels: its plans fit the device, and what it rejects does not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from xprnn.kernels.cuda.plan import (
 )
 from xprnn.kernels.cuda.table import KERNELS
 
-SERVED = tuple(dict(KERNELS.keys()))  # cells
+CELLS_WITH_KERNELS = tuple(dict(KERNELS.keys()))  # cells
 WORK = ("forward", "training", "backward")
 NUMBERS = ("float32", "tf32", "bfloat16", "float16")
 GRID = [  # (N, H, T) of the speed table
@@ -58,18 +58,18 @@ FLAGS = {"forward": ", false>", "training": ", true>", "backward": ">"}
 def problems_of(
     chosen: LaunchPlan, device: DeviceProperties, problem: SequenceProblem
 ) -> list[str]:
-    """What is wrong with a choice; the sums are those of the kernels' sources, made once more."""
+    """Problems of a plan, from an independent calculation of the kernels' resources."""
     warps, chunks, held, tiles, cluster = chosen.tiling
     backward, wide = problem.work == "backward", problem.math_mode in ("float32", "tf32")
     cell = CELLS[problem.cell]
-    gates = 1 if backward else cell.gates  # whose sums are kept apart
+    gates = 1 if backward else cell.gates  # with separate sums
     spare = (
         135 if problem.math_mode == "float32" else 111
     )  # what the compiler needs besides weights
-    spare = 95 if gates == 4 and wide else spare  # five chunks are held
-    weights = 8 * gates * held  # of a lane: 8 words a chunk and gate
+    spare = 95 if gates == 4 and wide else spare  # five k-blocks are in registers
+    weights = 8 * gates * held  # of a lane: 8 words per k-block and gate
     if cluster > 1 and problem.math_mode != "float32":
-        spare = min(spare + 9, 255 - weights)  # it makes do with fewer where there are not more
+        spare = min(spare + 9, 255 - weights)  # it uses fewer if there are not more
     partial = 2 * warps * gates * 8 * tiles * 20 * 4
     rest = (chunks - held) * warps * 32 * 4 * 8 * gates
     carried = 16 * 4 * 8 * tiles * chosen.passes * len(cell.state_names) if backward else 0
@@ -115,7 +115,7 @@ def problems_of(
 
 
 def staged_bytes(chosen: LaunchPlan) -> int:
-    """Shared memory of a warp for what its neighbours poll for: two barriers, and their pieces."""
+    """Shared memory of a warp for data of its cluster: two barriers, and the received k-blocks."""
     _, chunks, _, tiles, cluster = chosen.tiling
     if cluster == 1:
         return 0
@@ -130,7 +130,7 @@ def staged_bytes(chosen: LaunchPlan) -> int:
 def sweep(
     processors: tuple[int, ...] = PROCESSORS, cell: str = "gru", directions: int = 1
 ) -> Iterator[tuple[DeviceProperties, SequenceProblem]]:
-    """Devices and problems of every kind; T, which changes nothing, takes turns."""
+    """Devices and problems of every kind; T, which has no effect, cycles."""
     times = itertools.cycle((1, 17, 100_000))
     for base, count, work, numbers in itertools.product(KINDS.values(), processors, WORK, NUMBERS):
         device = base._replace(processors=count)
@@ -139,12 +139,12 @@ def sweep(
 
 
 def decide(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | str:
-    """As `plan`, without its memory."""
+    """As `plan`, without its cache."""
     return plan.__wrapped__(device, problem)
 
 
 def a_wrong_choice(cell: str = "gru", directions: int = 1) -> list[str]:
-    """What is wrong with the first choice that does not fit, of a smaller sweep; [] for none."""
+    """Problems of the first plan that does not fit, in a smaller sweep; [] for none."""
     for device, problem in sweep((16, 132), cell, directions):
         chosen = decide(device, problem)
         if isinstance(chosen, LaunchPlan) and (wrong := problems_of(chosen, device, problem)):
@@ -152,14 +152,14 @@ def a_wrong_choice(cell: str = "gru", directions: int = 1) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("cell", SERVED)
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
 def test_every_choice_fits(cell: str) -> None:
     taken, refused, chosen = Counter(), Counter(), set()
     for device, problem in sweep(PROCESSORS if cell == "gru" else (16, 132), cell):
         answer = decide(device, problem)
         if isinstance(answer, LaunchPlan):
             assert not problems_of(answer, device, problem), (device, problem, answer)
-            if answer.blocks_per_processor > 1:  # as few as will do
+            if answer.blocks_per_processor > 1:  # as few as possible
                 assert isinstance(
                     decide(device._replace(blocks=answer.blocks_per_processor - 1), problem), str
                 )
@@ -175,7 +175,7 @@ def test_every_choice_fits(cell: str) -> None:
         for cluster in (1, 2)
         for name, _ in instantiations(cell, work, cluster)
     }
-    assert chosen == listed  # none that nothing chooses, none that the list lacks
+    assert chosen == listed  # no unused and no missing instantiation
 
 
 FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -228,7 +228,7 @@ def test_a_fault_in_the_table_is_seen(
     assert a_wrong_choice(cell)
 
 
-def test_a_device_that_has_more_serves_all_that_one_with_less_does() -> None:
+def test_a_larger_device_fits_everything_that_a_smaller_one_does() -> None:
     lot = random.Random(0)
     cases = list(sweep((16, 84)))
     lost = []
@@ -253,19 +253,19 @@ def test_a_device_that_has_more_serves_all_that_one_with_less_does() -> None:
 
 @pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("work", WORK)
-@pytest.mark.parametrize("cell", SERVED)
-def test_the_speed_table_is_served(cell: str, work: str, numbers: str) -> None:
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
+def test_the_speed_table_has_plans(cell: str, work: str, numbers: str) -> None:
     for N, H, T in GRID:
         chosen = plan(H200, SequenceProblem(cell, work, numbers, N, H, T))
         assert isinstance(chosen, LaunchPlan), chosen
         assert chosen.blocks_per_processor == 1
-        # four gates' weights leave room for half the sums
+        # the weights of four gates leave memory for half of the sums
         half = cell == "lstm" and work != "backward" and numbers in ("float32", "tf32")
         assert chosen.passes == {256: 4, 64: 1}.get(N, 1) * (1 + (half and H == 1024 and N > 16))
 
 
 @pytest.mark.parametrize("work", WORK)
-@pytest.mark.parametrize("cell", SERVED)
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
 def test_instantiations_are_few_and_differ(cell: str, work: str) -> None:
     count = 0
     for cluster in (1, 2):
@@ -280,7 +280,7 @@ def test_blocks_share_what_they_poll_for_where_that_is_much() -> None:
     big = SequenceProblem("gru", "backward", "float32", 256, 1024, 128)
     for N, H, cluster in ((64, 1024, 2), (256, 1000, 2), (32, 512, 1), (1, 1024, 1)):
         assert plan(H200, big._replace(N=N, H=H)).cluster == cluster
-    odd = plan(H200, big._replace(H=1000))  # 63 blocks have units
+    odd = plan(H200, big._replace(H=1000))  # 63 of the 64 blocks have units
     assert odd.grid == (64, 2, 1)
     for capability, cluster in (((8, 0), 1), ((10, 0), 2), ((10, 3), 2), ((12, 0), 1)):
         assert plan(H200._replace(capability=capability), big).cluster == cluster
@@ -294,7 +294,7 @@ def test_what_cupy_says_of_a_device() -> None:
 
 
 @pytest.mark.parametrize(("H", "narrow", "wide"), [(1, 8, 4), (4, 8, 4), (9, 16, 12), (16, 16, 16)])
-def test_mailbox_rows_are_whole_words_of_16_bytes(H: int, narrow: int, wide: int) -> None:
+def test_exchange_rows_are_multiples_of_16_bytes(H: int, narrow: int, wide: int) -> None:
     assert [padded(H, numbers) for numbers in NUMBERS] == [wide, wide, narrow, narrow]
 
 

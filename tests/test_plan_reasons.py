@@ -1,4 +1,4 @@
-"""Why the planner of sequence kernels refuses: each reason names what does not fit, as narrowly."""
+"""Reasons of the planner of sequence kernels: each names exactly what does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels whose blocks wait for each other: in turn on a device, and what they report."""
+"""Persistent kernels: serialized launches on a device, and reports of timeouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from operations import PARTS, Case
 from strict_cuda import LOG
-from strict_launch import Gpu, Stream, gives_up
+from strict_launch import Gpu, Stream, times_out
 from subjects import arguments, arrays, assert_same, forward, make, run
 
 import xprnn
@@ -22,20 +22,22 @@ from xprnn.backend.cooperative import CooperativeKernels, LaunchShape
 from xprnn.backend.cupy import CupyBackend
 
 SEEDS = range(50)
-SHAPE = LaunchShape((3, 2), 256, 100_000)  # on a device with room for 8: no two at once
+SHAPE = LaunchShape(
+    (3, 2), 256, 100_000
+)  # on a device that holds 8 blocks: no two launches at once
 
 
 def launches(gpu: Gpu, count: int) -> None:
-    """So many launches, from two threads on two streams, in any order."""
+    """`count` launches from each of two threads, on two streams, in any order."""
     resident = CooperativeKernels(gpu.cupy, 0)
     kernel, streams = gpu.kernel(), [Stream(gpu) for _ in range(2)]
 
-    def serve(stream: Stream) -> None:
+    def submit(stream: Stream) -> None:
         with stream:
             for _ in range(count):
                 resident.launch("k", kernel, SHAPE, (np.int32(5),))
 
-    threads = [threading.Thread(target=serve, args=(stream,)) for stream in streams]
+    threads = [threading.Thread(target=submit, args=(stream,)) for stream in streams]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -59,7 +61,7 @@ def starves(gpu: Gpu) -> bool:
 
 
 def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted faults: no wait, no record."""
+    """The injected faults: no wait, no record."""
     monkeypatch.setattr(Stream, "wait_event", lambda self, event: None)
     gpu = Gpu(processors=8)
     launches(gpu, 5)
@@ -73,7 +75,7 @@ def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads that both wait for the same launch before them would run side by side."""
+    """Two threads that wait for the same previous launch would run concurrently."""
     gpu = Gpu(processors=8)
     resident, streams = CooperativeKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
     kernel, both = gpu.kernel(), threading.Barrier(2)
@@ -88,15 +90,15 @@ def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> No
         try:
             both.wait(0.2 if locked else None)
         except threading.BrokenBarrierError:
-            assert locked  # the other thread may not be here yet
+            assert locked  # the other thread may not have arrived yet
 
     monkeypatch.setattr(Stream, "wait_event", hesitate)
 
-    def serve(stream: Stream) -> None:
+    def submit(stream: Stream) -> None:
         with stream:
             resident.launch("k", kernel, SHAPE, ())
 
-    threads = [threading.Thread(target=serve, args=(stream,)) for stream in streams]
+    threads = [threading.Thread(target=submit, args=(stream,)) for stream in streams]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -136,7 +138,7 @@ def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
 
 @pytest.fixture
 def stopped(strict: Backend) -> Any:
-    """Let a kernel on the backend "strict" give up at a step."""
+    """Let a kernel on the backend "strict" time out at a step."""
     gpu = Gpu(processors=8)
     strict.cooperative = CooperativeKernels(gpu.cupy, 0)
     stream = Stream(gpu)
@@ -144,7 +146,7 @@ def stopped(strict: Backend) -> Any:
     def stop(name: str = "gru_forward", step: int = 17) -> None:
         with stream:
             strict.cooperative.launch("other", gpu.kernel(), SHAPE, ())
-            strict.cooperative.launch(name, gpu.kernel(gives_up(step)), SHAPE, (np.int32(5),))
+            strict.cooperative.launch(name, gpu.kernel(times_out(step)), SHAPE, (np.int32(5),))
         gpu.run(seed=0)
 
     return stop

@@ -1,7 +1,7 @@
-"""Sequence kernels compile without spilling, in the registers that the planner counts on.
+"""Sequence kernels compile without spilling, in the registers that the planner assumes.
 
-For each file and numbers the instantiation with the most registers, for one architecture in turn;
-`compile_sequences.py` compiles them all, which takes minutes.
+For each file and math mode the instantiation with the most registers, for one architecture in turn;
+`compile_sequences.py` compiles all of them, which takes minutes.
 """
 
 from __future__ import annotations

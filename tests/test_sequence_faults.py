@@ -1,7 +1,7 @@
-"""Faults planted in the whole-sequence kernels: each must show, as a wrong number or no end.
+"""Faults injected into the sequence kernels: each must give a wrong value or a deadlock.
 
-Each fault is a substitution in the source that fits in one place; the cases are few of those that
-`test_sequence_kernels.py` runs.
+Each fault is a substitution of text that occurs once in the source; the cases are some of those in
+`test_sequence_kernels.py`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from xprnn.cells import CELLS
 pytestmark = needs_compiler
 
 RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
-# reverse, lengths, H; the last one fills the reduction, so that warps do not all wait for all
+# reverse, lengths, H; the last one fills the reduction, so that warps wait for different blocks
 CASES = ((False, (6,) * 9, 48), (True, RAGGED, 48), (False, (6, 6, 5), 48), (False, (6,) * 8, 128))
 SMALL = Tiling("gru", "training", "TF32X3", 4, 1, 1, 1)
 BARRIER = "      timed_out[parity] = 1;\n    sync_block();"
-ANYWHERE = {  # in the source that all of these kernels share
+ANYWHERE = {  # in the source shared by these kernels
     "a barrier removed": (BARRIER, BARRIER.replace("sync_block();", "")),
     "a poll removed": ("if (all_lanes(full)) return MAYBE_NONFINITE;", "return MAYBE_NONFINITE;"),
     "a poll of three words of four": (" && b[k].w != SENTINEL", ""),
@@ -168,7 +168,7 @@ def test_an_infinity_in_the_padding_shows(old: str) -> None:
         check_forward(case, SMALL, faults=((old, ""),))
 
 
-def test_a_nan_that_looks_like_nothing_shows() -> None:
+def test_a_nan_that_equals_the_sentinel_shows() -> None:
     case = Case("gru", "TF32X3", 32, (3,) * 8)
     case.numbers["gx"].view("uint32")[2, 64:] = 0xFFFFFFFF
     check_forward(case, SMALL)

@@ -1,7 +1,7 @@
-"""What the planner chooses, run as it says: its instantiation, grid, passes and shared memory.
+"""Plans run as planned: instantiation, grid, passes and shared memory.
 
-On fibers, beside the plain loop in float64, at the sizes of real layers. The other tests of these
-kernels run small tilings of their own.
+On the emulator, compared with the reference in float64, at the sizes of real layers. The other
+tests of these kernels run small tilings of their own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def planned(
 
 
 def run(chosen: LaunchPlan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch) -> None:
-    """Fail unless it ends on the device that it is planned for, with the plain loop's values."""
+    """Fail unless it ends on the planned device with the reference's values."""
     device, cell, work, _, N, H, T = problem
     tiling, genuine = Function(chosen.name).tiling, sequence_parts.launch
     needs_dtype(DTYPES[tiling.kind])

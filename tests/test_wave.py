@@ -1,4 +1,4 @@
-"""Layers of a stack in one launch of a sequence kernel, a wave, on the host's fibers."""
+"""Layers of a stack in one launch of a sequence kernel, a wavefront, on the emulator."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ def test_infinities_and_nans_go_where_the_plain_loops_have_them(
 @pytest.mark.parametrize(
     ("cell", "kind", "stuck"), [("gru", "BF16", 0), ("gru", "BF16", 1), ("lstm", "BF16", 2)]
 )
-def test_what_gives_up_leaves_nan_there_and_above(cell: str, kind: str, stuck: int) -> None:
-    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const PollResult result = await"
-    faults = (("const PollResult result = await", gives_up),)
+def test_what_times_out_leaves_nan_there_and_above(cell: str, kind: str, stuck: int) -> None:
+    times_out = f"if (blockIdx.z == {stuck}) return false;\n  const PollResult result = await"
+    faults = (("const PollResult result = await", times_out),)
     cases, tiling = stack_of(cell, kind, 33, (5, 4, 4, 2), 3), tiling_of(cell, "training", kind)
     for seed in range(2):
         found = run_forwards(cases, tiling, run=Run(seed), faults=faults, max_polls=5000)
         assert found[0].outcome == "fine" and 0 <= found[0].report - TAG < 5
         for layer, left in enumerate(found):
             if layer < stuck:
-                left.report = 0  # which all have
+                left.report = 0  # shared by all layers
                 check_layer(cases, layer, tiling, left)
                 continue
             for name in CELLS[cell].state_names[: 1 if layer > stuck else 2]:
@@ -104,7 +104,7 @@ def test_what_gives_up_leaves_nan_there_and_above(cell: str, kind: str, stuck: i
 
 @pytest.mark.parametrize("resident", range(1, 7))
 def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: int) -> None:
-    """Two blocks a layer, of three; an upper one begins when one below has ended."""
+    """Three layers of two blocks; an upper layer starts when one below has ended."""
     cases = stack_of("gru", "BF16", 32, (5, 4, 4, 2), 3)
     tiling = tiling_of("gru", "training", "BF16")
     found = run_forwards(cases, tiling, run=Run(resident, resident), max_polls=2000)
@@ -121,7 +121,7 @@ def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: in
 
 Z_REVERSED = "reverse || (!WAVEFRONT && blockIdx.z);"
 PUBLISHED = "this->publish(exchange + after * words, h);"
-# rows of two steps before: free where they are published, but not above
+# rows of two steps before: no longer needed by this layer, but by the one above
 REUSED = f"{PUBLISHED} if (!blockIdx.z && after >= 24) {PUBLISHED.replace('after', '(after - 16)')}"
 FAULTS: dict[str, Faults] = {
     "no wait for the layer below": (
@@ -147,7 +147,7 @@ FAULTS: dict[str, Faults] = {
 
 
 def shows(cell: str, faults: Faults) -> bool:
-    """Whether the last layer of one of the cases is wrong, or does not end."""
+    """Whether the last layer of one of the cases is wrong, or deadlocks."""
     tiling = tiling_of(cell, "training", "BF16")
     for lengths, seed in itertools.product(((6,) * 8, RAGGED), range(12)):
         cases = stack_of(cell, "BF16", 48, lengths, 3)

@@ -1,4 +1,4 @@
-"""The planner where the layers of a stack run in a wave: what fits, and that it runs so."""
+"""The planner for wavefronts of a stack's layers: plans fit the device, and run as planned."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sweep(cell: str) -> Iterator[tuple[DeviceProperties, SequenceProblem]]:
 
 
 def wrong(cell: str) -> tuple[list[str], Counter[str]]:
-    """What is wrong with the first choice that does not fit, and how many were taken or not."""
+    """Problems of the first plan that does not fit, and counts of plans and reasons."""
     seen: Counter[str] = Counter()
     for device, problem in sweep(cell):
         chosen = decide(device, problem)
@@ -49,7 +49,7 @@ def test_every_choice_fits(cell: str) -> None:
 
 
 def test_small_layers_leave_room_for_others() -> None:
-    """At H=512 four layers of 32 blocks; twice the products of a step alone."""
+    """At H=512, four layers of 32 blocks; twice the products of a layer alone."""
     small = SequenceProblem("gru", "forward", "bfloat16", 8, 512, 100, 1, 4)
     chosen, alone = plan(H200, small), plan(H200, small._replace(layers=1))
     assert (chosen.grid, chosen.blocks_per_processor, chosen.tiling.k_blocks) == ((32, 1, 4), 1, 4)
