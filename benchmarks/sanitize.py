@@ -211,11 +211,11 @@ def allocate(cupy: Any, kernel: Any, buffer: Any, dtype: str, N: int, H: int) ->
     from xprnn.cells import CELLS
 
     A = "float32" if dtype in NARROW else dtype
-    kind = check_arithmetic(A, dtype, "ieee").compute_dtype if buffer.type == "T" else A
+    kind = check_arithmetic(A, dtype, "ieee").compute_dtype if buffer.type == "C" else A
     widths = {"gh_rz": 2} | dict.fromkeys(("gates", "gh", "bias_hh"), CELLS[kernel.cell].gates)
     width = widths.get(buffer.name, 1) * H
     shape = (width,) if buffer.name == "bias_hh" else (N, width)
-    if buffer.use == "=":
+    if buffer.use == "out":
         return cupy.empty(shape, kind)
     values = np.random.default_rng([N, H]).uniform(0.1, 0.9, shape)
     return cupy.asarray(values.astype(kind))

@@ -46,20 +46,20 @@ def replayed(step: Callable[[], object], backend: CupyBackend) -> Callable[[], o
     :raises NotCapturedError: it is not a single launch, or cannot be captured.
     """
     launches: list[Any] = []
-    original = backend.resident.launch
+    original = backend.cooperative.launch
 
     def launch(*arguments: Any) -> None:
         original(*arguments)
         launches.append(arguments)
 
-    backend.resident.launch = launch  # type: ignore[method-assign]
+    backend.cooperative.launch = launch  # type: ignore[method-assign]
     try:
         step()
         step()
     finally:
-        del backend.resident.launch
+        del backend.cooperative.launch
     if len(launches) != 2:
-        raise NotCapturedError(f"not captured: two steps were {len(launches)} resident launches")
+        raise NotCapturedError(f"not captured: two steps were {len(launches)} cooperative launches")
     report = backend.xp.zeros(1, "uint32")
     calls = []
     for _, kernel, shape, arguments in launches:

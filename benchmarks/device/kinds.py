@@ -12,7 +12,7 @@ from xprnn.kernels import WAVE
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.stack_step import KINDS as STEP_TYPES
 from xprnn.kernels.cuda.stack_step import UNITS
-from xprnn.kernels.cuda.table import KERNELS, Kernel
+from xprnn.kernels.cuda.table import KERNELS, SequenceKernel
 from xprnn.verify.suite import Problem, build
 
 from ..common import use_kernels
@@ -62,7 +62,7 @@ class Kind(NamedTuple):
 def kinds(ways: Sequence[str] = WAYS) -> list[Kind]:
     """All kinds of these ways, in the order of `ways`."""
     cells = {cell: 0 for cell, _ in KERNELS}
-    pairs = list(product(cells, planner.CHUNK))
+    pairs = list(product(cells, planner.K_BLOCK_ELEMENTS))
     by_way = {
         LAYER: [Kind(LAYER, *pair) for pair in pairs],
         BOTH: [Kind(BOTH, *pair) for pair in pairs],
@@ -73,7 +73,7 @@ def kinds(ways: Sequence[str] = WAYS) -> list[Kind]:
     return [kind for way in ways for kind in by_way[way]]
 
 
-def _clustered(cell: str, operand_type: str) -> dict[tuple[str, str], Kernel]:
+def _clustered(cell: str, operand_type: str) -> dict[tuple[str, str], SequenceKernel]:
     """The kernels of a cell that have tilings with clusters, with these tilings only."""
     kernels = {}
     for key, kernel in KERNELS.items():
@@ -86,13 +86,13 @@ def _clustered(cell: str, operand_type: str) -> dict[tuple[str, str], Kernel]:
 @contextmanager
 def only_clusters(cell: str, operand_type: str) -> Iterator[None]:
     """The planner selects clusters where a kernel has them, however few words are polled."""
-    before, usual = dict(KERNELS), planner.SHARED_FROM
+    before, usual = dict(KERNELS), planner.CLUSTER_MIN_BYTES
     KERNELS.update(_clustered(cell, operand_type))
-    planner.SHARED_FROM = 0
+    planner.CLUSTER_MIN_BYTES = 0
     planner.plan.cache_clear()
     try:
         yield
     finally:
         KERNELS.update(before)
-        planner.SHARED_FROM = usual
+        planner.CLUSTER_MIN_BYTES = usual
         planner.plan.cache_clear()

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xprnn.backend import Backend
+from xprnn.backend.cooperative import KernelStoppedError, LaunchShape
 from xprnn.backend.cupy import CupyBackend
-from xprnn.backend.resident import KernelStoppedError, Shape
 from xprnn.bench.clock import Function, Timer, measure, timer
 from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, make_task
 from xprnn.kernels.cuda import loading
-from xprnn.kernels.cuda.plan import Device
+from xprnn.kernels.cuda.plan import DeviceProperties
 
 from .graphs import NotCapturedError, captured
 
@@ -101,7 +101,7 @@ def measure_latency(
         words[:1] = 0
         words[apart : apart + 1] = 0
         arguments = words, np.uint32(apart), count, np.uint32(MAX_POLLS)
-        backend.resident.launch("ping_pong", ping_pong, Shape((2, 1), WARP, 0), arguments)
+        backend.cooperative.launch("ping_pong", ping_pong, LaunchShape((2, 1), WARP, 0), arguments)
 
     def latency_at(place: int) -> float:
         return _fastest(partial(exchange, place * APART), clock) / (2 * rounds)
@@ -117,7 +117,7 @@ def plain_kernel(backend: CupyBackend, name: str) -> Any:
     """A kernel of `ping_pong.cu` whose blocks do not wait for each other: not cooperative.
 
     CuPy shrinks a cooperative grid that does not fit to one that does, also a grid of (blocks, 1),
-    and only warns. `resident.launch`, which launches kernels whose blocks wait, raises instead.
+    and only warns. `cooperative.launch`, which launches kernels whose blocks wait, raises instead.
     """
     return loading.kernel(backend.xp, source(), f"xprnn::{name}", False)
 
@@ -152,7 +152,7 @@ def measure_read(backend: CupyBackend, nbytes: int, rounds: int = SWEEPS) -> flo
     """
     xp = backend.xp
     sweep = plain_kernel(backend, "sweep")
-    blocks = Device.of(xp, backend.device).processors
+    blocks = DeviceProperties.of(xp, backend.device).processors
     data, total = xp.zeros(nbytes // 4, "uint32"), xp.zeros(1, "uint32")
     sizes = np.uint32(nbytes // 16), np.uint32(rounds), np.uint32(blocks)
     call = partial(sweep, (blocks,), (1024,), (data, *sizes, total))
@@ -169,15 +169,15 @@ def without_waiting(call: Callable[[], object], backend: CupyBackend) -> float:
     it runs the same steps without waiting. Its results are meaningless.
     """
     seconds: list[float] = []
-    original, clock = backend.resident.launch, timer(backend)
+    original, clock = backend.cooperative.launch, timer(backend)
 
     def launch(*arguments: Any, **options: Any) -> None:
         original(*arguments, **options)
         seconds.append(_fastest(partial(original, *arguments, **options), clock, SHORT))
 
-    backend.resident.launch = launch  # type: ignore[method-assign]
+    backend.cooperative.launch = launch  # type: ignore[method-assign]
     try:
         call()
     finally:
-        del backend.resident.launch
+        del backend.cooperative.launch
     return sum(seconds)

@@ -18,7 +18,7 @@ XP_KERNEL(32) ping_pong(Word* words, Word apart, Word rounds, Word polls, Word* 
     if (first) publish(mine, k);
     for (Word left = polls; poll(other) != k; pause())
       if (!left--) {
-        tell_host(report, tag + (k < 0xffffffu ? k : 0xffffffu));
+        store_to_host(report, tag + (k < 0xffffffu ? k : 0xffffffu));
         return;
       }
     if (!first) publish(mine, k);

@@ -21,7 +21,7 @@ import xprnn
 from xprnn.backend import Backend
 from xprnn.bench.clock import Timer, measure, timer
 from xprnn.kernels import KernelUnavailableError
-from xprnn.kernels.cuda.plan import KERNELS, Plan, Tiling, plan
+from xprnn.kernels.cuda.plan import KERNELS, LaunchPlan, Tiling, plan
 
 from ..common import use_kernels
 from .problems import Problem, problems
@@ -79,7 +79,7 @@ def lines(problem: Problem, work: str, backend: Backend, clock: Timer) -> list[s
 
 def _call(
     problem: Problem, work: str, backend: Backend
-) -> tuple[Callable[[], Any], Callable[[], Plan | None]]:
+) -> tuple[Callable[[], Any], Callable[[], LaunchPlan | None]]:
     """A call of a layer, with backward for "backward", and a function that returns its plan."""
     layer = layer_of(problem, backend)
     if work == "backward":
@@ -92,7 +92,7 @@ def _call(
         if work == "backward":
             layer.backward(doutput)
 
-    def chosen() -> Plan | None:
+    def chosen() -> LaunchPlan | None:
         try:
             whole = layer._engine(T, N).whole(work, N, H, T, 1)
         except KernelUnavailableError:

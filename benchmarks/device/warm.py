@@ -26,7 +26,13 @@ from typing import Any, NamedTuple
 import xprnn
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import loading, sequence, stack_step
-from xprnn.kernels.cuda.plan import CHUNK, Device, Plan, Problem, plan
+from xprnn.kernels.cuda.plan import (
+    K_BLOCK_ELEMENTS,
+    DeviceProperties,
+    LaunchPlan,
+    SequenceProblem,
+    plan,
+)
 from xprnn.kernels.cuda.table import KERNELS
 from xprnn.verify import check
 from xprnn.verify import suite as verified
@@ -75,7 +81,7 @@ class Job(NamedTuple):
             _ = loading.kernel(backend.xp, peaks.source(), f"xprnn::{self.name}", waits).kernel
 
 
-def jobs(device: Device) -> list[Job]:
+def jobs(device: DeviceProperties) -> list[Job]:
     """All jobs for a device, in order, without duplicates."""
     layers = [
         Job("layer", " ".join(pair)) for pair in product(verified.LAYERS, verified.PRECISIONS)
@@ -91,38 +97,40 @@ def jobs(device: Device) -> list[Job]:
     return [*layers, *ping_pong, *waiting, *frozen]
 
 
-def _details(chosen: Plan) -> tuple[str, int, bool]:
+def _details(chosen: LaunchPlan) -> tuple[str, int, bool]:
     file = chosen.name.removeprefix("xprnn::").partition("<")[0]
     return file, chosen.cluster, chosen.layers > 1
 
 
-def _planned(device: Device) -> Iterator[Plan]:
+def _planned(device: DeviceProperties) -> Iterator[LaunchPlan]:
     """The launches of the report, of calls like those of the tests, and of every kind."""
     for problem, work in product(_problems(), WORKS):
         chosen = plan(device, problem._replace(work=work))
-        if isinstance(chosen, Plan):
+        if isinstance(chosen, LaunchPlan):
             yield chosen
     for kind, work in product(kinds.kinds([kinds.CLUSTER]), WORKS):
         with kind.planned():
             sizes = kind.operand_type, kind.N, kinds.H, kinds.T
-            chosen = plan(device, Problem(kind.cell, work, *sizes))
-        if isinstance(chosen, Plan):
+            chosen = plan(device, SequenceProblem(kind.cell, work, *sizes))
+        if isinstance(chosen, LaunchPlan):
             yield chosen
 
 
-def _problems() -> Iterator[Problem]:
+def _problems() -> Iterator[SequenceProblem]:
     """The planner's problems, for forward."""
     for one in everything():
         depths = (1, one.layers) if isinstance(one, StackProblem) else (1,)
         if not isinstance(one, StepProblem):
             for T, layers in product((CHECKED, one.T), depths):
                 sizes = one.dtype, one.N, one.H, T, one.directions, layers
-                yield Problem(one.cell, "forward", *sizes)
+                yield SequenceProblem(one.cell, "forward", *sizes)
     cells = {cell: 0 for cell, _ in KERNELS}
-    for cell, operand_type in product(cells, CHUNK):
+    for cell, operand_type in product(cells, K_BLOCK_ELEMENTS):
         for (N, H), directions in product(TESTED, (1, 2)):
-            yield Problem(cell, "forward", operand_type, N, H, kinds.T, directions)
-        yield Problem(cell, "forward", operand_type, kinds.N, kinds.H, kinds.T, 1, kinds.LAYERS)
+            yield SequenceProblem(cell, "forward", operand_type, N, H, kinds.T, directions)
+        yield SequenceProblem(
+            cell, "forward", operand_type, kinds.N, kinds.H, kinds.T, 1, kinds.LAYERS
+        )
 
 
 # -- worker processes
@@ -182,7 +190,7 @@ def main() -> int:
         print(f"warm: no GPU to compile for: {error}", file=sys.stderr)
         return 2
     started = time.monotonic()
-    every = jobs(Device.of(backend.xp, backend.device))
+    every = jobs(DeviceProperties.of(backend.xp, backend.device))
     processes = min(PROCESSES, usable_processors())
     failed = run(every, compiled, processes)
     seconds = time.monotonic() - started

@@ -14,7 +14,7 @@ from tests.kernels.cuda.emulated.test_common import check_sigmoid, places
 from tests.kernels.cuda.emulated.test_pointwise_values import SIZES, each_dtype, each_kernel, scaled
 from tests.support.pointwise_cases import draw, excess, needs_dtype, run_fused, with_specials
 from xprnn.backend import Backend
-from xprnn.kernels.cuda.pointwise import Kernel
+from xprnn.kernels.cuda.pointwise import PointwiseKernel
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
 
@@ -40,7 +40,7 @@ def elementwise(backend: Backend) -> Any:
 @each_dtype
 @each_kernel
 def test_a_kernel_has_the_values_of_the_plain_part(
-    kernel: Kernel, dtype: str, elementwise: Any
+    kernel: PointwiseKernel, dtype: str, elementwise: Any
 ) -> None:
     needs_dtype(dtype)
     for N, H in (*SIZES, (33, 129), (300, 1025)):
@@ -50,7 +50,9 @@ def test_a_kernel_has_the_values_of_the_plain_part(
 
 @each_dtype
 @each_kernel
-def test_large_numbers_infinity_and_nan(kernel: Kernel, dtype: str, elementwise: Any) -> None:
+def test_large_numbers_infinity_and_nan(
+    kernel: PointwiseKernel, dtype: str, elementwise: Any
+) -> None:
     needs_dtype(dtype)
     for arrays in (scaled(draw(kernel, dtype, 9, 33), 200.0), with_specials(kernel, dtype)):
         assert excess(kernel, arrays, elementwise) <= 1
@@ -58,7 +60,9 @@ def test_large_numbers_infinity_and_nan(kernel: Kernel, dtype: str, elementwise:
 
 @each_dtype
 @each_kernel
-def test_two_launches_give_the_same_bits(kernel: Kernel, dtype: str, elementwise: Any) -> None:
+def test_two_launches_give_the_same_bits(
+    kernel: PointwiseKernel, dtype: str, elementwise: Any
+) -> None:
     needs_dtype(dtype)
     arrays = draw(kernel, dtype, 33, 129)
     one, other = (run_fused(kernel, arrays, elementwise) for _ in range(2))

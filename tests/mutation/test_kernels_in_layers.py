@@ -1,6 +1,6 @@
-"""A fault in any one kernel shows in a layer's results, on the stand-in and on a GPU.
+"""A fault in any one kernel shows in a layer's results, on the fake CuPy and on a GPU.
 
-So the parity suite really runs every kernel, and on a GPU really what is in the table.
+This shows that the parity suite runs every kernel, and on a GPU the kernels of the table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xprnn.kernels.cuda import pointwise
 
 @pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """The stand-in, and CuPy where there is a usable GPU, with no kernel built yet."""
+    """The fake CuPy, and CuPy if there is a usable GPU, with no kernel built yet."""
     if request.param == "fake_cupy" and COMPILER is None:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
     pointwise.build.cache_clear()
@@ -34,9 +34,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
         pointwise.build.cache_clear()
 
 
-def compare(kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer of the kernel's cell, fused or refused, against NumPy, every result."""
-    bias = kernel.name != "gru_forward_gates"  # which serves where there is none
+def compare(
+    kernel: pointwise.PointwiseKernel, device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compare all results of a layer of the kernel's cell with NumPy."""
+    bias = kernel.name != "gru_forward_gates"  # the kernel for layers without bias
     case = Case(kernel.cell, bias=bias, T=3)
     layer, problem = build(case, device.name), draw(case)
     expected = numpy_run(case, layer, problem)
@@ -48,7 +50,7 @@ def compare(kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("kernel", pointwise.KERNELS, ids=lambda kernel: kernel.name)
 def test_a_wrong_kernel_is_caught(
-    kernel: pointwise.Kernel, device: Backend, monkeypatch: pytest.MonkeyPatch
+    kernel: pointwise.PointwiseKernel, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(kernel, device, monkeypatch)
     written = kernel.outputs[-1].name

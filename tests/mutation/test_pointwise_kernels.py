@@ -1,7 +1,7 @@
-"""Faults planted in the kernels' arithmetic, one at a time: each must show in the values.
+"""Faults injected into the kernels' arithmetic, one at a time: each must show in the values.
 
-Every sign, factor, further term and activation in the functions of values that a header begins
-with is changed by substitution in its text, and every result multiplied by 1.001.
+Every sign, factor, additional term and activation in the value functions of a header is changed by
+text substitution, and every result is multiplied by 1.001.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.emulator.elementwise import needs_compiler, planted
+from tests.support.emulator.elementwise import needs_compiler, with_fault
 from tests.support.pointwise_cases import draw, excess, needs_dtype, run_fused, with_specials
 from xprnn.kernels.cuda import pointwise
-from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, Kernel
+from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, PointwiseKernel
 
 HEADERS = ("rnn.h", "gru.h", "lstm.h")
 SUBSTITUTIONS = {
@@ -33,22 +33,22 @@ KINDS = [
 
 
 def functions(header: str) -> dict[str, str]:
-    """The functions of a header by name, in their order."""
+    """The functions of a header by name, in order."""
     text = (Path(pointwise.__file__).parent / header).read_text("utf-8")
     return {m[1]: m[0] for m in re.finditer(r"XP_FN \w+ (\w+)\(.*?\n}", text, re.S)}
 
 
 def faults(header: str, kind: str) -> Iterator[tuple[str, str, str]]:
-    """The name of a function of values, its text, and the text with one fault."""
+    """The name of a value function, its text, and the text with one fault."""
     for name, text in functions(header).items():
-        if text.startswith("XP_FN A "):  # the element functions return nothing
+        if text.startswith("XP_FN A "):  # element functions return void
             for pattern, replacement in SUBSTITUTIONS[kind]:
                 for match in re.finditer(pattern, text):
                     broken = match.expand(replacement)
                     yield name, text, text[: match.start()] + broken + text[match.end() :]
 
 
-def kernels_that_use(header: str, function: str) -> list[Kernel]:
+def kernels_that_use(header: str, function: str) -> list[PointwiseKernel]:
     """The kernels whose element function calls a function, directly or through another."""
     used = {function}
     for name, text in functions(header).items():
@@ -59,7 +59,7 @@ def kernels_that_use(header: str, function: str) -> list[Kernel]:
 
 def shows(header: str, function: str, old: str, new: str, dtype: str) -> bool:
     """Whether a kernel's values lie outside their bound for the fault."""
-    faulty = planted(old, new)
+    faulty = with_fault(old, new)
     kernels = kernels_that_use(header, function)
     return any(excess(kernel, draw(kernel, dtype, 5, 7), faulty) > 1 for kernel in kernels)
 
@@ -71,13 +71,13 @@ def test_a_fault_in_the_arithmetic_shows(header: str, kind: str, dtype: str) -> 
     needs_dtype(dtype)
     found = list(faults(header, kind))
     assert found
-    with ThreadPoolExecutor(2) as pool:  # g++ takes the time
+    with ThreadPoolExecutor(2) as pool:  # most of the time is spent in g++
         seen = list(pool.map(lambda fault: shows(header, *fault, dtype), found))
     unseen = [text for (_, _, text), one in zip(found, seen, strict=True) if not one]
     assert not unseen
 
 
-def test_every_function_of_values_is_planted_with_faults() -> None:
+def test_faults_are_injected_into_every_value_function() -> None:
     of_values = {
         (header, name)
         for header in HEADERS
@@ -89,30 +89,30 @@ def test_every_function_of_values_is_planted_with_faults() -> None:
     assert {kernel.header for kernel in KERNELS} == set(HEADERS)
 
 
-BY_HAND = {  # by kernel, what the arithmetic above does not have: blocks, uses, NaN
+BY_HAND = {  # by kernel: faults of offsets, of loads and stores, and of NaN
     "rnn_tanh_forward_gates": ("return tanh_of(a);", "return a != a ? A(0) : tanh_of(a);"),
-    "rnn_tanh_backward_gates": ("gates[i] =", "gates[0] ="),
+    "rnn_tanh_backward_gates": ("gates[idx] =", "gates[0] ="),
     "rnn_relu_forward_gates": ("return a < 0 ? A(0) : a;", "return a > 0 ? a : A(0);"),
     "rnn_relu_backward_gates": ("? A(1) : h_next", "? A(1) : A(0)"),
     "gru_forward_gates": ("(z);\n  gates[2 * H] =", "(r);\n  gates[2 * H] ="),
-    "gru_forward_gates_bias": ("bias_hh[2 * H + i", "bias_hh[H + i"),
-    "gru_backward_gates": ("dh[i] = gru_step_backward", "dh[i] += gru_step_backward"),
+    "gru_forward_gates_bias": ("bias_hh[2 * H + idx", "bias_hh[H + idx"),
+    "gru_backward_gates": ("dh[idx] = gru_step_backward", "dh[idx] += gru_step_backward"),
     "gru_forward_reset": ("gh_rz[0], gh_rz[H]", "gh_rz[0], gh_rz[0]"),
-    "gru_forward_candidate": ("(n);\n  h_next[i]", "(next);\n  h_next[i]"),
+    "gru_forward_candidate": ("(n);\n  h_next[idx]", "(next);\n  h_next[idx]"),
     "gru_backward_candidate": (
-        "gates[2 * H] = static_cast<T>(dgx_n)",
-        "gates[2 * H] = static_cast<T>(dgx_z)",
+        "gates[2 * H] = static_cast<C>(dgx_n)",
+        "gates[2 * H] = static_cast<C>(dgx_z)",
     ),
-    "gru_backward_reset": ("dh[i] += gru_reset_backward", "dh[i] = gru_reset_backward"),
-    "lstm_forward_gates": ("c[i], input, forget", "c[0], input, forget"),
-    "lstm_backward_gates": ("gates += in_blocks(i, H, 4)", "gates += in_blocks(i, H, 3)"),
+    "gru_backward_reset": ("dh[idx] += gru_reset_backward", "dh[idx] = gru_reset_backward"),
+    "lstm_forward_gates": ("c[idx], i, f", "c[0], i, f"),
+    "lstm_backward_gates": ("gates += gate_offset(idx, H, 4)", "gates += gate_offset(idx, H, 3)"),
 }
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", TABLE)
 def test_a_fault_in_what_surrounds_the_arithmetic_shows(name: str) -> None:
-    kernel, faulty = TABLE[name], planted(*BY_HAND[name])
+    kernel, faulty = TABLE[name], with_fault(*BY_HAND[name])
     cases = [draw(kernel, "float32", 5, 7), with_specials(kernel, "float32")]
     assert all(excess(kernel, arrays) <= 1 for arrays in cases)
     assert any(excess(kernel, arrays, faulty) > 1 for arrays in cases)
@@ -122,20 +122,20 @@ def test_a_fault_in_what_surrounds_the_arithmetic_shows(name: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("if (i == 0) h_next[-1] = h_next[0];", "writes outside h_next"),
-        ("if (i == 34) c_next[i + 1] = 0;", "writes outside c_next"),
-        ("const_cast<A*>(c)[i] += 1;", "writes c"),
+        ("if (idx == 0) h_next[-1] = h_next[0];", "writes outside h_next"),
+        ("if (idx == 34) c_next[idx + 1] = 0;", "writes outside c_next"),
+        ("const_cast<A*>(c)[idx] += 1;", "writes c"),
         ("const_cast<A*>(gh)[H] = 0;", "writes gh"),
     ],
 )
 def test_a_write_outside_of_what_is_written_shows(fault: str, message: str) -> None:
-    kernel, store = TABLE["lstm_forward_gates"], "h_next[i] = static_cast<T>(h);"
+    kernel, store = TABLE["lstm_forward_gates"], "h_next[idx] = static_cast<C>(next);"
     with pytest.raises(AssertionError, match=message):
-        run_fused(kernel, draw(kernel, "float32", 5, 7), planted(store, f"{store} {fault}"))
+        run_fused(kernel, draw(kernel, "float32", 5, 7), with_fault(store, f"{store} {fault}"))
 
 
 @needs_compiler
 def test_what_is_only_read_cannot_be_written_by_mistake() -> None:
-    kernel, store = TABLE["lstm_forward_gates"], "h_next[i] = static_cast<T>(h);"
+    kernel, store = TABLE["lstm_forward_gates"], "h_next[idx] = static_cast<C>(next);"
     with pytest.raises(RuntimeError, match=r"g\+\+ refuses the kernel:(?s:.)*read-only"):
-        run_fused(kernel, draw(kernel, "float32", 5, 7), planted(store, f"{store} c[i] = 0;"))
+        run_fused(kernel, draw(kernel, "float32", 5, 7), with_fault(store, f"{store} c[idx] = 0;"))

@@ -3,10 +3,10 @@
     python -m tests.support.compile_sequences [--frozen] [--sample]
 
 For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: some minutes on two cores.
-With `--frozen`, in their place the kernels of clusters and waves. With `--sample`, of each file,
-numbers and architecture the one with most registers. What was compiled before on this machine from
-the same text is not compiled again. It prints the most registers that each kernel takes, and ends
-with 1 and the names where one takes more than the planner counts on, or spills.
+With `--frozen`, the kernels of clusters and wavefronts instead. With `--sample`, only the one with
+the most registers for each file, math mode and architecture. Results are cached on this machine by
+source. It prints the most registers that each kernel takes, and exits with 1 and the names if one
+takes more than the planner assumes, or spills.
 """
 
 from __future__ import annotations
@@ -35,30 +35,33 @@ class Job(NamedTuple):
 
     kernel: tuple[str, str]  # a key of KERNELS
     name: str
-    registers: int  # that the planner counts on
+    registers: int  # that the planner assumes
     architecture: str
     cluster: int = 1  # blocks
     wave: bool = False  # of layers
 
     def sizes(self) -> list[int]:
-        """What its name says, such as warps and chunks: the larger, the more registers."""
+        """The sizes in its name, such as warps and k-blocks: the larger, the more registers."""
         return [int(size) for size in re.findall(r"\b\d+\b", self.name)]
 
     def group(self) -> tuple[str, str, int, bool, str]:
-        """Its file, numbers and architecture; clusters and waves are groups of their own."""
-        file, numbers = KERNELS[self.kernel].file, self.name.partition(",")[0].partition("<")[2]
-        return file, numbers, self.cluster, self.wave, self.architecture
+        """Its file, math mode and architecture; clusters and wavefronts are separate groups."""
+        file, mode = KERNELS[self.kernel].file, self.name.partition(",")[0].partition("<")[2]
+        return file, mode, self.cluster, self.wave, self.architecture
 
 
-PLAIN, FROZEN = ((1, False),), ((2, False), (1, True))  # blocks of a cluster, whether it is a wave
+PLAIN, FROZEN = (
+    ((1, False),),
+    ((2, False), (1, True)),
+)  # blocks of a cluster, whether it is a wavefront
 
 
 def jobs(which: Iterable[tuple[int, bool]] = PLAIN) -> list[Job]:
-    """All there are; one that does two kinds of work, once."""
+    """All jobs; a kernel for two kinds of work is included once."""
     once: dict[tuple[str, int, bool], tuple[tuple[str, str], int]] = {}
     for kernel, (cluster, wave) in itertools.product(KERNELS, which):
         if wave and kernel[1] == "backward":
-            continue  # layers are undone one by one
+            continue  # the backward pass has no wavefront
         for name, registers in instantiations(*kernel, cluster, wave):
             once.setdefault((name, cluster, wave), (kernel, registers))
     return [
@@ -69,18 +72,18 @@ def jobs(which: Iterable[tuple[int, bool]] = PLAIN) -> list[Job]:
 
 
 def sample(every: Sequence[Job]) -> list[Job]:
-    """Of each group the one with most registers, and of these the one with the largest sizes."""
+    """The one of each group with the most registers, and among these with the largest sizes."""
     ascending = sorted(every, key=lambda job: (job.registers, job.sizes(), job.name))
     return [*{job.group(): job for job in ascending}.values()]
 
 
 def largest_first(chosen: Sequence[Job]) -> list[Job]:
-    """So that none of the last ones takes long."""
+    """The jobs in an order in which the last ones do not take long."""
     return sorted(chosen, key=Job.sizes, reverse=True)
 
 
 def compiled(job: Job) -> Usage:
-    """What it takes.
+    """The usage of a kernel.
 
     :raises RuntimeError: NVRTC does not accept it.
     """
@@ -89,13 +92,13 @@ def compiled(job: Job) -> Usage:
 
 
 def wrong(job: Job, usage: Usage) -> list[str]:
-    """How it breaks what the planner counts on."""
+    """How the usage differs from what the planner assumes."""
     found = problems({job.name: usage}, {job.name: job.registers})
     return [f"sm_{job.architecture}: {problem}" for problem in found]
 
 
 def report(found: Iterable[tuple[Job, Usage]]) -> list[str]:
-    """Print a line for each kernel and architecture; what is wrong."""
+    """Print a line for each kernel and architecture; returns the problems."""
     lines: dict[tuple[str, ...], list[int]] = {}
     faults = []
     for job, usage in found:
@@ -108,7 +111,7 @@ def report(found: Iterable[tuple[Job, Usage]]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile what is asked for; the exit status."""
+    """Compile the selected kernels; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compile the sequence kernels.")
     parser.add_argument("--frozen", action="store_true")
     parser.add_argument("--sample", action="store_true")

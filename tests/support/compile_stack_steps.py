@@ -1,10 +1,10 @@
-"""Compile the instantiations of `stack_step.cu` that a stepper can ask for.
+"""Compile the instantiations of `stack_step.cu` that a stepper can use.
 
     python -m tests.support.compile_stack_steps [--sample]
 
 For compute capability 8.0, 9.0 and 10.0, on all cores, without a GPU: about a minute on two cores.
-With `--sample` only those with most rows. What was compiled before on this machine from the same
-text is not compiled again. It ends with 1 and the names where one spills.
+With `--sample` only those with the most rows. Results are cached on this machine by source. It
+exits with 1 and the names if one spills.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ JOBS = [  # the largest first
 
 
 def wrong(job: Job) -> list[str]:
-    """What keeps an instantiation from fitting in registers.
+    """Why an instantiation does not fit in registers.
 
     :raises RuntimeError: NVRTC does not accept it.
     """
@@ -55,12 +55,12 @@ def wrong(job: Job) -> list[str]:
 
 
 def sample(every: Sequence[Job]) -> list[Job]:
-    """Those with most rows, which take most registers."""
+    """Those with the most rows, which take the most registers."""
     return [job for job in every if job.rows == ROWS[-1]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile what is asked for; the exit status."""
+    """Compile the selected kernels; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compile the kernel of a stepper's step.")
     parser.add_argument("--sample", action="store_true")
     jobs = sample(JOBS) if parser.parse_args(arguments).sample else JOBS

@@ -1,4 +1,4 @@
-"""Whole-sequence kernels on the host's fibers, beside the plain loop of `sequence_cases.py`."""
+"""Runs sequence kernels on the emulator and compares with the reference of `sequence_cases.py`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from tests.support.emulator.build import Faults
-from tests.support.emulator.sequence import Run, Tiling, beside, launch
+from tests.support.emulator.sequence import Run, Tiling, grouped_arguments, launch
 from tests.support.sequence_cases import Case
 from tests.support.tolerances import assert_close
 from xprnn.directions import Trace
 
-SPINS = 2**31
+MAX_POLLS = 2**31
 IN_ORDER = Run()
 TAG = 7 << 24
 ROUNDED = {"BF16": "bfloat16", "F16": "float16", "TF32": "tf32", "TF32X3": "float32"}
@@ -22,7 +22,7 @@ CANARY, GUARD = 0xA5, 1 << 14  # bytes; a faulty kernel may read some rows too m
 
 
 def guarded(array: np.ndarray) -> np.ndarray:
-    """A copy on a boundary of 16 bytes, with room on both sides that nobody may write."""
+    """A copy aligned to 16 bytes, with guard bytes on both sides."""
     whole = np.full(array.nbytes + 2 * GUARD + 16, CANARY, np.uint8)
     start = GUARD + -(whole.ctypes.data + GUARD) % 16
     copy = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -43,7 +43,7 @@ def check_guards(arrays: Mapping[str, np.ndarray | None]) -> None:
 
 @dataclass
 class Left:
-    """What a kernel left, in NumPy arrays by the names of its parameters."""
+    """A kernel's results, in NumPy arrays by the names of its parameters."""
 
     outcome: str
     arrays: dict[str, Any]
@@ -51,7 +51,7 @@ class Left:
 
 
 def initial_rows(case: Case) -> np.ndarray:
-    """Where the states begin for each row that runs, in packed order."""
+    """The index of the initial state of each row that runs, in packed order."""
     layout, first = case.layout, case.layout.running
     if not case.reverse:
         return np.arange(first)
@@ -59,40 +59,42 @@ def initial_rows(case: Case) -> np.ndarray:
 
 
 def run_forward(case: Case, tiling: Tiling, **options: Any) -> Left:
-    """As `run_forwards`, of one direction."""
+    """As `run_forwards`, for one direction."""
     return run_forwards([case], tiling, **options)[0]
 
 
 def run_forwards(
     cases: Sequence[Case], tiling: Tiling, apart: bool | None = None, **options: Any
 ) -> list[Left]:
-    """Fill, launch directions, or layers of a wave, at once; nothing may be written outside."""
+    """Launch directions, or layers of a wavefront, at once; check the guards of all arrays."""
     every = [_forward_arrays(case, tiling, apart) for case in cases]
     for case, arrays, lower in zip(cases[1:], every[1:], every, strict=False):
         if tiling.wave:
             weight_ih = guarded(case.numbers["weight_ih"])
-            arrays |= {"weight_ih": weight_ih, "below": lower["mail"]}
+            arrays |= {"weight_ih": weight_ih, "lower_exchange": lower["exchange"]}
     found = _run(cases, tiling, every, (), **options)
     for case, left in zip(cases, found, strict=True):
-        mail, h = left.arrays["mail"], left.arrays["h"]
-        if left.outcome == "fine" and mail is not h and not left.report:
-            assert np.array_equal(mail[:, : case.H], h, equal_nan=True), "mail and states differ"
-            assert not mail[:, case.H :].any(), "padding is not zero"
+        exchange, h = left.arrays["exchange"], left.arrays["h"]
+        if left.outcome == "fine" and exchange is not h and not left.report:
+            assert np.array_equal(exchange[:, : case.H], h, equal_nan=True), (
+                "exchange and states differ"
+            )
+            assert not exchange[:, case.H :].any(), "padding is not zero"
     return found
 
 
 def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str, Any]:
-    """The arrays of a direction before its first step, all its own."""
+    """New arrays of a direction, as before its first step."""
     layout, H, P, first = case.layout, case.H, case.padded, initial_rows(case)
     assert tiling.reduction >= H, "the tiling is too small for H"
     rows, itemsize = layout.running + layout.total, case.dtype.itemsize
     empty = np.full(rows * P * itemsize, 0xFF, np.uint8).view(case.dtype)
-    mail = guarded(empty.reshape(rows, P))
+    exchange = guarded(empty.reshape(rows, P))
     apart = P != H if apart is None else apart
-    h = guarded(np.zeros((rows, H), case.dtype)) if apart else mail
+    h = guarded(np.zeros((rows, H), case.dtype)) if apart else exchange
     c = guarded(np.zeros((rows, H), np.float32))
-    mail[first] = 0
-    mail[first, :H] = h[first] = layout.sort(case.numbers["h0"])[: layout.running]
+    exchange[first] = 0
+    exchange[first, :H] = h[first] = layout.sort(case.numbers["h0"])[: layout.running]
     c[first] = layout.sort(case.numbers["c0"])[: layout.running]
     width = case.cell.saved * H if tiling.work == "training" else 0
     return {
@@ -102,19 +104,19 @@ def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str,
         "saved": guarded(np.zeros((layout.total, width), case.dtype)) if width else None,
         "h": h,
         "c": c,
-        "mail": mail,
+        "exchange": exchange,
         "weight_ih": None,
-        "below": None,
+        "lower_exchange": None,
     }
 
 
-def check_forward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
-    """Fail unless the kernel ends and agrees with the plain loop, within rounding.
+def check_forward(case: Case, tiling: Tiling, second: Case | None = None, **options: Any) -> None:
+    """Fail unless the kernel ends and agrees with the reference, within rounding.
 
-    Infinities and NaNs must be where the plain loop has them. `beside`: the other direction, in
+    Infinities and NaNs must be where the reference has them. `second`: the other direction, in
     the same launch.
     """
-    cases = [case] if beside is None else [case, beside]
+    cases = [case] if second is None else [case, second]
     for each, left in zip(cases, run_forwards(cases, tiling, **options), strict=True):
         check_ran(each, tiling, left)
 
@@ -126,7 +128,7 @@ def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
 def check_left(
     case: Case, trace: Trace, tiling: Tiling, left: Left, of: str = "", layers: int = 1
 ) -> None:
-    """Fail unless a direction ended and left what the plain loop does; `of` names it."""
+    """Fail unless a direction ended with the reference's results; `of` names it."""
     assert left.outcome == "fine", left.outcome
     assert left.report == 0
     expected = dict(zip(case.cell.state_names, trace.states, strict=True))
@@ -139,14 +141,14 @@ def check_left(
 
 
 def run_backward(case: Case, tiling: Tiling, **options: Any) -> Left:
-    """As `run_backwards`, of one direction."""
+    """As `run_backwards`, for one direction."""
     return run_backwards([case], tiling, **options)[0]
 
 
 def run_backwards(
     cases: Sequence[Case], tiling: Tiling, wide: int = 0, **options: Any
 ) -> list[Left]:
-    """As `run_forwards`; the rows of doutput are `wide` longer."""
+    """As `run_forwards`; the rows of doutput are `wide` elements longer than H."""
     every = [_backward_arrays(case, tiling, wide) for case in cases]
     names = cases[0].cell.state_names
     before = [{name: arrays[name].tobytes() for name in names} for arrays in every]
@@ -155,16 +157,16 @@ def run_backwards(
         for name, state in states.items():
             assert left.arrays[name].tobytes() == state, f"{name} was written"
         if left.outcome == "fine" and not left.report:
-            dgh, padding = np.split(left.arrays["mail"], [case.H], axis=2)
+            dgh, padding = np.split(left.arrays["exchange"], [case.H], axis=2)
             dgh = dgh.reshape(case.layout.total, -1)
             same = np.array_equal(dgh, left.arrays["gates"], equal_nan=True)
-            assert same, "mail and gates differ"
+            assert same, "exchange and gates differ"
             assert not padding.any(), "padding is not zero"
     return found
 
 
 def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
-    """The arrays of a direction before its last step is undone, all its own."""
+    """New arrays of a direction, as before its first backward step."""
     layout, P, trace = case.layout, case.padded, case.rounded_trace()
     G, S = case.cell.gates, layout.total
     assert tiling.reduction >= G * P, "the tiling is too small for H"
@@ -175,7 +177,7 @@ def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
         "doutput": guarded(doutput) if case.upstream else None,
         "gates": guarded(trace.gates),
         "saved": guarded(trace.saved),
-        "mail": guarded(empty.reshape(S, G, P)),
+        "exchange": guarded(empty.reshape(S, G, P)),
     }
     states = dict(zip(case.cell.state_names, trace.states, strict=True))
     arrays |= {name: guarded(state) for name, state in states.items()}
@@ -184,9 +186,9 @@ def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
     return arrays
 
 
-def check_backward(case: Case, tiling: Tiling, beside: Case | None = None, **options: Any) -> None:
-    """As `check_forward`; the gradients are also multiplied as those of the weights are."""
-    cases = [case] if beside is None else [case, beside]
+def check_backward(case: Case, tiling: Tiling, second: Case | None = None, **options: Any) -> None:
+    """As `check_forward`; also checks the weight gradients computed from the results."""
+    cases = [case] if second is None else [case, second]
     for each, left in zip(cases, run_backwards(cases, tiling, **options), strict=True):
         check_undone(each, left)
 
@@ -220,15 +222,15 @@ def _run(
     run: Run = IN_ORDER,
     passes: int = 1,
     faults: Faults = (),
-    spins: int = SPINS,
+    max_polls: int = MAX_POLLS,
 ) -> list[Left]:
-    """Launch with the arrays of each direction, and with what all kernels take."""
-    case = cases[0]  # of the same sizes as the other
+    """Launch with the arrays of each direction and the arguments of all kernels."""
+    case = cases[0]  # all have the same sizes
     layout, H, n_0 = case.layout, case.H, case.layout.running
     counts = None if layout.ragged is None else guarded(np.array(layout.counts, np.int32))
     report = guarded(np.zeros(1, np.uint32))
     sizes = (layout.steps, n_0, H, layout.total, passes, int(case.reverse))
-    arguments = [beside(tiling, every), counts, *sizes, *more, spins, report, TAG]
+    arguments = [grouped_arguments(tiling, every), counts, *sizes, *more, max_polls, report, TAG]
     grid = tiling.grid(H, n_0, passes, len(cases))
     outcome = launch(tiling, arguments, grid, passes, run, faults)
     for arrays in every:
@@ -239,7 +241,7 @@ def _run(
 def compare(
     case: Case, name: str, actual: np.ndarray, expected: np.ndarray, layers: int = 1
 ) -> None:
-    """Fail unless they agree within the tolerance of what products read."""
+    """Fail unless they agree within the tolerance of the math mode."""
     actual, finite = actual.astype(np.float32), np.isfinite(expected)
     same = np.where(finite, 0, expected) == np.where(np.isfinite(actual), 0, actual)
     same |= np.isnan(expected) & np.isnan(actual)

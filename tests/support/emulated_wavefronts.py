@@ -1,4 +1,4 @@
-"""Layers of a stack in a wave, on the host's fibers, beside the plain loop layer by layer."""
+"""Layers of a stack in a wavefront on the emulator, compared with the reference layer by layer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.pointwise_cases import needs_dtype
 from tests.support.sequence_cases import Case
 from xprnn.directions import Trace
 
-# warps, chunks, held, tiles: all weights held, half of them in shared memory, more than are polled
-# for at once, several tiles
+# warps, k-blocks, of these in registers, row tiles: all weights in registers, half of them in
+# shared memory, more k-blocks than are polled at once, several tiles
 TILINGS = ((4, 2, 2, 1), (4, 2, 1, 2), (2, 9, 0, 1), (2, 4, 4, 4))
 
 
@@ -27,12 +27,12 @@ def tiling_of(cell: str, work: str, kind: str, which: int = 0) -> Tiling:
 def stack_of(
     cell: str, kind: str, H: int, lengths: tuple[int, ...], layers: int, **options: Any
 ) -> list[Case]:
-    """Layers of different numbers; gx of the upper ones is what the product is added to."""
+    """Layers of different values; the upper ones add the product with the layer below to gx."""
     return [Case(cell, kind, H, lengths, seed=11 + layer, **options) for layer in range(layers)]
 
 
 def plain(cases: Sequence[Case]) -> list[Trace]:
-    """The traces of the plain loop in float64, the lowest layer's first."""
+    """The activations of the reference in float64, lowest layer first."""
     traces: list[Trace] = []
     for case in cases:
         gx = case.wide("gx")
@@ -47,7 +47,7 @@ def plain(cases: Sequence[Case]) -> list[Trace]:
 
 
 def check_wave(cases: Sequence[Case], tiling: Tiling, **options: Any) -> None:
-    """Fail unless the kernel ends and every layer agrees with the plain loop, within rounding."""
+    """Fail unless the kernel ends and every layer agrees with the reference, within rounding."""
     found = run_forwards(cases, tiling, **options)
     for layer in range(len(cases)):
         check_layer(cases, layer, tiling, found[layer])

@@ -1,8 +1,8 @@
-"""Compile kernels as CuPy does, for any architecture, where there is no GPU.
+"""Compile kernels as CuPy does, for any architecture, without a GPU.
 
-CuPy's own source of an ElementwiseKernel, or what a RawModule is given, goes through CuPy's own
-NVRTC with CuPy's own flags; only the architecture, for which CuPy would ask the device, is given.
-What the assembler says of the result, registers and memory, is read from its log.
+CuPy's source of an ElementwiseKernel, or the source of a RawModule, is compiled by CuPy's NVRTC
+with CuPy's flags; only the architecture, which CuPy would query from the device, is specified.
+Registers and memory are read from the assembler's log.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NDARRAY, INDEXER, SCALAR = 1, 2, 3  # CuPy's numbers for kinds of arguments
 
 
 class Usage(NamedTuple):
-    """What a kernel and what it calls take of the device; of stack and spilled registers, bytes."""
+    """Registers of a kernel and the functions that it calls, and bytes of stack and spills."""
 
     registers: int
     stack: int
@@ -38,7 +38,7 @@ class Usage(NamedTuple):
 
 
 def usages(log: str) -> dict[str, Usage]:
-    """What each kernel takes, by its name in the assembler's log."""
+    """The usage of each kernel, by its name in the assembler's log."""
     _, *parts = ENTRY.split(log)
     found = {}
     for name, text in zip(parts[::2], parts[1::2], strict=True):
@@ -50,7 +50,7 @@ def usages(log: str) -> dict[str, Usage]:
 
 
 def problems(usage: Mapping[str, Usage], most: Mapping[str, int]) -> list[str]:
-    """What is wrong with compiled kernels: not there, memory in place of registers, too many."""
+    """Problems of compiled kernels: missing, spilled to memory, or too many registers."""
     found = [f"{name}: not compiled" for name in sorted(most.keys() - usage.keys())]
     for name, used in usage.items():
         if used.stack or used.spilled:
@@ -60,15 +60,15 @@ def problems(usage: Mapping[str, Usage], most: Mapping[str, int]) -> list[str]:
     return found
 
 
-def cupy_source(kernel: Any, T: str, large: bool = False) -> str:
-    """What CuPy makes of an ElementwiseKernel of raw, contiguous arrays.
+def cupy_source(kernel: Any, C: str, large: bool = False) -> str:
+    """CuPy's source for an ElementwiseKernel of raw, contiguous arrays.
 
-    `large` is for arrays of 2 GiB and more, in which CuPy indexes with 64 bits.
+    :param large: for arrays of 2 GiB and more, which CuPy indexes with 64 bits.
     """
     import cupy
     from cupy._core import _carray, _kernel, _scalar
 
-    types = {"T": dtype_of(T), "A": dtype_of(TYPES[T])}
+    types = {"C": dtype_of(C), "A": dtype_of(TYPES[C])}
     given = [
         tuple([types[p.ctype] if p.raw else None for p in parameters])
         for parameters in (kernel.in_params, kernel.out_params)
@@ -88,7 +88,7 @@ def cupy_source(kernel: Any, T: str, large: bool = False) -> str:
 
 
 def compile_sources(sources: Sequence[str], architecture: str) -> dict[str, Usage]:
-    """Compile the sources of kernels, as one, to machine code; what each of them takes, by name.
+    """Compile the concatenated sources of kernels to machine code; their usage by name.
 
     :raises RuntimeError: NVRTC does not accept them.
     """
@@ -100,7 +100,7 @@ def compile_sources(sources: Sequence[str], architecture: str) -> dict[str, Usag
 
 
 def compile_instantiation(source: str, instantiation: str, architecture: str) -> Usage:
-    """Compile one instantiation of a RawModule's source to machine code; what it takes.
+    """Compile one instantiation of a RawModule's source to machine code; its usage.
 
     :raises RuntimeError: NVRTC does not accept it.
     """
@@ -109,7 +109,7 @@ def compile_instantiation(source: str, instantiation: str, architecture: str) ->
 
 
 def ptx(source: str, instantiation: str) -> str:
-    """The virtual machine code of one instantiation."""
+    """The PTX of one instantiation."""
     from cupy.cuda import compiler
 
     program = compiler._NVRTCProgram(
@@ -122,7 +122,7 @@ def ptx(source: str, instantiation: str) -> str:
 def _compile(
     source: str, options: tuple[str, ...], architecture: str, instantiations: tuple[str, ...] = ()
 ) -> tuple[str, dict[str, str]]:
-    """The compiler's log, and the name there of each instantiation; compiled once, for all runs."""
+    """The compiler's log, and each instantiation's name in it; cached between runs."""
     options += (*FLAGS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
 
     def compile_to(path: Path) -> None:
@@ -135,7 +135,7 @@ def _compile(
 
 @cache
 def _versions() -> tuple[str, ...]:
-    """Of what compiles, to the last digit, as far as it comes from a package."""
+    """The exact versions of the compilers, as far as they come from packages."""
     import cupy
 
     installed = [(d.name, d.version) for d in distributions()]
@@ -146,7 +146,7 @@ def _versions() -> tuple[str, ...]:
 def _log(
     source: str, options: tuple[str, ...], instantiations: tuple[str, ...]
 ) -> tuple[str, dict[str, str]]:
-    """What `_compile` gives, from the compiler."""
+    """The result of `_compile`, from the compiler."""
     from cupy.cuda import compiler
 
     program = compiler._NVRTCProgram(
@@ -155,19 +155,19 @@ def _log(
     log = io.StringIO()
     try:
         _, names = program.compile(options, log)
-    except compiler.CompileException as error:  # which no other process can receive
+    except compiler.CompileException as error:  # which cannot be pickled
         architecture = next(option for option in options if option.startswith("-arch="))
         raise RuntimeError(f"{architecture[6:]}: NVRTC refuses the kernel: {error}") from None
     return log.getvalue(), names or {}
 
 
-def compile_header(header: str, T: str, architecture: str, large: bool) -> dict[str, Usage]:
-    """Compile all kernels of the package's table that have a header, in one go."""
+def compile_header(header: str, C: str, architecture: str, large: bool) -> dict[str, Usage]:
+    """Compile all kernels of a header at once."""
     import cupy
 
     sources: list[str] = []
     for kernel in (k for k in KERNELS if k.header == header):
         made = build(cupy.ElementwiseKernel, kernel.name)
-        source = cupy_source(made, T, large)
+        source = cupy_source(made, C, large)
         sources.append(source.replace(made.preamble, "") if sources else source)
     return compile_sources(sources, architecture)

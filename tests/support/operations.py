@@ -1,4 +1,4 @@
-"""All that can be asked of the package by a public name and works on arrays, as calls to make."""
+"""Calls of all public functions and methods of the package that work on arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.targets import arguments, make, normal
 from xprnn import feature_first, optim
 from xprnn.backend import Backend
 
-Case = tuple[Any, dict[str, Callable[[], Any]]]  # a module, and calls that leave it as it is
+Case = tuple[Any, dict[str, Callable[[], Any]]]  # a module, and calls that leave it unchanged
 
 
 def moved(device: Backend, given: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def moved(device: Backend, given: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def quarter(device: Backend, module: Any) -> None:
-    """Let every gradient be 1/4."""
+    """Set every gradient to 1/4."""
     with device.activate():
         module.grads.flat[...] = 0.25
 

@@ -1,28 +1,28 @@
-"""A fused kernel on given numbers, the plain part that it replaces in float64, and what may differ.
+"""A fused kernel, the reference that it replaces in float64, and the bound on their difference.
 
 The bound
 ---------
-T is the type in which numbers are stored, A that of the arithmetic, u and v the largest relative
-errors of a rounding to A and to T; v = 0 where T is A. The plain part is computed in float64 from
-the same stored numbers, so that only rounding differs.
+C is the compute dtype, A the accumulation dtype, u and v the largest relative errors of a rounding
+to A and to C; v = 0 where C is A. The reference is computed in float64 from the same stored values,
+so that only rounding differs.
 
-A part is made of sums and products of what it reads, of σ and of tanh. Every operation in A
-rounds by a factor 1 + δ, |δ| <= u. Sums and products then err by at most n u Σ |terms| (N. J.
-Higham, "Accuracy and stability of numerical algorithms", section 3.3), n the number of roundings
-along the longest chain and Σ |terms| the same expression with absolute values and every minus a
-plus. σ and tanh magnify no error, and with |tanh a| <= |a| and σ(a) <= 1 the sum for their result
-may be taken as that for a and for 1 + a. So one number per element, the *majorant*, comes from
-the plain part itself, run on absolute values with `MAJORANT` for its array module, and
+Each method consists of sums and products of its inputs, σ and tanh. Every operation in A rounds by
+a factor 1 + δ, |δ| <= u. The error of sums and products is then at most n u Σ |terms| (N. J.
+Higham, "Accuracy and stability of numerical algorithms", section 3.3), with n the number of
+roundings along the longest chain and Σ |terms| the same expression with absolute values and every
+minus replaced by plus. σ and tanh do not amplify errors, and with |tanh a| <= |a| and σ(a) <= 1
+the sums for a and for 1 + a bound those for their results. So the reference itself, run on absolute
+values with `MAJORANT` as its array module, gives one value per element, the *majorant*, and
 
-    |kernel - plain| <= n u majorant + v |plain| + w
+    |kernel - reference| <= n u majorant + v |reference| + w
 
-with w for underflow: the smallest positive float16, and the smallest normal number of float32,
-for CuPy lets the device take what is smaller for zero; bfloat16 has the same range.
+with w for underflow: the smallest positive float16, and the smallest normal number of float32, as
+CuPy compiles with subnormals flushed to zero; bfloat16 has the same range.
 
 The longest chain is that of the GRU's h': 1 for gx + gh, 6 for σ (4 for exp, which CUDA gives as
 2 units in the last place, 1 for the sum, 1 for the division), 2 for gh_n + b and its product with
-r, 1 for the sum, 4 for tanh and 3 for n + z (h - n) make 17; n = 20 leaves room for u² terms. For
-float64, where the plain part rounds as well, u counts twice.
+r, 1 for the sum, 4 for tanh and 3 for n + z (h - n) make 17; n = 20 leaves a margin for u² terms.
+For float64, where the reference rounds as well, u counts twice.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import pytest
 from tests.support.emulator.elementwise import HostElementwiseKernel
 from xprnn.cells import CELLS, Buffers
 from xprnn.kernels.cuda import POINTWISE
-from xprnn.kernels.cuda.pointwise import Kernel
+from xprnn.kernels.cuda.pointwise import PointwiseKernel
 
 try:
     from ml_dtypes import bfloat16
@@ -52,14 +52,14 @@ UNDERFLOW = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126, "
 SIGMOID = ("r", "z", "i", "f", "o")  # gates in (0, 1); the others lie in (-1, 1)
 WIDTHS = {"gh_rz": 2}  # in units of H; the others have 1, gates and gh one for each gate
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e3, -1e3, 0.5]
-GUARD = 64  # elements before and behind each array that nobody may touch
+GUARD = 64  # guard elements before and after each array
 CANARY = 0xA5
 
 Arrays = dict[str, np.ndarray]
 
 
 def needs_dtype(name: str) -> None:
-    """Skip the test where NumPy does not have this type."""
+    """Skip the test if NumPy does not have this dtype."""
     if name == "bfloat16" and bfloat16 is None:
         pytest.skip("bfloat16 needs ml_dtypes, which is not installed")
 
@@ -68,8 +68,8 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return np.dtype(bfloat16 if name == "bfloat16" else name)
 
 
-def draw(kernel: Kernel, T: str, N: int, H: int, seed: int = 0) -> Arrays:
-    """Numbers as a layer has them there; what the kernel only writes is full of NaN."""
+def draw(kernel: PointwiseKernel, C: str, N: int, H: int, seed: int = 0) -> Arrays:
+    """Values as in a layer; arrays that the kernel only writes are filled with NaN."""
     rng = np.random.default_rng([seed, N, H])
     cell = CELLS[kernel.cell]
     values: Arrays = {}
@@ -77,7 +77,7 @@ def draw(kernel: Kernel, T: str, N: int, H: int, seed: int = 0) -> Arrays:
         blocks = cell.gates if buffer.name in ("gates", "gh", "bias_hh") else 1
         rows = () if buffer.name == "bias_hh" else (N,)
         shape = (*rows, WIDTHS.get(buffer.name, blocks) * H)
-        if buffer.use == "=":
+        if buffer.use == "out":
             value = np.full(shape, np.nan)
         elif buffer.name == "gates":
             value = np.concatenate([_gate(kernel, g, N, H, rng) for g in cell.gate_names], axis=1)
@@ -87,34 +87,38 @@ def draw(kernel: Kernel, T: str, N: int, H: int, seed: int = 0) -> Arrays:
             value = rng.normal(0, 2, shape)
         if buffer.name == "h_next" and cell.name == "rnn_relu":
             value = np.maximum(value, 0)
-        values[buffer.name] = value.astype(dtype_of(T if buffer.type == "T" else TYPES[T]))
+        values[buffer.name] = value.astype(dtype_of(C if buffer.type == "C" else TYPES[C]))
     return values
 
 
-def _gate(kernel: Kernel, gate: str, N: int, H: int, rng: np.random.Generator) -> np.ndarray:
-    """One block of `gates`: gx where the part still has to apply the activation."""
+def _gate(
+    kernel: PointwiseKernel, gate: str, N: int, H: int, rng: np.random.Generator
+) -> np.ndarray:
+    """One block of `gates`: gx if the kernel has yet to apply the activation."""
     later = kernel.part == "forward_candidate" and gate != "n"
     if kernel.part.startswith("forward") and not later:
         return rng.normal(0, 2, (N, H))
     return rng.uniform(0 if gate in SIGMOID else -1, 1, (N, H))
 
 
-def with_specials(kernel: Kernel, dtype: str) -> Arrays:
-    """Arrays in which every element of the state meets some of `SPECIAL`."""
+def with_specials(kernel: PointwiseKernel, dtype: str) -> Arrays:
+    """Arrays in which `SPECIAL` values occur in every operand."""
     arrays, rng = draw(kernel, dtype, 64, 33), np.random.default_rng(1)
     for buffer in kernel.buffers:
         array = arrays[buffer.name]
         values = (
             np.abs(SPECIAL) if (kernel.cell, buffer.name) == ("rnn_relu", "h_next") else SPECIAL
         )
-        if buffer.use != "=":
+        if buffer.use != "out":
             chosen = rng.choice(values, array.shape).astype(array.dtype)
             array[...] = np.where(rng.random(array.shape) < 0.3, chosen, array)
     return arrays
 
 
-def run_fused(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwiseKernel) -> Arrays:
-    """Run the fused cell's part on copies; fail if it writes what it should not."""
+def run_fused(
+    kernel: PointwiseKernel, arrays: Arrays, elementwise: type = HostElementwiseKernel
+) -> Arrays:
+    """Run the fused cell's method on copies; fail if it writes outside its outputs."""
     whole = {name: np.empty(a.size + 2 * GUARD, a.dtype) for name, a in arrays.items()}
     copies: Arrays = {}
     for name, array in arrays.items():
@@ -132,8 +136,8 @@ def run_fused(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwis
     return copies
 
 
-def run_plain(kernel: Kernel, arrays: Arrays, xp: Any = np) -> Arrays:
-    """Run the plain cell's part in float64."""
+def run_plain(kernel: PointwiseKernel, arrays: Arrays, xp: Any = np) -> Arrays:
+    """Run the reference cell's method in float64."""
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
     cell, (N, width) = CELLS[kernel.cell], arrays["gates"].shape
     H = width // cell.gates
@@ -145,7 +149,7 @@ def run_plain(kernel: Kernel, arrays: Arrays, xp: Any = np) -> Arrays:
 
 
 def _call(cell: Any, part: str, xp: Any, arrays: Arrays, scratch: tuple[Any, ...]) -> None:
-    """Call a part with the arrays where its parameters say; None for what it does not use."""
+    """Call a method with the arrays that its parameters name; None for what it does not use."""
     function = getattr(cell, part)
     step = Buffers(
         gates=arrays.get("gates"),
@@ -163,7 +167,7 @@ def _same(a: Any, *_: Any, out: np.ndarray) -> None:
     out[...] = a
 
 
-# Plain code's array module for absolute values: minus is plus, functions of one number are left out
+# The reference's array module for absolute values: minus is plus, unary functions are identities
 MAJORANT = SimpleNamespace(
     add=np.add,
     subtract=np.add,
@@ -178,14 +182,16 @@ MAJORANT = SimpleNamespace(
 )
 
 
-def excess(kernel: Kernel, arrays: Arrays, elementwise: type = HostElementwiseKernel) -> float:
+def excess(
+    kernel: PointwiseKernel, arrays: Arrays, elementwise: type = HostElementwiseKernel
+) -> float:
     """The largest error of the kernel in units of its bound; infinite where inf or NaN differ."""
-    T = arrays["gates"].dtype.name
+    C = arrays["gates"].dtype.name
     after, plain = run_fused(kernel, arrays, elementwise), run_plain(kernel, arrays)
     finite = {n: np.nan_to_num(np.abs(a.astype(float)), posinf=1e3) for n, a in arrays.items()}
     majorant = run_plain(kernel, finite, MAJORANT)
     return max(
-        _ratio(after[b.name], plain[b.name], majorant[b.name], TYPES[T]) for b in kernel.outputs
+        _ratio(after[b.name], plain[b.name], majorant[b.name], TYPES[C]) for b in kernel.outputs
     )
 
 

@@ -1,4 +1,4 @@
-"""Matrices in every type and layout, multiplied on a backend and compared with float64."""
+"""Matrices in every dtype and layout, multiplied on a backend and compared with float64."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PLACES = ("fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu))
 
 @contextmanager
 def opened(name: str) -> Iterator[Backend]:
-    """The stand-in, or CuPy where there is a usable GPU."""
+    """The fake CuPy, or CuPy if there is a usable GPU."""
     if name == "fake_cupy":
         LOG.clear()
         yield StrictBackend.open("")
@@ -88,7 +88,7 @@ def assert_product(
     precision: str = "ieee",
     roundoff: float = 0.0,
 ) -> None:
-    """Multiply on the backend; compare with float64, and see that nothing else was written.
+    """Multiply on the backend; compare with float64, and check that nothing else was written.
 
     The bound is that of an inner product of k terms in any order and one rounding of the result,
     |error| <= (k + 1) u |a| |b| + u' |out| (N. J. Higham, "Accuracy and Stability of Numerical

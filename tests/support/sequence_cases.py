@@ -1,7 +1,7 @@
-"""Directions of a layer for the whole-sequence kernels, and the loop of `sequence.py` in float64.
+"""Directions of a layer for the sequence kernels, and the reference loop in float64.
 
-The layer's input product is left out: W_ih is the identity, so that x is gx, and the plain loop
-gets the very numbers, widened, that the kernel gets.
+The layer's input product is left out: W_ih is the identity, so that x is gx, and the reference
+receives the same values as the kernel, converted to float64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from xprnn.scratch import Workspace
 
 
 class Copying:
-    """NumPy, but for a product with the transpose of one identity: there NaN must stay put."""
+    """NumPy, but products with the transpose of one identity are copies: a NaN stays in place."""
 
     def __init__(self, identity: np.ndarray) -> None:
         self._identity = identity
@@ -42,7 +42,7 @@ class Copying:
 
 @dataclass(frozen=True)
 class Case:
-    """A direction of a layer with its numbers, as the kernels read them."""
+    """A direction of a layer with its arrays, in the dtypes that the kernels read."""
 
     name: str  # of the cell
     kind: str
@@ -52,7 +52,7 @@ class Case:
     bias: bool = True
     upstream: bool = True  # whether a gradient of the outputs arrives
     seed: int = 0
-    special: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # array, place, value
+    special: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # array, index, value
     numbers: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     @property
@@ -70,7 +70,7 @@ class Case:
 
     @property
     def padded(self) -> int:
-        """The length of a row of the mailbox."""
+        """The length of a row of the exchange buffer."""
         grain = 16 // self.dtype.itemsize
         return -(-self.H // grain) * grain
 
@@ -103,7 +103,7 @@ class Case:
 
     @property
     def dstates(self) -> tuple[str, ...]:
-        """The names of the gradients that are carried from step to step."""
+        """The names of the state gradients."""
         return tuple([f"d{name}" for name in self.cell.state_names])
 
     def wide(self, name: str) -> np.ndarray:
@@ -111,7 +111,7 @@ class Case:
 
     @cached_property
     def weights(self) -> Weights:
-        """In float64, with W_ih = 1; of b_hh what is not in gx already."""
+        """In float64, with W_ih = 1; b_hh without the part that is already in gx."""
         identity = np.eye(self.cell.gates * self.H)
         if not self.bias:
             return Weights(identity, self.wide("weight_hh"), None, None)
@@ -121,14 +121,14 @@ class Case:
 
     @property
     def engine(self) -> Engine:
-        """The plain loop in float64."""
+        """The reference loop in float64."""
         arithmetic = check_arithmetic("float64", None, "ieee")
         with use_kernels("reference"):
             plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
         return replace(plain, xp=Copying(self.weights.weight_ih))
 
     def plain(self) -> Trace:
-        """The trace of the plain loop in float64."""
+        """The activations of the reference in float64."""
         initial = [self.layout.sort(self.wide(f"{name}0")) for name in self.cell.state_names]
         ends = tuple([state.copy() for state in initial])
         with np.errstate(all="ignore"):
@@ -140,7 +140,7 @@ class Case:
         return trace
 
     def rounded_trace(self) -> Trace:
-        """The trace as forward leaves it: but for c in the type that products read."""
+        """The activations as forward stores them: all but c in the compute dtype."""
         trace = self.plain()
         gates, saved, h = [
             a.astype(self.dtype) for a in (trace.gates, trace.saved, trace.states[0])
@@ -149,7 +149,7 @@ class Case:
         return Trace(self.numbers["gx"], gates, saved, (h, *others))
 
     def plain_backward(self, trace: Trace) -> dict[str, np.ndarray]:
-        """What the plain loop makes in float64 of a rounded trace."""
+        """The gradients of the reference in float64, from rounded activations."""
         wide = [a.astype(np.float64) for a in (trace.x, trace.gates, trace.saved)]
         states = tuple([state.astype(np.float64) for state in trace.states])
         dstates = [self.layout.sort(self.wide(name)).copy() for name in self.dstates]

@@ -124,11 +124,11 @@ def test_steps_without_waiting_wait_for_nobody(
             return genuine(functions, *rest)
 
     monkeypatch.setattr(peaks, "measure", alone)
-    monkeypatch.setattr(sequence, "SPINS", 50)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     assert peaks.without_waiting(call, device) > 0
     assert len({name for name, _ in Function.launches}) == 1 + training
     device.synchronize()  # nobody gave up
-    assert "launch" not in vars(device.resident)
+    assert "launch" not in vars(device.cooperative)
     monkeypatch.setattr(Function, "run", Run(resident=1))
     with pytest.raises((xprnn.KernelStoppedError, RuntimeError)):  # the control
         call()

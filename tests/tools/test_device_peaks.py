@@ -17,7 +17,7 @@ import xprnn
 from benchmarks.device import bounds, peaks
 from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import BOTH, FORWARD, Problem
-from tests.support.emulator.build import OUTCOMES, behind_fibers, compiled
+from tests.support.emulator.build import OUTCOMES, compiled, emulator_source
 from tests.support.emulator.elementwise import COMPILER, needs_compiler
 from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy.array import StrictModule
@@ -43,19 +43,19 @@ def ping_pong() -> Callable[..., Any]:
         pytest.skip("there is no g++ here to compile the kernels for the host with")
 
     def build(*faults: tuple[str, str]) -> Any:
-        code = f"""{behind_fibers(("common.h", "device.h", PING_PONG), faults)}
-extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned spins,
+        code = f"""{emulator_source(("common.h", "device.h", PING_PONG), faults)}
+extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned max_polls,
                    unsigned* report, unsigned tag, unsigned seed, int resident) {{
-  return fibers::launch({{2, 1, 1}}, 32, 0, seed, resident,
-                        [=] {{ xprnn::ping_pong(words, apart, rounds, spins, report, tag); }});
+  return emulator::launch({{2, 1, 1}}, 32, 0, seed, resident,
+                        [=] {{ xprnn::ping_pong(words, apart, rounds, max_polls, report, tag); }});
 }}
 """
         return compiled("ping_pong", code)
 
-    def run(library: Any, seed: int = 0, resident: int = 0, spins: int = 1 << 30) -> Any:
+    def run(library: Any, seed: int = 0, resident: int = 0, max_polls: int = 1 << 30) -> Any:
         words, report = np.zeros(APART + 1, np.uint32), np.zeros(1, np.uint32)
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in (words, report)]
-        sizes = map(ctypes.c_uint, (APART, ROUNDS, spins))
+        sizes = map(ctypes.c_uint, (APART, ROUNDS, max_polls))
         rest = ctypes.c_uint(TAG), ctypes.c_uint(seed), resident
         outcome = OUTCOMES[library.run(pointers[0], *sizes, pointers[1], *rest)]
         return outcome, words, int(report[0])
@@ -74,9 +74,9 @@ def test_words_go_to_and_fro(seed: int, ping_pong: Callable[..., Any]) -> None:
 @needs_compiler
 def test_a_block_that_is_alone_gives_up(ping_pong: Callable[..., Any]) -> None:
     """And says so; with the wait taken out, or a word never sent, that shows here."""
-    assert ping_pong(resident=1, spins=50)[2] > TAG
-    assert ping_pong(("poll(other) != k", "poll(other) == ~k"), resident=1, spins=50)[2] == 0
-    assert ping_pong(("if (!first) publish(mine, k);", ""), spins=50)[2] > TAG
+    assert ping_pong(resident=1, max_polls=50)[2] > TAG
+    assert ping_pong(("poll(other) != k", "poll(other) == ~k"), resident=1, max_polls=50)[2] == 0
+    assert ping_pong(("if (!first) publish(mine, k);", ""), max_polls=50)[2] > TAG
 
 
 # -- the sweep, on fibers
@@ -88,9 +88,9 @@ def test_every_byte_is_read(blocks: int) -> None:
     """Wherever the one word is that is not zero."""
 
     def found(count: int, at: int | None, *faults: tuple[str, str]) -> int:
-        code = f"""{behind_fibers(("common.h", "device.h", PING_PONG), faults)}
+        code = f"""{emulator_source(("common.h", "device.h", PING_PONG), faults)}
 extern "C" int run(void* data, unsigned count, unsigned rounds, unsigned* sum, int blocks) {{
-  return fibers::launch({{blocks, 1, 1}}, 1024, 0, 0, 0,
+  return emulator::launch({{blocks, 1, 1}}, 1024, 0, 0, 0,
                         [=] {{ xprnn::sweep((uint4*)data, count, rounds, blocks, sum); }});
 }}
 """
@@ -186,7 +186,7 @@ def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
     torch = pytest.importorskip("torch", reason="torch is not installed")
 
     def stopped(*given: Any) -> Any:
-        raise xprnn.KernelStoppedError("kernel ping_pong gave up at step 3")
+        raise xprnn.KernelStoppedError("kernel ping_pong timed out at step 3")
 
     monkeypatch.setattr(peaks, "measure_latency", stopped)
     monkeypatch.setattr(
@@ -196,7 +196,7 @@ def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
     monkeypatch.setattr(peaks, "BUDGET", 0.0)
     found = peaks.measure_peaks(fake_cupy, ("float32",), side=32, copied=1 << 16)
     assert found.bandwidth > 0 < found.rate("float32") and found[2:] == (None, None, None)
-    assert capsys.readouterr().out == "latency not measured: kernel ping_pong gave up at step 3\n"
+    assert capsys.readouterr().out == "latency not measured: kernel ping_pong timed out at step 3\n"
 
 
 # -- clocks

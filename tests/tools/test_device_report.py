@@ -160,13 +160,13 @@ def test_a_kernel_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.Monk
 
     def failing(layer: Any, given: Any) -> Any:
         if isinstance(layer, xprnn.LSTM):
-            raise xprnn.KernelStoppedError("kernel lstm_forward gave up at step 1: waited\nmore")
+            raise xprnn.KernelStoppedError("kernel lstm_forward timed out at step 1: waited\nmore")
         return genuine(layer, given)
 
     monkeypatch.setattr(rows, "results_of", failing)
     report = measured(tmp_path, dtypes=("float32",))
     said = {row["cell"]: row["wrong"] for row in of_layers(report)}
-    stopped = "KernelStoppedError: kernel lstm_forward gave up at step 1: waited"
+    stopped = "KernelStoppedError: kernel lstm_forward timed out at step 1: waited"
     assert said == {"gru": "", "lstm": stopped, "rnn_tanh": ""}
 
 

@@ -89,8 +89,10 @@ def test_both_ways_are_compared_and_timed(cell: str, dtype: str, device: Backend
 def test_a_wave_of_another_layers_arrays_is_in_its_row(
     device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "beside", first_layer_twice(sequence.beside))
-    monkeypatch.setattr(sequence, "SPINS", 200)
+    monkeypatch.setattr(
+        sequence, "grouped_arguments", first_layer_twice(sequence.grouped_arguments)
+    )
+    monkeypatch.setattr(sequence, "MAX_POLLS", 200)
     found, _ = stacks.compared(SMALL, device)
     assert [bool(row["wrong"]) for row in found] == [True, False]
     stacks.timed(SMALL, found, device, MEASURED)
@@ -102,7 +104,7 @@ def test_what_does_not_fit_in_a_wave_is_said(device: Backend) -> None:
     (row,), (absent,) = stacks.compared(SMALL._replace(layers=9, H=4), device)
     assert row["kernels"] == "sequence" and not row["wrong"]
     assert absent["kernels"] == "wave" and absent["layers"] == 9
-    assert absent["reason"] == "XPRNN_KERNELS=wave: 9 layers: a wave has at most 8"
+    assert absent["reason"] == "XPRNN_KERNELS=wave: 9 layers: a wavefront has at most 8"
     assert {name for name, _ in Function.launches} and layers_of_launches()[0][1] == 1
 
 

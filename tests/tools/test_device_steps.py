@@ -94,7 +94,7 @@ def test_a_wrong_sign_in_the_launch_is_in_its_rows(
 
 @needs_compiler
 def test_a_graph_of_one_side_is_wrong(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step would begin where the first one did, and find its mailbox full."""
+    """Every step would begin where the first one did, and find its exchange buffer full."""
     monkeypatch.setattr(graphs, "cycle", lambda calls: iter(calls[:1] * 100))
     found, _ = steps.compared(SMALL, device)
     assert [bool(row["wrong"]) for row in found] == [False, True, False]
@@ -115,9 +115,9 @@ def test_what_is_not_captured_is_said(device: Backend, monkeypatch: pytest.Monke
 def test_what_is_not_one_launch_has_no_graph(device: Backend) -> None:
     stepper = xprnn.GRU(3, 5, backend=device.name, seed=0).stepper(1)
     x = device.from_host(np.zeros((1, 3), np.float32))
-    with pytest.raises(graphs.NotCapturedError, match="two steps were 0 resident launches"):
+    with pytest.raises(graphs.NotCapturedError, match="two steps were 0 cooperative launches"):
         graphs.replayed(lambda: stepper.step(x), device)
-    assert "launch" not in vars(device.resident)
+    assert "launch" not in vars(device.cooperative)
 
 
 @needs_compiler

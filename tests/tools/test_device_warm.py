@@ -19,11 +19,11 @@ from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy import stack_step as fake_stack
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import stack_step
-from xprnn.kernels.cuda.plan import Device, Problem, plan
+from xprnn.kernels.cuda.plan import DeviceProperties, SequenceProblem, plan
 from xprnn.verify.suite import PROBLEMS
 
 fake = smoke.fake
-H200 = Device((9, 0), 132)
+H200 = DeviceProperties((9, 0), 132)
 FAILS, ENDS = "does not compile", "ends its process"
 
 
@@ -45,7 +45,7 @@ def test_the_reports_kernels_are_among_them(every: list[Job]) -> None:
 
     def check(*sizes: object) -> None:
         for work in ("forward", "training", "backward"):
-            chosen = plan(H200, Problem(sizes[0], work, *sizes[1:]))
+            chosen = plan(H200, SequenceProblem(sizes[0], work, *sizes[1:]))
             assert isinstance(chosen, str) or chosen.name in names, sizes
 
     found: list[Call] = problems()

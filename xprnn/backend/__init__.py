@@ -37,10 +37,10 @@ from .arrays import (
     StateTypes,
 )
 from .base import ALIGNMENT, Backend, BackendUnavailableError
+from .cooperative import KernelStoppedError
 from .cupy import CupyBackend
 from .dlpack import ON_CUDA, device_text, dlpack_device
 from .exports import exported_from
-from .resident import KernelStoppedError
 
 ENVIRONMENT_VARIABLE = "XPRNN_BACKEND"
 

@@ -13,9 +13,9 @@ import numpy as np
 from . import cuda
 from .arrays import Array
 from .base import Backend
+from .cooperative import CooperativeKernels
 from .cublas import CudaModule
 from .dlpack import MANAGED, ON_CUDA, dlpack_device
-from .resident import ResidentKernels
 
 PER_THREAD = 2  # cudaStreamPerThread
 
@@ -39,7 +39,7 @@ class CupyBackend(Backend):
         super().__init__(name)
         self.xp = cupy
         self.device = device
-        self.resident: ResidentKernels = ResidentKernels(cupy, device)
+        self.cooperative: CooperativeKernels = CooperativeKernels(cupy, device)
         self._modules: dict[str, CudaModule] = {}
         self._depth = _Depth()
 
@@ -109,7 +109,7 @@ class CupyBackend(Backend):
     def _raise_if_timed_out(self) -> None:
         """Outside of all `activate` blocks, raise if a kernel has timed out."""
         if not self._depth.value:
-            self.resident.check()
+            self.cooperative.check()
 
     def _capturing(self) -> bool:
         """Whether the current stream is being captured, or another capture prevents the query."""

@@ -1,4 +1,4 @@
-"""CUDA sources compiled by g++ for the fibers of `host/fibers.h`, and kept by content."""
+"""CUDA sources compiled by g++ for the emulator, `host/fibers.h`; cached by content."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ HOST = Path(__file__).parent / "host"
 CUDA = Path(sequence.__file__).parent
 OUTCOMES = (  # as `Outcome` of fibers.h
     *("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector"),
-    *("sent to a block that has ended", "barrier misused", "cluster not whole"),
+    *("sent to a block that has ended", "barrier misused", "incomplete cluster"),
 )
-# _FORTIFY_SOURCE would refuse to change stacks. Most of the time goes into compiling, and with -O1
-# that takes two thirds of what it takes with -O2
+# _FORTIFY_SOURCE rejects the change of stacks. Most of the time is spent compiling, which takes
+# two thirds of the time with -O1 compared to -O2
 WARNINGS = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-Wno-unused-variable")
 FLAGS = (*COMMON, "-O1", *WARNINGS, "-U_FORTIFY_SOURCE")
 STAND_INS = {"device.h": HOST / "warps.h", "lanes.h": HOST / "lanes.h"}
-Faults = tuple[tuple[str, str], ...]  # what stands once in the source, and what in its place
+Faults = tuple[tuple[str, str], ...]  # text that occurs once in the source, and its replacement
 
 
-def behind_fibers(parts: Iterable[str | Path], faults: Faults = ()) -> str:
-    """The text of files of the CUDA folder, by name, or of others, behind what they stand on.
+def emulator_source(parts: Iterable[str | Path], faults: Faults = ()) -> str:
+    """The source of files of the CUDA folder, by name, or of others, preceded by the emulator.
 
-    Each fault must fit in exactly one place.
+    The text of each fault must occur exactly once.
     """
     paths = [HOST / "fibers.h", HOST / "clusters.h", HOST / "device.h"]
     paths += [STAND_INS.get(str(part), CUDA / part) for part in parts]
@@ -44,7 +44,7 @@ def behind_fibers(parts: Iterable[str | Path], faults: Faults = ()) -> str:
 
 @cache
 def compiled(name: str, source: str) -> ctypes.CDLL:
-    """A source as a loaded library; compiled once, for all processes and runs.
+    """A source as a loaded library, compiled once for all processes and runs.
 
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """

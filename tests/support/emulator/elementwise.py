@@ -1,7 +1,7 @@
 """CuPy's ElementwiseKernel on the host: the same source, compiled by g++, run on NumPy arrays.
 
-It is stricter than CuPy where the kernels' contract is: every array is raw and C-contiguous,
-every output is given, the loop's size is said.
+It is stricter than CuPy, as the kernels require it: every array is raw and C-contiguous, outputs
+are passed by the caller, and the size of the loop is given.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ needs_compiler = pytest.mark.skipif(
 
 
 class Parameter(NamedTuple):
-    """One parameter of a kernel: `raw T gates` or `int32 H`."""
+    """One parameter of a kernel: `raw C gates` or `int32 H`."""
 
-    type: str  # a dtype's name, or one capital letter that the arrays decide
+    type: str  # a dtype's name, or a capital letter for the dtype of the arrays
     name: str
     raw: bool
     const: bool
@@ -56,9 +56,9 @@ def _parse(declarations: str, const: bool) -> list[Parameter]:
 
 
 class HostElementwiseKernel:
-    """`cupy.ElementwiseKernel` as far as the package uses it, on NumPy arrays."""
+    """The subset of `cupy.ElementwiseKernel` that the package uses, on NumPy arrays."""
 
-    backwards = False  # the order of the elements, which must not matter
+    backwards = False  # order of the elements; results must not depend on it
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class HostElementwiseKernel:
         self.operation = operation
         self.name = name
         self.preamble = preamble
-        self._functions: dict[tuple[Any, ...], Any] = {}  # by the dtypes of the letters
+        self._functions: dict[tuple[Any, ...], Any] = {}  # by the dtypes of the type parameters
         if not no_return:
             raise ValueError(f"{name}: expected no_return=True, outputs are the caller's")
         if any(not p.raw for p in self.parameters if not p.const):
@@ -88,7 +88,7 @@ class HostElementwiseKernel:
         for parameter, arg in zip(self.parameters, args, strict=True):
             self._check(parameter, arg, types)
         if size == 0:
-            return  # as CuPy, which launches nothing
+            return  # like CuPy, which launches nothing
         key = tuple(types.items())
         if key not in self._functions:
             self._functions[key] = getattr(_library(self.source(types)), self.name)
@@ -99,7 +99,7 @@ class HostElementwiseKernel:
         )
 
     def source(self, types: dict[str, np.dtype[Any]]) -> str:
-        """The C++ source for the dtypes that the letters stand for."""
+        """The C++ source for given dtypes of the type parameters."""
         typedefs = [f"typedef {C_TYPES[types[t].name]} {t};" for t in sorted(types)]
         head = ", ".join(["ptrdiff_t size_", "bool backwards_", *map(_declare, self.parameters)])
         body = (
@@ -113,7 +113,7 @@ class HostElementwiseKernel:
         return "\n".join([DEVICE, *typedefs, self.preamble, *body, ""])
 
     def _check(self, parameter: Parameter, arg: Any, types: dict[str, np.dtype[Any]]) -> None:
-        """Refuse what CuPy refuses and what the kernels would misread; note the dtypes."""
+        """Raise for arguments that CuPy or the kernels do not accept; record the dtypes."""
         what = f"{self.name}: {parameter.name}"
         if not parameter.raw:
             if not isinstance(arg, (int, np.integer)):
@@ -146,7 +146,7 @@ def _argument(parameter: Parameter, arg: Any) -> Any:
 
 @cache
 def _folder() -> str:
-    """Where this process keeps what it compiled; removed when it ends."""
+    """The folder of this process's compiled libraries; removed when it ends."""
     folder = tempfile.mkdtemp(prefix="xprnn-host-kernels-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -160,7 +160,7 @@ def _library(source: str) -> ctypes.CDLL:
     """
     if COMPILER is None:
         raise RuntimeError("there is no g++ here to compile the kernels for the host with")
-    # A folder for each, so that threads that compile the same source do not meet
+    # A folder for each, so that threads compiling the same source do not conflict
     target = Path(tempfile.mkdtemp(dir=_folder())) / "kernel.so"
     command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(target), "-lm")
     outcome = subprocess.run(command, input=source, capture_output=True, text=True)
@@ -169,8 +169,8 @@ def _library(source: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(target))
 
 
-def planted(old: str, new: str) -> type[HostElementwiseKernel]:
-    """An ElementwiseKernel whose source has a fault."""
+def with_fault(old: str, new: str) -> type[HostElementwiseKernel]:
+    """An ElementwiseKernel with a fault injected into its source."""
 
     class Faulty(HostElementwiseKernel):
         def __init__(self, *args: Any, preamble: str, **kwargs: Any) -> None:

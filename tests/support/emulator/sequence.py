@@ -1,7 +1,7 @@
-"""Kernels that run a whole sequence, their own source compiled by g++ and run on fibers.
+"""Sequence kernels, from their CUDA source, compiled by g++ and run on the emulator.
 
-`host/fibers.h` says how. A library has one kernel with one tiling, and with the fault that
-a test plants in its source.
+See `host/fibers.h`. A library contains one kernel with one tiling, and the faults that a
+test injects into its source.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.support.emulator.build import OUTCOMES, Faults, behind_fibers, compiled
+from tests.support.emulator.build import OUTCOMES, Faults, compiled, emulator_source
 from xprnn.cells import CELLS
 from xprnn.kernels.cuda import sequence
-from xprnn.kernels.cuda.table import KERNELS, LAYERS
+from xprnn.kernels.cuda.table import KERNELS, MAX_WAVEFRONT_LAYERS
 
-HEAD = 128  # HEAD of products.h
-ITEMS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a piece
+SHARED_HEADER = 128  # SHARED_HEADER of products.h
+K_BLOCK_ELEMENTS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a k-block
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "TF32X3": "float32"}
-# v: by value, as CuPy passes a NumPy array; here by its address, and copied in front of each thread
+# v: by value, as CuPy passes a NumPy array; here by its address, and copied for each thread
 C = {"v": ctypes.c_void_p, "p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
 
 
 class Tiling(NamedTuple):
-    """A kernel, by its cell and work, and the sizes that are compiled into it."""
+    """A kernel, given by its cell and work, and the sizes that are compiled into it."""
 
     cell: str
     work: str  # "forward", "training" or "backward"
     kind: str  # BF16, F16, TF32 or TF32X3
     warps: int
-    chunks: int
-    held: int
-    tiles: int
+    k_blocks: int
+    in_registers: int
+    row_tiles: int
     cluster: int = 1
     wave: bool = False  # of layers
 
@@ -44,60 +44,61 @@ class Tiling(NamedTuple):
 
     @property
     def name(self) -> str:
-        sizes = f"xprnn::{self.kind}, {self.warps}, {self.chunks}, {self.held}, {self.tiles}"
+        numbers = self.warps, self.k_blocks, self.in_registers, self.row_tiles
+        sizes = ", ".join([f"xprnn::{self.kind}", *map(str, numbers)])
         return "xprnn::" + KERNELS[self.cell, self.work].template.format(sizes)
 
     @property
     def parameters(self) -> str:
-        """The arrays of all directions, by value, then pointers, integers and unsigned ones."""
+        """The kinds of the kernel's parameters, as in `C`."""
         return "vp" + "iiiiii" + "i" * (self.work == "backward") + "upu"
 
     @property
     def reduction(self) -> int:
-        """The longest reduction that it takes."""
-        return self.warps * self.chunks * ITEMS[self.kind] // (1 + self.wave)
+        """The longest reduction that the tiling covers."""
+        return self.warps * self.k_blocks * K_BLOCK_ELEMENTS[self.kind] // (1 + self.wave)
 
     def shared(self, passes: int) -> int:
-        """Bytes of shared memory, as the interface gives them."""
-        cell, apart = CELLS[self.cell], self.warps * (self.chunks - self.held)
-        head = HEAD + self.warps * self.stage
+        """Bytes of shared memory of a block."""
+        cell, apart = CELLS[self.cell], self.warps * (self.k_blocks - self.in_registers)
+        head = SHARED_HEADER + self.warps * self.stage
         if self.work == "backward":
-            carried = 512 * len(cell.state_names) * self.tiles * passes
-            return head + 1280 * self.warps * self.tiles + 1024 * apart + carried
-        return head + cell.gates * (1280 * self.warps * self.tiles + 1024 * apart)
+            carried = 512 * len(cell.state_names) * self.row_tiles * passes
+            return head + 1280 * self.warps * self.row_tiles + 1024 * apart + carried
+        return head + cell.gates * (1280 * self.warps * self.row_tiles + 1024 * apart)
 
     @property
     def stage(self) -> int:
-        """Bytes of shared memory in which a warp gets what the rest of the cluster polls for."""
+        """Bytes of shared memory of a warp for data received from its cluster."""
         if self.cluster == 1:
             return 0
-        parts = -(-self.chunks // (8 * self.cluster))
-        own = self.chunks // parts // self.cluster
-        pieces = own * (1 if parts > 1 else min(self.tiles, 8 // own))
+        parts = -(-self.k_blocks // (8 * self.cluster))
+        own = self.k_blocks // parts // self.cluster
+        pieces = own * (1 if parts > 1 else min(self.row_tiles, 8 // own))
         return 16 + (self.cluster - 1) * pieces * 512
 
-    def grid(self, H: int, rows: int, passes: int, beside: int = 1) -> tuple[int, int, int]:
-        """Blocks by units, in whole clusters, by rows, and by directions or layers."""
+    def grid(self, H: int, rows: int, passes: int, slots: int = 1) -> tuple[int, int, int]:
+        """Blocks by units, in complete clusters, by rows, and by directions or layers."""
         slices = -(-H // (16 * self.cluster)) * self.cluster
-        return slices, -(-rows // (8 * self.tiles * passes)), beside
+        return slices, -(-rows // (8 * self.row_tiles * passes)), slots
 
 
 class Run(NamedTuple):
-    """How the fibers take their turns: by which seed (0: in order), how many blocks at once."""
+    """The order of the emulator's threads: a seed (0: in order), and resident blocks."""
 
     seed: int = 0
     resident: int = 0  # 0: all
 
 
 def source_of(tiling: Tiling, faults: Faults = ()) -> str:
-    """The source for g++; each fault must fit in exactly one place."""
-    text = behind_fibers(sequence.parts(tiling.file), faults)
+    """The source for g++; the text of each fault must occur exactly once."""
+    text = emulator_source(sequence.parts(tiling.file), faults)
     types = {"v": "const Arg<0>*", "p": "void*", "i": "int", "u": "unsigned"}
     declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(tiling.parameters)])
     others = [f"static_cast<Arg<{i}>>(a{i})" for i in range(1, len(tiling.parameters))]
     passed = ", ".join(["*a0", *others])
     return f"""#define XP_CLUSTER {tiling.cluster}
-#define XP_WAVE {int(tiling.wave)}
+#define XP_WAVEFRONT {int(tiling.wave)}
 {text}
 template <class F> struct Of;
 template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All; }};
@@ -106,7 +107,7 @@ typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
 template <int i> using Arg = std::tuple_element_t<i, All>;
 extern "C" int bytes_by_value() {{ return sizeof(Arg<0>); }}
 extern "C" int run({declared}, int x, int y, int z, int shared, unsigned seed, int resident) {{
-  return fibers::launch({{x, y, z}}, {32 * tiling.warps}, shared, seed, resident,
+  return emulator::launch({{x, y, z}}, {32 * tiling.warps}, shared, seed, resident,
                         [=] {{ kernel({passed}); }}, {tiling.cluster});
 }}
 """
@@ -114,7 +115,7 @@ extern "C" int run({declared}, int x, int y, int z, int shared, unsigned seed, i
 
 @cache
 def library(tiling: Tiling, faults: Faults = ()) -> ctypes.CDLL:
-    """The kernel as a loaded library, with one function `run`.
+    """The kernel as a loaded library with a function `run`.
 
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """
@@ -129,9 +130,9 @@ def launch(
     run: Run,
     faults: Faults = (),
 ) -> str:
-    """Run a kernel on NumPy arrays and integers; what became of it, one of `OUTCOMES`.
+    """Run a kernel on NumPy arrays and integers; returns one of `OUTCOMES`.
 
-    The first argument is `Beside` of exchange.h, with addresses of the host.
+    The first argument is `GroupedArguments` of exchange.h, with host addresses.
     """
     loaded = library(tiling, faults)
     assert arguments[0].nbytes == loaded.bytes_by_value()
@@ -143,10 +144,10 @@ def launch(
     return OUTCOMES[loaded.run(*given, *shape)]
 
 
-def beside(tiling: Tiling, every: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """`Beside` of exchange.h for those arrays of directions or layers that a kernel takes."""
+def grouped_arguments(tiling: Tiling, every: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """`GroupedArguments` of exchange.h for the arrays of directions or layers."""
     names = KERNELS[tiling.cell, tiling.work].arrays
-    table = np.zeros((LAYERS if tiling.wave else 2, len(names)), np.uint64)
+    table = np.zeros((MAX_WAVEFRONT_LAYERS if tiling.wave else 2, len(names)), np.uint64)
     for d, arrays in enumerate(every):
         for k, name in enumerate(names):
             table[d, k] = 0 if arrays[name] is None else arrays[name].ctypes.data

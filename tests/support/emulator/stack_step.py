@@ -1,4 +1,4 @@
-"""`stack_step.cu`, its own source compiled by g++ and run on fibers, as sequence.py does."""
+"""`stack_step.cu`, compiled by g++ and run on the emulator, as in sequence.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.emulator.build import OUTCOMES, Faults, behind_fibers, compiled
+from tests.support.emulator.build import OUTCOMES, Faults, compiled, emulator_source
 from tests.support.emulator.sequence import Run
 from xprnn.kernels.cuda.stack_step import PARTS
 
@@ -19,8 +19,8 @@ THREADS = 128
 
 
 def source_of(name: str, faults: Faults = ()) -> str:
-    """The source for g++ of an instantiation; each fault must fit in exactly one place."""
-    text = behind_fibers(PARTS, faults)
+    """The source for g++ of an instantiation; the text of each fault must occur exactly once."""
+    text = emulator_source(PARTS, faults)
     types = {"p": "void*", "i": "int", "u": "unsigned"}
     declared = ", ".join([f"{types[kind]} a{i}" for i, kind in enumerate(KINDS)])
     passed = ", ".join([f"(std::tuple_element_t<{i}, All>)(a{i})" for i in range(len(KINDS))])
@@ -30,7 +30,7 @@ template <class... P> struct Of<void (*)(P...)> {{ typedef std::tuple<P...> All;
 constexpr auto kernel = {name};
 typedef Of<std::remove_const_t<decltype(kernel)>>::All All;
 extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resident) {{
-  return fibers::launch({{x, y, 1}}, {THREADS}, shared, seed, resident,
+  return emulator::launch({{x, y, 1}}, {THREADS}, shared, seed, resident,
                         [=] {{ kernel({passed}); }});
 }}
 """
@@ -38,7 +38,7 @@ extern "C" int run({declared}, int x, int y, int shared, unsigned seed, int resi
 
 @cache
 def library(name: str, faults: Faults = ()) -> ctypes.CDLL:
-    """An instantiation as a loaded library, with one function `run`.
+    """An instantiation as a loaded library with a function `run`.
 
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """
@@ -53,7 +53,7 @@ def launch(
     run: Run,
     faults: Faults = (),
 ) -> str:
-    """Run it on NumPy arrays and integers; what became of it, one of `OUTCOMES`."""
+    """Run it on NumPy arrays and integers; returns one of `OUTCOMES`."""
     given = [
         C[kind](value.ctypes.data if isinstance(value, np.ndarray) else value)
         for kind, value in zip(KINDS, arguments, strict=True)

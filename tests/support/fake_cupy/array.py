@@ -1,11 +1,11 @@
-"""A stand-in for CuPy where there is no GPU: an array module that refuses what CuPy refuses.
+"""A fake CuPy for machines without a GPU: an array module that rejects what CuPy rejects.
 
-Inside every array is a NumPy array, and the work is NumPy's, so results are NumPy's bit for
-bit. It is stricter than CuPy where CuPy would wait for the device or copy without a word: the
-only ways to and from the host are `StrictBackend.from_host` and `to_host`. New memory is
-filled with NaN, so that reading what nobody wrote shows. `LOG` of `cuda.py` counts launches
-and memory; that file is also what the package finds below `cupy.cuda`, so that `StrictBackend`
-runs the package's own `CupyBackend`, its products and its kernels.
+Every array wraps a NumPy array, and NumPy computes, so results equal NumPy's bit for bit. It is
+stricter than CuPy where CuPy would synchronize or copy implicitly: data moves to and from the host
+only by `StrictBackend.from_host` and `to_host`. New memory is filled with NaN, so that reads of
+uninitialised memory show. `LOG` of `cuda.py` counts launches and memory; that module also
+stands in for `cupy.cuda`, so that `StrictBackend` runs the package's own `CupyBackend`, its
+products and its kernels.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ NO_PRODUCT = "CuPy's products heed CUPY_TF32 and copy; ask Backend.module for th
 
 
 class StrictArray:
-    """An array that only `StrictModule` and its own operators may touch."""
+    """An array that only `StrictModule` and its own operators can access."""
 
     __slots__ = ("_inner",)
     __hash__ = None
-    __array_ufunc__ = None  # NumPy's ufuncs and operators refuse it
+    __array_ufunc__ = None  # NumPy's ufuncs and operators reject it
 
     def __init__(self, inner: np.ndarray) -> None:
         self._inner = inner
@@ -130,7 +130,7 @@ _add_operators()
 
 
 class StrictModule:
-    """What stands for the module `cupy`: its names only, on `StrictArray` only."""
+    """The fake module `cupy`: only its names, and only for `StrictArray`."""
 
     __version__ = "14.2.0"
     ndarray = StrictArray
@@ -159,7 +159,7 @@ class StrictModule:
 
 
 class StrictBackend(CupyBackend):
-    """The backend "fake_cupy": CuPy's, on the stand-in; `conftest.py` registers it."""
+    """The backend "fake_cupy": CuPy's, with the fake CuPy; registered by `conftest.py`."""
 
     kind = "fake_cupy"
 
@@ -191,7 +191,7 @@ def _new(array: np.ndarray) -> StrictArray:
 
 
 def _guarded(function: Any, *owner: StrictArray) -> Any:
-    """A NumPy function, or a method of `owner`, that takes and gives fake arrays."""
+    """A NumPy function, or a method of `owner`, that takes and returns fake_cupy arrays."""
     is_ufunc = isinstance(function, np.ufunc)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -203,14 +203,14 @@ def _guarded(function: Any, *owner: StrictArray) -> Any:
         result = function(*map(convert, args), **values)
         positional = is_ufunc and len(args) > function.nin
         if result is None or positional or kwargs.get("out") is not None:
-            LOG.others += 1  # into memory that was there
+            LOG.others += 1  # into existing memory
         return _wrap(result, *owner, *args, *kwargs.values())
 
     return call
 
 
 def _operand(value: Any) -> Any:
-    """A fake array's inside, or a scalar; nothing else takes part in arithmetic."""
+    """The NumPy array of a fake_cupy array, or a scalar; other operands are rejected."""
     if isinstance(value, StrictArray):
         return value._inner
     if isinstance(value, (bool, int, float, np.generic)):
@@ -227,12 +227,12 @@ def _unwrap(value: Any) -> Any:
 
 
 def _wrap(value: Any, *given: Any) -> Any:
-    """NumPy's answer as CuPy's; one that looks into no array among `given` is new memory."""
+    """NumPy's result as CuPy's; if it is a view of no array in `given`, it is new memory."""
     if isinstance(value, (tuple, list)):
         return type(value)([_wrap(item, *given) for item in value])
     if not isinstance(value, (np.ndarray, np.generic)):
         return value
-    array = np.asarray(value)  # CuPy has no scalars of its own: a sum is of no dimensions
+    array = np.asarray(value)  # CuPy has no scalars: a sum is a zero-dimensional array
     memory = root_of(array)
     if any(memory is root_of(item._inner) for item in given if isinstance(item, StrictArray)):
         return StrictArray(array)

@@ -1,4 +1,4 @@
-"""What stands for `cupy.cuda` where there is no GPU: cuBLAS, kernels, streams, memory that ends.
+"""A fake `cupy.cuda` for machines without a GPU: cuBLAS, kernels, streams, out-of-memory errors.
 
 gemmEx reads its pointers as cuBLAS does, matrices stored by columns, refuses what cuBLAS refuses,
 and reports a product that leaves its arrays. All that is asked of the device is counted in `LOG`.
@@ -34,7 +34,7 @@ class OutOfMemoryError(MemoryError):
 
 
 class Log:
-    """What was asked of the device since `clear`, and when its memory is to end."""
+    """The operations on the device since `clear`, and which allocation is to fail."""
 
     def __init__(self) -> None:
         self.clear()
@@ -51,11 +51,11 @@ class Log:
         return self.kernels + self.products + self.others
 
     def fail_allocation(self, k: int | None) -> None:
-        """Let the k-th new array from now find no memory; None: let none fail."""
+        """Let the k-th allocation from now fail; None: let none fail."""
         self._left = k
 
     def allocate(self, nbytes: int) -> None:
-        """Note a new array, or refuse it."""
+        """Record a new array, or raise."""
         if not nbytes:
             return
         if self._left is not None:
@@ -85,7 +85,7 @@ class Stream:
         Stream._count += 1
         self.ptr = Stream._count * 16
         self._capturing = False
-        self.captured: list[Callable[[], object]] = []  # launches, which wait for the graph's
+        self.captured: list[Callable[[], object]] = []  # launches, executed when the graph is
         self._before: list[Stream] = []
 
     def __enter__(self) -> Stream:
@@ -142,7 +142,7 @@ class Device:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """There is no other device to go back to."""
+        """There is only one device."""
 
     def synchronize(self) -> None:
         """Nothing is ever under way."""
@@ -168,7 +168,7 @@ class ElementwiseKernel:
 
 
 class Pointer(int):
-    """A device address that knows the array which it is the start of."""
+    """A device address, with the array that starts there."""
 
     def __new__(cls, array: np.ndarray) -> Pointer:
         self = super().__new__(cls, array.ctypes.data)
@@ -184,7 +184,7 @@ class Pointer(int):
 
 
 def root_of(array: np.ndarray) -> np.ndarray:
-    """The array that owns the memory which `array` looks into."""
+    """The array that owns the memory of `array`."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
@@ -217,7 +217,7 @@ class Cublas:
         self._math_mode = mode
 
     def gemmEx(self, handle: int, *arguments: int) -> None:  # noqa: N802
-        """C = alpha op(A) op(B) + beta C; every matrix is stored by columns."""
+        """C = alpha op(A) op(B) + beta C; all matrices are column-major."""
         self._check(handle)
         if get_current_stream().is_capturing():
             raise NotImplementedError(
@@ -230,8 +230,8 @@ class Cublas:
         types = KINDS[a_kind], KINDS[b_kind], KINDS[c_kind]
         if (*types, compute) not in SUPPORTED:
             raise CUBLASError("CUBLAS_STATUS_NOT_SUPPORTED")
-        # By rows it is C' = op(B)' op(A)': the product that somebody wrote down, so that NumPy
-        # is asked for it in his own words and gives the same bits.
+        # In row-major order this is C' = op(B)' op(A)', the product as the caller wrote it, so
+        # that NumPy computes the same product and gives the same bits.
         left = _transposed("B", b, types[1], (n, k) if op_b else (k, n), ldb)
         right = _transposed("A", a, types[0], (k, m) if op_a else (m, k), lda)
         out = _transposed("C", c, types[2], (m, n), ldc)
@@ -253,13 +253,13 @@ class Cublas:
             left, right = left.astype(wide), right.astype(wide)
         elif wide == np.float32 and fast:
             left, right = tf32(left), tf32(right)
-        # On some processors OpenBLAS sets the invalid flag for lanes that hold no element.
+        # On some processors OpenBLAS sets the invalid flag for unused SIMD lanes.
         with np.errstate(invalid="ignore"):
             if beta == 0 and out.dtype == wide:
                 np.matmul(left, right, out=out)
                 return
             product = np.matmul(left, right)
-            if out.dtype != wide and not self._math_mode & 16:  # reductions in a narrow result
+            if out.dtype != wide and not self._math_mode & 16:  # reductions in the result's dtype
                 half = left.shape[1] // 2
                 parts = left[:, :half] @ right[:half], left[:, half:] @ right[half:]
                 product = parts[0].astype(out.dtype) + parts[1].astype(out.dtype)
@@ -283,7 +283,7 @@ SUPPORTED = {  # dtypes of A, B and C, and the compute type
 def _transposed(
     name: str, pointer: int, dtype: np.dtype[Any], shape: tuple[int, int], leading: int
 ) -> np.ndarray:
-    """The matrix (rows, columns) stored by columns at an address, as its transpose by rows."""
+    """The column-major matrix (rows, columns) at an address, as its row-major transpose."""
     rows, columns = shape
     if leading < max(1, rows):
         raise CUBLASError(f"CUBLAS_STATUS_INVALID_VALUE: ld{name.lower()} {leading}, rows {rows}")

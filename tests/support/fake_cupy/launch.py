@@ -1,9 +1,9 @@
-"""What stands for CuPy's streams, events, page-locked memory and kernels where launches matter.
+"""Fake CuPy streams, events, page-locked memory and kernels, for tests of launches.
 
-Nothing runs when it is asked for: a launch, a record and a wait are put on a stream's queue, and
-`Gpu.run` works the queues off in an order drawn by lot, as far as CUDA allows it: block by block,
-whichever stream they come from, until the device has no room. That is harsher than a cooperative
-launch, whose blocks come all at once.
+Nothing runs immediately: launches, records and waits are appended to a stream's queue, and
+`Gpu.run` processes the queues in a random order that CUDA allows: block by block, from any stream,
+until the device is full. That is harsher than a cooperative launch, whose blocks start all at
+once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-STATIC_LIMIT = 48 * 1024  # bytes of shared memory that no kernel has to ask for
+STATIC_LIMIT = 48 * 1024  # bytes of shared memory available without opting in
 
 
 class StarvedError(AssertionError):
-    """Blocks wait for others that find no room."""
+    """Blocks wait for others that cannot become resident."""
 
 
 class Kernel:
-    """As a `cupy.RawKernel`; `effect` is called with the arguments when all blocks have run."""
+    """Like a `cupy.RawKernel`; `effect` is called with the arguments after all blocks have run."""
 
     def __init__(self, effect: Callable[..., None] = lambda *arguments: None) -> None:
         self.effect = effect
@@ -47,7 +47,7 @@ class Kernel:
 
 
 class Event:
-    """As `cupy.cuda.Event`: what counts is the last time that it was recorded."""
+    """Like `cupy.cuda.Event`: the latest record counts."""
 
     def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
         self.mark: dict[str, bool] | None = None
@@ -58,7 +58,7 @@ class Event:
 
 
 class Stream:
-    """As `cupy.cuda.Stream`: a queue; current inside `with`, in its own thread."""
+    """Like `cupy.cuda.Stream`: a queue; current inside `with`, in its own thread."""
 
     _local = threading.local()
 
@@ -83,7 +83,7 @@ class Stream:
 
 
 class PinnedMemory:
-    """As `cupy.cuda.PinnedMemory`, filled with what was there before."""
+    """Like `cupy.cuda.PinnedMemory`, with arbitrary initial content."""
 
     def __init__(self, size: int, flags: int = 0) -> None:
         self.bytes = np.full(size, 0xA5, np.uint8)
@@ -91,7 +91,7 @@ class PinnedMemory:
 
 
 class Gpu:
-    """A device with room for so many blocks, and what stands for the module `cupy` on it."""
+    """A device that holds a number of blocks, and a fake module `cupy` for it."""
 
     def __init__(self, processors: int, each: int = 1) -> None:
         self.room = processors * each
@@ -119,9 +119,9 @@ class Gpu:
         Stream.current().queue.append(task)
 
     def run(self, seed: int) -> None:
-        """Do what is queued, in an order drawn by lot.
+        """Run the queued operations, in random order.
 
-        :raises StarvedError: some of it can never be done.
+        :raises StarvedError: some of them can never run.
         """
         lot, free, placed = random.Random(seed), self.room, dict.fromkeys(self.streams, 0)
         while busy := [stream for stream in self.streams if stream.queue]:
@@ -147,8 +147,8 @@ class Gpu:
         )
 
 
-def gives_up(step: int) -> Callable[..., None]:
-    """The effect of a kernel that ends at `step`, as `ResidentKernels.launch` wants it."""
+def times_out(step: int) -> Callable[..., None]:
+    """The effect of a kernel that ends at `step`, as `CooperativeKernels.launch` wants it."""
 
     def effect(*arguments: Any) -> None:
         report, tag = arguments[-2:]

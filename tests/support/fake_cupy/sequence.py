@@ -1,6 +1,6 @@
-"""What stands for CuPy where sequence kernels are launched: their own source, run on fibers.
+"""Fake CuPy for launches of sequence kernels, whose source runs on the emulator.
 
-The device is an H200; each launch is done when the call returns.
+The device is an H200; launches are synchronous.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from xprnn.kernels.cuda.table import KERNELS
 
 NAME = re.compile(r"(\w+<)xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)((?:, true|, false)?>)")
 CLUSTER = re.compile(r"#define XP_CLUSTER (\d)\n")
-WAVE = "#define XP_WAVE 1\n"
+WAVE = "#define XP_WAVEFRONT 1\n"
 WORKS = {kernel.template: key for key, kernel in KERNELS.items()}
 
 
 class Function:
-    """As a `cupy.RawKernel` of a `RawModule`."""
+    """Like a `cupy.RawKernel` of a `RawModule`."""
 
     run: ClassVar[Run] = Run()
     launches: ClassVar[list[tuple[str, tuple[int, ...]]]] = []  # name and grid of each
@@ -52,7 +52,7 @@ class Function:
 
 
 def _plain(argument: Any) -> Any:
-    """An argument as the emulator takes it."""
+    """An argument in the form that the emulator takes."""
     if isinstance(argument, StrictArray):
         return argument._inner
     if isinstance(argument, np.ndarray) and argument.size == 1:
@@ -63,7 +63,7 @@ def _plain(argument: Any) -> Any:
 
 
 class RawModule:
-    """As `cupy.RawModule`."""
+    """Like `cupy.RawModule`."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class RawModule:
 
 
 class Event:
-    """As `cupy.cuda.Event`, on streams on which nothing is ever under way."""
+    """Like `cupy.cuda.Event`, on streams without pending work."""
 
     def __init__(self, disable_timing: bool = False) -> None:
         self.records = 0
@@ -97,7 +97,7 @@ class Event:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
-    """Let the stand-in for CuPy launch sequence kernels; `facts` differ from the H200's."""
+    """Let the fake CuPy launch sequence kernels; `facts` override the H200's properties."""
     cuda = fake_cuda.CUDA
     everything = {**H200, **facts}
     monkeypatch.setattr(cuda.runtime, "getDeviceProperties", lambda device: everything, False)

@@ -1,4 +1,4 @@
-"""What stands for CuPy where a stepper launches `stack_step.cu`: its own source, run on fibers."""
+"""Fake CuPy for launches of `stack_step.cu` by a stepper; its source runs on the emulator."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.fake_cupy.array import StrictArray, StrictModule
 
 
 class Function:
-    """As a `cupy.RawKernel` of a `RawModule`; each launch has the next seed."""
+    """Like a `cupy.RawKernel` of a `RawModule`; each launch uses the next seed."""
 
     run: ClassVar[Run] = Run()
     faults: ClassVar[Faults] = ()
-    spins: ClassVar[int] = 1 << 23
+    max_polls: ClassVar[int] = 1 << 23
     launches: ClassVar[list[tuple[str, tuple[int, ...]]]] = []  # name and grid of each
     shared_size_bytes = 0
     max_dynamic_shared_size_bytes = 48 * 1024
@@ -42,7 +42,7 @@ class Function:
         assert all(a is None or isinstance(a, (np.ndarray, np.integer)) for a in given)
         assert all(a.flags.c_contiguous for a in given if isinstance(a, np.ndarray))
         plain = [int(a) if isinstance(a, np.integer) else a for a in given]
-        plain[-3] = self.spins
+        plain[-3] = self.max_polls
         outcome = launch(self.name, plain, grid, shared_mem, run, self.faults)
         if outcome != "fine":
             raise RuntimeError(f"{self.name}: {outcome}")
@@ -51,7 +51,7 @@ class Function:
 
 
 class RawModule(fake_sequence.RawModule):
-    """As `cupy.RawModule`."""
+    """Like `cupy.RawModule`."""
 
     def get_function(self, name: str) -> Function:
         assert name in self.names
@@ -59,8 +59,8 @@ class RawModule(fake_sequence.RawModule):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
-    """Let the stand-in for CuPy launch steps of stacks; `facts` differ from the H200's."""
+    """Let the fake CuPy launch steps of stacks; `facts` override the H200's properties."""
     fake_sequence.install(monkeypatch, **facts)
     monkeypatch.setattr(StrictModule, "RawModule", RawModule, False)
-    for name, value in (("launches", []), ("run", Run()), ("faults", ()), ("spins", 1 << 23)):
+    for name, value in (("launches", []), ("run", Run()), ("faults", ()), ("max_polls", 1 << 23)):
         monkeypatch.setattr(Function, name, value)

@@ -1,194 +1,205 @@
-// The loop of sequence.backward: all steps of a direction undone in one launch, for a cell with one
-// product a step. Stands behind units.h, in front of a cell's file.
+// The time loop of sequence.backward as a persistent kernel: all backward steps of a direction in
+// one launch, for cells with one recurrent product per step. Included after units.h and before a
+// cell's file.
 
 namespace xprnn {
 
-// The gradients of the states between the steps, of a thread's units and rows, in shared memory: a
-// place for each row of the group, which no other thread reads. `move` takes them from the arrays
-// `dstates`, or puts them there at the end.
+// The gradients of the states that are passed from step to step, of a thread's units and rows, in
+// shared memory: one slot for each row of the group, which no other thread accesses.
 template <int count>
-struct Carried {
+struct StateGradients {
   struct Row {
-    float2* place;
-    XP_FN float2& operator[](int state) const { return place[state * PAIRS]; }
+    float2* slot;
+    XP_FN float2& operator[](int state) const { return slot[state * PAIRS]; }
   };
-  float2* place;  // of the group's first row
+  float2* slots;  // from the group's first row on
   int begin, end;
 
-  XP_FN Row of(int n) const { return {place + (n - begin) * count * PAIRS}; }
-  template <int rows, int stride, int kind>
-  XP_FN void move(const Units<kind>& units, float* const (&dstates)[count], bool back) const {
+  XP_FN Row of(int n) const { return {slots + (n - begin) * count * PAIRS}; }
+  // Loads the slots from the arrays `dstates` (N, H), or with `back` stores them there.
+  template <int rows, int stride, int mode>
+  XP_FN void move(const Units<mode>& units, float* const (&dstates)[count], bool back) const {
     for (int first = begin; first < end; first += rows)
       for (int row = threadIdx.x / PAIRS; row < smaller(rows, end - first); row += stride)
 #pragma unroll
         for (int state = 0; state < count; ++state) {
-          float2& here = of(first + row)[state];
-          float* const there = dstates[state] + static_cast<Index>(first + row) * units.H;
-          if (!back) here.x = here.y = 0;
-          if (units.u < units.H && back) units.write(there, here);
-          if (units.u < units.H && !back) here = units.read(there);
+          float2& slot = of(first + row)[state];
+          float* const dstate = dstates[state] + static_cast<Index>(first + row) * units.H;
+          if (!back) slot.x = slot.y = 0;
+          if (units.u < units.H && back) units.write(dstate, slot);
+          if (units.u < units.H && !back) slot = units.read(dstate);
         }
   }
 };
 
-// What all cells do by element. A cell adds what it loads besides doutput; its `step` takes that
-// and the gradients after a step, puts dgh, and returns the part of dh that does not go through the
-// product.
-template <int kind_, int G_, int carried_ = 1>
-struct BackwardCell : Units<kind_> {
-  static constexpr int kind = kind_, G = G_, carried = carried_;
-  typedef typename Numbers<kind>::Element Element;
-  using Units<kind>::H;
-  using Units<kind>::u;
-  using Units<kind>::words;
+// The elementwise part common to all cells. A cell adds to Inputs what it needs besides doutput;
+// its `step` computes from Inputs and the gradients of the states after a step, stores dgh, and
+// returns the part of dh that does not go through the recurrent product.
+template <int mode_, int G_, int state_count_ = 1>
+struct BackwardCell : Units<mode_> {
+  static constexpr int mode = mode_, G = G_, state_count = state_count_;
+  typedef typename Operand<mode>::Element Element;
+  using Units<mode>::H;
+  using Units<mode>::u;
+  using Units<mode>::words;
   struct Inputs {
     float2 doutput;
   };
   const float* doutput;
   const int doutput_stride;
   Element* gates;
-  Word* mail;
+  Word* exchange;
 
-  XP_FN BackwardCell(const float* doutput_, int doutput_stride_, Element* gates_, Word* mail_,
+  XP_FN BackwardCell(const float* doutput_, int doutput_stride_, Element* gates_, Word* exchange_,
                      int H_)
-      : Units<kind>(H_), doutput(doutput_), doutput_stride(doutput_stride_), gates(gates_),
-        mail(mail_) {}
+      : Units<mode>(H_), doutput(doutput_), doutput_stride(doutput_stride_), gates(gates_),
+        exchange(exchange_) {}
 
-  XP_FN Element* gate_of(Index at, int gate) const { return gates + (at * G + gate) * H; }
+  XP_FN Element* gate_of(Index row, int gate) const { return gates + (row * G + gate) * H; }
 
-  // `before`, `after`: rows of the states; `at`: of arrays that have one for each step. u < H
-  XP_FN void load(Inputs& in, Index before, Index after, Index at) const {
-    if (doutput) in.doutput = this->read(doutput + at * doutput_stride);
+  // `before`, `after`: rows of the states; `row`: packed row of doutput, gates and saved. u < H
+  XP_FN void load(Inputs& in, Index before, Index after, Index row) const {
+    if (doutput) in.doutput = this->read(doutput + row * doutput_stride);
   }
-  XP_FN void put(const float2 (&dgh)[G], Index at) const {
+  XP_FN void store(const float2 (&dgh)[G], Index row) const {
 #pragma unroll
     for (int gate = 0; gate < G; ++gate) {
-      this->publish(mail + (at * G + gate) * words, dgh[gate]);
-      if (u < H) this->write(gate_of(at, gate), dgh[gate]);
+      this->publish(exchange + (row * G + gate) * words, dgh[gate]);
+      if (u < H) this->write(gate_of(row, gate), dgh[gate]);
     }
   }
-  XP_FN void spoil(Index at) const {
+  XP_FN void poison(Index row) const {
     float2 nan[G];
 #pragma unroll
-    for (int gate = 0; gate < G; ++gate) nan[gate] = not_a_number();
-    put(nan, at);
+    for (int gate = 0; gate < G; ++gate) nan[gate] = nan_pair();
+    store(nan, row);
   }
 };
 
-// All that the block should have written becomes NaN, so that nobody waits for it or uses it.
+// After a timeout: fills everything that the block should have written with NaN, so that other
+// blocks do not wait for it and the results are not used.
 template <int rows, int stride, class Cell>
-XP_FN void give_up(const Cell& cell, const Carried<Cell::carried>& carried,
-                   float* const (&dstates)[Cell::carried], const Sequence& sequence, int step) {
-  if (threadIdx.x == 0) sequence.fail(step);
+XP_FN void time_out(const Cell& cell, const StateGradients<Cell::state_count>& gradients,
+                    float* const (&dstates)[Cell::state_count], const Sequence& sequence,
+                    int step) {
+  if (threadIdx.x == 0) sequence.report_timeout(step);
   if (!cell.live()) return;
-  for (Passes at(sequence, rows, true); !at.done(); at.next())
-    for (int row = threadIdx.x / PAIRS; row < smaller(rows, at.end - at.first); row += stride) {
-      for (int state = 0; state < Cell::carried; ++state)
-        carried.of(at.first + row)[state] = not_a_number();
-      cell.spoil(at.walk.at + at.first + row);
+  for (Passes pass(sequence, rows, true); !pass.done(); pass.next())
+    for (int row = threadIdx.x / PAIRS; row < smaller(rows, pass.end - pass.first);
+         row += stride) {
+      for (int state = 0; state < Cell::state_count; ++state)
+        gradients.of(pass.first + row)[state] = nan_pair();
+      cell.poison(pass.walk.packed + pass.first + row);
     }
 }
 
-// Where the weights of the block's units come from: columns of W_hh, gate after gate. This lane's
-// begin at `word` of such a column, in which each gate has `words`.
-template <int kind, int G>
+// Source of the weights of the block's units: columns of W_hh, gate after gate. This lane's share
+// starts at `word` of such a column, in which each gate has `words` words.
+template <int mode, int G>
 struct WeightColumns {
-  const typename Numbers<kind>::Element* weight_hh;
+  const typename Operand<mode>::Element* weight_hh;  // in (G*H, H)
   int H, words, word;
 
-  XP_FN uint4 operator()(int, int row, int piece) const {
-    constexpr int per_word = Numbers<kind>::per_word;
-    const int u = blockIdx.x * UNITS + threadIdx.x % 32 / 4 + row, at = word + piece * PIECE;
+  XP_FN uint4 operator()(int, int row, int k_block) const {
+    constexpr int per_word = Operand<mode>::per_word;
+    const int u = blockIdx.x * UNITS + threadIdx.x % 32 / 4 + row;
+    const int at = word + k_block * K_BLOCK_WORDS;
     const int gate = at / words, first = at % words * per_word;
     Word w[4] = {0, 0, 0, 0};
     if (u >= H || gate >= G) return make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < 4 * per_word; ++i)
       if (first + i < H) {
-        const Index place = static_cast<Index>(gate * H + first + i) * H + u;
-        w[i / per_word] |= static_cast<Word>(weight_hh[place]) << i % per_word * 16;
+        const Index element = static_cast<Index>(gate * H + first + i) * H + u;
+        w[i / per_word] |= static_cast<Word>(weight_hh[element]) << i % per_word * 16;
       }
     if constexpr (per_word == 1) {  // as in load_words
 #pragma unroll
-      for (int i = 0; i < 4; ++i) w[i] = quiet(w[i]);
+      for (int i = 0; i < 4; ++i) w[i] = canonical_nan(w[i]);
     }
     return make_uint4(w[0], w[1], w[2], w[3]);
   }
 };
 
-// Each block has 16 hidden units of the rows of one group: grid (units, groups, directions). Its
-// threads take the gates by element, its warps share out the reduction over the dgh of all blocks.
-template <int warps, int chunks, int held, int tiles, class Cell>
-XP_FN void undo_steps(const Cell& cell, const typename Cell::Element* weight_hh,
-                      float* const (&dstates)[Cell::carried], const Sequence& sequence) {
-  constexpr int kind = Cell::kind, G = Cell::G;
-  constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * rows * PITCH;
-  constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
+// Runs all backward steps. Each block has 16 hidden units of the rows of one group: grid (units,
+// groups, directions). Its threads compute the elementwise part; its warps then split the reduction
+// over the dgh of all blocks.
+template <int warps, int k_blocks, int in_registers, int row_tiles, class Cell>
+XP_FN void backward_steps(const Cell& cell, const typename Cell::Element* weight_hh,
+                          float* const (&dstates)[Cell::state_count], const Sequence& sequence) {
+  constexpr int mode = Cell::mode, G = Cell::G;
+  constexpr int rows = 8 * row_tiles, stride = 32 * warps / PAIRS;
+  constexpr int partials = warps * rows * PITCH;
+  constexpr int thread_rows = (rows + stride - 1) / stride;  // of a thread, in a pass
   XP_SHARED(start);
-  const Shared<Stage<CLUSTER, chunks, tiles>, warps, partials> shared = {start};
-  Word* const stop = shared.stop();
-  uint4* const rest = shared.rest();
+  const Shared<Stage<CLUSTER, k_blocks, row_tiles>, warps, partials> shared = {start};
+  Word* const timed_out = shared.timed_out();
+  uint4* const in_shared = shared.weights();
 
   const int thread = threadIdx.x, warp = thread / 32, row_words = G * cell.words;
-  const int word = warp * chunks * PIECE + thread % 4 * 4;  // where this lane's share begins
-  Fragments<chunks, held> weights[1];
-  const int apart = weights[0].rest_of_warp(), begin = blockIdx.y * rows * sequence.passes;
-  const WeightColumns<kind, G> source = {weight_hh, cell.H, cell.words, word};
-  Stage<CLUSTER, chunks, tiles> stage(shared.staged());
-  const bool special = !load_weights(weights, rest + warp * apart, staged(source, stage));
-  float2* const place = reinterpret_cast<float2*>(rest + warps * apart) + thread % PAIRS;
-  const Carried<Cell::carried> carried = {place, begin,
-                                          smaller(begin + rows * sequence.passes, sequence.N)};
-  carried.template move<rows, stride>(cell, dstates, false);
-  if (thread < 2) stop[thread] = 0;
+  const int word = warp * k_blocks * K_BLOCK_WORDS + thread % 4 * 4;  // start of the lane's share
+  Fragments<k_blocks, in_registers> weights[1];
+  const int warp_vectors = weights[0].shared_vectors();
+  const int begin = blockIdx.y * rows * sequence.passes;
+  const WeightColumns<mode, G> source = {weight_hh, cell.H, cell.words, word};
+  Stage<CLUSTER, k_blocks, row_tiles> stage(shared.staged());
+  const bool nonfinite =
+      !load_weights(weights, in_shared + warp * warp_vectors, staged(source, stage));
+  float2* const slots =
+      reinterpret_cast<float2*>(in_shared + warps * warp_vectors) + thread % PAIRS;
+  const StateGradients<Cell::state_count> gradients = {
+      slots, begin, smaller(begin + rows * sequence.passes, sequence.N)};
+  gradients.template move<rows, stride>(cell, dstates, false);
+  if (thread < 2) timed_out[thread] = 0;
   sync_block();
 
-  typename Cell::Inputs in[most];
-  const auto load = [&](const Passes& at) {
+  typename Cell::Inputs in[thread_rows];
+  const auto load = [&](const Passes& pass) {
 #pragma unroll
-    for (int i = 0; i < most; ++i) {
-      const int row = thread / PAIRS + i * stride, n = at.first + row;
-      if (row >= rows || n >= at.end) continue;
+    for (int i = 0; i < thread_rows; ++i) {
+      const int row = thread / PAIRS + i * stride, n = pass.first + row;
+      if (row >= rows || n >= pass.end) continue;
       in[i] = typename Cell::Inputs();
       if (cell.u < cell.H)
-        cell.load(in[i], sequence.before(at.walk) + n, sequence.after(at.walk) + n, at.walk.at + n);
+        cell.load(in[i], sequence.before(pass.walk) + n, sequence.after(pass.walk) + n,
+                  pass.walk.packed + n);
     }
   };
-  Passes at(sequence, rows, true);
-  if (!at.done()) load(at);
-  for (int turn = 0; !at.done(); turn ^= 1) {
-    const int first = at.first, end = at.end, step = at.walk.step;
-    const Index block = at.walk.at;
-    float2 direct[most] = {};
+  Passes pass(sequence, rows, true);
+  if (!pass.done()) load(pass);
+  for (int parity = 0; !pass.done(); parity ^= 1) {
+    const int first = pass.first, end = pass.end, step = pass.walk.step;
+    const Index packed = pass.walk.packed;
+    float2 direct[thread_rows] = {};
 #pragma unroll
-    for (int i = 0; i < most; ++i) {
+    for (int i = 0; i < thread_rows; ++i) {
       const int row = thread / PAIRS + i * stride, n = first + row;
       if (row < rows && n < end && cell.live())
-        direct[i] = cell.step(in[i], carried.of(n), block + n);
+        direct[i] = cell.step(in[i], gradients.of(n), packed + n);
     }
-    at.next();
-    if (!at.done()) load(at);  // on their way while the others are waited for
-    float* const sums = shared.sums(turn);
-    const Word* const dgh = cell.mail + block * row_words + word;
-    if (!multiply_pass<kind, tiles>(sums, weights, source, special, stage, dgh, row_words,
-                                    row_words - word, first, end, sequence.spins))
-      stop[turn] = 1;
+    pass.next();
+    if (!pass.done()) load(pass);  // issued before waiting for the other blocks
+    float* const sums = shared.sums(parity);
+    const Word* const dgh = cell.exchange + packed * row_words + word;
+    if (!multiply_pass<mode, row_tiles>(sums, weights, source, nonfinite, stage, dgh, row_words,
+                                        row_words - word, first, end, sequence.max_polls))
+      timed_out[parity] = 1;
     sync_block();
-    if (stop[turn]) {
-      give_up<rows, stride>(cell, carried, dstates, sequence, step);
+    if (timed_out[parity]) {
+      time_out<rows, stride>(cell, gradients, dstates, sequence, step);
       break;
     }
 #pragma unroll
-    for (int i = 0; i < most; ++i) {
+    for (int i = 0; i < thread_rows; ++i) {
       const int row = thread / PAIRS + i * stride, n = first + row;
       if (row >= rows || n >= end || !cell.live()) continue;
-      const float2 sum = total<warps, 1, rows>(sums, 0, row, thread % PAIRS);
-      float2& dh = carried.of(n)[0];
+      const float2 sum = sum_over_warps<warps, 1, rows>(sums, 0, row, thread % PAIRS);
+      float2& dh = gradients.of(n)[0];
       dh.x = direct[i].x + sum.x;
       dh.y = direct[i].y + sum.y;
     }
   }
-  carried.template move<rows, stride>(cell, dstates, true);
+  gradients.template move<rows, stride>(cell, dstates, true);
   stage.close();
 }
 

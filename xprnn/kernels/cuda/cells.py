@@ -1,6 +1,6 @@
-"""The cells with their parts fused: the same steps, each part of them one kernel.
+"""The cells with fused pointwise operations: each method between two products is one kernel.
 
-The equations, and which buffer is read and which written, are those of the plain cells.
+The equations, and the use of each buffer, are those of the cells in `cells/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .pointwise import launch
 
 
 class RNN(rnn.RNN):
-    """`cells.RNN` with its parts fused; gates are read in `forward_gates`, not written."""
+    """`cells.RNN` with fused pointwise operations; `forward_gates` only reads gates."""
 
     def __init__(self, nonlinearity: str) -> None:
         super().__init__(nonlinearity)
@@ -31,7 +31,7 @@ class RNN(rnn.RNN):
 
 
 class GRU(gru.GRU):
-    """`cells.GRU` with its parts fused."""
+    """`cells.GRU` with fused pointwise operations."""
 
     backward_scratch: tuple[int, ...] = ()
     launches: tuple[int, int] | None = (2, 2)
@@ -39,14 +39,14 @@ class GRU(gru.GRU):
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
         (h,), (h_next,) = step.states, step.next_states
-        written = step.gates, step.saved, h_next
+        outputs = step.gates, step.saved, h_next
         if bias_hh is None:
-            launch(xp, "gru_forward_gates", h.shape, gh, h, *written)
+            launch(xp, "gru_forward_gates", h.shape, gh, h, *outputs)
         else:
-            launch(xp, "gru_forward_gates_bias", h.shape, gh, h, bias_hh, *written)
+            launch(xp, "gru_forward_gates_bias", h.shape, gh, h, bias_hh, *outputs)
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
-        """See `Cell`; the product is added to dh in place."""
+        """See `Cell`; the product is accumulated into dh."""
         self.backward_gates(xp, step)
         xp.add_matmul(step.gates, weights.weight_hh, step.dstates[0])
 
@@ -57,13 +57,13 @@ class GRU(gru.GRU):
 
 
 class GRUResetBefore(gru.GRUResetBefore):
-    """`cells.GRUResetBefore` with its parts fused."""
+    """`cells.GRUResetBefore` with fused pointwise operations."""
 
     backward_scratch: tuple[int, ...] = (1,)
     launches: tuple[int, int] | None = (4, 4)
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
-        """See `Cell`; the second product is added to dh in place."""
+        """See `Cell`; the second product is accumulated into dh."""
         (dh,), (dq,) = step.dstates, step.scratch
         gates, H = step.gates, dh.shape[1]
         self.backward_candidate(xp, step)
@@ -93,7 +93,7 @@ class GRUResetBefore(gru.GRUResetBefore):
 
 
 class LSTM(lstm.LSTM):
-    """`cells.LSTM` with its parts fused."""
+    """`cells.LSTM` with fused pointwise operations."""
 
     backward_scratch: tuple[int, ...] = ()
     launches: tuple[int, int] | None = (2, 2)
@@ -101,8 +101,8 @@ class LSTM(lstm.LSTM):
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
         (_, c), (h_next, c_next) = step.states, step.next_states
-        written = step.gates, step.saved, h_next, c_next
-        launch(xp, "lstm_forward_gates", c.shape, gh, c, *written)
+        outputs = step.gates, step.saved, h_next, c_next
+        launch(xp, "lstm_forward_gates", c.shape, gh, c, *outputs)
 
     def backward_gates(self, xp: Any, step: Buffers) -> None:
         """See `Cell`."""

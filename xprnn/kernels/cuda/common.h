@@ -1,15 +1,17 @@
-// What the kernels of every cell share. Stands before the header of a cell.
+// Definitions shared by the kernels of every cell; included before the header of a cell.
 //
-// Each of those has two halves. First functions of values in registers, in the type A of the
-// arithmetic: they touch no memory and serve kernels of any kind. Then element functions, which
-// serve ElementwiseKernel: they load what one element of the state (N, H) needs, compute in A,
-// and store. Numbers that products read are stored as T, all others as A: A is float where T is
-// float16 or bfloat16, else T. A value is rounded to T exactly where it is stored.
+// A cell's header has two parts. The value functions compute in registers, in the accumulation
+// dtype A; they access no memory and are used by kernels of every kind. The element functions are
+// the bodies of ElementwiseKernels: they load the operands of one element of the state (N, H),
+// compute in A and store the results. Operands of matrix products are stored in the compute dtype
+// C, everything else in A. A is float where C is float16 or bfloat16, otherwise A = C. A value is
+// rounded to C only where it is stored.
 //
-// Every array is C-contiguous; element i of the state is row i / H, column i % H. An element
-// reads and writes its own row and column only, so elements may run in any order.
+// All arrays are C-contiguous. Element idx of the state is row idx / H, column idx % H. An element
+// function accesses only its own row and column, so elements may be processed in any order.
 //
-// Only what NVRTC has without any include, so that g++ needs no more than a few definitions.
+// Only features that NVRTC provides without includes are used, so that the tests can compile the
+// headers with g++ and a few definitions.
 
 #define XP_FN __device__ __forceinline__
 
@@ -22,26 +24,27 @@ XP_FN double exp_of(double a) { return exp(a); }
 XP_FN float tanh_of(float a) { return tanhf(a); }
 XP_FN double tanh_of(double a) { return tanh(a); }
 
-// exp of it is still finite
+// An argument for which exp is still finite.
 XP_FN float largest_exponent(float) { return 88.0f; }
 XP_FN double largest_exponent(double) { return 709.0; }
 
-// σ(a) = 1 / (1 + exp(-a)): relative error of a few units however small it is, no overflow.
-// Mirrors numerics.sigmoid. CuPy flushes float subnormals, so below a = -87.3 the result is 0.
+// σ(a) = 1 / (1 + exp(-a)), without overflow and with a relative error of a few ulps even where
+// the result is tiny. Same formula as numerics.sigmoid. CuPy compiles with float subnormals
+// flushed to zero, so in float the result is 0 below a = -87.3.
 template <class A>
 XP_FN A sigmoid(A a) {
   A exponent = -a;
-  if (exponent > largest_exponent(a)) exponent = largest_exponent(a);  // a NaN stays
+  if (exponent > largest_exponent(a)) exponent = largest_exponent(a);  // a NaN is kept
   return A(1) / (A(1) + exp_of(exponent));
 }
 
-// The row of element i in an (N, H) array.
+// Row of element i of an (N, H) array.
 XP_FN Index row_of(Index i, Index H) {
-  // A division of 64 bits takes several times as long, and few arrays need one
+  // A 64-bit division is several times slower, and few arrays need one.
   return i >> 31 ? i / H : static_cast<int>(i) / static_cast<int>(H);
 }
 
-// Where element i of an (N, H) array stands in the first H columns of an (N, blocks * H) one.
-XP_FN Index in_blocks(Index i, Index H, int blocks) { return i + row_of(i, H) * (blocks - 1) * H; }
+// Offset of element i of an (N, H) array in the first H columns of an (N, gates * H) array.
+XP_FN Index gate_offset(Index i, Index H, int gates) { return i + row_of(i, H) * (gates - 1) * H; }
 
 }  // namespace xprnn

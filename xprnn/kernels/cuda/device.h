@@ -1,13 +1,13 @@
-// What kernels that run a whole sequence ask of the device beyond C++, in inline PTX; NVIDIA's
-// headers are not needed. A kernel uses nothing else, so that the tests can put functions of the
-// same names in place of these and run it on a CPU.
+// The device operations of the persistent kernels, in inline PTX; NVIDIA's headers are not needed.
+// The kernels use no other operations beyond C++, so that the tests can replace this file by
+// functions of the same names and run the kernels on a CPU.
 
 namespace xprnn {
 
-typedef unsigned int Word;  // 32 bits: one float, or two narrow numbers
+typedef unsigned int Word;  // 32 bits: one float, or two values of a 16-bit dtype
 
 #ifndef XP_CLUSTER
-#define XP_CLUSTER 1  // neighbours in x that reach each other's shared memory; more from sm_90 on
+#define XP_CLUSTER 1  // blocks of a cluster, adjacent in x; more than 1 needs sm_90
 #endif
 #if XP_CLUSTER > 1
 #define XP_KERNEL(threads) \
@@ -17,35 +17,35 @@ typedef unsigned int Word;  // 32 bits: one float, or two narrow numbers
 #endif
 #define XP_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
-// Every thread of the block waits for all others; their writes to shared memory are seen then.
+// Barrier of the block; writes to shared memory before it are visible after it.
 XP_FN void sync_block() { __syncthreads(); }
 
-// Whether it holds in every thread of the warp, which stands together afterwards.
+// Whether p holds in every lane; also reconverges the warp.
 XP_FN bool all_lanes(bool p) { return __all_sync(0xffffffffu, p); }
 
-// Every lane of the warp waits for all others; what they have read and written stays before it.
+// Barrier of the warp; orders the memory accesses of its lanes.
 XP_FN void sync_warp() { __syncwarp(); }
 
-// Between two polls. (On a CPU the others get their turn here.)
+// Called between two polls. (The emulator switches threads here.)
 XP_FN void pause() {}
 
 XP_FN float float_of(Word w) { return __uint_as_float(w); }
 XP_FN Word word_of(float a) { return __float_as_uint(a); }
 
-// The same word, of which the compiler knows nothing: what is made of it is made where it stands.
-XP_FN Word unknown(Word w) {
+// The same word, opaque to the compiler, so that computations on it are not hoisted out of loops.
+XP_FN Word opaque(Word w) {
   asm volatile("" : "+r"(w));
   return w;
 }
 
-// 0, for which the compiler waits until `a` is there: blocks have one row of threads.
+// 0, with a data dependency on `a`. (Blocks are one-dimensional, so %ntid.y - 1 is 0.)
 XP_FN float zero_after(float a) {
   Word rows;
   asm("mov.u32 %0, %%ntid.y;" : "=r"(rows));
   return float_of(word_of(a) & (rows - 1));
 }
 
-// Loads of what other blocks may be writing: from L2, never from a stale line of L1.
+// Loads of words that other blocks may be writing: from L2, never from a stale line of L1.
 XP_FN uint4 poll4(const Word* p) {
   uint4 v;
   asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -68,7 +68,7 @@ XP_FN Word poll(const Word* p) {
   return v;
 }
 
-// Stores that other blocks poll for. Each word arrives whole; two words in any order.
+// Stores that other blocks poll for. Each word is stored atomically; two words in any order.
 XP_FN void publish(Word* p, Word v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
@@ -76,24 +76,24 @@ XP_FN void publish2(Word* p, Word v, Word w) {
   asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1,%2};" ::"l"(p), "r"(v), "r"(w) : "memory");
 }
 
-// A store that the host sees while the kernel still runs.
-XP_FN void tell_host(Word* p, Word v) {
+// A store that is visible to the host while the kernel is still running.
+XP_FN void store_to_host(Word* p, Word v) {
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
-// What was told so; from memory of the host, which takes long.
-XP_FN Word told_host(const Word* p) {
+// Load of such a word; slow, from host memory.
+XP_FN Word load_from_host(const Word* p) {
   Word v;
   asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
 
-// Starts to bring what stands at an address into L2.
+// Starts to fetch the line of an address into L2.
 XP_FN void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// Between the blocks of a cluster, from sm_90 on: see "Asynchronous operations" and "mbarrier" of
-// the PTX ISA.
-struct Barrier {  // an mbarrier: a phase ends with so many arrivals and all bytes that are expected
+// Operations between the blocks of a cluster, from sm_90 on: see "Asynchronous operations" and
+// "mbarrier" in the PTX ISA.
+struct Barrier {  // an mbarrier: a phase ends after its arrivals and all expected bytes
   unsigned long long bits;
 };
 typedef Word Remote;  // an address in the shared memory of any block of the cluster
@@ -106,19 +106,19 @@ XP_FN Word cluster_rank() {
   return rank;
 }
 
-// Every thread of the cluster waits for all others that still run, in any state of their warps.
+// Barrier of the threads of the cluster that have not ended; warps need not be converged.
 XP_FN void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// Where `p`, in this block's shared memory, stands in that of another block of the cluster.
+// The address of `p`, in this block's shared memory, in that of another block of the cluster.
 XP_FN Remote at_rank(const void* p, Word rank) {
-  Remote there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(p)), "r"(rank));
-  return there;
+  Remote remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(p)), "r"(rank));
+  return remote;
 }
 
-// A store to another block, some time from now; then its 16 bytes are counted at a barrier there.
+// An asynchronous store to another block, which then counts 16 bytes at a barrier of that block.
 XP_FN void send4(Remote to, uint4 v, Remote barrier) {
   asm volatile(
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 "
@@ -131,24 +131,24 @@ XP_FN void init(Barrier* barrier, Word count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
                : "memory");
 }
-// What this thread has initialised is so for the cluster, behind its next barrier.
-XP_FN void announce_barriers() {
+// Makes the barriers initialised by this thread visible to the cluster after its next barrier.
+XP_FN void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-// Arrives at a barrier of this block, and lets the phase wait for so many bytes more.
+// Arrives at a barrier of this block and adds to the bytes that its phase waits for.
 XP_FN void expect(Barrier* barrier, Word bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
                    shared_address(barrier)),
                "r"(bytes)
                : "memory");
 }
-// Arrives at a barrier of another block: what this warp has read before may be overwritten. Not
-// `.release.cluster`, which sm_90 makes of a fence that waits for all stores to global memory.
+// Arrives at a barrier of another block: what this warp has read may be overwritten. Not
+// `.release.cluster`, which sm_90 implements by a fence that waits for all stores to global memory.
 XP_FN void arrive(Remote barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Whether the last phase of a parity has ended; looks for about as long as a poll of L2 takes. Not
-// `.acquire.cluster`, which would also empty L1: what was sent stands in shared memory.
+// Whether the latest phase of a parity has ended; waits about as long as a poll of L2 takes. Not
+// `.acquire.cluster`, which would also invalidate L1: the data sent is in shared memory.
 XP_FN bool ended(Barrier* barrier, Word parity) {
   Word yes;
   asm volatile(
@@ -161,7 +161,7 @@ XP_FN bool ended(Barrier* barrier, Word parity) {
   return yes;
 }
 
-// Two floats rounded to narrow numbers in one word, the first one low; a NaN becomes 0x7fff.
+// Two floats rounded to 16 bits in one word, the first in the low half; a NaN becomes 0x7fff.
 XP_FN Word bf16_pair(float low, float high) {
   Word r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
@@ -180,9 +180,10 @@ XP_FN float2 floats_of_f16(Word w) {
   return v;
 }
 
-// c (16, 8) += a (16, k) b (k, 8) by a whole warp. With g = lane / 4 and l = lane % 4 a lane has
-// rows g and g + 8 and columns 2l and 2l + 1 of c; of a the words l and l + 4 of rows g, g + 8
-// in the order (g, l) (g + 8, l) (g, l + 4) (g + 8, l + 4); of b the words l and l + 4 of column g.
+// c (16, 8) += a (16, k) b (k, 8), by a warp. With g = lane / 4 and l = lane % 4, a lane holds
+// rows g and g + 8 and columns 2l and 2l + 1 of c; the words l and l + 4 of rows g and g + 8 of a,
+// in the order (g, l) (g + 8, l) (g, l + 4) (g + 8, l + 4); and the words l and l + 4 of column g
+// of b.
 #define XP_MMA(name, shape, type)                                                           \
   XP_FN void name(float (&c)[4], const Word* a, Word b0, Word b1) {                         \
     asm("mma.sync.aligned." shape ".row.col.f32." type "." type                             \
@@ -192,6 +193,6 @@ XP_FN float2 floats_of_f16(Word w) {
   }
 XP_MMA(mma_bf16, "m16n8k16", "bf16")
 XP_MMA(mma_f16, "m16n8k16", "f16")
-XP_MMA(mma_tf32, "m16n8k8", "tf32")  // the last 13 bits of each operand are not read
+XP_MMA(mma_tf32, "m16n8k8", "tf32")  // ignores the last 13 bits of each operand
 
 }  // namespace xprnn

@@ -1,95 +1,98 @@
-// How the blocks of a kernel that runs a whole sequence exchange what every step of a recurrence
-// needs of all of them, and which steps there are. Stands behind numbers.h.
+// Exchange of states between the blocks of a persistent kernel, and the order of its steps.
+// Included after math_mode.h.
 //
-// Numbers go from block to block through a mailbox in global memory, which nobody writes twice:
-// it is EMPTY before the launch, and whoever needs a word polls for that word itself. So there is
-// no flag, no fence and no barrier of the grid, but all blocks must be resident. A wait that
-// takes too long is given up.
+// At every step all blocks need the states that all blocks have computed. They pass them through an
+// exchange buffer in global memory. Each of its slots is written once: the buffer is filled with
+// SENTINEL before the launch, and a reader polls the very words that it needs. Therefore no flags,
+// fences or grid barriers are needed, but all blocks must be resident. A wait times out after
+// `max_polls` polls.
 
 namespace xprnn {
 
-#ifndef XP_WAVE
-#define XP_WAVE 0  // 1: what stands side by side in the grid's third size is layers
+#ifndef XP_WAVEFRONT
+#define XP_WAVEFRONT 0  // 1: blockIdx.z is the layer of a stack, else the direction
 #endif
 
-constexpr int PIECE = 16;  // words of a row of the mailbox that a warp polls for together
-constexpr bool WAVE = XP_WAVE;
-constexpr int LAYERS = 8;  // of a wave, at most
+constexpr int K_BLOCK_WORDS = 16;  // a k-block: words of an exchange row that a warp polls together
+constexpr bool WAVEFRONT = XP_WAVEFRONT;
+constexpr int MAX_WAVEFRONT_LAYERS = 8;
 
-// The steps of a direction in the order in which it takes them, as layout.walk.
+// Iterates over the steps of a direction, in its order; as layout.walk.
 struct Walk {
-  const int* counts;  // (steps,) or null: N rows at every step
-  int steps, N;       // N: the rows that take at least one step
+  const int* counts;  // (steps,) rows of each step, or null: N rows at every step
+  int steps, N;       // N: rows that run at least one step
   bool down;          // from the last step to the first
-  int step, rows, at;
-  int next_rows, next_at, last_at;
+  int step, rows, packed;  // packed: first packed row of the step
+  int next_rows, next_packed, last_packed;
 
-  XP_FN Walk(const int* counts_, int steps_, int N_, int total, bool down_)
-      : counts(counts_), steps(steps_), N(N_), down(down_), step(0), last_at(0) {
+  XP_FN Walk(const int* counts_, int steps_, int N_, int total_rows, bool down_)
+      : counts(counts_), steps(steps_), N(N_), down(down_), step(0), last_packed(0) {
     rows = count(0);
-    at = down ? total - rows : 0;
+    packed = down ? total_rows - rows : 0;
     look_ahead();
   }
   XP_FN int count(int i) const { return counts ? counts[down ? steps - 1 - i : i] : N; }
   XP_FN void look_ahead() {
     next_rows = step + 1 < steps ? count(step + 1) : 0;
-    next_at = down ? at - next_rows : at + rows;
+    next_packed = down ? packed - next_rows : packed + rows;
   }
   XP_FN void next() {
     ++step;
-    last_at = at;
-    at = next_at;
+    last_packed = packed;
+    packed = next_packed;
     rows = next_rows;
     look_ahead();
   }
   XP_FN bool done() const { return step >= steps; }
-  // First rows of the states on either side of the step, in time: base(t - 1) and base(t)
+  // First state rows before and after the step in time: those of t - 1 and of t
   XP_FN Index low() const {
     if (step == (down ? steps - 1 : 0)) return 0;
-    return static_cast<Index>(N) + (down ? next_at : last_at);
+    return static_cast<Index>(N) + (down ? next_packed : last_packed);
   }
-  XP_FN Index high() const { return static_cast<Index>(N) + at; }
+  XP_FN Index high() const { return static_cast<Index>(N) + packed; }
 };
 
-// A direction has its own arrays. A launch has one direction, or two side by side: blocks with
-// z = 1 then have the second ones, and go in reverse. A parameter of type const __grid_constant__,
-// so that it is read where it stands; an index instead of a choice takes more registers. In a wave
-// z is the layer, and all go forward.
+// The array arguments of all directions or layers of a launch. blockIdx.z is the direction, of
+// which the second runs in reverse; in a wavefront it is the layer, and all run forward. Passed as
+// a const __grid_constant__ parameter, so that it is read in place; selecting a direction by an
+// index instead of ?: takes more registers.
 template <class Arrays>
-struct Beside {
-  Arrays of[WAVE ? LAYERS : 2];
-  XP_FN Arrays here() const {
-    if (WAVE) return of[blockIdx.z];
-    return blockIdx.z ? of[1] : of[0];
+struct GroupedArguments {
+  Arrays slots[WAVEFRONT ? MAX_WAVEFRONT_LAYERS : 2];
+  XP_FN Arrays own() const {
+    if (WAVEFRONT) return slots[blockIdx.z];
+    return blockIdx.z ? slots[1] : slots[0];
   }
 };
 
-// What says which steps there are, and of which rows; the same in all sequence kernels.
+// The steps and rows of a launch; the same in all sequence kernels.
 struct Sequence {
-  const int* counts;  // (T,) rows of each step, or null for N at all of them
-  int T, N, S;        // S: the sum of the counts
-  int passes;         // each group has so many times the rows of a pass
+  const int* counts;  // in (T,) rows of each step, or null: N at every step
+  int T, N, S;        // S: sum of the counts
+  int passes;         // passes over the rows of a group, in each step
   int reverse;        // of the first direction
-  Word spins;    // polls before a wait is given up
-  Word* report;  // one word of the host; = tag + step when that happens
+  Word max_polls;     // of a wait; then it times out
+  Word* report;       // out (1,) host memory: tag + step at a timeout
   Word tag;
 
-  XP_FN bool reversed() const { return reverse || (!WAVE && blockIdx.z); }
-  XP_FN Walk walk(bool undo) const { return Walk(counts, T, N, S, reversed() != undo); }
+  XP_FN bool reversed() const { return reverse || (!WAVEFRONT && blockIdx.z); }
+  XP_FN Walk walk(bool backward) const { return Walk(counts, T, N, S, reversed() != backward); }
   // First rows of the states that a step of the direction reads and writes
   XP_FN Index before(const Walk& walk) const { return reversed() ? walk.high() : walk.low(); }
   XP_FN Index after(const Walk& walk) const { return reversed() ? walk.low() : walk.high(); }
-  XP_FN void fail(int step) const { tell_host(report, tag + smaller(step, 0xffffff)); }
+  XP_FN void report_timeout(int step) const {
+    store_to_host(report, tag + smaller(step, 0xffffff));
+  }
 };
 
-// The passes of a block over the rows of its group, `rows` at once, step after step.
+// Iterates over the passes of a block: the rows of its group, `rows` at once, step after step.
 struct Passes {
   Walk walk;
-  const int begin, limit, rows;  // of the group: its first row, and where it ends
-  int first, end;                // the rows of this pass are first .. min(first + rows, end) - 1
+  const int begin, limit, rows;  // begin, limit: first row of the group and its end
+  int first, end;                // this pass has rows first .. min(first + rows, end) - 1
 
-  XP_FN Passes(const Sequence& sequence, int rows_, bool undo)
-      : walk(sequence.walk(undo)),
+  XP_FN Passes(const Sequence& sequence, int rows_, bool backward)
+      : walk(sequence.walk(backward)),
         begin(blockIdx.y * rows_ * sequence.passes),
         limit(begin + rows_ * sequence.passes),
         rows(rows_) {
@@ -109,35 +112,36 @@ struct Passes {
   XP_FN bool done() const { return walk.done(); }
 };
 
-enum Arrival { NEVER, THERE, SPECIAL };  // SPECIAL: there, perhaps with infinities or NaNs
+enum PollResult { TIMED_OUT, FINITE, MAYBE_NONFINITE };
 
-// Pieces that follow each other in a row, of which `words` words are left from p on.
-struct InRow {
+// Consecutive k-blocks of a row, of which `words` words remain from p on.
+struct RowBlocks {
   const Word* p;
   int words;
-  XP_FN bool has(int k) const { return k * PIECE < words; }
-  XP_FN const Word* at(int k) const { return p + k * PIECE; }
+  XP_FN bool has(int k) const { return k * K_BLOCK_WORDS < words; }
+  XP_FN const Word* at(int k) const { return p + k * K_BLOCK_WORDS; }
 };
 
-// Poll until every lane has its 16 bytes of `count` pieces; those that `pieces` has not are zeros.
-template <int kind, int count, class Pieces>
-XP_FN Arrival await(uint4 (&b)[count], const Pieces& pieces, Word spins) {
+// Polls until every lane has its 16 bytes of `count` k-blocks; zeros for those past the row's end.
+template <int mode, int count, class Blocks>
+XP_FN PollResult await(uint4 (&b)[count], const Blocks& blocks, Word max_polls) {
   for (;;) {
     bool full = true;
 #pragma unroll
     for (int k = 0; k < count; ++k)
-      b[k] = pieces.has(k) ? poll4(pieces.at(k)) : make_uint4(0, 0, 0, 0);
-    if constexpr (kind == TF32X3) {  // EMPTY is a NaN: what is finite is there
-      bool finite = true;  // the last one first: else the compiler looks before it asks for all
+      b[k] = blocks.has(k) ? poll4(blocks.at(k)) : make_uint4(0, 0, 0, 0);
+    if constexpr (mode == TF32X3) {  // SENTINEL is a NaN: finite words have been written
+      bool finite = true;  // last k-block first, or the compiler tests some before it loads all
 #pragma unroll
       for (int k = count - 1; k >= 0; --k) finite = finite && is_finite(b[k]);
-      if (all_lanes(finite)) return THERE;
+      if (all_lanes(finite)) return FINITE;
     }
 #pragma unroll
     for (int k = 0; k < count; ++k)
-      full = full && b[k].x != EMPTY && b[k].y != EMPTY && b[k].z != EMPTY && b[k].w != EMPTY;
-    if (all_lanes(full)) return SPECIAL;
-    if (!spins--) return NEVER;
+      full = full && b[k].x != SENTINEL && b[k].y != SENTINEL &&
+             b[k].z != SENTINEL && b[k].w != SENTINEL;
+    if (all_lanes(full)) return MAYBE_NONFINITE;
+    if (!max_polls--) return TIMED_OUT;
     pause();
   }
 }

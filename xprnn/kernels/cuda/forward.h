@@ -1,164 +1,170 @@
-// The loop of sequence.forward: all steps of a direction in one launch, for a cell with one product
-// a step. Stands behind units.h, in front of a cell's file.
+// The time loop of sequence.forward as a persistent kernel: all steps of a direction in one launch,
+// for cells with one recurrent product per step. Included after units.h and before a cell's file.
 //
-// In a wave the layers of a stack are in one launch, and a layer takes a step as soon as the one
-// below has: its blocks poll for that in the mailbox below, where every step has its own place, so
-// that nobody waits for those above. Half of a block's warps then multiply by W_ih instead.
+// In a wavefront the layers of a stack share a launch, and a layer runs a step as soon as the layer
+// below has run it: its blocks poll the exchange buffer of that layer, where every step has its own
+// slots, so that no layer waits for those above. Half of a block's warps then multiply by W_ih.
 
 namespace xprnn {
 
-// What an upper layer of a wave has of the one below; elsewhere null.
-template <int kind>
-struct Below {
-  const typename Numbers<kind>::Element* weight_ih;  // (G*H, H) read
-  const Word* mail;                                  // (N + S, H padded) polled
+// What an upper layer of a wavefront reads of the layer below; null elsewhere.
+template <int mode>
+struct LowerLayer {
+  const typename Operand<mode>::Element* weight_ih;  // in (G*H, H) of the upper layer
+  const Word* exchange;                              // in (N + S, H padded) polled
 };
 
-// gx of two units in a wave: what is stored, and what the layer below gives.
-template <int kind>
-struct WithBelow : Pair<kind> {
-  float2 below;
-  XP_FN void operator=(const Pair<kind>& stored) { this->words = stored.words; }
-  XP_FN float x() const { return Pair<kind>::x() + below.x; }
-  XP_FN float y() const { return Pair<kind>::y() + below.y; }
+// gx of two units in a wavefront: the stored part plus the product with the layer below.
+template <int mode>
+struct WavefrontGx : Pair<mode> {
+  float2 lower;
+  XP_FN void operator=(const Pair<mode>& stored) { this->words = stored.words; }
+  XP_FN float x() const { return Pair<mode>::x() + lower.x; }
+  XP_FN float y() const { return Pair<mode>::y() + lower.y; }
 };
-template <int kind, bool wave>
+template <int mode, bool wavefront>
 struct Input {
-  typedef Pair<kind> Gx;
+  typedef Pair<mode> Gx;
 };
-template <int kind>
-struct Input<kind, true> {
-  typedef WithBelow<kind> Gx;
+template <int mode>
+struct Input<mode, true> {
+  typedef WavefrontGx<mode> Gx;
 };
 
-// What all cells do by element. A cell has more to load where it needs more than gx; its `step`
-// takes that and gh, stores what is kept, and puts the next states.
-template <int kind_, int G_>
-struct ForwardCell : Units<kind_> {
-  static constexpr int kind = kind_, G = G_;
-  typedef typename Numbers<kind>::Element Element;
-  using Units<kind>::H;
-  using Units<kind>::u;
-  using Units<kind>::words;
+// The elementwise part common to all cells. A cell adds to Inputs what it needs besides gx; its
+// `step` computes from Inputs and gh, writes what is saved, and stores the next states.
+template <int mode_, int G_>
+struct ForwardCell : Units<mode_> {
+  static constexpr int mode = mode_, G = G_;
+  typedef typename Operand<mode>::Element Element;
+  using Units<mode>::H;
+  using Units<mode>::u;
+  using Units<mode>::words;
   struct Inputs {
-    typename Input<kind, WAVE>::Gx gx[G];
+    typename Input<mode, WAVEFRONT>::Gx gx[G];
   };
   Element *gates, *states;
-  Word* mail;
+  Word* exchange;
 
-  XP_FN ForwardCell(Element* gates_, Element* states_, Word* mail_, int H_)
-      : Units<kind>(H_), gates(gates_), states(states_), mail(mail_) {}
+  XP_FN ForwardCell(Element* gates_, Element* states_, Word* exchange_, int H_)
+      : Units<mode>(H_), gates(gates_), states(states_), exchange(exchange_) {}
 
-  XP_FN Element* gate_of(Index at, int gate) const { return gates + (at * G + gate) * H; }
+  XP_FN Element* gate_of(Index row, int gate) const { return gates + (row * G + gate) * H; }
 
-  // `before`, `after`: rows of the states; `at`: of arrays that have one for each step
-  XP_FN void load(Inputs& in, Index before, Index at) const {
+  // `before`, `after`: rows of the states; `row`: packed row of gates and saved
+  XP_FN void load(Inputs& in, Index before, Index row) const {
 #pragma unroll
     for (int gate = 0; gate < G; ++gate) {
-      in.gx[gate] = Pair<kind>();
-      if (u < H) in.gx[gate] = this->read(gate_of(at, gate));
+      in.gx[gate] = Pair<mode>();
+      if (u < H) in.gx[gate] = this->read(gate_of(row, gate));
     }
   }
-  XP_FN void bring(Index at) const {
+  XP_FN void prefetch_gx(Index row) const {
     if (u >= H) return;
 #pragma unroll
-    for (int gate = 0; gate < G; ++gate) prefetch(gate_of(at, gate) + u);
+    for (int gate = 0; gate < G; ++gate) prefetch(gate_of(row, gate) + u);
   }
-  XP_FN void put(float2 h, Index after) const {
-    this->publish(mail + after * words, h);
-    if (u < H && static_cast<void*>(states) != mail) this->write(states + after * H, h);
+  XP_FN void store(float2 h, Index after) const {
+    this->publish(exchange + after * words, h);
+    if (u < H && static_cast<void*>(states) != exchange) this->write(states + after * H, h);
   }
-  XP_FN void spoil(Index after) const { put(not_a_number(), after); }
+  XP_FN void poison(Index after) const { store(nan_pair(), after); }
 };
 
-// All states of the block's rows and units become NaN, so that nobody waits for them or uses them.
+// After a timeout: fills all states of the block's rows and units with NaN, so that other blocks do
+// not wait for them and the results are not used.
 template <int rows, int stride, class Cell>
-XP_FN void give_up(const Cell& cell, const Sequence& sequence, int step) {
-  if (threadIdx.x == 0) sequence.fail(step);
+XP_FN void time_out(const Cell& cell, const Sequence& sequence, int step) {
+  if (threadIdx.x == 0) sequence.report_timeout(step);
   if (!cell.live()) return;
-  for (Passes at(sequence, rows, false); !at.done(); at.next())
-    for (int row = threadIdx.x / PAIRS; row < smaller(rows, at.end - at.first); row += stride)
-      cell.spoil(sequence.after(at.walk) + at.first + row);
+  for (Passes pass(sequence, rows, false); !pass.done(); pass.next())
+    for (int row = threadIdx.x / PAIRS; row < smaller(rows, pass.end - pass.first); row += stride)
+      cell.poison(sequence.after(pass.walk) + pass.first + row);
 }
 
-// Where the weights of the block's units come from: rows of W_hh or W_ih, of which this lane's part
-// begins at `word`. The lowest layer of a wave has none of the latter, its gx is made before.
-template <int kind>
+// Source of the weights of the block's units: rows of W_hh or W_ih, of which this lane's share
+// starts at `word`. The lowest layer of a wavefront has no W_ih here: its gx is computed
+// beforehand.
+template <int mode>
 struct WeightRows {
-  const typename Numbers<kind>::Element* weight;
+  const typename Operand<mode>::Element* weight;  // in (G*H, H)
   int H, word;
 
-  XP_FN uint4 operator()(int gate, int row, int piece) const {
+  XP_FN uint4 operator()(int gate, int row, int k_block) const {
     const int u = blockIdx.x * UNITS + threadIdx.x % 32 / 4 + row;
-    if (u >= H || (WAVE && !weight)) return make_uint4(0, 0, 0, 0);
+    if (u >= H || (WAVEFRONT && !weight)) return make_uint4(0, 0, 0, 0);
     const auto* weights = weight + static_cast<Index>(gate * H + u) * H;
-    return load_words<kind>(weights, (word + piece * PIECE) * Numbers<kind>::per_word, H);
+    return load_words<mode>(weights, (word + k_block * K_BLOCK_WORDS) * Operand<mode>::per_word, H);
   }
 };
 
-// Each block has 16 hidden units of the rows of one group, all their gates: grid (units, groups,
-// directions or layers). Its warps share out the reduction over h; the sums then go to the threads, by
-// element. Blocks past H fill the last cluster: they poll for their part, as the others need it.
-template <int warps, int chunks, int held, int tiles, class Cell>
-XP_FN void take_steps(const Cell& cell, const typename Cell::Element* weight_hh,
-                      const Below<Cell::kind>& below, const Sequence& sequence) {
-  constexpr int kind = Cell::kind, G = Cell::G;
-  constexpr int rows = 8 * tiles, stride = 32 * warps / PAIRS, partials = warps * G * rows * PITCH;
-  constexpr int most = (rows + stride - 1) / stride;  // rows of a thread in a pass
-  constexpr int sharing = WAVE ? warps / 2 : warps;   // warps that share a reduction
+// Runs all steps. Each block has 16 hidden units, with all their gates, of the rows of one group:
+// grid (units, groups, directions or layers). Its warps split the reduction over h; its threads
+// then compute the elementwise part. Blocks past H complete the last cluster: they poll their part
+// for the others.
+template <int warps, int k_blocks, int in_registers, int row_tiles, class Cell>
+XP_FN void forward_steps(const Cell& cell, const typename Cell::Element* weight_hh,
+                         const LowerLayer<Cell::mode>& lower, const Sequence& sequence) {
+  constexpr int mode = Cell::mode, G = Cell::G;
+  constexpr int rows = 8 * row_tiles, stride = 32 * warps / PAIRS;
+  constexpr int partials = warps * G * rows * PITCH;
+  constexpr int thread_rows = (rows + stride - 1) / stride;  // of a thread, in a pass
+  constexpr int sharing = WAVEFRONT ? warps / 2 : warps;     // warps that share a reduction
   XP_SHARED(start);
-  const Shared<Stage<CLUSTER, chunks, tiles>, warps, partials> shared = {start};
-  Word* const stop = shared.stop();
-  uint4* const rest = shared.rest();
+  const Shared<Stage<CLUSTER, k_blocks, row_tiles>, warps, partials> shared = {start};
+  Word* const timed_out = shared.timed_out();
+  uint4* const in_shared = shared.weights();
 
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  const bool upper = WAVE && warp >= sharing;  // of the warps: those for the layer below
+  const bool upper = WAVEFRONT && warp >= sharing;  // warps that multiply by W_ih
   const int share = upper ? warp - sharing : warp;
-  const int word = share * chunks * PIECE + lane % 4 * 4;  // where this lane's share of h begins
-  const Word* const mail = upper ? below.mail : cell.mail;
-  Fragments<chunks, held> weights[G];
-  const WeightRows<kind> source = {upper ? below.weight_ih : weight_hh, cell.H, word};
-  Stage<CLUSTER, chunks, tiles> stage(shared.staged());
-  const bool special =
-      !load_weights(weights, rest + warp * G * weights[0].rest_of_warp(), staged(source, stage));
-  if (thread < 2) stop[thread] = 0;
+  const int word = share * k_blocks * K_BLOCK_WORDS + lane % 4 * 4;  // start of the lane's share
+  const Word* const exchange = upper ? lower.exchange : cell.exchange;
+  Fragments<k_blocks, in_registers> weights[G];
+  const WeightRows<mode> source = {upper ? lower.weight_ih : weight_hh, cell.H, word};
+  Stage<CLUSTER, k_blocks, row_tiles> stage(shared.staged());
+  const bool nonfinite = !load_weights(
+      weights, in_shared + warp * G * weights[0].shared_vectors(), staged(source, stage));
+  if (thread < 2) timed_out[thread] = 0;
   sync_block();
 
-  int turn = 0;
-  for (Passes at(sequence, rows, false); !at.done(); at.next(), turn ^= 1) {
-    const Index before = sequence.before(at.walk), after = sequence.after(at.walk);
-    typename Cell::Inputs in[most];
-    const int row = thread / PAIRS, mine = cell.live() ? smaller(at.end - at.first, rows) : 0;
+  int parity = 0;
+  for (Passes pass(sequence, rows, false); !pass.done(); pass.next(), parity ^= 1) {
+    const Index before = sequence.before(pass.walk), after = sequence.after(pass.walk);
+    typename Cell::Inputs in[thread_rows];
+    const int row = thread / PAIRS;
+    const int own_rows = cell.live() ? smaller(pass.end - pass.first, rows) : 0;
 #pragma unroll
-    for (int i = 0; i < most; ++i) {  // on their way while the others are waited for
-      const int n = at.first + row + i * stride;
-      if (row + i * stride < mine) cell.load(in[i], before + n, at.walk.at + n);
-      if (row + i * stride < mine && n < at.walk.next_rows) cell.bring(at.walk.next_at + n);
+    for (int i = 0; i < thread_rows; ++i) {  // issued before waiting for the other blocks
+      const int n = pass.first + row + i * stride;
+      if (row + i * stride < own_rows) cell.load(in[i], before + n, pass.walk.packed + n);
+      if (row + i * stride < own_rows && n < pass.walk.next_rows)
+        cell.prefetch_gx(pass.walk.next_packed + n);
     }
-    float* const sums = shared.sums(turn);
-    const Word* const h = mail + (upper ? after : before) * cell.words + word;
-    const int left = WAVE && !mail ? 0 : cell.words - word;
-    if (!multiply_pass<kind, tiles>(sums, weights, source, special, stage, h, cell.words, left,
-                                    at.first, at.end, sequence.spins))
-      stop[turn] = 1;
+    float* const sums = shared.sums(parity);
+    const Word* const h = exchange + (upper ? after : before) * cell.words + word;
+    const int left = WAVEFRONT && !exchange ? 0 : cell.words - word;
+    if (!multiply_pass<mode, row_tiles>(sums, weights, source, nonfinite, stage, h, cell.words,
+                                        left, pass.first, pass.end, sequence.max_polls))
+      timed_out[parity] = 1;
     sync_block();
-    if (stop[turn]) {
-      give_up<rows, stride>(cell, sequence, at.walk.step);
+    if (timed_out[parity]) {
+      time_out<rows, stride>(cell, sequence, pass.walk.step);
       break;
     }
 #pragma unroll
-    for (int i = 0; i < most; ++i) {
-      const int n = at.first + row + i * stride;
-      if (row + i * stride >= mine) continue;
+    for (int i = 0; i < thread_rows; ++i) {
+      const int n = pass.first + row + i * stride;
+      if (row + i * stride >= own_rows) continue;
       float2 gh[G];
 #pragma unroll
       for (int gate = 0; gate < G; ++gate) {
-        gh[gate] = total<sharing, G, rows>(sums, gate, row + i * stride, thread % PAIRS);
-        if constexpr (WAVE)
-          in[i].gx[gate].below = total<sharing, G, rows>(sums + partials / 2, gate,
-                                                         row + i * stride, thread % PAIRS);
+        gh[gate] = sum_over_warps<sharing, G, rows>(sums, gate, row + i * stride, thread % PAIRS);
+        if constexpr (WAVEFRONT)
+          in[i].gx[gate].lower = sum_over_warps<sharing, G, rows>(
+              sums + partials / 2, gate, row + i * stride, thread % PAIRS);
       }
-      cell.step(in[i], gh, after + n, at.walk.at + n);
+      cell.step(in[i], gh, after + n, pass.walk.packed + n);
     }
   }
   stage.close();

@@ -1,4 +1,4 @@
-"""From files of this folder to kernels: their text, and what CuPy compiles of it."""
+"""Source text of the files in this folder, and compilation with CuPy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @cache
 def text(*parts: str) -> str:
-    """That of files of this folder, in the order given: each behind those that it stands on."""
+    """The concatenated text of files; each file must follow those that it depends on."""
     folder = resources.files(__package__)
     return "\n".join([(folder / part).read_text("utf-8") for part in parts])
 
 
 @cache
 def kernel(cupy: Any, source: str, instantiation: str, cooperative: bool = True) -> Any:
-    """An instantiation of a source; CuPy compiles it when it is first asked for on a device.
+    """An instantiation of a source; CuPy compiles it at its first use on a device.
 
-    :param cooperative: CuPy launches it as cooperative: see backend/resident.py.
+    :param cooperative: whether CuPy makes cooperative launches of it: see backend/cooperative.py.
     """
     module = cupy.RawModule(
         code=source,

@@ -1,12 +1,12 @@
-"""How a whole sequence is cut into the blocks of one launch, or why a device cannot hold it.
+"""How a whole sequence is divided among the blocks of one launch, or why it does not fit a device.
 
-A block keeps the recurrent weights of 16 units for the whole sequence: those of its `held`
-chunks in registers, the rest in shared memory. Its warps share the reduction. Slices of units
-times groups of rows make the grid, and as all blocks wait for each other, all of them must be on
-the device at once. Larger batches take several passes a step. Where very much is polled for,
-blocks share that in clusters, if the device has them. Both directions of a layer go side by side
-if all their blocks fit and that is estimated to take no longer, the layers of a wave wherever they
-fit. Plain Python, no GPU needed.
+A block holds the recurrent weights of 16 units for the whole sequence: those of `in_registers`
+k-blocks in registers, the others in shared memory. Its warps split the reduction. The grid is
+slices of units times groups of rows, and as all blocks wait for each other, all of them must be
+resident at once. Larger batches take several passes per step. Where blocks poll large amounts of
+data, they share it in clusters, if the device has them. Both directions of a layer share a launch
+if all their blocks fit and that is estimated to take no longer; the layers of a wavefront do
+wherever they fit. Plain Python; needs no GPU.
 """
 
 from __future__ import annotations
@@ -16,26 +16,33 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...arithmetic import Arithmetic
-from .table import KERNELS, LAYERS, NO_KERNEL, Kernel, Tiling, in_waves
+from .table import (
+    KERNELS,
+    MAX_WAVEFRONT_LAYERS,
+    NO_KERNEL,
+    SequenceKernel,
+    Tiling,
+    in_wavefronts,
+)
 
 UNITS, TILE, WARP = 16, 8, 32  # units of a block, rows of a tile, threads of a warp
-COUNTABLE = 2**31  # packed rows that the kernels' 32-bit counters do not reach
+MAX_PACKED_ROWS = 2**31  # limit of the kernels' 32-bit counters, exclusive
 
-# What waiting for other blocks costs a pass, in products of a chunk with a tile: an estimate
+# Cost of waiting for other blocks in a pass, in products of a k-block and a tile: an estimate
 LATENCY = 12
 
-# Bytes that all blocks poll for in a pass from which on clusters share them; N=64, H=1024 of narrow
-# numbers makes 8 MiB. An estimate: L2 takes 0.6 us for the half of 6 MiB, handing it over 0.3 us
-SHARED_FROM = 6 << 20
+# Bytes that all blocks poll in a pass from which clusters share them; N=64, H=1024 in 16-bit
+# dtypes makes 8 MiB. An estimate: half of 6 MiB takes L2 0.6 us, passing it on takes 0.3 us
+CLUSTER_MIN_BYTES = 6 << 20
 
-# By what a product reads: elements of a chunk, those of 16 bytes, the kernels' name for it
-CHUNK = {"float32": 16, "tf32": 16, "bfloat16": 32, "float16": 32}
-GRAIN = {"float32": 4, "tf32": 4, "bfloat16": 8, "float16": 8}
-KIND = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F16"}
+# By math mode: elements of a k-block, elements of 16 bytes, and the name in the kernels
+K_BLOCK_ELEMENTS = {"float32": 16, "tf32": 16, "bfloat16": 32, "float16": 32}
+VECTOR_ELEMENTS = {"float32": 4, "tf32": 4, "bfloat16": 8, "float16": 8}
+MODE_NAMES = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F16"}
 
 
-class Device(NamedTuple):
-    """What a GPU has; of a multiprocessor where nothing else is said."""
+class DeviceProperties(NamedTuple):
+    """Properties of a GPU; of one multiprocessor unless stated otherwise."""
 
     capability: tuple[int, int]  # of the GPU
     processors: int  # multiprocessors of the GPU
@@ -43,13 +50,13 @@ class Device(NamedTuple):
     threads: int = 2048
     blocks: int = 32
     shared: int = 233472  # bytes
-    shared_block: int = 232448  # bytes that a block can have
-    shared_reserved: int = 1024  # bytes that each block takes besides
-    cooperative: bool = True  # whether it launches blocks that wait for each other
+    shared_block: int = 232448  # bytes, maximum of a block
+    shared_reserved: int = 1024  # bytes that each block takes in addition
+    cooperative: bool = True  # whether it supports cooperative launches
 
     @classmethod
-    def of(cls, cupy: Any, number: int) -> Device:
-        """What CuPy says of a device."""
+    def of(cls, cupy: Any, number: int) -> DeviceProperties:
+        """The properties that CuPy reports of a device."""
         facts = cupy.cuda.runtime.getDeviceProperties(number)
         return cls(
             (facts["major"], facts["minor"]),
@@ -64,32 +71,32 @@ class Device(NamedTuple):
         )
 
 
-class Problem(NamedTuple):
+class SequenceProblem(NamedTuple):
     """One sequence kernel on one layer."""
 
     cell: str  # in cells.CELLS
     work: str  # "forward", "training" (forward, recorded) or "backward"
-    numbers: str  # what products read: "float32", "tf32", "bfloat16", "float16" or "float64"
-    N: int  # rows that take at least one step
+    math_mode: str  # "float32", "tf32", "bfloat16", "float16" or "float64"
+    N: int  # rows that run at least one step
     H: int
     T: int
-    directions: int = 1  # 2: both, side by side
-    layers: int = 1  # more: of one direction, in a wave
+    directions: int = 1  # 2: both in one launch
+    layers: int = 1  # more than 1: a wavefront, of one direction
 
 
-class Plan(NamedTuple):
-    """One launch that fits."""
+class LaunchPlan(NamedTuple):
+    """A launch that fits the device."""
 
     name: str  # of the instantiation, in C++
     tiling: Tiling
-    slices: int  # of 16 units, in whole clusters: the grid's first size
-    groups: int  # of rows: the grid's second
-    directions: int  # the grid's third, or
-    layers: int  # of a wave
-    passes: int  # of `tiles` tiles: a group's rows
-    shared: int  # bytes a block
-    registers: int  # a thread, at most
-    resident: int  # blocks that share a multiprocessor
+    slices: int  # of 16 units, in complete clusters: the grid's x size
+    groups: int  # of rows: the grid's y size
+    directions: int  # the grid's z size, or
+    layers: int  # of a wavefront
+    passes: int  # of `row_tiles` tiles, over the rows of a group
+    shared: int  # bytes per block
+    registers: int  # per thread, at most
+    blocks_per_processor: int  # that share a multiprocessor
 
     @property
     def threads(self) -> int:
@@ -98,109 +105,114 @@ class Plan(NamedTuple):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """The blocks, all of which are resident."""
+        """The blocks, all of which are resident at once."""
         return self.slices, self.groups, self.directions * self.layers
 
     @property
     def cluster(self) -> int:
-        """Blocks of a cluster, neighbours in the grid's first size."""
+        """Blocks of a cluster, adjacent in x."""
         return self.tiling.cluster
 
 
-HEAD = 128  # bytes of shared memory in front of everything
-AHEAD, PIECE = 8, 512  # pieces that a lane polls for at once, bytes of one of a warp
-MOST = 255  # registers that a thread can have
-# Registers a thread besides the weights: what the compiler takes at most. For float32 it takes all
-# there are, to split weights once instead of at each step.
-SPARE = {"float32": MOST, "tf32": 111, "bfloat16": 111, "float16": 111}
+SHARED_HEADER = 128  # bytes at the start of shared memory
+POLL_DEPTH, K_BLOCK_BYTES = 8, 512  # k-blocks that a lane polls at once, bytes of one for a warp
+MAX_REGISTERS = 255  # per thread
+# Registers per thread besides the weights, at most. For float32 the compiler uses all that there
+# are, to split weights once instead of at every step.
+BASE_REGISTERS = {"float32": MAX_REGISTERS, "tf32": 111, "bfloat16": 111, "float16": 111}
 
 
-def numbers_of(arithmetic: Arithmetic) -> str:
-    """What products read, as a `Problem` has it."""
+def math_mode_of(arithmetic: Arithmetic) -> str:
+    """The math mode of products, as in `SequenceProblem`."""
     return "tf32" if arithmetic.precision == "tf32" else arithmetic.compute_dtype.name
 
 
 @lru_cache(4096)
-def plan(device: Device, problem: Problem) -> Plan | str:
-    """The launch that serves a problem on a device, or the reason why there is none.
+def plan(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | str:
+    """The launch for a problem on a device, or the reason why there is none.
 
-    For two directions that is also said where one after the other takes less.
+    For two directions, one reason is that a launch for each of them takes less time.
     """
     if reason := _refusal(device, problem):
         return reason
-    kernel, wave = KERNELS[problem.cell, problem.work], problem.layers > 1
-    times = kernel.reduction * (1 + wave)  # a wave reduces what is below as well
-    length = times * padded(problem.H, problem.numbers)
+    kernel, wavefront = KERNELS[problem.cell, problem.work], problem.layers > 1
+    times = kernel.reduction * (1 + wavefront)  # a wavefront also reduces over the layer below
+    length = times * padded(problem.H, problem.math_mode)
     reach = {
-        t: t.warps * t.chunks * CHUNK[problem.numbers] for t in kernel.tilings[problem.numbers]
+        t: t.warps * t.k_blocks * K_BLOCK_ELEMENTS[problem.math_mode]
+        for t in kernel.tilings[problem.math_mode]
     }
     able = [t for t in reach if _has(device, t.cluster)]
-    able = [t for t in able if not wave or in_waves(problem.cell, problem.numbers, t)]
+    able = [t for t in able if not wavefront or in_wavefronts(problem.cell, problem.math_mode, t)]
     fitting = [t for t in able if reach[t] >= length]
     if not fitting:
-        grain = GRAIN[problem.numbers]
+        grain = VECTOR_ELEMENTS[problem.math_mode]
         most = max([reach[t] for t in able]) // times // grain * grain
-        held = f"hold at most H={most}{' and as many inputs' if wave else ''}"
-        return f"H={problem.H}: the kernels for {problem.numbers} {held}"
+        held = f"hold at most H={most}{' and as many inputs' if wavefront else ''}"
+        return f"H={problem.H}: the kernels for {problem.math_mode} {held}"
     attempts = [_attempt(device, problem, kernel, tiling) for tiling in fitting]
-    plans = [attempt for attempt in attempts if isinstance(attempt, Plan)]
+    plans = [attempt for attempt in attempts if isinstance(attempt, LaunchPlan)]
     if not plans:
         return attempts[0]
     best = min(plans, key=_cost)
     alone = plan(device, problem._replace(directions=1)) if problem.directions > 1 else best
-    if isinstance(alone, Plan) and _time(best) > problem.directions * _time(alone):
+    if isinstance(alone, LaunchPlan) and _time(best) > problem.directions * _time(alone):
         return (
-            f"N={problem.N}: side by side they take {best.passes} passes a step, which is "
-            f"estimated at more than {alone.passes} for one after the other"
+            f"N={problem.N}: {best.passes} passes per step for both directions in one launch are "
+            f"estimated to take longer than two launches with {alone.passes} each"
         )
     return best
 
 
-def padded(H: int, numbers: str) -> int:
-    """P: H as the mailbox has it, rounded up to 16 bytes."""
-    return -(-H // GRAIN[numbers]) * GRAIN[numbers]
+def padded(H: int, math_mode: str) -> int:
+    """H rounded up to 16 bytes: the length of a row of an exchange buffer."""
+    return -(-H // VECTOR_ELEMENTS[math_mode]) * VECTOR_ELEMENTS[math_mode]
 
 
 def instantiations(
-    cell: str, work: str, cluster: int = 1, wave: bool = False
+    cell: str, work: str, cluster: int = 1, wavefront: bool = False
 ) -> Iterator[tuple[str, int]]:
-    """All of a cluster size that `plan` can choose for a kernel: names, and registers a thread."""
+    """Names, and registers per thread, of all that `plan` can choose of a cluster size."""
     kernel = KERNELS[cell, work]
-    for numbers, tilings in kernel.tilings.items():
+    for math_mode, tilings in kernel.tilings.items():
         for tiling in tilings:
-            if tiling.cluster == cluster and (not wave or in_waves(cell, numbers, tiling)):
-                yield _name(kernel, numbers, tiling), _registers(kernel, numbers, tiling)
+            if tiling.cluster == cluster and (
+                not wavefront or in_wavefronts(cell, math_mode, tiling)
+            ):
+                yield _name(kernel, math_mode, tiling), _registers(kernel, math_mode, tiling)
 
 
-def _refusal(device: Device, problem: Problem) -> str:
-    """Why no device of this kind serves such a problem, or ""."""
+def _refusal(device: DeviceProperties, problem: SequenceProblem) -> str:
+    """Why no sequence kernel runs such a problem on the device, whatever its size, or ""."""
     if (problem.cell, problem.work) not in KERNELS:
         return NO_KERNEL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
-    if problem.numbers not in CHUNK:
-        return f"{problem.numbers}: sequence kernels multiply {', '.join(CHUNK)}"
+    if problem.math_mode not in K_BLOCK_ELEMENTS:
+        return f"{problem.math_mode}: sequence kernels multiply {', '.join(K_BLOCK_ELEMENTS)}"
     if device.capability < (8, 0):
         major, minor = device.capability
         return f"compute capability {major}.{minor}: sequence kernels need 8.0"
     if not device.cooperative:
-        return "the device cannot launch blocks that wait for each other"
+        return "the device does not support cooperative launches"
     if not problem.T or not problem.N:
         return f"T={problem.T} N={problem.N}: there is nothing to launch"
-    if problem.layers > LAYERS:
-        return f"{problem.layers} layers: a wave has at most {LAYERS}"
-    if problem.N * (problem.T + 1) >= COUNTABLE:
+    if problem.layers > MAX_WAVEFRONT_LAYERS:
+        return f"{problem.layers} layers: a wavefront has at most {MAX_WAVEFRONT_LAYERS}"
+    if problem.N * (problem.T + 1) >= MAX_PACKED_ROWS:
         rows = problem.N * (problem.T + 1)
-        return f"N * (T + 1) = {rows:,}: sequence kernels count less than {COUNTABLE:,} rows"
+        return f"N * (T + 1) = {rows:,}: sequence kernels count less than {MAX_PACKED_ROWS:,} rows"
     return ""
 
 
-def _has(device: Device, cluster: int) -> bool:
-    """Whether the device has clusters of that size; those of desktops, 12.x, refuse some."""
+def _has(device: DeviceProperties, cluster: int) -> bool:
+    """Whether the device has clusters of that size; desktop GPUs, 12.x, lack some features."""
     return cluster == 1 or device.capability[0] in (9, 10)
 
 
-def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -> Plan | str:
-    """The launch with a tiling and as few blocks on a multiprocessor as will do, or why not."""
-    registers = _registers(kernel, problem.numbers, tiling)
+def _attempt(
+    device: DeviceProperties, problem: SequenceProblem, kernel: SequenceKernel, tiling: Tiling
+) -> LaunchPlan | str:
+    """The launch of a tiling with as few blocks per multiprocessor as possible, or why not."""
+    registers = _registers(kernel, problem.math_mode, tiling)
     cluster, tiles = tiling.cluster, -(-problem.N // TILE)
     slices = -(-problem.H // (UNITS * cluster)) * cluster
     blocks = slices * problem.directions * problem.layers  # of a group
@@ -219,78 +231,81 @@ def _attempt(device: Device, problem: Problem, kernel: Kernel, tiling: Tiling) -
             f"H={problem.H}: {blocks} blocks must run at once, one for {UNITS} units{each}; this "
             f"device holds {processors * together}"
         )
-    for resident in range(-(-blocks // processors), together + 1):
-        groups = processors * resident // blocks
-        passes = -(-tiles // (groups * tiling.tiles))
-        if cluster > 1 and _polled(kernel, problem, blocks) < SHARED_FROM * passes:
-            return "so little is polled for that sharing it would not pay"
+    for per_processor in range(-(-blocks // processors), together + 1):
+        groups = processors * per_processor // blocks
+        passes = -(-tiles // (groups * tiling.row_tiles))
+        if cluster > 1 and _polled(kernel, problem, blocks) < CLUSTER_MIN_BYTES * passes:
+            return "the blocks poll too little data for a cluster to pay"
         shared = _shared(kernel, tiling, passes)
         if shared <= device.shared_block and (
-            occupancy(device, tiling, registers, shared) >= resident
+            occupancy(device, tiling, registers, shared) >= per_processor
         ):
-            groups = -(-tiles // (tiling.tiles * passes))
-            name = _name(kernel, problem.numbers, tiling)
+            groups = -(-tiles // (tiling.row_tiles * passes))
+            name = _name(kernel, problem.math_mode, tiling)
             grid = slices, groups, problem.directions, problem.layers
-            return Plan(name, tiling, *grid, passes, shared, registers, resident)
+            return LaunchPlan(name, tiling, *grid, passes, shared, registers, per_processor)
     return (
         f"N={problem.N}: a block takes {shared:,} bytes of shared memory for {passes} passes; this "
-        f"device has {device.shared_block:,} for one, {device.shared:,} for {resident}"
+        f"device has {device.shared_block:,} for one, {device.shared:,} for {per_processor}"
     )
 
 
-def _polled(kernel: Kernel, problem: Problem, blocks: int) -> int:
-    """Bytes that all blocks poll for in a step."""
-    row = kernel.reduction * padded(problem.H, problem.numbers) * 16 // GRAIN[problem.numbers]
+def _polled(kernel: SequenceKernel, problem: SequenceProblem, blocks: int) -> int:
+    """Bytes that all blocks poll in a step."""
+    grain = VECTOR_ELEMENTS[problem.math_mode]
+    row = kernel.reduction * padded(problem.H, problem.math_mode) * 16 // grain
     return blocks * problem.N * row
 
 
-def _cost(plan: Plan) -> tuple[int, int, int]:
-    """What is better has less; blocks share a multiprocessor only where they must."""
-    return plan.resident, _time(plan), -plan.cluster
+def _cost(plan: LaunchPlan) -> tuple[int, int, int]:
+    """Lower is better; blocks share a multiprocessor only where they must."""
+    return plan.blocks_per_processor, _time(plan), -plan.cluster
 
 
-def _time(plan: Plan) -> int:
-    """What a step takes, in products of a chunk with a tile; an estimate until a GPU has run it."""
-    return plan.passes * (LATENCY + plan.resident * plan.tiling.chunks * plan.tiling.tiles)
+def _time(plan: LaunchPlan) -> int:
+    """Duration of a step, in products of a k-block and a tile; an estimate, not measured."""
+    products = plan.blocks_per_processor * plan.tiling.k_blocks * plan.tiling.row_tiles
+    return plan.passes * (LATENCY + products)
 
 
-def occupancy(device: Device, tiling: Tiling, registers: int, shared: int) -> int:
-    """How many blocks a multiprocessor holds."""
-    per_warp = -(-registers // 8) * 8 * WARP  # handed out in eights
-    whole = -(-shared // 128) * 128 + device.shared_reserved
+def occupancy(device: DeviceProperties, tiling: Tiling, registers: int, shared: int) -> int:
+    """The number of blocks that fit on a multiprocessor."""
+    per_warp = -(-registers // 8) * 8 * WARP  # allocated in units of eight
+    allocated = -(-shared // 128) * 128 + device.shared_reserved
     return min(
         device.blocks,
         device.threads // (tiling.warps * WARP),
         device.registers // (per_warp * tiling.warps),
-        device.shared // whole,
+        device.shared // allocated,
     )
 
 
-def _registers(kernel: Kernel, numbers: str, tiling: Tiling) -> int:
-    if tiling.cluster > 1:  # one of its blocks to a multiprocessor is enough, and has them all
-        return MOST
-    return min(MOST, kernel.weights * tiling.held + SPARE[numbers])
+def _registers(kernel: SequenceKernel, math_mode: str, tiling: Tiling) -> int:
+    if tiling.cluster > 1:  # planned with one block per multiprocessor, which has all registers
+        return MAX_REGISTERS
+    return min(MAX_REGISTERS, kernel.weights * tiling.in_registers + BASE_REGISTERS[math_mode])
 
 
-def _shared(kernel: Kernel, tiling: Tiling, passes: int) -> int:
-    """Bytes: what clusters share, weights that are not held, the warps' sums, what is carried."""
-    weights = 4 * kernel.weights * WARP * tiling.warps * (tiling.chunks - tiling.held)
-    sums = kernel.sums * tiling.warps * tiling.tiles
-    carried = kernel.carried * tiling.tiles * passes
-    return HEAD + tiling.warps * _staged(tiling) + weights + sums + carried
+def _shared(kernel: SequenceKernel, tiling: Tiling, passes: int) -> int:
+    """Bytes: cluster buffers, weights not in registers, partial sums, and state gradients."""
+    k_blocks = tiling.k_blocks - tiling.in_registers
+    weights = 4 * kernel.weights * WARP * tiling.warps * k_blocks
+    sums = kernel.sums * tiling.warps * tiling.row_tiles
+    carried = kernel.carried * tiling.row_tiles * passes
+    return SHARED_HEADER + tiling.warps * _staged(tiling) + weights + sums + carried
 
 
 def _staged(tiling: Tiling) -> int:
-    """Bytes in which a warp gets what others poll for: `Stage` and `Batch` of staging.h."""
+    """Bytes of a warp for data received from its cluster: `Stage` and `Batch` of staging.h."""
     if tiling.cluster == 1:
         return 0
-    parts = -(-tiling.chunks // (AHEAD * tiling.cluster))
-    own = tiling.chunks // parts // tiling.cluster
-    tiles = 1 if parts > 1 else min(AHEAD // own, tiling.tiles)
-    return 16 + (tiling.cluster - 1) * own * tiles * PIECE
+    parts = -(-tiling.k_blocks // (POLL_DEPTH * tiling.cluster))
+    own = tiling.k_blocks // parts // tiling.cluster
+    tiles = 1 if parts > 1 else min(POLL_DEPTH // own, tiling.row_tiles)
+    return 16 + (tiling.cluster - 1) * own * tiles * K_BLOCK_BYTES
 
 
-def _name(kernel: Kernel, numbers: str, tiling: Tiling) -> str:
-    sizes = tiling.warps, tiling.chunks, tiling.held, tiling.tiles
-    arguments = ", ".join([f"xprnn::{KIND[numbers]}", *map(str, sizes)])
+def _name(kernel: SequenceKernel, math_mode: str, tiling: Tiling) -> str:
+    sizes = tiling.warps, tiling.k_blocks, tiling.in_registers, tiling.row_tiles
+    arguments = ", ".join([f"xprnn::{MODE_NAMES[math_mode]}", *map(str, sizes)])
     return f"xprnn::{kernel.template.format(arguments)}"

@@ -1,8 +1,9 @@
-"""The pointwise kernels: one ElementwiseKernel for all that a step does between two products.
+"""The pointwise kernels: one ElementwiseKernel for everything a step does between two products.
 
-A kernel runs once for each of the N * H elements of the state. Its arithmetic is in the header
-of its cell; the plain code that it replaces, and that it is checked against, is a part of that
-cell in `cells/`. T is the type of what products read, A that of the rest. Arrays are C-contiguous.
+A kernel runs once for each of the N * H elements of the state. Its arithmetic is in the header of
+its cell. It replaces one method of that cell in `cells/`, which is also its reference in the
+tests. C is the compute dtype, of the operands of products, and A the accumulation dtype, of
+everything else. Arrays are C-contiguous.
 """
 
 from __future__ import annotations
@@ -15,68 +16,68 @@ from . import loading
 
 
 class Buffer(NamedTuple):
-    """An array that a kernel is given, as `Cell` describes it."""
+    """An array argument of a kernel, as `Cell` describes it."""
 
-    type: str  # T or A
+    type: str  # C or A
     name: str
-    use: str  # "read", "=", "+=", or "read, =": read, then written
+    use: str  # "in", "out" or "inout"
 
 
-class Kernel(NamedTuple):
+class PointwiseKernel(NamedTuple):
     """One row of the table."""
 
     name: str
     header: str
     cell: str  # in cells.CELLS
-    part: str  # the method of that cell which it replaces
+    part: str  # the method of that cell that it replaces
     buffers: tuple[Buffer, ...]
     operation: str
 
     @property
     def inputs(self) -> tuple[Buffer, ...]:
         """The buffers that it only reads."""
-        return tuple([buffer for buffer in self.buffers if buffer.use == "read"])
+        return tuple([buffer for buffer in self.buffers if buffer.use == "in"])
 
     @property
     def outputs(self) -> tuple[Buffer, ...]:
-        """The buffers that it writes, whether it reads them first or not."""
-        return tuple([buffer for buffer in self.buffers if buffer.use != "read"])
+        """The buffers that it writes, whether or not it also reads them."""
+        return tuple([buffer for buffer in self.buffers if buffer.use != "in"])
 
 
-def _rnn(nonlinearity: str, relu: str) -> tuple[Kernel, Kernel]:
+def _rnn(nonlinearity: str, relu: str) -> tuple[PointwiseKernel, PointwiseKernel]:
     """The two kernels of the Elman cell; `relu` is "true" or "false"."""
     name = f"rnn_{nonlinearity}"
-    forward = (Buffer("T", "gates", "read"), Buffer("A", "gh", "read"), Buffer("T", "h_next", "="))
+    forward = (Buffer("C", "gates", "in"), Buffer("A", "gh", "in"), Buffer("C", "h_next", "out"))
     backward = (
-        Buffer("T", "h_next", "read"),
-        Buffer("A", "dh", "read"),
-        Buffer("T", "gates", "="),
+        Buffer("C", "h_next", "in"),
+        Buffer("A", "dh", "in"),
+        Buffer("C", "gates", "out"),
     )
     return (
-        Kernel(
+        PointwiseKernel(
             *(f"{name}_forward_gates", "rnn.h", name, "forward_gates", forward),
-            operation=f"rnn_forward_gates<{relu}, T, A>(i, &gates[0], &gh[0], &h_next[0])",
+            operation=f"rnn_forward_gates<{relu}, C, A>(i, &gates[0], &gh[0], &h_next[0])",
         ),
-        Kernel(
+        PointwiseKernel(
             *(f"{name}_backward_gates", "rnn.h", name, "backward_gates", backward),
-            operation=f"rnn_backward_gates<{relu}, T, A>(i, &h_next[0], &dh[0], &gates[0])",
+            operation=f"rnn_backward_gates<{relu}, C, A>(i, &h_next[0], &dh[0], &gates[0])",
         ),
     )
 
 
-def _gru_forward(name: str, bias: tuple[Buffer, ...], bias_hh: str) -> Kernel:
-    """The GRU's forward kernel; `bias_hh` is the pointer that it passes on."""
-    return Kernel(
+def _gru_forward(name: str, bias: tuple[Buffer, ...], bias_hh: str) -> PointwiseKernel:
+    """The GRU's forward kernel; `bias_hh` is the C++ argument for the bias."""
+    return PointwiseKernel(
         *(name, "gru.h", "gru", "forward_gates"),
         buffers=(
-            Buffer("A", "gh", "read"),
-            Buffer("T", "h", "read"),
+            Buffer("A", "gh", "in"),
+            Buffer("C", "h", "in"),
             *bias,
-            Buffer("T", "gates", "read, ="),
-            Buffer("T", "saved", "="),
-            Buffer("T", "h_next", "="),
+            Buffer("C", "gates", "inout"),
+            Buffer("C", "saved", "out"),
+            Buffer("C", "h_next", "out"),
         ),
-        operation=f"gru_forward_gates<T, A>(i, H, &gh[0], &h[0], {bias_hh}, "
+        operation=f"gru_forward_gates<C, A>(i, H, &gh[0], &h[0], {bias_hh}, "
         "&gates[0], &saved[0], &h_next[0])",
     )
 
@@ -85,79 +86,79 @@ KERNELS = (
     *_rnn("tanh", "false"),
     *_rnn("relu", "true"),
     _gru_forward("gru_forward_gates", (), "nullptr"),
-    _gru_forward("gru_forward_gates_bias", (Buffer("A", "bias_hh", "read"),), "&bias_hh[0]"),
-    Kernel(
+    _gru_forward("gru_forward_gates_bias", (Buffer("A", "bias_hh", "in"),), "&bias_hh[0]"),
+    PointwiseKernel(
         *("gru_backward_gates", "gru.h", "gru", "backward_gates"),
         buffers=(
-            Buffer("T", "h", "read"),
-            Buffer("T", "gates", "read, ="),
-            Buffer("T", "saved", "read, ="),
-            Buffer("A", "dh", "read, ="),
+            Buffer("C", "h", "in"),
+            Buffer("C", "gates", "inout"),
+            Buffer("C", "saved", "inout"),
+            Buffer("A", "dh", "inout"),
         ),
-        operation="gru_backward_gates<T, A>(i, H, &h[0], &gates[0], &saved[0], &dh[0])",
+        operation="gru_backward_gates<C, A>(i, H, &h[0], &gates[0], &saved[0], &dh[0])",
     ),
-    Kernel(
+    PointwiseKernel(
         *("gru_forward_reset", "gru.h", "gru_reset_before", "forward_reset"),
         buffers=(
-            Buffer("A", "gh_rz", "read"),
-            Buffer("T", "h", "read"),
-            Buffer("T", "gates", "read, ="),
-            Buffer("T", "saved", "="),
+            Buffer("A", "gh_rz", "in"),
+            Buffer("C", "h", "in"),
+            Buffer("C", "gates", "inout"),
+            Buffer("C", "saved", "out"),
         ),
-        operation="gru_forward_reset<T, A>(i, H, &gh_rz[0], &h[0], &gates[0], &saved[0])",
+        operation="gru_forward_reset<C, A>(i, H, &gh_rz[0], &h[0], &gates[0], &saved[0])",
     ),
-    Kernel(
+    PointwiseKernel(
         *("gru_forward_candidate", "gru.h", "gru_reset_before", "forward_candidate"),
         buffers=(
-            Buffer("A", "gh_n", "read"),
-            Buffer("T", "h", "read"),
-            Buffer("T", "gates", "read, ="),
-            Buffer("T", "h_next", "="),
+            Buffer("A", "gh_n", "in"),
+            Buffer("C", "h", "in"),
+            Buffer("C", "gates", "inout"),
+            Buffer("C", "h_next", "out"),
         ),
-        operation="gru_forward_candidate<T, A>(i, H, &gh_n[0], &h[0], &gates[0], &h_next[0])",
+        operation="gru_forward_candidate<C, A>(i, H, &gh_n[0], &h[0], &gates[0], &h_next[0])",
     ),
-    Kernel(
+    PointwiseKernel(
         *("gru_backward_candidate", "gru.h", "gru_reset_before", "backward_candidate"),
         buffers=(
-            Buffer("T", "h", "read"),
-            Buffer("T", "gates", "read, ="),
-            Buffer("A", "dh", "read, ="),
+            Buffer("C", "h", "in"),
+            Buffer("C", "gates", "inout"),
+            Buffer("A", "dh", "inout"),
         ),
-        operation="gru_backward_candidate<T, A>(i, H, &h[0], &gates[0], &dh[0])",
+        operation="gru_backward_candidate<C, A>(i, H, &h[0], &gates[0], &dh[0])",
     ),
-    Kernel(
+    PointwiseKernel(
         *("gru_backward_reset", "gru.h", "gru_reset_before", "backward_reset"),
         buffers=(
-            Buffer("A", "dq", "read"),
-            Buffer("T", "h", "read"),
-            Buffer("T", "gates", "read, ="),
-            Buffer("A", "dh", "+="),
+            Buffer("A", "dq", "in"),
+            Buffer("C", "h", "in"),
+            Buffer("C", "gates", "inout"),
+            Buffer("A", "dh", "inout"),
         ),
-        operation="gru_backward_reset<T, A>(i, H, &dq[0], &h[0], &gates[0], &dh[0])",
+        operation="gru_backward_reset<C, A>(i, H, &dq[0], &h[0], &gates[0], &dh[0])",
     ),
-    Kernel(
+    PointwiseKernel(
         *("lstm_forward_gates", "lstm.h", "lstm", "forward_gates"),
         buffers=(
-            Buffer("A", "gh", "read"),
-            Buffer("A", "c", "read"),
-            Buffer("T", "gates", "read, ="),
-            Buffer("T", "saved", "="),
-            Buffer("T", "h_next", "="),
-            Buffer("A", "c_next", "="),
+            Buffer("A", "gh", "in"),
+            Buffer("A", "c", "in"),
+            Buffer("C", "gates", "inout"),
+            Buffer("C", "saved", "out"),
+            Buffer("C", "h_next", "out"),
+            Buffer("A", "c_next", "out"),
         ),
-        operation="lstm_forward_gates<T, A>(i, H, &gh[0], &c[0], &gates[0], &saved[0], "
+        operation="lstm_forward_gates<C, A>(i, H, &gh[0], &c[0], &gates[0], &saved[0], "
         "&h_next[0], &c_next[0])",
     ),
-    Kernel(
+    PointwiseKernel(
         *("lstm_backward_gates", "lstm.h", "lstm", "backward_gates"),
         buffers=(
-            Buffer("T", "saved", "read"),
-            Buffer("A", "c", "read"),
-            Buffer("A", "dh", "read"),
-            Buffer("T", "gates", "read, ="),
-            Buffer("A", "dc", "read, ="),
+            Buffer("C", "saved", "in"),
+            Buffer("A", "c", "in"),
+            Buffer("A", "dh", "in"),
+            Buffer("C", "gates", "inout"),
+            Buffer("A", "dc", "inout"),
         ),
-        operation="lstm_backward_gates<T, A>(i, H, &saved[0], &c[0], &dh[0], &gates[0], &dc[0])",
+        operation="lstm_backward_gates<C, A>(i, H, &saved[0], &c[0], &dh[0], &gates[0], &dc[0])",
     ),
 )
 
@@ -165,9 +166,9 @@ TABLE = {kernel.name: kernel for kernel in KERNELS}
 
 
 def launch(xp: Any, name: str, shape: tuple[int, int], *arrays: Array) -> None:
-    """Run a kernel on an (N, H) state; nothing is launched where that is empty.
+    """Run a kernel on an (N, H) state; an empty state launches nothing.
 
-    `arrays` are those that it only reads, then those that it writes, as the table has them.
+    :param arrays: those that it only reads, then those that it writes, in the table's order.
     """
     N, H = shape
     build(xp.ElementwiseKernel, name)(H, *arrays, size=N * H)
@@ -177,7 +178,7 @@ def launch(xp: Any, name: str, shape: tuple[int, int], *arrays: Array) -> None:
 def build(elementwise_kernel: Any, name: str) -> Any:
     """A kernel of the table, made with an array module's `ElementwiseKernel`.
 
-    CuPy compiles it when it is first called with given dtypes, and again on each device.
+    CuPy compiles it at the first call with given dtypes, on each device.
     """
     kernel = TABLE[name]
     return elementwise_kernel(
@@ -191,5 +192,5 @@ def build(elementwise_kernel: Any, name: str) -> Any:
 
 
 def source(header: str) -> str:
-    """The text of a cell's header, behind that of what all of them share."""
+    """The source of a cell's header, preceded by common.h."""
     return loading.text("common.h", header)

@@ -1,7 +1,7 @@
 """Whole sequences: prepares and launches the kernels of the files *_forward.cu and *_backward.cu.
 
 They replace the time loops of `xprnn/sequence.py`, work on the same arrays and leave in them
-what the loops leave. A state is also a letter: other blocks wait for it to differ from `EMPTY`.
+what the loops leave. A state is also a letter: other blocks wait for it to differ from `SENTINEL`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 
 from ...arithmetic import Arithmetic
 from ...backend import Array
+from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
-from ...backend.resident import Shape
 from ...cells import CELLS
 from ...directions import Direction, Trace, Undoing
 from ...layout import Layout
 from ...scratch import Workspace
 from . import loading
-from .plan import Device, Plan, Problem, numbers_of, padded, plan
-from .table import BELOW, KERNELS, LAYERS
+from .plan import DeviceProperties, LaunchPlan, SequenceProblem, math_mode_of, padded, plan
+from .table import KERNELS, LOWER_LAYER, MAX_WAVEFRONT_LAYERS
 
-EMPTY = 0xFF  # in every byte: a NaN that no kernel writes
+SENTINEL = 0xFF  # in every byte: a NaN that no kernel writes
 # Looks at a letter before a wait is given up, half a microsecond or so each: seconds, where a step
 # takes microseconds.
-SPINS = 1 << 23
+MAX_POLLS = 1 << 23
 
 
 class SequenceKernels:
@@ -48,17 +48,19 @@ class SequenceKernels:
         self._backend = backend
         self._cell = cell
         self._states = CELLS[cell].state_names
-        self._numbers = numbers_of(arithmetic)
-        self._device = Device.of(backend.xp, backend.device)
+        self._numbers = math_mode_of(arithmetic)
+        self._device = DeviceProperties.of(backend.xp, backend.device)
 
-    def plan(self, work: str, N: int, H: int, T: int, directions: int) -> Plan | str:
+    def plan(self, work: str, N: int, H: int, T: int, directions: int) -> LaunchPlan | str:
         """The launch for "forward", "training" or "backward", or the reason why there is none."""
-        problem = Problem(self._cell, work, self._numbers, N, H, T, directions)
+        problem = SequenceProblem(self._cell, work, self._numbers, N, H, T, directions)
         return plan(self._device, problem)
 
-    def wave(self, work: str, N: int, H: int, T: int, layers: int) -> Plan | str:
+    def wave(self, work: str, N: int, H: int, T: int, layers: int) -> LaunchPlan | str:
         """As `plan`, for a launch of all layers of a stack, "forward" or "training"."""
-        return plan(self._device, Problem(self._cell, work, self._numbers, N, H, T, 1, layers))
+        return plan(
+            self._device, SequenceProblem(self._cell, work, self._numbers, N, H, T, 1, layers)
+        )
 
     def outdone(self, N: int, width: int, H: int, T: int) -> str:
         """No call that fits is served faster otherwise, as far as is known."""
@@ -66,7 +68,7 @@ class SequenceKernels:
 
     def forward(
         self,
-        chosen: Plan,
+        chosen: LaunchPlan,
         directions: Sequence[Direction],
         traces: Sequence[Trace],
         layout: Layout,
@@ -82,36 +84,38 @@ class SequenceKernels:
         for direction, trace in zip(directions, traces, strict=True):
             arrays: dict[str, Any] = dict(zip(self._states, trace.states, strict=True))
             arrays |= {"gates": trace.gates, "saved": trace.saved if record else None}
-            arrays["mail"] = self._posted(direction, trace.states, layout, scratch)
-            arrays |= dict.fromkeys(BELOW)
+            arrays["exchange"] = self._initialised_exchange(
+                direction, trace.states, layout, scratch
+            )
+            arrays |= dict.fromkeys(LOWER_LAYER)
             if chosen.layers > 1 and every:
                 weight_ih = _readable(direction.weights.weight_ih)
-                arrays |= zip(BELOW, (weight_ih, every[-1]["mail"]), strict=True)
+                arrays |= zip(LOWER_LAYER, (weight_ih, every[-1]["exchange"]), strict=True)
             every.append(arrays)
         self._launch(chosen, "forward", directions, every, layout)
 
-    def _posted(
+    def _initialised_exchange(
         self, direction: Direction, states: tuple[Array, ...], layout: Layout, scratch: Workspace
     ) -> Array:
-        """The mailbox of a direction, with the initial states in it and in `states`."""
+        """The exchange buffer of a direction, with the initial states in it and in `states`."""
         (h, *others), n_0, xp = states, layout.running, self._backend.xp
         H, first = h.shape[1], _first(layout, direction.reverse)
         width = padded(H, self._numbers)
-        mail = h if width == H else scratch.empty(n_0 + layout.total, width, dtype=h.dtype)
-        mail.data.memset_async(EMPTY, mail.nbytes)
+        exchange = h if width == H else scratch.empty(n_0 + layout.total, width, dtype=h.dtype)
+        exchange.data.memset_async(SENTINEL, exchange.nbytes)
         initial = [end[:n_0] for end in direction.ends]
-        # a NaN, but not `EMPTY`
+        # a NaN, but not `SENTINEL`
         known = xp.where(initial[0] == initial[0], initial[0], xp.float32(np.nan))
         h[first] = known
         if width > H:
-            mail[first, :H] = known
-            mail[first, H:] = 0.0
+            exchange[first, :H] = known
+            exchange[first, H:] = 0.0
         for state, start in zip(others, initial[1:], strict=True):
             state[first] = start
-        return mail
+        return exchange
 
     def backward(
-        self, chosen: Plan, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
+        self, chosen: LaunchPlan, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
     ) -> None:
         """Undo all steps: of the traces gates become dgh; saved, what the cell's `backward` makes.
 
@@ -122,11 +126,11 @@ class SequenceKernels:
             trace, first = undoing.trace, [dstate[: layout.running] for dstate in undoing.dstates]
             H = first[0].shape[1]
             width = trace.gates.shape[1] // H * padded(H, self._numbers)
-            mail = scratch.empty(layout.total, width, dtype=trace.gates.dtype)
-            mail.data.memset_async(EMPTY, mail.nbytes)
+            exchange = scratch.empty(layout.total, width, dtype=trace.gates.dtype)
+            exchange.data.memset_async(SENTINEL, exchange.nbytes)
             arrays: dict[str, Any] = dict(zip(self._states, trace.states, strict=True))
             arrays |= zip(["d" + name for name in self._states], first, strict=True)
-            arrays |= {"gates": trace.gates, "saved": trace.saved, "mail": mail}
+            arrays |= {"gates": trace.gates, "saved": trace.saved, "exchange": exchange}
             every.append(arrays | {"doutput": undoing.doutput})
         doutput = directions[0].doutput
         apart = 0 if doutput is None else doutput.strides[0] // doutput.itemsize
@@ -134,7 +138,7 @@ class SequenceKernels:
 
     def _launch(
         self,
-        chosen: Plan,
+        chosen: LaunchPlan,
         work: str,
         directions: Sequence[Direction | Undoing],
         every: list[dict[str, Array | None]],
@@ -150,25 +154,27 @@ class SequenceKernels:
         counts = None if layout.ragged is None else layout.ragged.counts.astype(np.int32)
         sizes = layout.steps, layout.running, H, layout.total, chosen.passes, int(reverse)
         code = source(kernel.file, chosen.cluster, chosen.layers > 1)
-        places = LAYERS if chosen.layers > 1 else 2
-        addresses = beside([[arrays[name] for name in kernel.arrays] for arrays in every], places)
-        self._backend.resident.launch(
+        slots = MAX_WAVEFRONT_LAYERS if chosen.layers > 1 else 2
+        addresses = grouped_arguments(
+            [[arrays[name] for name in kernel.arrays] for arrays in every], slots
+        )
+        self._backend.cooperative.launch(
             f"{self._cell}_{work}",
             loading.kernel(self._backend.xp, code, chosen.name, chosen.cluster == 1),
-            Shape(chosen.grid, chosen.threads, chosen.shared, chosen.cluster),
-            (addresses, counts, *map(np.int32, sizes), *own, np.uint32(SPINS)),
+            LaunchShape(chosen.grid, chosen.threads, chosen.shared, chosen.cluster),
+            (addresses, counts, *map(np.int32, sizes), *own, np.uint32(MAX_POLLS)),
         )
 
 
-def beside(every: Sequence[Sequence[Array | None]], places: int) -> np.ndarray:
-    """`Beside` of exchange.h for the arrays of directions or layers, with room for `places`.
+def grouped_arguments(every: Sequence[Sequence[Array | None]], slots: int) -> np.ndarray:
+    """`GroupedArguments` of exchange.h for the arrays of directions or layers, in `slots` slots.
 
     CuPy passes a NumPy array of one element by value, whatever the element is.
     """
-    table = np.zeros((places, len(every[0])), np.uint64)
+    table = np.zeros((slots, len(every[0])), np.uint64)
     for addresses, arrays in zip(table, every, strict=False):
         addresses[:] = [0 if array is None else int(array.data.ptr) for array in arrays]
-    return table.reshape(-1).view([("of", table.dtype, table.shape)])
+    return table.reshape(-1).view([("slots", table.dtype, table.shape)])
 
 
 def _first(layout: Layout, reverse: bool) -> Any:
@@ -186,7 +192,7 @@ def _readable(weight: Array) -> Array:
 def parts(name: str) -> tuple[str, ...]:
     """The files of a kernel, such as "gru_forward", and of all that it stands on, in order."""
     cell, _, way = name.rpartition("_")
-    below = "device.h", "numbers.h", "exchange.h", "products.h", "staging.h", "units.h"
+    below = "device.h", "math_mode.h", "exchange.h", "products.h", "staging.h", "units.h"
     return "common.h", f"{cell}.h", *below, f"{way}.h", f"{name}.cu"
 
 
@@ -197,5 +203,5 @@ def source(name: str, cluster: int = 1, wave: bool = False) -> str:
     :param cluster: the blocks of a cluster.
     :param wave: for the layers of a stack in place of directions.
     """
-    head = f"#define XP_CLUSTER {cluster}\n#define XP_WAVE {int(wave)}\n"
+    head = f"#define XP_CLUSTER {cluster}\n#define XP_WAVEFRONT {int(wave)}\n"
     return head + loading.text(*parts(name))

@@ -11,12 +11,12 @@ import numpy as np
 
 from ...arithmetic import Arithmetic
 from ...backend import Array
+from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
-from ...backend.resident import Shape
 from ...cells import Weights
 from . import loading
-from .plan import Device
-from .sequence import EMPTY, SPINS
+from .plan import DeviceProperties
+from .sequence import MAX_POLLS, SENTINEL
 
 UNITS = {  # of the cells
     "rnn_tanh": "RnnUnit<false>",
@@ -28,7 +28,7 @@ KINDS = {"float32": "TF32X3", "bfloat16": "BF16", "float16": "F16"}  # of what p
 ROWS = (1, 4, 8)  # that an instantiation takes at most; for more rows products are faster
 WARPS = 4  # STEP_WARPS of the kernel
 PARTS = (  # of its source
-    *("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "numbers.h"),
+    *("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "math_mode.h"),
     "stack_step.cu",
 )
 
@@ -55,7 +55,7 @@ class Sizes(NamedTuple):
 
 def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Sizes) -> str | None:
     """Why the kernel cannot take the steps of such a stack; None: it can."""
-    device = Device.of(backend.xp, backend.device)
+    device = DeviceProperties.of(backend.xp, backend.device)
     if cell not in UNITS:
         return f"cell {cell!r} exchanges twice in a step, the kernel of a step once a layer"
     if arithmetic.compute_dtype.name not in KINDS:
@@ -86,14 +86,14 @@ class StackStep:
         self._backend, self._sizes, self._weights = backend, sizes, weights
         name = instantiation(UNITS[cell], KINDS[arithmetic.compute_dtype.name], sizes.rows)
         self._kernel = loading.kernel(backend.xp, source(), name)
-        processors = Device.of(backend.xp, backend.device).processors
+        processors = DeviceProperties.of(backend.xp, backend.device).processors
         self._blocks = min(processors, -(-sizes.H // WARPS))
         addresses = [[0 if w is None else int(w.data.ptr) for w in layer] for layer in weights]
         self._addresses = backend.from_host(np.array(addresses, np.uint64))
-        letters = max(sizes.L - 1, 1), sizes.N, sizes.H
-        self._mail = [backend.xp.empty(letters, np.float32) for _ in range(2)]
-        for mail in self._mail:
-            mail.data.memset_async(EMPTY, mail.nbytes)
+        shape = max(sizes.L - 1, 1), sizes.N, sizes.H
+        self._exchange = [backend.xp.empty(shape, np.float32) for _ in range(2)]
+        for exchange in self._exchange:
+            exchange.data.memset_async(SENTINEL, exchange.nbytes)
 
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
@@ -103,16 +103,16 @@ class StackStep:
         `after` and `out` (N, H), the last layer's h, are written. All are C-contiguous.
         """
         c, c_next = (states[1] if len(states) > 1 else None for states in (now, after))
-        mail, other = self._mail
+        exchange, other = self._exchange
         sizes = self._blocks, self._sizes.L, self._sizes.N, self._sizes.I, self._sizes.H
-        arrays = self._addresses, x, now[0], c, after[0], c_next, out, mail, other
-        self._backend.resident.launch(
+        arrays = self._addresses, x, now[0], c, after[0], c_next, out, exchange, other
+        self._backend.cooperative.launch(
             "stack_step",
             self._kernel,
-            Shape((1, self._blocks), 32 * WARPS, self._sizes.shared),
-            (*arrays, *map(np.int32, sizes), np.uint32(SPINS)),
+            LaunchShape((1, self._blocks), 32 * WARPS, self._sizes.shared),
+            (*arrays, *map(np.int32, sizes), np.uint32(MAX_POLLS)),
         )
-        self._mail.reverse()  # this launch has emptied the other one
+        self._exchange.reverse()  # this launch has emptied the other one
 
 
 def instantiation(unit: str, kind: str, rows: int) -> str:

@@ -1,8 +1,8 @@
 """Every kernel of the package compiles for every architecture, and fits in registers.
 
-CuPy without a GPU does, with NVRTC and CUDA's headers; the extra `nvrtc` installs them. Where
-there is no CuPy these tests are skipped; where it comes without the others it cannot run a
-kernel either, and they fail.
+CuPy compiles without a GPU, with NVRTC and CUDA's headers, which the extra `nvrtc` installs.
+Without CuPy these tests are skipped; if CuPy is installed without the others, it cannot run any
+kernel, and they fail.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from xprnn.kernels.cuda.pointwise import KERNELS, build
 
 HEADERS = ("rnn.h", "gru.h", "lstm.h")
 
-# Registers per thread by header: of narrow types, of float32, of float64. NVRTC 12.9 and 13.5 take
-# at most 24, 24, 28 (rnn), 44, 52, 64 (gru) and 38, 40, 46 (lstm). Devices hand them out in
-# eights: the limit is the next eight, and no more than 64, with which a multiprocessor still
-# holds 1024 threads, plenty for kernels that wait for memory.
+# Registers per thread by header: for 16-bit dtypes, float32 and float64. NVRTC 12.9 and 13.5 use at
+# most 24, 24, 28 (rnn), 44, 52, 64 (gru) and 38, 40, 46 (lstm). Registers are allocated in units of
+# eight: the limit is the next multiple of eight, and at most 64, with which a multiprocessor still
+# holds 1024 threads, enough for kernels bound by memory.
 REGISTERS = {"rnn.h": (32, 32, 32), "gru.h": (48, 56, 64), "lstm.h": (40, 48, 48)}
 
 
@@ -44,14 +44,14 @@ def cupy() -> Any:
 
 @pytest.fixture(scope="module")
 def pool(cupy: Any) -> Iterator[Executor]:
-    """Processes, one a core: NVRTC compiles one program at a time in each."""
+    """A pool of processes, one per core: NVRTC compiles one program at a time in each."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as executor:
         yield executor
 
 
 def most_registers(header: str, dtype: str) -> dict[str, int]:
-    """How many each kernel of a header may take."""
+    """The maximum number of registers of each kernel of a header."""
     narrow, single, double = REGISTERS[header]
     most = {"float32": single, "float64": double}.get(dtype, narrow)
     return {f"xprnn_{kernel.name}": most for kernel in KERNELS if kernel.header == header}
@@ -88,12 +88,12 @@ HEAVY = """
     for (int k = 0; k < 400; ++k) kept[k] = gh[k * H];
     __syncthreads();
     #pragma unroll
-    for (int k = 0; k < 400; ++k) h_next[k] = static_cast<T>(kept[399 - k] * kept[k / 2]);
+    for (int k = 0; k < 400; ++k) h_next[k] = static_cast<C>(kept[399 - k] * kept[k / 2]);
 """
 INDEXED = """
     A kept[64] = {};
     for (int k = 0; k < H; ++k) kept[static_cast<int>(gates[k]) & 63] += gh[k];
-    h_next[i] = static_cast<T>(kept[static_cast<int>(gates[i]) & 63]);
+    h_next[i] = static_cast<C>(kept[static_cast<int>(gates[i]) & 63]);
 """
 PLANTED = [
     (HEAVY, 255, "bytes of stack, [1-9][0-9]* spilled"),
@@ -106,10 +106,10 @@ PLANTED = [
 def test_a_kernel_that_takes_too_much_shows(
     cupy: Any, operation: str, most: int, message: str
 ) -> None:
-    head = ("int32 H, raw T gates, raw A gh", "raw T h_next", operation, "planted")
+    head = ("int32 H, raw C gates, raw A gh", "raw C h_next", operation, "with_fault")
     kernel = cupy.ElementwiseKernel(*head, no_return=True)
     usage = compile_sources([cupy_source(kernel, "float32")], "80")
-    assert [found for found in problems(usage, {"planted": most}) if re.search(message, found)]
+    assert [found for found in problems(usage, {"with_fault": most}) if re.search(message, found)]
 
 
 def test_a_syntax_error_shows(cupy: Any) -> None:

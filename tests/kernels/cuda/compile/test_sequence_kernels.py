@@ -1,7 +1,7 @@
-"""Sequence kernels compile without spilling, in the registers that the planner counts on.
+"""Sequence kernels compile without spilling, in the registers that the planner assumes.
 
-For each file and numbers the instantiation with the most registers, for one architecture in turn;
-`compile_sequences.py` compiles them all, which takes minutes.
+For each file and math mode the instantiation with the most registers, for one architecture in turn;
+`compile_sequences.py` compiles all of them, which takes minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.compile_sequences import (
 )
 from tests.support.nvrtc import Usage, usages
 from xprnn.kernels.cuda import plan
-from xprnn.kernels.cuda.plan import KIND
+from xprnn.kernels.cuda.plan import MODE_NAMES
 
 pytestmark = pytest.mark.usefixtures("cupy")
 
@@ -69,7 +69,7 @@ def test_a_sample_has_one_of_each_file_numbers_and_architecture() -> None:
         }
         most = {job.group(): job.registers for job in some}
         assert all(job.registers <= most[job.group()] for job in every)
-    assert len(sample(jobs())) == 6 * len(KIND) * len(ARCHITECTURES)
+    assert len(sample(jobs())) == 6 * len(MODE_NAMES) * len(ARCHITECTURES)
     assert {(job.cluster, job.wave) for job in jobs()} == {*PLAIN}
     assert {(job.cluster, job.wave) for job in jobs(FROZEN)} == {*FROZEN}
     assert {(job.group()[0], job.architecture) for job in largest(PLAIN)} == {
@@ -85,7 +85,7 @@ SPILLING = SMALL._replace(name=TOO_MANY, registers=255)
 def test_a_promise_too_low_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SMALL in jobs()
     assert not faults_of(SMALL)
-    monkeypatch.setitem(plan.SPARE, "bfloat16", 64)
+    monkeypatch.setitem(plan.BASE_REGISTERS, "bfloat16", 64)
     (low,) = [job for job in jobs() if job._replace(registers=135) == SMALL]
     (fault,) = faults_of(low)
     assert fault.endswith("registers, expected at most 88")

@@ -1,6 +1,6 @@
 """The largest instantiations of `stack_step.cu` compile without a spill.
 
-`compile_stack_steps.py` compiles them all, which takes minutes.
+`compile_stack_steps.py` compiles all of them, which takes minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def test_most_gates_and_rows_do_not_spill(kind: str, architecture: str) -> None:
 
 @pytest.mark.parametrize("poll", ("ld.relaxed.gpu.global.v4.u32", "ld.relaxed.gpu.global.u32"))
 def test_eight_polls_are_on_their_way_before_what_came_is_stored(poll: str) -> None:
-    """No emulator has the time that waiting for one after the other takes."""
+    """The emulator does not model the time of serialized loads."""
     text = ptx(source(), instantiation("GruUnit", "BF16", ROWS[-1]))
     between_stores = re.split(r"\bst\.", text)
     assert max(part.count(poll) for part in between_stores) == 8

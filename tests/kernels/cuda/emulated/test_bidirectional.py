@@ -1,4 +1,4 @@
-"""Both directions of a layer in one launch of a sequence kernel, on the host's fibers."""
+"""Both directions of a layer in one launch of a sequence kernel, on the emulator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tiling(cell: str, work: str, kind: str) -> Tiling:
 
 
 def pair(cell: str, kind: str, H: int, lengths: tuple[int, ...], **options: Any) -> list[Case]:
-    """Two directions of different numbers."""
+    """Two directions with different values."""
     return [Case(cell, kind, H, lengths, way, seed=7 + way, **options) for way in (False, True)]
 
 
@@ -73,7 +73,7 @@ def test_both_in_clusters() -> None:
 
 
 def both_works(cell: str, kind: str) -> list[tuple[Tiling, Callable[..., list[Left]], Any]]:
-    """Tilings, what runs them, and the check of a direction; there and back."""
+    """Tilings, how to run them, and the check of a direction, for forward and backward."""
     there, back = tiling(cell, "training", kind), tiling(cell, "backward", kind)
     return [
         (there, run_forwards, lambda case, left: check_ran(case, there, left)),
@@ -83,17 +83,19 @@ def both_works(cell: str, kind: str) -> list[tuple[Tiling, Callable[..., list[Le
 
 @pytest.mark.parametrize("stuck", (0, 1))
 @pytest.mark.parametrize(("cell", "kind"), KERNELS[1:4])
-def test_a_direction_that_gives_up_leaves_the_other_alone(cell: str, kind: str, stuck: int) -> None:
-    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const Arrival arrival = await"
-    faults = (("const Arrival arrival = await", gives_up),)
+def test_a_direction_that_times_out_leaves_the_other_alone(
+    cell: str, kind: str, stuck: int
+) -> None:
+    times_out = f"if (blockIdx.z == {stuck}) return false;\n  const PollResult result = await"
+    faults = (("const PollResult result = await", times_out),)
     cases = pair(cell, kind, 48, (5, 4, 4, 2))
     for sizes, run, check in both_works(cell, kind):
         for seed in range(3):
-            found = run(cases, sizes, run=Run(seed), faults=faults, spins=5000)
+            found = run(cases, sizes, run=Run(seed), faults=faults, max_polls=5000)
             assert found[0].outcome == "fine"
             assert 0 <= found[0].report - TAG < 5
             other = found[1 - stuck]
-            other.report = 0  # which both have
+            other.report = 0  # shared by both
             check(cases[1 - stuck], other)
             for name in cases[0].dstates if sizes.work == "backward" else ():
                 assert np.isnan(found[stuck].arrays[name]).all(), name
@@ -105,10 +107,10 @@ def test_a_direction_that_gives_up_leaves_the_other_alone(cell: str, kind: str, 
 
 @pytest.mark.parametrize("resident", (1, 2, 3, 4, 5))
 def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: int) -> None:
-    """Three blocks a direction: the other one begins when the first has ended."""
+    """Three blocks per direction: the second direction starts when the first has ended."""
     cases = pair("gru", "BF16", 48, (5, 4, 4, 2))
     for sizes, run, check in both_works("gru", "BF16"):
-        found = run(cases, sizes, run=Run(resident, resident), spins=2000)
+        found = run(cases, sizes, run=Run(resident, resident), max_polls=2000)
         assert found[0].outcome == "fine"
         assert bool(found[0].report) == (resident < 3)
         for case, left in zip(cases, found, strict=True):
@@ -116,36 +118,36 @@ def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: in
             ends = [left.arrays[name] for name in case.dstates if name in left.arrays]
             if sizes.work == "training":
                 ends = [case.layout.final(left.arrays["h"], case.reverse)]
-            gave_up = np.isnan(ends[0].astype(np.float32))
-            if gave_up.any():
-                assert gave_up.all() and resident < 3
+            timed_out = np.isnan(ends[0].astype(np.float32))
+            if timed_out.any():
+                assert timed_out.all() and resident < 3
             else:
                 check(case, left)
 
 
-CHOICE = "blockIdx.z ? of[1] : of[0]"
-Z_REVERSED = "reverse || (!WAVE && blockIdx.z);"
+CHOICE = "blockIdx.z ? slots[1] : slots[0]"
+Z_REVERSED = "reverse || (!WAVEFRONT && blockIdx.z);"
 FAULTS: dict[str, Faults] = {
-    "the first direction's arrays": ((CHOICE, "of[0]"),),
-    "directions exchanged": ((CHOICE, "of[blockIdx.z ^ 1]"),),
-    "the index of the rows": ((CHOICE, "of[blockIdx.y & 1]"),),
+    "the first direction's arrays": ((CHOICE, "slots[0]"),),
+    "directions exchanged": ((CHOICE, "slots[blockIdx.z ^ 1]"),),
+    "the index of the rows": ((CHOICE, "slots[blockIdx.y & 1]"),),
     "no direction reversed": ((Z_REVERSED, "reverse;"),),
     "the wrong direction reversed": ((Z_REVERSED, "reverse || !blockIdx.z;"),),
-    "a mailbox shared": (("own.mail, H}", "arrays.of[0].mail, H}"),),
-    "weights shared": (("(cell, own.weight_hh", "(cell, arrays.of[0].weight_hh"),),
-    "the other's gates": (("own.gates", "arrays.of[!blockIdx.z].gates"),),
+    "an exchange buffer shared": (("own.exchange, H}", "arrays.slots[0].exchange, H}"),),
+    "weights shared": (("(cell, own.weight_hh", "(cell, arrays.slots[0].weight_hh"),),
+    "the other's gates": (("own.gates", "arrays.slots[!blockIdx.z].gates"),),
 }
 
 
 def shows(cell: str, back: bool, faults: Faults) -> bool:
-    """Whether both directions of one of the cases are wrong, or do not end."""
+    """Whether one of the cases is wrong, or deadlocks."""
     work = "backward" if back else "training"
     check = check_backward if back else check_forward
     for H, seed in itertools.product((48, 33), range(3)):
         forward, reverse = pair(cell, "TF32", H, RAGGED)
         try:
             check(forward, tiling(cell, work, "TF32"), reverse, run=Run(seed), faults=faults,
-                  spins=3000)  # fmt: skip
+                  max_polls=3000)  # fmt: skip
         except AssertionError:
             return True
     return False
@@ -158,12 +160,12 @@ def test_a_fault_shows(fault: str, back: bool) -> None:
 
 
 @pytest.mark.parametrize("cell", ("lstm", "rnn_tanh"))
-@pytest.mark.parametrize("fault", ("a mailbox shared", "weights shared"))
+@pytest.mark.parametrize("fault", ("an exchange buffer shared", "weights shared"))
 def test_a_fault_in_the_other_cells_shows(fault: str, cell: str) -> None:
     assert shows(cell, False, FAULTS[fault]) and shows(cell, True, FAULTS[fault])
 
 
 def test_the_cases_pass_without_a_fault() -> None:
-    nothing = (("namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum"),)
+    nothing = (("namespace emulator {\n\nenum", "namespace emulator {\n\n\nenum"),)
     for cell, back in itertools.product(("gru", "lstm", "rnn_tanh"), (False, True)):
         assert not shows(cell, back, nothing)

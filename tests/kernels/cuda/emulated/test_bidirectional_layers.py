@@ -1,4 +1,4 @@
-"""Bidirectional layers on sequence kernels: side by side where they fit, else in turns."""
+"""Bidirectional layers on sequence kernels: in one launch if they fit, else in two."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from tests.kernels.cuda.emulated.test_sequence_layers import compare, serve
+from tests.kernels.cuda.emulated.test_sequence_layers import compare, run_layer
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from xprnn.backend import Backend
@@ -23,7 +23,7 @@ FLAT = (3, 9, 4, {"bidirectional": True, "bias": False, "batch_first": True}, No
 
 
 def grids() -> list[tuple[str, tuple[int, ...]]]:
-    """Of each launch the kernel and the grid."""
+    """The kernel and the grid of each launch."""
     return [
         (name.removeprefix("xprnn::").partition("<")[0], grid) for name, grid in Function.launches
     ]
@@ -31,10 +31,10 @@ def grids() -> list[tuple[str, tuple[int, ...]]]:
 
 @pytest.fixture
 def narrow(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """As `device`, with room for the two blocks of one direction with up to 32 units."""
+    """As `device`, but it holds only the two blocks of one direction with up to 32 units."""
     install(monkeypatch, multiProcessorCount=3)
     sequences = xprnn.kernels._sequences
-    sequences.cache_clear()  # which know their device
+    sequences.cache_clear()  # they hold the device's properties
     yield device
     sequences.cache_clear()
 
@@ -43,7 +43,7 @@ def narrow(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend
 def test_a_layer_takes_one_launch_a_pass(cell: str, device: Backend) -> None:
     for case, layers in ((CASE, 2), (FLAT, 1)):
         Function.launches.clear()
-        compare(cell, serve(cell, device.name, case, True), case, True, "float32")
+        compare(cell, run_layer(cell, device.name, case, True), case, True, "float32")
         blocks = -(-case[1] // 16), 1, 2
         family = cell.partition("_")[0]
         wanted = [f"{family}_{way}" for way in ("forward", "backward") for _ in range(layers)]
@@ -51,20 +51,20 @@ def test_a_layer_takes_one_launch_a_pass(cell: str, device: Backend) -> None:
 
 
 def test_two_that_do_not_fit_take_turns(narrow: Backend) -> None:
-    compare("gru", serve("gru", narrow.name, CASE, True), CASE, True, "float32")
+    compare("gru", run_layer("gru", narrow.name, CASE, True), CASE, True, "float32")
     wanted = ["gru_forward"] * 4 + ["gru_backward"] * 4
     assert grids() == [(name, (2, 1, 1)) for name in wanted]
 
 
 def test_the_passes_are_asked_one_by_one(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both side by side there, one after the other back."""
+    """Forward in one launch, backward in two."""
 
     def forward_only(self: Any, work: str, *sizes: int) -> Any:
         return "no" if work == "backward" and sizes[-1] == 2 else genuine(self, work, *sizes)
 
     genuine = sequence.SequenceKernels.plan
     monkeypatch.setattr(sequence.SequenceKernels, "plan", forward_only)
-    compare("lstm", serve("lstm", device.name, CASE, True), CASE, True, "float32")
+    compare("lstm", run_layer("lstm", device.name, CASE, True), CASE, True, "float32")
     assert [grid[2] for _, grid in grids()] == [2, 2, 1, 1, 1, 1]
 
 
@@ -94,28 +94,28 @@ def test_verify_finds_both_right(cell: Any, device: Backend) -> None:
 
 
 def test_the_argument_by_value_has_one_element(device: Backend) -> None:
-    """CuPy passes no other NumPy array; its bytes are two rows of addresses."""
+    """CuPy passes only such NumPy arrays by value; the bytes are two rows of addresses."""
     a, b = (device.from_host(np.zeros(4, np.float32)) for _ in range(2))
     for every, wanted in (
         ([[a, None]], [[int(a.data.ptr), 0], [0, 0]]),
         ([[a, b], [None, a]], [[int(a.data.ptr), int(b.data.ptr)], [0, int(a.data.ptr)]]),
     ):
-        table = sequence.beside(every, 2)
+        table = sequence.grouped_arguments(every, 2)
         assert table.size == 1 and table.nbytes == 32
         assert np.frombuffer(table.tobytes(), np.uint64).reshape(2, 2).tolist() == wanted
 
 
 def swapped(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, places: genuine(every[::-1], places)
+    return lambda every, slots: genuine(every[::-1], slots)
 
 
 def first_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, places: genuine([every[0]] * len(every), places)
+    return lambda every, slots: genuine([every[0]] * len(every), slots)
 
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
-    "directions exchanged": (sequence, "beside", swapped),
-    "the first direction twice": (sequence, "beside", first_twice),
+    "directions exchanged": (sequence, "grouped_arguments", swapped),
+    "the first direction twice": (sequence, "grouped_arguments", first_twice),
     "the other direction's first states": (
         sequence,
         "_first",
@@ -130,6 +130,6 @@ def test_a_fault_in_the_launcher_is_seen(
 ) -> None:
     module, what, fault = FAULTS[name]
     monkeypatch.setattr(module, what, fault(getattr(module, what)))
-    monkeypatch.setattr(sequence, "SPINS", 200)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 200)
     with pytest.raises((AssertionError, RuntimeError)):
-        compare("gru", serve("gru", device.name, FLAT, False), FLAT, False, "float32")
+        compare("gru", run_layer("gru", device.name, FLAT, False), FLAT, False, "float32")

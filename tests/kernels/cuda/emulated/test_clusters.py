@@ -1,6 +1,6 @@
-"""Sequence kernels whose blocks share what they poll for, in clusters, on the host's fibers.
+"""Sequence kernels whose blocks share polled data in clusters, on the emulator.
 
-Most of it is one tiling a kind: what is shared does not depend on the cell, nor on the sizes.
+Mostly one tiling per kind: the sharing depends neither on the cell nor on the sizes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.emulated_sequences import (
 )
 from tests.support.emulator.build import Faults
 from tests.support.emulator.elementwise import needs_compiler
-from tests.support.emulator.sequence import DTYPES, ITEMS, Run, Tiling
+from tests.support.emulator.sequence import DTYPES, K_BLOCK_ELEMENTS, Run, Tiling
 from tests.support.pointwise_cases import needs_dtype
 from tests.support.sequence_cases import Case
 
@@ -28,15 +28,15 @@ pytestmark = [needs_compiler, pytest.mark.frozen]
 RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
 LENGTHS = {"a row": (4,), "two groups": (3,) * 33, "ragged": RAGGED, "tails": (4,) * 9 + (1,) * 16}
 CLUSTERS = [("BF16", 2, 4), ("F16", 4, 2), ("TF32", 2, 4), ("TF32X3", 4, 2)]  # there, back
-FULL = 128  # units that fill the reduction forward: each block has something of each piece
-ENOUGH = 300  # spins, in which all arrives that is under way
+FULL = 128  # units that fill the reduction forward: each block polls a part of every k-block
+ENOUGH = 300  # polls, in which everything sent arrives
 Call = Callable[..., Any]
 
 
 def call_of(kind: str, cluster: int, backward: bool) -> tuple[Tiling, Call]:
-    """With half of the weights in shared memory, and forward several tiles in a batch."""
+    """With half of the weights in shared memory, and several tiles per batch in forward."""
     needs_dtype(DTYPES[kind])
-    chunks = cluster * 32 // ITEMS[kind]
+    chunks = cluster * 32 // K_BLOCK_ELEMENTS[kind]
     if backward:
         return Tiling("gru", "backward", kind, 4, 2 * chunks, chunks, 2, cluster), check_backward
     sizes = 4 // cluster, chunks, chunks // 2, 4, cluster
@@ -55,7 +55,7 @@ BOTH = [
 def test_clusters_compute_what_the_plain_loop_does(
     kind: str, cluster: int, backward: bool, lengths: str
 ) -> None:
-    """H = 33 leaves blocks without a unit of their own, which take part."""
+    """With H = 33 some blocks have no units, but still poll for their cluster."""
     tiling, check = call_of(kind, cluster, backward)
     for seed, (H, passes) in enumerate([(33, 1), (FULL, 2), (100, 1), (16, 3)]):
         case = Case("gru", kind, H, LENGTHS[lengths], reverse=seed % 2 > 0, seed=seed)
@@ -95,7 +95,7 @@ def test_the_bits_are_the_same_in_any_order() -> None:
 def test_infinities_and_nans_go_where_the_plain_loop_has_them(
     kind: str, where: str, value: float
 ) -> None:
-    """They come from a neighbour as well as from this block's own polls."""
+    """They come from other blocks as well as from this block's own polls."""
     tiling, check = call_of(kind, 4, False)
     for H, place in ((33, (1, 4)), (33, (0, 32)), (FULL, (2, 99))):
         case = Case("gru", kind, H, (4, 4, 3, 2), special=((where, place, value),))
@@ -103,15 +103,15 @@ def test_infinities_and_nans_go_where_the_plain_loop_has_them(
 
 
 @pytest.mark.parametrize(("kind", "cluster", "backward"), BOTH)
-def test_the_spin_limit_ends_all_blocks_of_a_cluster(
+def test_the_poll_limit_ends_all_blocks_of_a_cluster(
     kind: str, cluster: int, backward: bool
 ) -> None:
     tiling, _ = call_of(kind, cluster, backward)
     case = Case("gru", kind, 64 * cluster // 2, (5, 4, 4, 2))
     run = run_backward if backward else run_forward
-    for seed in range(1, 4):  # the second cluster begins when the first has given up
+    for seed in range(1, 4):  # the second cluster starts when the first has timed out
         assert run(case, tiling, run=Run(seed, cluster)).outcome == "deadlock"
-        left = run(case, tiling, run=Run(seed, cluster), spins=ENOUGH)
+        left = run(case, tiling, run=Run(seed, cluster), max_polls=ENOUGH)
         assert left.outcome == "fine"
         assert 0 <= left.report - TAG < 5, hex(left.report)
         if backward:
@@ -121,8 +121,8 @@ def test_the_spin_limit_ends_all_blocks_of_a_cluster(
             assert np.isnan(last).all()
 
 
-def test_a_block_that_gives_up_alone_ends_its_neighbours() -> None:
-    """One warp of one block polls for nothing once; the others wait for what it does not send."""
+def test_a_block_that_times_out_alone_ends_its_cluster() -> None:
+    """One warp of one block skips a batch; the others wait for what it does not send."""
     alone = (
         "if (blockIdx.x == 1 && threadIdx.x < 32 && stage.batch == 2) return false;\n  if (await"
     )
@@ -130,27 +130,30 @@ def test_a_block_that_gives_up_alone_ends_its_neighbours() -> None:
     case = Case("gru", "BF16", 64, (5, 5, 4, 4))
     for seed in range(8):
         left = run_forward(
-            case, tiling, run=Run(seed), faults=(("if (await", alone),), spins=ENOUGH
+            case, tiling, run=Run(seed), faults=(("if (await", alone),), max_polls=ENOUGH
         )
         assert left.outcome == "fine"
         assert 0 < left.report - TAG < 5
         assert np.isnan(case.layout.final(left.arrays["h"], False).astype(np.float32)).all()
 
 
-WAIT = "if (!wait(barrier(empty), ~batch & 1, spins)) return false;"
+WAIT = "if (!wait(barrier(empty), ~batch & 1, max_polls)) return false;"
 BEGIN = "    sync_cluster();\n  }\n  // No block"
-READ = "  const bool usual = kind"
+READ = "  const bool fast_path = mode"
 FAULTS: dict[str, tuple[str, str]] = {
-    "no wait for the place": (WAIT, ""),
-    "no wait for the pieces": ("return wait(barrier(full), batch & 1, spins);", "return true;"),
-    "a lane's bytes not counted": ("(full), Sizes::got)", "(full), Sizes::got - 16)"),
+    "no wait for the buffer": (WAIT, ""),
+    "no wait for the pieces": ("return wait(barrier(full), batch & 1, max_polls);", "return true;"),
+    "a lane's bytes not counted": (
+        "(full), Sizes::received_bytes)",
+        "(full), Sizes::received_bytes - 16)",
+    ),
     "no barrier at the end": ("void close() const { sync_cluster(); }", "void close() const {}"),
     "no barrier at the beginning": (BEGIN, BEGIN.replace("sync_cluster();", "")),
-    "a neighbour's place": ("place(cluster - d, i)", "place(d, i)"),
-    "the other phase": ("(full), batch & 1, spins)", "(full), ~batch & 1, spins)"),
+    "another block's offset": ("offset(cluster - d, i)", "offset(d, i)"),
+    "the other phase": ("(full), batch & 1, max_polls)", "(full), ~batch & 1, max_polls)"),
     "released before it is read": (READ, f"stage.release(), --stage.batch;{READ}"),
     "released by every lane": ("if (threadIdx.x % 32 == 0)\n      for", "for"),
-    "weights in their own order": ("stage.piece(piece))", "piece)"),
+    "weights in their own order": ("stage.k_block(k_block))", "k_block)"),
 }
 OUTCOME = {"no barrier at the end": "ended", "released by every lane": "misused"}
 
@@ -160,7 +163,9 @@ def failure(faults: Faults, kind: str, special: Any = ()) -> str:
     for seed in range(25):
         case = Case("rnn_tanh", kind, FULL, RAGGED, seed=seed, special=special)
         try:
-            check_forward(case, ELMAN._replace(kind=kind), run=Run(seed), faults=faults, spins=4000)
+            check_forward(
+                case, ELMAN._replace(kind=kind), run=Run(seed), faults=faults, max_polls=4000
+            )
         except AssertionError as error:
             return str(error) or "wrong"
     return ""
@@ -186,7 +191,7 @@ def test_a_neighbours_infinity_taken_for_a_number_shows() -> None:
 def test_a_cluster_that_the_grid_does_not_fill_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tiling, "grid", lambda self, *sizes: (3, 1, 1))
     tiling, _ = call_of("BF16", 2, False)
-    assert run_forward(Case("gru", "BF16", 48, (3,)), tiling).outcome == "cluster not whole"
+    assert run_forward(Case("gru", "BF16", 48, (3,)), tiling).outcome == "incomplete cluster"
 
 
 def test_too_little_shared_memory_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What all kernels share, `common.h`, and what stands for the device on the host."""
+"""`common.h`, shared by all kernels, and the host's substitute for the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.emulator.elementwise import HostElementwiseKernel, needs_compiler, planted
+from tests.support.emulator.elementwise import HostElementwiseKernel, needs_compiler, with_fault
 from tests.support.pointwise_cases import dtype_of, needs_dtype
 from xprnn.kernels.cuda.pointwise import source
 from xprnn.numerics import sigmoid
@@ -26,7 +26,7 @@ def host_kernel(
 
 
 def check_sigmoid(dtype: str, elementwise: Elementwise = HostElementwiseKernel) -> None:
-    """σ to six units in the last place; behind the clamp, and for NaN, as `numerics.sigmoid`.
+    """σ to six units in the last place; beyond the clamp, and for NaN, as `numerics.sigmoid`.
 
     CuPy lets the device take float32 below its smallest normal number for zero.
     """
@@ -66,15 +66,15 @@ def test_a_closed_gate_is_as_exact_as_an_open_one(dtype: str) -> None:
 )
 def test_a_fault_in_the_sigmoid_shows(dtype: str, old: str, new: str) -> None:
     with pytest.raises(AssertionError):
-        check_sigmoid(dtype, planted(old, new))
+        check_sigmoid(dtype, with_fault(old, new))
 
 
 def places(
     first: int, H: int, blocks: int, elementwise: Elementwise = HostElementwiseKernel
 ) -> np.ndarray:
-    """Where five elements of the state from `first` on stand in an array of so many blocks."""
+    """Offsets of five elements of the state from `first` on, in an array of several gates."""
     at = np.empty(5, np.int64)
-    operation = "at[i] = xprnn::in_blocks(first + i, H, blocks)"
+    operation = "at[i] = xprnn::gate_offset(first + i, H, blocks)"
     kernel = host_kernel(
         "int64 first, int32 H, int32 blocks", "raw int64 at", operation, elementwise
     )
@@ -95,8 +95,8 @@ def test_elements_are_found_in_arrays_of_any_size(first: int, H: int, blocks: in
     [
         ("i >> 31 ?", "i >> 32 ?"),
         ("i >> 31 ? i / H :", ""),
-        ("(blocks - 1)", "blocks"),
-        ("(blocks - 1) * H", "(blocks - 1) * static_cast<int>(i)"),
+        ("(gates - 1)", "gates"),
+        ("(gates - 1) * H", "(gates - 1) * static_cast<int>(i)"),
         ("typedef long long Index", "typedef int Index"),
     ],
 )
@@ -104,7 +104,7 @@ def test_a_fault_in_the_index_shows(old: str, new: str) -> None:
     with pytest.raises(AssertionError):
         for first in (2**31 - 3, 2**40 + 1):
             element = np.arange(first, first + 5)
-            actual = places(first, 7, 4, planted(old, new))
+            actual = places(first, 7, 4, with_fault(old, new))
             np.testing.assert_array_equal(actual, element // 7 * 28 + element % 7)
 
 
@@ -115,8 +115,8 @@ def test_narrow_types_on_the_host_round_as_numpys(dtype: str) -> None:
     ties = np.arange(2**16, dtype=np.uint32) << 16 | 0x8000  # between two bfloat16
     wide = np.concatenate([bits, ties, ties - 1, ties + 1]).view(np.float32)
     narrow, back = np.empty(wide.size, dtype_of(dtype)), np.empty_like(wide)
-    host_kernel("raw A a", "raw T y", "y[i] = static_cast<T>(a[i])")(wide, narrow, size=wide.size)
-    host_kernel("raw T a", "raw A y", "y[i] = static_cast<A>(a[i])")(narrow, back, size=wide.size)
+    host_kernel("raw A a", "raw C y", "y[i] = static_cast<C>(a[i])")(wide, narrow, size=wide.size)
+    host_kernel("raw C a", "raw A y", "y[i] = static_cast<A>(a[i])")(narrow, back, size=wide.size)
     with np.errstate(all="ignore"):
         expected = wide.astype(dtype_of(dtype))
     np.testing.assert_array_equal(narrow.astype(np.float32), expected.astype(np.float32))
@@ -142,14 +142,14 @@ READ_ONLY.flags.writeable = False
 def test_the_stand_in_refuses_what_a_kernel_would_misread(
     args: tuple[Any, ...], error: type[Exception], message: str
 ) -> None:
-    kernel = host_kernel("int32 H, raw T x", "raw T y", "y[i] = x[i] * H")
+    kernel = host_kernel("int32 H, raw C x", "raw C y", "y[i] = x[i] * H")
     with pytest.raises(error, match=message):
         kernel(*args, size=6)
 
 
 def test_the_stand_in_takes_raw_outputs_of_the_caller_only() -> None:
-    head = ("raw T x", "raw T y", "y[i] = x[i]", "copy")
+    head = ("raw C x", "raw C y", "y[i] = x[i]", "copy")
     with pytest.raises(ValueError, match="no_return=True"):
         HostElementwiseKernel(*head)
     with pytest.raises(ValueError, match="every output to be raw"):
-        HostElementwiseKernel("raw T x", "T y", "y = x[i]", "copy", no_return=True)
+        HostElementwiseKernel("raw C x", "C y", "y = x[i]", "copy", no_return=True)

@@ -1,4 +1,4 @@
-"""The emulator's clusters themselves: what they let through, and the misuse that they report.
+"""Tests of the emulator's clusters: what they allow, and the misuse that they report.
 
 Each case is a kernel of a few lines, two blocks of a warp in one cluster; all are compiled once.
 """
@@ -10,7 +10,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from tests.support.emulator.build import OUTCOMES, behind_fibers, compiled
+from tests.support.emulator.build import OUTCOMES, compiled, emulator_source
 from tests.support.emulator.elementwise import needs_compiler
 
 pytestmark = [needs_compiler, pytest.mark.frozen]
@@ -21,7 +21,7 @@ READ = "out[rank * 32 + threadIdx.x] = data[threadIdx.x].x;"
 BEGIN = f"{FIRST}init(full, 1); sync_cluster();"
 ENOUGH = f"{FIRST}expect(full, 512);"
 GONE = "sent to a block that has ended"
-CASES = {  # what the blocks do, and what becomes of it
+CASES = {  # what the blocks do, and the outcome
     "bytes awaited": (f"{BEGIN} {ENOUGH} {SEND} {WAIT.format(0)} {READ} sync_cluster();", "fine"),
     "bytes that come first": (
         f"{BEGIN} {SEND} for (int i = 0; i < 200; ++i) pause(); {ENOUGH} {WAIT.format(0)} {READ} "
@@ -51,8 +51,8 @@ CASES = {  # what the blocks do, and what becomes of it
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    """All kernels, as functions of a seed and of what they read out of each block."""
-    text = behind_fibers(("common.h", "device.h"))
+    """All kernels, as functions of a seed and the output array."""
+    text = emulator_source(("common.h", "device.h"))
     for i, (body, _) in enumerate(CASES.values()):
         text += f"""
 namespace xprnn {{
@@ -67,7 +67,7 @@ void kernel{i}(unsigned* out) {{
 }}
 }}
 extern "C" int run{i}(unsigned seed, unsigned* out) {{
-  return fibers::launch({{2, 1, 1}}, 32, 16 + 512, seed, 0, [=] {{ xprnn::kernel{i}(out); }}, 2);
+  return emulator::launch({{2, 1, 1}}, 32, 16 + 512, seed, 0, [=] {{ xprnn::kernel{i}(out); }}, 2);
 }}"""
     return compiled("clusters", text)
 
@@ -76,7 +76,7 @@ extern "C" int run{i}(unsigned seed, unsigned* out) {{
 def test_clusters_end_as_they_should(name: str, library: ctypes.CDLL) -> None:
     run = library[f"run{list(CASES).index(name)}"]
     expected = CASES[name][1]
-    wanted = np.concatenate([100 + np.arange(32), np.arange(32)])  # each the other's
+    wanted = np.concatenate([100 + np.arange(32), np.arange(32)])  # those of the other block
     outcomes, right = set(), []
     for seed in range(1, 40):
         found = np.zeros(64, np.uint32)

@@ -1,4 +1,4 @@
-"""Every fused kernel, run on the host from its own source, against the plain part it replaces."""
+"""Every fused kernel, compiled for the host, compared with the reference that it replaces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.pointwise_cases import (
 from tests.support.tolerances import assert_close
 from xprnn.cells import CELLS, Buffers, Weights
 from xprnn.kernels.cuda import POINTWISE
-from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, Kernel
+from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, PointwiseKernel
 
 SIZES = [(0, 5), (1, 1), (1, 7), (5, 1), (3, 33), (8, 16), (2, 257)]  # N, H
 
@@ -33,7 +33,7 @@ each_dtype = pytest.mark.parametrize("dtype", TYPES)
 
 @each_dtype
 @each_kernel
-def test_a_kernel_has_the_values_of_the_plain_part(kernel: Kernel, dtype: str) -> None:
+def test_a_kernel_has_the_values_of_the_plain_part(kernel: PointwiseKernel, dtype: str) -> None:
     needs_dtype(dtype)
     for N, H in SIZES:
         ratio = excess(kernel, draw(kernel, dtype, N, H))
@@ -41,15 +41,15 @@ def test_a_kernel_has_the_values_of_the_plain_part(kernel: Kernel, dtype: str) -
 
 
 def scaled(arrays: Arrays, factor: float) -> Arrays:
-    """The numbers that may be large, made large: not the gates and states that lie in (-1, 1)."""
+    """Scaled values, except for gates and states, which lie in (-1, 1)."""
     large = {n: factor * a if np.nanmax(abs(a), initial=0) > 1 else a for n, a in arrays.items()}
     return {name: array.astype(arrays[name].dtype) for name, array in large.items()}
 
 
 @each_dtype
 @each_kernel
-def test_large_numbers_saturate(kernel: Kernel, dtype: str) -> None:
-    """Pre-activations and gradients up to 1e3 and beyond: finite where the plain part is."""
+def test_large_numbers_saturate(kernel: PointwiseKernel, dtype: str) -> None:
+    """Pre-activations and gradients up to 1e3 and beyond: finite where the reference is."""
     needs_dtype(dtype)
     arrays = scaled(draw(kernel, dtype, 9, 33), 200.0)
     if kernel.part.startswith("forward"):
@@ -60,7 +60,9 @@ def test_large_numbers_saturate(kernel: Kernel, dtype: str) -> None:
 
 @each_dtype
 @each_kernel
-def test_nan_and_infinity_go_where_the_plain_part_lets_them(kernel: Kernel, dtype: str) -> None:
+def test_nan_and_infinity_go_where_the_plain_part_lets_them(
+    kernel: PointwiseKernel, dtype: str
+) -> None:
     needs_dtype(dtype)
     arrays = with_specials(kernel, dtype)
     plain = run_plain(kernel, arrays)
@@ -69,14 +71,14 @@ def test_nan_and_infinity_go_where_the_plain_part_lets_them(kernel: Kernel, dtyp
 
 
 class Backwards(HostElementwiseKernel):
-    """The elements in the other order."""
+    """Processes the elements in reverse order."""
 
     backwards = True
 
 
 @each_dtype
 @each_kernel
-def test_the_order_of_elements_does_not_matter(kernel: Kernel, dtype: str) -> None:
+def test_the_order_of_elements_does_not_matter(kernel: PointwiseKernel, dtype: str) -> None:
     needs_dtype(dtype)
     arrays = draw(kernel, dtype, 7, 19)
     there, back = run_fused(kernel, arrays), run_fused(kernel, arrays, Backwards)

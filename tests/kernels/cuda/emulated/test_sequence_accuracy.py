@@ -1,17 +1,18 @@
-"""How exact a product of float32 numbers by 3xTF32 is, on tensor cores that cut what they add.
+"""Accuracy of float32 products by 3xTF32, on tensor cores that round sums toward zero.
 
-The emulator's mma cuts as the hardware does. A bound relative to sum |w_k| |h_k|, the terms of a
-product, in units of u = 2^-24; positive data, for which all that is cut has one sign:
+The emulator's mma truncates as the hardware does. The bound is relative to sum |w_k| |h_k|, the
+terms of a product, in units of u = 2^-24, for positive data, whose truncation errors all have one
+sign:
 
-- a number has 24 significant bits, its high part 11, its low part the 13 others, of which a product
-  reads 11. Low times low is left out: a low part is uniform in 2^-10 of the number's power of two,
-  1.5 times which is its mean, so 2^-22 / 2.25 = 1.8 u. What is cut from low is 3.5 / 4 of 2^-23 of
-  that power on average, in each of two operands: 2 * 0.875 / 1.5 * 2^-23 = 2.3 u.
-- a piece of 16 terms is two sums with parts of its high terms, each cut to 24 bits, by half of
-  2^-23 of its power of two on average: 2/3 u of the second, half as much of the first; and 8
-  products, cut at two bits more: 8 / 2 * 2^-25 of the power of two of a sum: 1.3 u. In all 2.3 u.
-- pieces P and warps W are added with rounding: P + W errors, each within u of a partial sum, whose
-  squares are u^2 / 3 times 1/3 of the whole's: 6 deviations are 2 sqrt(P + W) u.
+- A value has 24 significant bits, its high part 11, its low part the other 13, of which a product
+  reads 11. Low times low is left out: a low part is uniform in 2^-10 of the value's power of two,
+  and the mean value is 1.5 times that power, so 2^-22 / 2.25 = 1.8 u. The truncation of low is 3.5 /
+  4 of 2^-23 of that power on average, in each of two operands: 2 * 0.875 / 1.5 * 2^-23 = 2.3 u.
+- A k-block of 16 terms is two sums of parts of its high terms, each truncated to 24 bits, by half of
+  2^-23 of its power of two on average: 2/3 u for the second, half as much for the first; and 8
+  products, truncated at two more bits: 8 / 2 * 2^-25 of a sum's power of two: 1.3 u. Total 2.3 u.
+- The sums of P k-blocks and W warps are added with rounding: P + W errors, each within u of a partial
+  sum, whose squares are u^2 / 3 times 1/3 of the total's: 6 deviations are 2 sqrt(P + W) u.
 
 So 6.4 u on average, and (6.4 + 2 sqrt(P + W)) u at most.
 """
@@ -32,7 +33,7 @@ U = 2.0**-24
 
 
 def error(tiling: Tiling, H: int, faults: Faults = ()) -> float:
-    """Of gh_n, which the GRU keeps, after a step: the largest, relative to its terms, in U."""
+    """The largest error of the saved gh_n of a GRU step, relative to its terms, in U."""
     case = Case("gru", tiling.kind, H, (1,) * 8, bias=False)
     for name in ("weight_hh", "h0"):
         case.numbers[name] = np.abs(case.numbers[name])
@@ -51,10 +52,10 @@ def test_products_are_as_exact_as_float32_allows(warps: int, chunks: int, H: int
 
 
 def test_a_sum_that_goes_on_from_piece_to_piece_shows() -> None:
-    """And that mma cuts: with rounding it would be 32 u."""
+    """Also shows that mma rounds toward zero: with rounding to nearest it would be 32 u."""
     tiling = Tiling("gru", "training", "TF32X3", 1, 16, 16, 1)
     goes_on = (
-        ("piece[i] = zero_after(before[i]);", "piece[i] = c[i];"),
-        ("c[i] += piece[i];", "c[i] = piece[i];"),
+        ("block_sum[i] = zero_after(before[i]);", "block_sum[i] = c[i];"),
+        ("c[i] += block_sum[i];", "c[i] = block_sum[i];"),
     )
     assert error(tiling, 256, goes_on) > 60

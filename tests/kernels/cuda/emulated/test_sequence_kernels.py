@@ -1,7 +1,7 @@
-"""The whole-sequence kernels' own source, on fibers, beside the plain loop in float64.
+"""Sequence kernels on the emulator, compared with the reference loop in float64.
 
-What the cells share, and the types of numbers with it, is run through by the GRU; of the others
-few kinds and sizes are enough, but each kernel of each kind at least once.
+The code shared by the cells, in all math modes, is tested with the GRU; the other cells run with
+fewer modes and sizes, but each of their kernels in each mode at least once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.emulated_sequences import (
     run_forward,
 )
 from tests.support.emulator.elementwise import needs_compiler
-from tests.support.emulator.sequence import DTYPES, ITEMS, Run, Tiling
+from tests.support.emulator.sequence import DTYPES, K_BLOCK_ELEMENTS, Run, Tiling
 from tests.support.pointwise_cases import needs_dtype
 from tests.support.sequence_cases import Case
 from xprnn.cells import CELLS
@@ -27,7 +27,7 @@ from xprnn.kernels.cuda.table import KERNELS
 
 pytestmark = needs_compiler
 
-KINDS = tuple(ITEMS)
+KINDS = tuple(K_BLOCK_ELEMENTS)
 GRU = [("gru", kind) for kind in KINDS]
 FEW = [*GRU, ("lstm", "TF32X3"), ("lstm", "BF16"), ("rnn_tanh", "TF32X3"), ("rnn_relu", "F16")]
 ALL = [(cell, kind) for cell in dict(KERNELS.keys()) for kind in KINDS]
@@ -44,8 +44,8 @@ LENGTHS = {
 }
 WIDTHS = (1, 2, 15, 16, 17, 31, 33, 40, 56, 64)
 FEW_WIDTHS = (1, 17, 40)
-# warps, chunks, held, tiles: all weights held, half of them, none; with more than are polled for
-# at once; several tiles, of which a thread has more rows than one
+# warps, k-blocks, of these in registers, row tiles: all weights in registers, half of them, none;
+# with more k-blocks than are polled at once; several tiles, with several rows per thread
 TILINGS = ((4, 1, 1, 1), (4, 2, 1, 2), (2, 9, 0, 1), (2, 2, 2, 4))
 
 
@@ -56,7 +56,7 @@ def dtype(request: pytest.FixtureRequest) -> None:
 
 
 def tiling(cell: str, work: str, kind: str, which: int = 0) -> Tiling:
-    """One of `TILINGS`; back the reduction is longer, by the number of gates."""
+    """One of `TILINGS`; the backward reduction is longer by the number of gates."""
     warps, chunks, held, tiles = TILINGS[which]
     if work == "backward":
         G = CELLS[cell].gates
@@ -120,14 +120,14 @@ def test_the_bits_are_the_same_in_any_order(cell: str) -> None:
     assert len(results) == 1
 
 
-def test_forward_with_a_mailbox_of_its_own() -> None:
-    """Where H is a multiple of 16 bytes it is not needed, but it may be apart."""
+def test_forward_with_an_exchange_buffer_of_its_own() -> None:
+    """If rows are multiples of 16 bytes it is not required, but allowed."""
     case = Case("gru", "TF32X3", 32, RAGGED)
     check_forward(case, tiling("gru", "training", "TF32X3"), apart=True)
 
 
 def places(forward: bool) -> list[tuple[str, str, str]]:
-    """Cell, kind, and an array that a special number is put in."""
+    """Cell, kind, and an array that receives a special value."""
     names = ("gx", "weight_hh", "h0", "c0") if forward else ("doutput", "weight_hh", "dh", "dc")
     return [(cell, kind, name) for cell, kind in FEW for name in names[: 3 + (cell == "lstm")]]
 
@@ -154,7 +154,7 @@ def test_infinities_and_nans_go_back_where_the_plain_loop_has_them(
 
 @pytest.mark.parametrize(("cell", "kind"), FEW)
 def test_a_nan_of_any_bits_is_not_waited_for(cell: str, kind: str) -> None:
-    """All bits set is what the mailbox is before; the kernel must not publish that."""
+    """All bits set is the sentinel, which the kernel must not publish."""
     case = Case(cell, kind, 32, (3,) * 8)
     gx = case.numbers["gx"]
     gx.view(f"u{gx.itemsize}")[2, -case.H :] = 2 ** (8 * gx.itemsize) - 1  # the last gate's
@@ -172,23 +172,23 @@ def test_blocks_that_are_not_resident_are_a_deadlock(cell: str, kind: str) -> No
 
 @pytest.mark.parametrize("reverse", (False, True), ids=("", "reverse"))
 @pytest.mark.parametrize(("cell", "kind"), FEW)
-def test_the_spin_limit_ends_a_wait_and_says_so(cell: str, kind: str, reverse: bool) -> None:
+def test_the_poll_limit_ends_a_wait_and_says_so(cell: str, kind: str, reverse: bool) -> None:
     case = Case(cell, kind, 64, (5, 4, 4, 2), reverse)
     there, back = tiling(cell, "training", kind), tiling(cell, "backward", kind)
     for resident in (1, 2, 3):
-        left = run_forward(case, there, run=Run(resident, resident), spins=20)
+        left = run_forward(case, there, run=Run(resident, resident), max_polls=20)
         assert left.outcome == "fine"
         assert 0 < left.report - TAG < 5, hex(left.report)
         for name in case.cell.state_names:
             final = case.layout.final(left.arrays[name], reverse).astype(np.float32)
             assert np.isnan(final).all(), name
 
-        undone = run_backward(case, back, run=Run(resident, resident), spins=20)
+        undone = run_backward(case, back, run=Run(resident, resident), max_polls=20)
         assert undone.outcome == "fine"
         assert 0 <= undone.report - TAG < 5, hex(undone.report)
         for name in case.dstates:
             assert np.isnan(undone.arrays[name]).all(), name
-        if resident == 1:  # the first block never met another one
+        if resident == 1:  # the first block ran alone
             for name in ("gates", "saved") if cell == "gru" else ("gates",):
                 gradients = undone.arrays[name].astype(np.float32).reshape(-1, 64)
                 assert np.isnan(gradients[:, :16]).all(), name

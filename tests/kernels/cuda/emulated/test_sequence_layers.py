@@ -1,4 +1,4 @@
-"""Calls that a whole-sequence kernel serves, its own source run on fibers: chosen, fed, undone."""
+"""Layer calls with sequence kernels on the emulator: selection, arguments, backward."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CALLS = [  # cell, case, type
 ]
 
 
-def serve(
+def run_layer(
     cell: str,
     backend: str,
     case: tuple[Any, ...],
@@ -83,7 +83,7 @@ def compare(
     cell: str, found: list[np.ndarray], case: tuple[Any, ...], training: bool, numbers: str
 ) -> None:
     with xprnn.use_kernels("reference"):
-        expected = serve(cell, "numpy", case, training, "float64")
+        expected = run_layer(cell, "numpy", case, training, "float64")
     for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
         assert_close(array, wanted, "float32", f"array {k}", numbers)
 
@@ -96,7 +96,7 @@ def test_calls_have_the_values_of_the_equations(
     if numbers == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
     case = CASES[name]
-    found = serve(cell, device.name, case, training, **TYPES[numbers])
+    found = run_layer(cell, device.name, case, training, **TYPES[numbers])
     compare(cell, found, case, training, numbers)
     layers, directions = case[3].get("num_layers", 1), 1 + case[3].get("bidirectional", False)
     assert [grid[2] for _, grid in Function.launches] == [directions] * layers * (1 + training)
@@ -124,19 +124,19 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
 ) -> None:
     monkeypatch.delitem(KERNELS, ("gru", "backward"))
     for case in CASES.values():
-        compare("gru", serve("gru", device.name, case, True), case, True, "float32")
+        compare("gru", run_layer("gru", device.name, case, True), case, True, "float32")
     assert {name.partition("<")[0] for name, _ in Function.launches} == {"xprnn::gru_forward"}
     text = xprnn.GRU(3, 5, backend=device.name).train().explain((4, 2, 3))
     assert text.endswith("sequence: backward: no sequence kernel for cell 'gru'")
     select_kernels("sequence")
     with pytest.raises(xprnn.KernelUnavailableError, match=r"sequence\W*: backward: no"):
-        serve("gru", device.name, CASES["odd H"], True)
+        run_layer("gru", device.name, CASES["odd H"], True)
 
 
 @pytest.fixture
 def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """The stand-in, with only clusters of two for the GRU, and no call too small for them."""
-    monkeypatch.setattr(planner, "SHARED_FROM", 0)
+    """The fake CuPy, with only clusters of two for the GRU, for calls of any size."""
+    monkeypatch.setattr(planner, "CLUSTER_MIN_BYTES", 0)
     for work, tiling in (
         ("forward", Tiling(2, 4, 2, 4, cluster=2)),
         ("training", Tiling(2, 4, 2, 4, cluster=2)),
@@ -150,7 +150,9 @@ def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
 @pytest.mark.frozen
 def test_calls_of_clusters_have_the_values_of_the_equations(pairs: Backend) -> None:
     for name in ("two groups", "padded lengths"):
-        compare("gru", serve("gru", pairs.name, CASES[name], True), CASES[name], True, "float32")
+        compare(
+            "gru", run_layer("gru", pairs.name, CASES[name], True), CASES[name], True, "float32"
+        )
     assert {grid for _, grid in Function.launches} == {(2, 1, 2)}  # 17 units make two blocks, 6 too
 
 
@@ -159,9 +161,9 @@ def test_more_clusters_than_the_driver_allows_are_not_launched(
     pairs: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "active_clusters", lambda *launch: 1)
-    serve("gru", pairs.name, CASES["odd H"], True)
+    run_layer("gru", pairs.name, CASES["odd H"], True)
     with pytest.raises(RuntimeError, match=r"4 blocks of 64 .* in clusters of 2 .* holds 2"):
-        serve("gru", pairs.name, (2, 64, 2, {}, None), True)
+        run_layer("gru", pairs.name, (2, 64, 2, {}, None), True)
     assert len(Function.launches) == 2
 
 
@@ -175,13 +177,15 @@ def test_verify_finds_the_sequence_kernels_right(layer: Any, device: Backend) ->
 
 
 @pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
-def test_a_call_without_rows_or_steps_is_served(
+def test_a_call_without_rows_or_steps_runs(
     N: int, T: int, device: Backend, select_kernels: SelectKernels
 ) -> None:
     select_kernels("sequence")
-    found = serve("gru", device.name, (N, 5, T, {}, None), True)
+    found = run_layer("gru", device.name, (N, 5, T, {}, None), True)
     select_kernels("reference")
-    for array, wanted in zip(found, serve("gru", "numpy", (N, 5, T, {}, None), True), strict=True):
+    for array, wanted in zip(
+        found, run_layer("gru", "numpy", (N, 5, T, {}, None), True), strict=True
+    ):
         np.testing.assert_array_equal(array, wanted)
     assert not Function.launches
 
@@ -191,7 +195,7 @@ def test_launches_are_few(device: Backend) -> None:
     counts = []
     for T in (2, 12):
         LOG.clear()
-        serve("gru", device.name, (2, 16, T, {}, None), False)
+        run_layer("gru", device.name, (2, 16, T, {}, None), False)
         counts.append(LOG.launches)
     assert counts[0] == counts[1]
 
@@ -204,7 +208,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("facts", "reason"), REFUSALS)
-def test_what_does_not_fit_is_said_and_served_otherwise(
+def test_what_does_not_fit_is_reported_and_runs_otherwise(
     facts: dict[str, int],
     reason: str,
     fake_cupy: Backend,
@@ -215,7 +219,7 @@ def test_what_does_not_fit_is_said_and_served_otherwise(
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     select_kernels("auto")
     case = (2, 17, 3, {}, None)
-    compare("gru", serve("gru", fake_cupy.name, case, False), case, False, "float32")
+    compare("gru", run_layer("gru", fake_cupy.name, case, False), case, False, "float32")
     assert not Function.launches
     layer = xprnn.GRU(3, 17, backend=fake_cupy.name)
     lines = layer.explain((3, 2, 3)).splitlines()
@@ -226,8 +230,8 @@ def test_what_does_not_fit_is_said_and_served_otherwise(
         layer.explain((3, 2, 3))
 
 
-def test_no_letter_is_taken_for_a_missing_one(device: Backend) -> None:
-    """A NaN in h0 whose bits are those of an empty letter ends, and stays in its row."""
+def test_no_value_is_taken_for_the_sentinel(device: Backend) -> None:
+    """A NaN in h0 with the sentinel's bits causes no deadlock and stays in its row."""
     layer = xprnn.GRU(3, 16, seed=0, backend=device.name)
     h0 = np.zeros((1, 3, 16), np.float32)
     h0.view(np.uint32)[0, 1] = 0xFFFFFFFF
@@ -241,19 +245,21 @@ def test_no_letter_is_taken_for_a_missing_one(device: Backend) -> None:
 def test_a_kernel_that_gives_up_is_reported(
     cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only one of two blocks runs: the other one's states never come."""
+    """Only one of two blocks runs: the states of the other never arrive."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
-    monkeypatch.setattr(sequence, "SPINS", 50)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     layer = targets.make(cell, 3, 32, backend=device.name, dtype="float32").eval()
     x = device.from_host(np.ones((4, 2, 3), np.float32))
-    with pytest.raises(xprnn.KernelStoppedError, match=f"kernel {cell}_forward gave up at step 1"):
+    with pytest.raises(
+        xprnn.KernelStoppedError, match=f"kernel {cell}_forward timed out at step 1"
+    ):
         device.to_host(layer(x)[0])
     monkeypatch.setattr(Function, "run", Run())
     assert np.isfinite(device.to_host(layer(x)[0])).all()
 
 
 FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "an old mailbox": ("EMPTY", lambda genuine: 0),
+    "an old exchange buffer": ("SENTINEL", lambda genuine: 0),
     "the other direction's first states": (
         "_first",
         lambda genuine: lambda layout, reverse: genuine(layout, not reverse),
@@ -268,10 +274,10 @@ def test_a_fault_in_the_launcher_is_seen(
 ) -> None:
     what, fault = FAULTS[name]
     monkeypatch.setattr(sequence, what, fault(getattr(sequence, what)))
-    monkeypatch.setattr(sequence, "SPINS", 200)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 200)
     case = CASES["padded lengths"]
     try:
-        compare("gru", serve("gru", device.name, case, False), case, False, "float32")
+        compare("gru", run_layer("gru", device.name, case, False), case, False, "float32")
     except (AssertionError, RuntimeError, IndexError, ValueError):
         return
     pytest.fail("nobody noticed")

@@ -1,7 +1,7 @@
-"""What the planner chooses, run as it says: its instantiation, grid, passes and shared memory.
+"""Plans run as planned: instantiation, grid, passes and shared memory.
 
-On fibers, beside the plain loop in float64, at the sizes of real layers. The other tests of these
-kernels run small tilings of their own.
+On the emulator, compared with the reference in float64, at the sizes of real layers. The other
+tests of these kernels run small tilings of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.emulator.sequence import DTYPES, Run, Tiling
 from tests.support.fake_cupy.sequence import Function
 from tests.support.pointwise_cases import needs_dtype
 from tests.support.sequence_cases import Case
-from xprnn.kernels.cuda.plan import Device, Plan, Problem, plan
+from xprnn.kernels.cuda.plan import DeviceProperties, LaunchPlan, SequenceProblem, plan
 from xprnn.kernels.cuda.table import KERNELS
 
 pytestmark = needs_compiler
@@ -61,21 +61,23 @@ def nothing_remembered() -> Iterator[None]:
     plan.cache_clear()
 
 
-def planned(device: Device, cell: str, work: str, numbers: str, N: int, H: int, T: int) -> Plan:
+def planned(
+    device: DeviceProperties, cell: str, work: str, numbers: str, N: int, H: int, T: int
+) -> LaunchPlan:
     plan.cache_clear()
-    chosen = plan(device, Problem(cell, work, numbers, N, H, T))
-    assert isinstance(chosen, Plan), chosen
+    chosen = plan(device, SequenceProblem(cell, work, numbers, N, H, T))
+    assert isinstance(chosen, LaunchPlan), chosen
     return chosen
 
 
-def run(chosen: Plan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch) -> None:
-    """Fail unless it ends on the device that it is planned for, with the plain loop's values."""
+def run(chosen: LaunchPlan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch) -> None:
+    """Fail unless it ends on the planned device with the reference's values."""
     device, cell, work, _, N, H, T = problem
     tiling, genuine = Function(chosen.name).tiling, emulated_sequences.launch
     needs_dtype(DTYPES[tiling.kind])
     check = check_backward if work == "backward" else check_forward
     case = Case(cell, tiling.kind, H, (T, *[T - 1] * (N - 1)), reverse=N % 2 > 0, seed=N)
-    resident = Run(resident=device.processors * chosen.resident)
+    resident = Run(resident=device.processors * chosen.blocks_per_processor)
     with patch.context() as patched:
         patched.setattr(Tiling, "shared", lambda self, passes: chosen.shared)
         patched.setattr(
@@ -83,7 +85,7 @@ def run(chosen: Plan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch) -> No
             "launch",
             lambda tiling, given, grid, *rest: genuine(tiling, given, chosen.grid, *rest),
         )
-        check(case, tiling, passes=chosen.passes, run=resident, spins=5000)
+        check(case, tiling, passes=chosen.passes, run=resident, max_polls=5000)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: "-".join(map(str, problem[1:])))
@@ -96,9 +98,9 @@ def test_a_plan_runs_and_has_the_values_of_the_plain_loop(
 def test_the_plans_are_of_all_kinds() -> None:
     plans = [planned(*problem) for problem in PROBLEMS]
     assert {p.tiling.warps for p in plans} == {8}
-    assert {p.tiling.held < p.tiling.chunks for p in plans} == {False, True}
+    assert {p.tiling.in_registers < p.tiling.k_blocks for p in plans} == {False, True}
     assert {(p.groups > 1, p.passes > 1) for p in plans} >= {(False, True), (True, True)}
-    assert {p.resident for p in plans} == {1, 2}
+    assert {p.blocks_per_processor for p in plans} == {1, 2}
 
 
 FORWARD = (FEW, "gru", "training", "float16", 41, 100, 3)
@@ -111,7 +113,7 @@ PLANTED: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
     "too few groups": ((GROUPS, *FORWARD[1:]), {"groups": -1}),
     "too few passes": (FORWARD, {"passes": -1}),
     "too few passes, backward": (BACKWARD, {"passes": -1}),
-    "too few on a multiprocessor": ((TWICE, *FORWARD[1:]), {"resident": -1}),
+    "too few on a multiprocessor": ((TWICE, *FORWARD[1:]), {"blocks_per_processor": -1}),
 }
 
 

@@ -1,4 +1,4 @@
-"""A stepper's step in one launch: the kernel's own source on fibers, through the package's path."""
+"""A stepper's step in one launch: the kernel runs on the emulator, called by the package."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from xprnn.kernels.cuda.stack_step import UNITS
 
 pytestmark = needs_compiler
 
-PROCESSORS = 2  # so that a warp takes more than one unit from nine on
+PROCESSORS = 2  # so that a warp computes several units from nine units on
 CASES = [
     replace(Case(cell, layers, bias=bias, dtype="float32", T=4), compute_dtype=narrow, **sizes)
     for cell in UNITS
@@ -47,8 +47,8 @@ CASES = [
     )
     if bias or cell != "rnn_relu" or not narrow  # without one, rounding decides at its kink
 ]
-# a thread has more than one item of a matrix, and more than are on their way at once: of words, of
-# vectors, of x; every number of rows
+# a thread loads several items of a matrix, and more than are in flight at once: words, vectors, and
+# of x; every number of rows
 WIDE = [
     replace(Case(cell, 2, dtype="float32", T=2), compute_dtype=narrow, **sizes)
     for cell, narrow, sizes in (
@@ -64,7 +64,7 @@ WIDE = [
 def device(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Iterator[Backend]:
-    """The stand-in on a small device of today; a step of all layers in one launch is forced."""
+    """The fake CuPy on a small current device; the kernel for a step of all layers is forced."""
     install(monkeypatch, multiProcessorCount=PROCESSORS)
     select_kernels("sequence")
     kernel.cache_clear()
@@ -104,7 +104,7 @@ def test_on_a_gpu(case: Case, select_kernels: SelectKernels) -> None:
 
 @pytest.mark.parametrize("aware", [True, False])
 def test_out_may_be_x(aware: bool, device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks write it while others still read; where nobody is aware of it, that is found."""
+    """Blocks write it while others still read; without the check for that, results are wrong."""
     case = Case("gru", dtype="float32", I=20, H=20, T=1)
     layer, x = make(case, device.name), draw(case).x[0]
     wanted = stream(layer.stepper(4), x[None])[0]
@@ -125,7 +125,7 @@ def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
     case = Case(cell, layers=3, dtype="float32", H=33)
     stepper, x = make(case, device.name).stepper(4), move(device, draw(case).x[0])
     out = device.xp.empty((4, 33), np.float32)
-    stepper.step(x)  # takes up the parameters
+    stepper.step(x)  # reloads the parameters
     for given in ({}, {"out": out}):
         LOG.clear()
         stepper.step(x, **given)
@@ -190,7 +190,9 @@ def test_what_no_gpu_has_run_has_to_be_asked_for(
 def test_infinities_and_nans_go_where_the_plain_loop_has_them(cell: str, device: Backend) -> None:
     case = Case(cell, layers=2, dtype="float32", H=9)
     layer, x = make(case, device.name), draw(case).x
-    empty = np.full(1, 0xFFFFFFFF, np.uint32).view(np.float32)[0]  # what a mailbox is before
+    empty = np.full(1, 0xFFFFFFFF, np.uint32).view(np.float32)[
+        0
+    ]  # what an exchange buffer is before
     for row, value in enumerate((np.nan, empty, np.inf)):
         x[2, row, row] = value
     found = stream(layer.stepper(4), x)
@@ -205,17 +207,17 @@ def test_infinities_and_nans_go_where_the_plain_loop_has_them(cell: str, device:
 
 
 @pytest.mark.parametrize("cell", UNITS)
-def test_a_nan_that_looks_like_an_empty_mailbox_is_found(
+def test_a_nan_that_equals_the_sentinel_is_detected(
     cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planted fault: a NaN is stored as it comes."""
-    monkeypatch.setattr(Function, "faults", (("quiet(word_of(v.x))", "word_of(v.x)"),))
-    monkeypatch.setattr(Function, "spins", 1000)
+    """The injected fault: a NaN is stored unchanged."""
+    monkeypatch.setattr(Function, "faults", (("canonical_nan(word_of(v.x))", "word_of(v.x)"),))
+    monkeypatch.setattr(Function, "max_polls", 1000)
     with pytest.raises((AssertionError, xprnn.KernelStoppedError)):
         test_infinities_and_nans_go_where_the_plain_loop_has_them(cell, device)
 
 
-# -- waits, and faults that are planted
+# -- waits, and injected faults
 
 
 def test_blocks_that_are_not_resident_are_a_deadlock(
@@ -231,41 +233,50 @@ def test_blocks_that_are_not_resident_are_a_deadlock(
 
 
 @pytest.mark.parametrize("cell", UNITS)
-def test_a_wait_that_is_given_up_is_nan_and_is_told(
+def test_a_timeout_gives_nan_and_is_reported(
     cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case(cell, layers=3, dtype="float32")
     monkeypatch.setattr(Function, "run", Run(1, 1))
-    monkeypatch.setattr(Function, "spins", 20)
+    monkeypatch.setattr(Function, "max_polls", 20)
     stepper = make(case, device.name).stepper(4)
     y = stepper.step(move(device, draw(case).x[0]))
     assert np.isnan(y._inner).all()
-    with pytest.raises(xprnn.KernelStoppedError, match="kernel stack_step gave up at step 1:"):
+    with pytest.raises(xprnn.KernelStoppedError, match="kernel stack_step timed out at step 1:"):
         xprnn.synchronize()
     monkeypatch.setattr(Function, "run", Run(1))
-    monkeypatch.setattr(Function, "spins", 1 << 23)
+    monkeypatch.setattr(Function, "max_polls", 1 << 23)
     stepper.reset()
     again = stream(stepper, draw(case).x)
     assert_same([again], [stream(make(case, device.name).stepper(4), draw(case).x)])
 
 
-WAIT = "full = full && (!batch.has(j) || is_there(batch.items[j]));"
+WAIT = "full = full && (!batch.has(j) || is_written(batch.items[j]));"
 BARRIERS = (
-    "    sync_block();  // nobody reads any more",
-    "    sync_block();\n    float from_old",
+    "    sync_block();  // shared memory of the layer below",
+    "    sync_block();\n    float gh_sums",
     "    sync_block();\n\n    for (int u",
 )
 FAULTS = {
     "no wait": (WAIT, ""),
-    "three words of four": (" && w.w != EMPTY", ""),
+    "three words of four": (" && w.w != SENTINEL", ""),
     "rows without their padding": ("pitch == K ? i : i / K * pitch + i % K", "i"),
     "a layer's buffer is shared": (BARRIERS[0], "    //"),
-    "the old state is read at once": (BARRIERS[1], "    float from_old"),
+    "the old state is read at once": (BARRIERS[1], "    float gh_sums"),
     "the input is read at once": (BARRIERS[2], "\n    for (int u"),
-    "the mailbox stays full": ("other[i] = EMPTY;", "(void)other;"),
-    "a letter for the wrong row": ("publish(mail + at,", "publish(mail + at - lane * H,"),
-    "the layer below the one below": ("mail + (layer - 1) * size", "mail"),
-    "a letter is not sent": ("publish(mail + at, word_of(v))", "publish(mail + at, EMPTY)"),
+    "the next exchange buffer is not cleared": (
+        "next_exchange[i] = SENTINEL;",
+        "(void)next_exchange;",
+    ),
+    "a value in another row's slot": (
+        "publish(exchange + at,",
+        "publish(exchange + at - lane * H,",
+    ),
+    "the layer below the one below": ("exchange + (layer - 1) * size", "exchange"),
+    "a value that is not published": (
+        "publish(exchange + at, word_of(v))",
+        "publish(exchange + at, SENTINEL)",
+    ),
     "a sign in GRU": ("return n + z * (h - n);", "return n - z * (h - n);"),
     "a bias is lost": ("gh[g] += bias_hh[g * H + u];", ";"),
     "a gate's row": (
@@ -273,19 +284,19 @@ FAULTS = {
         "weights + (g * H + u + 1) % H * K",
     ),
     "half of the sums": ("bits; bits /= 2", "bits > 1; bits /= 2"),
-    "a sign of x": ("number<kind>(stored<kind>(x[i]))", "-x[i]"),
+    "a sign of x": ("decode<mode>(encode<mode>(x[i]))", "-x[i]"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_found(
+def test_injected_faults_are_detected(
     fault: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("gru", layers=3, dtype="float32", N=3, I=40, H=20)
     assert finds(FAULTS[fault], case, device, monkeypatch)
 
 
-NOTHING = "namespace fibers {\n\nenum", "namespace fibers {\n\n\nenum"
+NOTHING = "namespace emulator {\n\nenum", "namespace emulator {\n\n\nenum"
 FIRST = WAIT, WAIT.replace("(!batch", "(j || !batch")
 WIDE_FAULTS = {  # the fault, H
     "only the first vector of a batch is waited for": (FIRST, 68),
@@ -296,7 +307,7 @@ WIDE_FAULTS = {  # the fault, H
 
 
 @pytest.mark.parametrize("fault", WIDE_FAULTS)
-def test_injected_faults_are_found_where_a_thread_has_more_items(
+def test_injected_faults_are_detected_where_a_thread_has_more_items(
     fault: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     substitution, H = WIDE_FAULTS[fault]
@@ -308,7 +319,7 @@ def test_injected_faults_are_found_where_a_thread_has_more_items(
 def finds(
     fault: tuple[str, str], case: Case, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> bool:
-    """Whether one of some orders of the threads shows the fault."""
+    """Whether the fault shows in one of several thread orders."""
     monkeypatch.setattr(Function, "faults", (fault,))
 
     def fails(seed: int) -> bool:

@@ -1,4 +1,4 @@
-"""Layers of a stack in one launch of a sequence kernel, a wave, on the host's fibers."""
+"""Layers of a stack in one launch of a sequence kernel, a wavefront, on the emulator."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tests.support.emulated_sequences import TAG, run_forwards
 from tests.support.emulated_wavefronts import check_layer, check_wave, stack_of, tiling_of
 from tests.support.emulator.build import Faults
 from tests.support.emulator.elementwise import needs_compiler
-from tests.support.emulator.sequence import ITEMS, Run
+from tests.support.emulator.sequence import K_BLOCK_ELEMENTS, Run
 from xprnn.cells import CELLS
-from xprnn.kernels.cuda.table import LAYERS
+from xprnn.kernels.cuda.table import MAX_WAVEFRONT_LAYERS
 
 pytestmark = [needs_compiler, pytest.mark.frozen]
 RAGGED = (5, 3, 5, 1, 0, 5, 2, 4, 4, 1, 3)
@@ -23,7 +23,7 @@ SIZES = {  # lengths, H, layers
     "a unit, a step": ((1,), 1, 2),
 }
 ALL = [
-    *[(cell, kind) for cell in ("gru", "lstm", "rnn_tanh") for kind in ITEMS],
+    *[(cell, kind) for cell in ("gru", "lstm", "rnn_tanh") for kind in K_BLOCK_ELEMENTS],
     ("rnn_relu", "TF32X3"),
 ]
 WORKS = {pair: ("training", "forward")[k % 2] for k, pair in enumerate(ALL)}
@@ -38,7 +38,10 @@ def test_layers_compute_what_the_plain_loops_do(cell: str, kind: str) -> None:
 
 
 def test_as_many_layers_as_may_be() -> None:
-    check_wave(stack_of("gru", "BF16", 17, (2,), LAYERS), tiling_of("gru", "training", "BF16"))
+    check_wave(
+        stack_of("gru", "BF16", 17, (2,), MAX_WAVEFRONT_LAYERS),
+        tiling_of("gru", "training", "BF16"),
+    )
 
 
 @pytest.mark.parametrize(("cell", "kind"), FEW)
@@ -82,16 +85,16 @@ def test_infinities_and_nans_go_where_the_plain_loops_have_them(
 @pytest.mark.parametrize(
     ("cell", "kind", "stuck"), [("gru", "BF16", 0), ("gru", "BF16", 1), ("lstm", "BF16", 2)]
 )
-def test_what_gives_up_leaves_nan_there_and_above(cell: str, kind: str, stuck: int) -> None:
-    gives_up = f"if (blockIdx.z == {stuck}) return false;\n  const Arrival arrival = await"
-    faults = (("const Arrival arrival = await", gives_up),)
+def test_what_times_out_leaves_nan_there_and_above(cell: str, kind: str, stuck: int) -> None:
+    times_out = f"if (blockIdx.z == {stuck}) return false;\n  const PollResult result = await"
+    faults = (("const PollResult result = await", times_out),)
     cases, tiling = stack_of(cell, kind, 33, (5, 4, 4, 2), 3), tiling_of(cell, "training", kind)
     for seed in range(2):
-        found = run_forwards(cases, tiling, run=Run(seed), faults=faults, spins=5000)
+        found = run_forwards(cases, tiling, run=Run(seed), faults=faults, max_polls=5000)
         assert found[0].outcome == "fine" and 0 <= found[0].report - TAG < 5
         for layer, left in enumerate(found):
             if layer < stuck:
-                left.report = 0  # which all have
+                left.report = 0  # shared by all layers
                 check_layer(cases, layer, tiling, left)
                 continue
             for name in CELLS[cell].state_names[: 1 if layer > stuck else 2]:
@@ -101,10 +104,10 @@ def test_what_gives_up_leaves_nan_there_and_above(cell: str, kind: str, stuck: i
 
 @pytest.mark.parametrize("resident", range(1, 7))
 def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: int) -> None:
-    """Two blocks a layer, of three; an upper one begins when one below has ended."""
+    """Three layers of two blocks; an upper layer starts when one below has ended."""
     cases = stack_of("gru", "BF16", 32, (5, 4, 4, 2), 3)
     tiling = tiling_of("gru", "training", "BF16")
-    found = run_forwards(cases, tiling, run=Run(resident, resident), spins=2000)
+    found = run_forwards(cases, tiling, run=Run(resident, resident), max_polls=2000)
     assert found[0].outcome == "fine"
     assert bool(found[0].report) == (resident < 2)
     for layer, left in enumerate(found):
@@ -116,9 +119,9 @@ def test_too_few_resident_blocks_end_and_leave_nan_or_what_is_right(resident: in
             check_layer(cases, layer, tiling, left)
 
 
-Z_REVERSED = "reverse || (!WAVE && blockIdx.z);"
-PUBLISHED = "this->publish(mail + after * words, h);"
-# rows of two steps before: free where they are published, but not above
+Z_REVERSED = "reverse || (!WAVEFRONT && blockIdx.z);"
+PUBLISHED = "this->publish(exchange + after * words, h);"
+# rows of two steps before: no longer needed by this layer, but by the one above
 REUSED = f"{PUBLISHED} if (!blockIdx.z && after >= 24) {PUBLISHED.replace('after', '(after - 16)')}"
 FAULTS: dict[str, Faults] = {
     "no wait for the layer below": (
@@ -126,14 +129,17 @@ FAULTS: dict[str, Faults] = {
     ),
     "a slot written again too early": ((PUBLISHED, REUSED),),
     "the step before of the layer below": (("(upper ? after : before)", "before"),),
-    "the first layer's arrays": (("return of[blockIdx.z]", "return of[0]"),),
+    "the first layer's arrays": (("return slots[blockIdx.z]", "return slots[0]"),),
     "another layer's weights": (
-        ("own.below, seq", "{arrays.of[1].below.weight_ih, own.below.mail}, seq"),
+        ("own.lower, seq", "{arrays.slots[1].lower.weight_ih, own.lower.exchange}, seq"),
     ),
     "a layer too far below": (
-        ("own.below, seq", "{own.below.weight_ih, blockIdx.z ? arrays.of[0].mail : nullptr}, seq"),
+        (
+            "own.lower, seq",
+            "{own.lower.weight_ih, blockIdx.z ? arrays.slots[0].exchange : nullptr}, seq",
+        ),
     ),
-    "W_hh in place of W_ih": (("upper ? below.weight_ih : weight_hh", "weight_hh"),),
+    "W_hh in place of W_ih": (("upper ? lower.weight_ih : weight_hh", "weight_hh"),),
     "shares of the reduction that do not begin again": (("warp - sharing", "warp"),),
     "the own product twice": (("sums + partials / 2", "sums"),),
     "upper layers in reverse": ((Z_REVERSED, "reverse || blockIdx.z;"),),
@@ -141,12 +147,12 @@ FAULTS: dict[str, Faults] = {
 
 
 def shows(cell: str, faults: Faults) -> bool:
-    """Whether the last layer of one of the cases is wrong, or does not end."""
+    """Whether the last layer of one of the cases is wrong, or deadlocks."""
     tiling = tiling_of(cell, "training", "BF16")
     for lengths, seed in itertools.product(((6,) * 8, RAGGED), range(12)):
         cases = stack_of(cell, "BF16", 48, lengths, 3)
         try:
-            found = run_forwards(cases, tiling, run=Run(seed), faults=faults, spins=3000)
+            found = run_forwards(cases, tiling, run=Run(seed), faults=faults, max_polls=3000)
             check_layer(cases, 2, tiling, found[2])
         except AssertionError:
             return True

@@ -1,4 +1,4 @@
-"""Stacks whose layers are asked for in a wave: one launch forward, or a reason why not."""
+"""Stacks with a forced wavefront: one launch forward, or a reason why not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from tests.kernels.cuda.emulated.test_sequence_layers import TYPES, compare, serve
+from tests.kernels.cuda.emulated.test_sequence_layers import TYPES, compare, run_layer
 from tests.support import targets
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.emulator.sequence import Run
@@ -42,14 +42,14 @@ CALLS = [  # cell, case, type, whether it is recorded
 def device(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Backend:
-    """The stand-in on a device of today, with a wave forced."""
+    """The fake CuPy on a current device, with a forced wavefront."""
     install(monkeypatch)
     select_kernels("wave")
     return fake_cupy
 
 
 def layers_of_launches() -> list[tuple[str, int]]:
-    """Of each launch the kernel and the grid's third size."""
+    """The kernel and the grid's z size of each launch."""
     return [
         (name.removeprefix("xprnn::").partition("<")[0], grid[2])
         for name, grid in Function.launches
@@ -64,9 +64,9 @@ def test_calls_have_the_values_of_the_equations(
     case = CASES[name]
     if training and "dropout" in case[3]:
         with pytest.raises(xprnn.KernelUnavailableError, match=r"=wave: dropout=0\.5 acts between"):
-            serve(cell, device.name, case, training, **TYPES[numbers])
+            run_layer(cell, device.name, case, training, **TYPES[numbers])
         return
-    found = serve(cell, device.name, case, training, **TYPES[numbers])
+    found = run_layer(cell, device.name, case, training, **TYPES[numbers])
     compare_on_numpy(cell, found, case, training, numbers)
     layers, family = case[3]["num_layers"], cell.partition("_")[0]
     back = [(f"{family}_backward", 1)] * (layers if training else 0)
@@ -83,29 +83,29 @@ def test_a_gpu_has_the_values_of_the_equations(
     select_kernels("wave")
     for N, H, layers in ((3, 512, 2), (40, 200, 4), (5, 100, 8)):
         case = (N, H, 7, {"num_layers": layers}, [*range(1, 8), *[7] * N][:N])
-        found = serve(cell, backend.name, case, True, **TYPES[numbers])
+        found = run_layer(cell, backend.name, case, True, **TYPES[numbers])
         with xprnn.use_kernels("reference"):
-            expected = serve(cell, "numpy", case, True, "float64")
+            expected = run_layer(cell, "numpy", case, True, "float64")
         sizes = {"steps": 7, "width": 2 * H, "layers": layers}
         for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
             assert_close(array, wanted, "float32", f"array {k}", numbers, **sizes)
 
 
 def compare_on_numpy(cell: str, *rest: Any) -> None:
-    """`compare`, whose reference is not asked for a wave."""
+    """`compare`, without a forced wavefront for the reference."""
     with xprnn.use_kernels("reference"):
         compare(cell, *rest)
 
 
-def test_one_layer_is_served_as_by_sequence(device: Backend) -> None:
+def test_one_layer_runs_as_by_sequence(device: Backend) -> None:
     case = (5, 20, 4, {"bidirectional": True}, LENGTHS)
-    compare_on_numpy("gru", serve("gru", device.name, case, True), case, True, "float32")
+    compare_on_numpy("gru", run_layer("gru", device.name, case, True), case, True, "float32")
     assert layers_of_launches() == [("gru_forward", 2), ("gru_backward", 2)]
 
 
 REFUSED = [
     ({"bidirectional": True}, "a layer above would wait for the end of a reverse direction"),
-    ({"num_layers": 9}, "9 layers: a wave has at most 8"),
+    ({"num_layers": 9}, "9 layers: a wavefront has at most 8"),
     ({"hidden_size": 840}, "H=840: the kernels for float32 hold at most H=832 and as many inputs"),
     ({"hidden_size": 720, "num_layers": 3}, "H=720: 135 blocks must run at once, one for 16 units "
      "of each layer; this device holds 132"),
@@ -113,7 +113,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "reason"), REFUSED)
-def test_what_cannot_go_in_a_wave_is_refused(
+def test_what_cannot_run_in_a_wavefront_is_refused(
     options: dict[str, Any], reason: str, device: Backend, select_kernels: SelectKernels
 ) -> None:
     options = {"hidden_size": 16, "num_layers": 2, **options}
@@ -128,10 +128,10 @@ def test_what_cannot_go_in_a_wave_is_refused(
 
 
 @pytest.mark.parametrize("asked", ["wave", "sequence"])
-def test_what_no_sequence_kernel_takes_is_said_of_what_was_asked_for(
+def test_the_reason_of_no_sequence_kernel_names_what_was_requested(
     asked: str, device: Backend, select_kernels: SelectKernels
 ) -> None:
-    """A layer, its arithmetic, and a stepper; one that is served says so too."""
+    """A layer, its arithmetic, and a stepper; the explanation of a supported one as well."""
     select_kernels(asked)
     wide = xprnn.GRU(3, 2000, seed=0, backend=device.name)
     double = xprnn.GRU(3, 4, seed=0, backend=device.name, dtype="float64")
@@ -174,45 +174,47 @@ def test_a_wave_has_to_be_asked_for(device: Backend, select_kernels: SelectKerne
 
 
 @pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0)])
-def test_a_call_without_rows_or_steps_is_served(N: int, T: int, device: Backend) -> None:
+def test_a_call_without_rows_or_steps_runs(N: int, T: int, device: Backend) -> None:
     case = (N, 5, T, {"num_layers": 2}, None)
-    compare_on_numpy("gru", serve("gru", device.name, case, True), case, True, "float32")
+    compare_on_numpy("gru", run_layer("gru", device.name, case, True), case, True, "float32")
     assert not Function.launches
 
 
 @pytest.mark.frozen
-def test_a_wave_that_gives_up_is_reported(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two blocks a layer only one runs."""
+def test_a_wavefront_that_times_out_is_reported(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one of the two blocks of each layer runs."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
-    monkeypatch.setattr(sequence, "SPINS", 50)
+    monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     layer = targets.make("gru", 3, 32, num_layers=2, backend=device.name, dtype="float32").eval()
     x = device.from_host(np.ones((4, 2, 3), np.float32))
-    with pytest.raises(xprnn.KernelStoppedError, match="kernel gru_forward gave up at step 1"):
+    with pytest.raises(xprnn.KernelStoppedError, match="kernel gru_forward timed out at step 1"):
         device.to_host(layer(x)[0])
 
 
 def first_layer_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, places: genuine([every[0]] * len(every), places)
+    return lambda every, slots: genuine([every[0]] * len(every), slots)
 
 
 def nothing_below(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    """The upper layers' last array, the mailbox below, forgotten."""
-    return lambda every, places: genuine([[*row[:-1], None] for row in every], places)
+    """The upper layers' last argument, the exchange buffer of the layer below, is null."""
+    return lambda every, slots: genuine([[*row[:-1], None] for row in every], slots)
 
 
-def own_mailbox(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    """Each upper layer waits for itself."""
-    return lambda every, places: genuine(
-        [every[0], *[[*row[:-1], row[-3]] for row in every[1:]]], places
+def own_exchange(genuine: Callable[..., Any]) -> Callable[..., Any]:
+    """Each upper layer polls its own exchange buffer."""
+    return lambda every, slots: genuine(
+        [every[0], *[[*row[:-1], row[-3]] for row in every[1:]]], slots
     )
 
 
 @pytest.mark.frozen
-@pytest.mark.parametrize("fault", [first_layer_twice, nothing_below, own_mailbox])
+@pytest.mark.parametrize("fault", [first_layer_twice, nothing_below, own_exchange])
 def test_a_fault_in_the_launcher_is_seen(
     fault: Callable[[Any], Any], device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequence, "beside", fault(sequence.beside))
-    monkeypatch.setattr(sequence, "SPINS", 200)
+    monkeypatch.setattr(sequence, "grouped_arguments", fault(sequence.grouped_arguments))
+    monkeypatch.setattr(sequence, "MAX_POLLS", 200)
     with pytest.raises((AssertionError, RuntimeError)):
-        compare_on_numpy("gru", serve("gru", device.name, CASE, False), CASE, False, "float32")
+        compare_on_numpy("gru", run_layer("gru", device.name, CASE, False), CASE, False, "float32")

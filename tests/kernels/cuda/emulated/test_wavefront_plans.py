@@ -1,4 +1,4 @@
-"""The planner where the layers of a stack run in a wave: what fits, and that it runs so."""
+"""The planner for wavefronts of a stack's layers: plans fit the device, and run as planned."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.emulator.sequence import Run, Tiling
 from tests.support.fake_cupy.sequence import Function
 from xprnn.kernels.cuda import plan as planner
-from xprnn.kernels.cuda.plan import Device, Plan, Problem, plan
-from xprnn.kernels.cuda.table import LAYERS
+from xprnn.kernels.cuda.plan import DeviceProperties, LaunchPlan, SequenceProblem, plan
+from xprnn.kernels.cuda.table import MAX_WAVEFRONT_LAYERS
 
 pytestmark = pytest.mark.frozen
 
 
-def sweep(cell: str) -> Iterator[tuple[Device, Problem]]:
-    layers = itertools.cycle((2, 3, LAYERS))
+def sweep(cell: str) -> Iterator[tuple[DeviceProperties, SequenceProblem]]:
+    layers = itertools.cycle((2, 3, MAX_WAVEFRONT_LAYERS))
     for base, numbers in itertools.product(KINDS.values(), NUMBERS):
         for N, H, work in itertools.product(ROWS, UNITS, ("forward", "training")):
-            problem = Problem(cell, work, numbers, N, H, 17, 1, next(layers))
+            problem = SequenceProblem(cell, work, numbers, N, H, 17, 1, next(layers))
             yield base._replace(processors=132), problem
 
 
 def wrong(cell: str) -> tuple[list[str], Counter[str]]:
-    """What is wrong with the first choice that does not fit, and how many were taken or not."""
+    """Problems of the first plan that does not fit, and counts of plans and reasons."""
     seen: Counter[str] = Counter()
     for device, problem in sweep(cell):
         chosen = decide(device, problem)
         seen[chosen[0] if isinstance(chosen, str) else "taken"] += 1
-        if isinstance(chosen, Plan) and (found := problems_of(chosen, device, problem)):
+        if isinstance(chosen, LaunchPlan) and (found := problems_of(chosen, device, problem)):
             return found, seen
     return [], seen
 
@@ -57,12 +57,15 @@ def test_every_choice_fits(cell: str) -> None:
 
 
 def test_small_layers_leave_room_for_others() -> None:
-    """At H=512 four layers of 32 blocks; twice the products of a step alone."""
-    small = Problem("gru", "forward", "bfloat16", 8, 512, 100, 1, 4)
+    """At H=512, four layers of 32 blocks; twice the products of a layer alone."""
+    small = SequenceProblem("gru", "forward", "bfloat16", 8, 512, 100, 1, 4)
     chosen, alone = plan(H200, small), plan(H200, small._replace(layers=1))
-    assert (chosen.grid, chosen.resident, chosen.tiling.chunks) == ((32, 1, 4), 1, 4)
-    assert (alone.grid, alone.tiling.chunks) == ((32, 1, 1), 2)
-    assert plan(H200, small._replace(layers=LAYERS + 1)) == "9 layers: a wave has at most 8"
+    assert (chosen.grid, chosen.blocks_per_processor, chosen.tiling.k_blocks) == ((32, 1, 4), 1, 4)
+    assert (alone.grid, alone.tiling.k_blocks) == ((32, 1, 1), 2)
+    assert (
+        plan(H200, small._replace(layers=MAX_WAVEFRONT_LAYERS + 1))
+        == "9 layers: a wavefront has at most 8"
+    )
 
 
 FAULTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
@@ -83,8 +86,8 @@ FAULTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 }
 
 
-def _layers(found: Plan | str, layers: int) -> Plan | str:
-    return found._replace(layers=layers) if isinstance(found, Plan) else found
+def _layers(found: LaunchPlan | str, layers: int) -> LaunchPlan | str:
+    return found._replace(layers=layers) if isinstance(found, LaunchPlan) else found
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -107,9 +110,10 @@ def test_a_plan_runs_and_has_the_values_of_the_plain_loops(
 ) -> None:
     processors, cell, work, numbers, N, H, T, layers = problem
     chosen = decide(
-        H200._replace(processors=processors), Problem(cell, work, numbers, N, H, T, 1, layers)
+        H200._replace(processors=processors),
+        SequenceProblem(cell, work, numbers, N, H, T, 1, layers),
     )
-    assert isinstance(chosen, Plan) and (chosen.passes > 1 or chosen.groups > 1)
+    assert isinstance(chosen, LaunchPlan) and (chosen.passes > 1 or chosen.groups > 1)
     tiling, genuine = Function(chosen.name, wave=True).tiling, emulated_sequences.launch
     monkeypatch.setattr(Tiling, "shared", lambda self, passes: chosen.shared)
     monkeypatch.setattr(
@@ -118,5 +122,5 @@ def test_a_plan_runs_and_has_the_values_of_the_plain_loops(
         lambda tiling, given, grid, *rest: genuine(tiling, given, chosen.grid, *rest),
     )
     cases = stack_of(cell, tiling.kind, H, (T, *[T - 1] * (N - 1)), layers)
-    run = Run(resident=processors * chosen.resident)
-    check_wave(cases, tiling, passes=chosen.passes, run=run, spins=5000)
+    run = Run(resident=processors * chosen.blocks_per_processor)
+    check_wave(cases, tiling, passes=chosen.passes, run=run, max_polls=5000)

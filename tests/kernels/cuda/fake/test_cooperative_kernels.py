@@ -1,4 +1,4 @@
-"""Kernels whose blocks wait for each other: in turn on a device, and what they report."""
+"""Persistent kernels: serialized launches on a device, and reports of timeouts."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ import pytest
 
 import xprnn
 from tests.support.fake_cupy.cuda import LOG
-from tests.support.fake_cupy.launch import Gpu, Stream, gives_up
+from tests.support.fake_cupy.launch import Gpu, Stream, times_out
 from tests.support.operations import PARTS, Case
 from tests.support.targets import arguments, arrays, assert_same, forward, make, run
 from xprnn.backend import Backend
+from xprnn.backend.cooperative import CooperativeKernels, LaunchShape
 from xprnn.backend.cupy import CupyBackend
-from xprnn.backend.resident import ResidentKernels, Shape
 
 SEEDS = range(50)
-SHAPE = Shape((3, 2), 256, 100_000)  # on a device with room for 8: no two at once
+SHAPE = LaunchShape(
+    (3, 2), 256, 100_000
+)  # on a device that holds 8 blocks: no two launches at once
 
 
 def launches(gpu: Gpu, count: int) -> None:
-    """So many launches, from two threads on two streams, in any order."""
-    resident = ResidentKernels(gpu.cupy, 0)
+    """`count` launches from each of two threads, on two streams, in any order."""
+    resident = CooperativeKernels(gpu.cupy, 0)
     kernel, streams = gpu.kernel(), [Stream(gpu) for _ in range(2)]
 
-    def serve(stream: Stream) -> None:
+    def submit(stream: Stream) -> None:
         with stream:
             for _ in range(count):
                 resident.launch("k", kernel, SHAPE, (np.int32(5),))
 
-    threads = [threading.Thread(target=serve, args=(stream,)) for stream in streams]
+    threads = [threading.Thread(target=submit, args=(stream,)) for stream in streams]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -59,7 +61,7 @@ def starves(gpu: Gpu) -> bool:
 
 
 def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted faults: no wait, no record."""
+    """The injected faults: no wait, no record."""
     monkeypatch.setattr(Stream, "wait_event", lambda self, event: None)
     gpu = Gpu(processors=8)
     launches(gpu, 5)
@@ -73,9 +75,9 @@ def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads that both wait for the same launch before them would run side by side."""
+    """Two threads that wait for the same previous launch would run concurrently."""
     gpu = Gpu(processors=8)
-    resident, streams = ResidentKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
+    resident, streams = CooperativeKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
     kernel, both = gpu.kernel(), threading.Barrier(2)
     if not locked:
         monkeypatch.setattr(resident, "_lock", nullcontext())
@@ -88,15 +90,15 @@ def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> No
         try:
             both.wait(0.2 if locked else None)
         except threading.BrokenBarrierError:
-            assert locked  # the other thread may not be here yet
+            assert locked  # the other thread may not have arrived yet
 
     monkeypatch.setattr(Stream, "wait_event", hesitate)
 
-    def serve(stream: Stream) -> None:
+    def submit(stream: Stream) -> None:
         with stream:
             resident.launch("k", kernel, SHAPE, ())
 
-    threads = [threading.Thread(target=serve, args=(stream,)) for stream in streams]
+    threads = [threading.Thread(target=submit, args=(stream,)) for stream in streams]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -106,14 +108,14 @@ def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
     gpu = Gpu(processors=8)
-    resident = ResidentKernels(gpu.cupy, 0)
+    resident = CooperativeKernels(gpu.cupy, 0)
     message = "kernel k: 9 blocks of 256 threads and 100000 bytes .* the device holds 8"
     for grid in ((9, 1), (1, 9), (3, 3)):
         with Stream(gpu) as stream, pytest.raises(RuntimeError, match=message):
             resident.launch("k", gpu.kernel(), SHAPE._replace(grid=grid), ())
         assert not stream.queue
     with stream:  # two of them on each multiprocessor
-        ResidentKernels(Gpu(processors=8, each=2).cupy, 0).launch(
+        CooperativeKernels(Gpu(processors=8, each=2).cupy, 0).launch(
             "k", gpu.kernel(), SHAPE._replace(grid=(4, 4)), ()
         )
     assert stream.queue
@@ -121,7 +123,7 @@ def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
 
 def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
     gpu = Gpu(processors=8)
-    resident, kernel = ResidentKernels(gpu.cupy, 0), gpu.kernel()
+    resident, kernel = CooperativeKernels(gpu.cupy, 0), gpu.kernel()
     with Stream(gpu):
         for shared in (200_000, 1000, 200_000, 0, 232_432):
             resident.launch("k", kernel, SHAPE._replace(shared=shared), ())
@@ -136,21 +138,21 @@ def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
 
 @pytest.fixture
 def stopped(fake_cupy: Backend) -> Any:
-    """Let a kernel on the backend "fake_cupy" give up at a step."""
+    """Let a kernel on the backend "fake_cupy" time out at a step."""
     gpu = Gpu(processors=8)
-    fake_cupy.resident = ResidentKernels(gpu.cupy, 0)
+    fake_cupy.resident = CooperativeKernels(gpu.cupy, 0)
     stream = Stream(gpu)
 
     def stop(name: str = "gru_forward", step: int = 17) -> None:
         with stream:
             fake_cupy.resident.launch("other", gpu.kernel(), SHAPE, ())
-            fake_cupy.resident.launch(name, gpu.kernel(gives_up(step)), SHAPE, (np.int32(5),))
+            fake_cupy.resident.launch(name, gpu.kernel(times_out(step)), SHAPE, (np.int32(5),))
         gpu.run(seed=0)
 
     return stop
 
 
-REPORT = "kernel {} gave up at step {}: .* NaN"
+REPORT = "kernel {} timed out at step {}: .* NaN"
 
 
 @pytest.mark.parametrize("step", [0, 17, 2**24 - 1])
@@ -171,7 +173,7 @@ def test_the_next_call_names_kernel_and_step(
 
 def test_a_kernel_that_ends_well_reports_nothing(fake_cupy: Backend) -> None:
     gpu = Gpu(processors=8)
-    fake_cupy.resident = ResidentKernels(gpu.cupy, 0)
+    fake_cupy.resident = CooperativeKernels(gpu.cupy, 0)
     with Stream(gpu):
         fake_cupy.resident.launch("k", gpu.kernel(), SHAPE, ())
     xprnn.synchronize()

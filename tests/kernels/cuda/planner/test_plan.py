@@ -1,4 +1,4 @@
-"""The planner of sequence kernels: what it chooses fits, and what it refuses cannot be had."""
+"""The planner of sequence kernels: its plans fit the device, and what it rejects does not."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from xprnn.arithmetic import check_arithmetic
 from xprnn.cells import CELLS
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.plan import (
-    Device,
-    Plan,
-    Problem,
+    DeviceProperties,
+    LaunchPlan,
+    SequenceProblem,
     instantiations,
-    numbers_of,
+    math_mode_of,
     padded,
     plan,
 )
 from xprnn.kernels.cuda.table import KERNELS
 
-SERVED = tuple(dict(KERNELS.keys()))  # cells
+CELLS_WITH_KERNELS = tuple(dict(KERNELS.keys()))  # cells
 WORK = ("forward", "training", "backward")
 NUMBERS = ("float32", "tf32", "bfloat16", "float16")
 GRID = [  # (N, H, T) of the speed table
     *((1, 256, 512), (8, 512, 512), (32, 512, 512), (64, 1024, 256)),
     *((256, 1024, 128), (1, 1024, 1024), (16, 768, 1024)),
 ]
-H200 = Device((9, 0), 132)
+H200 = DeviceProperties((9, 0), 132)
 KINDS = {  # of devices, but for their number of multiprocessors
-    "A100": Device((8, 0), 1, shared=167936, shared_block=166912),
-    "A10": Device((8, 6), 1, threads=1536, blocks=16, shared=102400, shared_block=101376),
-    "L4": Device((8, 9), 1, threads=1536, blocks=24, shared=102400, shared_block=101376),
-    "H200": Device((9, 0), 1),
-    "of twice the size": Device((10, 0), 1, registers=131072, shared=466944),
+    "A100": DeviceProperties((8, 0), 1, shared=167936, shared_block=166912),
+    "A10": DeviceProperties((8, 6), 1, threads=1536, blocks=16, shared=102400, shared_block=101376),
+    "L4": DeviceProperties((8, 9), 1, threads=1536, blocks=24, shared=102400, shared_block=101376),
+    "H200": DeviceProperties((9, 0), 1),
+    "of twice the size": DeviceProperties((10, 0), 1, registers=131072, shared=466944),
 }
 PROCESSORS = (16, 41, 84, 132, 148)
 ROWS = (1, 7, 8, 9, 31, 64, 256, 1000, 20_000)
@@ -55,17 +55,21 @@ NAMED = {"float32": "TF32X3", "tf32": "TF32", "bfloat16": "BF16", "float16": "F1
 FLAGS = {"forward": ", false>", "training": ", true>", "backward": ">"}
 
 
-def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
-    """What is wrong with a choice; the sums are those of the kernels' sources, made once more."""
+def problems_of(
+    chosen: LaunchPlan, device: DeviceProperties, problem: SequenceProblem
+) -> list[str]:
+    """Problems of a plan, from an independent calculation of the kernels' resources."""
     warps, chunks, held, tiles, cluster = chosen.tiling
-    backward, wide = problem.work == "backward", problem.numbers in ("float32", "tf32")
+    backward, wide = problem.work == "backward", problem.math_mode in ("float32", "tf32")
     cell = CELLS[problem.cell]
-    gates = 1 if backward else cell.gates  # whose sums are kept apart
-    spare = 135 if problem.numbers == "float32" else 111  # what the compiler needs besides weights
-    spare = 95 if gates == 4 and wide else spare  # five chunks are held
-    weights = 8 * gates * held  # of a lane: 8 words a chunk and gate
-    if cluster > 1 and problem.numbers != "float32":
-        spare = min(spare + 9, 255 - weights)  # it makes do with fewer where there are not more
+    gates = 1 if backward else cell.gates  # with separate sums
+    spare = (
+        135 if problem.math_mode == "float32" else 111
+    )  # what the compiler needs besides weights
+    spare = 95 if gates == 4 and wide else spare  # five k-blocks are in registers
+    weights = 8 * gates * held  # of a lane: 8 words per k-block and gate
+    if cluster > 1 and problem.math_mode != "float32":
+        spare = min(spare + 9, 255 - weights)  # it uses fewer if there are not more
     partial = 2 * warps * gates * 8 * tiles * 20 * 4
     rest = (chunks - held) * warps * 32 * 4 * 8 * gates
     carried = 16 * 4 * 8 * tiles * chosen.passes * len(cell.state_names) if backward else 0
@@ -75,14 +79,14 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     H = -(-problem.H // per_row) * per_row
     length = cell.gates * H if backward else problem.H * (1 + (problem.layers > 1))
     units = Counter(u for s in range(chosen.slices) for u in range(16 * s, 16 * s + 16))
-    own, resident = 8 * tiles * chosen.passes, chosen.resident
+    own, resident = 8 * tiles * chosen.passes, chosen.blocks_per_processor
     whole = -(-shared // 128) * 128 + device.shared_reserved
     beside = problem.directions * problem.layers
     blocks, processors = chosen.slices * chosen.groups * beside, device.processors
     step = blocks * -(-problem.N // chosen.groups) * length * (4 if wide else 2)
     family, _, relu = problem.cell.partition("_")
     kernel = f"xprnn::{family}_{'backward' if backward else 'forward'}"
-    wanted = f"{kernel}<xprnn::{NAMED[problem.numbers]}, {warps}, {chunks}, {held}, {tiles}"
+    wanted = f"{kernel}<xprnn::{NAMED[problem.math_mode]}, {warps}, {chunks}, {held}, {tiles}"
     wanted += {"tanh": ", false>", "relu": ", true>"}.get(relu, FLAGS[problem.work])
     broken = {
         "name": chosen.name != wanted,
@@ -110,8 +114,8 @@ def problems_of(chosen: Plan, device: Device, problem: Problem) -> list[str]:
     return [name for name, wrong in broken.items() if wrong]
 
 
-def staged_bytes(chosen: Plan) -> int:
-    """Shared memory of a warp for what its neighbours poll for: two barriers, and their pieces."""
+def staged_bytes(chosen: LaunchPlan) -> int:
+    """Shared memory of a warp for data of its cluster: two barriers, and the received k-blocks."""
     _, chunks, _, tiles, cluster = chosen.tiling
     if cluster == 1:
         return 0
@@ -125,39 +129,41 @@ def staged_bytes(chosen: Plan) -> int:
 
 def sweep(
     processors: tuple[int, ...] = PROCESSORS, cell: str = "gru", directions: int = 1
-) -> Iterator[tuple[Device, Problem]]:
-    """Devices and problems of every kind; T, which changes nothing, takes turns."""
+) -> Iterator[tuple[DeviceProperties, SequenceProblem]]:
+    """Devices and problems of every kind; T, which has no effect, cycles."""
     times = itertools.cycle((1, 17, 100_000))
     for base, count, work, numbers in itertools.product(KINDS.values(), processors, WORK, NUMBERS):
         device = base._replace(processors=count)
         for N, H in itertools.product(ROWS, UNITS):
-            yield device, Problem(cell, work, numbers, N, H, next(times), directions)
+            yield device, SequenceProblem(cell, work, numbers, N, H, next(times), directions)
 
 
-def decide(device: Device, problem: Problem) -> Plan | str:
-    """As `plan`, without its memory."""
+def decide(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | str:
+    """As `plan`, without its cache."""
     return plan.__wrapped__(device, problem)
 
 
 def a_wrong_choice(cell: str = "gru", directions: int = 1) -> list[str]:
-    """What is wrong with the first choice that does not fit, of a smaller sweep; [] for none."""
+    """Problems of the first plan that does not fit, in a smaller sweep; [] for none."""
     for device, problem in sweep((16, 132), cell, directions):
         chosen = decide(device, problem)
-        if isinstance(chosen, Plan) and (wrong := problems_of(chosen, device, problem)):
+        if isinstance(chosen, LaunchPlan) and (wrong := problems_of(chosen, device, problem)):
             return wrong
     return []
 
 
-@pytest.mark.parametrize("cell", SERVED)
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
 def test_every_choice_fits(cell: str) -> None:
     taken, refused, chosen = Counter(), Counter(), set()
     for device, problem in sweep(PROCESSORS if cell == "gru" else (16, 132), cell):
         answer = decide(device, problem)
-        if isinstance(answer, Plan):
+        if isinstance(answer, LaunchPlan):
             assert not problems_of(answer, device, problem), (device, problem, answer)
-            if answer.resident > 1:  # as few as will do
-                assert isinstance(decide(device._replace(blocks=answer.resident - 1), problem), str)
-            taken[answer.resident] += 1
+            if answer.blocks_per_processor > 1:  # as few as possible
+                assert isinstance(
+                    decide(device._replace(blocks=answer.blocks_per_processor - 1), problem), str
+                )
+            taken[answer.blocks_per_processor] += 1
             chosen.add((answer.name, answer.cluster))
         else:
             assert re.match(r"[HN]=\d+: .*\d", answer), answer
@@ -169,25 +175,31 @@ def test_every_choice_fits(cell: str) -> None:
         for cluster in (1, 2)
         for name, _ in instantiations(cell, work, cluster)
     }
-    assert chosen == listed  # none that nothing chooses, none that the list lacks
+    assert chosen == listed  # no unused and no missing instantiation
 
 
 FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "UNITS": ("blocks of 32 units", lambda was: 32),
     "TILE": ("tiles of 16 rows", lambda was: 16),
-    "HEAD": ("no head", lambda was: 0),
-    "CHUNK": ("double chunks", lambda was: {name: 2 * size for name, size in was.items()}),
-    "KIND": ("kinds swapped", lambda was: {**was, "tf32": "TF32X3"}),
-    "SPARE": ("few registers", lambda was: {name: size // 2 for name, size in was.items()}),
+    "SHARED_HEADER": ("no head", lambda was: 0),
+    "K_BLOCK_ELEMENTS": (
+        "double chunks",
+        lambda was: {name: 2 * size for name, size in was.items()},
+    ),
+    "MODE_NAMES": ("kinds swapped", lambda was: {**was, "tf32": "TF32X3"}),
+    "BASE_REGISTERS": (
+        "few registers",
+        lambda was: {name: size // 2 for name, size in was.items()},
+    ),
     "occupancy": ("one block too many", lambda was: lambda *given: was(*given) + 1),
     "_shared": ("a pass too few", lambda was: lambda k, t, passes: was(k, t, passes - 1)),
     "_registers": ("weights forgotten", lambda was: lambda k, numbers, t: 96),
     "WARP": ("warps of 16", lambda was: 16),
     "_has": ("clusters on all devices", lambda was: lambda device, cluster: True),
-    "SHARED_FROM": ("clusters for little", lambda was: 1 << 20),
+    "CLUSTER_MIN_BYTES": ("clusters for little", lambda was: 1 << 20),
     "_staged": ("no memory for clusters", lambda was: lambda tiling: 0),
-    "PIECE": ("pieces of half the size", lambda was: 256),
-    "MOST": ("half of the registers", lambda was: was // 2),
+    "K_BLOCK_BYTES": ("pieces of half the size", lambda was: 256),
+    "MAX_REGISTERS": ("half of the registers", lambda was: was // 2),
 }
 
 
@@ -216,7 +228,7 @@ def test_a_fault_in_the_table_is_seen(
     assert a_wrong_choice(cell)
 
 
-def test_a_device_that_has_more_serves_all_that_one_with_less_does() -> None:
+def test_a_larger_device_fits_everything_that_a_smaller_one_does() -> None:
     lot = random.Random(0)
     cases = list(sweep((16, 84)))
     lost = []
@@ -241,19 +253,19 @@ def test_a_device_that_has_more_serves_all_that_one_with_less_does() -> None:
 
 @pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("work", WORK)
-@pytest.mark.parametrize("cell", SERVED)
-def test_the_speed_table_is_served(cell: str, work: str, numbers: str) -> None:
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
+def test_the_speed_table_has_plans(cell: str, work: str, numbers: str) -> None:
     for N, H, T in GRID:
-        chosen = plan(H200, Problem(cell, work, numbers, N, H, T))
-        assert isinstance(chosen, Plan), chosen
-        assert chosen.resident == 1
-        # four gates' weights leave room for half the sums
+        chosen = plan(H200, SequenceProblem(cell, work, numbers, N, H, T))
+        assert isinstance(chosen, LaunchPlan), chosen
+        assert chosen.blocks_per_processor == 1
+        # the weights of four gates leave memory for half of the sums
         half = cell == "lstm" and work != "backward" and numbers in ("float32", "tf32")
         assert chosen.passes == {256: 4, 64: 1}.get(N, 1) * (1 + (half and H == 1024 and N > 16))
 
 
 @pytest.mark.parametrize("work", WORK)
-@pytest.mark.parametrize("cell", SERVED)
+@pytest.mark.parametrize("cell", CELLS_WITH_KERNELS)
 def test_instantiations_are_few_and_differ(cell: str, work: str) -> None:
     count = 0
     for cluster in (1, 2):
@@ -265,10 +277,10 @@ def test_instantiations_are_few_and_differ(cell: str, work: str) -> None:
 
 
 def test_blocks_share_what_they_poll_for_where_that_is_much() -> None:
-    big = Problem("gru", "backward", "float32", 256, 1024, 128)
+    big = SequenceProblem("gru", "backward", "float32", 256, 1024, 128)
     for N, H, cluster in ((64, 1024, 2), (256, 1000, 2), (32, 512, 1), (1, 1024, 1)):
         assert plan(H200, big._replace(N=N, H=H)).cluster == cluster
-    odd = plan(H200, big._replace(H=1000))  # 63 blocks have units
+    odd = plan(H200, big._replace(H=1000))  # 63 of the 64 blocks have units
     assert odd.grid == (64, 2, 1)
     for capability, cluster in (((8, 0), 1), ((10, 0), 2), ((10, 3), 2), ((12, 0), 1)):
         assert plan(H200._replace(capability=capability), big).cluster == cluster
@@ -278,16 +290,16 @@ def test_blocks_share_what_they_poll_for_where_that_is_much() -> None:
 def test_what_cupy_says_of_a_device() -> None:
     runtime = SimpleNamespace(getDeviceProperties=lambda number: devices.H200)
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    assert Device.of(cupy, 0) == H200
+    assert DeviceProperties.of(cupy, 0) == H200
 
 
 @pytest.mark.parametrize(("H", "narrow", "wide"), [(1, 8, 4), (4, 8, 4), (9, 16, 12), (16, 16, 16)])
-def test_mailbox_rows_are_whole_words_of_16_bytes(H: int, narrow: int, wide: int) -> None:
+def test_exchange_rows_are_multiples_of_16_bytes(H: int, narrow: int, wide: int) -> None:
     assert [padded(H, numbers) for numbers in NUMBERS] == [wide, wide, narrow, narrow]
 
 
 def test_numbers_are_what_products_read() -> None:
-    assert numbers_of(check_arithmetic("float32", None, "ieee")) == "float32"
-    assert numbers_of(check_arithmetic("float32", None, "tf32")) == "tf32"
-    assert numbers_of(check_arithmetic("float32", np.float16, "ieee")) == "float16"
-    assert numbers_of(check_arithmetic("float64", None, "ieee")) == "float64"
+    assert math_mode_of(check_arithmetic("float32", None, "ieee")) == "float32"
+    assert math_mode_of(check_arithmetic("float32", None, "tf32")) == "tf32"
+    assert math_mode_of(check_arithmetic("float32", np.float16, "ieee")) == "float16"
+    assert math_mode_of(check_arithmetic("float64", None, "ieee")) == "float64"

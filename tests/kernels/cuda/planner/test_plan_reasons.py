@@ -1,4 +1,4 @@
-"""Why the planner of sequence kernels refuses: each reason names what does not fit, as narrowly."""
+"""Reasons of the planner of sequence kernels: each names exactly what does not fit."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 import pytest
 
-from xprnn.kernels.cuda.plan import Device, Plan, Problem, plan
+from xprnn.kernels.cuda.plan import DeviceProperties, LaunchPlan, SequenceProblem, plan
 
-GRU = Problem("gru", "training", "float32", 8, 512, 100)
-H200 = Device((9, 0), 132)
-SMALL = Device((8, 6), 28, threads=1536, blocks=16, shared=102400, shared_block=101376)
-REASONS: list[tuple[Device, dict[str, Any], str]] = [
-    (H200, {"cell": "gru_reset_before"}, "reset_after=False takes two products"),
+GRU = SequenceProblem("gru", "training", "float32", 8, 512, 100)
+H200 = DeviceProperties((9, 0), 132)
+SMALL = DeviceProperties((8, 6), 28, threads=1536, blocks=16, shared=102400, shared_block=101376)
+REASONS: list[tuple[DeviceProperties, dict[str, Any], str]] = [
+    (H200, {"cell": "gru_reset_before"}, "reset_after=False takes two dependent products"),
     (H200, {"cell": "peephole"}, "no sequence kernel for cell 'peephole'"),
     (H200, {"cell": "lstm", "H": 1153}, "H=1153: the kernels for float32 hold at most H=1152"),
-    (H200, {"numbers": "float64"}, "float64: sequence kernels multiply float32, tf32, bfloat16"),
+    (H200, {"math_mode": "float64"}, "float64: sequence kernels multiply float32, tf32, bfloat16"),
     (H200._replace(capability=(7, 5)), {}, "compute capability 7.5: sequence kernels need 8.0"),
-    (H200._replace(cooperative=False), {}, "cannot launch blocks that wait"),
+    (H200._replace(cooperative=False), {}, "does not support cooperative launches"),
     (H200, {"T": 0}, "T=0 N=8: there is nothing to launch"),
     (H200, {"N": 0}, "T=100 N=0: there is nothing to launch"),
     (H200, {"N": 2**20, "T": 2047}, r"N \* \(T \+ 1\) = 2,147,483,648: .* less than 2,147,483,648"),
     (H200, {"H": 1665}, "H=1665: the kernels for float32 hold at most H=1664"),
     (H200, {"H": 1665, "work": "backward"}, "H=1665: .* at most H=1664"),
-    (H200, {"H": 2561, "numbers": "float16"}, "H=2561: .* float16 hold at most H=2560"),
+    (H200, {"H": 2561, "math_mode": "float16"}, "H=2561: .* float16 hold at most H=2560"),
     (
         H200,
-        {"H": 2113, "numbers": "bfloat16"},
+        {"H": 2113, "math_mode": "bfloat16"},
         "H=2113: 133 blocks must run at once, one for 16 units; this device holds 132",
     ),
     (SMALL, {"H": 1024}, "H=1024: .* 104,576 bytes of shared memory, this device has 101,376"),
@@ -42,9 +42,9 @@ REASONS: list[tuple[Device, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("device", "change", "reason"), REASONS, ids=[r[2] for r in REASONS])
 def test_the_reason_names_what_does_not_fit(
-    device: Device, change: dict[str, Any], reason: str
+    device: DeviceProperties, change: dict[str, Any], reason: str
 ) -> None:
-    assert isinstance(plan(H200, GRU), Plan)
+    assert isinstance(plan(H200, GRU), LaunchPlan)
     answer = plan(device, GRU._replace(**change))
     assert isinstance(answer, str), answer
     assert re.search(reason, answer), answer
@@ -53,14 +53,14 @@ def test_the_reason_names_what_does_not_fit(
 @pytest.mark.parametrize(
     ("device", "change", "fits"),
     [
-        (H200, {"H": 2113, "numbers": "bfloat16"}, {"H": 2112}),
+        (H200, {"H": 2113, "math_mode": "bfloat16"}, {"H": 2112}),
         (SMALL, {"H": 449}, {"H": 448}),
         (H200, {"H": 1665}, {"H": 1664}),
         (H200, {"N": 2**20, "T": 2047}, {"T": 2046}),
     ],
 )
 def test_a_reason_is_as_narrow_as_it_can_be(
-    device: Device, change: dict[str, Any], fits: dict[str, Any]
+    device: DeviceProperties, change: dict[str, Any], fits: dict[str, Any]
 ) -> None:
     assert isinstance(plan(device, GRU._replace(**change)), str)
-    assert isinstance(plan(device, GRU._replace(**{**change, **fits})), Plan)
+    assert isinstance(plan(device, GRU._replace(**{**change, **fits})), LaunchPlan)

@@ -1,19 +1,19 @@
-// What blocks of a cluster do with each other's shared memory, on fibers. Stands behind fibers.h.
+// Emulation of accesses to the shared memory of other blocks of a cluster. Included after fibers.h.
 //
-// A store to a neighbour arrives late and in any order, as does an arrival at its mbarrier; the
-// bytes that a store counts there are counted with its data or later, never before. The cluster's
-// barrier waits for arrivals that come before it, but not for such stores. Reported are a
-// store or an arrival at a block that has ended, and mbarriers that are misused: not initialised,
-// with more arrivals in a phase than it has places, or two phases ahead of those who wait.
+// A store to another block is performed late and in any order, as is an arrival at its mbarrier;
+// the bytes of a store are counted at the mbarrier with its data or later, never before. The
+// cluster's barrier waits for arrivals made before it, but not for such stores. Reported are
+// stores and arrivals at a block that has ended, and misused mbarriers: not initialised, with more
+// arrivals in a phase than it was initialised for, or two phases ahead of the waiting threads.
 
-namespace fibers {
+namespace emulator {
 
-inline Block& block_of(int rank) { return *(current->its_block - current->its_block->rank + rank); }
+inline Block& block_of(int rank) { return *(current->parent - current->parent->rank + rank); }
 
-// The same place in the shared memory of a block of this cluster.
-inline unsigned char* at_rank(const void* mine, int rank) {
-  const auto* p = static_cast<const unsigned char*>(mine);
-  return block_of(rank).shared.data() + (p - current->its_block->shared.data());
+// The same address in the shared memory of a block of this cluster.
+inline unsigned char* at_rank(const void* own, int rank) {
+  const auto* p = static_cast<const unsigned char*>(own);
+  return block_of(rank).shared.data() + (p - current->parent->shared.data());
 }
 inline Block* owner(const unsigned char* p) {
   for (int rank = 0; rank < grid->cluster; ++rank) {
@@ -22,65 +22,65 @@ inline Block* owner(const unsigned char* p) {
   }
   return nullptr;
 }
-// A misuse ends the launch; unlike `fail`, from the scheduler too.
+// Ends the launch; unlike `fail`, it can be called from the scheduler.
 inline void report(Outcome outcome) {
   if (grid->outcome == FINE) grid->outcome = outcome;
 }
 
-inline Counter* counter_at(Block& block, const unsigned char* p) {
-  const auto found = block.counters.find(p - block.shared.data());
-  if (found != block.counters.end()) return &found->second;
+inline Mbarrier* mbarrier_at(Block& block, const unsigned char* p) {
+  const auto found = block.mbarriers.find(p - block.shared.data());
+  if (found != block.mbarriers.end()) return &found->second;
   report(MISUSED);
   return nullptr;
 }
-inline void init_counter(unsigned char* p, int count) {
-  Block& block = *current->its_block;
+inline void init_mbarrier(unsigned char* p, int count) {
+  Block& block = *current->parent;
   if (reinterpret_cast<uintptr_t>(p) % 8) fail(UNALIGNED);
-  block.counters[p - block.shared.data()] = {count, count, 0, 0, true};
+  block.mbarriers[p - block.shared.data()] = {count, count, 0, 0, true};
 }
-inline void count(Counter& counter, int arrivals, long bytes) {
-  counter.pending -= arrivals;
-  counter.bytes += bytes;
-  if (counter.pending < 0 || std::abs(counter.bytes) >= 1 << 20) return report(MISUSED);
-  if (counter.pending || counter.bytes) return;
-  if (!counter.seen) return report(MISUSED);
-  counter.seen = false;
-  counter.pending = counter.count;
-  ++counter.phase;
+inline void count(Mbarrier& mbarrier, int arrivals, long bytes) {
+  mbarrier.pending -= arrivals;
+  mbarrier.bytes += bytes;
+  if (mbarrier.pending < 0 || std::abs(mbarrier.bytes) >= 1 << 20) return report(MISUSED);
+  if (mbarrier.pending || mbarrier.bytes) return;
+  if (!mbarrier.seen) return report(MISUSED);
+  mbarrier.seen = false;
+  mbarrier.pending = mbarrier.count;
+  ++mbarrier.phase;
   grid->idle = 0;
 }
 inline void expect_bytes(unsigned char* p, long bytes) {
-  if (Counter* counter = counter_at(*current->its_block, p)) count(*counter, 1, bytes);
+  if (Mbarrier* mbarrier = mbarrier_at(*current->parent, p)) count(*mbarrier, 1, bytes);
 }
-// Whether the phase of this parity has ended. While somebody waits, time passes for what is sent.
+// Whether the phase of this parity has ended. If not, a pending send makes progress.
 inline bool phase_ended(unsigned char* p, unsigned parity) {
-  Counter* const counter = counter_at(*current->its_block, p);
-  if (!counter) return false;
-  const bool ended = (counter->phase & 1u) != parity;
+  Mbarrier* const mbarrier = mbarrier_at(*current->parent, p);
+  if (!mbarrier) return false;
+  const bool ended = (mbarrier->phase & 1u) != parity;
   if (ended)
-    counter->seen = true;
-  else if (!grid->sent.empty())
-    deliver(grid->random() % grid->sent.size());
+    mbarrier->seen = true;
+  else if (!grid->pending_sends.empty())
+    deliver(grid->random() % grid->pending_sends.size());
   return ended;
 }
 
-inline void deliver(size_t i) {  // a part of what was sent, or all that is left of it
-  if (!grid->sent[i].part()) return;
-  std::swap(grid->sent[i], grid->sent.back());
-  grid->sent.pop_back();
+inline void deliver(size_t i) {  // performs a part of a send
+  if (!grid->pending_sends[i].part()) return;
+  std::swap(grid->pending_sends[i], grid->pending_sends.back());
+  grid->pending_sends.pop_back();
 }
-inline void send(std::function<bool()> part, Fiber* arrival) {
+inline void send(std::function<bool()> part, Thread* arrival) {
   grid->idle = 0;
-  grid->sent.push_back({part, arrival});
+  grid->pending_sends.push_back({part, arrival});
   if (!grid->shuffled)
-    while (!grid->sent.empty()) deliver(0);
+    while (!grid->pending_sends.empty()) deliver(0);
 }
 inline void send_words(unsigned char* to, uint4 value, unsigned char* barrier) {
   Block* const block = owner(to);
   if (reinterpret_cast<uintptr_t>(to) % 16) return fail(UNALIGNED);
   if (!block || owner(barrier) != block) return fail(MISUSED);
   bool written = false;
-  const bool apart = grid->random() % 2;
+  const bool in_two_parts = grid->random() % 2;
   const auto part = [=]() mutable {
     if (!block->members) {
       report(GONE);
@@ -89,9 +89,9 @@ inline void send_words(unsigned char* to, uint4 value, unsigned char* barrier) {
     if (!written) {
       memcpy(to, &value, sizeof value);
       written = true;
-      if (apart) return false;
+      if (in_two_parts) return false;
     }
-    if (Counter* counter = counter_at(*block, barrier)) count(*counter, 0, -16);
+    if (Mbarrier* mbarrier = mbarrier_at(*block, barrier)) count(*mbarrier, 0, -16);
     return true;
   };
   send(part, nullptr);
@@ -102,17 +102,17 @@ inline void send_arrival(unsigned char* barrier) {
   const auto part = [=] {
     if (!block->members)
       report(GONE);
-    else if (Counter* counter = counter_at(*block, barrier))
-      count(*counter, 1, 0);
+    else if (Mbarrier* mbarrier = mbarrier_at(*block, barrier))
+      count(*mbarrier, 1, 0);
     return true;
   };
   send(part, current);
 }
 inline void cluster_barrier() {
   grid->idle = 0;
-  for (size_t i = grid->sent.size(); i-- > 0;)
-    if (grid->sent[i].arrival == current) deliver(i);
-  meet(*current->its_block->cluster);
+  for (size_t i = grid->pending_sends.size(); i-- > 0;)
+    if (grid->pending_sends[i].arrival == current) deliver(i);
+  arrive_and_wait(*current->parent->cluster);
 }
 
-}  // namespace fibers
+}  // namespace emulator

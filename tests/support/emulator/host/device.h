@@ -1,6 +1,6 @@
-// What a kernel's source takes for granted on the device, for g++ on the host: the words
-// __device__, __grid_constant__ and __forceinline__, the mathematical functions, and CuPy's two narrow types.
-// Nothing is included, so that compiling a kernel takes a few hundredths of a second.
+// Definitions of the CUDA features that the kernels use, for g++ on the host: the keywords
+// __device__, __grid_constant__ and __forceinline__, mathematical functions, and CuPy's two 16-bit
+// types. Nothing is included, so that compiling a kernel takes a few hundredths of a second.
 
 #define __device__
 #define __grid_constant__
@@ -13,7 +13,7 @@ extern "C" float tanhf(float);
 extern "C" double exp(double);
 extern "C" double tanh(double);
 
-// As CuPy's classes of these names: one value in two bytes, float in between, and nothing else.
+// Like CuPy's classes of these names: a two-byte value that converts from and to float.
 
 class float16 {
   _Float16 value;
@@ -33,7 +33,7 @@ class bfloat16 {
     unsigned int u;
     __builtin_memcpy(&u, &v, sizeof u);
     if (v != v)
-      bits = static_cast<unsigned short>(u >> 16 | 0x40);  // quiet, so that it stays a NaN
+      bits = static_cast<unsigned short>(u >> 16 | 0x40);  // quiet, so that it remains a NaN
     else
       bits = static_cast<unsigned short>((u + 0x7fff + (u >> 16 & 1)) >> 16);  // ties to even
   }

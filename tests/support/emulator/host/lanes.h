@@ -1,10 +1,10 @@
-// kernels/cuda/lanes.h for the fibers of fibers.h; stands behind warps.h.
+// kernels/cuda/lanes.h for the emulator; included after warps.h.
 
 namespace xprnn {
 
-inline float across(float v, int bits) {
-  const unsigned mine = word_of(v);
-  return float_of(fibers::collect(5, &mine, 1)[threadIdx.x % 32 ^ bits][0]);
+inline float shuffle_xor(float v, int bits) {
+  const unsigned own = word_of(v);
+  return float_of(emulator::collect(5, &own, 1)[threadIdx.x % 32 ^ bits][0]);
 }
 
 }  // namespace xprnn

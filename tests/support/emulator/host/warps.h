@@ -1,26 +1,26 @@
-// kernels/cuda/device.h for the fibers of fibers.h, which stands before it with clusters.h.
+// kernels/cuda/device.h for the emulator; included after fibers.h and clusters.h.
 
-#define threadIdx (fibers::current->thread)
-#define blockIdx (fibers::current->block)
+#define threadIdx (emulator::current->thread_index)
+#define blockIdx (emulator::current->block_index)
 #define XP_KERNEL(threads) void
-#define XP_SHARED(name) unsigned char* const name = fibers::current->its_block->shared.data()
+#define XP_SHARED(name) unsigned char* const name = emulator::current->parent->shared.data()
 
 namespace xprnn {
 
 typedef unsigned int Word;
 
-inline void sync_block() { fibers::barrier(); }
+inline void sync_block() { emulator::barrier(); }
 inline bool all_lanes(bool p) {
-  const unsigned mine = p;
-  const auto all = fibers::collect(1, &mine, 1);
+  const unsigned own = p;
+  const auto all = emulator::collect(1, &own, 1);
   for (int lane = 0; lane < 32; ++lane)
     if (!all[lane][0]) return false;
   return true;
 }
-inline void pause() { fibers::spin(); }
+inline void pause() { emulator::spin(); }
 inline void sync_warp() {
   const unsigned nothing = 0;
-  fibers::collect(5, &nothing, 1);
+  emulator::collect(5, &nothing, 1);
 }
 
 struct Barrier {
@@ -28,23 +28,23 @@ struct Barrier {
 };
 typedef unsigned char* Remote;
 
-inline unsigned cluster_rank() { return fibers::current->its_block->rank; }
-inline void sync_cluster() { fibers::cluster_barrier(); }
-inline Remote at_rank(const void* p, unsigned rank) { return fibers::at_rank(p, rank); }
-inline void send4(Remote to, uint4 v, Remote barrier) { fibers::send_words(to, v, barrier); }
+inline unsigned cluster_rank() { return emulator::current->parent->rank; }
+inline void sync_cluster() { emulator::cluster_barrier(); }
+inline Remote at_rank(const void* p, unsigned rank) { return emulator::at_rank(p, rank); }
+inline void send4(Remote to, uint4 v, Remote barrier) { emulator::send_words(to, v, barrier); }
 inline unsigned char* bytes_of(Barrier* barrier) {
   return reinterpret_cast<unsigned char*>(barrier);
 }
 inline void init(Barrier* barrier, unsigned count) {
-  fibers::init_counter(bytes_of(barrier), count);
+  emulator::init_mbarrier(bytes_of(barrier), count);
 }
-inline void announce_barriers() {}
+inline void fence_barrier_init() {}
 inline void expect(Barrier* barrier, Word bytes) {
-  fibers::expect_bytes(bytes_of(barrier), bytes);
+  emulator::expect_bytes(bytes_of(barrier), bytes);
 }
-inline void arrive(Remote barrier) { fibers::send_arrival(barrier); }
+inline void arrive(Remote barrier) { emulator::send_arrival(barrier); }
 inline bool ended(Barrier* barrier, Word parity) {
-  return fibers::phase_ended(bytes_of(barrier), parity);
+  return emulator::phase_ended(bytes_of(barrier), parity);
 }
 inline float float_of(Word w) {
   float a;
@@ -56,31 +56,31 @@ inline Word word_of(float a) {
   memcpy(&w, &a, sizeof w);
   return w;
 }
-inline Word unknown(Word w) { return w; }
+inline Word opaque(Word w) { return w; }
 inline float zero_after(float) { return 0; }
 inline uint4 poll4(const Word* p) {
-  fibers::aligned(p, 16);
-  return {fibers::peek(p), fibers::peek(p + 1), fibers::peek(p + 2), fibers::peek(p + 3)};
+  emulator::aligned(p, 16);
+  return {emulator::load(p), emulator::load(p + 1), emulator::load(p + 2), emulator::load(p + 3)};
 }
 inline uint2 poll2(const Word* p) {
-  fibers::aligned(p, 8);
-  return {fibers::peek(p), fibers::peek(p + 1)};
+  emulator::aligned(p, 8);
+  return {emulator::load(p), emulator::load(p + 1)};
 }
 inline Word poll(const Word* p) {
-  fibers::aligned(p, 4);
-  return fibers::peek(p);
+  emulator::aligned(p, 4);
+  return emulator::load(p);
 }
 inline void publish(Word* p, Word v) {
-  fibers::aligned(p, 4);
-  fibers::post(p, v);
+  emulator::aligned(p, 4);
+  emulator::store_later(p, v);
 }
 inline void publish2(Word* p, Word v, Word w) {
-  fibers::aligned(p, 8);
-  fibers::post(p, v);
-  fibers::post(p + 1, w);
+  emulator::aligned(p, 8);
+  emulator::store_later(p, v);
+  emulator::store_later(p + 1, w);
 }
-inline void tell_host(Word* p, Word v) { *p = v; }
-inline Word told_host(const Word* p) { return *p; }
+inline void store_to_host(Word* p, Word v) { *p = v; }
+inline Word load_from_host(const Word* p) { return *p; }
 inline void prefetch(const void* p) { (void)*static_cast<const volatile unsigned char*>(p); }
 
 inline Word bf16_of(float a) {
@@ -89,9 +89,9 @@ inline Word bf16_of(float a) {
 }
 inline Word bf16_pair(float low, float high) { return bf16_of(low) | bf16_of(high) << 16; }
 inline Word f16_of(float a) {
-  const _Float16 narrow = static_cast<_Float16>(a);
+  const _Float16 rounded = static_cast<_Float16>(a);
   unsigned short w;
-  memcpy(&w, &narrow, sizeof w);
+  memcpy(&w, &rounded, sizeof w);
   return a != a ? 0x7fff : w;
 }
 inline Word f16_pair(float low, float high) { return f16_of(low) | f16_of(high) << 16; }
@@ -101,11 +101,12 @@ inline float2 floats_of_f16(Word w) {
   return {static_cast<float>(v[0]), static_cast<float>(v[1])};
 }
 
-// c and products that are exact, summed as tensor cores do: all are cut toward zero to two bits
-// beyond those of the largest one, and so is their sum to float. (M. Fasi, N. J. Higham, M. Mikaitis,
-// S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330, 2021.)
+// c plus exact products, summed as by tensor cores: all terms are rounded toward zero to two bits
+// beyond those of the largest one, and their sum is rounded toward zero to float. (M. Fasi, N. J.
+// Higham, M. Mikaitis, S. Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer
+// Science 7:e330, 2021.)
 template <int count>
-float cut_sum(float c, const double (&products)[count]) {
+float truncated_sum(float c, const double (&products)[count]) {
   double largest = std::fabs(c);
   bool finite = std::isfinite(c);
   for (double p : products) {
@@ -126,11 +127,11 @@ float cut_sum(float c, const double (&products)[count]) {
   return std::nextafter(nearest, 0.0f);
 }
 
-// See device.h for who has what; `values` widens a word to as many floats as it holds.
+// See device.h for the layout of the operands; `values` converts a word to the floats it holds.
 template <int per_word, class Values>
 void mma(int operation, float (&c)[4], const Word* a, Word b0, Word b1, Values values) {
-  const Word mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const auto all = fibers::collect(operation, mine, 6);
+  const Word own[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  const auto all = emulator::collect(operation, own, 6);
   const int lane = threadIdx.x % 32;
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 * 4, column = (lane % 4 * 2 + i % 2) * 4;
@@ -143,7 +144,7 @@ void mma(int operation, float (&c)[4], const Word* a, Word b0, Word b1, Values v
         both[0] = static_cast<double>(p.x) * q.x;
         if (per_word == 2) both[per_word - 1] = static_cast<double>(p.y) * q.y;
       }
-    c[i] = cut_sum(c[i], products);
+    c[i] = truncated_sum(c[i], products);
   }
 }
 inline void mma_bf16(float (&c)[4], const Word* a, Word b0, Word b1) {
