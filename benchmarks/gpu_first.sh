@@ -36,15 +36,15 @@ declare -A calls=(
 )
 [ $# -gt 0 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) && shift || exit
-asked=()
+requested=()
 for part; do
     # shellcheck disable=SC2206  # the parts of a group are words
-    asked+=(${calls[$part]:-$part})
+    requested+=(${calls[$part]:-$part})
 done
-for part in "${asked[@]}"; do
+for part in "${requested[@]}"; do
     [[ " ${parts[*]} " == *" $part "* ]] || { echo "no part $part: ${parts[*]}" >&2 && exit 2; }
 done
-[ ${#asked[@]} -eq 0 ] || parts=("${asked[@]}")
+[ ${#requested[@]} -eq 0 ] || parts=("${requested[@]}")
 cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
@@ -108,14 +108,14 @@ timeout 60 "$python" -c 'import xprnn; xprnn.get_backend("cupy")' 2>/dev/null ||
     fail 'no usable GPU, see xprnn info above: the results do not count'
 
 # xdist replaces a worker whose process a test has ended; without it the remaining tests do not run
-xdist=() alone=() workers=()
+xdist=() one_worker=() workers=()
 "$python" -c 'import xdist' 2>/dev/null && xdist=(-p xdist.plugin --max-worker-restart 50) &&
-    alone=("${xdist[@]}" -n 1) workers=("${xdist[@]}" -n $(($(nproc) > 15 ? 8 : 4)))
+    one_worker=("${xdist[@]}" -n 1) workers=("${xdist[@]}" -n $(($(nproc) > 15 ? 8 : 4)))
 tests=("$python" -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=15)
 suite=("${tests[@]}" -m gpu "${workers[@]}")
 
 step warm 50 "$python" -m benchmarks.device.warm
-step smoke 40 "${tests[@]}" -m gpu "${alone[@]}" tests/gpu/test_smoke.py
+step smoke 40 "${tests[@]}" -m gpu "${one_worker[@]}" tests/gpu/test_smoke.py
 step sequence 70 env XPRNN_KERNELS=sequence "${suite[@]}"
 step verify 40 env XPRNN_KERNELS=sequence "$python" -m xprnn verify --backend cupy
 step report 100 env OMP_NUM_THREADS="$(nproc)" "$python" -m benchmarks.device_report --limit 80

@@ -155,7 +155,7 @@ def write(rows: list[str], folder: Path | None) -> None:
         "- " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in device.items()),
         "- " + ", ".join(f"{name} {value}" for name, value in versions().items()),
         "",
-        "| tool | launched | found |",
+        "| tool | launched | result |",
         "|---|---|---|",
         *rows,
     ]

@@ -14,7 +14,6 @@ SHAPES = (  # T, N, I, H
 STEP_SHAPE = (1, 1, 128, 128)
 # "products" is a lower bound: the layer's matrix products alone, computed by NumPy's BLAS
 IMPLEMENTATIONS = ("numpy", "numba", "torch", "onnxruntime", "jax", "products")
-OURS, PEERS = ("numpy", "numba"), ("torch", "onnxruntime", "jax")
 NEEDS = {"numba": "numba", "torch": "torch", "onnxruntime": "onnxruntime", "jax": "jax"}
 
 

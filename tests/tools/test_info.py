@@ -107,4 +107,4 @@ def test_without_numba_it_says_why_there_are_no_kernels() -> None:
 
 def test_threads_are_those_that_a_call_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    assert info.installation()["threads"] == "1, the most that a call may use"
+    assert info.installation()["threads"] == "1 per call at most"
