@@ -1,4 +1,4 @@
-"""`recompute=k` with planted faults: what `layers/layers/test_recompute.py` compares sees each of them."""
+"""`recompute=k` with injected faults: each is caught by `layers/test_recompute.py`'s comparison."""
 
 from __future__ import annotations
 
