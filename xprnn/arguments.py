@@ -18,7 +18,7 @@ from .checks import (
     check_reference_array,
     check_states,
 )
-from .network import Stack
+from .network import StackSpec
 
 # Arguments of a constructor that files do not hold
 EXECUTION_OPTIONS = ("backend", "dtype", "precision", "compute_dtype", "recompute")
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 
 def check_call(
-    stack: Stack,
+    stack: StackSpec,
     backend: Backend,
     dtype: np.dtype[Any],
     x: Any,
@@ -59,7 +59,7 @@ def check_call(
 
 
 def check_upstream(
-    stack: Stack,
+    stack: StackSpec,
     backend: Backend,
     dtype: np.dtype[Any],
     x_shape: tuple[int, ...],
@@ -84,7 +84,7 @@ def check_upstream(
     return doutput, dfinal
 
 
-def state_shape(stack: Stack, batch: int, batched: bool = True) -> tuple[int, ...]:
+def state_shape(stack: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:
     """The shape of h0 and h_n: (L*D, N, H), unbatched (L*D, H)."""
     outer = stack.num_layers * stack.num_directions
     return (outer, batch, stack.hidden_size) if batched else (outer, stack.hidden_size)
@@ -111,13 +111,13 @@ def split(
     return options, {name: options.pop(name) for name in EXECUTION_OPTIONS if name in options}
 
 
-def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack, Weights]:
+def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, StackSpec, Weights]:
     """The backend of weights, the one-layer stack they define, and the weights to use."""
     backend, weight_ih = check_reference_array("weight_ih", weights.weight_ih, ("G*H", "I"))
     rows, width = weight_ih.shape
     if rows == 0 or rows % cell.gates:
         raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
-    stack = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
+    stack = StackSpec(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
     shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, stack.hidden_size)}
     if weights.bias_ih is not None or weights.bias_hh is not None:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}

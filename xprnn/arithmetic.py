@@ -10,12 +10,12 @@ import numpy as np
 from . import optional
 from .checks import check_choice, check_dtype
 
-NARROW = ("float16", "bfloat16")
+LOW_PRECISION = ("float16", "bfloat16")
 PRECISIONS = ("ieee", "tf32")
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class PrecisionPolicy:
     """The dtypes of a layer's arrays.
 
     `dtype`, float32 or float64, is that of all arrays the caller sees (x, states, outputs,
@@ -44,7 +44,7 @@ class Arithmetic:
         return f"{self.dtype} with tf32" if self.precision == "tf32" else str(self.dtype)
 
 
-def check_arithmetic(dtype: Any, compute_dtype: Any, precision: Any) -> Arithmetic:
+def check_precision_policy(dtype: Any, compute_dtype: Any, precision: Any) -> PrecisionPolicy:
     """The precision policy of a layer's arguments; `compute_dtype` None: as `dtype`.
 
     :raises ValueError: one of them is unknown, or they cannot be combined.
@@ -56,11 +56,11 @@ def check_arithmetic(dtype: Any, compute_dtype: Any, precision: Any) -> Arithmet
         compute = _check_compute_dtype(compute_dtype, checked_dtype)
     if precision == "tf32" and compute.name != "float32":
         raise ValueError(f"precision: 'tf32' requires float32 products, got {compute}")
-    return Arithmetic(checked_dtype, compute, precision)
+    return PrecisionPolicy(checked_dtype, compute, precision)
 
 
 def _check_compute_dtype(value: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    known = (dtype.name, *(NARROW if dtype.name == "float32" else ()))
+    known = (dtype.name, *(LOW_PRECISION if dtype.name == "float32" else ()))
     # dtypes have a name, scalar types a __name__: np.dtype("float16"), ml_dtypes.bfloat16
     name = getattr(value, "name", getattr(value, "__name__", value))
     if name not in known:

@@ -9,12 +9,12 @@ from threading import get_ident
 from typing import NamedTuple
 
 from . import kernels
-from .arithmetic import Arithmetic
+from .arithmetic import PrecisionPolicy
 from .backend import Array, Backend
 from .locking import WRITER
-from .network import Stack
+from .network import StackSpec
 from .parameters import Parameters
-from .stack_steps import StackSteps
+from .stack_steps import StepExecutor
 
 KNOWN = 1024  # batch sizes of which `_Size` is remembered; with one more they are forgotten
 # A layer's larger calls go the sequence's way: their products take most of the time, and a step
@@ -27,30 +27,30 @@ PRODUCTS_OF_ONE = 4_000_000  # for one row, to whose products contiguous columns
 class _Size(NamedTuple):
     """What is known of the steps of a batch size."""
 
-    free: list[StackSteps]  # those that are not in use
+    free: list[StepExecutor]  # those that are not in use
     short: bool  # whether a layer's call is faster this way
 
 
-class CellSteps:
+class StepPool:
     """Takes steps of a stack from states that are given.
 
-    For each implementation there are as many `StackSteps` as threads have been at work at once:
+    For each implementation there are as many `StepExecutor` as threads have been at work at once:
     lists from which a call takes one, of whatever batch size it was last, and puts it back.
     Compiled ones share the packed weights, the others have copies of their own.
     """
 
-    def __init__(self, net: Stack, backend: Backend) -> None:
+    def __init__(self, net: StackSpec, backend: Backend) -> None:
         self._net, self._backend = net, backend
-        self._free: dict[tuple[str, str], list[StackSteps]] = {}
+        self._free: dict[tuple[str, str], list[StepExecutor]] = {}
         self._sizes: dict[tuple[int, str], _Size] = {}
 
-    def engine(self, arithmetic: Arithmetic, batch: int) -> kernels.Engine:
+    def engine(self, arithmetic: PrecisionPolicy, batch: int) -> kernels.ExecutionPlan:
         """Who takes a step of this many rows in these types."""
         net = self._net
         sizes = net.num_layers, batch, net.input_size, net.hidden_size
-        return kernels.choose_step(net.cell, self._backend, arithmetic, sizes)
+        return kernels.plan_step(net.cell, self._backend, arithmetic, sizes)
 
-    def is_short(self, arithmetic: Arithmetic, batch: int, forced: str) -> bool:
+    def is_short(self, arithmetic: PrecisionPolicy, batch: int, forced: str) -> bool:
         """Whether a layer's call of one step of so many rows is faster this way."""
         if batch > ROWS:
             return False
@@ -59,7 +59,7 @@ class CellSteps:
 
     def take(
         self,
-        arithmetic: Arithmetic,
+        arithmetic: PrecisionPolicy,
         parameters: Parameters,
         x: Array,
         initial: tuple[Array | None, ...] | None,
@@ -80,7 +80,7 @@ class CellSteps:
         try:
             steps = free.pop()
         except IndexError:  # the first call, or other threads have them
-            steps = StackSteps(self.engine(arithmetic, batch), self._net, batch)
+            steps = StepExecutor(self.engine(arithmetic, batch), self._net, batch)
             steps.bind(parameters)
         if steps.batch != batch:
             steps.resize(batch)
@@ -107,7 +107,7 @@ class CellSteps:
         free.append(steps)
         return (h, *final)
 
-    def _size(self, arithmetic: Arithmetic, batch: int, forced: str) -> _Size:
+    def _size(self, arithmetic: PrecisionPolicy, batch: int, forced: str) -> _Size:
         """What is to be known of a batch size."""
         if len(self._sizes) >= KNOWN:
             self._sizes = {}

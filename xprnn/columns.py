@@ -19,9 +19,9 @@ import numpy as np
 from .backend import Array
 from .blas import calls
 from .cells import Buffers, Cell, Weights
-from .directions import Trace, Undoing
-from .kernels import Engine
-from .layout import Layout, Run
+from .directions import Activations, BackwardPass
+from .kernels import ExecutionPlan
+from .layout import PackedBatch, Run
 from .program import Program, record, repeated
 from .scratch import Workspace
 
@@ -30,12 +30,12 @@ APART = 272  # elements, of 4 or 8 bytes, that keep the alignment to 64 bytes
 WIDE = 16  # rows from which a product a step for the input costs no more than one for all steps
 
 
-def serves(engine: Engine, run: Run) -> bool:
+def serves(engine: ExecutionPlan, run: Run) -> bool:
     """Whether a run is taken here: the plain code, which is to serve, on NumPy itself."""
     return engine.repeats and run.rows > 0 and len(run.times) >= ENOUGH
 
 
-def takes_input(engine: Engine, layout: Layout) -> bool:
+def takes_input(engine: ExecutionPlan, layout: PackedBatch) -> bool:
     """Whether the steps also compute gx, and nobody needs to before them."""
     if layout.ragged is not None or layout.running < WIDE:
         return False
@@ -45,7 +45,7 @@ def takes_input(engine: Engine, layout: Layout) -> bool:
 def take(
     cell: Cell,
     weights: Weights,
-    trace: Trace,
+    trace: Activations,
     run: Run,
     scratch: Workspace,
     recorded: bool,
@@ -81,14 +81,14 @@ def take(
     if recorded:
         left += [(state, kept, run.after) for state, kept in others]
         left += [(saved, trace.saved, run.gates)]
-    if recorded and "gates" in cell.undoing_reads:
+    if recorded and "gates" in cell.backward_reads:
         left += [(gates, trace.gates, run.gates)]
     _repeat(program, len(run.times), [(given, source, run.gates)], left, run.rows)
     for state, kept in others:
         kept[run.after[-1] :][: run.rows] = state
 
 
-def undo(cell: Cell, undoing: Undoing, run: Run, scratch: Workspace) -> None:
+def undo(cell: Cell, undoing: BackwardPass, run: Run, scratch: Workspace) -> None:
     """Undo the steps of a run: the trace's gates become dgh, `dstates` are read and written."""
     trace, H = undoing.trace, undoing.dstates[0].shape[1]
     empty = partial(_empty, scratch, run.rows)
@@ -106,8 +106,8 @@ def undo(cell: Cell, undoing: Undoing, run: Run, scratch: Workspace) -> None:
     for k, name in enumerate(cell.state_names):
         parts[name] = (states[k], trace.states[k], run.before)
         parts[f"{name}'"] = (next_states[k], trace.states[k], run.after)
-    given = [parts[name] for name in cell.undoing_reads]
-    left = [parts[name] for name in cell.undoing_writes]
+    given = [parts[name] for name in cell.backward_reads]
+    left = [parts[name] for name in cell.backward_writes]
     if undoing.doutput is not None:
         doutput = empty(H)
         given.append((doutput, undoing.doutput, run.gates))

@@ -11,7 +11,7 @@ from .cells import Weights
 
 
 @dataclass(slots=True)
-class Packs:
+class PackedWeights:
     """What kernels make of a direction's weights, good for as long as these stand."""
 
     made: dict[str, Any] = field(default_factory=dict)  # by its use
@@ -28,25 +28,25 @@ class Packs:
             found = self.made[use] = make(self.spare.pop(use, None))
         return found
 
-    def renewed(self) -> Packs:
+    def renewed(self) -> PackedWeights:
         """Those of weights that are to be written: nothing is made of them yet."""
-        return Packs(spare={**self.spare, **self.made})
+        return PackedWeights(spare={**self.spare, **self.made})
 
 
-class PacksOfAll(dict[tuple[int, int], Packs]):
+class PackedWeightsCache(dict[tuple[int, int], PackedWeights]):
     """The packs of a stack, by layer and direction."""
 
-    def __missing__(self, key: tuple[int, int]) -> Packs:
+    def __missing__(self, key: tuple[int, int]) -> PackedWeights:
         """Those of a direction that has none yet."""
-        return self.setdefault(key, Packs())
+        return self.setdefault(key, PackedWeights())
 
-    def renewed(self) -> PacksOfAll:
+    def renewed(self) -> PackedWeightsCache:
         """Those of weights that are to be written."""
         # a list: other threads may add to this
-        return PacksOfAll([(key, packs.renewed()) for key, packs in [*self.items()]])
+        return PackedWeightsCache([(key, packs.renewed()) for key, packs in [*self.items()]])
 
 
-class Trace(NamedTuple):
+class Activations(NamedTuple):
     """What the steps of one direction of one layer leave behind for `backward`.
 
     All are of the compute dtype but the states after the first, which no product reads.
@@ -58,24 +58,24 @@ class Trace(NamedTuple):
     states: tuple[Array, ...]  # (n_0 + S, H) each
 
 
-class Direction(NamedTuple):
+class ForwardPass(NamedTuple):
     """A direction that is to be run."""
 
     weights: Weights  # read
     reverse: bool
     ends: tuple[Array, ...]  # (N, H) each: the initial states, read, then = the final ones
-    packs: Packs  # of the weights; read, and added to
+    packs: PackedWeights  # of the weights; read, and added to
 
 
-class Undoing(NamedTuple):
+class BackwardPass(NamedTuple):
     """A direction that is to be undone."""
 
     weights: Weights  # read
     reverse: bool
-    trace: Trace  # used up: its gates and saved are overwritten
+    trace: Activations  # used up: its gates and saved are overwritten
     doutput: Array | None  # (S, H) read; None stands for zeros
     dstates: tuple[Array, ...]  # (N, H) each: of the final states, read, then = of the initial ones
     dweights: Weights  # every entry that is not None is written
     dx: Array | None  # (S, I), if given, is written
-    packs: Packs  # of the weights; read, and added to
+    packs: PackedWeights  # of the weights; read, and added to
     flow: Array | None = None  # (T,), if given, = the norm of what reaches the state after a step

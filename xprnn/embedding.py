@@ -12,7 +12,7 @@ from .attributes import option
 from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
 from .backend.exports import exported_from
 from .checks import check_array, check_indices, check_integer, check_seed, check_size
-from .memory import frees_memory
+from .memory import translate_out_of_memory
 from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters
 
@@ -92,7 +92,7 @@ class Embedding(Module):
         rows = check_size("num_embeddings", options["num_embeddings"])
         return {"weight": (rows, check_size("embedding_dim", options["embedding_dim"]))}
 
-    @frees_memory
+    @translate_out_of_memory
     @reads_parameters
     def __call__(self, indices: Integers) -> Array:
         """y (..., E), a new array; in train mode recorded for `backward`.
@@ -117,7 +117,7 @@ class Embedding(Module):
                 self._records.add(call, type(self).__name__)
             return y
 
-    @frees_memory
+    @translate_out_of_memory
     @reads_parameters
     def backward(self, dy: AnyArray) -> None:
         """Backward of the last recorded call: adds to `grads`; indices have no gradient.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .kernels import Engine
-from .kernels.family import Sequences
+from .kernels import ExecutionPlan
+from .kernels.family import LayerRunner
 from .kernels.wave import Layers, together
-from .network import Stack
+from .network import StackSpec
 
 
 def explain(
     kind: str,
-    net: Stack,
-    engine: Engine,
+    net: StackSpec,
+    engine: ExecutionPlan,
     steps: int,
     batch: int,
     training: bool,
@@ -47,7 +47,9 @@ def explain(
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
 
 
-def _sequences(net: Stack, kernels: Sequences, steps: int, batch: int, training: bool) -> list[str]:
+def _sequences(
+    net: StackSpec, kernels: LayerRunner, steps: int, batch: int, training: bool
+) -> list[str]:
     """What one launch or call takes, a line for each pass where that may differ."""
     takes = f"one {kernels.unit} takes all steps of a"
     alone = f"{takes} direction of a layer"
@@ -65,7 +67,7 @@ def _sequences(net: Stack, kernels: Sequences, steps: int, batch: int, training:
 
 
 def _wave(
-    net: Stack, engine: Engine, steps: int, batch: int, training: bool, segments: bool
+    net: StackSpec, engine: ExecutionPlan, steps: int, batch: int, training: bool, segments: bool
 ) -> list[str]:
     """Whether one launch takes all layers, where there could be one."""
     if net.num_layers == 1 or engine.backend.kernels != "cuda":
@@ -78,7 +80,7 @@ def _wave(
     return [f"  {work}, layers in a wave: {takes}"]
 
 
-def explain_step(kind: str, net: Stack, engine: Engine, batch: int) -> str:
+def explain_step(kind: str, net: StackSpec, engine: ExecutionPlan, batch: int) -> str:
     """The text for a stepper of a layer of class `kind`, or for a cell that takes its steps."""
     lines = [
         f"{kind}({net.input_size}, {net.hidden_size}) on {engine.backend.name}, "
@@ -100,7 +102,7 @@ def explain_step(kind: str, net: Stack, engine: Engine, batch: int) -> str:
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
 
 
-def moved(net: Stack, engine: Engine, batch: int) -> tuple[int, int]:
+def moved(net: StackSpec, engine: ExecutionPlan, batch: int) -> tuple[int, int]:
     """The bytes that one step of one direction has to read and write, forward and backward.
 
     W_hh once and every buffer of `Cell`'s table as often as a step needs it: gh and the gates

@@ -6,8 +6,8 @@ from math import prod
 from typing import NamedTuple
 
 from . import dropout
-from .kernels import Engine
-from .network import Stack
+from .kernels import ExecutionPlan
+from .network import StackSpec
 from .sequence import trace_shapes
 
 
@@ -27,7 +27,7 @@ class Footprint(NamedTuple):
 
 
 def training_step(
-    net: Stack, engine: Engine, steps: int, batch: int, batch_first: bool, k: int | None
+    net: StackSpec, engine: ExecutionPlan, steps: int, batch: int, batch_first: bool, k: int | None
 ) -> Footprint:
     """The footprint of a layer with `recompute=k`, of one that has made a step like it before."""
     S, D, width = steps * batch, net.num_directions, net.num_directions * net.hidden_size
@@ -49,14 +49,14 @@ def training_step(
     return Footprint(kept, work, S * (width + net.input_size) * A + 2 * all_states)
 
 
-def _trace(net: Stack, engine: Engine, steps: int, batch: int) -> int:
+def _trace(net: StackSpec, engine: ExecutionPlan, steps: int, batch: int) -> int:
     """What so many recorded steps of a direction leave behind."""
     narrow, wide = trace_shapes(net.cell, net.hidden_size, batch, steps * batch, record=True)
     read = sum(prod(shape) for shape in narrow) * engine.compute_dtype.itemsize
     return read + sum(prod(shape) for shape in wide) * engine.dtype.itemsize
 
 
-def _beside_steps(net: Stack, engine: Engine, batch: int, segments: bool) -> int:
+def _beside_steps(net: StackSpec, engine: ExecutionPlan, batch: int, segments: bool) -> int:
     """What does not grow with T, roughly: a step's own arrays, packed weights, their gradients.
 
     The gradients are summed up apart from those that are there, and a segment's apart from these.

@@ -23,14 +23,14 @@ from typing import Any
 
 from . import arguments, kernels, stack
 from .arguments import check_call, check_upstream, unwrap
-from .arithmetic import check_arithmetic
+from .arithmetic import check_precision_policy
 from .backend import AnyArray, Array, GivenPair, Lengths, Nonlinearity
 from .cells import CELLS, Cell, Weights
 from .checks import check_flag
-from .directions import PacksOfAll
+from .directions import PackedWeightsCache
 from .layout import steps_and_batch
-from .memory import frees_memory
-from .network import Stack
+from .memory import translate_out_of_memory
+from .network import StackSpec
 from .scratch import Workspace
 
 
@@ -38,7 +38,7 @@ from .scratch import Workspace
 class Cache:
     """What a forward call leaves for its backward call; opaque, and good for one."""
 
-    _stack: Stack
+    _stack: StackSpec
     _scratch: Workspace
     _batched: bool
     _tape: stack.Tape = field(repr=False)
@@ -195,7 +195,7 @@ def lstm_forward(
     return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=True)
 
 
-@frees_memory
+@translate_out_of_memory
 def backward(
     doutput: AnyArray | None,
     dhx: AnyArray | GivenPair | None,
@@ -264,7 +264,7 @@ gru_backward = backward
 lstm_backward = backward
 
 
-@frees_memory
+@translate_out_of_memory
 def _forward(
     cell: Cell,
     x: AnyArray,
@@ -280,7 +280,9 @@ def _forward(
     call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
     steps, batch = steps_and_batch(call.x, call.batch_first)
     sizes = batch, net.widest_input, net.hidden_size, steps
-    engine = kernels.choose(cell, backend, check_arithmetic(dtype, None, "ieee"), sizes, record)
+    engine = kernels.choose(
+        cell, backend, check_precision_policy(dtype, None, "ieee"), sizes, record
+    )
     with backend.activate():
         if record:  # the caller may write his weights before he calls backward
             weights = Weights(*[None if w is None else w.copy() for w in weights])
@@ -292,7 +294,7 @@ def _forward(
             engine,
             net,
             [[weights]],
-            PacksOfAll(),
+            PackedWeightsCache(),
             call.x,
             call.initial,
             call.lengths,

@@ -14,7 +14,7 @@ from .backend.exports import exported_from
 from .floating_point import environment
 from .gradcheck import as_float64, float64_copy
 from .layer import _Layer
-from .network import Stack
+from .network import StackSpec
 
 VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last state
 
@@ -189,7 +189,7 @@ def _ratio_and_factor(norms: np.ndarray) -> tuple[float, float]:
     return ratio, ratio ** (1 / (norms.size - 1 - nonzero[0]))
 
 
-def _spectral_radius(net: Stack, layer: _Layer) -> np.ndarray:
+def _spectral_radius(net: StackSpec, layer: _Layer) -> np.ndarray:
     """The largest |eigenvalue| of each gate's H x H block of each W_hh, (L*D, G)."""
     weights = [to_numpy(p) for name, p in layer.parameters.items() if "weight_hh" in name]
     blocks = np.stack(weights).reshape(-1, net.cell.gates, net.hidden_size, net.hidden_size)

@@ -10,7 +10,7 @@ from .attributes import option
 from .backend import AnyArray, Array, Given, Lengths, States, StateTypes
 from .checks import check_size
 from .footprint import Footprint, training_step
-from .kernels import Engine
+from .kernels import ExecutionPlan
 from .layout import steps_and_batch
 from .recurrent import _Recurrent
 from .stepper import Stepper
@@ -187,7 +187,7 @@ class _Layer(StateTypes[Given, States], _Recurrent):
     def _execution_options(self) -> dict[str, Any]:
         return {**super()._execution_options(), "recompute": self.recompute}
 
-    def _memory_of(self, engine: Engine, steps: int, batch: int) -> list[str]:
+    def _memory_of(self, engine: ExecutionPlan, steps: int, batch: int) -> list[str]:
         if engine.arithmetic.narrow and engine.implementation == "reference":
             return ["the memory of the plain code in narrow types is not counted"]
         batch_first = self._options["batch_first"]

@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ragged:
+class RaggedIndices:
     """The index arrays of a batch whose lengths differ, intp on the backend."""
 
     order: Array  # (N,) the caller's row at each place, longest first
@@ -48,14 +48,14 @@ class Ragged:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedBatch:
     """T steps of N rows, of which the first `counts[t]` are active at step t."""
 
     steps: int  # T
     batch: int  # N
     counts: Sequence[int]  # (T,)
     starts: Sequence[int]  # (T+1,) first packed row of each step, then S
-    ragged: Ragged | None  # None: every row runs all T steps
+    ragged: RaggedIndices | None  # None: every row runs all T steps
 
     @property
     def total(self) -> int:
@@ -143,11 +143,13 @@ def steps_and_batch(x: Array, batch_first: bool) -> tuple[int, int]:
     return (second, first) if batch_first else (first, second)
 
 
-def make_layout(backend: Backend, steps: int, batch: int, lengths: np.ndarray | None) -> Layout:
+def make_packed_batch(
+    backend: Backend, steps: int, batch: int, lengths: np.ndarray | None
+) -> PackedBatch:
     """The layout of `batch` rows over `steps` steps; `lengths` intp (N,), None = all full."""
     if lengths is None or bool((lengths == steps).all()):
         starts: Sequence[int] = range(0, (steps + 1) * batch, batch) if batch else [0] * (steps + 1)
-        return Layout(steps, batch, [batch] * steps, starts, None)
+        return PackedBatch(steps, batch, [batch] * steps, starts, None)
 
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
@@ -169,5 +171,5 @@ def make_layout(backend: Backend, steps: int, batch: int, lengths: np.ndarray | 
     moved = backend.from_host(np.concatenate(indices))  # one transfer for all
     ends = np.cumsum([index.size for index in indices]).tolist()
     parts = [moved[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    ragged = Ragged(*parts)
-    return Layout(steps, batch, counts.tolist(), starts_array.tolist(), ragged)
+    ragged = RaggedIndices(*parts)
+    return PackedBatch(steps, batch, counts.tolist(), starts_array.tolist(), ragged)

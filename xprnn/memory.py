@@ -23,7 +23,7 @@ class OutOfMemoryError(MemoryError):
     """A MemoryError that names the module or function; its cause is the allocator's error."""
 
 
-def frees_memory(function: Callable[P, R]) -> Callable[P, R]:
+def translate_out_of_memory(function: Callable[P, R]) -> Callable[P, R]:
     """Make `function` raise OutOfMemoryError, without references to its arrays.
 
     The error names the module or function and its backend, and quotes the allocator's message:

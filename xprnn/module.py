@@ -37,9 +37,9 @@ from .checks import (
     shortened,
     state_errors,
 )
-from .memory import frees_memory
+from .memory import translate_out_of_memory
 from .parameters import Gradients, Parameters, Shapes, reads_parameters
-from .records import Records
+from .records import RecordedCalls
 
 # The keys of a module's pickled state, without users' attributes; pickles contain these names.
 # "place" holds the execution options
@@ -103,7 +103,7 @@ class Module:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(f"{type(self).__name__} is a base class; use one of its subclasses")
 
-    @frees_memory
+    @translate_out_of_memory
     def _allocate(
         self, shapes: Shapes, options: dict[str, Any], backend: BackendName | None, dtype: Any
     ) -> None:
@@ -116,7 +116,7 @@ class Module:
         self._parameters, self._grads = parameters, grads
         self._training = False
         self._frozen: frozenset[str] = frozenset()
-        self._records = Records(self._warn_at_calls)
+        self._records = RecordedCalls(self._warn_at_calls)
         self._backend_changed()
 
     @property

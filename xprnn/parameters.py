@@ -16,7 +16,7 @@ import numpy as np
 
 from .backend import ALIGNMENT, AnyArray, Array, Backend, asarray
 from .checks import check_array
-from .directions import PacksOfAll
+from .directions import PackedWeightsCache
 from .locking import WRITER, ReadersWriterLock
 
 Shapes = dict[str, tuple[int, ...]]
@@ -114,7 +114,7 @@ class Parameters(Mapping[str, Array]):
         self.reading = ReadersWriterLock()  # held for reading, the values do not change
         self._open = 0  # the number of active `writable` blocks
         self._retired = False  # whether the module has been moved to other parameters
-        self._packs = PacksOfAll()
+        self._packs = PackedWeightsCache()
 
     @property
     def flat(self) -> Array:
@@ -152,16 +152,16 @@ class Parameters(Mapping[str, Array]):
         return self._open > 0 and self.reading.held_for_writing
 
     @property
-    def packed_weights(self) -> PacksOfAll:
+    def packed_weights(self) -> PackedWeightsCache:
         """The kernels' cache of packed weights, valid until the next write.
 
         Inside a `writable` block values may change at any time: the cache is for one call.
         """
-        return PacksOfAll() if self._open and self.in_writable_block else self._packs
+        return PackedWeightsCache() if self._open and self.in_writable_block else self._packs
 
     def drop_packed_weights(self) -> None:
         """Release the memory of packed weights; calls in progress continue to use theirs."""
-        self._packs = PacksOfAll()
+        self._packs = PackedWeightsCache()
 
     def check_not_in_writable_block(self, what: str) -> None:
         """RuntimeError inside a `writable` block of this thread: the values are incomplete."""

@@ -18,7 +18,7 @@ from .checks import (
     check_seed,
     check_size,
 )
-from .memory import frees_memory
+from .memory import translate_out_of_memory
 from .module import Module, file_kind
 from .numerics import sum_rows
 from .parameters import Shapes, reads_parameters, views
@@ -96,7 +96,7 @@ class Linear(Module):
             shapes["bias"] = (width,)
         return shapes
 
-    @frees_memory
+    @translate_out_of_memory
     @reads_parameters
     def __call__(self, x: AnyArray) -> Array:
         """y (..., out_features), a new array; in train mode recorded for `backward`.
@@ -118,7 +118,7 @@ class Linear(Module):
                 self._records.add(call, type(self).__name__)
             return y.reshape(*x.shape[:-1], self._options["out_features"])
 
-    @frees_memory
+    @translate_out_of_memory
     @reads_parameters
     def backward(self, dy: AnyArray) -> Array:
         """Backward of the last recorded call: adds to `grads` and returns dx, of x's shape.
@@ -146,7 +146,7 @@ class Linear(Module):
             return dx
 
 
-@frees_memory
+@translate_out_of_memory
 @exported_from("xprnn")
 def softmax_cross_entropy(
     logits: AnyArray, targets: Integers, ignore_index: int = -100
@@ -204,7 +204,7 @@ def softmax_cross_entropy(
         return losses.sum() / total, dlogits.reshape(logits.shape)
 
 
-@frees_memory
+@translate_out_of_memory
 @exported_from("xprnn")
 def mse_loss(prediction: AnyArray, target: AnyArray) -> tuple[Array, Array]:
     """The mean squared error over all elements, and its gradient.

@@ -10,7 +10,7 @@ from .parameters import Parameters
 _log = logging.getLogger("xprnn")
 
 
-class Records(list[Any]):
+class RecordedCalls(list[Any]):
     """The recorded calls of one module, oldest first; all usable ones have the same version.
 
     Each has a `version`: that of the parameters it was computed with.

@@ -9,23 +9,23 @@ from typing import Any, Self
 
 from . import kernels, stack
 from .arguments import Call
-from .arithmetic import Arithmetic, check_arithmetic
+from .arithmetic import PrecisionPolicy, check_precision_policy
 from .attributes import option, read_only
 from .backend import Array, BackendName, ComputeDTypeLike, DTypeLike, Precision
-from .cell_steps import CellSteps
+from .cell_steps import StepPool
 from .cells import Cell
 from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
 from .explain import explain, explain_step
 from .layout import steps_and_batch
-from .memory import frees_memory
+from .memory import translate_out_of_memory
 from .module import Module
-from .network import Stack
+from .network import StackSpec
 from .parameters import Shapes, reads_parameters, views
-from .scratch import FreeList, Workspace
+from .scratch import Workspace, WorkspacePool
 
 
 @dataclass
-class _Record:
+class RecordedCall:
     """A recorded call: what its inverse needs, and the memory that this stands in."""
 
     tape: stack.Tape
@@ -35,9 +35,9 @@ class _Record:
 
 
 class _Recurrent(Module):
-    """Runs a `Stack` on time-major arrays and undoes recorded runs; subclasses shape arguments."""
+    """Runs a `StackSpec` on time-major arrays and undoes recorded runs; subclasses shape arguments."""
 
-    arithmetic: Arithmetic = read_only(
+    arithmetic: PrecisionPolicy = read_only(
         "arithmetic",
         "The types in which it computes.",
         "change them with to(compute_dtype=..., precision=...)",
@@ -46,7 +46,7 @@ class _Recurrent(Module):
     hidden_size: int = option("hidden_size", "H, features of the state.")
     bias: bool = option("bias", "Whether there are b_ih and b_hh.")
 
-    _stack: Stack
+    _stack: StackSpec
     _recompute: int | None = None  # steps of a segment that `backward` computes again
     _calls: int  # recorded so far: the dropout masks' clock
     _ready_hint = ""  # what `explain` adds to a step that is kept ready
@@ -59,7 +59,7 @@ class _Recurrent(Module):
         precision: str = "ieee",
         compute_dtype: Any = None,
     ) -> None:
-        self._arithmetic = check_arithmetic(dtype, compute_dtype, precision)
+        self._arithmetic = check_precision_policy(dtype, compute_dtype, precision)
         self._stack = self._make_stack(options)
         self._calls = 0
         self._allocate(self._stack.shapes(), self._plain(options), backend, dtype)
@@ -82,9 +82,9 @@ class _Recurrent(Module):
         raise NotImplementedError
 
     @classmethod
-    def _make_stack(cls, options: Mapping[str, Any]) -> Stack:
+    def _make_stack(cls, options: Mapping[str, Any]) -> StackSpec:
         both = check_flag("bidirectional", options.get("bidirectional", False))
-        return Stack(
+        return StackSpec(
             cell=cls._cell(options),
             input_size=check_size("input_size", options["input_size"]),
             hidden_size=check_size("hidden_size", options["hidden_size"]),
@@ -97,7 +97,7 @@ class _Recurrent(Module):
 
     def _plain(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options as Python's own types, and the seed as drawn: what a file can hold."""
-        checked = {field.name: getattr(self._stack, field.name) for field in fields(Stack)}
+        checked = {field.name: getattr(self._stack, field.name) for field in fields(StackSpec)}
         plain = {name: checked.get(name, value) for name, value in options.items()}
         for name in ("batch_first", "bidirectional", "reset_after"):
             if name in plain:
@@ -127,7 +127,7 @@ class _Recurrent(Module):
         now = self._arithmetic
         if compute_dtype is None and now.narrow:
             compute_dtype = now.compute_dtype
-        arithmetic = check_arithmetic(
+        arithmetic = check_precision_policy(
             now.dtype if dtype is None else dtype,
             compute_dtype,
             now.precision if precision is None else precision,
@@ -145,7 +145,7 @@ class _Recurrent(Module):
             "compute_dtype": compute_dtype,
         }
 
-    def _engine(self, steps: int, batch: int) -> kernels.Engine:
+    def _engine(self, steps: int, batch: int) -> kernels.ExecutionPlan:
         net = self._stack
         if self._training and self._recompute is not None:
             steps = min(steps, self._recompute)
@@ -155,13 +155,13 @@ class _Recurrent(Module):
     def _backend_changed(self) -> None:
         self._weights = self._stack.weights(self._parameters)
         self._steps = self._new_steps()
-        self._scratch = FreeList(self._backend, self._dtype)
-        self._memory = FreeList(self._backend, self._dtype)
+        self._scratch = WorkspacePool(self._backend, self._dtype)
+        self._memory = WorkspacePool(self._backend, self._dtype)
 
     def eval(self) -> Self:
         """From here on calls are not recorded; records left are dropped, and free memory is too."""
-        self._scratch = FreeList(self._backend, self._dtype)
-        self._memory = FreeList(self._backend, self._dtype)
+        self._scratch = WorkspacePool(self._backend, self._dtype)
+        self._memory = WorkspacePool(self._backend, self._dtype)
         self._steps = self._new_steps()
         self._parameters.drop_packed_weights()
         return super().eval()
@@ -199,7 +199,7 @@ class _Recurrent(Module):
             type(self).__name__, net, engine, steps, batch, self._training, memory, segments
         )
 
-    def _memory_of(self, engine: kernels.Engine, steps: int, batch: int) -> list[str]:
+    def _memory_of(self, engine: kernels.ExecutionPlan, steps: int, batch: int) -> list[str]:
         """What `explain` says of the memory that a training step takes."""
         return []
 
@@ -207,13 +207,13 @@ class _Recurrent(Module):
         """T and N of an x of this shape; ValueError if it has not the right dimensions."""
         raise NotImplementedError
 
-    def _new_steps(self) -> CellSteps | None:
+    def _new_steps(self) -> StepPool | None:
         """What keeps steps ready for calls of one; None where there cannot be any."""
         if self._backend.on_gpu or self._arithmetic.narrow or self._stack.num_directions != 1:
             return None
-        return CellSteps(self._stack, self._backend)
+        return StepPool(self._stack, self._backend)
 
-    def _ready_steps(self) -> CellSteps | None:
+    def _ready_steps(self) -> StepPool | None:
         """What keeps steps ready, if a call may take one now.
 
         Inside a `writable` block the numbers may change without a new version.
@@ -227,15 +227,15 @@ class _Recurrent(Module):
         """
         raise NotImplementedError
 
-    @frees_memory
+    @translate_out_of_memory
     def _take(
         self, x: Array, initial: tuple[Array | None, ...] | None, forced: str, cell: bool = False
     ) -> tuple[Array, ...]:
-        """Take a step that is kept ready: see `CellSteps.take`."""
+        """Take a step that is kept ready: see `StepPool.take`."""
         assert self._steps is not None
         return self._steps.take(self._arithmetic, self._parameters, x, initial, forced, cell)
 
-    @frees_memory
+    @translate_out_of_memory
     @reads_parameters
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
@@ -263,12 +263,12 @@ class _Recurrent(Module):
             self._scratch.release(scratch)
         if self._training:
             self._calls += 1
-            record = _Record(tape, memory, self._parameters.version, call.batched)
+            record = RecordedCall(tape, memory, self._parameters.version, call.batched)
             self._records.add(record, type(self).__name__)
         return output, final
 
-    def _last_record(self) -> _Record:
-        record: _Record = super()._last_record()
+    def _last_record(self) -> RecordedCall:
+        record: RecordedCall = super()._last_record()
         if record.tape.spent:
             raise RuntimeError(
                 "backward: an error ended it half way through the last recorded call, which "
@@ -276,7 +276,7 @@ class _Recurrent(Module):
             )
         return record
 
-    @frees_memory
+    @translate_out_of_memory
     @reads_parameters
     def _undo(
         self,

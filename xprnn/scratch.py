@@ -74,7 +74,7 @@ class Workspace:
             self._buffer = self._backend.zeros_aligned(self._size, self.dtype)
 
 
-class FreeList:
+class WorkspacePool:
     """Unused workspaces of one backend and dtype; safe to use from several threads."""
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any]) -> None:

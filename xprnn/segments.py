@@ -18,23 +18,23 @@ import numpy as np
 from . import sequence
 from .backend import Array, Backend
 from .cells import Weights
-from .directions import Direction, Trace, Undoing
-from .kernels import Engine
-from .layout import Layout, make_layout
+from .directions import Activations, BackwardPass, ForwardPass
+from .kernels import ExecutionPlan
+from .layout import PackedBatch, make_packed_batch
 from .scratch import Workspace
 
 
 class Segment(NamedTuple):
     """Consecutive steps of a call, with a layout of their own."""
 
-    layout: Layout
+    layout: PackedBatch
     times: slice  # of the call's T steps
     rows: slice  # of its S packed rows
     begin: slice  # where a trace keeps the states in which the layout's running rows begin
 
 
 def cut(
-    backend: Backend, layout: Layout, lengths: np.ndarray | None, k: int | None
+    backend: Backend, layout: PackedBatch, lengths: np.ndarray | None, k: int | None
 ) -> tuple[Segment, ...]:
     """Segments of k steps, the last of what is left; none if k is None.
 
@@ -48,7 +48,7 @@ def cut(
     for start in range(0, max(layout.steps, 1), k):
         stop = min(start + k, layout.steps)
         left = None if ordered is None else np.clip(ordered - start, 0, stop - start)
-        part = make_layout(backend, stop - start, layout.batch, left)
+        part = make_packed_batch(backend, stop - start, layout.batch, left)
         rows = slice(layout.starts[start], layout.starts[stop])
         kept = slice(begin, begin + part.running)
         segments.append(Segment(part, slice(start, stop), rows, kept))
@@ -57,16 +57,16 @@ def cut(
 
 
 def forward(
-    engine: Engine,
-    directions: Sequence[Direction],
+    engine: ExecutionPlan,
+    directions: Sequence[ForwardPass],
     x: Array,
-    layout: Layout,
+    layout: PackedBatch,
     segments: Sequence[Segment],
     kept: Workspace,
     scratch: Workspace,
     record: bool,
     outputs: Sequence[Array],
-) -> list[Trace]:
+) -> list[Activations]:
     """Run directions of one layer; see `sequence.forward`, which without `segments` it is.
 
     `outputs` (S, H), whose rows may stand apart, are written. Where there are segments the traces
@@ -82,14 +82,14 @@ def forward(
 
 
 def _forward(
-    engine: Engine,
-    direction: Direction,
+    engine: ExecutionPlan,
+    direction: ForwardPass,
     x: Array,
     segments: Sequence[Segment],
     kept: Workspace,
     scratch: Workspace,
     output: Array,
-) -> Trace:
+) -> Activations:
     """A direction's segments one after the other; what their steps compute is not kept."""
     H, none = output.shape[1], kept.empty(0, 0)
     states = tuple([kept.empty(segments[-1].begin.stop, H) for _ in direction.ends])
@@ -100,13 +100,13 @@ def _forward(
         (run,) = sequence.forward(engine, [direction], x[rows], layout, scratch, scratch, False)
         output[rows] = layout.outputs(run.states[0], direction.reverse)
         scratch.rewind(mark)
-    return Trace(x, none, none, states)
+    return Activations(x, none, none, states)
 
 
 def backward(
-    engine: Engine,
-    directions: Sequence[Undoing],
-    layout: Layout,
+    engine: ExecutionPlan,
+    directions: Sequence[BackwardPass],
+    layout: PackedBatch,
     segments: Sequence[Segment],
     scratch: Workspace,
 ) -> None:
@@ -118,7 +118,7 @@ def backward(
 
 
 def _backward(
-    engine: Engine, undoing: Undoing, segments: Sequence[Segment], scratch: Workspace
+    engine: ExecutionPlan, undoing: BackwardPass, segments: Sequence[Segment], scratch: Workspace
 ) -> None:
     """Take each segment of a direction again and undo it; the first to be undone comes last."""
     trace, dweights = undoing.trace, undoing.dweights
@@ -127,7 +127,7 @@ def _backward(
     for layout, times, rows, begin in _walk(segments, not undoing.reverse):
         mark = scratch.mark()
         ends = tuple([state[begin] for state in trace.states])  # overwritten: used for once
-        again = Direction(undoing.weights, undoing.reverse, ends, undoing.packs)
+        again = ForwardPass(undoing.weights, undoing.reverse, ends, undoing.packs)
         (run,) = sequence.forward(engine, [again], trace.x[rows], layout, scratch, scratch, True)
         part = undoing._replace(
             trace=run,

@@ -12,22 +12,22 @@ from typing import Any
 from . import blas, columns
 from .backend import Array
 from .cells import Buffers, Cell, Weights
-from .directions import Direction, Trace, Undoing
-from .kernels import Engine
-from .layout import Layout, Run
+from .directions import Activations, BackwardPass, ForwardPass
+from .kernels import ExecutionPlan
+from .layout import PackedBatch, Run
 from .numerics import sum_rows
 from .scratch import Workspace
 
 
 def forward(
-    engine: Engine,
-    directions: Sequence[Direction],
+    engine: ExecutionPlan,
+    directions: Sequence[ForwardPass],
     x: Array,
-    layout: Layout,
+    layout: PackedBatch,
     kept: Workspace,
     scratch: Workspace,
     record: bool,
-) -> list[Trace]:
+) -> list[Activations]:
     """Run all steps of directions of one layer.
 
     `x` (S, I) is read. The traces are written, in memory of `kept`; their `saved` is complete
@@ -54,20 +54,20 @@ def forward(
 
 
 def begin(
-    engine: Engine,
-    direction: Direction,
+    engine: ExecutionPlan,
+    direction: ForwardPass,
     x: Array,
-    layout: Layout,
+    layout: PackedBatch,
     kept: Workspace,
     record: bool,
     bare: bool = False,
-) -> Trace:
+) -> Activations:
     """The trace of a direction, none of which but x is written yet; `bare`: no gates, no saved."""
     T, H = engine.compute_dtype, direction.ends[0].shape[1]
     narrow, wide = trace_shapes(engine.cell, H, layout.running, layout.total, record)
     h = kept.empty(*narrow.pop(), dtype=T)
     gates, saved = [x[:0]] * 2 if bare else [kept.empty(*shape, dtype=T) for shape in narrow]
-    return Trace(x, gates, saved, (h, *[kept.empty(*shape) for shape in wide]))
+    return Activations(x, gates, saved, (h, *[kept.empty(*shape) for shape in wide]))
 
 
 def trace_shapes(
@@ -98,22 +98,22 @@ def input_side(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: A
         gates += bias
 
 
-def _input_sides(engine: Engine, direction: Direction, trace: Trace) -> None:
+def _input_sides(engine: ExecutionPlan, direction: ForwardPass, trace: Activations) -> None:
     """gx of all steps, in one product, to the trace's gates."""
     bias = engine.cell.input_bias(direction.weights, engine.compute_dtype)
     input_side(_products(engine), direction.weights, bias, trace.x, trace.gates)
 
 
-def _products(engine: Engine) -> Any:
+def _products(engine: ExecutionPlan) -> Any:
     """What has the `matmul` of products over all steps."""
     return blas if engine.repeats else engine.xp
 
 
 def _take_steps(
-    engine: Engine,
-    direction: Direction,
-    trace: Trace,
-    layout: Layout,
+    engine: ExecutionPlan,
+    direction: ForwardPass,
+    trace: Activations,
+    layout: PackedBatch,
     scratch: Workspace,
     record: bool,
 ) -> None:
@@ -135,7 +135,12 @@ def _take_steps(
 
 
 def _take_by_row(
-    engine: Engine, weights: Weights, trace: Trace, run: Run, scratch: Workspace, record: bool
+    engine: ExecutionPlan,
+    weights: Weights,
+    trace: Activations,
+    run: Run,
+    scratch: Workspace,
+    record: bool,
 ) -> None:
     """Steps as they stand, on the packed rows themselves."""
     xp, cell, rows = engine.xp, engine.cell, run.rows
@@ -151,7 +156,10 @@ def _take_by_row(
 
 
 def backward(
-    engine: Engine, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
+    engine: ExecutionPlan,
+    directions: Sequence[BackwardPass],
+    layout: PackedBatch,
+    scratch: Workspace,
 ) -> None:
     """Undo all steps of directions of one layer, then multiply for the weights and the input."""
     H = directions[0].dstates[0].shape[1]
@@ -170,7 +178,9 @@ def backward(
             _gradients(engine, undoing, layout)
 
 
-def _undo_steps(engine: Engine, undoing: Undoing, layout: Layout, scratch: Workspace) -> None:
+def _undo_steps(
+    engine: ExecutionPlan, undoing: BackwardPass, layout: PackedBatch, scratch: Workspace
+) -> None:
     """The time loop of `backward`: in the trace gates become dgh; `dstates` are overwritten."""
     for run in layout.walk(undoing.reverse, undo=True):
         mark = scratch.mark()
@@ -181,7 +191,9 @@ def _undo_steps(engine: Engine, undoing: Undoing, layout: Layout, scratch: Works
         scratch.rewind(mark)
 
 
-def _undo_by_row(engine: Engine, undoing: Undoing, run: Run, scratch: Workspace) -> None:
+def _undo_by_row(
+    engine: ExecutionPlan, undoing: BackwardPass, run: Run, scratch: Workspace
+) -> None:
     """Steps as they stand, on the packed rows themselves."""
     xp, cell, trace, rows = engine.xp, engine.cell, undoing.trace, run.rows
     weights, doutput, flow = undoing.weights, undoing.doutput, undoing.flow
@@ -211,7 +223,7 @@ def _scratch(workspace: Workspace, rows: int, widths: tuple[int, ...], H: int) -
     return tuple([workspace.empty(rows, width * H) for width in widths])
 
 
-def _gradients(engine: Engine, undoing: Undoing, layout: Layout) -> None:
+def _gradients(engine: ExecutionPlan, undoing: BackwardPass, layout: PackedBatch) -> None:
     """One product over all steps per weight, and dx; turns the trace's gates from dgh into dgx."""
     products, xp, cell = _products(engine), engine.xp, engine.cell
     trace, dweights = undoing.trace, undoing.dweights

@@ -10,11 +10,11 @@ import numpy as np
 from . import dropout, segments, wave
 from .backend import Array
 from .cells import Weights
-from .directions import Direction, PacksOfAll, Trace, Undoing
-from .kernels import Engine
+from .directions import Activations, BackwardPass, ForwardPass, PackedWeightsCache
+from .kernels import ExecutionPlan
 from .kernels.wave import Layers
-from .layout import Layout, make_layout, steps_and_batch
-from .network import Stack
+from .layout import PackedBatch, make_packed_batch, steps_and_batch
+from .network import StackSpec
 from .scratch import Workspace
 from .segments import Segment
 
@@ -23,12 +23,12 @@ from .segments import Segment
 class Tape:
     """What one recorded call leaves behind; used up by `backward`."""
 
-    engine: Engine
+    engine: ExecutionPlan
     weights: list[list[Weights]]  # by layer and direction, as the products read them
-    packs: PacksOfAll  # of these
-    layout: Layout
+    packs: PackedWeightsCache  # of these
+    layout: PackedBatch
     segments: tuple[Segment, ...]  # to be recomputed; none: the traces are whole
-    traces: list[list[Trace]]  # by layer and direction
+    traces: list[list[Activations]]  # by layer and direction
     dropout_key: tuple[int, int]  # (seed, call)
     shape: tuple[int, ...]  # of x, as the caller gave it
     batch_first: bool
@@ -36,10 +36,10 @@ class Tape:
 
 
 def forward(
-    engine: Engine,
-    stack: Stack,
+    engine: ExecutionPlan,
+    stack: StackSpec,
     weights: list[list[Weights]],
-    packs: PacksOfAll,
+    packs: PackedWeightsCache,
     x: Array,
     initial: tuple[Array | None, ...] | None,
     lengths: np.ndarray | None,
@@ -64,7 +64,7 @@ def forward(
     if engine.arithmetic.narrow:
         weights = [[_to_read(each, T) for each in pair] for pair in weights]
     steps, batch = steps_and_batch(x, batch_first)
-    layout = make_layout(engine.backend, steps, batch, lengths)
+    layout = make_packed_batch(engine.backend, steps, batch, lengths)
     parts = segments.cut(engine.backend, layout, lengths, recompute if record else None)
     key = dropout_key or (0, 0)
     tape = Tape(engine, weights, packs, layout, parts, [], key, x.shape, batch_first)
@@ -87,7 +87,7 @@ def forward(
 
 
 def _run_layers(
-    stack: Stack,
+    stack: StackSpec,
     tape: Tape,
     x: Array,
     ends: tuple[Array, ...],
@@ -112,7 +112,7 @@ def _run_layers(
 
 
 def _run_layer(
-    stack: Stack,
+    stack: StackSpec,
     tape: Tape,
     layer: int,
     x: Array,
@@ -132,7 +132,7 @@ def _run_layer(
     for group in engine.groups(work, layout.running, H, layout.steps, D):
         mark = scratch.mark()
         directions = [
-            Direction(
+            ForwardPass(
                 tape.weights[layer][d],
                 d == 1,
                 tuple([end[layer * D + d] for end in ends]),
@@ -150,7 +150,7 @@ def _run_layer(
 
 
 def backward(
-    stack: Stack,
+    stack: StackSpec,
     tape: Tape,
     doutput: Array | None,
     dfinal: tuple[Array | None, ...],
@@ -193,7 +193,7 @@ def backward(
 
 
 def _undo_layer(
-    stack: Stack,
+    stack: StackSpec,
     tape: Tape,
     layer: int,
     doutput: Array | None,
@@ -214,7 +214,7 @@ def _undo_layer(
     for group in engine.groups("backward", layout.running, H, layout.steps, D):
         mark = scratch.mark()
         directions = [
-            Undoing(
+            BackwardPass(
                 tape.weights[layer][d],
                 d == 1,
                 tape.traces[layer][d],
@@ -235,7 +235,11 @@ def _undo_layer(
 
 
 def _sorted_states(
-    xp: Any, stack: Stack, layout: Layout, given: tuple[Array | None, ...] | None, dtype: Any
+    xp: Any,
+    stack: StackSpec,
+    layout: PackedBatch,
+    given: tuple[Array | None, ...] | None,
+    dtype: Any,
 ) -> tuple[Array, ...]:
     """New arrays (L*D, N, H), one a state, with the values given, longest rows first, or zeros."""
     shape = (stack.num_layers * stack.num_directions, layout.batch, stack.hidden_size)
@@ -258,7 +262,7 @@ def _to_read(weights: Weights, dtype: np.dtype[Any]) -> Weights:
 
 
 def _drop(
-    xp: Any, stack: Stack, layout: Layout, x: Array, key: tuple[int, int], layer: int
+    xp: Any, stack: StackSpec, layout: PackedBatch, x: Array, key: tuple[int, int], layer: int
 ) -> None:
     """Dropout in place on what `layer` hands up, x (S, D*H); its own gradient."""
     if stack.dropout:
@@ -271,7 +275,12 @@ def _time_major(x: Array, batch_first: bool) -> Array:
 
 
 def _packed_input(
-    engine: Engine, layout: Layout, x: Array, batch_first: bool, kept: Workspace, record: bool
+    engine: ExecutionPlan,
+    layout: PackedBatch,
+    x: Array,
+    batch_first: bool,
+    kept: Workspace,
+    record: bool,
 ) -> Array:
     """x as packed rows (S, I): a copy, where the caller's own memory does not serve.
 
@@ -286,13 +295,13 @@ def _packed_input(
     return packed
 
 
-def _as_packed(layout: Layout, x: Array, batch_first: bool, dtype: Any) -> Array | None:
+def _as_packed(layout: PackedBatch, x: Array, batch_first: bool, dtype: Any) -> Array | None:
     """A new array x (T, N, F) as the packed rows (S, F) that it is, or None."""
     if batch_first or layout.ragged is not None or x.dtype != dtype:
         return None
     return x.reshape(layout.total, x.shape[2])
 
 
-def _caller_array(xp: Any, layout: Layout, shape: tuple[int, ...], dtype: Any) -> Array:
+def _caller_array(xp: Any, layout: PackedBatch, shape: tuple[int, ...], dtype: Any) -> Array:
     """A new array for the caller; where rows end early it is zero past their ends."""
     return xp.empty(shape, dtype) if layout.ragged is None else xp.zeros(shape, dtype)

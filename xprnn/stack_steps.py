@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import sequence
 from .backend import Array
 from .cells import Buffers, Weights
-from .directions import PacksOfAll
-from .kernels import Engine
-from .network import Stack
+from .directions import PackedWeightsCache
+from .kernels import ExecutionPlan
+from .network import StackSpec
 from .parameters import Parameters
 from .program import Constants, Program, record
 
 if TYPE_CHECKING:
-    from .kernels.cuda.stack_step import StackStep as Launched
-    from .kernels.numba.step import StackStep as Called
+    from .kernels.cuda.stack_step import FusedStep as Launched
+    from .kernels.numba.step import FusedStep as Called
 
 
 SIZES = 64  # numbers of rows whose captured calls are kept; with one more the oldest are dropped
@@ -37,7 +37,7 @@ class _Captured(NamedTuple):
     programs: tuple[Program, ...] = ()  # from side 0 to 1, and back
 
 
-class StackSteps:
+class StepExecutor:
     """The steps of N rows through a stack of one direction.
 
     `sides` are the states (L, N, H) each, twice: a step reads one side and writes the other, so
@@ -48,7 +48,7 @@ class StackSteps:
     are the same to the last bit.
     """
 
-    def __init__(self, engine: Engine, stack: Stack, batch: int) -> None:
+    def __init__(self, engine: ExecutionPlan, stack: StackSpec, batch: int) -> None:
         self._engine, self._net, self._backend = engine, stack, engine.backend
         self._one_by_one = engine.implementation != "sequence"
         self._most = self.batch = batch
@@ -96,7 +96,7 @@ class StackSteps:
                 self._refresh(parameters.packed_weights)
             self._version = version
 
-    def _refresh(self, packs: PacksOfAll) -> None:
+    def _refresh(self, packs: PackedWeightsCache) -> None:
         """Copy what is written in the parameters now, or take what others have packed of it."""
         if self._called is not None:
             self._called.refresh(packs[0, 0])
@@ -262,19 +262,19 @@ class StackSteps:
 
     def _calls(self) -> Called:
         """What takes a step of all layers in one call of compiled code."""
-        from .kernels.numba.step import StackStep
+        from .kernels.numba.step import FusedStep
 
         engine = self._engine
-        return StackStep(engine.backend, engine.cell.name, engine.dtype, self._given, self.batch)
+        return FusedStep(engine.backend, engine.cell.name, engine.dtype, self._given, self.batch)
 
     def _launches(self) -> Launched:
         """What takes a step of all layers in one launch."""
-        from .kernels.cuda.stack_step import Sizes, StackStep
+        from .kernels.cuda.stack_step import FusedStep, Sizes
 
         net = self._net
         sizes = Sizes(net.num_layers, self.batch, net.input_size, net.hidden_size)
         engine = self._engine
-        return StackStep(engine.backend, net.cell.name, engine.arithmetic, sizes, self._read)
+        return FusedStep(engine.backend, net.cell.name, engine.arithmetic, sizes, self._read)
 
 
 def bits(array: Array) -> Array:

@@ -7,15 +7,15 @@ from typing import Any
 
 from . import kernels
 from .arguments import state_shape
-from .arithmetic import Arithmetic
+from .arithmetic import PrecisionPolicy
 from .attributes import internal_attributes, read_only, restore_user_attributes, user_attributes
 from .backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
 from .checks import check_array, check_rows, check_size, check_states
 from .explain import explain_step
 from .locking import WRITER
-from .memory import frees_memory
+from .memory import translate_out_of_memory
 from .recurrent import _Recurrent
-from .stack_steps import StackSteps, bits
+from .stack_steps import StepExecutor, bits
 
 
 class Stepper(StateTypes[Given, States]):
@@ -45,7 +45,7 @@ class Stepper(StateTypes[Given, States]):
 
     batch: int = read_only("batch", "N, how many streams there are.", "make another stepper")
     backend: Backend = read_only("backend", "Where it computes.", "make another stepper")
-    arithmetic: Arithmetic = read_only(
+    arithmetic: PrecisionPolicy = read_only(
         "arithmetic", "The types in which it computes.", "make another stepper"
     )
     _internal: frozenset[str] = frozenset()  # the names of the attributes that no user has set
@@ -54,7 +54,7 @@ class Stepper(StateTypes[Given, States]):
         with internal_attributes(self):
             self._configure(layer, batch)
 
-    @frees_memory
+    @translate_out_of_memory
     def _configure(self, layer: _Recurrent, batch: int) -> None:
         net = layer._stack
         if net.num_directions != 1:
@@ -67,12 +67,12 @@ class Stepper(StateTypes[Given, States]):
         self._layer, self._net = layer, net
         self._side = 0  # the one of the two sides that holds the states
         sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
-        self._engine = kernels.choose_step(net.cell, layer.backend, layer.arithmetic, sizes)
+        self._engine = kernels.plan_step(net.cell, layer.backend, layer.arithmetic, sizes)
         with self.backend.activate():
-            self._steps = StackSteps(self._engine, net, self.batch)
+            self._steps = StepExecutor(self._engine, net, self.batch)
             self._bind()
 
-    @frees_memory
+    @translate_out_of_memory
     def step(self, x: AnyArray, *, rows: Rows | None = None, out: Array | None = None) -> Array:
         """Take one step of every stream, or of some.
 
@@ -113,7 +113,7 @@ class Stepper(StateTypes[Given, States]):
                 reading.notify_writers()
         return result if out is None else out
 
-    @frees_memory
+    @translate_out_of_memory
     def state(self) -> States:
         """The states of all streams: h (L, N, H), for an LSTM (h, c), as the layer returns h_n.
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from .backend import Array
 from .cells import Weights
-from .directions import Direction, Packs, Trace
-from .kernels import Engine
+from .directions import Activations, ForwardPass, PackedWeights
+from .kernels import ExecutionPlan
 from .kernels.wave import Layers, together
-from .layout import Layout
+from .layout import PackedBatch
 from .scratch import Workspace
 from .sequence import begin, input_side
 
 
 def forward(
-    engine: Engine,
+    engine: ExecutionPlan,
     net: Layers,
     weights: list[list[Weights]],
     x: Array,
     ends: tuple[Array, ...],
-    layout: Layout,
+    layout: PackedBatch,
     kept: Workspace,
     scratch: Workspace,
     record: bool,
-) -> tuple[list[list[Trace]], Array] | None:
+) -> tuple[list[list[Activations]], Array] | None:
     """Run all steps of all layers: the traces and the output (S, H); None: they take turns.
 
     As `sequence.forward`; `ends` (L, N, H) each has the initial states, read, then = the final
@@ -34,7 +34,7 @@ def forward(
         return None
     layers, traces = [], []
     for layer, (own,) in enumerate(weights):
-        direction = Direction(own, False, tuple([end[layer] for end in ends]), Packs())
+        direction = ForwardPass(own, False, tuple([end[layer] for end in ends]), PackedWeights())
         trace = begin(engine, direction, x, layout, kept, record)
         bias = engine.cell.input_bias(own, engine.compute_dtype)
         if layer:

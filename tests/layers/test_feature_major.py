@@ -15,7 +15,7 @@ from tests.support.targets import LAYERS, arguments, arrays, make
 from tests.support.tolerances import assert_close
 from xprnn import columns
 from xprnn.cells import CELLS
-from xprnn.layout import make_layout
+from xprnn.layout import make_packed_batch
 
 T = 3 * columns.ENOUGH
 # rows: few; many, whose input side the steps take on themselves
@@ -26,7 +26,7 @@ LENGTHS: dict[str, Callable[[int], Any]] = {
     "short runs too": lambda N: [T - 3 * (n % 5) for n in range(N)],
 }
 
-READ = [(name, part) for name, cell in CELLS.items() for part in cell.undoing_reads]
+READ = [(name, part) for name, cell in CELLS.items() for part in cell.backward_reads]
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_no_more_is_copied_in_than_a_step_reads(
 def test_what_is_not_copied_in_is_missed(
     name: str, part: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = tuple(one for one in CELLS[name].undoing_reads if one != part)
-    monkeypatch.setattr(CELLS[name], "undoing_reads", others)
+    others = tuple(one for one in CELLS[name].backward_reads if one != part)
+    monkeypatch.setattr(CELLS[name], "backward_reads", others)
     # memory that nobody wrote may hold anything
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
         check(*both(name, 3, None, taken))
@@ -119,7 +119,7 @@ def test_what_is_not_copied_in_is_missed(
 def test_what_is_not_copied_out_is_missed(
     taken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CELLS["gru"], "undoing_writes", ("gates",))
+    monkeypatch.setattr(CELLS["gru"], "backward_writes", ("gates",))
     with pytest.raises(AssertionError):
         check(*both("gru", 3, None, taken))
 
@@ -153,7 +153,7 @@ def test_a_stand_in_for_a_gpu_takes_rows(taken: list[str]) -> None:
     """Only NumPy itself repeats calls; kernels by element want rows."""
     layer = make("gru")
     engine = layer._engine(T, 2)
-    (walk,) = make_layout(layer.backend, T, 2, None).walk(reverse=False)
+    (walk,) = make_packed_batch(layer.backend, T, 2, None).walk(reverse=False)
     assert columns.serves(engine, walk)
     for other in ({"xp": object()}, {"implementation": "pointwise"}):
         assert not columns.serves(replace(engine, **other), walk)

@@ -20,7 +20,7 @@ from tests.support.streaming import assert_same, make, on_host, sides, stream
 from tests.support.targets import normal
 from tests.unit.test_parameters import WAYS
 from xprnn.backend import Backend
-from xprnn.stack_steps import StackSteps
+from xprnn.stack_steps import StepExecutor
 
 # -- the parameters
 
@@ -69,9 +69,9 @@ def write(layer: Any, way: str, any_backend: Backend) -> None:
 
 def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: a stepper that takes up the parameters once."""
-    follow = StackSteps.follow
+    follow = StepExecutor.follow
     monkeypatch.setattr(
-        StackSteps,
+        StepExecutor,
         "follow",
         lambda self, *of: follow(self, *of) if self._version < 0 else None,
     )

@@ -26,7 +26,7 @@ BFLOAT16 = pytest.param(
         not importlib.util.find_spec("ml_dtypes"), reason="bfloat16 needs ml_dtypes"
     ),
 )
-NARROW = ["float16", BFLOAT16]
+LOW_PRECISION = ["float16", BFLOAT16]
 GATES = [(cell, gate) for cell, plain in PLAIN.items() for gate in range(plain.gates)]
 
 pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the same everywhere
@@ -94,7 +94,7 @@ def test_every_kernel_passes_on_the_stand_in(cell: str, fake_cupy: Backend) -> N
     assert all(error > 0 for (_, kind), error in errors.items() if kind != "float64")
 
 
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("numbers", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize("cell", PLAIN)
 def test_limits_are_above_the_errors_of_many_seeds_but_not_far(cell: str, numbers: str) -> None:
     worst = 0.0
@@ -142,7 +142,7 @@ def test_a_wrong_gradient_of_the_plain_code_is_found_by_the_gradcheck(
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.05])
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("numbers", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize(("cell", "gate"), GATES)
 def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
     cell: str, gate: int, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch
@@ -161,7 +161,7 @@ def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
 
 
 @pytest.mark.parametrize("factor", [0.94, np.nan])
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("numbers", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize("cell", PLAIN)
 def test_a_wrong_state_fails_in_every_type(
     cell: str, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch

@@ -48,7 +48,7 @@ class Cell:
     `scratch`      see below     A      workspace              workspace
     =============  ============  =====  =====================  ============================
 
-    gx is the input pre-activation x W_ih' + b_ih, with the recurrent bias of the first `folded`
+    gx is the input pre-activation x W_ih' + b_ih, with the recurrent bias of the first `bias_folded_gates`
     gates already added (for these gates the two biases only occur as a sum). dgh is the gradient
     of the recurrent pre-activation; `to_input_side` converts it in place to dgx, the gradient of
     the input pre-activation. dnext is the gradient of `next_states`.
@@ -65,17 +65,19 @@ class Cell:
 
     name: str
     gate_names: tuple[str, ...]  # in the order of the weights' blocks
-    folded: int  # number of leading gates whose recurrent bias is added to the input side
+    bias_folded_gates: (
+        int  # number of leading gates whose recurrent bias is added to the input side
+    )
     saved: int = 0  # width of `saved`, in units of H
     state_names: tuple[str, ...] = ("h",)
     forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
     backward_scratch: tuple[int, ...]
     # the buffers that `backward` reads and writes; h' is the next h
-    undoing_reads: tuple[str, ...]
-    undoing_writes: tuple[str, ...] = ("gates",)
+    backward_reads: tuple[str, ...]
+    backward_writes: tuple[str, ...] = ("gates",)
     pointwise_ops: tuple[str, ...] = ("forward_gates", "backward_gates")
     # array operations per step, forward and backward, each a launch on a GPU; None: not counted
-    launches: tuple[int, int] | None = None
+    kernel_launches: tuple[int, int] | None = None
 
     @property
     def gates(self) -> int:
@@ -87,7 +89,7 @@ class Cell:
         if weights.bias_ih is None or weights.bias_hh is None:
             return None
         bias = weights.bias_ih.copy()
-        width = self.folded * weights.weight_hh.shape[1]
+        width = self.bias_folded_gates * weights.weight_hh.shape[1]
         bias[:width] += weights.bias_hh[:width]
         return bias.astype(dtype, copy=False)
 

@@ -2,7 +2,7 @@
 
 There are two seams, and the plain code is the fallback and the oracle of both: "pointwise"
 (what a step does by element in one kernel) and "sequence" (all steps in one call). A backend
-names its family of kernels, a folder here whose `__init__` is a `Family`. To add a kernel: a
+names its family of kernels, a folder here whose `__init__` is a `KernelPackage`. To add a kernel: a
 cell in the family's `POINTWISE`; for whole sequences its rows in `cuda/table.py`, from which
 `cuda/plan.py` says which calls they fit, or a name in `numba.SEQUENCE`. `wave.py` says whether one
 call takes all layers of a stack.
@@ -17,12 +17,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import PrecisionPolicy
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
 from ..backend.exports import exported_from
 from ..cells import Cell
-from .family import Family, Sequences
+from .family import KernelPackage, LayerRunner
 from .narrow import widened
 from .request import (
     ENVIRONMENT_VARIABLE,
@@ -51,7 +51,7 @@ class KernelUnavailableError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Engine:
+class ExecutionPlan:
     """What a call runs on: who takes the steps, with which products, in which types."""
 
     implementation: str
@@ -60,12 +60,12 @@ class Engine:
     backend: Backend
     xp: Any  # the backend's array module, with products as precise as the layer asks for
     cell: Cell
-    arithmetic: Arithmetic
-    sequences: Sequences | None = None  # those that take all steps in one call
+    arithmetic: PrecisionPolicy
+    sequences: LayerRunner | None = None  # those that take all steps in one call
 
     def whole(
         self, work: str, N: int, H: int, T: int, directions: int
-    ) -> tuple[Sequences, Any] | None:
+    ) -> tuple[LayerRunner, Any] | None:
         """Who takes all T steps of N rows, and how, or None: they are taken one by one.
 
         :param work: "forward", "training" (forward, recorded) or "backward".
@@ -101,10 +101,10 @@ class Engine:
 def choose(
     cell: Cell,
     backend: Backend,
-    arithmetic: Arithmetic,
+    arithmetic: PrecisionPolicy,
     sizes: tuple[int, int, int, int],
     record: bool,
-) -> Engine:
+) -> ExecutionPlan:
     """Who serves a call of a cell on a backend in these types; only sequence kernels mind sizes.
 
     Where one fits forward and none backward, the steps are undone one by one.
@@ -119,17 +119,17 @@ def choose(
 def _choose_layer(
     cell: Cell,
     backend: Backend,
-    arithmetic: Arithmetic,
+    arithmetic: PrecisionPolicy,
     sizes: tuple[int, int, int, int],
     record: bool,
-) -> Engine:
+) -> ExecutionPlan:
     forced = asked()
     if _wants_sequences(backend, forced) and not _family(backend.kernels).refusal(arithmetic):
         return _fitted(cell, backend, arithmetic, forced, sizes, record)
     return _choose(cell, backend, arithmetic, forced)
 
 
-def _prepared(choice: Callable[[], Engine], whole: str, record: bool) -> Engine:
+def _prepared(choice: Callable[[], ExecutionPlan], whole: str, record: bool) -> ExecutionPlan:
     """The engine that is chosen, with its kernels made; chosen again where they cannot be.
 
     :param whole: what a family calls the kernels of "sequence"; "" as they are called.
@@ -146,9 +146,9 @@ def _prepared(choice: Callable[[], Engine], whole: str, record: bool) -> Engine:
     return choice()
 
 
-def choose_step(
-    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
-) -> Engine:
+def plan_step(
+    cell: Cell, backend: Backend, arithmetic: PrecisionPolicy, sizes: tuple[int, int, int, int]
+) -> ExecutionPlan:
     """Who serves the steps of a stepper; "sequence" is the one call for all layers.
 
     :param sizes: (L, N, I, H) of the stack and its streams.
@@ -159,8 +159,8 @@ def choose_step(
 
 
 def _choose_step(
-    cell: Cell, backend: Backend, arithmetic: Arithmetic, sizes: tuple[int, int, int, int]
-) -> Engine:
+    cell: Cell, backend: Backend, arithmetic: PrecisionPolicy, sizes: tuple[int, int, int, int]
+) -> ExecutionPlan:
     forced = asked()
     refused = _refuse_stack_step(cell, backend, arithmetic, sizes, forced)
     if forced == "pointwise" and not backend.on_gpu:
@@ -184,7 +184,7 @@ def _choose_step(
 def _refuse_stack_step(
     cell: Cell,
     backend: Backend,
-    arithmetic: Arithmetic,
+    arithmetic: PrecisionPolicy,
     sizes: tuple[int, int, int, int],
     forced: str,
 ) -> str | None:
@@ -223,11 +223,11 @@ def has_sequences(cell: Cell, backend: Backend) -> bool:
 def _fitted(
     cell: Cell,
     backend: Backend,
-    arithmetic: Arithmetic,
+    arithmetic: PrecisionPolicy,
     forced: str,
     sizes: tuple[int, int, int, int],
     record: bool,
-) -> Engine:
+) -> ExecutionPlan:
     """The engine with sequence kernels where they fit, or the one without and the reason."""
     sequences, (N, width, H, T) = _sequences(cell, backend, arithmetic), sizes
     works = ("training", "backward") if record else ("forward",)
@@ -246,11 +246,11 @@ def _fitted(
 def _whole(
     cell: Cell,
     backend: Backend,
-    arithmetic: Arithmetic,
+    arithmetic: PrecisionPolicy,
     forced: str,
     left: str,
     refused: tuple[str, ...],
-) -> Engine:
+) -> ExecutionPlan:
     """The engine with sequence kernels, or with a reason why a call is left to others without."""
     engine = _choose(cell, backend, arithmetic, "auto")
     if left:
@@ -265,12 +265,14 @@ def _whole(
 
 
 @cache
-def _sequences(cell: Cell, backend: Backend, arithmetic: Arithmetic) -> Sequences:
+def _sequences(cell: Cell, backend: Backend, arithmetic: PrecisionPolicy) -> LayerRunner:
     return _family(backend.kernels).sequences(cell.name, backend, arithmetic)
 
 
 @cache
-def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -> Engine:
+def _choose(
+    cell: Cell, backend: Backend, arithmetic: PrecisionPolicy, forced: str
+) -> ExecutionPlan:
     """The engine that takes steps one by one."""
     serving = {"reference": widened(cell, arithmetic.dtype) if arithmetic.narrow else cell}
     family, asked = _family(backend.kernels), f"{ENVIRONMENT_VARIABLE}={forced}"
@@ -296,19 +298,19 @@ def _choose(cell: Cell, backend: Backend, arithmetic: Arithmetic, forced: str) -
     why = UNTRIED if forced == "auto" else asked  # "auto" leaves out nothing else
     missing = tuple([(name, why if name in there else absent) for name in faster])
     xp = backend.module(arithmetic.precision, arithmetic.narrow)
-    return Engine(chosen, reason, missing, backend, xp, serving[chosen], arithmetic)
+    return ExecutionPlan(chosen, reason, missing, backend, xp, serving[chosen], arithmetic)
 
 
 @cache
-def _family(name: str) -> Family:
+def _family(name: str) -> KernelPackage:
     """The family of kernels of this name, a folder here."""
     if name == "cuda":
         from . import cuda
 
-        return cast("Family", cuda)
+        return cast("KernelPackage", cuda)
     from . import numba
 
-    return cast("Family", numba)
+    return cast("KernelPackage", numba)
 
 
 __all__ = [
@@ -316,11 +318,11 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "IMPLEMENTATIONS",
     "WAVE",
-    "Engine",
+    "ExecutionPlan",
     "KernelUnavailableError",
     "asked",
     "choose",
-    "choose_step",
+    "plan_step",
     "requested",
     "use_kernels",
 ]

@@ -1,19 +1,19 @@
-"""What a folder of kernels has to offer: its `__init__` is a `Family`."""
+"""What a folder of kernels has to offer: its `__init__` is a `KernelPackage`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ..arithmetic import Arithmetic
+from ..arithmetic import PrecisionPolicy
 from ..backend import Backend
 from ..cells import Cell
-from ..directions import Direction, Trace, Undoing
-from ..layout import Layout
+from ..directions import Activations, BackwardPass, ForwardPass
+from ..layout import PackedBatch
 from ..scratch import Workspace
 
 
-class Sequences(Protocol):
+class LayerRunner(Protocol):
     """Kernels that take all steps of directions of a layer: see the loops of `sequence.py`."""
 
     unit: str  # for `explain`: what takes the steps, a launch or a call
@@ -39,9 +39,9 @@ class Sequences(Protocol):
     def forward(
         self,
         chosen: Any,
-        directions: Sequence[Direction],
-        traces: Sequence[Trace],
-        layout: Layout,
+        directions: Sequence[ForwardPass],
+        traces: Sequence[Activations],
+        layout: PackedBatch,
         scratch: Workspace,
         record: bool,
     ) -> None:
@@ -53,7 +53,11 @@ class Sequences(Protocol):
         """
 
     def backward(
-        self, chosen: Any, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
+        self,
+        chosen: Any,
+        directions: Sequence[BackwardPass],
+        layout: PackedBatch,
+        scratch: Workspace,
     ) -> None:
         """Undo all steps, in place of `_undo_steps`: see there for what is left in the arrays.
 
@@ -63,16 +67,18 @@ class Sequences(Protocol):
         """
 
 
-class Family(Protocol):
+class KernelPackage(Protocol):
     """The kernels for one kind of processor."""
 
-    def refusal(self, arithmetic: Arithmetic) -> str:
+    def refusal(self, arithmetic: PrecisionPolicy) -> str:
         """Why none of them serves in these types on this machine; "" where they do."""
 
     def fused_cells(self) -> Mapping[str, Cell]:
         """The cells whose parts are fused, by name."""
 
-    def prepare(self, implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
+    def prepare(
+        self, implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool
+    ) -> bool:
         """Make what a call needs; False where that failed: then `refusal` says why.
 
         :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
@@ -81,5 +87,5 @@ class Family(Protocol):
     def has_sequences(self, cell: str) -> bool:
         """Whether there are sequence kernels for a cell, whatever they fit."""
 
-    def sequences(self, cell: str, backend: Backend, arithmetic: Arithmetic) -> Sequences:
+    def sequences(self, cell: str, backend: Backend, arithmetic: PrecisionPolicy) -> LayerRunner:
         """Those for a cell, in types that `refusal` lets pass."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import ENVIRONMENT_VARIABLE, WAVE, Engine, KernelUnavailableError, asked
+from . import ENVIRONMENT_VARIABLE, WAVE, ExecutionPlan, KernelUnavailableError, asked
 
 if TYPE_CHECKING:
     from .cuda.plan import Plan
@@ -27,7 +27,7 @@ class Layers(NamedTuple):
 
 
 def together(
-    engine: Engine, work: str, N: int, H: int, T: int, net: Layers
+    engine: ExecutionPlan, work: str, N: int, H: int, T: int, net: Layers
 ) -> tuple[SequenceKernels, Plan] | str:
     """Who takes all layers of a call in one launch, and how, or why they take turns.
 
@@ -45,7 +45,7 @@ def together(
 
 
 def _fitted(
-    engine: Engine, work: str, N: int, H: int, T: int, net: Layers
+    engine: ExecutionPlan, work: str, N: int, H: int, T: int, net: Layers
 ) -> tuple[SequenceKernels, Plan] | str:
     """The kernels and the launch, whoever asks, or the reason why there is none."""
     if engine.backend.kernels != "cuda":

@@ -14,7 +14,7 @@ from tests.kernels.numba.test_packed_weights import results, sequences, warm
 from tests.support.implementations import Pool
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import arguments, assert_same, backward, forward, make, normal
-from xprnn.directions import Packs, PacksOfAll
+from xprnn.directions import PackedWeights, PackedWeightsCache
 from xprnn.parameters import Parameters
 
 pytestmark = needs_numba
@@ -89,7 +89,7 @@ def test_packs_of_old_versions_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         Parameters,
         "packed_weights",
-        property(lambda self: every.setdefault((id(self), self.version), PacksOfAll())),
+        property(lambda self: every.setdefault((id(self), self.version), PackedWeightsCache())),
     )
     with pytest.raises(AssertionError):
         test_steps_with_weights_that_change_do_not_grow()
@@ -106,7 +106,10 @@ def test_eval_drops_them() -> None:
 
 def test_what_is_put_there_is_complete() -> None:
     """Of two threads that come first each makes it, in memory of its own, and sees no half."""
-    packs, both = Packs(spare={"forward": [0], "backward": [0]}), threading.Barrier(2, timeout=10)
+    packs, both = (
+        PackedWeights(spare={"forward": [0], "backward": [0]}),
+        threading.Barrier(2, timeout=10),
+    )
     given: list[Any] = []
 
     def make_slowly(old: Any) -> list[int]:
@@ -121,7 +124,7 @@ def test_what_is_put_there_is_complete() -> None:
     assert found == [[1], [1]] and packs.made == {"forward": [1]}
     assert None in given and [0] in given
     assert packs.get("forward", make_slowly) is packs.made["forward"]
-    assert packs.renewed() == Packs(spare={"forward": [1], "backward": [0]})
+    assert packs.renewed() == PackedWeights(spare={"forward": [1], "backward": [0]})
 
 
 def test_threads_that_call_one_layer_after_a_write() -> None:

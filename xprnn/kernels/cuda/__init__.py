@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...arithmetic import Arithmetic
+from ...arithmetic import PrecisionPolicy
 from ...cells import Cell
 from .cells import POINTWISE
 from .table import KERNELS
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .sequence import SequenceKernels
 
 
-def refusal(arithmetic: Arithmetic) -> str:
+def refusal(arithmetic: PrecisionPolicy) -> str:
     """Nothing stands against them: they take every type that the layer takes."""
     return ""
 
@@ -25,7 +25,7 @@ def fused_cells() -> Mapping[str, Cell]:
     return POINTWISE
 
 
-def prepare(implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
+def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
     """Nothing is made ahead: CuPy compiles a kernel when it is first launched."""
     return True
 
@@ -35,7 +35,7 @@ def has_sequences(cell: str) -> bool:
     return (cell, "forward") in KERNELS
 
 
-def sequences(cell: str, backend: CupyBackend, arithmetic: Arithmetic) -> SequenceKernels:
+def sequences(cell: str, backend: CupyBackend, arithmetic: PrecisionPolicy) -> SequenceKernels:
     """Those for a cell."""
     from .sequence import SequenceKernels
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ...arithmetic import Arithmetic
+from ...arithmetic import PrecisionPolicy
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
 from ...cells import CELLS
-from ...directions import Direction, Trace, Undoing
-from ...layout import Layout
+from ...directions import Activations, BackwardPass, ForwardPass
+from ...layout import PackedBatch
 from ...scratch import Workspace
 from . import loading
 from .plan import DeviceProperties, LaunchPlan, SequenceProblem, math_mode_of, padded, plan
@@ -44,7 +44,7 @@ class SequenceKernels:
     packs = False
     ahead = 0
 
-    def __init__(self, backend: CupyBackend, cell: str, arithmetic: Arithmetic) -> None:
+    def __init__(self, backend: CupyBackend, cell: str, arithmetic: PrecisionPolicy) -> None:
         self._backend = backend
         self._cell = cell
         self._states = CELLS[cell].state_names
@@ -69,9 +69,9 @@ class SequenceKernels:
     def forward(
         self,
         chosen: LaunchPlan,
-        directions: Sequence[Direction],
-        traces: Sequence[Trace],
-        layout: Layout,
+        directions: Sequence[ForwardPass],
+        traces: Sequence[Activations],
+        layout: PackedBatch,
         scratch: Workspace,
         record: bool,
     ) -> None:
@@ -95,7 +95,11 @@ class SequenceKernels:
         self._launch(chosen, "forward", directions, every, layout)
 
     def _initialised_exchange(
-        self, direction: Direction, states: tuple[Array, ...], layout: Layout, scratch: Workspace
+        self,
+        direction: ForwardPass,
+        states: tuple[Array, ...],
+        layout: PackedBatch,
+        scratch: Workspace,
     ) -> Array:
         """The exchange buffer of a direction, with the initial states in it and in `states`."""
         (h, *others), n_0, xp = states, layout.running, self._backend.xp
@@ -115,7 +119,11 @@ class SequenceKernels:
         return exchange
 
     def backward(
-        self, chosen: LaunchPlan, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
+        self,
+        chosen: LaunchPlan,
+        directions: Sequence[BackwardPass],
+        layout: PackedBatch,
+        scratch: Workspace,
     ) -> None:
         """Undo all steps: of the traces gates become dgh; saved, what the cell's `backward` makes.
 
@@ -140,9 +148,9 @@ class SequenceKernels:
         self,
         chosen: LaunchPlan,
         work: str,
-        directions: Sequence[Direction | Undoing],
+        directions: Sequence[ForwardPass | BackwardPass],
         every: list[dict[str, Array | None]],
-        layout: Layout,
+        layout: PackedBatch,
         *own: Any,
     ) -> None:
         """Launch with those of the arrays that the kernel takes, and what all kernels take."""
@@ -177,7 +185,7 @@ def grouped_arguments(every: Sequence[Sequence[Array | None]], slots: int) -> np
     return table.reshape(-1).view([("slots", table.dtype, table.shape)])
 
 
-def _first(layout: Layout, reverse: bool) -> Any:
+def _first(layout: PackedBatch, reverse: bool) -> Any:
     """Where in the states a direction finds the initial one of each place."""
     if not reverse:
         return slice(layout.running)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...arithmetic import Arithmetic
+from ...arithmetic import PrecisionPolicy
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
@@ -53,7 +53,9 @@ class Sizes(NamedTuple):
         return 4 * self.rows * sum(-(-width // 8) * 8 for width in widths)
 
 
-def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Sizes) -> str | None:
+def refusal(
+    backend: CupyBackend, cell: str, arithmetic: PrecisionPolicy, sizes: Sizes
+) -> str | None:
     """Why the kernel cannot take the steps of such a stack; None: it can."""
     device = DeviceProperties.of(backend.xp, backend.device)
     if cell not in UNITS:
@@ -69,7 +71,7 @@ def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Size
     return None
 
 
-class StackStep:
+class FusedStep:
     """The launches of one stepper.
 
     :param weights: of each layer, as products read them; they stay where they are.
@@ -79,7 +81,7 @@ class StackStep:
         self,
         backend: Any,
         cell: str,
-        arithmetic: Arithmetic,
+        arithmetic: PrecisionPolicy,
         sizes: Sizes,
         weights: list[Weights],
     ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import optional
-from ...arithmetic import Arithmetic
+from ...arithmetic import PrecisionPolicy
 from ...backend import Backend
 from ...cells import Cell
 
@@ -24,7 +24,7 @@ _log = logging.getLogger("xprnn")
 _failed: list[str] = []  # why a kernel could not be compiled: then none is used any more
 
 
-def refusal(arithmetic: Arithmetic) -> str:
+def refusal(arithmetic: PrecisionPolicy) -> str:
     """Why none of them serves in these types on this machine; "" where they do."""
     if arithmetic.narrow:
         return f"the CPU's kernels compute in float32 or float64, not in {arithmetic.compute_dtype}"
@@ -57,7 +57,7 @@ def _warn(why: str) -> str:
     return why
 
 
-def prepare(implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
+def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
     """Compile what a call needs, the first time; False: that failed, and `refusal` says why.
 
     :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
@@ -94,7 +94,7 @@ def has_sequences(cell: str) -> bool:
     return cell in SEQUENCE
 
 
-def refuse_step(cell: str, arithmetic: Arithmetic) -> str | None:
+def refuse_step(cell: str, arithmetic: PrecisionPolicy) -> str | None:
     """Why no kernel takes a step of all layers of a cell in one call; None: `step` has one."""
     return refusal(arithmetic) or (None if cell in STEP else f"no kernel of a step for '{cell}'")
 
@@ -106,7 +106,7 @@ def step_outdone(cell: str, sizes: tuple[int, int, int, int]) -> str:
     return outdone(cell, sizes)
 
 
-def sequences(cell: str, backend: Backend, arithmetic: Arithmetic) -> SequenceKernels:
+def sequences(cell: str, backend: Backend, arithmetic: PrecisionPolicy) -> SequenceKernels:
     """Those for a cell."""
     from .sequence import SequenceKernels
 

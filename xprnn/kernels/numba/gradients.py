@@ -16,8 +16,8 @@ from numba import types
 
 from ...backend import Array
 from ...cells import Cell
-from ...directions import Undoing
-from ...layout import Layout
+from ...directions import BackwardPass
+from ...layout import PackedBatch
 from ...scratch import Workspace
 from . import product
 from .jit import compile_for, number_of, read, row, written
@@ -30,9 +30,9 @@ ROWS = 64  # rows of dx that are computed at a time: enough to amortize reading 
 
 def compute(
     cell: Cell,
-    directions: Sequence[Undoing],
+    directions: Sequence[BackwardPass],
     packed: Sequence[Array | None],
-    layout: Layout,
+    layout: PackedBatch,
     scratch: Workspace,
     pool: ThreadPool,
 ) -> None:

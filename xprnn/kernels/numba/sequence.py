@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from ...arithmetic import Arithmetic
+from ...arithmetic import PrecisionPolicy
 from ...backend import Array, Backend
 from ...cells import CELLS, Weights
-from ...directions import Direction, Trace, Undoing
-from ...layout import Layout
+from ...directions import Activations, BackwardPass, ForwardPass
+from ...layout import PackedBatch
 from ...scratch import Workspace
 from . import SEQUENCE, gradients, product, threads
 from . import gates as by_element
@@ -46,7 +46,7 @@ class SequenceKernels:
     packs = True
     ahead = CHUNK
 
-    def __init__(self, backend: Backend, cell: str, arithmetic: Arithmetic) -> None:
+    def __init__(self, backend: Backend, cell: str, arithmetic: PrecisionPolicy) -> None:
         self._backend = backend
         self._cell = cell
         self._dtype = arithmetic.dtype
@@ -67,9 +67,9 @@ class SequenceKernels:
     def forward(
         self,
         chosen: Any,
-        directions: Sequence[Direction],
-        traces: Sequence[Trace],
-        layout: Layout,
+        directions: Sequence[ForwardPass],
+        traces: Sequence[Activations],
+        layout: PackedBatch,
         scratch: Workspace,
         record: bool,
     ) -> None:
@@ -118,7 +118,11 @@ class SequenceKernels:
         return tuple([scratch.empty(*size) for size in sizes])
 
     def backward(
-        self, chosen: Any, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
+        self,
+        chosen: Any,
+        directions: Sequence[BackwardPass],
+        layout: PackedBatch,
+        scratch: Workspace,
     ) -> None:
         """Undo all steps, then multiply for the weights and x: of the traces gates become dgx.
 
@@ -147,7 +151,9 @@ class SequenceKernels:
         scratch.rewind(mark)
         self._gradients(directions, layout, scratch)
 
-    def _gradients(self, directions: Sequence[Undoing], layout: Layout, scratch: Workspace) -> None:
+    def _gradients(
+        self, directions: Sequence[BackwardPass], layout: PackedBatch, scratch: Workspace
+    ) -> None:
         """What `backward` does when all steps are undone."""
         packed, weights = [], 0
         for each in directions:
@@ -173,12 +179,12 @@ class SequenceKernels:
         return panels
 
 
-def _worth(layout: Layout, weights: int) -> int:
+def _worth(layout: PackedBatch, weights: int) -> int:
     """How many threads may pay for the products of all rows and steps with these many weights."""
     return layout.total * weights // SHARED + 1
 
 
-def _slices(layout: Layout, threads: int, directions: int) -> list[tuple[int, int]]:
+def _slices(layout: PackedBatch, threads: int, directions: int) -> list[tuple[int, int]]:
     """The rows of each direction in slices of about as many steps, for so many threads."""
     rows = layout.running
     parts = max(threads, min(2 * threads, directions * (rows // FINE))) // directions
@@ -192,14 +198,14 @@ def _slices(layout: Layout, threads: int, directions: int) -> list[tuple[int, in
     return [part for part in pairwise(bounds) if part[0] < part[1]]
 
 
-def _first(states: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
+def _first(states: tuple[Array, ...], layout: PackedBatch) -> tuple[Array, ...]:
     """The rows that take any step at all, as views; a list first, as in `xprnn/sequence.py`."""
     if layout.running == layout.batch:
         return states
     return tuple([state[: layout.running] for state in states])
 
 
-def _counts(layout: Layout) -> np.ndarray:
+def _counts(layout: PackedBatch) -> np.ndarray:
     if layout.ragged is None:
         full = np.empty(layout.steps, np.intp)
         full.fill(layout.batch)

@@ -15,7 +15,7 @@ from numba import types
 
 from ...backend import Array, Backend
 from ...cells import CELLS, Weights
-from ...directions import Packs
+from ...directions import PackedWeights
 from ...processors import usable
 from . import gates as by_element
 from . import reset_before
@@ -133,7 +133,7 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
     return step
 
 
-class StackStep:
+class FusedStep:
     """The calls of one stepper, or of a cell or layer that takes its steps.
 
     :param weights: of each layer; `refresh` takes up what is written in them.
@@ -163,7 +163,7 @@ class StackStep:
             self._scratch = [self._zeros(batch, width) for width in self._widths]
         self._rows = [array[:batch] for array in self._scratch]
 
-    def refresh(self, packs: Packs) -> None:
+    def refresh(self, packs: PackedWeights) -> None:
         """Take what is written in the weights now, packed: all steps share it."""
         self._arrays = packs.get("step", self._packed)
 
