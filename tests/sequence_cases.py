@@ -6,7 +6,7 @@ gets the very numbers, widened, that the kernel gets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,14 +14,13 @@ import numpy as np
 from host_sequence import DTYPES
 from kernel_parts import dtype_of
 
-from xprnn import sequence
-from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import get_backend
 from xprnn.cells import CELLS, Cell, Weights
-from xprnn.directions import Direction, Packs, Trace, Undoing
-from xprnn.kernels import Engine, choose
-from xprnn.layout import Layout, make_layout
-from xprnn.scratch import Workspace
+from xprnn.kernels import CallContext
+from xprnn.loop import StepLoop
+from xprnn.packing import PackedBatch, make_packed_batch
+from xprnn.passes import Activations, BackwardPass, ForwardPass, PackedWeights
+from xprnn.workspace import Workspace
 
 
 class Copying:
@@ -60,9 +59,11 @@ class Case:
         return CELLS[self.name]
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> PackedBatch:
         lengths = np.array(self.lengths, np.intp)
-        return make_layout(get_backend("numpy"), max(self.lengths), len(self.lengths), lengths)
+        return make_packed_batch(
+            get_backend("numpy"), max(self.lengths), len(self.lengths), lengths
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -120,34 +121,33 @@ class Case:
         return Weights(identity, self.wide("weight_hh"), np.zeros_like(bias), bias)
 
     @property
-    def engine(self) -> Engine:
+    def loop(self) -> StepLoop:
         """The plain loop in float64."""
-        arithmetic = check_arithmetic("float64", None, "ieee")
-        plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
-        return replace(plain, xp=Copying(self.weights.weight_ih))
+        return StepLoop(Copying(self.weights.weight_ih), self.cell, np.dtype("float64"))
 
-    def plain(self) -> Trace:
+    def context(self) -> CallContext:
+        """Of a recorded call."""
+        return CallContext(None, self.layout, workspace(), workspace(), True)
+
+    def plain(self) -> Activations:
         """The trace of the plain loop in float64."""
         initial = [self.layout.sort(self.wide(f"{name}0")) for name in self.cell.state_names]
         ends = tuple([state.copy() for state in initial])
         with np.errstate(all="ignore"):
-            direction = Direction(self.weights, self.reverse, ends, Packs())
-            (trace,) = sequence.forward(
-                self.engine, [direction], self.wide("gx"), self.layout,
-                workspace(), workspace(), record=True,
-            )  # fmt: skip
+            given = self.weights, self.reverse, self.wide("gx"), ends
+            (trace,) = self.loop.forward([ForwardPass(*given, PackedWeights())], self.context())
         return trace
 
-    def rounded_trace(self) -> Trace:
+    def rounded_trace(self) -> Activations:
         """The trace as forward leaves it: but for c in the type that products read."""
         trace = self.plain()
         gates, saved, h = [
             a.astype(self.dtype) for a in (trace.gates, trace.saved, trace.states[0])
         ]
         others = [state.astype(np.float32) for state in trace.states[1:]]
-        return Trace(self.numbers["gx"], gates, saved, (h, *others))
+        return Activations(self.numbers["gx"], gates, saved, (h, *others))
 
-    def plain_backward(self, trace: Trace) -> dict[str, np.ndarray]:
+    def plain_backward(self, trace: Activations) -> dict[str, np.ndarray]:
         """What the plain loop makes in float64 of a rounded trace."""
         wide = [a.astype(np.float64) for a in (trace.x, trace.gates, trace.saved)]
         states = tuple([state.astype(np.float64) for state in trace.states])
@@ -156,10 +156,10 @@ class Case:
         doutput = self.wide("doutput") if self.upstream else None
         with np.errstate(all="ignore"):
             dweights = Weights(None, dweight_hh, None, None)
-            trace = Trace(*wide, states)
+            trace = Activations(*wide, states)
             given = self.weights, self.reverse, trace, doutput, tuple(dstates)
-            undoing = Undoing(*given, dweights, None, Packs())
-            sequence.backward(self.engine, [undoing], self.layout, workspace())
+            undoing = BackwardPass(*given, dweights, None, PackedWeights())
+            self.loop.backward([undoing], self.context())
         found = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
         return found | dict(zip(self.dstates, dstates, strict=True))
 

@@ -12,7 +12,7 @@ from host_sequence import Run, Tiling, beside, launch
 from sequence_cases import Case
 from tolerances import assert_close
 
-from xprnn.directions import Trace
+from xprnn.passes import Activations
 
 SPINS = 2**31
 IN_ORDER = Run()
@@ -124,7 +124,7 @@ def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
 
 
 def check_left(
-    case: Case, trace: Trace, tiling: Tiling, left: Left, of: str = "", layers: int = 1
+    case: Case, trace: Activations, tiling: Tiling, left: Left, of: str = "", layers: int = 1
 ) -> None:
     """Fail unless a direction ended and left what the plain loop does; `of` names it."""
     assert left.outcome == "fine", left.outcome

@@ -13,6 +13,7 @@ from test_sequence_wiring import compare, serve
 
 import xprnn
 from xprnn.backend import Backend
+from xprnn.kernels import Pass, Unsupported
 from xprnn.kernels.cuda import sequence
 
 pytestmark = needs_compiler
@@ -33,10 +34,7 @@ def grids() -> list[tuple[str, tuple[int, ...]]]:
 def narrow(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """As `device`, with room for the two blocks of one direction with up to 32 units."""
     install(monkeypatch, multiProcessorCount=3)
-    sequences = xprnn.kernels._sequences
-    sequences.cache_clear()  # which know their device
     yield device
-    sequences.cache_clear()
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
@@ -59,11 +57,13 @@ def test_two_that_do_not_fit_take_turns(narrow: Backend) -> None:
 def test_the_passes_are_asked_one_by_one(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both side by side there, one after the other back."""
 
-    def forward_only(self: Any, work: str, *sizes: int) -> Any:
-        return "no" if work == "backward" and sizes[-1] == 2 else genuine(self, work, *sizes)
+    def forward_only(self: Any, work: Pass, *sizes: int) -> Any:
+        if work is Pass.BACKWARD and sizes[3] == 2:
+            return Unsupported("no")
+        return genuine(self, work, *sizes)
 
-    genuine = sequence.SequenceKernels.plan
-    monkeypatch.setattr(sequence.SequenceKernels, "plan", forward_only)
+    genuine = sequence.CudaRunner.plan
+    monkeypatch.setattr(sequence.CudaRunner, "plan", forward_only)
     compare("lstm", serve("lstm", device.name, CASE, True), CASE, True, "float32")
     assert [grid[2] for _, grid in grids()] == [2, 2, 1, 1, 1, 1]
 

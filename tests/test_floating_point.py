@@ -39,14 +39,11 @@ def implementation(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
     """The plain code, and what users get where Numba is installed."""
-    caches = kernels._choose, kernels._whole
     monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, request.param)
-    for remembered in caches:
-        remembered.cache_clear()
+    kernels.forget_plans()
     yield request.param
-    for remembered in caches:
-        remembered.cache_clear()
+    kernels.forget_plans()
 
 
 def without_environment(name: str, size: float) -> list[np.ndarray]:

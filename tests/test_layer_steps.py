@@ -44,9 +44,9 @@ def serving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name: str = request.param
     if name == "sequence":
         monkeypatch.setitem(kernels.AUTOMATIC, "numba", kernels.IMPLEMENTATIONS)
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield name
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 def make(cell: str, *sizes: int, **options: Any) -> Any:

@@ -16,8 +16,8 @@ from test_parameters import WAYS
 
 import xprnn
 from xprnn import kernels
-from xprnn.directions import PacksOfAll
 from xprnn.parameters import Parameters
+from xprnn.passes import PackedWeightsCache
 
 pytestmark = needs_numba
 
@@ -123,7 +123,7 @@ def warm(name: str) -> tuple[Any, list[np.ndarray]]:
     found = results(layer)
     packs = layer.parameters.packs.values()
     assert len(packs) == 4 and all(
-        {*each.made} == {"forward", "backward", "input"} for each in packs
+        {*each.entries} == {"forward", "backward", "input"} for each in packs
     )
     return layer, found
 
@@ -141,7 +141,9 @@ def test_what_is_written_counts_in_the_next_call(name: str, way: str) -> None:
 def test_stale_packs_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: packs that live as long as the parameters."""
     monkeypatch.setattr(
-        Parameters, "packs", property(lambda self: self.__dict__.setdefault("p", PacksOfAll()))
+        Parameters,
+        "packs",
+        property(lambda self: self.__dict__.setdefault("p", PackedWeightsCache())),
     )
     with pytest.raises(AssertionError):
         test_what_is_written_counts_in_the_next_call("gru", way)
@@ -214,7 +216,7 @@ def test_packs_that_modules_share_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault: one place for the packs of all parameters."""
-    every = PacksOfAll()
+    every = PackedWeightsCache()
     monkeypatch.setattr(Parameters, "packs", property(lambda self: every))
     for way in OTHERS:
         with pytest.raises(AssertionError):

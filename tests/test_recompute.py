@@ -20,7 +20,7 @@ from tolerances import assert_close, error_of
 from torch_cases import torch_run
 
 import xprnn
-from xprnn import segments
+from xprnn import checkpointing
 from xprnn.backend import Backend
 from xprnn.gradcheck import gradcheck
 from xprnn.gradient_flow import gradient_flow
@@ -223,7 +223,7 @@ def test_calls_without_steps_or_rows(name: str, steps: int, rows: int) -> None:
 
 def test_eval_mode_takes_no_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("gru", recompute=2).eval()
-    monkeypatch.setattr(segments, "_forward", None)
+    monkeypatch.setattr(checkpointing.Checkpointed, "_forward", None)
     assert layer(normal(0, 5, 3, 3))[0].shape == (5, 3, 5)
     with pytest.raises(TypeError):
         layer.train()(normal(0, 5, 3, 3))

@@ -12,7 +12,7 @@ from kernel_parts import needs_dtype
 from sequence_cases import Case
 from sequence_parts import Left, check_left, run_forwards
 
-from xprnn.directions import Trace
+from xprnn.passes import Activations
 
 # warps, chunks, held, tiles: all weights held, half of them in shared memory, more than are polled
 # for at once, several tiles
@@ -31,9 +31,9 @@ def stack_of(
     return [Case(cell, kind, H, lengths, seed=11 + layer, **options) for layer in range(layers)]
 
 
-def plain(cases: Sequence[Case]) -> list[Trace]:
+def plain(cases: Sequence[Case]) -> list[Activations]:
     """The traces of the plain loop in float64, the lowest layer's first."""
-    traces: list[Trace] = []
+    traces: list[Activations] = []
     for case in cases:
         gx = case.wide("gx")
         if traces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,10 +18,18 @@ from .checks import (
     check_lengths,
     check_states,
 )
-from .network import Stack
+from .packing import PackedBatch
+from .spec import StackSpec
 
 # of a constructor: where, in what, how
 PLACE = ("backend", "dtype", "precision", "compute_dtype", "recompute")
+
+
+class Taped(Protocol):
+    """What of a recorded call its upstream gradients are checked against."""
+
+    shape: tuple[int, ...]
+    batch: PackedBatch
 
 
 class Call(NamedTuple):
@@ -32,10 +40,11 @@ class Call(NamedTuple):
     lengths: np.ndarray | None  # (N,)
     batch_first: bool
     batched: bool  # whether the caller's arrays had a batch
+    sizes: tuple[int, int]  # T and N
 
 
 def check_call(
-    stack: Stack,
+    stack: StackSpec,
     backend: Backend,
     dtype: np.dtype[Any],
     x: Array,
@@ -50,41 +59,45 @@ def check_call(
     if not batched:
         batch_first, x = False, x[:, None]
     steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
-    names = tuple([f"{name}0" for name in stack.cell.state_names])
-    shape = state_shape(stack, batch, batched)
-    initial = check_states(names, hx, backend, dtype, shape)
-    if initial is not None and not batched:
-        initial = tuple([None if state is None else state[:, None] for state in initial])
-    return Call(x, initial, check_lengths(lengths, steps, batch), batch_first, batched)
+    initial = None
+    if hx is not None:
+        names = tuple([f"{name}0" for name in stack.cell.state_names])
+        shape = state_shape(stack, batch, batched)
+        initial = check_states(names, hx, backend, dtype, shape)
+        if initial is not None and not batched:
+            initial = tuple([None if state is None else state[:, None] for state in initial])
+    if lengths is not None:
+        lengths = check_lengths(lengths, steps, batch)
+    return Call(x, initial, lengths, batch_first, batched, (steps, batch))
 
 
 def check_upstream(
-    stack: Stack,
+    stack: StackSpec,
     backend: Backend,
     dtype: np.dtype[Any],
-    x_shape: tuple[int, ...],
-    batch: int,
+    tape: Taped,
     batched: bool,
     doutput: Array | None,
     dhx: Any,
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     """Check the gradients given to a layer's `backward`; returns them with a batch."""
     if doutput is not None:
-        outer = x_shape[:2] if batched else x_shape[:1]
+        outer = tape.shape[:2] if batched else tape.shape[:1]
         width = stack.num_directions * stack.hidden_size
         doutput = check_array("doutput", doutput, backend, dtype, (*outer, width))
+        if not batched:
+            doutput = doutput[:, None]
+    if dhx is None:
+        return doutput, (None,) * len(stack.cell.state_names)
     names = tuple([f"d{name}_n" for name in stack.cell.state_names])
-    shape = state_shape(stack, batch, batched)
-    dfinal = check_states(names, dhx, backend, dtype, shape)
-    if dfinal is None:
-        dfinal = (None,) * len(names)
+    shape = state_shape(stack, tape.batch.batch, batched)
+    dfinal = check_states(names, dhx, backend, dtype, shape) or ()
     if not batched:
-        doutput = None if doutput is None else doutput[:, None]
         dfinal = tuple([None if dstate is None else dstate[:, None] for dstate in dfinal])
     return doutput, dfinal
 
 
-def state_shape(stack: Stack, batch: int, batched: bool = True) -> tuple[int, ...]:
+def state_shape(stack: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:
     """The shape of h0 and h_n: (L*D, N, H), unbatched (L*D, H)."""
     outer = stack.num_layers * stack.num_directions
     return (outer, batch, stack.hidden_size) if batched else (outer, stack.hidden_size)
@@ -113,13 +126,13 @@ def split(
     return options, {name: options.pop(name) for name in PLACE if name in options}
 
 
-def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, Stack, Weights]:
+def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, StackSpec, Weights]:
     """The backend that weights stand on, the one-layer stack that they make, and the weights."""
     backend, weight_ih = check_leader("weight_ih", weights.weight_ih, ("G*H", "I"))
     rows, width = weight_ih.shape
     if rows == 0 or rows % cell.gates:
         raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
-    net = Stack(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
+    net = StackSpec(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
     shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, net.hidden_size)}
     if weights.bias_ih is not None or weights.bias_hh is not None:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}

@@ -11,7 +11,6 @@ import numpy as np
 from .attributes import option
 from .backend import Array
 from .checks import check_array, check_indices, check_seed, check_size, check_whole
-from .memory import frees_memory
 from .module import Module
 from .parameters import Shapes, reads_parameters
 
@@ -89,7 +88,6 @@ class Embedding(Module):
         rows = check_size("num_embeddings", options["num_embeddings"])
         return {"weight": (rows, check_size("embedding_dim", options["embedding_dim"]))}
 
-    @frees_memory
     @reads_parameters
     def __call__(self, indices: Any) -> Array:
         """y (..., E), a new array; in train mode recorded for `backward`.
@@ -108,13 +106,10 @@ class Embedding(Module):
                 rows = self.parameters["weight"].take(xp.where(known, indices, 0), axis=0)
                 y = xp.where(known[..., None], rows, xp.nan)
             if self.training:
-                self.parameters.refuse_open("a recorded call")
-                self._records.drop_older(self.parameters.version)
-                record = _Record(indices, self.parameters.version)
-                self._records.add(record, type(self).__name__)
+                self._prepare_record()
+                self._record(_Record(indices, self.parameters.version))
             return y
 
-    @frees_memory
     @reads_parameters
     def backward(self, dy: Array) -> None:
         """Backward of the last recorded call: adds to `grads`; indices have no gradient.

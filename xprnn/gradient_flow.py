@@ -13,7 +13,7 @@ from .backend import Array, to_numpy
 from .floating_point import environment
 from .gradcheck import float64_copy, widened
 from .layer import _Layer
-from .network import Stack
+from .spec import StackSpec
 
 VANISHING, EXPLODING = 1e-2, 1e2  # of the gradient at the last state, what reaches the first
 
@@ -127,20 +127,11 @@ def _measure(
     layer.train()(x, hx, lengths=lengths)
     layer._calls = calls  # every call drops the same
     net, record = layer._stack, layer._last_record()
-    layout = record.tape.layout
-    doutput, dfinal = check_upstream(
-        net,
-        layer.backend,
-        layer.dtype,
-        record.tape.shape,
-        layout.batch,
-        record.batched,
-        doutput,
-        dhx,
-    )
-    flow = layer.backend.xp.zeros((net.num_layers * net.num_directions, layout.steps))
-    layer._undo(doutput, dfinal, False, flow)
-    return to_numpy(flow), layout.counts
+    tape, batched = record.tape, record.batched
+    doutput, dfinal = check_upstream(net, layer.backend, layer.dtype, tape, batched, doutput, dhx)
+    flow = layer.backend.xp.zeros((net.num_layers * net.num_directions, tape.batch.steps))
+    layer._run_backward(record, doutput, dfinal, False, flow)
+    return to_numpy(flow), tape.batch.counts
 
 
 def _each_alone(layer: _Layer, ends: Any) -> Iterator[Any]:
@@ -184,7 +175,7 @@ def _ratio_and_factor(walk: np.ndarray) -> tuple[float, float]:
     return ratio, ratio ** (1 / (walk.size - 1 - entered[0]))
 
 
-def _spectral_radius(net: Stack, layer: _Layer) -> np.ndarray:
+def _spectral_radius(net: StackSpec, layer: _Layer) -> np.ndarray:
     """The largest |eigenvalue| of each gate's H x H block of each W_hh, (L*D, G)."""
     weights = [to_numpy(p) for name, p in layer.parameters.items() if "weight_hh" in name]
     blocks = np.stack(weights).reshape(-1, net.cell.gates, net.hidden_size, net.hidden_size)

@@ -35,15 +35,23 @@ def frees_memory(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not any(w in str(error) for w in _WORDS):
-                raise
-            error = error.with_traceback(None)
-            if isinstance(error, OutOfMemoryError):
-                raise error
-            asked = str(error) or "no memory is left"
-            raise OutOfMemoryError(f"{_owner(function, args)}: {asked}") from error
+            translate(error, function, args)
+            raise
 
     return freeing
+
+
+def translate(
+    error: MemoryError | RuntimeError, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    """Raise the error of `frees_memory` for one of an allocator; return if it is none."""
+    if not isinstance(error, MemoryError) and not any(word in str(error) for word in _WORDS):
+        return
+    plain = error.with_traceback(None)
+    if isinstance(plain, OutOfMemoryError):
+        raise plain
+    asked = str(plain) or "no memory is left"
+    raise OutOfMemoryError(f"{_owner(function, arguments)}: {asked}") from plain
 
 
 def _owner(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:

@@ -229,6 +229,15 @@ class Module:
         """
         return self._records.waiting(self.parameters.version)
 
+    def _prepare_record(self) -> None:
+        """Before a call is recorded: drop the memory of records that cannot be used any more."""
+        self._parameters.refuse_open("a recorded call")
+        self._records.drop_older(self._parameters.version)
+
+    def _record(self, record: Any) -> None:
+        """Add the record of a call, which has the `version` of its parameters."""
+        self._records.add(record, type(self).__name__)
+
     def _last_record(self) -> Any:
         """The record that `backward` would undo; RuntimeError if none can be."""
         return self._records.last(type(self).__name__, self._parameters)

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from math import prod
+from threading import get_ident
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from .backend import ALIGNMENT, Array, Backend, asarray
 from .checks import check_array
-from .directions import PacksOfAll
 from .locking import WRITER, ReadersWriterLock
+from .memory import translate
+from .passes import PackedWeightsCache
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -110,7 +112,15 @@ class Parameters(Mapping[str, Array]):
         self.reading = ReadersWriterLock()  # `with parameters.reading:` they do not change
         self._open = 0  # `writable` blocks that have not ended
         self._retired = False  # the module has moved to other parameters
-        self._packs = PacksOfAll()
+        self._packs = PackedWeightsCache()
+
+    def views(self, flat: Array) -> dict[str, Array]:
+        """Each name as a view into a buffer laid out as `flat`."""
+        starts = self.starts
+        return {
+            name: flat[starts[name] : starts[name] + prod(shape)].reshape(shape)
+            for name, shape in self.shapes.items()
+        }
 
     @property
     def flat(self) -> Array:
@@ -132,7 +142,7 @@ class Parameters(Mapping[str, Array]):
             finally:
                 self.version += 1
                 # before another call may take what is packed of these numbers
-                self._packs = self._packs.renewed()
+                self._packs = self._packs.invalidated()
                 self._open -= 1
                 with self.backend.activate():
                     flat[self._padding] = self._zero
@@ -148,16 +158,16 @@ class Parameters(Mapping[str, Array]):
         return self._open > 0 and self.reading.is_mine
 
     @property
-    def packs(self) -> PacksOfAll:
+    def packs(self) -> PackedWeightsCache:
         """Where kernels keep what they make of the numbers as they stand, until the next write.
 
         Inside a `writable` block the numbers stand for no time at all: it serves one call.
         """
-        return PacksOfAll() if self._open and self.is_open else self._packs
+        return PackedWeightsCache() if self._open and self.is_open else self._packs
 
     def drop_packs(self) -> None:
         """Give back the memory of what kernels keep; calls that are at work go on with it."""
-        self._packs = PacksOfAll()
+        self._packs = PackedWeightsCache()
 
     def refuse_open(self, what: str) -> None:
         """RuntimeError inside a `writable` block of this thread: no version is complete."""
@@ -251,16 +261,25 @@ R = TypeVar("R")
 def reads_parameters(
     method: Callable[Concatenate[M, P], R],
 ) -> Callable[Concatenate[M, P], R]:
-    """Make a method of a module see one version of its parameters, whatever other threads write."""
+    """Make a method of a module read one version of its parameters, and translate out of memory.
+
+    Other threads that write wait for it; for the errors see `frees_memory`.
+    """
 
     @wraps(method)
     def reading(module: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        lock = module._parameters.reading
-        thread, present = lock.share(), lock.present
-        try:
+        lock, me = module._parameters.reading, get_ident()
+        present = lock.present
+        try:  # as `with lock:`, in less time
+            present.add(me)
+            if WRITER in present:
+                lock.admit(me)
             return method(module, *args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            translate(error, method, (module, *args))
+            raise
         finally:
-            present.discard(thread)
+            present.discard(me)
             if WRITER in present:
                 lock.left()
 

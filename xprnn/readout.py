@@ -93,7 +93,6 @@ class Linear(Module):
             shapes["bias"] = (width,)
         return shapes
 
-    @frees_memory
     @reads_parameters
     def __call__(self, x: Array) -> Array:
         """y (..., out_features), a new array; in train mode recorded for `backward`.
@@ -109,13 +108,10 @@ class Linear(Module):
             if "bias" in self._parameters:
                 y += self._parameters["bias"]
             if self._training:
-                self._parameters.refuse_open("a recorded call")
-                self._records.drop_older(self._parameters.version)
-                record = _Record(rows.copy(), x.shape, self._parameters.version)
-                self._records.add(record, type(self).__name__)
+                self._prepare_record()
+                self._record(_Record(rows.copy(), x.shape, self._parameters.version))
             return y.reshape(*x.shape[:-1], self._options["out_features"])
 
-    @frees_memory
     @reads_parameters
     def backward(self, dy: Array) -> Array:
         """Undo the last recorded call: adds to `grads` and returns dx, of x's shape.

@@ -29,8 +29,10 @@ class Records(list[Any]):
 
     def drop_older(self, version: int) -> None:
         """Drop, before a call is recorded, those made with other parameters than it will be."""
-        self._dropped = len(self) > self.waiting(version) or (self._dropped and len(self) > 0)
-        if not self.waiting(version):
+        if not self:
+            self._dropped = False
+        elif self[-1].version != version:
+            self._dropped = True
             super().clear()
 
     def add(self, record: Any, owner: str) -> None:
@@ -62,7 +64,7 @@ class Records(list[Any]):
                 f"{owner}, then backward once per call"
             )
         parameters.refuse_open("backward")
-        if not self.waiting(parameters.version):
+        if not self or self[-1].version != parameters.version:
             raise RuntimeError(
                 "backward: the parameters were changed after the call that would be undone; its "
                 "gradients would be wrong. Undo calls before changing parameters, or drop them "

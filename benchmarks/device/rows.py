@@ -89,7 +89,7 @@ def described(problem: AnyProblem) -> Row:
 def _check_served(layer: Any, problem: Problem) -> None:
     """KernelUnavailableError unless what is forced takes the whole problem, both passes."""
     for mode in (layer.eval, layer.train):
-        mode()._engine(problem.T, problem.N)
+        mode()._plan(problem.T, problem.N)
 
 
 def _verdict(

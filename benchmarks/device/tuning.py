@@ -20,7 +20,7 @@ from typing import Any
 import xprnn
 from xprnn.backend import Backend
 from xprnn.bench.clock import Timer, measure, timer
-from xprnn.kernels import KernelUnavailableError
+from xprnn.kernels import KernelUnavailableError, Pass
 from xprnn.kernels.cuda.plan import KERNELS, Plan, Tiling, plan
 from xprnn.verify import forced
 
@@ -94,10 +94,11 @@ def _call(
 
     def chosen() -> Plan | None:
         try:
-            whole = layer._engine(T, N).whole(work, N, H, T, 1)
+            kernels = layer._plan(T, N).kernels
         except KernelUnavailableError:
             return None
-        return None if whole is None else whole[1]
+        found = None if kernels is None else kernels.plan(Pass(work), N, H, T, 1)
+        return found if isinstance(found, Plan) else None
 
     return call, chosen
 

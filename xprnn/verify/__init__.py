@@ -93,7 +93,7 @@ def check(
             continue
         with kernels.use_kernels(implementation):
             try:
-                serving = subject._engine(steps, batch).implementation
+                serving = subject._plan(steps, batch).implementation
                 if serving != implementation:
                     what = f"{serving} served instead"
                     rows.append(Row(cell, implementation, equations.numbers, math.inf, what, 1.0))

@@ -7,7 +7,7 @@ after each of its products, beside compiled loops that need the processors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,9 +16,9 @@ from numba import types
 
 from ...backend import Array
 from ...cells import Cell
-from ...directions import Undoing
-from ...layout import Layout
-from ...scratch import Workspace
+from ...packing import PackedBatch
+from ...passes import BackwardPass
+from ...workspace import Workspace
 from . import product
 from .jit import compile_for, number_of, read, row, written
 from .loops import take
@@ -30,9 +30,9 @@ ROWS = 64  # rows of dx that are computed at a time: enough for the weights to p
 
 def compute(
     cell: Cell,
-    directions: Sequence[Undoing],
+    directions: Sequence[BackwardPass],
     packed: Sequence[Array | None],
-    layout: Layout,
+    layout: PackedBatch,
     scratch: Workspace,
     crew: Crew,
 ) -> None:
@@ -45,19 +45,19 @@ def compute(
     mark = scratch.mark()
     calls: list[Call] = []
     for each in directions:
-        previous = layout.previous(each.trace.states[0], each.reverse)
+        previous = layout.previous(each.activations.states[0], each.reverse)
         wanted = each.dweights.weight_hh, each.dweights.bias_hh
-        calls += _of_weights(each.trace.gates, previous, wanted, scratch, parts)
+        calls += _of_weights(each.activations.gates, previous, wanted, scratch, parts)
     crew.run(calls)
     for each in directions:
-        cell.to_input_side(each.trace.gates, each.trace.saved)
+        cell.to_input_side(each.activations.gates, each.activations.saved)
     scratch.rewind(mark)
     calls = []
     for each, panels in zip(directions, packed, strict=True):
         wanted = each.dweights.weight_ih, each.dweights.bias_ih
-        calls += _of_weights(each.trace.gates, each.trace.x, wanted, scratch, parts)
+        calls += _of_weights(each.activations.gates, each.activations.x, wanted, scratch, parts)
         if panels is not None:
-            calls += _of_input(each.trace.gates, panels, each.dx, scratch, parts)
+            calls += _of_input(each.activations.gates, panels, each.dx, scratch, parts)
     crew.run(calls)
     scratch.rewind(mark)
 
@@ -79,9 +79,7 @@ def _of_weights(
     width, function = product.width_of(dtype), _weights(dtype)
     for low, high in _cut(dgates.shape[1], parts, product.MOST):
         broken = high - low if dweight.shape[1] % width else 0
-        rooms = [
-            scratch.empty(*size) for size in ((BLOCK, width), (broken, width), (2, high - low))
-        ]
+        rooms = scratch.arrays((BLOCK, width), (broken, width), (2, high - low))
         yield partial(function, dgates, inputs, dweight, dbias, *rooms, low, high)
 
 
@@ -95,6 +93,7 @@ def _of_input(
         yield partial(function, dgates, panels, dx, room, *part)
 
 
+@lru_cache(256)
 def _cut(size: int, parts: int, by: int) -> list[tuple[int, int]]:
     """From where to where up to so many parts go, the first of each divisible by `by`."""
     bounds = [size * part // parts // by * by for part in range(parts)]

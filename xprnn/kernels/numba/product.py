@@ -7,6 +7,7 @@ registers while the sum runs.
 
 from __future__ import annotations
 
+from functools import cache
 from math import lcm
 from typing import Any
 
@@ -22,6 +23,7 @@ _most, _four, _two, _one = (tile(rows) for rows in (MOST, 4, 2, 1))
 _most_transposed, _one_transposed = (tile_transposed(rows) for rows in (MOST, 1))
 
 
+@cache
 def width_of(dtype: np.dtype[Any]) -> int:
     """The columns of a panel."""
     return VECTORS * REGISTERS.bytes // dtype.itemsize

@@ -11,7 +11,7 @@ from .cells import Cell, Weights
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackSpec:
     """Layers of one cell, each in one or two directions."""
 
     cell: Cell

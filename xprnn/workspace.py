@@ -1,9 +1,9 @@
-"""Scratch memory that calls reuse: taken from a free list, given back when the call is done.
+"""Memory that calls reuse: acquired from a pool, released when the call is done.
 
-A call, or the record of one, owns the workspace it took until it gives it back, so several
-calls and several threads never share one, and in the steady state a call touches no fresh
-memory. Only scratch comes from here; what a caller gets is always allocated for him. On a GPU
-the lists, one for each stream, are all the memory that is held back from CuPy's allocator.
+A call, or the record of one, owns its workspace until it releases it, so that calls and threads
+never share one, and in the steady state a call allocates no memory. Only saved activations and
+scratch arrays come from here; the arrays that a caller gets are always new. On a GPU the pool has
+one list for each stream, and they are all the memory that is kept from CuPy's allocator.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ class Workspace:
         self._used = 0
         self._peak = 0
         self._idle = 0
+        self.is_small = False  # whether more was needed the last time
+        self.captures: Any = None  # captured calls in memory of their own: see `replay.py`
+
+    def aligned(self, size: int) -> Array:
+        """New memory for `captures`."""
+        return self._backend.zeros_aligned(size, self.dtype)
 
     def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
         """An uninitialised C-contiguous array; its owner is whoever holds the workspace."""
@@ -46,6 +52,21 @@ class Workspace:
         if end > self._buffer.size:
             return self._backend.xp.empty(shape, self.dtype)
         return self._buffer[start : start + size].reshape(shape)
+
+    def arrays(self, *shapes: tuple[int, int], dtype: np.dtype[Any] | None = None) -> list[Array]:
+        """Several uninitialised arrays, as `empty`."""
+        if dtype is not None and dtype != self.dtype:
+            return [self.empty(*shape, dtype=dtype) for shape in shapes]
+        found, grain, available = [], self._grain, self._buffer.size
+        for shape in shapes:
+            size, start = shape[0] * shape[1], self._used
+            self._used = end = start + -(-size // grain) * grain
+            if end > available:
+                found.append(self._backend.xp.empty(shape, self.dtype))
+            else:
+                found.append(self._buffer[start : start + size].reshape(shape))
+        self._peak = max(self._peak, self._used)
+        return found
 
     def mark(self) -> int:
         """Where the stack ends now, for `rewind`."""
@@ -64,17 +85,20 @@ class Workspace:
         size = self._buffer.shape[0]
         self._idle = self._idle + 1 if self._peak < size // 8 else 0
         if self._peak > size or self._idle == PATIENCE:
+            if self._idle == PATIENCE:
+                self.captures = None
             self._size = self._peak
             self._buffer = self._backend.xp.empty(0, self.dtype)
         self._used = self._peak = 0
+        self.is_small = self._buffer.shape[0] < self._size
 
     def prepare(self) -> None:
         """Get a buffer as large as was needed the last time: before a call, where it may fail."""
-        if self._buffer.shape[0] < self._size:
-            self._buffer = self._backend.zeros_aligned(self._size, self.dtype)
+        self._buffer = self._backend.zeros_aligned(self._size, self.dtype)
+        self.is_small = False
 
 
-class FreeList:
+class WorkspacePool:
     """Workspaces not in use, of one backend and dtype; safe to use from several threads."""
 
     def __init__(self, backend: Backend, dtype: np.dtype[Any]) -> None:
@@ -83,16 +107,20 @@ class FreeList:
         self._free: dict[int, list[Workspace]] = {}
 
     def take(self) -> Workspace:
-        """A workspace nobody else holds, last used on the current stream if ever."""
-        free = self._free.setdefault(self._backend.stream(), [])
+        """A workspace that no other call has, last used on the current stream if ever."""
+        # a CPU has one queue of work, and to ask for it takes time
+        stream = self._backend.stream() if self._backend.on_gpu else 0
+        free = self._free.setdefault(stream, [])
         try:
             workspace = free.pop()
         except IndexError:
             return Workspace(self._backend, self._dtype)
-        workspace.prepare()
+        if workspace.is_small:
+            workspace.prepare()
         return workspace
 
     def give(self, workspace: Workspace) -> None:
         """Put a workspace back; none of its arrays may be in use any more."""
         workspace.reset()
-        self._free.setdefault(self._backend.stream(), []).append(workspace)
+        stream = self._backend.stream() if self._backend.on_gpu else 0
+        self._free.setdefault(stream, []).append(workspace)
