@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,10 +18,18 @@ from .checks import (
     check_reference_array,
     check_states,
 )
-from .network import StackSpec
+from .packing import PackedBatch
+from .spec import StackSpec
 
 # Arguments of a constructor that files do not hold
 EXECUTION_OPTIONS = ("backend", "dtype", "precision", "compute_dtype", "recompute")
+
+
+class Taped(Protocol):
+    """What of a recorded call its upstream gradients are checked against."""
+
+    shape: tuple[int, ...]
+    batch: PackedBatch
 
 
 class Call(NamedTuple):
@@ -32,6 +40,7 @@ class Call(NamedTuple):
     lengths: np.ndarray | None  # (N,)
     batch_first: bool
     batched: bool  # whether the caller's arrays had a batch dimension
+    sizes: tuple[int, int]  # T and N
 
 
 def check_call(
@@ -50,38 +59,43 @@ def check_call(
     if not batched:
         batch_first, x = False, x[:, None]
     steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
-    names = tuple([f"{name}0" for name in stack.cell.state_names])
-    shape = state_shape(stack, batch, batched)
-    initial = check_states(names, hx, backend, dtype, shape)
-    if initial is not None and not batched:
-        initial = tuple([None if state is None else state[:, None] for state in initial])
-    return Call(x, initial, check_lengths(lengths, steps, batch), batch_first, batched)
+    initial = None
+    if hx is not None:
+        names = tuple([f"{name}0" for name in stack.cell.state_names])
+        shape = state_shape(stack, batch, batched)
+        initial = check_states(names, hx, backend, dtype, shape)
+        if initial is not None and not batched:
+            initial = tuple([None if state is None else state[:, None] for state in initial])
+    if lengths is not None:
+        lengths = check_lengths(lengths, steps, batch)
+    return Call(x, initial, lengths, batch_first, batched, (steps, batch))
 
 
 def check_upstream(
     stack: StackSpec,
     backend: Backend,
     dtype: np.dtype[Any],
-    x_shape: tuple[int, ...],
-    batch: int,
+    tape: Taped,
     batched: bool,
     doutput: AnyArray | None,
     dhx: Any,
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     """Check the arguments of a layer's `backward`; returns them with a batch dimension."""
+    gradient: Array | None = None
     if doutput is not None:
-        outer = x_shape[:2] if batched else x_shape[:1]
+        outer = tape.shape[:2] if batched else tape.shape[:1]
         width = stack.num_directions * stack.hidden_size
-        doutput = check_array("doutput", doutput, backend, dtype, (*outer, width))
+        gradient = check_array("doutput", doutput, backend, dtype, (*outer, width))
+        if not batched:
+            gradient = gradient[:, None]
+    if dhx is None:
+        return gradient, (None,) * len(stack.cell.state_names)
     names = tuple([f"d{name}_n" for name in stack.cell.state_names])
-    shape = state_shape(stack, batch, batched)
-    dfinal = check_states(names, dhx, backend, dtype, shape)
-    if dfinal is None:
-        dfinal = (None,) * len(names)
+    shape = state_shape(stack, tape.batch.batch, batched)
+    dfinal = check_states(names, dhx, backend, dtype, shape) or ()
     if not batched:
-        doutput = None if doutput is None else doutput[:, None]
         dfinal = tuple([None if dstate is None else dstate[:, None] for dstate in dfinal])
-    return doutput, dfinal
+    return gradient, dfinal
 
 
 def state_shape(stack: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self, overload
 
-from . import kernels
 from .arguments import Call, check_weights, elman, gru, lstm
 from .attributes import option
 from .backend import (
@@ -24,6 +23,7 @@ from .backend import (
 from .backend.exports import exported_from
 from .cells import Weights
 from .checks import check_array, check_states
+from .memory import translate_out_of_memory
 from .module import file_kind
 from .recurrent import _Recurrent
 
@@ -36,8 +36,10 @@ DEFAULTS: dict[str, Any] = {
 class _CellModule(StateTypes[Given, States], _Recurrent):
     """The calls of a cell: a layer of one step whose output is its next state."""
 
+    _step_requests = ("auto", "reference", "sequence", "wave")
+
     def __call__(self, x: AnyArray, hx: Given | None = None) -> States:
-        """Take one step; in train mode it is recorded for `backward`.
+        """Run one step; in train mode it is recorded for `backward`.
 
         :param x: (N, I), unbatched (I,); the cell's dtype and backend; only read.
         :param hx: h (N, H), unbatched (H,); for an
@@ -53,19 +55,24 @@ class _CellModule(StateTypes[Given, States], _Recurrent):
             rows = rows[None]
         shape = (rows.shape[0], net.hidden_size) if batched else (net.hidden_size,)
         states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
-        forced = kernels.asked()
-        if forced != "pointwise" and self._ready_steps() is not None:
-            found: Any = self._take(rows, states, forced, True)
-            found = found if batched else tuple([state[0] for state in found])
-        else:
+        size = self._step_size(len(rows))
+        if size is None:
             if states is not None:
                 states = _with_layer(states, batched)
-            _, final = self._run(Call(rows[None], states, None, False, batched))
-            found = _unwrap(final, batched)
-        return found if len(found) > 1 else found[0]
+            _, final = self._run(Call(rows[None], states, None, False, batched, (1, len(rows))))
+            results: Any = _unwrap(final, batched)
+        else:
+            results = self._run_step(size, rows, states)
+            results = results if batched else tuple([state[0] for state in results])
+        return results if len(results) > 1 else results[0]
 
-    def _goes_by_step(self, batch: int, forced: str) -> bool:
-        return forced != "pointwise" and self._ready_steps() is not None
+    @translate_out_of_memory
+    def _run_step(
+        self, size: Any, x: Array, initial: tuple[Array | None, ...] | None
+    ) -> tuple[Array, ...]:
+        """Run a prepared step: see `StepPool.run_cell`."""
+        assert self._steps is not None
+        return self._steps.run_cell(size, self._parameters, x, initial)
 
     @overload
     def backward(self, dnext: Given, *, need_dx: Literal[True] = ...) -> tuple[Array, States]: ...
@@ -74,10 +81,10 @@ class _CellModule(StateTypes[Given, States], _Recurrent):
     def backward(self, dnext: Given, *, need_dx: bool) -> tuple[Array | None, States]: ...
 
     def backward(self, dnext: Any, *, need_dx: bool = True) -> tuple[Array | None, Any]:
-        """Undo the last recorded step: gradients of a scalar L given that of the next state.
+        """The backward pass of the last recorded step: gradients given that of the next state.
 
-        The parameters' gradients are added to `grads`; several recorded steps are undone last
-        one first, each given the dh that the one before returned (plus its own share of L).
+        The parameters' gradients are added to `grads`; of several recorded steps the last one comes
+        first, each given the dh that the one before returned (plus its own share of L).
 
         :param dnext: dL/dh', of h's shape; for an LSTMCell (dh', dc'), either may be None: zeros.
         :param need_dx: False: dx is not computed, and None is returned in its place.
@@ -86,12 +93,12 @@ class _CellModule(StateTypes[Given, States], _Recurrent):
         :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
         """
         record = self._last_record()
-        net, batch = self._stack, record.tape.layout.batch
+        net, batch = self._stack, record.tape.batch.batch
         shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
         names = tuple([f"d{name}_next" for name in net.cell.state_names])
         given = check_states(names, dnext, self._backend, self._dtype, shape)
         dfinal = _with_layer(given or (None,) * len(names), record.batched)
-        dx, dinitial = self._undo(None, dfinal, need_dx)
+        dx, dinitial = self._run_backward(record, None, dfinal, need_dx)
         if dx is not None:
             dx = dx[0] if record.batched else dx[0, 0]
         dstates = _unwrap(dinitial, record.batched)

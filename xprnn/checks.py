@@ -145,7 +145,7 @@ def check_array(
     :raises TypeError, ValueError: it is not on `backend`, or not of `dtype` and `shape`.
     """
     # the common case first: a step of a small cell takes only microseconds
-    if type(array) is backend.xp.ndarray and backend.owns(array):
+    if type(array) is backend.xp.ndarray and (not backend.on_gpu or backend.owns(array)):
         usable = array
     else:
         special = isinstance(array, (np.ma.MaskedArray, np.matrix))

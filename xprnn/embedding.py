@@ -12,7 +12,6 @@ from .attributes import option
 from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
 from .backend.exports import exported_from
 from .checks import check_array, check_indices, check_integer, check_seed, check_size
-from .memory import translate_out_of_memory
 from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters
 
@@ -92,7 +91,6 @@ class Embedding(Module):
         rows = check_size("num_embeddings", options["num_embeddings"])
         return {"weight": (rows, check_size("embedding_dim", options["embedding_dim"]))}
 
-    @translate_out_of_memory
     @reads_parameters
     def __call__(self, indices: Integers) -> Array:
         """y (..., E), a new array; in train mode recorded for `backward`.
@@ -111,13 +109,10 @@ class Embedding(Module):
                 rows = self.parameters["weight"].take(xp.where(in_range, indices, 0), axis=0)
                 y = xp.where(in_range[..., None], rows, xp.nan)
             if self.training:
-                self.parameters.check_not_in_writable_block("a recorded call")
-                self._records.drop_older(self.parameters.version)
-                call = _RecordedCall(indices, self.parameters.version)
-                self._records.add(call, type(self).__name__)
+                self._prepare_record()
+                self._record(_RecordedCall(indices, self.parameters.version))
             return y
 
-    @translate_out_of_memory
     @reads_parameters
     def backward(self, dy: AnyArray) -> None:
         """Backward of the last recorded call: adds to `grads`; indices have no gradient.

@@ -1,117 +1,112 @@
-"""What `explain` says: who serves a call or a step of a stepper, why, and what a step costs."""
+"""The texts of `explain`: which implementation runs a call or a step, why, and what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .kernels import ExecutionPlan
-from .kernels.family import LayerRunner
-from .kernels.wave import Layers, together
-from .network import StackSpec
+from .kernels import ExecutionPlan, Pass, StepPlan, Unsupported
+from .kernels.interface import KernelRunner, Sizes
+from .spec import StackSpec
 
 
 def explain(
     kind: str,
-    net: StackSpec,
-    engine: ExecutionPlan,
-    steps: int,
-    batch: int,
+    spec: StackSpec,
+    plan: ExecutionPlan,
+    sizes: tuple[int, int],
     training: bool,
     memory: Sequence[str],
-    segments: bool,
 ) -> str:
-    """The text for a layer of class `kind` and a call with T steps and N rows.
+    """The text for a layer of class `kind`.
 
-    `memory` is what there is to be said of a training step's; `segments`: its steps are recomputed.
+    :param sizes: T and N of the call.
+    :param memory: lines about the memory of a training step.
     """
-    forward, backward = moved(net, engine, batch)
+    steps, batch = sizes
+    forward, backward = moved(spec, plan, batch)
     lines = [
-        f"{kind}({net.input_size}, {net.hidden_size}) on {engine.backend.name}, "
-        f"{engine.arithmetic}, T={steps} N={batch}: {engine.implementation}",
-        f"  reason: {engine.reason}",
+        f"{kind}({spec.input_size}, {spec.hidden_size}) on {plan.backend.name}, "
+        f"{plan.precision}, T={steps} N={batch}: {plan.implementation}",
+        f"  reason: {plan.reason}",
         f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
         *(f"  {line}" for line in memory),
     ]
-    launches = engine.cell.launches
-    if engine.sequences is not None:
-        lines += _sequences(net, engine.sequences, steps, batch, training)
-        lines += _wave(net, engine, steps, batch, training, segments)
-    elif engine.backend.on_gpu and launches is None:
+    launches = plan.cell.kernel_launches
+    if plan.kernels is not None:
+        lines += _fused(spec, plan.kernels, sizes, training)
+        lines += _wavefront(spec, plan, training)
+    elif plan.backend.on_gpu and launches is None:
         lines.append("  the launches of the plain code in narrow types are not counted")
-    elif engine.backend.on_gpu and launches:
-        there, back = launches
+    elif plan.backend.on_gpu and launches:
         lines.append(
-            f"  a step takes {there} launches forward, {back} backward and one more "
+            f"  a step takes {launches[0]} launches forward, {launches[1]} backward and one more "
             "where its output has a gradient"
         )
-    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
+    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
 
 
-def _sequences(
-    net: StackSpec, kernels: LayerRunner, steps: int, batch: int, training: bool
+def _fused(
+    spec: StackSpec, runner: KernelRunner, sizes: tuple[int, int], training: bool
 ) -> list[str]:
-    """What one launch or call takes, a line for each pass where that may differ."""
-    takes = f"one {kernels.unit} takes all steps of a"
+    """What one launch or call runs, a line for each pass where that may differ."""
+    takes = f"one {runner.unit} takes all steps of a"
     alone = f"{takes} direction of a layer"
-    if net.num_directions == 1:
+    if spec.num_directions == 1:
         return [f"  {alone}"]
+    T, N = sizes
+    least = Sizes(max(N, 1), spec.widest_input, spec.hidden_size, max(T, 1))
     lines = []
-    for work in ("training", "backward") if training else ("forward",):
-        sizes = work, max(batch, 1), net.hidden_size, max(steps, 1)
-        reason = kernels.plan(*sizes, net.num_directions)
-        if not isinstance(reason, str):
+    for work in (Pass.TRAINING, Pass.BACKWARD) if training else (Pass.FORWARD,):
+        why_not = runner.unsupported(work, least, spec.num_directions)
+        if why_not is None:
             lines.append(f"  {work}: {takes} layer, both directions")
-        elif not isinstance(kernels.plan(*sizes, 1), str):
-            lines.append(f"  {work}: {alone}; both: {reason}")
+        elif runner.unsupported(work, least, 1) is None:
+            lines.append(f"  {work}: {alone}; both: {why_not}")
     return lines
 
 
-def _wave(
-    net: StackSpec, engine: ExecutionPlan, steps: int, batch: int, training: bool, segments: bool
-) -> list[str]:
-    """Whether one launch takes all layers, where there could be one."""
-    if net.num_layers == 1 or engine.backend.kernels != "cuda":
+def _wavefront(spec: StackSpec, plan: ExecutionPlan, training: bool) -> list[str]:
+    """Whether one launch runs all layers, where there could be one."""
+    if spec.num_layers == 1 or plan.backend.kernels != "cuda":
         return []
-    dropped = net.dropout if training else 0.0
-    layers = Layers(net.num_layers, net.num_directions, dropped, training and segments)
-    work = "training" if training else "forward"
-    reason = together(engine, work, batch, net.hidden_size, steps, layers)
-    takes = reason if isinstance(reason, str) else "one launch takes all steps of all layers"
-    return [f"  {work}, layers in a wave: {takes}"]
+    takes = "one launch takes all steps of all layers"
+    if isinstance(plan.wavefront, Unsupported):
+        takes = plan.wavefront.reason
+    return [f"  {Pass.TRAINING if training else Pass.FORWARD}, layers in a wave: {takes}"]
 
 
-def explain_step(kind: str, net: StackSpec, engine: ExecutionPlan, batch: int) -> str:
-    """The text for a stepper of a layer of class `kind`, or for a cell that takes its steps."""
+def explain_step(kind: str, spec: StackSpec, plan: StepPlan, batch: int) -> str:
+    """The text for a stepper of a layer of class `kind`, or for a cell that runs its steps."""
     lines = [
-        f"{kind}({net.input_size}, {net.hidden_size}) on {engine.backend.name}, "
-        f"{engine.arithmetic}, L={net.num_layers} N={batch}, one step: {engine.implementation}",
-        f"  reason: {engine.reason}",
+        f"{kind}({spec.input_size}, {spec.hidden_size}) on {plan.backend.name}, "
+        f"{plan.precision}, L={spec.num_layers} N={batch}, one step: {plan.implementation}",
+        f"  reason: {plan.reason}",
     ]
-    more = f"{1 + len(net.cell.state_names)} more where streams wait"
-    if engine.repeats:
+    more = f"{1 + len(spec.cell.state_names)} more where streams wait"
+    if plan.replays:
         lines.append("  its array calls are recorded and repeated")
-    elif engine.implementation == "sequence" and not engine.backend.on_gpu:
+    elif plan.is_fused and not plan.backend.on_gpu:
         lines.append("  one call takes a step of all layers, on weights packed for it")
-    elif engine.implementation == "sequence":
+    elif plan.is_fused:
         lines.append(f"  one launch takes a step of all layers, and {more}")
-    elif engine.backend.kernels and engine.cell.launches is not None:
-        each = 1 + net.bias + engine.cell.launches[0]
-        lines.append(f"  a step takes {net.num_layers * each + 2} launches, and {more}")
-    elif engine.backend.kernels:
+    elif plan.backend.kernels and plan.cell.kernel_launches is not None:
+        each = 1 + spec.bias + plan.cell.kernel_launches[0]
+        lines.append(f"  a step takes {spec.num_layers * each + 2} launches, and {more}")
+    elif plan.backend.kernels:
         lines.append("  the launches of the plain code in narrow types are not counted")
-    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in engine.missing)])
+    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
 
 
-def moved(net: StackSpec, engine: ExecutionPlan, batch: int) -> tuple[int, int]:
+def moved(spec: StackSpec, plan: StepPlan, batch: int) -> tuple[int, int]:
     """The bytes that one step of one direction has to read and write, forward and backward.
 
     W_hh once and every buffer of `Cell`'s table as often as a step needs it: gh and the gates
     are written and read, dgh is read once more by the product behind it.
     """
-    cell, H = net.cell, net.hidden_size
-    T, A = engine.compute_dtype.itemsize, engine.dtype.itemsize
+    cell, H = spec.cell, spec.hidden_size
+    C, A = plan.precision.compute_dtype.itemsize, plan.precision.dtype.itemsize
     G, others = cell.gates, len(cell.state_names) - 1
-    weights, states = G * H * H * T, T + others * A
-    forward = 2 * G * A + (2 * G + cell.saved) * T + 2 * states
-    backward = (3 * G + 2 * cell.saved) * T + states + 2 * (1 + others) * A
+    weights, states = G * H * H * C, C + others * A
+    forward = 2 * G * A + (2 * G + cell.saved) * C + 2 * states
+    backward = (3 * G + 2 * cell.saved) * C + states + 2 * (1 + others) * A
     return weights + batch * H * forward, weights + batch * H * backward

@@ -14,7 +14,7 @@ from .backend.exports import exported_from
 from .floating_point import environment
 from .gradcheck import as_float64, float64_copy
 from .layer import _Layer
-from .network import StackSpec
+from .spec import StackSpec
 
 VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last state
 
@@ -129,20 +129,11 @@ def _measure(
     layer.train()(x, hx, lengths=lengths)
     layer._calls = calls  # the same dropout masks in every call
     net, record = layer._stack, layer._last_record()
-    layout = record.tape.layout
-    doutput, dfinal = check_upstream(
-        net,
-        layer.backend,
-        layer.dtype,
-        record.tape.shape,
-        layout.batch,
-        record.batched,
-        doutput,
-        dhx,
-    )
-    flow = layer.backend.xp.zeros((net.num_layers * net.num_directions, layout.steps))
-    layer._undo(doutput, dfinal, False, flow)
-    return to_numpy(flow), layout.counts
+    tape, batched = record.tape, record.batched
+    doutput, dfinal = check_upstream(net, layer.backend, layer.dtype, tape, batched, doutput, dhx)
+    flow = layer.backend.xp.zeros((net.num_layers * net.num_directions, tape.batch.steps))
+    layer._run_backward(record, doutput, dfinal, False, flow)
+    return to_numpy(flow), tape.batch.counts
 
 
 def _separate_upstreams(layer: _Layer, ends: Any) -> Iterator[Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-from . import kernels
-from .arguments import Call, check_call, check_upstream, unwrap
+from .arguments import check_call, check_upstream, unwrap
 from .attributes import option
 from .backend import AnyArray, Array, Given, Lengths, States, StateTypes
 from .checks import check_size
 from .footprint import Footprint, training_step
 from .kernels import ExecutionPlan
-from .layout import steps_and_batch
+from .memory import translate_out_of_memory
 from .recurrent import _Recurrent
 from .stepper import Stepper
 
@@ -31,7 +30,8 @@ class _Layer(StateTypes[Given, States], _Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
 
     _warn_at_calls = 100
-    _ready_hint = "\n  faster still, for it keeps the states: layer.stepper({})"
+    _only_short_steps = True
+    _step_hint = "\n  faster still, for it keeps the states: layer.stepper({})"
     num_layers: int = option("num_layers", "L, how many layers there are.")
     batch_first: bool = option("batch_first", "Whether x and output are (N, T, ...).")
     dropout: float = option(
@@ -47,9 +47,9 @@ class _Layer(StateTypes[Given, States], _Recurrent):
         """Run the layer over a batch of sequences.
 
         In train mode the call is recorded for `backward`. The arrays returned are the caller's.
-        In eval mode a short call of one step, of a layer of one direction on a CPU, is taken as a
+        In eval mode a short call of one step, of a layer of one direction on a CPU, is run as a
         stepper's step, and not as a sequence of one step: within `xprnn.tolerances.STEPWISE` of it
-        in float64, unless `XPRNN_KERNELS` forces kernels for parts of a step or for sequences.
+        in float64, unless kernels for parts of a step or for sequences are forced.
 
         :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
             and backend (CuPy takes what another library lends on its device by DLPack), any
@@ -69,26 +69,25 @@ class _Layer(StateTypes[Given, States], _Recurrent):
         call = check_call(
             self._stack, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
         )
-        if self._is_step(call):
-            x_0 = call.x[:, 0] if call.batch_first else call.x[0]
-            h, *states = self._take(x_0, call.initial, kernels.asked())
-            output, final = h[:, None] if call.batch_first else h[None], tuple(states)
-        else:
+        steps, batch = call.sizes
+        size = None
+        if steps == 1 and (call.lengths is None or call.lengths.all()):
+            size = self._step_size(batch)
+        if size is None:
             output, final = self._run(call)
+        else:
+            x_0 = call.x[:, 0] if call.batch_first else call.x[0]
+            h, final = self._run_step(size, x_0, call.initial)
+            output = h[:, None] if call.batch_first else h[None]
         return unwrap(output, final, call.batched)
 
-    def _is_step(self, call: Call) -> bool:
-        """Whether a call is a step that is kept ready."""
-        steps, batch = steps_and_batch(call.x, call.batch_first)
-        if steps != 1 or not self._goes_by_step(batch, kernels.asked()):
-            return False
-        return call.lengths is None or bool(call.lengths.all())
-
-    def _goes_by_step(self, batch: int, forced: str) -> bool:
-        steps = self._ready_steps()
-        if steps is None or forced not in ("auto", "reference"):
-            return False  # what else is forced takes parts of steps, or sequences
-        return steps.is_short(self._arithmetic, batch, forced)
+    @translate_out_of_memory
+    def _run_step(
+        self, size: Any, x: Array, initial: tuple[Array | None, ...] | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Run a prepared step: see `StepPool.run_layers`."""
+        assert self._steps is not None
+        return self._steps.run_layers(size, self._parameters, x, initial)
 
     @overload
     def backward(
@@ -107,10 +106,10 @@ class _Layer(StateTypes[Given, States], _Recurrent):
     def backward(
         self, doutput: AnyArray | None = NOT_GIVEN, dhx: Any = None, *, need_dx: bool = True
     ) -> tuple[Array | None, Any]:
-        """Undo the last recorded call: gradients of a scalar L given those of its results.
+        """The backward pass of the last recorded call: gradients given those of its results.
 
-        The parameters' gradients are added to `grads`. Several recorded calls are undone last
-        one first. An error in the arguments leaves the record in place.
+        The parameters' gradients are added to `grads`. Of several recorded calls the last one comes
+        first. An error in the arguments leaves the record in place.
 
         :param doutput: dL/doutput, of the output's shape; None: zeros. Only read.
         :param dhx: dL/dh_n, of h_n's shape; for an LSTM (dh_n, dc_n), either may be None: zeros.
@@ -139,18 +138,10 @@ class _Layer(StateTypes[Given, States], _Recurrent):
                     "last states, dhx, got neither; for zeros call backward(None, None)"
                 )
             doutput = None
-        tape, batched = record.tape, record.batched
         doutput, dfinal = check_upstream(
-            self._stack,
-            self._backend,
-            self._dtype,
-            tape.shape,
-            tape.layout.batch,
-            batched,
-            doutput,
-            dhx,
+            self._stack, self._backend, self._dtype, record.tape, record.batched, doutput, dhx
         )
-        return unwrap(*self._undo(doutput, dfinal, need_dx), batched)
+        return unwrap(*self._run_backward(record, doutput, dfinal, need_dx), record.batched)
 
     def stepper(self, batch: int) -> Stepper[Given, States]:
         """The layer one step at a time, for streams: see `xprnn.stepper.Stepper`.
@@ -187,13 +178,13 @@ class _Layer(StateTypes[Given, States], _Recurrent):
     def _execution_options(self) -> dict[str, Any]:
         return {**super()._execution_options(), "recompute": self.recompute}
 
-    def _memory_of(self, engine: ExecutionPlan, steps: int, batch: int) -> list[str]:
-        if engine.arithmetic.narrow and engine.implementation == "reference":
+    def _memory_of(self, plan: ExecutionPlan, steps: int, batch: int) -> list[str]:
+        if plan.precision.narrow and plan.implementation == "reference":
             return ["the memory of the plain code in narrow types is not counted"]
         batch_first = self._options["batch_first"]
 
         def footprint(k: int | None) -> Footprint:
-            return training_step(self._stack, engine, steps, batch, batch_first, k)
+            return training_step(self._stack, plan, (steps, batch), batch_first, k)
 
         if self.recompute is None:
             return [f"a training step takes about {footprint(None)}"]

@@ -35,15 +35,23 @@ def translate_out_of_memory(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not any(m in str(error) for m in _MARKERS):
-                raise
-            error = error.with_traceback(None)
-            if isinstance(error, OutOfMemoryError):
-                raise error
-            cause = str(error) or "no memory is left"
-            raise OutOfMemoryError(f"{_owner(function, args)}: {cause}") from error
+            translate(error, function, args)
+            raise
 
     return translating
+
+
+def translate(
+    error: MemoryError | RuntimeError, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    """Raise the error of `translate_out_of_memory` if `error` is an allocator's, else return."""
+    if not isinstance(error, MemoryError) and not any(marker in str(error) for marker in _MARKERS):
+        return
+    plain = error.with_traceback(None)
+    if isinstance(plain, OutOfMemoryError):
+        raise plain
+    asked = str(plain) or "no memory is left"
+    raise OutOfMemoryError(f"{_owner(function, arguments)}: {asked}") from plain
 
 
 def _owner(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:

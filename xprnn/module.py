@@ -244,6 +244,15 @@ class Module:
         """
         return self._records.waiting(self.parameters.version)
 
+    def _prepare_record(self) -> None:
+        """Before a call is recorded: drop the memory of records that cannot be used any more."""
+        self._parameters.check_not_in_writable_block("a recorded call")
+        self._records.drop_older(self._parameters.version)
+
+    def _record(self, record: Any) -> None:
+        """Add the record of a call, which has the `version` of its parameters."""
+        self._records.add(record, type(self).__name__)
+
     def _last_record(self) -> Any:
         """The recorded call that `backward` uses next; RuntimeError if there is none."""
         return self._records.last(type(self).__name__, self._parameters)

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from math import prod
+from threading import get_ident
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from .backend import ALIGNMENT, AnyArray, Array, Backend, asarray
 from .checks import check_array
-from .directions import PackedWeightsCache
 from .locking import WRITER, ReadersWriterLock
+from .memory import translate
+from .passes import PackedWeightsCache
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -116,6 +118,14 @@ class Parameters(Mapping[str, Array]):
         self._retired = False  # whether the module has been moved to other parameters
         self._packs = PackedWeightsCache()
 
+    def views(self, flat: Array) -> dict[str, Array]:
+        """Each name as a view into a buffer laid out as `flat`."""
+        starts = self.starts
+        return {
+            name: flat[starts[name] : starts[name] + prod(shape)].reshape(shape)
+            for name, shape in self.shapes.items()
+        }
+
     @property
     def flat(self) -> Array:
         """All parameters and the padding between them, 1-D; read-only like the named views."""
@@ -136,7 +146,7 @@ class Parameters(Mapping[str, Array]):
             finally:
                 self.version += 1
                 # before another call can use weights packed from these values
-                self._packs = self._packs.renewed()
+                self._packs = self._packs.invalidated()
                 self._open -= 1
                 with self.backend.activate():
                     flat[self._padding] = self._zero
@@ -255,14 +265,23 @@ R = TypeVar("R")
 def reads_parameters(
     method: Callable[Concatenate[M, P], R],
 ) -> Callable[Concatenate[M, P], R]:
-    """Make a method of a module hold the lock of its parameters, so that it sees one version."""
+    """Make a method of a module see one version of its parameters, and translate out of memory.
+
+    Other threads that write wait for it; for the errors see `translate_out_of_memory`.
+    """
 
     @wraps(method)
     def reading(module: M, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        lock = module._parameters.reading
-        thread, readers = lock.acquire_read(), lock.readers
-        try:
+        lock, thread = module._parameters.reading, get_ident()
+        readers = lock.readers
+        try:  # as `with lock:`, in less time
+            readers.add(thread)
+            if WRITER in readers:
+                lock.wait_for_writers(thread)
             return method(module, *args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            translate(error, method, (module, *args))
+            raise
         finally:
             readers.discard(thread)
             if WRITER in readers:

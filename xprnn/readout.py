@@ -96,7 +96,6 @@ class Linear(Module):
             shapes["bias"] = (width,)
         return shapes
 
-    @translate_out_of_memory
     @reads_parameters
     def __call__(self, x: AnyArray) -> Array:
         """y (..., out_features), a new array; in train mode recorded for `backward`.
@@ -112,13 +111,10 @@ class Linear(Module):
             if "bias" in self._parameters:
                 y += self._parameters["bias"]
             if self._training:
-                self._parameters.check_not_in_writable_block("a recorded call")
-                self._records.drop_older(self._parameters.version)
-                call = _RecordedCall(rows.copy(), x.shape, self._parameters.version)
-                self._records.add(call, type(self).__name__)
+                self._prepare_record()
+                self._record(_RecordedCall(rows.copy(), x.shape, self._parameters.version))
             return y.reshape(*x.shape[:-1], self._options["out_features"])
 
-    @translate_out_of_memory
     @reads_parameters
     def backward(self, dy: AnyArray) -> Array:
         """Backward of the last recorded call: adds to `grads` and returns dx, of x's shape.

@@ -29,8 +29,10 @@ class RecordedCalls(list[Any]):
 
     def drop_older(self, version: int) -> None:
         """Before a call is recorded, drop those computed with another version of the parameters."""
-        self._dropped = len(self) > self.waiting(version) or (self._dropped and len(self) > 0)
-        if not self.waiting(version):
+        if not self:
+            self._dropped = False
+        elif self[-1].version != version:
+            self._dropped = True
             super().clear()
 
     def add(self, record: Any, owner: str) -> None:
@@ -62,7 +64,7 @@ class RecordedCalls(list[Any]):
                 f"{owner}, then backward once per call"
             )
         parameters.check_not_in_writable_block("backward")
-        if not self.waiting(parameters.version):
+        if not self or self[-1].version != parameters.version:
             raise RuntimeError(
                 "backward: the parameters were changed after the call, so its gradients would be "
                 "wrong. Call backward before changing parameters, or drop recorded calls with "

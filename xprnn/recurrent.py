@@ -1,4 +1,4 @@
-"""One recorded or unrecorded call of a stack and its inverse: what layers and cells share."""
+"""One recorded or unrecorded call of a stack and its backward pass: for layers and cells."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from .arguments import Call
 from .arithmetic import PrecisionPolicy, check_precision_policy
 from .attributes import option, read_only
 from .backend import Array, BackendName, ComputeDTypeLike, DTypeLike, Precision
-from .cell_steps import StepPool
 from .cells import Cell
 from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
 from .explain import explain, explain_step
-from .layout import steps_and_batch
-from .memory import translate_out_of_memory
+from .kernels import CallContext, CallShape, ExecutionPlan
 from .module import Module
-from .network import StackSpec
-from .parameters import Shapes, reads_parameters, views
-from .scratch import Workspace, WorkspacePool
+from .packing import PackedBatch, make_packed_batch
+from .parameters import Shapes, reads_parameters
+from .passes import StackWeights
+from .spec import StackSpec
+from .step_pool import StepPool
+from .workspace import Workspace, WorkspacePool
 
 
-@dataclass
+@dataclass(slots=True)
 class RecordedCall:
-    """A recorded call: what its inverse needs, and the memory that this stands in."""
+    """A recorded call: its tape, and the memory of the tape's activations."""
 
     tape: stack.Tape
     memory: Workspace
@@ -35,7 +36,7 @@ class RecordedCall:
 
 
 class _Recurrent(Module):
-    """Runs a `StackSpec` on time-major arrays and undoes recorded runs; subclasses shape arguments."""
+    """Runs the forward and backward passes of a `StackSpec`; subclasses check arguments."""
 
     arithmetic: PrecisionPolicy = read_only(
         "arithmetic",
@@ -47,9 +48,11 @@ class _Recurrent(Module):
     bias: bool = option("bias", "Whether there are b_ih and b_hh.")
 
     _stack: StackSpec
-    _recompute: int | None = None  # steps of a segment that `backward` computes again
+    _recompute: int | None = None  # steps between checkpoints
     _calls: int  # recorded so far: the dropout masks' clock
-    _ready_hint = ""  # what `explain` adds to a step that is kept ready
+    _step_requests: tuple[str, ...] = ("auto", "reference")  # under which a call may be a step
+    _only_short_steps = False  # whether large calls of one step are run as sequences
+    _step_hint = ""  # what `explain` adds to a call that is run as a step
 
     def _configure(
         self,
@@ -134,6 +137,7 @@ class _Recurrent(Module):
         )
         super().to(backend, dtype=dtype)
         self._arithmetic = arithmetic
+        self._plans = kernels.Plans()
         self._steps = self._new_steps()
         return self
 
@@ -145,15 +149,27 @@ class _Recurrent(Module):
             "compute_dtype": compute_dtype,
         }
 
-    def _engine(self, steps: int, batch: int) -> kernels.ExecutionPlan:
-        net = self._stack
-        if self._training and self._recompute is not None:
-            steps = min(steps, self._recompute)
-        sizes = batch, net.widest_input, net.hidden_size, steps
-        return kernels.choose(net.cell, self._backend, self._arithmetic, sizes, self._training)
+    def _plan(self, steps: int, batch: int) -> ExecutionPlan:
+        """The plan of a call with T steps of N rows, all of one length."""
+        return self._plan_of(make_packed_batch(self._backend, steps, batch, None))
+
+    def _plan_of(self, batch: PackedBatch) -> ExecutionPlan:
+        """The plan of a call; made once for each size, mode and request."""
+        record, request = self._training, kernels.requested()
+        recompute = self._recompute if record else None
+        shape = CallShape(batch.steps, batch.batch, batch.running, record, recompute)
+        key = shape, request
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = stack.plan_call(self._stack, self._backend, self._arithmetic, shape, request)
+            if len(self._plans) >= kernels.MOST:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
 
     def _backend_changed(self) -> None:
         self._weights = self._stack.weights(self._parameters)
+        self._plans = kernels.Plans()
         self._steps = self._new_steps()
         self._scratch = WorkspacePool(self._backend, self._dtype)
         self._memory = WorkspacePool(self._backend, self._dtype)
@@ -174,33 +190,30 @@ class _Recurrent(Module):
         self._calls = check_count("calls", extra["calls"])
 
     def explain(self, shape: tuple[int, ...]) -> str:
-        """Who would serve a call with x of `shape`, why, why nobody faster, and what a step costs.
+        """Which implementation runs a call with x of `shape`, why, and what a step costs.
 
         :param shape: x's shape, as for a call.
         :raises TypeError, ValueError: the module does not take such an x.
 
         >>> import xprnn
         >>> lines = xprnn.GRU(3, 4, seed=0).explain((10, 2, 3)).splitlines()
-        >>> lines[0].rpartition(": ")[0]  # then who serves, and why
+        >>> lines[0].rpartition(": ")[0]  # then the implementation, and why
         'GRU(3, 4) on numpy, float32, T=10 N=2'
         >>> lines[2]
         '  a step moves at least 672 bytes forward, 640 backward'
         """
         net = self._stack
         steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
-        if steps == 1 and self._goes_by_step(batch, kernels.asked()):
+        if steps == 1 and self._step_size(batch) is not None:
             assert self._steps is not None
-            engine = self._steps.engine(self._arithmetic, batch)
-            text = explain_step(type(self).__name__, net, engine, batch)
-            return text + self._ready_hint.format(batch)
-        engine = self._engine(steps, batch)
-        memory, segments = self._memory_of(engine, steps, batch), self._recompute is not None
-        return explain(
-            type(self).__name__, net, engine, steps, batch, self._training, memory, segments
-        )
+            text = explain_step(type(self).__name__, net, self._steps.plan(batch), batch)
+            return text + self._step_hint.format(batch)
+        plan = self._plan(steps, batch)
+        memory = self._memory_of(plan, steps, batch)
+        return explain(type(self).__name__, net, plan, (steps, batch), self._training, memory)
 
-    def _memory_of(self, engine: kernels.ExecutionPlan, steps: int, batch: int) -> list[str]:
-        """What `explain` says of the memory that a training step takes."""
+    def _memory_of(self, plan: ExecutionPlan, steps: int, batch: int) -> list[str]:
+        """What `explain` says about the memory of a training step."""
         return []
 
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -208,63 +221,42 @@ class _Recurrent(Module):
         raise NotImplementedError
 
     def _new_steps(self) -> StepPool | None:
-        """What keeps steps ready for calls of one; None where there cannot be any."""
+        """The pool of steps for unrecorded calls of one step; None where there cannot be any."""
         if self._backend.on_gpu or self._arithmetic.narrow or self._stack.num_directions != 1:
             return None
-        return StepPool(self._stack, self._backend)
+        requests, only_short = self._step_requests, self._only_short_steps
+        return StepPool(self._stack, self._backend, self._arithmetic, requests, only_short)
 
-    def _ready_steps(self) -> StepPool | None:
-        """What keeps steps ready, if a call may take one now.
+    def _step_size(self, batch: int) -> Any:
+        """The prepared steps that run a call of one step of N rows; None: it is run as a sequence.
 
         Inside a `writable` block the numbers may change without a new version.
         """
-        return None if self._training or self._parameters.in_writable_block else self._steps
+        if self._steps is None or self._training or self._parameters.in_writable_block:
+            return None
+        return self._steps.size(batch)
 
-    def _goes_by_step(self, batch: int, forced: str) -> bool:
-        """Whether a call of one step of so many rows takes such a step.
-
-        `forced` is what `kernels.asked` gives now.
-        """
-        raise NotImplementedError
-
-    @translate_out_of_memory
-    def _take(
-        self, x: Array, initial: tuple[Array | None, ...] | None, forced: str, cell: bool = False
-    ) -> tuple[Array, ...]:
-        """Take a step that is kept ready: see `StepPool.take`."""
-        assert self._steps is not None
-        return self._steps.take(self._arithmetic, self._parameters, x, initial, forced, cell)
-
-    @translate_out_of_memory
     @reads_parameters
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
-        """Run a checked call: fresh output, laid out as x, and final states (L*D, N, H)."""
-        engine = self._engine(*steps_and_batch(call.x, call.batch_first))
-        if self._training:
-            self._parameters.check_not_in_writable_block("a recorded call")
-            self._records.drop_older(self._parameters.version)
+        """Run a checked call: a new output, laid out as x, and final states (L*D, N, H)."""
+        batch = make_packed_batch(self._backend, *call.sizes, call.lengths)
+        plan, record = self._plan_of(batch), self._training
+        if record:
+            self._prepare_record()
         with self._backend.activate():
             scratch = self._scratch.acquire()
-            memory = self._memory.acquire() if self._training else scratch
+            saved = self._memory.acquire() if record else scratch
             output, final, tape = stack.forward(
-                engine,
                 self._stack,
-                self._weights,
-                self._parameters.packed_weights,
-                call.x,
-                call.initial,
-                call.lengths,
-                call.batch_first,
-                memory,
-                scratch,
-                (self._options["seed"], self._calls) if self._training else None,
-                self._recompute,
+                StackWeights(self._weights, self._parameters.packed_weights),
+                call,
+                CallContext(plan, batch, saved, scratch, record),
+                (self._options["seed"], self._calls),
             )
             self._scratch.release(scratch)
-        if self._training:
+        if record:
             self._calls += 1
-            record = RecordedCall(tape, memory, self._parameters.version, call.batched)
-            self._records.add(record, type(self).__name__)
+            self._record(RecordedCall(tape, saved, self._parameters.version, call.batched))
         return output, final
 
     def _last_record(self) -> RecordedCall:
@@ -276,37 +268,38 @@ class _Recurrent(Module):
             )
         return record
 
-    @translate_out_of_memory
     @reads_parameters
-    def _undo(
+    def _run_backward(
         self,
+        record: RecordedCall,
         doutput: Array | None,
         dfinal: tuple[Array | None, ...],
         need_dx: bool,
-        flow: Array | None = None,
+        norms: Array | None = None,
     ) -> tuple[Array | None, tuple[Array, ...]]:
-        """Undo the last record with checked arguments; adds to `grads`, all or nothing."""
-        record = self._last_record()
-        need_dx = check_flag("need_dx", need_dx)
+        """Run the last recorded call backward; adds to `grads`, all or nothing."""
+        if record.version != self._parameters.version:  # another thread has written since
+            self._last_record()
+        if need_dx is not True:
+            need_dx = check_flag("need_dx", need_dx)
         with self._backend.activate():
-            dflat = self._backend.xp.zeros(self.grads.flat.shape, self._dtype)
-            dweights = views(dflat, self._parameters.shapes)
+            gradients = self._grads.flat
+            dflat = self._backend.xp.zeros(gradients.shape, self._dtype)
+            dweights = self._parameters.views(dflat)
             for name in self._frozen:
                 del dweights[name]
             scratch = self._scratch.acquire()
             dx, dinitial = stack.backward(
                 self._stack,
                 record.tape,
-                doutput,
-                dfinal,
+                (doutput, dfinal),
                 self._stack.weights(dweights),
                 need_dx,
                 scratch,
-                flow,
+                norms,
             )
             self._scratch.release(scratch)  # may fail: before anything counts
             self._memory.release(record.memory)
-            gradients = self.grads.flat
             gradients += dflat
             self._records.pop()
         return dx, dinitial

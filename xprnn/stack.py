@@ -1,257 +1,295 @@
-"""Layers times directions: which sequences run, in what order, and the dropout between layers."""
+"""Layers times directions: the order in which they are run, and the dropout between layers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import dropout, segments, wave
-from .backend import Array
-from .cells import Weights
-from .directions import Activations, BackwardPass, ForwardPass, PackedWeightsCache
-from .kernels import ExecutionPlan
-from .kernels.wave import Layers
-from .layout import PackedBatch, make_packed_batch, steps_and_batch
-from .network import StackSpec
-from .scratch import Workspace
-from .segments import Segment
+from . import dropout
+from .arguments import Call
+from .arithmetic import PrecisionPolicy
+from .backend import Array, Backend
+from .cells import Cell, Weights
+from .checkpointing import Checkpointed
+from .kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
+from .kernels import plan as dispatch
+from .kernels.request import Request
+from .loop import StepLoop
+from .packing import PackedBatch
+from .passes import Activations, BackwardPass, ForwardPass, PackedWeights, StackWeights
+from .replay import ReplayLoop
+from .spec import StackSpec
+from .workspace import Workspace
+
+
+def plan_call(
+    spec: StackSpec,
+    backend: Backend,
+    precision: PrecisionPolicy,
+    shape: CallShape,
+    request: Request,
+) -> ExecutionPlan:
+    """The plan of a call, with checkpoints where it recomputes."""
+    plan = dispatch(spec, backend, precision, shape, request, _plain_runner)
+    if not shape.record or shape.recompute is None:
+        return plan
+    return _checkpointed(plan, plan.backward, shape.recompute)
+
+
+def with_step_loop(plan: ExecutionPlan) -> ExecutionPlan:
+    """A plan whose backward pass is the step loop, which can measure between steps."""
+    loop = StepLoop(plan.xp, plan.cell, plan.precision.compute_dtype)
+    if isinstance(plan.backward, Checkpointed):
+        return _checkpointed(replace(plan, forward=plan.backward.runner), loop, plan.backward.k)
+    return replace(plan, backward=loop, backward_groups=_one_by_one(plan))
+
+
+def _checkpointed(plan: ExecutionPlan, backward: LayerRunner, k: int) -> ExecutionPlan:
+    runner, groups = Checkpointed(plan.forward, backward, k), _one_by_one(plan)
+    return replace(
+        plan, forward=runner, backward=runner, forward_groups=groups, backward_groups=groups
+    )
+
+
+def _one_by_one(plan: ExecutionPlan) -> tuple[range, ...]:
+    return tuple([range(d, d + 1) for group in plan.forward_groups for d in group])
+
+
+def _plain_runner(xp: Any, cell: Cell, dtype: np.dtype[Any], replays: bool) -> LayerRunner:
+    return ReplayLoop(cell, dtype) if replays else StepLoop(xp, cell, dtype)
 
 
 @dataclass
 class Tape:
-    """What one recorded call leaves behind; used up by `backward`."""
+    """What a recorded call saves; used up by `backward`."""
 
-    engine: ExecutionPlan
-    weights: list[list[Weights]]  # by layer and direction, as the products read them
-    packs: PackedWeightsCache  # of these
-    layout: PackedBatch
-    segments: tuple[Segment, ...]  # to be recomputed; none: the traces are whole
-    traces: list[list[Activations]]  # by layer and direction
+    plan: ExecutionPlan
+    weights: StackWeights  # as the products read them
+    batch: PackedBatch
+    activations: list[list[Activations]]  # by layer and direction
     dropout_key: tuple[int, int]  # (seed, call)
-    shape: tuple[int, ...]  # of x, as the caller gave it
+    shape: tuple[int, ...]  # of x, as the caller gave it, with a batch
     batch_first: bool
-    spent: bool = False  # its undoing has begun
+    spent: bool = False  # its backward pass has begun
+
+
+class _Gradients(NamedTuple):
+    """The gradients that a backward pass writes, of all layers."""
+
+    dstates: tuple[Array, ...]  # inout: (L*D, N, H) each
+    dweights: list[list[Weights]]  # out, where an entry is not None
+    norms: Array | None  # out, if given: (L*D, T)
 
 
 def forward(
-    engine: ExecutionPlan,
-    stack: StackSpec,
-    weights: list[list[Weights]],
-    packs: PackedWeightsCache,
-    x: Array,
-    initial: tuple[Array | None, ...] | None,
-    lengths: np.ndarray | None,
-    batch_first: bool,
-    kept: Workspace,
-    scratch: Workspace,
-    dropout_key: tuple[int, int] | None,
-    recompute: int | None = None,
+    spec: StackSpec,
+    weights: StackWeights,
+    call: Call,
+    context: CallContext,
+    dropout_key: tuple[int, int] = (0, 0),
 ) -> tuple[Array, tuple[Array, ...], Tape]:
     """Run every layer and direction; returns a new output, new final states, and the tape.
 
-    Read: `weights`, `x` (T, N, I) or, batch first, (N, T, I), `initial` (L*D, N, H) each, None
-    for zeros, `lengths` intp (N,); `packs`, read and added to: what kernels make of the weights,
-    good for as long as these stand. The output is (T, N, D*H), laid out as x, the final states
-    (L*D, N, H). With a `dropout_key` the call is recorded: dropout acts, and the tape, which
-    stands in memory of `kept`, can be undone; for each layer it keeps what goes in, and of what
-    the steps compute all, or the states before every `recompute` steps. `scratch` may be `kept`
-    where it is not recorded.
+    In a recorded call dropout acts, and the tape can be used by `backward`; its activations are in
+    `context.saved`. Otherwise `context.saved` may be `context.scratch`.
+
+    :param weights: in; kernels add to what is packed of them.
+    :param call: in: x (T, N, I) or, batch first, (N, T, I), states (L*D, N, H) each, None for
+        zeros.
+    :return: (T, N, D*H), laid out as x, and (L*D, N, H) each.
     """
-    xp, record, T = engine.xp, dropout_key is not None, engine.compute_dtype
-    width, dtype = stack.num_directions * stack.hidden_size, engine.dtype
-    if engine.arithmetic.narrow:
-        weights = [[_to_read(each, T) for each in pair] for pair in weights]
-    steps, batch = steps_and_batch(x, batch_first)
-    layout = make_packed_batch(engine.backend, steps, batch, lengths)
-    parts = segments.cut(engine.backend, layout, lengths, recompute if record else None)
-    key = dropout_key or (0, 0)
-    tape = Tape(engine, weights, packs, layout, parts, [], key, x.shape, batch_first)
-    output = _caller_array(xp, layout, (*x.shape[:2], width), dtype)
-    final = _sorted_states(xp, stack, layout, initial, dtype)
-    x = _packed_input(engine, layout, x, batch_first, kept, record)
-    packed = _as_packed(layout, output, batch_first, T)
-    found = None
-    if stack.num_layers > 1:
-        net = Layers(stack.num_layers, stack.num_directions, record * stack.dropout, bool(parts))
-        found = wave.forward(engine, net, weights, x, final, layout, kept, scratch, record)
-    if found is None:
-        last = _run_layers(stack, tape, x, final, kept, scratch, record, packed)
+    plan, batch, x = context.plan, context.batch, call.x
+    xp, precision = plan.xp, plan.precision
+    if plan.is_mixed:
+        cast = [[_to_compute(each, precision.compute_dtype) for each in p] for p in weights.arrays]
+        weights = StackWeights(cast, weights.packed)
+    width = spec.num_directions * spec.hidden_size
+    # where rows end early the output is zero past their ends
+    new = xp.empty if batch.ragged is None else xp.zeros
+    output = new((*x.shape[:2], width), precision.dtype)
+    ends = _sorted_states(xp, spec, batch, call.initial, precision.dtype)
+    tape = Tape(plan, weights, batch, [], dropout_key, x.shape, call.batch_first)
+    rows = _packed_input(context, x, call.batch_first)
+    packed = _as_packed(batch, output, call.batch_first, precision.compute_dtype)
+    if not isinstance(plan.wavefront, Unsupported):
+        rows, packed = _run_wavefront(tape, rows, ends, context), None
     else:
-        (tape.traces, last), packed = found, None
+        scratch = context.scratch
+        for layer in range(spec.num_layers):
+            last, activations = layer + 1 == spec.num_layers, []
+            joined = packed
+            if joined is None or not last:
+                memory = scratch if last else context.saved
+                joined = memory.empty(batch.total, width, dtype=precision.compute_dtype)
+            for group in plan.forward_groups:
+                mark = scratch.mark()
+                passes = _forward_passes(spec, tape, (layer, group), rows, ends, joined)
+                activations += plan.forward.forward(passes, context)
+                scratch.rewind(mark)
+            if context.record:
+                tape.activations.append(activations)
+                if not last:
+                    _drop(spec, tape, joined, layer)
+            rows = joined
     if packed is None:
-        layout.unpack(last, _time_major(output, batch_first))
-    layout.unsort_in_place(final)
-    return output, final, tape
+        batch.unpack(rows, output.transpose(1, 0, 2) if call.batch_first else output)
+    if batch.ragged is not None:
+        batch.unsort_in_place(ends)
+    return output, ends, tape
 
 
-def _run_layers(
-    stack: StackSpec,
+def _forward_passes(
+    spec: StackSpec,
     tape: Tape,
+    which: tuple[int, range],
     x: Array,
     ends: tuple[Array, ...],
-    kept: Workspace,
-    scratch: Workspace,
-    record: bool,
-    packed: Array | None,
-) -> Array:
-    """Run one layer after the other: the rows (S, D*H) of the last, in `packed` if it is given."""
-    layout, T = tape.layout, tape.engine.compute_dtype
-    width = stack.num_directions * stack.hidden_size
-    for layer in range(stack.num_layers):
-        last = layer + 1 == stack.num_layers
-        joined = packed if last else kept.empty(layout.total, width, dtype=T)
-        if joined is None:
-            joined = scratch.empty(layout.total, width, dtype=T)
-        _run_layer(stack, tape, layer, x, ends, kept, scratch, record, joined)
-        if record and not last:
-            _drop(tape.engine.xp, stack, layout, joined, tape.dropout_key, layer)
-        x = joined
-    return x
-
-
-def _run_layer(
-    stack: StackSpec,
-    tape: Tape,
-    layer: int,
-    x: Array,
-    ends: tuple[Array, ...],
-    kept: Workspace,
-    scratch: Workspace,
-    record: bool,
     joined: Array,
-) -> None:
-    """Run a layer's directions: `joined` (S, D*H) is written, the layer's of `ends` become final.
-
-    With `record` its traces are put on the tape.
-    """
-    H, D, engine, layout = stack.hidden_size, stack.num_directions, tape.engine, tape.layout
-    work = "training" if record else "forward"
-    traces = []
-    for group in engine.groups(work, layout.running, H, layout.steps, D):
-        mark = scratch.mark()
-        directions = [
-            ForwardPass(
-                tape.weights[layer][d],
-                d == 1,
-                tuple([end[layer * D + d] for end in ends]),
-                tape.packs[layer, d],
-            )
-            for d in group
-        ]
-        outputs = [joined[:, d * H : (d + 1) * H] for d in group]
-        traces += segments.forward(
-            engine, directions, x, layout, tape.segments, kept, scratch, record, outputs
+) -> list[ForwardPass]:
+    """The passes over a layer and some of its directions; out: their part of `joined` (S, D*H)."""
+    (layer, group), H, D = which, spec.hidden_size, spec.num_directions
+    return [
+        ForwardPass(
+            tape.weights.arrays[layer][d],
+            d == 1,
+            x,
+            tuple([end[layer * D + d] for end in ends]),
+            tape.weights.packed[layer, d],
+            joined[:, d * H : (d + 1) * H],
         )
-        scratch.rewind(mark)
-    if record:
-        tape.traces.append(traces)
+        for d in group
+    ]
+
+
+def _run_wavefront(tape: Tape, x: Array, ends: tuple[Array, ...], context: CallContext) -> Array:
+    """Run all layers in one launch: the rows (S, H) of the last."""
+    passes = [
+        ForwardPass(weights, False, x, tuple([end[layer] for end in ends]), PackedWeights())
+        for layer, (weights,) in enumerate(tape.weights.arrays)
+    ]
+    every = context.plan.wavefront.forward(passes, context)
+    tape.activations = [[activations] for activations in every]
+    return context.batch.outputs(every[-1].states[0], False)
 
 
 def backward(
-    stack: StackSpec,
+    spec: StackSpec,
     tape: Tape,
-    doutput: Array | None,
-    dfinal: tuple[Array | None, ...],
+    upstream: tuple[Array | None, tuple[Array | None, ...]],
     dweights: list[list[Weights]],
     need_dx: bool,
     scratch: Workspace,
-    flow: Array | None = None,
+    norms: Array | None = None,
 ) -> tuple[Array | None, tuple[Array, ...]]:
-    """Undo `forward`; returns a new dx (None unless `need_dx`) and the gradients of `initial`.
+    """The backward pass of `forward`; returns a new dx, None unless `need_dx`, and new dstates.
 
-    Read: `doutput` of the output's shape, `dfinal` (L*D, N, H) each; None stands for
-    zeros. Written: `dweights`, every entry that is not None; `flow` (L*D, T), if given. The
-    tape is used up.
+    The tape is used up.
+
+    :param upstream: in: doutput, of the output's shape, and the gradients of the final states,
+        (L*D, N, H) each; None stands for zeros.
+    :param dweights: out: every entry that is not None.
+    :param norms: out, if given: (L*D, T).
     """
-    xp, layout, total = tape.engine.xp, tape.layout, tape.layout.total
-    width, dtype = stack.num_directions * stack.hidden_size, tape.engine.dtype
-    dx = _caller_array(xp, layout, tape.shape, dtype) if need_dx else None
-    dstates = _sorted_states(xp, stack, layout, dfinal, dtype)
-    dlayer: Array | None = None
+    (doutput, dfinal), plan = upstream, tape.plan
+    if norms is not None:
+        plan = with_step_loop(plan)
+    batch, xp, dtype = tape.batch, plan.xp, plan.precision.dtype
+    context = CallContext(plan, batch, scratch, scratch, True)
+    width = spec.num_directions * spec.hidden_size
+    new = xp.empty if batch.ragged is None else xp.zeros
+    dx = new(tape.shape, dtype) if need_dx else None
+    gradients = _Gradients(_sorted_states(xp, spec, batch, dfinal, dtype), dweights, norms)
+    above: Array | None = None  # the gradient of a layer's output
     if doutput is not None:
-        dlayer = scratch.empty(total, width)
-        layout.pack(_time_major(doutput, tape.batch_first), dlayer)
+        above = scratch.empty(batch.total, width)
+        batch.pack(doutput.transpose(1, 0, 2) if tape.batch_first else doutput, above)
+    packed: Any = None if dx is None else _as_packed(batch, dx, tape.batch_first, dtype)
     spare: list[Array] = []
-    for layer in range(stack.num_layers - 1, 0, -1):
-        below = spare.pop() if spare else scratch.empty(total, width)
-        _undo_layer(stack, tape, layer, dlayer, dstates, dweights, scratch, flow, below)
-        _drop(xp, stack, layout, below, tape.dropout_key, layer - 1)
-        if dlayer is not None:
-            spare.append(dlayer)
-        dlayer = below
-    packed: Any = None if dx is None else _as_packed(layout, dx, tape.batch_first, dtype)
-    below = packed
+    for layer in range(spec.num_layers - 1, -1, -1):
+        below: Any = packed  # the gradient of its input
+        if layer:
+            below = spare.pop() if spare else scratch.empty(batch.total, width)
+        elif dx is not None and packed is None:
+            below = scratch.empty(batch.total, spec.input_size)
+        start = mark = scratch.mark()
+        shares = [below]  # of the directions
+        if spec.num_directions == 2:
+            shares.append(None if below is None else scratch.empty(*below.shape))
+            mark = scratch.mark()
+        tape.spent = True  # from here on it is overwritten
+        for group in plan.backward_groups:
+            passes = _backward_passes(spec, tape, (layer, group), above, shares, gradients)
+            plan.backward.backward(passes, context)
+            scratch.rewind(mark)
+        if below is not None and spec.num_directions == 2:
+            below += shares[1]
+            scratch.rewind(start)
+        if layer:
+            _drop(spec, tape, below, layer - 1)
+        if above is not None:
+            spare.append(above)
+        above = below
     if dx is not None and packed is None:
-        below = scratch.empty(total, stack.input_size)
-    _undo_layer(stack, tape, 0, dlayer, dstates, dweights, scratch, flow, below)
-    if dx is not None and packed is None:
-        layout.unpack(below, _time_major(dx, tape.batch_first))
-    layout.unsort_in_place(dstates)
-    return dx, dstates
+        batch.unpack(above, dx.transpose(1, 0, 2) if tape.batch_first else dx)
+    if batch.ragged is not None:
+        batch.unsort_in_place(gradients.dstates)
+    return dx, gradients.dstates
 
 
-def _undo_layer(
-    stack: StackSpec,
+def _backward_passes(
+    spec: StackSpec,
     tape: Tape,
-    layer: int,
+    which: tuple[int, range],
     doutput: Array | None,
-    dstates: tuple[Array, ...],
-    dweights: list[list[Weights]],
-    scratch: Workspace,
-    flow: Array | None,
-    dx: Array | None,
-) -> None:
-    """Undo a layer's directions: the gradient of its input is written to `dx` (S, I), if given.
+    shares: list[Array | None],
+    gradients: _Gradients,
+) -> list[BackwardPass]:
+    """The passes over a layer and some of its directions.
 
-    `doutput` (S, D*H) is read, the layer's part of `dstates` is read and overwritten.
+    :param doutput: in: (S, D*H), of the layer's output.
+    :param shares: out, if given: (S, I), each direction's gradient of the layer's input.
     """
-    H, D, engine, layout = stack.hidden_size, stack.num_directions, tape.engine, tape.layout
-    start = scratch.mark()
-    shares = [dx, *[None if dx is None else scratch.empty(*dx.shape) for _ in range(1, D)]]
-    tape.spent = True  # from here on it is overwritten
-    for group in engine.groups("backward", layout.running, H, layout.steps, D):
-        mark = scratch.mark()
-        directions = [
-            BackwardPass(
-                tape.weights[layer][d],
-                d == 1,
-                tape.traces[layer][d],
-                None if doutput is None else doutput[:, d * H : (d + 1) * H],
-                tuple([dstate[layer * D + d] for dstate in dstates]),
-                dweights[layer][d],
-                shares[d],
-                tape.packs[layer, d],
-                None if flow is None else flow[layer * D + d],
-            )
-            for d in group
-        ]
-        segments.backward(engine, directions, layout, tape.segments, scratch)
-        scratch.rewind(mark)
-    if dx is not None and D == 2:
-        dx += shares[1]
-    scratch.rewind(start)
+    (layer, group), H, D = which, spec.hidden_size, spec.num_directions
+    norms = gradients.norms
+    return [
+        BackwardPass(
+            tape.weights.arrays[layer][d],
+            d == 1,
+            tape.activations[layer][d],
+            None if doutput is None else doutput[:, d * H : (d + 1) * H],
+            tuple([dstate[layer * D + d] for dstate in gradients.dstates]),
+            gradients.dweights[layer][d],
+            shares[d],
+            tape.weights.packed[layer, d],
+            None if norms is None else norms[layer * D + d],
+        )
+        for d in group
+    ]
 
 
 def _sorted_states(
     xp: Any,
-    stack: StackSpec,
-    layout: PackedBatch,
-    given: tuple[Array | None, ...] | None,
-    dtype: Any,
+    spec: StackSpec,
+    batch: PackedBatch,
+    values: tuple[Array | None, ...] | None,
+    dtype: np.dtype[Any],
 ) -> tuple[Array, ...]:
-    """New arrays (L*D, N, H), one a state, with the values given, longest rows first, or zeros."""
-    shape = (stack.num_layers * stack.num_directions, layout.batch, stack.hidden_size)
-    values = given or (None,) * len(stack.cell.state_names)
-    states = tuple([(xp.zeros if v is None else xp.empty)(shape, dtype) for v in values])
-    for state, value in zip(states, values, strict=True):
-        if value is not None:
-            state[...] = layout.sort(value)
-    return states
+    """New arrays (L*D, N, H), one a state, with these values, longest rows first, or zeros."""
+    shape = (spec.num_layers * spec.num_directions, batch.batch, spec.hidden_size)
+    states = []
+    for value in values or (None,) * len(spec.cell.state_names):
+        if value is None:
+            states.append(xp.zeros(shape, dtype))
+        else:
+            state = xp.empty(shape, dtype)
+            state[...] = batch.sort(value)
+            states.append(state)
+    return tuple(states)
 
 
-def _to_read(weights: Weights, dtype: np.dtype[Any]) -> Weights:
+def _to_compute(weights: Weights, dtype: np.dtype[Any]) -> Weights:
     """The weights as products read them: the matrices in the compute dtype."""
     return Weights(
         weights.weight_ih.astype(dtype),
@@ -261,47 +299,31 @@ def _to_read(weights: Weights, dtype: np.dtype[Any]) -> Weights:
     )
 
 
-def _drop(
-    xp: Any, stack: StackSpec, layout: PackedBatch, x: Array, key: tuple[int, int], layer: int
-) -> None:
-    """Dropout in place on what `layer` hands up, x (S, D*H); its own gradient."""
-    if stack.dropout:
-        time, row = layout.time_and_row(xp)
-        dropout.apply(xp, x, stack.dropout, (*key, layer), time, row)
+def _drop(spec: StackSpec, tape: Tape, x: Array, layer: int) -> None:
+    """Dropout in place on the output of `layer`, x (S, D*H); its own gradient."""
+    if spec.dropout:
+        xp = tape.plan.xp
+        time, row = tape.batch.time_and_row(xp)
+        dropout.apply(xp, x, spec.dropout, (*tape.dropout_key, layer), time, row)
 
 
-def _time_major(x: Array, batch_first: bool) -> Array:
-    return x.transpose(1, 0, 2) if batch_first else x
+def _packed_input(context: CallContext, x: Array, batch_first: bool) -> Array:
+    """x as packed rows (S, I): a copy, where the caller's own memory cannot be used.
 
-
-def _packed_input(
-    engine: ExecutionPlan,
-    layout: PackedBatch,
-    x: Array,
-    batch_first: bool,
-    kept: Workspace,
-    record: bool,
-) -> Array:
-    """x as packed rows (S, I): a copy, where the caller's own memory does not serve.
-
-    Compiled code takes none that is read-only, and a record outlives what stands there now.
+    Compiled code reads no read-only arrays, and a record must not change with the caller's array.
     """
-    if not (record or engine.backend.on_gpu) and x.flags.carray:
-        own = _as_packed(layout, x, batch_first, engine.compute_dtype)
+    batch, plan = context.batch, context.plan
+    if not (context.record or plan.backend.on_gpu) and x.flags.carray:
+        own = _as_packed(batch, x, batch_first, plan.precision.compute_dtype)
         if own is not None:
             return own
-    packed = kept.empty(layout.total, x.shape[2], dtype=engine.compute_dtype)
-    layout.pack(_time_major(x, batch_first), packed)
+    packed = context.saved.empty(batch.total, x.shape[2], dtype=plan.precision.compute_dtype)
+    batch.pack(x.transpose(1, 0, 2) if batch_first else x, packed)
     return packed
 
 
-def _as_packed(layout: PackedBatch, x: Array, batch_first: bool, dtype: Any) -> Array | None:
+def _as_packed(batch: PackedBatch, x: Array, batch_first: bool, dtype: Any) -> Array | None:
     """A new array x (T, N, F) as the packed rows (S, F) that it is, or None."""
-    if batch_first or layout.ragged is not None or x.dtype != dtype:
+    if batch_first or batch.ragged is not None or x.dtype != dtype:
         return None
-    return x.reshape(layout.total, x.shape[2])
-
-
-def _caller_array(xp: Any, layout: PackedBatch, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A new array for the caller; where rows end early it is zero past their ends."""
-    return xp.empty(shape, dtype) if layout.ragged is None else xp.zeros(shape, dtype)
+    return x.reshape(batch.total, x.shape[2])

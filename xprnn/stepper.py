@@ -1,4 +1,4 @@
-"""A layer taken one step at a time: streams that go on for as long as their source does."""
+"""A layer run one step at a time: streams that continue for as long as their source does."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .explain import explain_step
 from .locking import WRITER
 from .memory import translate_out_of_memory
 from .recurrent import _Recurrent
-from .stack_steps import StepExecutor, bits
+from .step import StepExecutor, bits
 
 
 class Stepper(StateTypes[Given, States]):
-    """The states of N streams, and the step that carries all layers of a stack on by one.
+    """The states of N streams, and the step that advances all layers of a stack by one.
 
     `layer.stepper(batch)` makes one. A step computes what the layer would at its next step in
-    eval mode, h_t = layer(x_t, h_{t-1}), for every layer from the first to the last, whatever mode
-    the layer is in: nothing is recorded and nothing is dropped. All that it works on is allocated
-    once. It reads the layer's own parameters: what is written to them in a permitted way counts
-    from the next step on. A layer that moves to another backend or to other types needs a new one.
+    eval mode, h_t = layer(x_t, h_{t-1}), for every layer from the first to the last, in any mode of
+    the layer: nothing is recorded and nothing is dropped. Its memory is allocated once. It reads
+    the layer's own parameters: a permitted write to them takes effect at the next step. A layer
+    that moves to another backend or to other types needs a new stepper.
 
     A stepper is for one thread, and on a GPU for one stream; a layer may have any number of them,
-    in threads of their own. `XPRNN_KERNELS` is read when it is made.
+    in threads of their own. `use_kernels` or `XPRNN_KERNELS` is read when it is made.
 
     :param layer: a layer of one direction.
     :param batch: N.
@@ -56,25 +56,24 @@ class Stepper(StateTypes[Given, States]):
 
     @translate_out_of_memory
     def _configure(self, layer: _Recurrent, batch: int) -> None:
-        net = layer._stack
-        if net.num_directions != 1:
+        spec = layer._stack
+        if spec.num_directions != 1:
             raise ValueError(
                 "stepper: expected a layer of one direction; a bidirectional one reads every row "
                 "from its end too, which a stream does not have yet"
             )
         self._batch = check_size("batch", batch)
         self._backend, self._arithmetic = layer.backend, layer.arithmetic
-        self._layer, self._net = layer, net
+        self._layer, self._spec = layer, spec
         self._side = 0  # the one of the two sides that holds the states
-        sizes = net.num_layers, self.batch, net.input_size, net.hidden_size
-        self._engine = kernels.plan_step(net.cell, layer.backend, layer.arithmetic, sizes)
+        self._plan = kernels.plan_step(spec, layer.backend, layer.arithmetic, self.batch)
         with self.backend.activate():
-            self._steps = StepExecutor(self._engine, net, self.batch)
+            self._steps = StepExecutor(self._plan, spec, self.batch)
             self._bind()
 
     @translate_out_of_memory
     def step(self, x: AnyArray, *, rows: Rows | None = None, out: Array | None = None) -> Array:
-        """Take one step of every stream, or of some.
+        """Run one step of every stream, or of some.
 
         On a CPU a step with `out` allocates no array, but for the mask that `rows` become; the same
         numbers give the same bits.
@@ -90,7 +89,7 @@ class Stepper(StateTypes[Given, States]):
             value, or the layer has moved; no stream has advanced.
         :raises RuntimeError: it is called inside a `writable()` block of the layer.
         """
-        A, width = self._arithmetic.dtype, self._net.input_size
+        A, width = self._arithmetic.dtype, self._spec.input_size
         x = check_array("x", x, self._backend, A, (self._batch, width))
         target = out if out is None else self._target(out)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
@@ -105,7 +104,7 @@ class Stepper(StateTypes[Given, States]):
             if WRITER in readers:
                 reading.wait_for_writers(me)
             self._follow()
-            result = self._steps.take(self._side, x, there, target)
+            result = self._steps.run(self._side, x, there, target)
             self._side = 1 - self._side  # the step counts from here
         finally:
             readers.discard(me)
@@ -125,13 +124,13 @@ class Stepper(StateTypes[Given, States]):
         return states if len(states) > 1 else states[0]
 
     def load(self, state: Given) -> None:
-        """Go on from a state, as `state` or the layer gives it: h (L, N, H), for an LSTM (h, c).
+        """Continue from a state, as `state` or the layer gives it: h (L, N, H), for an LSTM (h, c).
 
         Of an LSTM's two either may be None: zeros.
 
         :raises TypeError, ValueError: it is not that; nothing is changed.
         """
-        names, shape = self._net.cell.state_names, state_shape(self._net, self.batch)
+        names, shape = self._spec.cell.state_names, state_shape(self._spec, self.batch)
         given = check_states(names, state, self.backend, self.arithmetic.dtype, shape)
         if given is None:
             raise TypeError(f"state: expected {' and '.join(names)}, got None; reset() sets zeros")
@@ -140,7 +139,7 @@ class Stepper(StateTypes[Given, States]):
                 mine[...] = 0.0 if value is None else value
 
     def reset(self, rows: Rows | None = None) -> None:
-        """Begin anew in some streams: their states become zero. A stream needs no other ending.
+        """Restart some streams: their states become zero. A stream needs no other ending.
 
         :param rows: as for `step`; None: all.
         :raises TypeError, ValueError: `rows` is not that; nothing is changed.
@@ -149,18 +148,18 @@ class Stepper(StateTypes[Given, States]):
         with self.backend.activate():
             there = self.backend.from_host(chosen)[:, None]
             for state in self._steps.sides[self._side]:
-                self._engine.xp.copyto(bits(state), 0, "unsafe", there)
+                self._plan.xp.copyto(bits(state), 0, "unsafe", there)
 
     def explain(self) -> str:
-        """Who takes a step, why, why nobody faster does, and what it costs.
+        """Which implementation runs a step, why, and what a step costs.
 
         >>> import xprnn
         >>> lines = xprnn.GRU(3, 4, seed=0).stepper(2).explain().splitlines()
-        >>> lines[0].rpartition(": ")[0]  # then who serves, and why
+        >>> lines[0].rpartition(": ")[0]  # then the implementation, and why
         'GRU(3, 4) on numpy, float32, L=1 N=2, one step'
         """
         kind = type(self._layer).__name__
-        return explain_step(kind, self._net, self._engine, self.batch)
+        return explain_step(kind, self._spec, self._plan, self.batch)
 
     def __getstate__(self) -> dict[str, Any]:
         """The layer, N, the states, and what users set.
@@ -172,14 +171,14 @@ class Stepper(StateTypes[Given, States]):
         return {**mine, **user_attributes(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the stepper of the layer, and go on from the states."""
+        """Make the stepper of the layer, and continue from the states."""
         rest = dict(state)
         Stepper.__init__(self, rest.pop("layer"), rest.pop("batch"))
         self.load(rest.pop("state"))
         restore_user_attributes(self, rest)
 
     def _follow(self) -> None:
-        """Take up what was written to the parameters since the last step."""
+        """Use what was written to the parameters since the last step."""
         layer = self._layer
         parameters = layer._parameters
         parameters.check_not_in_writable_block("step")
@@ -204,7 +203,7 @@ class Stepper(StateTypes[Given, States]):
 
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""
-        shape = self._batch, self._net.hidden_size
+        shape = self._batch, self._spec.hidden_size
         found = check_array("out", out, self._backend, self._arithmetic.dtype, shape)
         if not getattr(found.flags, "writeable", True):  # CuPy's have no such flag
             raise ValueError("out: expected an array that can be written, got a read-only one")

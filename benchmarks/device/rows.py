@@ -90,7 +90,7 @@ def described(problem: AnyProblem) -> Row:
 def _check_supported(layer: Any, problem: Problem) -> None:
     """KernelUnavailableError unless the forced kernels support both passes of the problem."""
     for mode in (layer.eval, layer.train):
-        mode()._engine(problem.T, problem.N)
+        mode()._plan(problem.T, problem.N)
 
 
 def _verdict(

@@ -14,8 +14,8 @@ from tests.layers.test_stepper_memory import hurry
 from tests.support.cases import CELLS
 from tests.support.implementations import Pool
 from tests.support.targets import normal
-from xprnn import stack_steps
-from xprnn.stack_steps import StepExecutor
+from xprnn import step
+from xprnn.step import StepExecutor
 
 MANY = 64  # sizes whose calls are kept
 __all__ = ["hurry"]
@@ -37,7 +37,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(owner, name, note)
 
     noting(StepExecutor, "__init__")
-    noting(stack_steps, "record")
+    noting(step, "capture")
     return found
 
 
@@ -76,7 +76,7 @@ def test_biases_of_another_size_are_found(
         pytest.skip("compiled steps read one bias for all rows")
 
     def work_on(self: StepExecutor, captured: Any) -> None:
-        self.sides, self._x, self._biases, self._programs = captured
+        self.sides, self._x, self._biases, self._calls = captured
 
     monkeypatch.setattr(StepExecutor, "_work_on", work_on)
     with pytest.raises(AssertionError, match="Mismatched elements"):
@@ -127,7 +127,7 @@ def test_memory_stays_within_bounds() -> None:
     def round_trip() -> int:
         for N in range(1, 201):
             cell(*arguments("gru", N, 16, 16))
-        assert len(only(cell)._captured) <= stack_steps.SIZES
+        assert len(only(cell)._captured) <= step.SIZES
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 

@@ -202,11 +202,11 @@ def test_a_step_that_fails_half_way_has_not_counted(monkeypatch: pytest.MonkeyPa
     def fail() -> None:
         raise KeyboardInterrupt
 
-    for program in stepper._steps._programs:
+    for program in stepper._steps._calls:
         program.insert(len(program) // 2, fail)
     with pytest.raises(KeyboardInterrupt):
         stepper.step(x[3])
-    for program in stepper._steps._programs:
+    for program in stepper._steps._calls:
         program.remove(fail)
     np.testing.assert_array_equal(stream(stepper, x[3:]), stream(other, x[3:]))
 

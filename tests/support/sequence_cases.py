@@ -6,7 +6,7 @@ receives the same values as the kernel, converted to float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,14 +14,11 @@ import numpy as np
 
 from tests.support.emulator.sequence import DTYPES
 from tests.support.pointwise_cases import dtype_of
-from xprnn import sequence
-from xprnn.arithmetic import check_precision_policy
 from xprnn.backend import get_backend
 from xprnn.cells import CELLS, Cell, Weights
-from xprnn.directions import Activations, BackwardPass, ForwardPass, PackedWeights
-from xprnn.kernels import ExecutionPlan, choose, use_kernels
-from xprnn.layout import PackedBatch, make_packed_batch
-from xprnn.scratch import Workspace
+from xprnn.packing import PackedBatch, make_packed_batch
+from xprnn.passes import Activations, BackwardPass, ForwardPass, PackedWeights
+from xprnn.workspace import Workspace
 
 
 class Copying:
@@ -124,23 +121,21 @@ class Case:
         return Weights(identity, self.wide("weight_hh"), np.zeros_like(bias), bias)
 
     @property
-    def engine(self) -> ExecutionPlan:
+    def loop(self) -> StepLoop:
         """The reference loop in float64."""
-        arithmetic = check_precision_policy("float64", None, "ieee")
-        with use_kernels("reference"):
-            plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
-        return replace(plain, xp=Copying(self.weights.weight_ih))
+        return StepLoop(Copying(self.weights.weight_ih), self.cell, np.dtype("float64"))
+
+    def context(self) -> CallContext:
+        """Of a recorded call."""
+        return CallContext(None, self.layout, workspace(), workspace(), True)
 
     def plain(self) -> Activations:
         """The activations of the reference in float64."""
         initial = [self.layout.sort(self.wide(f"{name}0")) for name in self.cell.state_names]
         ends = tuple([state.copy() for state in initial])
         with np.errstate(all="ignore"):
-            direction = ForwardPass(self.weights, self.reverse, ends, PackedWeights())
-            (trace,) = sequence.forward(
-                self.engine, [direction], self.wide("gx"), self.layout,
-                workspace(), workspace(), record=True,
-            )  # fmt: skip
+            given = self.weights, self.reverse, self.wide("gx"), ends
+            (trace,) = self.loop.forward([ForwardPass(*given, PackedWeights())], self.context())
         return trace
 
     def rounded_trace(self) -> Activations:
@@ -164,7 +159,7 @@ class Case:
             trace = Activations(*wide, states)
             given = self.weights, self.reverse, trace, doutput, tuple(dstates)
             undoing = BackwardPass(*given, dweights, None, PackedWeights())
-            sequence.backward(self.engine, [undoing], self.layout, workspace())
+            self.loop.backward([undoing], self.context())
         found = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
         return found | dict(zip(self.dstates, dstates, strict=True))
 

@@ -16,7 +16,8 @@ from tests.support.targets import make
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.cells import CELLS as PLAIN
-from xprnn.kernels import use_kernels
+from xprnn.kernels import dispatch, use_kernels
+from xprnn.kernels.request import Request
 from xprnn.verify import equations
 from xprnn.verify.suite import PROBLEMS, build, types_of, verify_cells
 
@@ -36,9 +37,9 @@ pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the s
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Nobody has forced anything; narrow cells are copied anew, from sound or broken ones."""
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 def scale_after(
@@ -154,7 +155,7 @@ def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
     with monkeypatch.context() as patch:
         scale_after("backward", cell, dgate, 1.0, patch)
         assert verify_cells("numpy", [cell], [numbers]).ok
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     scale_after("backward", cell, dgate, factor, monkeypatch)
     report = verify_cells("numpy", [cell], [numbers])
     assert [row[:3] for row in report.failed] == [(cell, "reference", numbers)]
@@ -179,7 +180,7 @@ def test_a_wrong_kernel_fails_alone(
     cell: str, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with use_kernels("pointwise"):
-        fused = make(cell, dtype="float32", backend=fake_cupy.name)._engine(3, 2).cell
+        fused = make(cell, dtype="float32", backend=fake_cupy.name)._plan(3, 2).cell
     part = fused.pointwise_ops[-1]
     genuine = getattr(fused, part)
 
@@ -202,13 +203,13 @@ def test_a_wrong_kernel_fails_alone(
 def test_a_forced_kernel_that_does_not_serve_fails(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = kernels._choose
+    genuine = dispatch._select
 
-    def deaf(cell: Any, backend: Any, arithmetic: Any, forced: str) -> Any:
-        return genuine(cell, backend, arithmetic, "reference")
+    def deaf(cell: Any, backend: Any, precision: Any, request: Request) -> Any:
+        return genuine(cell, backend, precision, request._replace(name="reference"))
 
     deaf.cache_clear = genuine.cache_clear  # type: ignore[attr-defined]
-    monkeypatch.setattr(kernels, "_choose", deaf)
+    monkeypatch.setattr(dispatch, "_select", deaf)
     report = xprnn.verify(make("gru", backend=fake_cupy.name), (4, 2, 3))
     assert [(row.implementation, row.ok) for row in report.rows] == [
         ("reference", True),

@@ -32,7 +32,7 @@ def xprnn_peer(task: Task) -> Peer:
 
     output, dx = both()
     results = {"output": output, "dx": dx, **{f"d{n}": g for n, g in trained.grads.items()}}
-    implementation = layer._engine(*layer._steps_and_batch(task.x.shape)).implementation
+    implementation = layer._plan(*layer._steps_and_batch(task.x.shape)).implementation
     notes = [f"xprnn: {implementation} on {layer.backend.name}, {layer.arithmetic}"]
     if layer.backend.name == "numpy":
         notes.append(f"NumPy's BLAS threads: {THREADS} is {os.environ.get(THREADS, 'not set')}")

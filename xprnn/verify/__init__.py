@@ -95,7 +95,7 @@ def check(
             continue
         with kernels.use_kernels(implementation):
             try:
-                selected = tested._engine(steps, batch).implementation
+                selected = tested._plan(steps, batch).implementation
                 if selected != implementation:
                     what, check = f"{selected} ran instead", equations.operand_type
                     rows.append(Row(cell, implementation, check, math.inf, what, 1.0))

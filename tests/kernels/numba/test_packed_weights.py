@@ -16,8 +16,8 @@ from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import arguments, arrays, assert_same, forward, make, normal, run
 from tests.unit.test_parameters import WAYS
-from xprnn.directions import PackedWeightsCache
 from xprnn.parameters import Parameters
+from xprnn.passes import PackedWeightsCache
 
 pytestmark = needs_numba
 
@@ -123,7 +123,7 @@ def warm(name: str) -> tuple[Any, list[np.ndarray]]:
     found = results(layer)
     packs = layer.parameters.packed_weights.values()
     assert len(packs) == 4 and all(
-        {*each.made} == {"forward", "backward", "input"} for each in packs
+        {*each.entries} == {"forward", "backward", "input"} for each in packs
     )
     return layer, found
 
@@ -142,7 +142,7 @@ def test_stale_packs_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """The planted fault: packs that live as long as the parameters."""
     monkeypatch.setattr(
         Parameters,
-        "packed_weights",
+        "packs",
         property(lambda self: self.__dict__.setdefault("p", PackedWeightsCache())),
     )
     with pytest.raises(AssertionError):

@@ -32,9 +32,9 @@ hurry = in_memory.hurry
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 # -- by value

@@ -18,7 +18,7 @@ from ..cells import Buffers, Cell
 def widened(cell: Cell, dtype: np.dtype[Any]) -> Cell:
     """A cell whose parts compute in `dtype` on narrower buffers; its products read these."""
     wide = copy.copy(cell)
-    wide.launches = None
+    wide.kernel_launches = None
     for part in cell.pointwise_ops:
         setattr(wide, part, _part(cell, part, dtype))
     return wide

@@ -33,6 +33,12 @@ class Workspace:
         self._used = 0
         self._peak = 0
         self._idle = 0
+        self.is_small = False  # whether more was needed the last time
+        self.captures: Any = None  # captured calls in memory of their own: see `replay.py`
+
+    def aligned(self, size: int) -> Array:
+        """New memory for `captures`."""
+        return self._backend.zeros_aligned(size, self.dtype)
 
     def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
         """An uninitialised C-contiguous array, valid until `rewind` or `reset`."""
@@ -46,6 +52,21 @@ class Workspace:
         if end > self._buffer.size:
             return self._backend.xp.empty(shape, self.dtype)
         return self._buffer[start : start + size].reshape(shape)
+
+    def arrays(self, *shapes: tuple[int, int], dtype: np.dtype[Any] | None = None) -> list[Array]:
+        """Several uninitialised arrays, as `empty`."""
+        if dtype is not None and dtype != self.dtype:
+            return [self.empty(*shape, dtype=dtype) for shape in shapes]
+        found, grain, available = [], self._grain, self._buffer.size
+        for shape in shapes:
+            size, start = shape[0] * shape[1], self._used
+            self._used = end = start + -(-size // grain) * grain
+            if end > available:
+                found.append(self._backend.xp.empty(shape, self.dtype))
+            else:
+                found.append(self._buffer[start : start + size].reshape(shape))
+        self._peak = max(self._peak, self._used)
+        return found
 
     def mark(self) -> int:
         """The current end of the stack, for `rewind`."""
@@ -64,14 +85,17 @@ class Workspace:
         size = self._buffer.shape[0]
         self._idle = self._idle + 1 if self._peak < size // 8 else 0
         if self._peak > size or self._idle == PATIENCE:
+            if self._idle == PATIENCE:
+                self.captures = None
             self._size = self._peak
             self._buffer = self._backend.xp.empty(0, self.dtype)
         self._used = self._peak = 0
+        self.is_small = self._buffer.shape[0] < self._size
 
     def prepare(self) -> None:
         """Allocate a buffer of the size last needed: before a call, where failing is safe."""
-        if self._buffer.shape[0] < self._size:
-            self._buffer = self._backend.zeros_aligned(self._size, self.dtype)
+        self._buffer = self._backend.zeros_aligned(self._size, self.dtype)
+        self.is_small = False
 
 
 class WorkspacePool:
@@ -84,15 +108,19 @@ class WorkspacePool:
 
     def acquire(self) -> Workspace:
         """An unused workspace, either new or last used on the current stream."""
-        free = self._free.setdefault(self._backend.stream(), [])
+        # a CPU has one queue of work, and to ask for it takes time
+        stream = self._backend.stream() if self._backend.on_gpu else 0
+        free = self._free.setdefault(stream, [])
         try:
             workspace = free.pop()
         except IndexError:
             return Workspace(self._backend, self._dtype)
-        workspace.prepare()
+        if workspace.is_small:
+            workspace.prepare()
         return workspace
 
     def release(self, workspace: Workspace) -> None:
         """Return a workspace to the pool; its arrays must not be used any more."""
         workspace.reset()
-        self._free.setdefault(self._backend.stream(), []).append(workspace)
+        stream = self._backend.stream() if self._backend.on_gpu else 0
+        self._free.setdefault(stream, []).append(workspace)
