@@ -119,6 +119,7 @@ class StepExecutor:
         :param x: in: (N, I).
         :param waiting: in: (N, 1), bool: the rows that keep their states.
         """
+        written: Any = None
         if self._flushes and self._compiled is not None and waiting is None:
             # to enter a call's floating-point environment from Python takes a fifth of its time
             written = self._new_h() if out is None else out
@@ -126,7 +127,6 @@ class StepExecutor:
             return written
         with self._backend.activate():
             before, after = self.sides[side], self.sides[1 - side]
-            written: Any = None
             if self._compiled is not None:
                 written = self._new_h() if out is None else out
                 self._compiled.launch(x, before, after, written)

@@ -50,8 +50,8 @@ class Cell:
 
     gx is the input pre-activation x W_ih' + b_ih, with the recurrent bias of the first
     `bias_folded_gates` gates already added (for these the two biases only occur as a sum). dgh is
-    the gradient of the recurrent pre-activation; `to_input_side` converts it in place to dgx, the gradient of
-    the input pre-activation. dnext is the gradient of `next_states`.
+    the gradient of the recurrent pre-activation; `to_input_side` converts it in place to dgx, the
+    gradient of the input pre-activation. dnext is the gradient of `next_states`.
 
     C is the compute dtype, that of the operands of matrix products: h and the gates. A is the
     accumulation dtype, that of everything else: the LSTM's c and all gradients that are carried
