@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import AnyArray, Array, Backend
+from .backend import Array, Backend
 from .cells import CELLS, Cell, Weights
 from .checks import (
     check_array,
@@ -65,7 +65,7 @@ def check_upstream(
     x_shape: tuple[int, ...],
     batch: int,
     batched: bool,
-    doutput: AnyArray | None,
+    doutput: Any,
     dhx: Any,
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     """Check the gradients given to a layer's `backward`; returns them with a batch."""
