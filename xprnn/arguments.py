@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .backend import AnyArray, Array, Backend
+from .backend import Array, Backend
 from .cells import CELLS, Cell, Weights
 from .checks import (
     check_array,
@@ -77,7 +77,7 @@ def check_upstream(
     dtype: np.dtype[Any],
     tape: Taped,
     batched: bool,
-    doutput: AnyArray | None,
+    doutput: Any,
     dhx: Any,
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     """Check the arguments of a layer's `backward`; returns them with a batch dimension."""
