@@ -27,6 +27,7 @@ from xprnn.kernels.cuda.plan import plan
 
 def pytest_configure(config: pytest.Config) -> None:
     tiers.check_expression(config)
+    tiers.run_what_is_named(config)
     config.pluginmanager.register(ContextCheck(config))
     config.pluginmanager.register(compile_once)
     config.pluginmanager.register(forced_kernels)
@@ -46,11 +47,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at what `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test by its folder; leave out what needs a device or is frozen, unless named."""
-    for item in items:
-        tiers.mark(item)
+    tiers.check_functions(items, config)
+    tiers.mark(items)
     kept = [item for item in items if tiers.is_wanted(item, config, lambda: _lacks("cupy"))]
     config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
     items[:] = kept
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    tiers.skip_without_compiler(item)
 
 
 @pytest.fixture

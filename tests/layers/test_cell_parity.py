@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cases import CELLS, TORCH_CELLS, Results, parameters_of, unroll
 from tests.support.tolerances import assert_close
-from tests.support.torch_cases import on_one_thread, torch_device
+from tests.support.torch_cases import torch_device
 from xprnn.backend import Backend
 
 torch = pytest.importorskip("torch")
@@ -17,7 +17,6 @@ torch = pytest.importorskip("torch")
 STEPS, BATCH, I, H = 3, 4, 3, 5  # noqa: E741
 
 
-@on_one_thread
 def torch_unroll(
     cell: Any,
     x: np.ndarray,

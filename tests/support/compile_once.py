@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -17,15 +18,17 @@ from typing import Any
 import pytest
 
 SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-CELLS = (*SEQUENCE, "gru_reset_before")
-RESET_BEFORE = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
-FAST = frozenset(  # what layers and cells on "numba" run
+PARTS = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
+FAST = frozenset(  # by the names of the compiled functions, in float32 and float64
     (
-        *(f"{cell}_{pass_}" for cell in SEQUENCE for pass_ in ("forward", "backward")),
-        *(f"_{cell}_{pass_}" for cell in SEQUENCE for pass_ in ("forward", "backward")),
-        *(f"_{part}" for part in RESET_BEFORE),
-        *(f"{cell}_step" for cell in CELLS),
-        *("pack", "pack_transposed", "_pack_one", "weight_gradient", "input_gradient"),
+        # whole sequences: each cell, the products over all steps, packed weights
+        *(f"{cell}_{phase}" for cell in SEQUENCE for phase in ("forward", "backward")),
+        *("weight_gradient", "input_gradient", "pack", "pack_transposed"),
+        # the element-wise part of a step, and a step of all layers
+        *(f"_{cell}_{phase}" for cell in SEQUENCE for phase in ("forward", "backward")),
+        *(f"_{part}" for part in PARTS),
+        *(f"{cell}_step" for cell in (*SEQUENCE, "gru_reset_before")),
+        "_pack_one",
     )
 )
 _asked: list[str] = []  # names of the functions that this process compiled or read
@@ -63,6 +66,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     if others and item.get_closest_marker("fast"):
         pytest.fail(f"the fast tier compiles no {', '.join(others)}: tests/support/compile_once.py")
     return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Leave torch one thread: as many workers as there are processors compare with it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @contextmanager

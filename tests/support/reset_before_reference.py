@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from tests.support.cases import Case, Problem, Results
-from tests.support.torch_cases import on_one_thread
 
 torch = pytest.importorskip("torch")
 
@@ -67,7 +66,6 @@ def direction(
     return torch.stack([torch.stack(rows) for rows in outputs]), torch.stack(finals)
 
 
-@on_one_thread
 def reference_run(case: Case, parameters: Results, problem: Problem) -> Results:
     """What `cases.run` finds with the layer, found with the equations above."""
 

@@ -8,6 +8,7 @@ there is none, unless `-m` names `gpu`; tests of frozen kernels run only where `
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,23 +16,31 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-FOLDERS = {  # in `tests/`, the longest match counts; "fast" or the markers of the folder's tests
-    "unit": ("fast",),
-    "layers": ("fast",),
-    "kernels/cuda/planner": ("fast",),
-    "kernels/numba": ("kernels",),
-    "kernels/cuda/fake": ("kernels",),
-    "kernels/cuda/emulated": ("kernels",),
-    "kernels/cuda/compile": ("kernels",),
-    "mutation": ("mutation",),
-    "tools": ("tools",),
-    "endurance": ("endurance",),
-    "gpu": ("gpu",),
-    "support": ("fast",),  # examples in docstrings
+FOLDERS = {  # in `tests/`: the tier of the tests below them, the longest path first
+    "unit": "fast",
+    "layers": "fast",
+    "typing": "fast",
+    "support": "fast",  # examples in docstrings
+    "kernels/cuda/planner": "fast",
+    "kernels/cuda/fake": "kernels",
+    "kernels/cuda/emulated": "kernels",
+    "kernels/cuda/compile": "kernels",
+    "kernels/numba": "kernels",
+    "mutation": "mutation",
+    "tools": "tools",
+    "endurance": "endurance",
+    "gpu": "gpu",
 }
-OTHERS = {marker for markers in FOLDERS.values() for marker in markers} - {"fast"}
-# what takes a test out of the fast tier, whatever its folder
-OUT = OTHERS | {"exhaustive", "frozen"}
+FUNCTIONS = {  # tests of another tier than their folder's
+    "kernels/cuda/planner/test_bidirectional_plans.py::test_every_choice_fits": "exhaustive",
+    "kernels/cuda/planner/test_plan.py::test_every_choice_fits": "exhaustive",
+    "layers/test_gradcheck.py::test_a_planted_fault_is_caught": "mutation",
+    "layers/test_recompute.py::test_segments_by_a_gpus_sequence_kernels": "kernels",
+    "layers/test_recorded_calls.py::test_skipped_batches_leave_no_memory": "endurance",
+    "gpu/test_smoke.py::test_there_is_a_kind_for_every_kernel": "kernels",
+}
+# what takes a test out of the fast tier where the test has it itself
+OWN = ("kernels", "mutation", "tools", "endurance", "exhaustive", "gpu", "frozen")
 SLOW = 2.0  # seconds from which a test of the fast tier is listed at the end
 
 
@@ -40,74 +49,125 @@ def add_option(parser: pytest.Parser) -> None:
         "--required",
         metavar="MARKERS",
         default="",
-        help="markers, by commas: fail if no test has one of them, or one that has is skipped",
+        help="markers, by commas: fail if no test with one of them runs, or one is skipped",
     )
-
-
-def check_expression(config: pytest.Config) -> None:
-    """Refuse names in `-m` and `--required` that no marker has.
-
-    Where files of other tiers are named on the command line and `-m` is not, they run.
-    """
-    known = {line.partition(":")[0] for line in config.getini("markers")}
-    known = {name.partition("(")[0].strip() for name in known}
-    names = {*re.findall(r"\w+", config.option.markexpr)} - {"and", "or", "not"}
-    if unknown := sorted((names | {*required(config)}) - known):
-        raise pytest.UsageError(f"no marker named {', '.join(unknown)}")
-    given = config.invocation_params.args
-    if hasattr(config, "workerinput") or any(str(option).startswith("-m") for option in given):
-        return
-    paths = [Path(config.invocation_params.dir, arg.partition("::")[0]) for arg in config.args]
-    if any(tier != ("fast",) for path in paths if (tier := of(path)) and path.exists()):
-        config.option.markexpr = ""
+    parser.addoption(
+        "--allow-skip",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="let required tests be skipped for a reason with this text",
+    )
 
 
 def required(config: pytest.Config) -> list[str]:
     return [name for name in config.option.required.split(",") if name]
 
 
-def of(path: Path) -> tuple[str, ...]:
-    """The tier's markers of a file or folder below one of `FOLDERS`, else ()."""
-    parents = [path, *path.parents]
-    for parent in parents:
-        if parent.is_relative_to(TESTS) and str(parent.relative_to(TESTS)) in FOLDERS:
-            return FOLDERS[parent.relative_to(TESTS).as_posix()]
-    return ()
+def check_expression(config: pytest.Config) -> None:
+    """Refuse names in `-m` and `--required` that no marker has."""
+    known = {re.match(r"\w*", line)[0] for line in config.getini("markers")}
+    names = {*re.findall(r"\w+", config.option.markexpr)} - {"and", "or", "not"}
+    if unknown := sorted((names | {*required(config)}) - known):
+        raise pytest.UsageError(f"no marker named {', '.join(unknown)}")
+
+
+def run_what_is_named(config: pytest.Config) -> None:
+    """Without `-m`, run files of any tier that the command line names."""
+    options = config.invocation_params.args
+    if hasattr(config, "workerinput") or any(str(word).startswith("-m") for word in options):
+        return
+    named = [Path(config.invocation_params.dir, word.partition("::")[0]) for word in config.args]
+    if any(tier_of(path.resolve()) not in ("fast", "") for path in named):
+        config.option.markexpr = ""
+
+
+def tier_of(path: Path) -> str:
+    """That of a file or folder by its place, or ""."""
+    if not path.is_relative_to(TESTS):
+        return ""
+    parts = path.relative_to(TESTS).parts
+    places = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((FOLDERS[place] for place in places if place in FOLDERS), "")
 
 
 def is_left_out(path: Path, config: pytest.Config) -> bool:
-    """Whether a path holds no test of the fast tier, and nothing else runs."""
-    return config.option.markexpr == "fast" and bool(OTHERS & {*of(path)})
+    """Whether only the fast tier runs, and a path has none of its tests: it is not imported."""
+    return config.option.markexpr == "fast" and tier_of(path) not in ("fast", "")
 
 
-def mark(item: pytest.Item) -> None:
-    """Add the markers of the folder, and `fast` where no other tier's marker is there."""
-    if item.path.is_relative_to(TESTS):
-        markers = of(item.path)
-        if not markers:
-            raise pytest.UsageError(
-                f"{item.path.relative_to(TESTS.parent)} is in no tier's folder: {', '.join(FOLDERS)}"
-            )
-        for marker in OTHERS & {*markers}:
-            item.add_marker(marker)
-    if not any(item.get_closest_marker(marker) for marker in OUT):
-        item.add_marker("fast")
+def mark(items: list[pytest.Item]) -> None:
+    """Add the tier's marker to each test.
+
+    :raises pytest.UsageError: a file is in no tier's folder.
+    """
+    for item in items:
+        if item.path.is_relative_to(TESTS):
+            item.add_marker(_tier(item))
+        elif _own(item) is None:  # examples in the package's docstrings
+            item.add_marker("fast")
+
+
+def _tier(item: pytest.Item) -> str:
+    place = item.path.relative_to(TESTS).as_posix()
+    tier = tier_of(item.path)
+    if not tier:
+        raise pytest.UsageError(f"tests/{place} is in no tier's folder: {', '.join(FOLDERS)}")
+    tier = FUNCTIONS.get(f"{place}::{getattr(item, 'originalname', '')}", tier)
+    if tier in ("fast", "gpu") and item.get_closest_marker("compiler"):
+        return "kernels"  # emulated
+    return (_own(item) or tier) if tier == "fast" else tier
+
+
+def _own(item: pytest.Item) -> str | None:
+    return next((name for name in OWN if item.get_closest_marker(name)), None)
+
+
+def check_functions(items: list[pytest.Item], config: pytest.Config) -> None:
+    """Refuse names in `FUNCTIONS` that no test has, where all tests are collected.
+
+    :raises pytest.UsageError: one names no test.
+    """
+    found = {
+        f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', '')}"
+        for item in items
+        if item.path.is_relative_to(TESTS)
+    }
+    files = {name.partition("::")[0] for name in found}
+    names = [name for name in FUNCTIONS if name.partition("::")[0] in files]
+    whole = not any("::" in word for word in config.args)
+    if whole and (missing := [name for name in names if name not in found]):
+        raise pytest.UsageError(f"no test named {', '.join(missing)}: tests/support/tiers.py")
 
 
 def is_wanted(item: pytest.Item, config: pytest.Config, lacks_device: Callable[[], str]) -> bool:
-    """Whether `-m` may select a test at all: see above."""
+    """Whether `-m` may select a test.
+
+    A frozen one only if `-m` names `frozen`; one that needs a device if there is a device or `-m`
+    names `gpu`.
+    """
     named = config.option.markexpr
     if item.get_closest_marker("frozen") and "frozen" not in named:
         return False
     return not (item.get_closest_marker("gpu") and "gpu" not in named and lacks_device())
 
 
+def skip_without_compiler(item: pytest.Item) -> None:
+    """Skip a test marked `compiler` where there is none."""
+    if item.get_closest_marker("compiler") and shutil.which("g++") is None:
+        pytest.skip("there is no g++ here to compile the kernels for the host with")
+
+
 class Required:
-    """A pytest plugin: the tests with a required marker are there, and none of them is skipped."""
+    """A pytest plugin: tests with each required marker run, and none of them is skipped.
+
+    It also lists what is slow in the fast tier.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._names = [] if hasattr(config, "workerinput") else required(config)
-        self._seen: Counter[str] = Counter()
+        self._allowed: list[str] = config.option.allow_skip
+        self._ran: Counter[str] = Counter()
         self._wrong: list[str] = []
         self._slow: list[tuple[float, str]] = []
 
@@ -115,18 +175,19 @@ class Required:
         """Count, in the process that the user started."""
         for name in self._names:
             if name in report.keywords:
-                self._seen[name] += report.when == "call"
-                if report.skipped:
-                    self._wrong.append(f"skipped, though {name} is required: {report.nodeid}")
+                self._ran[name] += report.when == "call"
+                if report.skipped and not any(
+                    text in str(report.longrepr) for text in self._allowed
+                ):
+                    self._wrong.append(f"skipped, but {name} is required: {report.nodeid}")
         if report.when == "call" and "fast" in report.keywords and report.duration > SLOW:
             self._slow.append((report.duration, report.nodeid))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Fail the session where something required is missing."""
-        if session.config.option.collectonly:
-            return
-        self._wrong += [f"no test ran that is {n}" for n in self._names if not self._seen[n]]
+        if not session.config.option.collectonly:
+            self._wrong += [f"no test ran that is {n}" for n in self._names if not self._ran[n]]
         if self._wrong and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -33,24 +31,6 @@ def torch_device(backend: Backend) -> str:
     return "cuda"
 
 
-def on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let torch run on one thread: several take a hundred times as long for cases this small."""
-
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        import torch
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return function(*args)
-        finally:
-            torch.set_num_threads(threads)
-
-    return call
-
-
-@on_one_thread
 def torch_run(case: Case, layer: Any, problem: Problem) -> Results:
     """As `run`, through torch's layer, in float64 on the same numbers, widened."""
     import torch

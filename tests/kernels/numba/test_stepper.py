@@ -1,4 +1,4 @@
-"""The stepper on the CPU's compiled step: the tests of `layers/test_stepper*.py` on it, and its own."""
+"""The stepper on the CPU's compiled step: the tests of `test_stepper*.py` on it, and its own."""
 
 from __future__ import annotations
 

@@ -31,9 +31,7 @@ C_TYPES = {
     "int64": "long long",
 }
 
-needs_compiler = pytest.mark.skipif(
-    COMPILER is None, reason="there is no g++ here to compile the kernels for the host with"
-)
+needs_compiler = pytest.mark.compiler
 
 
 class Parameter(NamedTuple):
