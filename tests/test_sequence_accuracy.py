@@ -6,13 +6,15 @@ sign:
 
 - A value has 24 significant bits, its high part 11, its low part the other 13, of which a product
   reads 11. Low times low is left out: a low part is uniform in 2^-10 of the value's power of two,
-  and the mean value is 1.5 times that power, so 2^-22 / 2.25 = 1.8 u. The truncation of low is 3.5 /
-  4 of 2^-23 of that power on average, in each of two operands: 2 * 0.875 / 1.5 * 2^-23 = 2.3 u.
-- A k-block of 16 terms is two sums of parts of its high terms, each truncated to 24 bits, by half of
-  2^-23 of its power of two on average: 2/3 u for the second, half as much for the first; and 8
+  and the mean value is 1.5 times that power, so 2^-22 / 2.25 = 1.8 u. The truncation of low is
+  3.5 / 4 of 2^-23 of that power on average, in each of two operands: 2 * 0.875 / 1.5 * 2^-23 =
+  2.3 u.
+- A k-block of 16 terms is two sums of parts of its high terms, each truncated to 24 bits, by half
+  of 2^-23 of its power of two on average: 2/3 u for the second, half as much for the first; and 8
   products, truncated at two more bits: 8 / 2 * 2^-25 of a sum's power of two: 1.3 u. Total 2.3 u.
-- The sums of P k-blocks and W warps are added with rounding: P + W errors, each within u of a partial
-  sum, whose squares are u^2 / 3 times 1/3 of the total's: 6 deviations are 2 sqrt(P + W) u.
+- The sums of P k-blocks and W warps are added with rounding: P + W errors, each within u of a
+  partial sum, whose squares are u^2 / 3 times 1/3 of the total's: 6 deviations are
+  2 sqrt(P + W) u.
 
 So 6.4 u on average, and (6.4 + 2 sqrt(P + W)) u at most.
 """
