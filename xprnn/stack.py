@@ -201,7 +201,7 @@ def backward(
     new = xp.empty if batch.ragged is None else xp.zeros
     dx = new(tape.shape, dtype) if need_dx else None
     gradients = _Gradients(_sorted_states(xp, spec, batch, dfinal, dtype), dweights, norms)
-    above: Array | None = None  # the gradient of a layer's output
+    above: Any = None  # the gradient of a layer's output
     if doutput is not None:
         above = scratch.empty(batch.total, width)
         batch.pack(doutput.transpose(1, 0, 2) if tape.batch_first else doutput, above)
