@@ -11,7 +11,7 @@ import numpy as np
 from .arguments import check_upstream
 from .backend import AnyArray, Given, Lengths, to_numpy
 from .backend.exports import exported_from
-from .floating_point import environment
+from .backend.floating_point import environment
 from .gradcheck import as_float64, float64_copy
 from .layer import _Layer
 from .spec import StackSpec

@@ -11,10 +11,10 @@ from typing import cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from . import __version__, optional
-from .backend import BackendName, BackendUnavailableError, auto_choice, get_backend
+from . import __version__
+from .backend import BackendName, BackendUnavailableError, auto_choice, get_backend, optional
+from .backend.processors import usable
 from .kernels.numba import unusable
-from .processors import usable
 
 CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 PACKAGES = ("xprnn", "numpy", "safetensors", *CUPY, "ml_dtypes", "numba", "torch")

@@ -20,15 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import blas
-from .backend import ALIGNMENT, Array
+from .backend import ALIGNMENT, Array, blas
+from .backend.processors import usable
 from .cells import Buffers, Cell, Weights
 from .kernels.interface import CallContext, Pass, RunnerCosts, Sizes
 from .kernels.shared import allocate, input_projection, weight_gradients, write_results
 from .loop import StepLoop, admit_rows
 from .packing import PackedBatch, StepRun
 from .passes import Activations, BackwardPass, ForwardPass
-from .processors import usable
 from .workspace import Workspace
 
 Calls = list[partial[Any]]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.numba_cases import needs_numba, python
-from xprnn import optional
+from xprnn.backend import optional
 
 RUN = """
 import logging, sys, numpy as np

@@ -26,8 +26,8 @@ from tests.support.control_bits import (
 from tests.support.numba_cases import forced, needs_numba, several
 from tests.support.public_calls import CALLS
 from tests.support.targets import assert_same
-from xprnn import floating_point
-from xprnn.floating_point import environment
+from xprnn.backend import floating_point
+from xprnn.backend.floating_point import environment
 
 TINY = float(np.finfo(np.float32).tiny)
 SIZES = (1.0, 100.0, 1000.0, 2.5 * TINY)  # of inputs, states and gradients
@@ -251,7 +251,7 @@ from tests.support.public_calls import CALLS
 for call in CALLS.values():
     for size in (1.0, 1000.0, 3e-38):
         call(size)
-from xprnn.floating_point import environment
+from xprnn.backend.floating_point import environment
 with environment():
     np.finfo(np.float16), np.finfo(np.float32), np.finfo(np.float64), np.finfo(np.longdouble)
 least = [np.finfo(t).smallest_subnormal for t in (np.float16, np.float32, np.float64)]

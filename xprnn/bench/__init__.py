@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import info
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
-from ..processors import processors
+from ..backend.processors import processors
 from ..tolerances import LOW_PRECISION_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
 from .clock import Function, measure, timer
 from .peers import PEERS, installed, xprnn_peer

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import optional
-from ..backend import asarray, to_numpy
+from ..backend import asarray, optional, to_numpy
 from ..backend.cupy import CupyBackend
-from ..processors import processors
+from ..backend.processors import processors
 from . import onnx
 from .task import Peer, PeerUnavailableError, Results, Task
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import optional
-from ..backend import Backend, BackendName, get_backend, to_numpy
-from ..floating_point import environment
+from ..backend import Backend, BackendName, get_backend, optional, to_numpy
+from ..backend.floating_point import environment
 from ..layer import _Layer
 from ..modules import GRU, LSTM, RNN
 from ..tolerances import EPSILON

@@ -20,7 +20,8 @@ from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import SIZES, needs_numba, python
 from tests.support.streaming import MATRIX, assert_streams, assert_streams_apart, make, stream
 from tests.support.targets import normal
-from xprnn import kernels, processors
+from xprnn import kernels
+from xprnn.backend import processors
 
 pytestmark = needs_numba
 

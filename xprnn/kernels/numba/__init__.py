@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ... import optional
 from ...arithmetic import PrecisionPolicy
-from ...backend import Backend
+from ...backend import Backend, optional
 from ...cells import Cell
 from ..interface import Unsupported
 

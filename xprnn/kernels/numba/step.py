@@ -14,9 +14,9 @@ import numpy as np
 from numba import types
 
 from ...backend import Array, Backend
+from ...backend.processors import usable
 from ...cells import CELLS, Weights
 from ...passes import PackedWeights
-from ...processors import usable
 from ..interface import Unsupported
 from . import gates as by_element
 from . import reset_before

@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array
+from . import Array
 from .floating_point import environment
 from .processors import usable
 
