@@ -207,8 +207,8 @@ def allocate(cupy: Any, kernel: Any, buffer: Any, dtype: str, N: int, H: int) ->
     """An array as the kernel expects it, with values unless the kernel only writes it."""
     import numpy as np
 
-    from xprnn.arithmetic import LOW_PRECISION, check_precision_policy
     from xprnn.cells import CELLS
+    from xprnn.core.precision import LOW_PRECISION, check_precision_policy
 
     A = "float32" if dtype in LOW_PRECISION else dtype
     kind = check_precision_policy(A, dtype, "ieee").compute_dtype if buffer.type == "C" else A

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from .backend import BackendName, asarray, to_numpy
-from .checks import check_lengths, check_size
+from .core.checks import check_lengths, check_size
 from .io import Location, check_outputs, replacing
 from .layer import _Layer
 from .module import load

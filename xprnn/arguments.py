@@ -10,7 +10,7 @@ import numpy as np
 
 from .backend import Array, Backend
 from .cells import CELLS, Cell, Weights
-from .checks import (
+from .core.checks import (
     check_array,
     check_choice,
     check_flag,
@@ -18,8 +18,8 @@ from .checks import (
     check_reference_array,
     check_states,
 )
-from .packing import PackedBatch
-from .spec import StackSpec
+from .core.packing import PackedBatch
+from .core.spec import StackSpec
 
 # Arguments of a constructor that files do not hold
 EXECUTION_OPTIONS = ("backend", "dtype", "precision", "compute_dtype", "recompute")

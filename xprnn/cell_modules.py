@@ -22,8 +22,8 @@ from .backend import (
 )
 from .backend.exports import exported_from
 from .cells import Weights
-from .checks import check_array, check_states
-from .memory import translate_out_of_memory
+from .core.checks import check_array, check_states
+from .core.oom import translate_out_of_memory
 from .module import file_kind
 from .recurrent import _Recurrent
 

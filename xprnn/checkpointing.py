@@ -16,9 +16,9 @@ import numpy as np
 
 from .backend import Backend
 from .cells import Weights
+from .core.packing import PackedBatch, make_packed_batch
+from .core.passes import Activations, BackwardPass, ForwardPass
 from .kernels.interface import CallContext, LayerRunner, Pass, Sizes
-from .packing import PackedBatch, make_packed_batch
-from .passes import Activations, BackwardPass, ForwardPass
 
 
 class Segment(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from .attributes import option
 from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
 from .backend.exports import exported_from
-from .checks import check_array, check_indices, check_integer, check_seed, check_size
+from .core.checks import check_array, check_indices, check_integer, check_seed, check_size
 from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from . import functional
 from .backend import AnyArray, Array, Backend
-from .checks import check_array, check_reference_array
-from .memory import translate_out_of_memory
+from .core.checks import check_array, check_reference_array
+from .core.oom import translate_out_of_memory
 from .numerics import sum_rows
 
 PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")

@@ -6,9 +6,9 @@ from math import prod
 from typing import NamedTuple
 
 from . import dropout
+from .core.spec import StackSpec
 from .kernels import ExecutionPlan
 from .kernels.shared import activation_shapes
-from .spec import StackSpec
 
 
 class Footprint(NamedTuple):

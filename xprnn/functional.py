@@ -23,16 +23,16 @@ from typing import Any
 
 from . import arguments, kernels, stack
 from .arguments import Call, check_call, check_upstream, unwrap
-from .arithmetic import check_precision_policy
 from .backend import AnyArray, Array, Backend, GivenPair, Lengths, Nonlinearity
 from .cells import CELLS, Cell, Weights
-from .checks import check_flag
+from .core.checks import check_flag
+from .core.oom import translate_out_of_memory
+from .core.packing import make_packed_batch
+from .core.passes import PackedWeightsCache, StackWeights
+from .core.precision import check_precision_policy
+from .core.spec import StackSpec
+from .core.workspace import Workspace
 from .kernels import CallContext, CallShape
-from .memory import translate_out_of_memory
-from .packing import make_packed_batch
-from .passes import PackedWeightsCache, StackWeights
-from .spec import StackSpec
-from .workspace import Workspace
 
 
 @dataclass

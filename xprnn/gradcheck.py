@@ -12,7 +12,7 @@ import numpy as np
 from .backend import AnyArray, Array, Given, Lengths, asarray, to_numpy
 from .backend.exports import exported_from
 from .cell_modules import _CellModule
-from .checks import check_seed, check_size
+from .core.checks import check_seed, check_size
 from .layer import _Layer
 from .recurrent import _Recurrent
 

@@ -12,9 +12,9 @@ from .arguments import check_upstream
 from .backend import AnyArray, Given, Lengths, to_numpy
 from .backend.exports import exported_from
 from .backend.floating_point import environment
+from .core.spec import StackSpec
 from .gradcheck import as_float64, float64_copy
 from .layer import _Layer
-from .spec import StackSpec
 
 VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last state
 

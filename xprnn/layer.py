@@ -7,10 +7,10 @@ from typing import Any, Literal, overload
 from .arguments import check_call, check_upstream, unwrap
 from .attributes import option
 from .backend import AnyArray, Array, Given, Lengths, States, StateTypes
-from .checks import check_size
+from .core.checks import check_size
+from .core.oom import translate_out_of_memory
 from .footprint import Footprint, training_step
 from .kernels import ExecutionPlan
-from .memory import translate_out_of_memory
 from .recurrent import _Recurrent
 from .stepper import Stepper
 

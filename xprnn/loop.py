@@ -12,11 +12,11 @@ from typing import Any
 
 from .backend import Array
 from .cells import Buffers, Cell, Weights
+from .core.packing import StepRun
+from .core.passes import Activations, BackwardPass, ForwardPass
+from .core.workspace import Workspace
 from .kernels.interface import CallContext, Pass, RunnerCosts, Sizes
 from .kernels.shared import allocate, input_projection, project, weight_gradients, write_results
-from .packing import StepRun
-from .passes import Activations, BackwardPass, ForwardPass
-from .workspace import Workspace
 
 
 class StepLoop:

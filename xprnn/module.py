@@ -29,7 +29,7 @@ from .backend import (
     to_numpy,
 )
 from .backend.exports import exported_from
-from .checks import (
+from .core.checks import (
     as_numpy_floats,
     check_dtype,
     check_flag,
@@ -37,7 +37,7 @@ from .checks import (
     shortened,
     state_errors,
 )
-from .memory import translate_out_of_memory
+from .core.oom import translate_out_of_memory
 from .parameters import Gradients, Parameters, Shapes, reads_parameters
 from .records import RecordedCalls
 

@@ -50,7 +50,7 @@ class RNN(_Layer[AnyArray, Array]):
         operands of products (x, h, the gates and copies of the weights) have this dtype,
         everything else, such as the arithmetic between products, is float32. None: the dtype. On
         NumPy it computes the same, slowly. float16 gradients below 6e-8 underflow, so scale up the
-        gradients passed to `backward` and scale down its results. See `xprnn.arithmetic`.
+        gradients passed to `backward` and scale down its results. See `xprnn.core.precision`.
     :param recompute: k, for gradient checkpointing: a recorded call saves the input of each layer
         and the states before every k-th step; `backward` recomputes the rest, k steps at a time.
         None: everything is saved. It changes memory and time (see `explain`) and the order of sums

@@ -16,10 +16,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from .backend import ALIGNMENT, AnyArray, Array, Backend, asarray
-from .checks import check_array
+from .core.checks import check_array
+from .core.oom import translate
+from .core.passes import PackedWeightsCache
 from .locking import WRITER, ReadersWriterLock
-from .memory import translate
-from .passes import PackedWeightsCache
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -9,7 +9,7 @@ from typing import Any
 from .attributes import option
 from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
 from .backend.exports import exported_from
-from .checks import (
+from .core.checks import (
     check_array,
     check_flag,
     check_indices,
@@ -18,7 +18,7 @@ from .checks import (
     check_seed,
     check_size,
 )
-from .memory import translate_out_of_memory
+from .core.oom import translate_out_of_memory
 from .module import Module, file_kind
 from .numerics import sum_rows
 from .parameters import Shapes, reads_parameters, views

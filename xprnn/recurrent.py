@@ -9,20 +9,27 @@ from typing import Any, Self
 
 from . import kernels, stack
 from .arguments import Call
-from .arithmetic import PrecisionPolicy, check_precision_policy
 from .attributes import option, read_only
 from .backend import Array, BackendName, ComputeDTypeLike, DTypeLike, Precision
 from .cells import Cell
-from .checks import check_count, check_flag, check_probability, check_seed, check_shape, check_size
+from .core.checks import (
+    check_count,
+    check_flag,
+    check_probability,
+    check_seed,
+    check_shape,
+    check_size,
+)
+from .core.packing import PackedBatch, make_packed_batch
+from .core.passes import StackWeights
+from .core.precision import PrecisionPolicy, check_precision_policy
+from .core.spec import StackSpec
+from .core.workspace import Workspace, WorkspacePool
 from .explain import explain, explain_step
 from .kernels import CallContext, CallShape, ExecutionPlan
 from .module import Module
-from .packing import PackedBatch, make_packed_batch
 from .parameters import Shapes, reads_parameters
-from .passes import StackWeights
-from .spec import StackSpec
 from .step_pool import StepPool
-from .workspace import Workspace, WorkspacePool
 
 
 @dataclass(slots=True)

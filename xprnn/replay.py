@@ -23,12 +23,12 @@ import numpy as np
 from .backend import ALIGNMENT, Array, blas
 from .backend.processors import usable
 from .cells import Buffers, Cell, Weights
+from .core.packing import PackedBatch, StepRun
+from .core.passes import Activations, BackwardPass, ForwardPass
+from .core.workspace import Workspace
 from .kernels.interface import CallContext, Pass, RunnerCosts, Sizes
 from .kernels.shared import allocate, input_projection, weight_gradients, write_results
 from .loop import StepLoop, admit_rows
-from .packing import PackedBatch, StepRun
-from .passes import Activations, BackwardPass, ForwardPass
-from .workspace import Workspace
 
 Calls = list[partial[Any]]
 Constants = dict[tuple[float, np.dtype[Any]], np.ndarray]  # numbers as arrays, one for each element

@@ -9,19 +9,19 @@ import numpy as np
 
 from . import dropout
 from .arguments import Call
-from .arithmetic import PrecisionPolicy
 from .backend import Array, Backend
 from .cells import Cell, Weights
 from .checkpointing import Checkpointed
+from .core.packing import PackedBatch
+from .core.passes import Activations, BackwardPass, ForwardPass, PackedWeights, StackWeights
+from .core.precision import PrecisionPolicy
+from .core.spec import StackSpec
+from .core.workspace import Workspace
 from .kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
 from .kernels import plan as dispatch
 from .kernels.request import Request
 from .loop import StepLoop
-from .packing import PackedBatch
-from .passes import Activations, BackwardPass, ForwardPass, PackedWeights, StackWeights
 from .replay import ReplayLoop
-from .spec import StackSpec
-from .workspace import Workspace
 
 
 def plan_call(

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import loop
 from .backend import Array
 from .cells import Buffers, Weights
+from .core.passes import PackedWeightsCache
+from .core.spec import StackSpec
 from .kernels import StepPlan
 from .parameters import Parameters
-from .passes import PackedWeightsCache
 from .replay import Calls, Constants, capture
-from .spec import StackSpec
 
 if TYPE_CHECKING:
     from .kernels.cuda.stack_step import FusedStep as LaunchedStep

@@ -10,13 +10,13 @@ from threading import get_ident
 from typing import NamedTuple
 
 from . import kernels
-from .arithmetic import PrecisionPolicy
 from .backend import Array, Backend
+from .core.precision import PrecisionPolicy
+from .core.spec import StackSpec
 from .kernels import StepPlan
 from .kernels.request import Request
 from .locking import WRITER
 from .parameters import Parameters
-from .spec import StackSpec
 from .step import StepExecutor
 
 KNOWN = 1024  # batch sizes of which `_Size` is kept; with one more they are dropped

@@ -7,13 +7,13 @@ from typing import Any
 
 from . import kernels
 from .arguments import state_shape
-from .arithmetic import PrecisionPolicy
 from .attributes import internal_attributes, read_only, restore_user_attributes, user_attributes
 from .backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
-from .checks import check_array, check_rows, check_size, check_states
+from .core.checks import check_array, check_rows, check_size, check_states
+from .core.oom import translate_out_of_memory
+from .core.precision import PrecisionPolicy
 from .explain import explain_step
 from .locking import WRITER
-from .memory import translate_out_of_memory
 from .recurrent import _Recurrent
 from .step import StepExecutor, bits
 

@@ -12,7 +12,7 @@ import pytest
 
 import xprnn
 from xprnn import replay
-from xprnn.workspace import PATIENCE
+from xprnn.core.workspace import PATIENCE
 
 X = np.random.default_rng(0).standard_normal((6, 3, 4))
 

@@ -16,8 +16,8 @@ import xprnn
 from tests.support.cases import LAYERS, Case, Problem, Results, build, draw, product, run, unroll
 from tests.support.targets import make
 from tests.support.tolerances import assert_close
-from xprnn.arithmetic import check_precision_policy
 from xprnn.cells import CELLS
+from xprnn.core.precision import check_precision_policy
 
 pytest.importorskip("ml_dtypes")
 

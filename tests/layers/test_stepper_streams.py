@@ -13,7 +13,7 @@ from tests.support.cases import LAYERS, Case, draw, move
 from tests.support.streaming import assert_same, assert_streams_apart, make, on_host, sides, stream
 from tests.support.targets import normal
 from xprnn.backend import Backend
-from xprnn.checks import check_rows
+from xprnn.core.checks import check_rows
 from xprnn.stepper import Stepper
 
 # on "numba": tests/kernels/numba/test_stepper.py

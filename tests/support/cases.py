@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import xprnn
-from xprnn.arithmetic import check_precision_policy
 from xprnn.backend import Backend
+from xprnn.core.precision import check_precision_policy
 
 LAYERS = {
     "rnn_tanh": (xprnn.RNN, {"nonlinearity": "tanh"}),

@@ -12,7 +12,7 @@ from tests.support.emulator.build import Faults
 from tests.support.emulator.sequence import Run, Tiling, grouped_arguments, launch
 from tests.support.sequence_cases import Case
 from tests.support.tolerances import assert_close
-from xprnn.passes import Activations
+from xprnn.core.passes import Activations
 
 MAX_POLLS = 2**31
 IN_ORDER = Run()

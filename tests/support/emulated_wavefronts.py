@@ -12,7 +12,7 @@ from tests.support.emulated_sequences import Left, check_left, run_forwards
 from tests.support.emulator.sequence import DTYPES, Tiling
 from tests.support.pointwise_cases import needs_dtype
 from tests.support.sequence_cases import Case
-from xprnn.passes import Activations
+from xprnn.core.passes import Activations
 
 # warps, k-blocks, of these in registers, row tiles: all weights in registers, half of them in
 # shared memory, more k-blocks than are polled at once, several tiles

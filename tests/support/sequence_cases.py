@@ -16,11 +16,11 @@ from tests.support.emulator.sequence import DTYPES
 from tests.support.pointwise_cases import dtype_of
 from xprnn.backend import get_backend
 from xprnn.cells import CELLS, Cell, Weights
+from xprnn.core.packing import PackedBatch, make_packed_batch
+from xprnn.core.passes import Activations, BackwardPass, ForwardPass, PackedWeights
+from xprnn.core.workspace import Workspace
 from xprnn.kernels import CallContext
 from xprnn.loop import StepLoop
-from xprnn.packing import PackedBatch, make_packed_batch
-from xprnn.passes import Activations, BackwardPass, ForwardPass, PackedWeights
-from xprnn.workspace import Workspace
 
 
 class Copying:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xprnn.memory import translate_out_of_memory
+from xprnn.core.oom import translate_out_of_memory
 
 RAISED = {
     "cupy": MemoryError("Out of memory allocating 4,096 bytes (allocated so far: 0 bytes)."),

@@ -13,7 +13,7 @@ import pytest
 
 import xprnn
 from tests.support.targets import make
-from xprnn.arithmetic import check_precision_policy
+from xprnn.core.precision import check_precision_policy
 
 pytest.importorskip("ml_dtypes")
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
+from ..core.cell import Buffers, Cell, Weights
 from ..numerics import sigmoid
-from .base import Buffers, Cell, Weights
 
 
 class GRU(Cell):

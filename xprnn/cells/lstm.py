@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
+from ..core.cell import Buffers, Cell
 from ..numerics import sigmoid
-from .base import Buffers, Cell
 
 
 class LSTM(Cell):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from .base import Buffers, Cell
+from ..core.cell import Buffers, Cell
 
 
 class RNN(Cell):

@@ -18,11 +18,11 @@ from weakref import WeakSet
 
 import numpy as np
 
-from ..arithmetic import PrecisionPolicy
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
 from ..cells import Cell
-from ..spec import StackSpec
+from ..core.precision import PrecisionPolicy
+from ..core.spec import StackSpec
 from .interface import KernelPackage, KernelRunner, LayerRunner, Pass, Sizes, Unsupported
 from .mixed_precision import widened
 from .request import ENVIRONMENT_VARIABLE, IMPLEMENTATIONS, WAVE, Request, asked, requested

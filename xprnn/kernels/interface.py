@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from ..arithmetic import PrecisionPolicy
 from ..backend import Array, Backend
 from ..cells import Cell
-from ..packing import PackedBatch
-from ..passes import Activations, BackwardPass, ForwardPass
-from ..workspace import Workspace
+from ..core.packing import PackedBatch
+from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..core.precision import PrecisionPolicy
+from ..core.workspace import Workspace
 
 
 class Pass(Enum):

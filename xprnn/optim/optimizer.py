@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend import Array, asarray, to_numpy
 from ..backend.exports import exported_from
-from ..checks import (
+from ..core.checks import (
     Checked,
     as_numpy_floats,
     check_count,
@@ -20,7 +20,7 @@ from ..checks import (
     range_errors,
     state_errors,
 )
-from ..memory import translate_out_of_memory
+from ..core.oom import translate_out_of_memory
 from ..module import Module
 from .state import Stateful
 

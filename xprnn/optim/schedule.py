@@ -11,8 +11,8 @@ import numpy as np
 
 from ..backend import Array
 from ..backend.exports import exported_from
-from ..checks import Checked, check_count, check_flag, check_number, check_size
-from ..memory import translate_out_of_memory
+from ..core.checks import Checked, check_count, check_flag, check_number, check_size
+from ..core.oom import translate_out_of_memory
 from ..module import Module
 from .optimizer import Optimizer, as_modules, check_rate
 from .state import Stateful

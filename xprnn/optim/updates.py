@@ -10,7 +10,7 @@ from typing import Any
 
 from ..backend import Array
 from ..backend.exports import exported_from
-from ..checks import Checked, check_number
+from ..core.checks import Checked, check_number
 from ..module import Module
 from .optimizer import Optimizer, check_rate
 

@@ -13,7 +13,7 @@ from ..backend import Lengths, asarray
 from ..backend.exports import exported_from
 from ..backend.floating_point import environment
 from ..cell_modules import _CellModule
-from ..checks import check_seed, check_shape
+from ..core.checks import check_seed, check_shape
 from ..gradcheck import _Function
 from ..layer import _Layer
 from .equations import CallArguments, Equations, Module, packed

@@ -16,8 +16,8 @@ from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import arguments, arrays, assert_same, forward, make, normal, run
 from tests.unit.test_parameters import WAYS
+from xprnn.core.passes import PackedWeightsCache
 from xprnn.parameters import Parameters
-from xprnn.passes import PackedWeightsCache
 
 pytestmark = needs_numba
 

@@ -14,8 +14,8 @@ from tests.kernels.numba.test_packed_weights import results, sequences, warm
 from tests.support.implementations import Pool
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import arguments, assert_same, backward, forward, make, normal
+from xprnn.core.passes import PackedWeights, PackedWeightsCache
 from xprnn.parameters import Parameters
-from xprnn.passes import PackedWeights, PackedWeightsCache
 
 pytestmark = needs_numba
 __all__ = ["sequences"]

@@ -74,8 +74,8 @@ def bits(case: Case, layer: Any, problem: Any, threads: int) -> dict[str, np.nda
 @pytest.mark.parametrize("lengths", [None, [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [2] * 11 + [0]])
 @pytest.mark.parametrize("parts", [1, 2, 3, 9])
 def test_slices_are_all_rows_in_parts_of_as_many_steps(parts: int, lengths: Any) -> None:
+    from xprnn.core.packing import make_packed_batch
     from xprnn.kernels.numba.sequence import _slices
-    from xprnn.packing import make_packed_batch
 
     given = None if lengths is None else np.array(lengths)
     layout = make_packed_batch(xprnn.get_backend("numpy"), 9, 12, given)
@@ -94,8 +94,8 @@ def test_slices_are_all_rows_in_parts_of_as_many_steps(parts: int, lengths: Any)
 def test_slices_of_eight_rows_are_two_a_thread(
     rows: int, threads: int, directions: int, count: int
 ) -> None:
+    from xprnn.core.packing import make_packed_batch
     from xprnn.kernels.numba.sequence import _slices
-    from xprnn.packing import make_packed_batch
 
     layout = make_packed_batch(xprnn.get_backend("numpy"), 9, rows, None)
     assert len(_slices(layout, threads, directions)) == count

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...arithmetic import PrecisionPolicy
 from ...cells import Cell
+from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
 from .cells import POINTWISE
 from .table import KERNELS

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ...arithmetic import PrecisionPolicy
+from ...core.precision import PrecisionPolicy
 from .table import (
     KERNELS,
     MAX_WAVEFRONT_LAYERS,

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ...arithmetic import PrecisionPolicy
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
 from ...cells import CELLS
-from ...packing import PackedBatch
-from ...passes import Activations, BackwardPass, ForwardPass
-from ...workspace import Workspace
+from ...core.packing import PackedBatch
+from ...core.passes import Activations, BackwardPass, ForwardPass
+from ...core.precision import PrecisionPolicy
+from ...core.workspace import Workspace
 from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
 from ..shared import allocate, input_projection, project, weight_gradients, write_results
 from . import loading

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...arithmetic import PrecisionPolicy
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
 from ...cells import Weights
+from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
 from . import loading
 from .plan import DeviceProperties

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...arithmetic import PrecisionPolicy
 from ...backend import Backend, optional
 from ...cells import Cell
+from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
 
 if TYPE_CHECKING:

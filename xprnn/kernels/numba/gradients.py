@@ -16,9 +16,9 @@ from numba import types
 
 from ...backend import Array
 from ...cells import Cell
-from ...packing import PackedBatch
-from ...passes import BackwardPass
-from ...workspace import Workspace
+from ...core.packing import PackedBatch
+from ...core.passes import BackwardPass
+from ...core.workspace import Workspace
 from . import product
 from .jit import compile_for, number_of, read, row, written
 from .loops import copy_leading

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from ...arithmetic import PrecisionPolicy
 from ...backend import Array, Backend
 from ...cells import CELLS, Weights
-from ...packing import PackedBatch
-from ...passes import Activations, BackwardPass, ForwardPass
-from ...workspace import Workspace
+from ...core.packing import PackedBatch
+from ...core.passes import Activations, BackwardPass, ForwardPass
+from ...core.precision import PrecisionPolicy
+from ...core.workspace import Workspace
 from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
 from ..shared import allocate, write_results
 from . import SEQUENCE, gradients, product, threads

@@ -16,7 +16,7 @@ from numba import types
 from ...backend import Array, Backend
 from ...backend.processors import usable
 from ...cells import CELLS, Weights
-from ...passes import PackedWeights
+from ...core.passes import PackedWeights
 from ..interface import Unsupported
 from . import gates as by_element
 from . import reset_before

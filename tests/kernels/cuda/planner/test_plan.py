@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.support.fake_cupy import devices
-from xprnn.arithmetic import check_precision_policy
 from xprnn.cells import CELLS
+from xprnn.core.precision import check_precision_policy
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.plan import (
     DeviceProperties,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import optional
+from ..backend import optional
 from .checks import check_choice, check_dtype
 
 LOW_PRECISION = ("float16", "bfloat16")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from .backend import Backend, owning_backend
+from ..backend import Backend, owning_backend
 
 P = ParamSpec("P")
 R = TypeVar("R")

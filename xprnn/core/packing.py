@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import Array, Backend
+from ..backend import Array, Backend
 
 
 class StepRun(NamedTuple):

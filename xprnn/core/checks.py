@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 
-from .backend import Array, Backend, backend_of, device_text, owning_backend
+from ..backend import Array, Backend, backend_of, device_text, owning_backend
 
 DTYPES = ("float32", "float64")
 T = TypeVar("T")

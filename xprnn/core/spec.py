@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from .backend import Array
-from .cells import Cell, Weights
+from ..backend import Array
+from ..cells import Cell, Weights
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import ALIGNMENT, Array, Backend
+from ..backend import ALIGNMENT, Array, Backend
 
 PATIENCE = 8  # consecutive small calls before a large buffer is dropped
 

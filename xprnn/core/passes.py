@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .backend import Array
-from .cells import Weights
+from ..backend import Array
+from ..cells import Weights
 
 
 @dataclass(slots=True)
