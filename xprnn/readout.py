@@ -9,6 +9,7 @@ from typing import Any
 from .attributes import option
 from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
 from .backend.exports import exported_from
+from .cells.numerics import sum_rows
 from .core.checks import (
     check_array,
     check_flag,
@@ -20,7 +21,6 @@ from .core.checks import (
 )
 from .core.oom import translate_out_of_memory
 from .module import Module, file_kind
-from .numerics import sum_rows
 from .parameters import Shapes, reads_parameters, views
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..backend import Array
 from ..core.cell import Buffers, Cell, Weights
-from ..numerics import sigmoid
+from .numerics import sigmoid
 
 
 class GRU(Cell):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backend import Array
 from ..core.cell import Buffers, Cell
-from ..numerics import sigmoid
+from .numerics import sigmoid
 
 
 class LSTM(Cell):

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..backend import Array
 from ..cells import Cell, Weights
+from ..cells.numerics import sum_rows
 from ..core.packing import PackedBatch
 from ..core.passes import Activations, BackwardPass, ForwardPass
-from ..numerics import sum_rows
 from .interface import CallContext
 
 

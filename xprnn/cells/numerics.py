@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .backend import Array
+from ..backend import Array
 
 _LARGEST_EXPONENT = {4: 88.0, 8: 709.0}  # by item size: exp of it is still finite
 _BLOCK = 256  # rows that are summed sequentially
