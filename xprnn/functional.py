@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import arguments, kernels, stack
+from . import arguments, kernels
 from .arguments import Call, check_call, check_upstream, unwrap
 from .backend import AnyArray, Array, Backend, GivenPair, Lengths, Nonlinearity
 from .cells import CELLS, Cell, Weights
@@ -32,6 +32,7 @@ from .core.passes import PackedWeightsCache, StackWeights
 from .core.precision import check_precision_policy
 from .core.spec import StackSpec
 from .core.workspace import Workspace
+from .engine import stack
 from .kernels import CallContext, CallShape
 
 

@@ -9,7 +9,7 @@ from .attributes import option
 from .backend import AnyArray, Array, Given, Lengths, States, StateTypes
 from .core.checks import check_size
 from .core.oom import translate_out_of_memory
-from .footprint import Footprint, training_step
+from .engine.footprint import Footprint, training_step
 from .kernels import ExecutionPlan
 from .recurrent import _Recurrent
 from .stepper import Stepper

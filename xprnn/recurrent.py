@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from . import kernels, stack
+from . import kernels
 from .arguments import Call
 from .attributes import option, read_only
 from .backend import Array, BackendName, ComputeDTypeLike, DTypeLike, Precision
@@ -25,7 +25,8 @@ from .core.passes import StackWeights
 from .core.precision import PrecisionPolicy, check_precision_policy
 from .core.spec import StackSpec
 from .core.workspace import Workspace, WorkspacePool
-from .explain import explain, explain_step
+from .engine import stack
+from .engine.explain import explain, explain_step
 from .kernels import CallContext, CallShape, ExecutionPlan
 from .module import Module
 from .parameters import Shapes, reads_parameters

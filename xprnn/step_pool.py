@@ -13,11 +13,11 @@ from . import kernels
 from .backend import Array, Backend
 from .core.precision import PrecisionPolicy
 from .core.spec import StackSpec
+from .engine.step import StepExecutor
 from .kernels import StepPlan
 from .kernels.request import Request
 from .locking import WRITER
 from .parameters import Parameters
-from .step import StepExecutor
 
 KNOWN = 1024  # batch sizes of which `_Size` is kept; with one more they are dropped
 # A layer's larger calls are run as sequences: their products take most of the time, and a step

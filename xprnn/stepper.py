@@ -12,10 +12,10 @@ from .backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
 from .core.checks import check_array, check_rows, check_size, check_states
 from .core.oom import translate_out_of_memory
 from .core.precision import PrecisionPolicy
-from .explain import explain_step
+from .engine.explain import explain_step
+from .engine.step import StepExecutor, bits
 from .locking import WRITER
 from .recurrent import _Recurrent
-from .step import StepExecutor, bits
 
 
 class Stepper(StateTypes[Given, States]):

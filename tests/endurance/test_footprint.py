@@ -13,8 +13,8 @@ import pytest
 from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import LAYERS, make
-from xprnn import replay
 from xprnn.core.workspace import Workspace
+from xprnn.engine import replay
 
 README = Path(__file__).parents[2] / "README.md"
 BOUND = 0.05  # of what is measured: what a step works on and packed weights are estimated

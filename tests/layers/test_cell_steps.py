@@ -17,8 +17,8 @@ from tests.support.targets import normal
 from tests.support.tolerances import assert_close
 from tests.unit.test_parameters import WAYS
 from xprnn import step_pool
+from xprnn.engine.step import StepExecutor
 from xprnn.parameters import Parameters
-from xprnn.step import StepExecutor
 
 __all__ = ["hurry"]
 pytestmark = pytest.mark.usefixtures("implementation")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import replay
 from xprnn.core.workspace import PATIENCE
+from xprnn.engine import replay
 
 X = np.random.default_rng(0).standard_normal((6, 3, 4))
 

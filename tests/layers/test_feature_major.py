@@ -13,9 +13,9 @@ from tests.support.implementations import SelectKernels
 from tests.support.on_device import run
 from tests.support.targets import LAYERS, arguments, arrays, make
 from tests.support.tolerances import assert_close
-from xprnn import replay
 from xprnn.cells import CELLS
-from xprnn.replay import ReplayLoop
+from xprnn.engine import replay
+from xprnn.engine.replay import ReplayLoop
 
 T = 3 * replay.ENOUGH
 # rows: few; many, whose input side the steps take on themselves

@@ -21,8 +21,8 @@ from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import LAYERS, assert_same, make, normal, state_of
 from tests.support.tolerances import assert_close, error_of
 from tests.support.torch_cases import torch_run
-from xprnn import checkpointing
 from xprnn.backend import Backend
+from xprnn.engine import checkpointing
 from xprnn.gradcheck import gradcheck
 from xprnn.gradient_flow import gradient_flow
 from xprnn.tolerances import REORDERED

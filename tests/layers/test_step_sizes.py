@@ -14,8 +14,8 @@ from tests.layers.test_stepper_memory import hurry
 from tests.support.cases import CELLS
 from tests.support.implementations import Pool
 from tests.support.targets import normal
-from xprnn import step
-from xprnn.step import StepExecutor
+from xprnn.engine import step
+from xprnn.engine.step import StepExecutor
 
 MANY = 64  # sizes whose calls are kept
 __all__ = ["hurry"]

@@ -18,8 +18,8 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
 from tests.support.implementations import SelectKernels
 from tests.support.streaming import MATRIX, assert_streams, make, packed, states, stream
-from xprnn import loop, replay
 from xprnn.backend import Backend
+from xprnn.engine import loop, replay
 
 # on "numba": tests/kernels/numba/test_stepper.py
 pytestmark = pytest.mark.usefixtures("reference")

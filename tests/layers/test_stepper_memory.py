@@ -20,7 +20,7 @@ from tests.support.streaming import assert_same, make, on_host, sides, stream
 from tests.support.targets import normal
 from tests.unit.test_parameters import WAYS
 from xprnn.backend import Backend
-from xprnn.step import StepExecutor
+from xprnn.engine.step import StepExecutor
 
 # -- the parameters
 

@@ -74,7 +74,7 @@ def test_a_fault_in_the_step_shows(fault: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_rows_that_do_not_wait_are_found(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: every stream takes the step."""
-    from xprnn.step import StepExecutor
+    from xprnn.engine.step import StepExecutor
 
     take = StepExecutor.run
     monkeypatch.setattr(

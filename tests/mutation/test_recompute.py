@@ -9,7 +9,7 @@ import pytest
 
 from tests.layers.test_recompute import assert_equal, check, with_segments
 from tests.support.cases import Case, Results
-from xprnn import checkpointing, dropout, stack
+from xprnn.engine import checkpointing, dropout, stack
 
 FAULTS = {
     "states in one any_backend": ("begin = saved.stop", "begin = saved.start"),

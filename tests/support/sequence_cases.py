@@ -19,8 +19,8 @@ from xprnn.cells import CELLS, Cell, Weights
 from xprnn.core.packing import PackedBatch, make_packed_batch
 from xprnn.core.passes import Activations, BackwardPass, ForwardPass, PackedWeights
 from xprnn.core.workspace import Workspace
+from xprnn.engine.loop import StepLoop
 from xprnn.kernels import CallContext
-from xprnn.loop import StepLoop
 
 
 class Copying:

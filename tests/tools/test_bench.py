@@ -109,13 +109,13 @@ def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.Monk
     assert by_name["forward", "double"].ratio[0] > 1
     assert by_name["forward", "double"].xprnn_seconds == by_name["forward", "xprnn"].seconds
 
-    genuine = xprnn.stack.backward
+    genuine = xprnn.engine.stack.backward
 
     def sleepy(*args: Any, **options: Any) -> Any:
         time.sleep(0.05)
         return genuine(*args, **options)
 
-    monkeypatch.setattr(xprnn.stack, "backward", sleepy)
+    monkeypatch.setattr(xprnn.engine.stack, "backward", sleepy)
     task = make_task(SMALL)
     fast = replace(double(task), both=lambda: None)
     monkeypatch.setitem(bench.PEERS, "torch", lambda task: fast)

@@ -108,7 +108,7 @@ def test_an_error_leaves_the_callers_environment(
         seen.append((is_flushing(), np.geterr()["over"]))
         raise raised
 
-    monkeypatch.setattr(xprnn.stack, "forward", fail)
+    monkeypatch.setattr(xprnn.engine.stack, "forward", fail)
     before, errors = control(), np.geterr()
     with pytest.raises(raised):
         xprnn.GRU(3, 4, seed=0)(np.ones((2, 1, 3), np.float32))

@@ -1,6 +1,6 @@
 """Whole sequences: prepares and launches the kernels of the files *_forward.cu and *_backward.cu.
 
-They write what the step loop of `xprnn/loop.py` writes. A state is also a message: other blocks
+They write what the step loop of `xprnn/engine/loop.py` writes. A state is also a message: other blocks
 wait until it differs from `SENTINEL`.
 """
 

@@ -1,6 +1,6 @@
 """One step of all layers in one launch: prepares and launches the kernel of stack_step.cu.
 
-It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/step.py`.
+It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/engine/step.py`.
 """
 
 from __future__ import annotations

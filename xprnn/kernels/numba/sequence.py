@@ -1,6 +1,6 @@
 """Whole sequences: one compiled function for all steps of a direction of a layer, from x to dW.
 
-It writes what the step loop of `xprnn/loop.py` writes. Where several threads are faster, each runs
+It writes what the step loop of `xprnn/engine/loop.py` writes. Where several threads are faster, each runs
 a direction or some of its rows.
 """
 
@@ -215,7 +215,7 @@ def _slices(batch: PackedBatch, threads: int, directions: int) -> list[tuple[int
 
 
 def _first(states: tuple[Array, ...], batch: PackedBatch) -> tuple[Array, ...]:
-    """The rows that run at least one step, as views; a list first, as in `xprnn/loop.py`."""
+    """The rows that run at least one step, as views; a list first, as in `xprnn/engine/loop.py`."""
     return tuple([state[: batch.running] for state in states])
 
 

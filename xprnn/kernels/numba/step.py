@@ -1,6 +1,6 @@
 """One step of all layers in one call, on weights packed once: for steppers and short calls.
 
-It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/step.py`.
+It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/engine/step.py`.
 """
 
 from __future__ import annotations

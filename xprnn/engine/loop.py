@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .backend import Array
-from .cells import Buffers, Cell, Weights
-from .core.packing import StepRun
-from .core.passes import Activations, BackwardPass, ForwardPass
-from .core.workspace import Workspace
-from .kernels.interface import CallContext, Pass, RunnerCosts, Sizes
-from .kernels.shared import allocate, input_projection, project, weight_gradients, write_results
+from ..backend import Array
+from ..cells import Buffers, Cell, Weights
+from ..core.packing import StepRun
+from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..core.workspace import Workspace
+from ..kernels.interface import CallContext, Pass, RunnerCosts, Sizes
+from ..kernels.shared import allocate, input_projection, project, weight_gradients, write_results
 
 
 class StepLoop:

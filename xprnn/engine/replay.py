@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .backend import ALIGNMENT, Array, blas
-from .backend.processors import usable
-from .cells import Buffers, Cell, Weights
-from .core.packing import PackedBatch, StepRun
-from .core.passes import Activations, BackwardPass, ForwardPass
-from .core.workspace import Workspace
-from .kernels.interface import CallContext, Pass, RunnerCosts, Sizes
-from .kernels.shared import allocate, input_projection, weight_gradients, write_results
+from ..backend import ALIGNMENT, Array, blas
+from ..backend.processors import usable
+from ..cells import Buffers, Cell, Weights
+from ..core.packing import PackedBatch, StepRun
+from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..core.workspace import Workspace
+from ..kernels.interface import CallContext, Pass, RunnerCosts, Sizes
+from ..kernels.shared import allocate, input_projection, weight_gradients, write_results
 from .loop import StepLoop, admit_rows
 
 Calls = list[partial[Any]]

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .backend import Backend
-from .cells import Weights
-from .core.packing import PackedBatch, make_packed_batch
-from .core.passes import Activations, BackwardPass, ForwardPass
-from .kernels.interface import CallContext, LayerRunner, Pass, Sizes
+from ..backend import Backend
+from ..cells import Weights
+from ..core.packing import PackedBatch, make_packed_batch
+from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..kernels.interface import CallContext, LayerRunner, Pass, Sizes
 
 
 class Segment(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .core.spec import StackSpec
-from .kernels import ExecutionPlan, Pass, StepPlan, Unsupported
-from .kernels.interface import KernelRunner, Sizes
+from ..core.spec import StackSpec
+from ..kernels import ExecutionPlan, Pass, StepPlan, Unsupported
+from ..kernels.interface import KernelRunner, Sizes
 
 
 def explain(

@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arguments import Call
+from ..backend import Array, Backend
+from ..cells import Cell, Weights
+from ..core.packing import PackedBatch
+from ..core.passes import Activations, BackwardPass, ForwardPass, PackedWeights, StackWeights
+from ..core.precision import PrecisionPolicy
+from ..core.spec import StackSpec
+from ..core.workspace import Workspace
+from ..kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
+from ..kernels import plan as dispatch
+from ..kernels.request import Request
 from . import dropout
-from .arguments import Call
-from .backend import Array, Backend
-from .cells import Cell, Weights
 from .checkpointing import Checkpointed
-from .core.packing import PackedBatch
-from .core.passes import Activations, BackwardPass, ForwardPass, PackedWeights, StackWeights
-from .core.precision import PrecisionPolicy
-from .core.spec import StackSpec
-from .core.workspace import Workspace
-from .kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
-from .kernels import plan as dispatch
-from .kernels.request import Request
 from .loop import StepLoop
 from .replay import ReplayLoop
 

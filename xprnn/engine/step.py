@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..backend import Array
+from ..cells import Buffers, Weights
+from ..core.passes import PackedWeightsCache
+from ..core.spec import StackSpec
+from ..kernels import StepPlan
+from ..parameters import Parameters
 from . import loop
-from .backend import Array
-from .cells import Buffers, Weights
-from .core.passes import PackedWeightsCache
-from .core.spec import StackSpec
-from .kernels import StepPlan
-from .parameters import Parameters
 from .replay import Calls, Constants, capture
 
 if TYPE_CHECKING:
-    from .kernels.cuda.stack_step import FusedStep as LaunchedStep
-    from .kernels.numba.step import FusedStep as CompiledStep
+    from ..kernels.cuda.stack_step import FusedStep as LaunchedStep
+    from ..kernels.numba.step import FusedStep as CompiledStep
 
 
 SIZES = 64  # numbers of rows whose captured calls are kept; with one more the oldest are dropped
@@ -264,14 +264,14 @@ class StepExecutor:
 
     def _compiled_step(self) -> CompiledStep:
         """A step of all layers in one call of compiled code."""
-        from .kernels.numba.step import FusedStep
+        from ..kernels.numba.step import FusedStep
 
         plan, name = self._plan, self._plan.cell.name
         return FusedStep(plan.backend, name, plan.precision.dtype, self._weights, self.batch)
 
     def _launched_step(self) -> LaunchedStep:
         """A step of all layers in one launch."""
-        from .kernels.cuda.stack_step import FusedStep, StepSizes
+        from ..kernels.cuda.stack_step import FusedStep, StepSizes
 
         spec, plan = self._spec, self._plan
         sizes = StepSizes(spec.num_layers, self.batch, spec.input_size, spec.hidden_size)
