@@ -12,14 +12,14 @@ from .backend import (
     to_numpy,
     use_backend,
 )
-from .cell_modules import GRUCell, LSTMCell, RNNCell
-from .embedding import Embedding
 from .gradcheck import GradientError, gradcheck
 from .gradient_flow import gradient_flow
 from .kernels import KernelUnavailableError, use_kernels
-from .module import load
-from .modules import GRU, LSTM, RNN
-from .readout import Linear, mse_loss, softmax_cross_entropy
+from .nn.cells import GRUCell, LSTMCell, RNNCell
+from .nn.embedding import Embedding
+from .nn.layers import GRU, LSTM, RNN
+from .nn.linear import Linear, mse_loss, softmax_cross_entropy
+from .nn.module import load
 from .verify import verify
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import numpy as np
 
 from .backend import BackendName, asarray, to_numpy
 from .core.checks import check_lengths, check_size
-from .io import Location, check_outputs, replacing
-from .layer import _Layer
-from .module import load
-from .readout import Linear
+from .nn.layer import _Layer
+from .nn.linear import Linear
+from .nn.module import load
+from .nn.serialization import Location, check_outputs, replacing
 
 Report = Callable[[int, int], None]  # rows done, rows in all
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from .backend import Array, BackendName, asarray, to_numpy
 from .data import FILE, Utterances, japanese_vowels
-from .io import check_outputs, replacing
-from .module import load
-from .modules import GRU, LSTM, RNN
+from .nn.layers import GRU, LSTM, RNN
+from .nn.linear import Linear, softmax_cross_entropy
+from .nn.module import load
+from .nn.serialization import check_outputs, replacing
 from .optim import Adam, CosineDecay, clip_grad_norm
-from .readout import Linear, softmax_cross_entropy
 
 HIDDEN, BATCH, LEARNING_RATE, MAX_NORM = 64, 30, 3e-3, 1.0
 SPEAKERS = 9

@@ -21,8 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import arguments, kernels
-from .arguments import Call, check_call, check_upstream, unwrap
+from . import kernels
 from .backend import AnyArray, Array, Backend, GivenPair, Lengths, Nonlinearity
 from .cells import CELLS, Cell, Weights
 from .core.checks import check_flag
@@ -34,6 +33,8 @@ from .core.spec import StackSpec
 from .core.workspace import Workspace
 from .engine import stack
 from .kernels import CallContext, CallShape
+from .nn import arguments
+from .nn.arguments import Call, check_call, check_upstream, unwrap
 
 
 @dataclass

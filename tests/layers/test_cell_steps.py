@@ -16,9 +16,9 @@ from tests.support.implementations import Pool, use
 from tests.support.targets import normal
 from tests.support.tolerances import assert_close
 from tests.unit.test_parameters import WAYS
-from xprnn import step_pool
 from xprnn.engine.step import StepExecutor
-from xprnn.parameters import Parameters
+from xprnn.nn import step_pool
+from xprnn.nn.parameters import Parameters
 
 __all__ = ["hurry"]
 pytestmark = pytest.mark.usefixtures("implementation")

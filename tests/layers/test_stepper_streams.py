@@ -14,7 +14,7 @@ from tests.support.streaming import assert_same, assert_streams_apart, make, on_
 from tests.support.targets import normal
 from xprnn.backend import Backend
 from xprnn.core.checks import check_rows
-from xprnn.stepper import Stepper
+from xprnn.nn.stepper import Stepper
 
 # on "numba": tests/kernels/numba/test_stepper.py
 pytestmark = pytest.mark.usefixtures("reference")

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arguments import Call
 from ..backend import Array, Backend
 from ..cells import Cell, Weights
 from ..core.packing import PackedBatch
@@ -18,6 +17,7 @@ from ..core.workspace import Workspace
 from ..kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
 from ..kernels import plan as dispatch
 from ..kernels.request import Request
+from ..nn.arguments import Call
 from . import dropout
 from .checkpointing import Checkpointed
 from .loop import StepLoop

@@ -15,7 +15,7 @@ from ..cells import Buffers, Weights
 from ..core.passes import PackedWeightsCache
 from ..core.spec import StackSpec
 from ..kernels import StepPlan
-from ..parameters import Parameters
+from ..nn.parameters import Parameters
 from . import loop
 from .replay import Calls, Constants, capture
 

@@ -21,7 +21,7 @@ from ..core.checks import (
     state_errors,
 )
 from ..core.oom import translate_out_of_memory
-from ..module import Module
+from ..nn.module import Module
 from .state import Stateful
 
 check_rate: Callable[..., float] = partial(check_number, low=0.0, high=math.inf)

@@ -13,7 +13,7 @@ from ..backend import Array
 from ..backend.exports import exported_from
 from ..core.checks import Checked, check_count, check_flag, check_number, check_size
 from ..core.oom import translate_out_of_memory
-from ..module import Module
+from ..nn.module import Module
 from .optimizer import Optimizer, as_modules, check_rate
 from .state import Stateful
 

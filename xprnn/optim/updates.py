@@ -11,7 +11,7 @@ from typing import Any
 from ..backend import Array
 from ..backend.exports import exported_from
 from ..core.checks import Checked, check_number
-from ..module import Module
+from ..nn.module import Module
 from .optimizer import Optimizer, check_rate
 
 check_decay: Callable[..., float] = partial(check_number, low=0.0, high=1.0)

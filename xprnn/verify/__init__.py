@@ -12,10 +12,10 @@ from .. import kernels
 from ..backend import Lengths, asarray
 from ..backend.exports import exported_from
 from ..backend.floating_point import environment
-from ..cell_modules import _CellModule
 from ..core.checks import check_seed, check_shape
 from ..gradcheck import _Function
-from ..layer import _Layer
+from ..nn.cells import _CellModule
+from ..nn.layer import _Layer
 from .equations import CallArguments, Equations, Module, packed
 from .report import GRADCHECK, Absent, Row, VerifyReport
 

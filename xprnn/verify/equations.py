@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..backend import asarray, to_numpy
-from ..cell_modules import _CellModule
-from ..layer import _Layer
+from ..nn.cells import _CellModule
+from ..nn.layer import _Layer
 from ..tolerances import EPSILON, LARGEST, error_of, tolerance
 from .report import Row, worst_of
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..backend import Backend, BackendName, get_backend, optional, to_numpy
 from ..backend.floating_point import environment
-from ..layer import _Layer
-from ..modules import GRU, LSTM, RNN
+from ..nn.layer import _Layer
+from ..nn.layers import GRU, LSTM, RNN
 from ..tolerances import EPSILON
 from . import check
 from .report import GRADCHECK, Absent, Row, VerifyReport, worst_of

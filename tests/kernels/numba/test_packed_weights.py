@@ -17,7 +17,7 @@ from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import arguments, arrays, assert_same, forward, make, normal, run
 from tests.unit.test_parameters import WAYS
 from xprnn.core.passes import PackedWeightsCache
-from xprnn.parameters import Parameters
+from xprnn.nn.parameters import Parameters
 
 pytestmark = needs_numba
 

@@ -15,7 +15,7 @@ from tests.support.implementations import Pool
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import arguments, assert_same, backward, forward, make, normal
 from xprnn.core.passes import PackedWeights, PackedWeightsCache
-from xprnn.parameters import Parameters
+from xprnn.nn.parameters import Parameters
 
 pytestmark = needs_numba
 __all__ = ["sequences"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import AnyArray, Array, BackendName, DTypeLike, Integers
+from ..backend.exports import exported_from
+from ..core.checks import check_array, check_indices, check_integer, check_seed, check_size
 from .attributes import option
-from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
-from .backend.exports import exported_from
-from .core.checks import check_array, check_indices, check_integer, check_seed, check_size
 from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters
 

@@ -9,16 +9,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from . import io
-from .arguments import split
-from .attributes import (
-    Options,
-    internal_attributes,
-    read_only,
-    restore_user_attributes,
-    user_attributes,
-)
-from .backend import (
+from ..backend import (
     AnyArray,
     Array,
     Backend,
@@ -28,8 +19,8 @@ from .backend import (
     get_backend,
     to_numpy,
 )
-from .backend.exports import exported_from
-from .core.checks import (
+from ..backend.exports import exported_from
+from ..core.checks import (
     as_numpy_floats,
     check_dtype,
     check_flag,
@@ -37,9 +28,18 @@ from .core.checks import (
     shortened,
     state_errors,
 )
-from .core.oom import translate_out_of_memory
+from ..core.oom import translate_out_of_memory
+from . import serialization as io
+from .arguments import split
+from .attributes import (
+    Options,
+    internal_attributes,
+    read_only,
+    restore_user_attributes,
+    user_attributes,
+)
 from .parameters import Gradients, Parameters, Shapes, reads_parameters
-from .records import RecordedCalls
+from .recorded_calls import RecordedCalls
 
 # The keys of a module's pickled state, without users' attributes; pickles contain these names.
 # "place" holds the execution options

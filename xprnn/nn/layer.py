@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
+from ..backend import AnyArray, Array, Given, Lengths, States, StateTypes
+from ..core.checks import check_size
+from ..core.oom import translate_out_of_memory
+from ..engine.footprint import Footprint, training_step
+from ..kernels import ExecutionPlan
 from .arguments import check_call, check_upstream, unwrap
 from .attributes import option
-from .backend import AnyArray, Array, Given, Lengths, States, StateTypes
-from .core.checks import check_size
-from .core.oom import translate_out_of_memory
-from .engine.footprint import Footprint, training_step
-from .kernels import ExecutionPlan
 from .recurrent import _Recurrent
 from .stepper import Stepper
 
@@ -144,7 +144,7 @@ class _Layer(StateTypes[Given, States], _Recurrent):
         return unwrap(*self._run_backward(record, doutput, dfinal, need_dx), record.batched)
 
     def stepper(self, batch: int) -> Stepper[Given, States]:
-        """The layer one step at a time, for streams: see `xprnn.stepper.Stepper`.
+        """The layer one step at a time, for streams: see `xprnn.nn.stepper.Stepper`.
 
         :param batch: N, how many streams go side by side, each begun and ended on its own.
         :raises ValueError: the layer is bidirectional.

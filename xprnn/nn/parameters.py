@@ -15,10 +15,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from .backend import ALIGNMENT, AnyArray, Array, Backend, asarray
-from .core.checks import check_array
-from .core.oom import translate
-from .core.passes import PackedWeightsCache
+from ..backend import ALIGNMENT, AnyArray, Array, Backend, asarray
+from ..core.checks import check_array
+from ..core.oom import translate
+from ..core.passes import PackedWeightsCache
 from .locking import WRITER, ReadersWriterLock
 
 Shapes = dict[str, tuple[int, ...]]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from .arguments import elman, gru, lstm
-from .attributes import option
-from .backend import (
+from ..backend import (
     AnyArray,
     Array,
     BackendName,
@@ -15,7 +13,9 @@ from .backend import (
     Pair,
     Precision,
 )
-from .backend.exports import exported_from
+from ..backend.exports import exported_from
+from .arguments import elman, gru, lstm
+from .attributes import option
 from .layer import _Layer
 from .module import file_kind
 

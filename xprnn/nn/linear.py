@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .attributes import option
-from .backend import AnyArray, Array, BackendName, DTypeLike, Integers
-from .backend.exports import exported_from
-from .cells.numerics import sum_rows
-from .core.checks import (
+from ..backend import AnyArray, Array, BackendName, DTypeLike, Integers
+from ..backend.exports import exported_from
+from ..cells.numerics import sum_rows
+from ..core.checks import (
     check_array,
     check_flag,
     check_indices,
@@ -19,7 +18,8 @@ from .core.checks import (
     check_seed,
     check_size,
 )
-from .core.oom import translate_out_of_memory
+from ..core.oom import translate_out_of_memory
+from .attributes import option
 from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters, views
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self, overload
 
-from .arguments import Call, check_weights, elman, gru, lstm
-from .attributes import option
-from .backend import (
+from ..backend import (
     AnyArray,
     Array,
     BackendName,
@@ -20,10 +18,12 @@ from .backend import (
     States,
     StateTypes,
 )
-from .backend.exports import exported_from
-from .cells import Weights
-from .core.checks import check_array, check_states
-from .core.oom import translate_out_of_memory
+from ..backend.exports import exported_from
+from ..cells import Weights
+from ..core.checks import check_array, check_states
+from ..core.oom import translate_out_of_memory
+from .arguments import Call, check_weights, elman, gru, lstm
+from .attributes import option
 from .module import file_kind
 from .recurrent import _Recurrent
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from threading import get_ident
 from typing import Any
 
-from . import kernels
+from .. import kernels
+from ..backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
+from ..core.checks import check_array, check_rows, check_size, check_states
+from ..core.oom import translate_out_of_memory
+from ..core.precision import PrecisionPolicy
+from ..engine.explain import explain_step
+from ..engine.step import StepExecutor, bits
 from .arguments import state_shape
 from .attributes import internal_attributes, read_only, restore_user_attributes, user_attributes
-from .backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
-from .core.checks import check_array, check_rows, check_size, check_states
-from .core.oom import translate_out_of_memory
-from .core.precision import PrecisionPolicy
-from .engine.explain import explain_step
-from .engine.step import StepExecutor, bits
 from .locking import WRITER
 from .recurrent import _Recurrent
 

@@ -9,13 +9,13 @@ from collections.abc import Collection
 from threading import get_ident
 from typing import NamedTuple
 
-from . import kernels
-from .backend import Array, Backend
-from .core.precision import PrecisionPolicy
-from .core.spec import StackSpec
-from .engine.step import StepExecutor
-from .kernels import StepPlan
-from .kernels.request import Request
+from .. import kernels
+from ..backend import Array, Backend
+from ..core.precision import PrecisionPolicy
+from ..core.spec import StackSpec
+from ..engine.step import StepExecutor
+from ..kernels import StepPlan
+from ..kernels.request import Request
 from .locking import WRITER
 from .parameters import Parameters
 

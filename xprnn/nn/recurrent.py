@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from . import kernels
-from .arguments import Call
-from .attributes import option, read_only
-from .backend import Array, BackendName, ComputeDTypeLike, DTypeLike, Precision
-from .cells import Cell
-from .core.checks import (
+from .. import kernels
+from ..backend import Array, BackendName, ComputeDTypeLike, DTypeLike, Precision
+from ..cells import Cell
+from ..core.checks import (
     check_count,
     check_flag,
     check_probability,
@@ -20,14 +18,16 @@ from .core.checks import (
     check_shape,
     check_size,
 )
-from .core.packing import PackedBatch, make_packed_batch
-from .core.passes import StackWeights
-from .core.precision import PrecisionPolicy, check_precision_policy
-from .core.spec import StackSpec
-from .core.workspace import Workspace, WorkspacePool
-from .engine import stack
-from .engine.explain import explain, explain_step
-from .kernels import CallContext, CallShape, ExecutionPlan
+from ..core.packing import PackedBatch, make_packed_batch
+from ..core.passes import StackWeights
+from ..core.precision import PrecisionPolicy, check_precision_policy
+from ..core.spec import StackSpec
+from ..core.workspace import Workspace, WorkspacePool
+from ..engine import stack
+from ..engine.explain import explain, explain_step
+from ..kernels import CallContext, CallShape, ExecutionPlan
+from .arguments import Call
+from .attributes import option, read_only
 from .module import Module
 from .parameters import Shapes, reads_parameters
 from .step_pool import StepPool

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .backend import Array, Backend
-from .cells import CELLS, Cell, Weights
-from .core.checks import (
+from ..backend import Array, Backend
+from ..cells import CELLS, Cell, Weights
+from ..core.checks import (
     check_array,
     check_choice,
     check_flag,
@@ -18,8 +18,8 @@ from .core.checks import (
     check_reference_array,
     check_states,
 )
-from .core.packing import PackedBatch
-from .core.spec import StackSpec
+from ..core.packing import PackedBatch
+from ..core.spec import StackSpec
 
 # Arguments of a constructor that files do not hold
 EXECUTION_OPTIONS = ("backend", "dtype", "precision", "compute_dtype", "recompute")
