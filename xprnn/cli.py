@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__, apply, bench, demo, info
+from .diagnostics.verification.suite import LAYERS, PRECISIONS, verify_cells
 from .output import line_console, show, standard_output
-from .verify.suite import LAYERS, PRECISIONS, verify_cells
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

@@ -18,10 +18,10 @@ from xprnn.bench import DisagreementError, agreement
 from xprnn.bench.clock import measure, timer
 from xprnn.bench.peers import torch_peer, xprnn_peer
 from xprnn.bench.task import Setting, Task
+from xprnn.diagnostics.tolerances import error_of
+from xprnn.diagnostics.verification.equations import Equations, results_of
+from xprnn.diagnostics.verification.suite import LAYERS, PRECISIONS
 from xprnn.kernels import KernelUnavailableError
-from xprnn.tolerances import error_of
-from xprnn.verify.equations import Equations, results_of
-from xprnn.verify.suite import LAYERS, PRECISIONS
 
 from ..common import use_kernels
 from .bounds import call_bound

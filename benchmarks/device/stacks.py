@@ -16,9 +16,9 @@ from xprnn.bench import DisagreementError
 from xprnn.bench.clock import measure, timer
 from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, Task
+from xprnn.diagnostics.tolerances import error_of, tolerance
+from xprnn.diagnostics.verification.equations import flat, packed
 from xprnn.kernels import WAVE, KernelUnavailableError
-from xprnn.tolerances import error_of, tolerance
-from xprnn.verify.equations import flat, packed
 
 from ..common import use_kernels
 from .bounds import call_bound

@@ -19,7 +19,7 @@ from tests.support.tolerances import assert_close, tolerance
 from xprnn import demo, feature_first, optim
 from xprnn.backend import Backend, to_numpy
 from xprnn.data import japanese_vowels
-from xprnn.gradcheck import GradientError
+from xprnn.diagnostics.gradient_check import GradientError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
 

@@ -13,7 +13,7 @@ import pytest
 import xprnn
 from tests.support.fault_injection import FAULTS, plain_product, plant, scaled_gate, scaled_state
 from xprnn.backend import Backend, to_numpy
-from xprnn.gradcheck import GradcheckReport, GradientError, Row, gradcheck
+from xprnn.diagnostics.gradient_check import GradcheckReport, GradientError, Row, gradcheck
 
 T, N, H = 4, 3, 4
 I = 3  # noqa: E741

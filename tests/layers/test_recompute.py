@@ -22,10 +22,10 @@ from tests.support.targets import LAYERS, assert_same, make, normal, state_of
 from tests.support.tolerances import assert_close, error_of
 from tests.support.torch_cases import torch_run
 from xprnn.backend import Backend
+from xprnn.diagnostics.gradient_check import gradcheck
+from xprnn.diagnostics.gradient_norms import gradient_flow
+from xprnn.diagnostics.tolerances import REORDERED
 from xprnn.engine import checkpointing
-from xprnn.gradcheck import gradcheck
-from xprnn.gradient_flow import gradient_flow
-from xprnn.tolerances import REORDERED
 
 T = Case("gru").T
 STEPS = (1, 4, T, T + 3)  # of a segment: one, no divisor of T, all, more than there are

@@ -179,7 +179,7 @@ def test_a_broken_ml_dtypes(tmp_path: Path) -> None:
     code = """
 import xprnn
 from xprnn import info
-from xprnn.verify.suite import types_of
+from xprnn.diagnostics.verification.suite import types_of
 print(xprnn.GRU(3, 4, compute_dtype="float16", seed=0).arithmetic)
 print("bfloat16" in types_of(xprnn.get_backend("numpy")))
 print(info.extras()["ml_dtypes"])

@@ -18,7 +18,7 @@ import xprnn
 from benchmarks import reports, result_store
 from xprnn import bench, cli, output
 from xprnn.bench import clock
-from xprnn.verify.report import Absent, Row, VerifyReport
+from xprnn.diagnostics.verification.report import Absent, Row, VerifyReport
 
 ROOT = Path(__file__).parents[2]
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8"]

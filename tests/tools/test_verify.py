@@ -16,10 +16,10 @@ from tests.support.targets import make
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.cells import CELLS as PLAIN
+from xprnn.diagnostics.verification import equations
+from xprnn.diagnostics.verification.suite import PROBLEMS, build, types_of, verify_cells
 from xprnn.kernels import dispatch, use_kernels
 from xprnn.kernels.request import Request
-from xprnn.verify import equations
-from xprnn.verify.suite import PROBLEMS, build, types_of, verify_cells
 
 BFLOAT16 = pytest.param(
     "bfloat16",

@@ -13,8 +13,8 @@ import xprnn
 from tests.support.targets import make
 from xprnn import kernels
 from xprnn.cells import CELLS as PLAIN
-from xprnn.tolerances import LARGEST
-from xprnn.verify.equations import Equations
+from xprnn.diagnostics.tolerances import LARGEST
+from xprnn.diagnostics.verification.equations import Equations
 
 T, N = 40, 3
 

@@ -11,7 +11,7 @@ from .. import info
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
 from ..backend.processors import processors
-from ..tolerances import LOW_PRECISION_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
+from ..diagnostics.tolerances import LOW_PRECISION_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
 from .clock import Function, measure, timer
 from .peers import PEERS, installed, xprnn_peer
 from .report import BenchReport, Row

@@ -6,8 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..diagnostics.verification.report import plain
 from ..output import unwrapped
-from ..verify.report import plain
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import BackendName, get_backend, to_numpy
-from ..verify.suite import LAYERS, PRECISIONS
+from ..diagnostics.verification.suite import LAYERS, PRECISIONS
 
 Results = dict[str, np.ndarray]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .backend import AnyArray, Given, Lengths, to_numpy
-from .backend.exports import exported_from
-from .backend.floating_point import environment
-from .core.spec import StackSpec
-from .gradcheck import as_float64, float64_copy
-from .nn.arguments import check_upstream
-from .nn.layer import _Layer
+from ..backend import AnyArray, Given, Lengths, to_numpy
+from ..backend.exports import exported_from
+from ..backend.floating_point import environment
+from ..core.spec import StackSpec
+from ..nn.arguments import check_upstream
+from ..nn.layer import _Layer
+from .gradient_check import as_float64, float64_copy
 
 VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last state
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from .backend import AnyArray, Array, Given, Lengths, asarray, to_numpy
-from .backend.exports import exported_from
-from .core.checks import check_seed, check_size
-from .nn.cells import _CellModule
-from .nn.layer import _Layer
-from .nn.recurrent import _Recurrent
+from ..backend import AnyArray, Array, Given, Lengths, asarray, to_numpy
+from ..backend.exports import exported_from
+from ..core.checks import check_seed, check_size
+from ..nn.cells import _CellModule
+from ..nn.layer import _Layer
+from ..nn.recurrent import _Recurrent
 
 R = TypeVar("R", bound=_Recurrent)
 STEPS = tuple(2.0**-k for k in (7, 10, 13, 16, 19))  # of the difference, largest first

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import Backend, BackendName, get_backend, optional, to_numpy
-from ..backend.floating_point import environment
-from ..nn.layer import _Layer
-from ..nn.layers import GRU, LSTM, RNN
+from ...backend import Backend, BackendName, get_backend, optional, to_numpy
+from ...backend.floating_point import environment
+from ...nn.layer import _Layer
+from ...nn.layers import GRU, LSTM, RNN
 from ..tolerances import EPSILON
-from . import check
+from .comparison import check
 from .report import GRADCHECK, Absent, Row, VerifyReport, worst_of
 
 

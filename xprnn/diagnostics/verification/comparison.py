@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels
-from ..backend import Lengths, asarray
-from ..backend.exports import exported_from
-from ..backend.floating_point import environment
-from ..core.checks import check_seed, check_shape
-from ..gradcheck import _Function
-from ..nn.cells import _CellModule
-from ..nn.layer import _Layer
+from ... import kernels
+from ...backend import Lengths, asarray
+from ...backend.exports import exported_from
+from ...backend.floating_point import environment
+from ...core.checks import check_seed, check_shape
+from ...nn.cells import _CellModule
+from ...nn.layer import _Layer
+from ..gradient_check import _Function
 from .equations import CallArguments, Equations, Module, packed
 from .report import GRADCHECK, Absent, Row, VerifyReport
 
@@ -30,7 +30,7 @@ def verify(
     runs. It makes a call without and with recording, then a backward pass. All results and
     gradients are compared with those of the plain code in float64 on NumPy, for the same values:
     the layer's own parameters, and x, states and upstream gradients drawn from `seed`, all rounded
-    to the layer's compute dtype. The limits are those of `xprnn/tolerances.py`, increased where the
+    to the layer's compute dtype. The limits are those of `xprnn/diagnostics/tolerances.py`, increased where the
     equations themselves amplify a change of their inputs. Then a `gradcheck` follows. The report
     lists what is not compared: the gradients of relu where rounding decides on which side of its
     kink a value lies; the steps from the first one in which a value may exceed the range of the
