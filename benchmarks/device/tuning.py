@@ -19,9 +19,9 @@ from typing import Any
 
 import xprnn
 from xprnn.backend import Backend
-from xprnn.bench.clock import Timer, measure, timer
 from xprnn.kernels import KernelUnavailableError, Pass
 from xprnn.kernels.cuda.plan import KERNELS, LaunchPlan, Tiling, plan
+from xprnn.tools.bench.clock import Timer, measure, timer
 
 from ..common import use_kernels
 from .problems import Problem, problems

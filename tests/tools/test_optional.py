@@ -213,8 +213,8 @@ print(processors.usable())
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
 def test_a_broken_peer_is_not_measured(name: str, tmp_path: Path) -> None:
     code = f"""
-from xprnn.bench import PeerUnavailableError, peers
-from xprnn.bench.task import Setting, make_task
+from xprnn.tools.bench.run import PeerUnavailableError, peers
+from xprnn.tools.bench.task import Setting, make_task
 try:
     peers.PEERS[{name!r}](make_task(Setting(hidden=3, input=2, batch=1, steps=2)))
 except PeerUnavailableError as error:

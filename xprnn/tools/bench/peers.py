@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import asarray, optional, to_numpy
-from ..backend.cupy import CupyBackend
-from ..backend.processors import processors
+from ...backend import asarray, optional, to_numpy
+from ...backend.cupy import CupyBackend
+from ...backend.processors import processors
 from . import onnx
 from .task import Peer, PeerUnavailableError, Results, Task
 

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..diagnostics.verification.report import plain
+from ...diagnostics.verification.report import plain
 from ..output import unwrapped
 
 if TYPE_CHECKING:

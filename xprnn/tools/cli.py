@@ -10,8 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__, apply, bench, demo, info
-from .diagnostics.verification.suite import LAYERS, PRECISIONS, verify_cells
+from .. import __version__
+from ..diagnostics.verification.suite import LAYERS, PRECISIONS, verify_cells
+from . import apply, demo, info
+from .bench import run as bench
 from .output import line_console, show, standard_output
 
 if TYPE_CHECKING:
@@ -270,7 +272,7 @@ def _info(options: argparse.Namespace) -> None:
 
 def _warm() -> None:
     """Compile every CPU kernel that is not in Numba's cache on disk yet."""
-    from .kernels.numba import compilations
+    from ..kernels.numba import compilations
 
     pending = compilations()
     with _progress("compiled") as bar:

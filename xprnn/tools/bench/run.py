@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
+from ...backend import Backend
+from ...backend.cupy import CupyBackend
+from ...backend.processors import processors
+from ...diagnostics.tolerances import LOW_PRECISION_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
 from .. import info
-from ..backend import Backend
-from ..backend.cupy import CupyBackend
-from ..backend.processors import processors
-from ..diagnostics.tolerances import LOW_PRECISION_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
 from .clock import Function, measure, timer
 from .peers import PEERS, installed, xprnn_peer
 from .report import BenchReport, Row

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import BackendName, get_backend, to_numpy
-from ..diagnostics.verification.suite import LAYERS, PRECISIONS
+from ...backend import BackendName, get_backend, to_numpy
+from ...diagnostics.verification.suite import LAYERS, PRECISIONS
 
 Results = dict[str, np.ndarray]
 

@@ -11,10 +11,10 @@ from typing import cast
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from . import __version__
-from .backend import BackendName, BackendUnavailableError, auto_choice, get_backend, optional
-from .backend.processors import usable
-from .kernels.numba import unusable
+from .. import __version__
+from ..backend import BackendName, BackendUnavailableError, auto_choice, get_backend, optional
+from ..backend.processors import usable
+from ..kernels.numba import unusable
 
 CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 PACKAGES = ("xprnn", "numpy", "safetensors", *CUPY, "ml_dtypes", "numba", "torch")
@@ -88,7 +88,7 @@ def _copy() -> str:
 
 def _compiled() -> str:
     """The number of compiled CPU kernels, and the folder of Numba's cache."""
-    from .kernels.numba import compilations
+    from ..kernels.numba import compilations
 
     try:
         total = len(compilations())
@@ -96,7 +96,7 @@ def _compiled() -> str:
         return f"none: {error}"
     import numba
 
-    from .kernels.numba import jit
+    from ..kernels.numba import jit
 
     try:
         folder = Path(numba.njit(cache=True)(jit.number_of).stats.cache_path)

@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from ..backend import Backend
-from ..backend.cupy import CupyBackend
+from ...backend import Backend
+from ...backend.cupy import CupyBackend
 
 Function = Callable[[], object]
 Timer = Callable[[Function, int], float]  # the seconds of this many calls

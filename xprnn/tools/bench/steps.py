@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import to_numpy
+from ...backend import to_numpy
 from . import onnx
 from .peers import runner, session_for, torch_for
 from .task import Task

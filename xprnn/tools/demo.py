@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Array, BackendName, asarray, to_numpy
-from .data import FILE, Utterances, japanese_vowels
-from .nn.layers import GRU, LSTM, RNN
-from .nn.linear import Linear, softmax_cross_entropy
-from .nn.module import load
-from .nn.serialization import check_outputs, replacing
-from .optim import Adam, CosineDecay, clip_grad_norm
+from ..backend import Array, BackendName, asarray, to_numpy
+from ..nn.layers import GRU, LSTM, RNN
+from ..nn.linear import Linear, softmax_cross_entropy
+from ..nn.module import load
+from ..nn.serialization import check_outputs, replacing
+from ..optim import Adam, CosineDecay, clip_grad_norm
+from .data.japanese_vowels import FILE, Utterances, japanese_vowels
 
 HIDDEN, BATCH, LEARNING_RATE, MAX_NORM = 64, 30, 3e-3, 1.0
 SPEAKERS = 9
