@@ -18,11 +18,11 @@ from tests.support.fake_cupy.cuda import LOG
 from tests.support.fake_cupy.sequence import install
 from tests.support.gpu_report import IMPLEMENTATION, GpuReport
 from tests.support.implementations import SelectKernels, parameter, use
-from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
-from xprnn.kernels import numba as numba_kernels
+from xprnn.backend import registry as backend_module
 from xprnn.kernels.cuda.plan import plan
+from xprnn.kernels.numba import package as numba_kernels
 
 
 def pytest_configure(config: pytest.Config) -> None:

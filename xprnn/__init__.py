@@ -19,7 +19,8 @@ from .kernels import KernelUnavailableError, use_kernels
 from .nn.cells import GRUCell, LSTMCell, RNNCell
 from .nn.embedding import Embedding
 from .nn.layers import GRU, LSTM, RNN
-from .nn.linear import Linear, mse_loss, softmax_cross_entropy
+from .nn.linear import Linear
+from .nn.losses import mse_loss, softmax_cross_entropy
 from .nn.module import load
 
 if TYPE_CHECKING:

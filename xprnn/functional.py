@@ -27,14 +27,14 @@ from .cells import CELLS, Cell, Weights
 from .core.checks import check_flag
 from .core.oom import translate_out_of_memory
 from .core.packing import make_packed_batch
-from .core.passes import PackedWeightsCache, StackWeights
+from .core.passes import Call, PackedWeightsCache, StackWeights
 from .core.precision import check_precision_policy
 from .core.spec import StackSpec
 from .core.workspace import Workspace
 from .engine import stack
 from .kernels import CallContext, CallShape
 from .nn import arguments
-from .nn.arguments import Call, check_call, check_upstream, unwrap
+from .nn.arguments import check_call, check_upstream, unwrap
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The package's table of tolerances, `xprnn/diagnostics/tolerances.py`, with the sizes of these tests.
+"""The table of tolerances, `xprnn/diagnostics/tolerances.py`, with the sizes of these tests.
 
 For the sizes below float32's is 1.6e-5: a fault of 1e-4 of the largest element does not pass, and
 `test_parity.py` checks that it does not.

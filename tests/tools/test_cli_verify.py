@@ -113,7 +113,10 @@ def test_what_verify_and_bench_refuse(arguments, text, status, tmp_path):
 
 
 def test_bench_measures_what_is_installed_and_says_how_to_install_the_rest(tmp_path):
-    gone = "sys.modules['onnxruntime'] = None; from xprnn.tools.bench.run import clock; clock.BUDGET = 0.0"
+    gone = (
+        "sys.modules['onnxruntime'] = None; "
+        "from xprnn.tools.bench.run import clock; clock.BUDGET = 0.0"
+    )
     sizes = ["--hidden", "4", "--batch", "2", "--steps", "5"]
     done = run_with(gone, "bench", *sizes, "--against", "onnxruntime", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import xprnn
-from xprnn.kernels import numba as numba_kernels
+from xprnn.kernels.numba import package as numba_kernels
 from xprnn.tools import info
 
 HERE = Path(xprnn.__file__).parent
@@ -75,7 +75,7 @@ def test_a_copy_may_be_the_installed_one_or_none(tmp_path: Path) -> None:
 def test_kernels_are_counted_where_numba_keeps_them(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from xprnn import info\n"
-        "from xprnn.kernels.numba import compilations\n"
+        "from xprnn.kernels.numba.package import compilations\n"
         "print(info.installation()['kernels'])\n"
         "compilations()[-1]()\n"
         "print(info.installation()['kernels'])\n"

@@ -13,8 +13,8 @@ import pytest
 
 import xprnn
 from tests.support.targets import arguments, assert_same, forward, make, normal
-from xprnn import backend as backend_module
 from xprnn.backend import Backend, backend_of
+from xprnn.backend import registry as backend_module
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 
 import xprnn
 from tests.support.targets import arguments, forward, make
-from xprnn import backend as backend_module
 from xprnn.backend import optional
+from xprnn.backend import registry as backend_module
 from xprnn.tools import info
 
 

@@ -50,12 +50,6 @@ the difficulty of training recurrent neural networks" (2013).
 """
 
 from ..core.cell import Buffers, Cell, Weights
-from .gru import GRU, GRUResetBefore
-from .lstm import LSTM
-from .rnn import RNN
-
-CELLS: dict[str, Cell] = {
-    cell.name: cell for cell in (RNN("tanh"), RNN("relu"), GRU(), GRUResetBefore(), LSTM())
-}
+from .registry import CELLS
 
 __all__ = ["CELLS", "Buffers", "Cell", "Weights"]

@@ -1,4 +1,4 @@
-"""What one pass over a direction of a layer reads and writes, and what is saved between them."""
+"""A call's arguments, what a pass over a direction reads and writes, and what is saved between."""
 
 from __future__ import annotations
 
@@ -6,8 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..backend import Array
-from ..cells import Weights
+from .cell import Weights
+
+
+class Call(NamedTuple):
+    """Checked arguments of a forward call, with a batch dimension."""
+
+    x: Array  # (T, N, I) or, batch first, (N, T, I)
+    initial: tuple[Array | None, ...] | None  # (L*D, N, H) each; None: zeros
+    lengths: np.ndarray | None  # (N,)
+    batch_first: bool
+    batched: bool  # whether the caller's arrays had a batch dimension
+    sizes: tuple[int, int]  # T and N
 
 
 @dataclass(slots=True)

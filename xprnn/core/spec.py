@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..backend import Array
-from ..cells import Cell, Weights
+from .cell import Cell, Weights
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ import numpy as np
 from ..backend import Array, Backend
 from ..cells import Cell, Weights
 from ..core.packing import PackedBatch
-from ..core.passes import Activations, BackwardPass, ForwardPass, PackedWeights, StackWeights
+from ..core.passes import Activations, BackwardPass, Call, ForwardPass, PackedWeights, StackWeights
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
 from ..core.workspace import Workspace
 from ..kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
 from ..kernels import plan as dispatch
 from ..kernels.request import Request
-from ..nn.arguments import Call
 from . import dropout
 from .checkpointing import Checkpointed
 from .loop import StepLoop

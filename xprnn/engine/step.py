@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..backend import Array
 from ..cells import Buffers, Weights
 from ..core.passes import PackedWeightsCache
 from ..core.spec import StackSpec
 from ..kernels import StepPlan
-from ..nn.parameters import Parameters
 from . import loop
 from .replay import Calls, Constants, capture
 
@@ -25,6 +24,18 @@ if TYPE_CHECKING:
 
 
 SIZES = 64  # numbers of rows whose captured calls are kept; with one more the oldest are dropped
+
+
+class VersionedWeights(Protocol):
+    """The parameters of a stack: each write raises the version, and ends what is packed of them."""
+
+    @property
+    def version(self) -> int:
+        """The number of writes."""
+
+    @property
+    def packed_weights(self) -> PackedWeightsCache:
+        """What kernels have packed of this version."""
 
 
 class _Captured(NamedTuple):
@@ -89,7 +100,7 @@ class StepExecutor:
         self.batch = batch
         self._work_on(captured)
 
-    def follow(self, parameters: Parameters) -> None:
+    def follow(self, parameters: VersionedWeights) -> None:
         """Use the present values of the parameters, which no other thread writes meanwhile."""
         version = parameters.version
         if version != self._version:

@@ -3,9 +3,9 @@
 A cell has up to three implementations: "reference", the plain code of `cells/`; "pointwise", with
 the element-wise parts of a step in one kernel each; "sequence", all steps of a layer in one launch
 or call. The plain code is the fallback and the reference of the others. A backend names its package
-of kernels, a folder here whose `__init__` is a `KernelPackage`. To add a kernel: a cell in the
+of kernels, a folder here whose `package.py` is a `KernelPackage`. To add a kernel: a cell in the
 package's `POINTWISE`; for whole sequences its rows in `cuda/table.py`, from which `cuda/plan.py`
-decides which calls are supported, or a name in `numba.SEQUENCE`.
+decides which calls are supported, or a name in `numba/table.py`.
 """
 
 from __future__ import annotations
@@ -323,7 +323,7 @@ def _unsupported_step(
         from .cuda.stack_step import StepSizes, unsupported
 
         return unsupported(backend, spec.cell.name, precision, StepSizes(L, N, I, H))
-    from .numba import step_not_profitable, step_unsupported
+    from .numba.package import step_not_profitable, step_unsupported
 
     if not _wants_fused(backend, request):
         return None  # nothing is looked for: Numba takes its time to import
@@ -407,9 +407,9 @@ def has_sequences(cell: Cell, backend: Backend) -> bool:
 def _package(name: str) -> KernelPackage:
     """The package of kernels of this name, a folder here."""
     if name == "cuda":
-        from . import cuda
+        from .cuda import package as cuda
 
         return cast("KernelPackage", cuda)
-    from . import numba
+    from .numba import package as numba
 
     return cast("KernelPackage", numba)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ..core.checks import (
     check_states,
 )
 from ..core.packing import PackedBatch
+from ..core.passes import Call
 from ..core.spec import StackSpec
 
 # Arguments of a constructor that files do not hold
@@ -30,17 +31,6 @@ class Taped(Protocol):
 
     shape: tuple[int, ...]
     batch: PackedBatch
-
-
-class Call(NamedTuple):
-    """Checked arguments of a forward call, with a batch dimension."""
-
-    x: Array  # (T, N, I) or, batch first, (N, T, I)
-    initial: tuple[Array | None, ...] | None  # (L*D, N, H) each; None: zeros
-    lengths: np.ndarray | None  # (N,)
-    batch_first: bool
-    batched: bool  # whether the caller's arrays had a batch dimension
-    sizes: tuple[int, int]  # T and N
 
 
 def check_call(

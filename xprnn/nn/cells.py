@@ -22,7 +22,8 @@ from ..backend.exports import exported_from
 from ..cells import Weights
 from ..core.checks import check_array, check_states
 from ..core.oom import translate_out_of_memory
-from .arguments import Call, check_weights, elman, gru, lstm
+from ..core.passes import Call
+from .arguments import check_weights, elman, gru, lstm
 from .attributes import option
 from .module import file_kind
 from .recurrent import _Recurrent

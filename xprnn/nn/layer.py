@@ -48,8 +48,9 @@ class _Layer(StateTypes[Given, States], _Recurrent):
 
         In train mode the call is recorded for `backward`. The arrays returned are the caller's.
         In eval mode a short call of one step, of a layer of one direction on a CPU, is run as a
-        stepper's step, and not as a sequence of one step: within `xprnn.diagnostics.tolerances.STEPWISE` of it
-        in float64, unless kernels for parts of a step or for sequences are forced.
+        stepper's step, and not as a sequence of one step: within
+        `xprnn.diagnostics.tolerances.STEPWISE` of it in float64, unless kernels for
+        parts of a step or for sequences are forced.
 
         :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
             and backend (CuPy takes what another library lends on its device by DLPack), any

@@ -19,14 +19,13 @@ from ..core.checks import (
     check_size,
 )
 from ..core.packing import PackedBatch, make_packed_batch
-from ..core.passes import StackWeights
+from ..core.passes import Call, StackWeights
 from ..core.precision import PrecisionPolicy, check_precision_policy
 from ..core.spec import StackSpec
 from ..core.workspace import Workspace, WorkspacePool
 from ..engine import stack
 from ..engine.explain import explain, explain_step
 from ..kernels import CallContext, CallShape, ExecutionPlan
-from .arguments import Call
 from .attributes import option, read_only
 from .module import Module
 from .parameters import Shapes, reads_parameters

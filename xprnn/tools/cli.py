@@ -272,7 +272,7 @@ def _info(options: argparse.Namespace) -> None:
 
 def _warm() -> None:
     """Compile every CPU kernel that is not in Numba's cache on disk yet."""
-    from ..kernels.numba import compilations
+    from ..kernels.numba.package import compilations
 
     pending = compilations()
     with _progress("compiled") as bar:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..backend import Array, BackendName, asarray, to_numpy
 from ..nn.layers import GRU, LSTM, RNN
-from ..nn.linear import Linear, softmax_cross_entropy
+from ..nn.linear import Linear
+from ..nn.losses import softmax_cross_entropy
 from ..nn.module import load
 from ..nn.serialization import check_outputs, replacing
 from ..optim import Adam, CosineDecay, clip_grad_norm

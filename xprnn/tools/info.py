@@ -14,7 +14,7 @@ from urllib.request import url2pathname
 from .. import __version__
 from ..backend import BackendName, BackendUnavailableError, auto_choice, get_backend, optional
 from ..backend.processors import usable
-from ..kernels.numba import unusable
+from ..kernels.numba.package import unusable
 
 CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 PACKAGES = ("xprnn", "numpy", "safetensors", *CUPY, "ml_dtypes", "numba", "torch")
@@ -88,7 +88,7 @@ def _copy() -> str:
 
 def _compiled() -> str:
     """The number of compiled CPU kernels, and the folder of Numba's cache."""
-    from ..kernels.numba import compilations
+    from ..kernels.numba.package import compilations
 
     try:
         total = len(compilations())

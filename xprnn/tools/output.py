@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..diagnostics.tables import widen
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-UNBOUNDED = 10_000  # columns
 LINE = 80  # columns, without a terminal
 ENCODABLE = {"…": "...", "—": "-"}  # rich truncates lines with the first
 
@@ -88,24 +88,6 @@ def show(report: Any) -> None:
     console = Console()
     widen(console, report)
     console.print(report)
-
-
-def unwrapped(table: Table) -> Table:
-    """Set a table's minimum width so that each of its rows fits on one line."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console(width=UNBOUNDED)
-    table.min_width = Measurement.get(console, console.options, table).maximum
-    return table
-
-
-def widen(console: Console, report: Any) -> None:
-    """Make a console wide enough that no cell is truncated: the terminal wraps lines instead."""
-    from rich.measure import Measurement
-
-    options = console.options.update(max_width=UNBOUNDED)
-    console.width = max(console.width, Measurement.get(console, options, report).minimum)
 
 
 def line_console() -> Console:

@@ -180,8 +180,8 @@ def test_a_call_of_libm_shows() -> None:
 
 
 def test_every_cell_with_loops_has_both_ways() -> None:
-    from xprnn.kernels import numba as family
     from xprnn.kernels.numba import gates
+    from xprnn.kernels.numba import package as family
 
     assert family.SEQUENCE == SEQUENCE
     for cell in SEQUENCE:

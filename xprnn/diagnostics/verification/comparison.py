@@ -30,10 +30,10 @@ def verify(
     runs. It makes a call without and with recording, then a backward pass. All results and
     gradients are compared with those of the plain code in float64 on NumPy, for the same values:
     the layer's own parameters, and x, states and upstream gradients drawn from `seed`, all rounded
-    to the layer's compute dtype. The limits are those of `xprnn/diagnostics/tolerances.py`, increased where the
-    equations themselves amplify a change of their inputs. Then a `gradcheck` follows. The report
-    lists what is not compared: the gradients of relu where rounding decides on which side of its
-    kink a value lies; the steps from the first one in which a value may exceed the range of the
+    to the layer's compute dtype. The limits are those of `xprnn.diagnostics.tolerances`, increased
+    where the equations themselves amplify a change of their inputs. Then a `gradcheck` follows. The
+    report lists what is not compared: the gradients of relu where rounding decides on which side of
+    its kink a value lies; the steps from the first one in which a value may exceed the range of the
     compute dtype, as with relu; and implementations that are not available.
 
     The plain code in float64 on NumPy is the equations themselves and has only the gradcheck.

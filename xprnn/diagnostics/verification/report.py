@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...tools.output import unwrapped, widen
+from ..tables import unwrapped, widen
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -1,7 +1,7 @@
 """Whole sequences: prepares and launches the kernels of the files *_forward.cu and *_backward.cu.
 
-They write what the step loop of `xprnn/engine/loop.py` writes. A state is also a message: other blocks
-wait until it differs from `SENTINEL`.
+They write what the step loop of `xprnn/engine/loop.py` writes. A state is also a message: other
+blocks wait until it differs from `SENTINEL`.
 """
 
 from __future__ import annotations

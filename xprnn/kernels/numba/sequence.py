@@ -1,7 +1,7 @@
 """Whole sequences: one compiled function for all steps of a direction of a layer, from x to dW.
 
-It writes what the step loop of `xprnn/engine/loop.py` writes. Where several threads are faster, each runs
-a direction or some of its rows.
+It writes what the step loop of `xprnn/engine/loop.py` writes. Where several threads are faster,
+each runs a direction or some of its rows.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from ...core.precision import PrecisionPolicy
 from ...core.workspace import Workspace
 from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
 from ..shared import allocate, write_results
-from . import SEQUENCE, gradients, product, threads
 from . import gates as by_element
+from . import gradients, product, threads
 from .jit import compile_for, number_of, read, written
 from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
+from .table import SEQUENCE
 
 CHUNK = 64  # rows whose gx is computed at a time: enough to use each weight often
 FEW = 8  # rows of all steps

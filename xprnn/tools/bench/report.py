@@ -6,8 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...diagnostics.tables import unwrapped
 from ...diagnostics.verification.report import plain
-from ..output import unwrapped
 
 if TYPE_CHECKING:
     from rich.console import Group
