@@ -24,6 +24,8 @@ from xprnn.backend import Backend
 from xprnn.kernels import numba as numba_kernels
 from xprnn.kernels.cuda.plan import plan
 
+collect_ignore = ["support/write_parent_files.py"]  # runs as a script, beside an older commit
+
 
 def pytest_configure(config: pytest.Config) -> None:
     tiers.check_expression(config)

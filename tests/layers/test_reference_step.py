@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference_step import REFERENCE_STEPS, States, gradient
 
+from tests.support.reference_step import REFERENCE_STEPS, States, gradient
 from xprnn.cells import CELLS, Buffers, Cell, Weights
 
 SIZES = [(3, 2, 4), (1, 1, 1), (5, 3, 2)]  # N, I, H
