@@ -195,5 +195,5 @@ class Required:
         """List both."""
         for line in self._wrong:
             terminalreporter.write_line(line, red=True)
-        for seconds, test in sorted(self._slow, reverse=True):
+        for seconds, test in sorted(self._slow, reverse=True)[:20]:
             terminalreporter.write_line(f"slow for the fast tier, {seconds:.1f} s: {test}")
