@@ -74,13 +74,14 @@ def select_kernels() -> Iterator[SelectKernels]:
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Numba is not found, as where it is not installed."""
 
-    caches = numba_kernels._lacks, kernels._choose, kernels._whole
-    for remembered in caches:
-        remembered.cache_clear()
+    def forget() -> None:
+        numba_kernels._lacks.cache_clear()
+        kernels.forget_plans()
+
+    forget()
     monkeypatch.setitem(sys.modules, "numba", None)
     yield
-    for remembered in caches:
-        remembered.cache_clear()
+    forget()
 
 
 @pytest.fixture

@@ -66,8 +66,10 @@ def _old_paths() -> dict[str, str]:
     """The path before the moves of every moved file."""
     old: dict[str, str] = {}
     for name in HERE.glob("*.toml"):
-        moves = tomllib.loads(name.read_text()).get("moves", {})
-        old |= {new: path for path, new in moves.items()}
+        entries = tomllib.loads(name.read_text())
+        old |= {new: path for path, new in entries.get("moves", {}).items()}
+        for module, moved in entries.get("modules", {}).items():
+            old[moved.replace(".", "/") + ".py"] = module.replace(".", "/") + ".py"
     return old
 
 

@@ -7,8 +7,8 @@ from statistics import median
 import numpy as np
 import pytest
 
-from xprnn import demo
-from xprnn.data import japanese_vowels
+from xprnn.tools import demo
+from xprnn.tools.data.japanese_vowels import japanese_vowels
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -32,7 +32,7 @@ from xprnn.backend import Backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
 
-NARROW = ("float16", "bfloat16")
+LOW_PRECISION = ("float16", "bfloat16")
 MATRIX = tuple(
     product(
         cell=LAYERS,
@@ -52,7 +52,7 @@ NARROW_MATRIX = tuple(
         directions=(1, 2),
         bias=(True, False),
         dtype=("float32",),
-        compute_dtype=NARROW,
+        compute_dtype=LOW_PRECISION,
         lengths=("full", "ragged", "zero"),
     )
 )
@@ -66,7 +66,7 @@ DROPOUT = tuple(
         dropout=(0.25,),
     )
 )
-TYPES = (("float64", None), ("float32", None), *(("float32", narrow) for narrow in NARROW))
+TYPES = (("float64", None), ("float32", None), *(("float32", narrow) for narrow in LOW_PRECISION))
 SIZES = (  # N, H: N * H around a block of 128 threads, and many blocks
     *((1, 1), (1, 127), (1, 128), (1, 129), (3, 43), (2, 64), (5, 77)),
     *((33, 65), (64, 256), (7, 1023)),

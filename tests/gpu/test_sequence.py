@@ -19,9 +19,9 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
+from xprnn.diagnostics.verification.suite import LAYERS
 from xprnn.kernels import has_sequences
 from xprnn.kernels.cuda.plan import plan
-from xprnn.verify.suite import LAYERS
 
 on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True

@@ -22,12 +22,12 @@ from tests.support.fake_cupy import stack_step as fake_stack
 from tests.support.implementations import SelectKernels
 from tests.support.pointwise_cases import needs_dtype
 from xprnn.backend import Backend
+from xprnn.diagnostics.tolerances import EPSILON
+from xprnn.diagnostics.verification.comparison import check
+from xprnn.diagnostics.verification.suite import LAYERS, PRECISIONS
 from xprnn.kernels.cuda import loading
 from xprnn.kernels.cuda.plan import plan
 from xprnn.kernels.cuda.table import KERNELS
-from xprnn.tolerances import EPSILON
-from xprnn.verify import check
-from xprnn.verify.suite import LAYERS, PRECISIONS
 
 FAKE = {  # on the fake CuPy
     kinds.LAYER: Kind(kinds.LAYER, "gru", "float32"),

@@ -16,10 +16,11 @@ from tests.layers.test_feature_first import random_problem
 from tests.support.cases import CELLS, LAYERS
 from tests.support.targets import make, normal
 from tests.support.tolerances import assert_close, tolerance
-from xprnn import demo, feature_first, optim
+from xprnn import feature_first, optim
 from xprnn.backend import Backend, to_numpy
-from xprnn.data import japanese_vowels
-from xprnn.gradcheck import GradientError
+from xprnn.diagnostics.gradient_check import GradientError
+from xprnn.tools import demo
+from xprnn.tools.data.japanese_vowels import japanese_vowels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
 
@@ -168,7 +169,7 @@ def test_the_demo_learns_in_mixed_precision(compute_dtype: str, backend: Backend
 COMMAND = """
 import sys
 sys.path.insert(0, {root!r})
-from xprnn.cli import main
+from xprnn.tools.cli import main
 sys.exit(main())
 """
 

@@ -9,8 +9,8 @@ import pytest
 
 import xprnn
 from tests.support.tolerances import assert_close
-from xprnn import numerics
 from xprnn.cells import lstm as lstm_module
+from xprnn.cells import numerics
 
 T, N, I, H = 6, 3, 4, 5  # noqa: E741
 

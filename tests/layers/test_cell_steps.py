@@ -16,9 +16,9 @@ from tests.support.implementations import Pool, use
 from tests.support.targets import normal
 from tests.support.tolerances import assert_close
 from tests.unit.test_parameters import WAYS
-from xprnn import cell_steps
-from xprnn.parameters import Parameters
-from xprnn.stack_steps import StackSteps
+from xprnn.engine.step import StepExecutor
+from xprnn.nn import step_pool
+from xprnn.nn.parameters import Parameters
 
 __all__ = ["hurry"]
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -93,13 +93,13 @@ def test_what_is_written_counts_from_the_next_call(name: str, way: str) -> None:
 
 def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The injected fault: steps that take up the parameters once."""
-    genuine = StackSteps.follow
+    genuine = StepExecutor.follow
 
-    def follow(self: StackSteps, parameters: Parameters) -> None:
+    def follow(self: StepExecutor, parameters: Parameters) -> None:
         if self._version < 0:
             genuine(self, parameters)
 
-    monkeypatch.setattr(StackSteps, "follow", follow)
+    monkeypatch.setattr(StepExecutor, "follow", follow)
     with pytest.raises(AssertionError, match="relative error"):
         test_what_is_written_counts_from_the_next_call("gru", "writable")
 
@@ -148,14 +148,14 @@ def test_threads_have_steps_of_their_own(
 
     Each waits before it reads what its step has left, so that others write there meanwhile.
     """
-    genuine = StackSteps.take
+    genuine = StepExecutor.run
 
-    def take(self: StackSteps, *arguments: Any) -> Any:
+    def take(self: StepExecutor, *arguments: Any) -> Any:
         result = genuine(self, *arguments)
         sleep(1e-4)
         return result
 
-    monkeypatch.setattr(StackSteps, "take", take)
+    monkeypatch.setattr(StepExecutor, "run", take)
     if shared:
         alone: list[Any] = []
 
@@ -166,9 +166,9 @@ def test_threads_have_steps_of_their_own(
                 return alone[0]
 
         monkeypatch.setattr(
-            cell_steps.CellSteps,
+            step_pool.StepPool,
             "_size",
-            lambda self, *_: self.__dict__.setdefault("l", cell_steps._Size(Shared(), True)),
+            lambda self, *_: self.__dict__.setdefault("l", step_pool._Size(Shared(), True)),
         )
     cell, threads = make("lstm", 32, 32), 4
     given = [arguments("lstm", 3, 32, 32, seed=k) for k in range(threads)]
@@ -209,7 +209,7 @@ def test_compiled_steps_share_packed_weights(implementation: str) -> None:
         assert not cell.parameters.packed_weights
         return
     (packs,) = cell.parameters.packed_weights.values()
-    assert {*packs.made} == {"step"}
+    assert {*packs.entries} == {"step"}
     for steps in every:
-        arrays = steps._called._arrays
-        assert all(one is other for one, other in zip(arrays, packs.made["step"], strict=True))
+        arrays = steps._compiled._arrays
+        assert all(one is other for one, other in zip(arrays, packs.entries["step"], strict=True))

@@ -21,7 +21,7 @@ from tests.support.targets import (
 )
 from tests.support.tolerances import assert_close
 from xprnn.backend import Backend, to_numpy
-from xprnn.numerics import sigmoid
+from xprnn.cells.numerics import sigmoid
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 SEQUENCES = (*LAYERS, *FUNCTIONS)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import sequence
-from xprnn.scratch import PATIENCE
+from xprnn.core.workspace import PATIENCE
+from xprnn.engine import replay
 
 X = np.random.default_rng(0).standard_normal((6, 3, 4))
 
@@ -32,7 +32,7 @@ def test_an_error_half_way_through_backward_spoils_that_record_only(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(sequence, "_gradients", fail)
+        patched.setattr(replay, "weight_gradients", fail)
         if implementation == "numba":
             from xprnn.kernels.numba import gradients
 

@@ -13,20 +13,20 @@ from tests.support.implementations import SelectKernels
 from tests.support.on_device import run
 from tests.support.targets import LAYERS, arguments, arrays, make
 from tests.support.tolerances import assert_close
-from xprnn import columns
 from xprnn.cells import CELLS
-from xprnn.layout import make_layout
+from xprnn.engine import replay
+from xprnn.engine.replay import ReplayLoop
 
-T = 3 * columns.ENOUGH
+T = 3 * replay.ENOUGH
 # rows: few; many, whose input side the steps take on themselves
-ROWS = (1, 3, columns.WIDE)
+ROWS = (1, 3, replay.WIDE)
 LENGTHS: dict[str, Callable[[int], Any]] = {
     "full": lambda N: None,
-    "some end": lambda N: [T - columns.ENOUGH * (n % 3) for n in range(N)],
+    "some end": lambda N: [T - replay.ENOUGH * (n % 3) for n in range(N)],
     "short runs too": lambda N: [T - 3 * (n % 5) for n in range(N)],
 }
 
-READ = [(name, part) for name, cell in CELLS.items() for part in cell.undoing_reads]
+READ = [(name, part) for name, cell in CELLS.items() for part in cell.backward_reads]
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def taken(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> lis
     """What was taken by column."""
     select_kernels("reference")
     calls: list[str] = []
-    for name in ("take", "undo"):
-        real = getattr(columns, name)
+    for name in ("replay_steps", "replay_backward_steps"):
+        real = getattr(ReplayLoop, name)
 
         def counted(*given: Any, name: str = name, real: Any = real) -> None:
             calls.append(name)
             real(*given)
 
-        monkeypatch.setattr(columns, name, counted)
+        monkeypatch.setattr(ReplayLoop, name, counted)
     return calls
 
 
@@ -50,10 +50,10 @@ def both(name: str, N: int, lengths: Any, taken: list[str], **options: Any) -> t
     layer = make(name, 3, 5, **options)
     given = arguments(layer, T, N)
     by_column = run(layer, given, lengths=lengths)
-    assert {"take", "undo"} <= {*taken}
+    assert {"replay_steps", "replay_backward_steps"} <= {*taken}
     taken.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "ENOUGH", T + 1)
+        patch.setattr(replay, "ENOUGH", T + 1)
         by_row = run(layer, given, lengths=lengths)
     assert not taken
     return by_column, by_row
@@ -89,19 +89,24 @@ def test_no_more_is_copied_in_than_a_step_reads(
     name: str, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     """Else what a cell says of itself costs time, and nobody notices."""
-    real = columns._repeat
+    real, captured = replay.replay, replay.repeating
+    operands: list[np.ndarray] = []
 
-    def noted(calls: Any, steps: int, given: Any, left: Any, rows: int) -> None:
-        operands = [item for call in calls for item in call.args[:-1]]
+    def kept(calls: Any) -> Any:
+        operands[:] = [item for call in calls for item in call.args[:-1]]
+        return captured(calls)
+
+    def noted(calls: Any, given: Any, left: Any, run: Any) -> None:
         for array, _, _ in given:
             assert any(np.may_share_memory(array, item) for item in operands)
-        real(calls, steps, given, left, rows)
+        real(calls, given, left, run)
 
     select_kernels("reference")
     layer = make(name)
     given = arguments(layer, T, 2)
     layer(given["x"])
-    monkeypatch.setattr(columns, "_repeat", noted)
+    monkeypatch.setattr(replay, "repeating", kept)
+    monkeypatch.setattr(replay, "replay", noted)
     layer.backward(given["doutput"])
 
 
@@ -109,8 +114,8 @@ def test_no_more_is_copied_in_than_a_step_reads(
 def test_what_is_not_copied_in_is_missed(
     name: str, part: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = tuple(one for one in CELLS[name].undoing_reads if one != part)
-    monkeypatch.setattr(CELLS[name], "undoing_reads", others)
+    others = tuple(one for one in CELLS[name].backward_reads if one != part)
+    monkeypatch.setattr(CELLS[name], "backward_reads", others)
     # memory that nobody wrote may hold anything
     with pytest.raises(AssertionError), np.errstate(all="ignore"):
         check(*both(name, 3, None, taken))
@@ -119,7 +124,7 @@ def test_what_is_not_copied_in_is_missed(
 def test_what_is_not_copied_out_is_missed(
     taken: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CELLS["gru"], "undoing_writes", ("gates",))
+    monkeypatch.setattr(CELLS["gru"], "backward_writes", ("gates",))
     with pytest.raises(AssertionError):
         check(*both("gru", 3, None, taken))
 
@@ -152,8 +157,7 @@ def test_weights_are_read_as_they_are_now(taken: list[str]) -> None:
 def test_a_stand_in_for_a_gpu_takes_rows(taken: list[str]) -> None:
     """Only NumPy itself repeats calls; kernels by element want rows."""
     layer = make("gru")
-    engine = layer._engine(T, 2)
-    (walk,) = make_layout(layer.backend, T, 2, None).walk(reverse=False)
-    assert columns.serves(engine, walk)
+    plan = layer._plan(T, 2)
+    assert plan.replays and isinstance(plan.forward, ReplayLoop)
     for other in ({"xp": object()}, {"implementation": "pointwise"}):
-        assert not columns.serves(replace(engine, **other), walk)
+        assert not replace(plan, **other).replays

@@ -13,7 +13,7 @@ import pytest
 import xprnn
 from tests.support.fault_injection import FAULTS, plain_product, plant, scaled_gate, scaled_state
 from xprnn.backend import Backend, to_numpy
-from xprnn.gradcheck import GradcheckReport, GradientError, Row, gradcheck
+from xprnn.diagnostics.gradient_check import GradcheckReport, GradientError, Row, gradcheck
 
 T, N, H = 4, 3, 4
 I = 3  # noqa: E741
@@ -241,14 +241,14 @@ def test_dropout_that_backward_forgets_is_caught(
     monkeypatch: pytest.MonkeyPatch, implementation: str
 ) -> None:
     layer = make_layer("gru", num_layers=2, dropout=0.4)
-    genuine = xprnn.stack.backward
+    genuine = xprnn.engine.stack.backward
 
     def broken(stack: Any, tape: Any, *rest: Any) -> Any:
         seed, call = tape.dropout_key
         vars(tape)["dropout_key"] = (seed, call + 1)
         return genuine(stack, tape, *rest)
 
-    monkeypatch.setattr(xprnn.stack, "backward", broken)
+    monkeypatch.setattr(xprnn.engine.stack, "backward", broken)
     with pytest.raises(GradientError, match="weight_ih_l0"):
         gradcheck(layer, *arguments(layer))
 

@@ -10,7 +10,7 @@ import pytest
 
 import xprnn
 from xprnn.backend import Backend, to_numpy
-from xprnn.gradient_flow import GradientFlow, gradient_flow
+from xprnn.diagnostics.gradient_norms import GradientFlow, gradient_flow
 
 I, H = 3, 4  # noqa: E741
 RNG_SEED = 7

@@ -18,7 +18,7 @@ from tests.support.targets import normal
 from tests.support.tolerances import assert_close, error_of
 from tests.unit.test_parameters import WAYS
 from xprnn.backend import Backend
-from xprnn.tolerances import STEPWISE
+from xprnn.diagnostics.tolerances import STEPWISE
 
 CASES = tuple(
     replace(case, T=1, N=1 if case.states == case.batch_first else 4)

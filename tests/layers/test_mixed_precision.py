@@ -16,12 +16,12 @@ import xprnn
 from tests.support.cases import LAYERS, Case, Problem, Results, build, draw, product, run, unroll
 from tests.support.targets import make
 from tests.support.tolerances import assert_close
-from xprnn.arithmetic import check_arithmetic
 from xprnn.cells import CELLS
+from xprnn.core.precision import check_precision_policy
 
 pytest.importorskip("ml_dtypes")
 
-NARROW = ("float16", "bfloat16")
+LOW_PRECISION = ("float16", "bfloat16")
 MATRIX = tuple(
     product(
         cell=LAYERS,
@@ -37,7 +37,7 @@ MATRIX = tuple(
 
 
 def narrow_type(name: str) -> Any:
-    return check_arithmetic("float32", name, "ieee").compute_dtype
+    return check_precision_policy("float32", name, "ieee").compute_dtype
 
 
 def rounded(array: np.ndarray, name: str) -> np.ndarray:
@@ -96,13 +96,13 @@ def assert_all_close(case: Case, name: str, found: Results, expected: Results) -
         assert_close(found[key], reference, "float32", what, compute_dtype=name, **sizes)
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 @pytest.mark.parametrize("case", [c for c in MATRIX if c.bias or c.cell != "rnn_relu"], ids=str)
 def test_layer_equals_float64_equations(case: Case, name: str) -> None:
     assert_all_close(case, name, *compare(case, name))
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_results_differ_from_those_of_float32(cell: str, name: str) -> None:
     """The narrow type is really used: the error is that of its rounding, not of float32's."""
@@ -111,7 +111,7 @@ def test_results_differ_from_those_of_float32(cell: str, name: str) -> None:
     assert error > 2.0**-16
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "gru_reset_before", "lstm"])
 def test_a_wrong_gradient_of_a_gate_is_caught(
     cell: str, name: str, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +145,7 @@ def scale_first_gate(name: str, factor: float, patch: pytest.MonkeyPatch) -> Non
     patch.setattr(family, part, broken)
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 def test_what_the_caller_sees_is_float32(name: str) -> None:
     layer = make("lstm", dtype="float32", compute_dtype=name)
     x = np.ones((4, 3, 3), np.float32)
@@ -158,7 +158,7 @@ def test_what_the_caller_sees_is_float32(name: str) -> None:
             layer(wrong)
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 def test_a_row_without_steps_keeps_its_state_exactly(name: str) -> None:
     layer = make("lstm", dtype="float32", compute_dtype=name)
     h0, c0 = (np.random.default_rng(k).random((1, 2, 5), np.float32) for k in (0, 1))
@@ -166,7 +166,7 @@ def test_a_row_without_steps_keeps_its_state_exactly(name: str) -> None:
     assert np.array_equal(h_n[:, 1], h0[:, 1]) and np.array_equal(c_n[:, 1], c0[:, 1])
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 def test_a_cell_equals_a_layer_of_its_steps(name: str) -> None:
     """h is rounded between the calls of a cell and inside the layer alike."""
     case = Case("gru", dtype="float32")
@@ -184,18 +184,18 @@ def test_a_cell_equals_a_layer_of_its_steps(name: str) -> None:
 
 def test_dropout_drops_the_same_elements() -> None:
     results = []
-    for name in ("float32", *NARROW):
+    for name in ("float32", *LOW_PRECISION):
         layer = make("rnn_tanh", num_layers=2, dropout=0.5, dtype="float32", compute_dtype=name)
         x = np.random.default_rng(0).standard_normal((6, 4, 3), np.float32)
         layer(x)
-        results.append(layer._records.last("RNN", layer.parameters).tape.traces[1][0].x == 0)
+        results.append(layer._records.last("RNN", layer.parameters).tape.activations[1][0].x == 0)
     assert 0.3 < results[0].mean() < 0.7
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
 def test_training_keeps_float32_parameters_and_learns() -> None:
     losses = {}
-    for name in ("float32", *NARROW):
+    for name in ("float32", *LOW_PRECISION):
         layer = make("gru", dtype="float32", compute_dtype=name)
         optimizer = xprnn.optim.Adam([layer], lr=1e-2)
         x = np.random.default_rng(0).standard_normal((6, 8, 3), np.float32)
@@ -208,7 +208,7 @@ def test_training_keeps_float32_parameters_and_learns() -> None:
             layer.backward(doutput)
             optimizer.step()
         assert losses[name][-1] < 0.7 * losses[name][0]
-    for name in NARROW:
+    for name in LOW_PRECISION:
         assert losses[name] != losses["float32"]
         np.testing.assert_allclose(losses[name], losses["float32"], rtol=0.02)
 

@@ -21,11 +21,11 @@ from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import LAYERS, assert_same, make, normal, state_of
 from tests.support.tolerances import assert_close, error_of
 from tests.support.torch_cases import torch_run
-from xprnn import segments
 from xprnn.backend import Backend
-from xprnn.gradcheck import gradcheck
-from xprnn.gradient_flow import gradient_flow
-from xprnn.tolerances import REORDERED
+from xprnn.diagnostics.gradient_check import gradcheck
+from xprnn.diagnostics.gradient_norms import gradient_flow
+from xprnn.diagnostics.tolerances import REORDERED
+from xprnn.engine import checkpointing
 
 T = Case("gru").T
 STEPS = (1, 4, T, T + 3)  # of a segment: one, no divisor of T, all, more than there are
@@ -225,7 +225,7 @@ def test_calls_without_steps_or_rows(name: str, steps: int, rows: int, implement
 
 def test_eval_mode_takes_no_segments(monkeypatch: pytest.MonkeyPatch, implementation: str) -> None:
     layer = make("gru", recompute=2).eval()
-    monkeypatch.setattr(segments, "_forward", None)
+    monkeypatch.setattr(checkpointing.Checkpointed, "_forward", None)
     assert layer(normal(0, 5, 3, 3))[0].shape == (5, 3, 5)
     with pytest.raises(TypeError):
         layer.train()(normal(0, 5, 3, 3))

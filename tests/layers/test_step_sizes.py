@@ -14,8 +14,8 @@ from tests.layers.test_stepper_memory import hurry
 from tests.support.cases import CELLS
 from tests.support.implementations import Pool
 from tests.support.targets import normal
-from xprnn import stack_steps
-from xprnn.stack_steps import StackSteps
+from xprnn.engine import step
+from xprnn.engine.step import StepExecutor
 
 MANY = 64  # sizes whose calls are kept
 __all__ = ["hurry"]
@@ -36,12 +36,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(owner, name, note)
 
-    noting(StackSteps, "__init__")
-    noting(stack_steps, "record")
+    noting(StepExecutor, "__init__")
+    noting(step, "capture")
     return found
 
 
-def only(cell: Any) -> StackSteps:
+def only(cell: Any) -> StepExecutor:
     """The steps that a cell keeps ready, where one thread has called it."""
     (free,) = cell._steps._free.values()
     (steps,) = free
@@ -75,10 +75,10 @@ def test_biases_of_another_size_are_found(
     if implementation != "reference":
         pytest.skip("compiled steps read one bias for all rows")
 
-    def work_on(self: StackSteps, captured: Any) -> None:
-        self.sides, self._x, self._biases, self._programs = captured
+    def work_on(self: StepExecutor, captured: Any) -> None:
+        self.sides, self._x, self._biases, self._calls = captured
 
-    monkeypatch.setattr(StackSteps, "_work_on", work_on)
+    monkeypatch.setattr(StepExecutor, "_work_on", work_on)
     with pytest.raises(AssertionError, match="Mismatched elements"):
         test_each_size_gives_what_it_gives_alone("gru", True, "float64")
 
@@ -127,7 +127,7 @@ def test_memory_stays_within_bounds() -> None:
     def round_trip() -> int:
         for N in range(1, 201):
             cell(*arguments("gru", N, 16, 16))
-        assert len(only(cell)._captured) <= stack_steps.SIZES
+        assert len(only(cell)._captured) <= step.SIZES
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 

@@ -18,8 +18,8 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
 from tests.support.implementations import SelectKernels
 from tests.support.streaming import MATRIX, assert_streams, make, packed, states, stream
-from xprnn import program, sequence
 from xprnn.backend import Backend
+from xprnn.engine import loop, replay
 
 # on "numba": tests/kernels/numba/test_stepper.py
 pytestmark = pytest.mark.usefixtures("reference")
@@ -76,7 +76,7 @@ def test_every_recorded_call_counts(case: Case) -> None:
     def streamed(layer: Any, left_out: int | None = None) -> np.ndarray:
         stepper = layer.stepper(case.N)
         if left_out is not None:
-            for calls in stepper._steps._programs:
+            for calls in stepper._steps._calls:
                 del calls[left_out]
         if layer is not large:
             return stream(stepper, x)
@@ -84,7 +84,7 @@ def test_every_recorded_call_counts(case: Case) -> None:
             return stream(stepper, x)
 
     right = streamed(layer)
-    for k, call in enumerate(layer.stepper(case.N)._steps._programs[0]):
+    for k, call in enumerate(layer.stepper(case.N)._steps._calls[0]):
         if call.func is np.minimum:  # keeps the logistic function's exponential in bounds
             streamed(large)
             with pytest.raises(FloatingPointError):
@@ -103,9 +103,9 @@ def test_what_cannot_be_recorded_is_refused() -> None:
         chosen += 1.0
 
     with pytest.raises(AttributeError, match="sum"):
-        program.record(asking, np.ones(3))
+        replay.capture(asking, np.ones(3))
     with pytest.raises(TypeError, match="expected a view, got a copy"):
-        program.record(copying, np.ones(3))
+        replay.capture(copying, np.ones(3))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -245,15 +245,15 @@ def test_a_forced_launch_for_all_layers_that_does_not_fit_raises(
 
 
 def test_the_arithmetic_stays_in_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sign turned in `sequence.step` reaches the stepper, and `assert_streams` sees it."""
-    right = sequence.step
+    """A sign turned in `loop.layer_step` reaches the stepper, and `assert_streams` sees it."""
+    right = loop.layer_step
 
     def wrong(xp: Any, cell: Any, weights: Any, bias: Any, x: Any, here: Any) -> None:
         right(xp, cell, weights, bias, x, here)
         h = here.next_states[0]
         h *= -1.0
 
-    monkeypatch.setattr(sequence, "step", wrong)
+    monkeypatch.setattr(loop, "layer_step", wrong)
     case = Case("gru", layers=2)
     with pytest.raises(AssertionError, match="y: relative error"):
         assert_streams(case, make(case))

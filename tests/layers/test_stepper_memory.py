@@ -20,7 +20,7 @@ from tests.support.streaming import assert_same, make, on_host, sides, stream
 from tests.support.targets import normal
 from tests.unit.test_parameters import WAYS
 from xprnn.backend import Backend
-from xprnn.stack_steps import StackSteps
+from xprnn.engine.step import StepExecutor
 
 # -- the parameters
 
@@ -69,9 +69,9 @@ def write(layer: Any, way: str, any_backend: Backend) -> None:
 
 def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: a stepper that takes up the parameters once."""
-    follow = StackSteps.follow
+    follow = StepExecutor.follow
     monkeypatch.setattr(
-        StackSteps,
+        StepExecutor,
         "follow",
         lambda self, *of: follow(self, *of) if self._version < 0 else None,
     )
@@ -156,7 +156,7 @@ def test_a_step_allocates_no_array(cell: str, N: int) -> None:
 def test_an_array_that_a_step_allocates_is_found() -> None:
     stepper, x = xprnn.GRU(32, 32, seed=0, dtype="float64").stepper(8), normal(0, 8, 32)
     out = np.empty((8, 32))
-    for program in stepper._steps._programs:
+    for program in stepper._steps._calls:
         program.append(lambda: np.add(x, x))
     assert peak(lambda: stepper.step(x, out=out)) >= BIG
 

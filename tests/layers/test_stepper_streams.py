@@ -13,8 +13,8 @@ from tests.support.cases import LAYERS, Case, draw, move
 from tests.support.streaming import assert_same, assert_streams_apart, make, on_host, sides, stream
 from tests.support.targets import normal
 from xprnn.backend import Backend
-from xprnn.checks import check_rows
-from xprnn.stepper import Stepper
+from xprnn.core.checks import check_rows
+from xprnn.nn.stepper import Stepper
 
 # on "numba": tests/kernels/numba/test_stepper.py
 pytestmark = pytest.mark.usefixtures("reference")
@@ -202,11 +202,11 @@ def test_a_step_that_fails_half_way_has_not_counted(monkeypatch: pytest.MonkeyPa
     def fail() -> None:
         raise KeyboardInterrupt
 
-    for program in stepper._steps._programs:
+    for program in stepper._steps._calls:
         program.insert(len(program) // 2, fail)
     with pytest.raises(KeyboardInterrupt):
         stepper.step(x[3])
-    for program in stepper._steps._programs:
+    for program in stepper._steps._calls:
         program.remove(fail)
     np.testing.assert_array_equal(stream(stepper, x[3:]), stream(other, x[3:]))
 

@@ -95,12 +95,12 @@ GRADIENTS = {
     "the columns of a broken panel": ("    if K % width:\n", "    if K % width > 1:\n"),
     "a bias without its last block": ("last = s + BLOCK >= S or", "last ="),
     "dgx for dgh": ("        previous = layout.previous(",
-                    "        cell.to_input_side(each.trace.gates, each.trace.saved)\n"
+                    "        cell.to_input_side(each.activations.gates, each.activations.saved)\n"
                     "        previous = layout.previous("),
-    "dgh for dgx": ("        cell.to_input_side(each.trace.gates, each.trace.saved)\n",
+    "dgh for dgx": ("        cell.to_input_side(each.activations.gates, each.activations.saved)\n",
                     "        pass\n"),
-    "the states that follow": ("layout.previous(each.trace.states[0], each.reverse)",
-                               "layout.previous(each.trace.states[0], not each.reverse)"),
+    "the states that follow": ("layout.previous(each.activations.states[0], each.reverse)",
+                               "layout.previous(each.activations.states[0], not each.reverse)"),
     "rows of dx that stay": ("range(low, high, ROWS)", "range(low, high - ROWS, ROWS)"),
     "dx of the first rows": ("product.product(dgates[rows], ", "product.product(dgates[:ROWS], "),
     "threads without the last columns": ("pairwise([*bounds, size])",

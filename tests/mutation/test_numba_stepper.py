@@ -66,7 +66,7 @@ def test_a_fault_in_the_step_shows(fault: str, monkeypatch: pytest.MonkeyPatch) 
     check(cell)
     broken = faulty(step, FAULTS[fault])
     vars(broken)["compile_for"] = uncached
-    monkeypatch.setattr(step, "StackStep", broken.StackStep)
+    monkeypatch.setattr(step, "FusedStep", broken.FusedStep)
     with pytest.raises(AssertionError, match=r"relative error|not finite"):
         check(cell)
 
@@ -74,11 +74,11 @@ def test_a_fault_in_the_step_shows(fault: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("cell", LAYERS)
 def test_rows_that_do_not_wait_are_found(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted fault: every stream takes the step."""
-    from xprnn.stack_steps import StackSteps
+    from xprnn.engine.step import StepExecutor
 
-    take = StackSteps.take
+    take = StepExecutor.run
     monkeypatch.setattr(
-        StackSteps, "take", lambda self, side, x, waiting, out: take(self, side, x, None, out)
+        StepExecutor, "run", lambda self, side, x, waiting, out: take(self, side, x, None, out)
     )
     with pytest.raises(AssertionError):
         in_streams.test_rows_that_wait_stay_to_the_last_bit(cell, [0, 2], by_numba.HERE)

@@ -9,16 +9,16 @@ import pytest
 
 from tests.layers.test_recompute import assert_equal, check, with_segments
 from tests.support.cases import Case, Results
-from xprnn import dropout, segments, stack
+from xprnn.engine import checkpointing, dropout, stack
 
 FAULTS = {
-    "states in one any_backend": ("begin = kept.stop", "begin = kept.start"),
-    "states after a segment": ("state[begin] = end[: layout.running]", "state[begin] = 0.0"),
+    "states in one any_backend": ("begin = saved.stop", "begin = saved.start"),
+    "states after a segment": ("state[begin] = end[: batch.running]", "state[begin] = 0.0"),
     "gradients overwritten": ("total += each", "total[...] = each"),
     "the first one's added": ("written = share\n", "pass\n"),
     "reverse run in the wrong order": ("_walk(segments, direction.reverse)", "iter(segments)"),
-    "undone in the wrong order": ("_walk(segments, not undoing.reverse)", "reversed(segments)"),
-    "rows of another segment": ("trace.x[rows]", "trace.x[: rows.stop - rows.start]"),
+    "undone in the wrong order": ("_walk(segments, not direction.reverse)", "reversed(segments)"),
+    "rows of another segment": ("activations.x[rows]", "activations.x[: rows.stop - rows.start]"),
 }
 
 
@@ -30,14 +30,14 @@ def assert_found(case: Case, expected: Results, fault: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, (old, new) = Case("lstm", 2, 2), FAULTS[fault]
-    source = inspect.getsource(segments)
+    source = inspect.getsource(checkpointing)
     assert source.count(old) == 1
-    faulty = ModuleType(segments.__name__)
-    faulty.__package__ = segments.__package__
+    faulty = ModuleType(checkpointing.__name__)
+    faulty.__package__ = checkpointing.__package__
     exec(source.replace(old, new), faulty.__dict__)
     check(case, (4,))
     expected = with_segments(case, None)
-    monkeypatch.setattr(stack, "segments", faulty)
+    monkeypatch.setattr(stack, "Checkpointed", faulty.Checkpointed)
     assert_found(case, expected, fault)
 
 

@@ -48,7 +48,7 @@ GRU = {
                                  "const { return walk.high(); }"),
 }  # fmt: skip
 GRU_BACK = {
-    "a sign of a gate": ("dgx_n * gh_n * r * (1 - r)", "dgx_n * gh_n * r * (1 + r)"),
+    "a sign of a gate": ("dr * r * (1 - r)", "dr * r * (1 + r)"),
     "a gate published twice": ("words, dgh[gate]);", "words, dgh[gate / 2]);"),
     "another gate's weights": ("(gate * H + first + i) * H", "(2 * H - gate * H + first + i) * H"),
     "dh that is not carried on": ("= direct[i].y + sum.y;", "= sum.y;"),
@@ -68,7 +68,7 @@ LSTM = {
 }
 LSTM_BACK = {
     **WAITING,
-    "a sign of a gate": ("dh * tanh_c * o * (1 - o)", "dh * tanh_c * o * (1 + o)"),
+    "a sign of a gate": ("dh_next * tanh_c * o * (1 - o)", "dh_next * tanh_c * o * (1 + o)"),
     "dc that is not carried on": ("float2& dc = dstates[1];", "float2 dc = dstates[1];"),
     "dc in the place of dh": ("slot[state * PAIRS]", "slot[0]"),
     "the next step's c": ("c + before * this->H", "c + after * this->H"),
@@ -81,7 +81,7 @@ ELMAN = {
 }
 ELMAN_BACK = {
     **WAITING,
-    "a sign": ("dh * (1 - h_next * h_next)", "dh * (1 + h_next * h_next)"),
+    "a sign": ("dh_next * (1 - h_next * h_next)", "dh_next * (1 + h_next * h_next)"),
     "the state before the step": ("states + after * this->H", "states + before * this->H"),
 }
 RELU_BACK = {"a gradient where there is none": ("h_next > 0 ? A(1)", "h_next >= 0 ? A(1)")}

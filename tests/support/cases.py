@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import xprnn
-from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import Backend
+from xprnn.core.precision import check_precision_policy
 
 LAYERS = {
     "rnn_tanh": (xprnn.RNN, {"nonlinearity": "tanh"}),
@@ -115,7 +115,7 @@ def draw(case: Case) -> Problem:
 
 def narrowed(array: np.ndarray, case: Case) -> np.ndarray:
     """The numbers as the compute dtype of a case holds them, in their own dtype."""
-    narrow = check_arithmetic(case.dtype, case.compute_dtype, "ieee").compute_dtype
+    narrow = check_precision_policy(case.dtype, case.compute_dtype, "ieee").compute_dtype
     return array.astype(narrow).astype(case.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The package's table of tolerances, `xprnn/tolerances.py`, with the sizes of these tests.
+"""The package's table of tolerances, `xprnn/diagnostics/tolerances.py`, with the sizes of these tests.
 
 For the sizes below float32's is 1.6e-5: a fault of 1e-4 of the largest element does not pass, and
 `test_parity.py` checks that it does not.
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xprnn import tolerances
-from xprnn.tolerances import error_of
+from xprnn.diagnostics import tolerances
+from xprnn.diagnostics.tolerances import error_of
 
 STEPS, WIDTH, LAYERS = 8, 16, 3  # the largest T, K and L unless a test says otherwise
 

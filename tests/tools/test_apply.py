@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import cli, demo
-from xprnn.apply import Applied, Inputs, apply
-from xprnn.data import FILE
+from xprnn.tools import cli, demo
+from xprnn.tools.apply import Applied, Inputs, apply
+from xprnn.tools.data.japanese_vowels import FILE
 
 WIDTH, CLASSES = 4, 3
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import bench
-from xprnn.bench import clock, onnx, peers
-from xprnn.bench.report import BenchReport, Row
-from xprnn.bench.task import Peer, PeerUnavailableError, Setting, make_task
+from xprnn.tools.bench import clock, onnx, peers
+from xprnn.tools.bench import run as bench
+from xprnn.tools.bench.report import BenchReport, Row
+from xprnn.tools.bench.task import Peer, PeerUnavailableError, Setting, make_task
 
 SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
 
@@ -109,13 +109,13 @@ def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.Monk
     assert by_name["forward", "double"].ratio[0] > 1
     assert by_name["forward", "double"].xprnn_seconds == by_name["forward", "xprnn"].seconds
 
-    genuine = xprnn.stack.backward
+    genuine = xprnn.engine.stack.backward
 
     def sleepy(*args: Any, **options: Any) -> Any:
         time.sleep(0.05)
         return genuine(*args, **options)
 
-    monkeypatch.setattr(xprnn.stack, "backward", sleepy)
+    monkeypatch.setattr(xprnn.engine.stack, "backward", sleepy)
     task = make_task(SMALL)
     fast = replace(double(task), both=lambda: None)
     monkeypatch.setitem(bench.PEERS, "torch", lambda task: fast)
@@ -172,7 +172,9 @@ def test_the_report_says_on_what_and_with_what(
 
 
 def test_importing_the_command_line_imports_no_peer() -> None:
-    code = "import sys, xprnn.cli; print(*{'torch', 'onnxruntime', 'rich'} & set(sys.modules))"
+    code = (
+        "import sys, xprnn.tools.cli; print(*{'torch', 'onnxruntime', 'rich'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

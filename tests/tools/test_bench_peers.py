@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import bench
 from xprnn.backend.cupy import CupyBackend
-from xprnn.bench import clock, onnx, peers, steps
-from xprnn.bench.task import PeerUnavailableError, Setting, make_task
-from xprnn.tolerances import error_of, tolerance
-from xprnn.verify.suite import LAYERS
+from xprnn.diagnostics.tolerances import error_of, tolerance
+from xprnn.diagnostics.verification.suite import LAYERS
+from xprnn.tools.bench import clock, onnx, peers, steps
+from xprnn.tools.bench import run as bench
+from xprnn.tools.bench.task import PeerUnavailableError, Setting, make_task
 
 SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
 

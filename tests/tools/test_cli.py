@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn.data import japanese_vowels
+from xprnn.tools.data.japanese_vowels import japanese_vowels
 
 
 def xprnn_command(*arguments, cwd, **environment):

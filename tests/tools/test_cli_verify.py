@@ -79,7 +79,7 @@ def test_verify_and_bench_without_a_gpu_say_why(tmp_path):
 
 def test_bench_measures_the_layer_and_its_peers(tmp_path):
     pytest.importorskip("torch")
-    quick = "from xprnn.bench import clock; clock.BUDGET = 0.0"
+    quick = "from xprnn.tools.bench.run import clock; clock.BUDGET = 0.0"
     sizes = ["--hidden", "16", "--input", "3", "--batch", "2", "--steps", "5", "--cell", "lstm"]
     done = run_with(quick, "bench", *sizes, "--against", "torch", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_what_verify_and_bench_refuse(arguments, text, status, tmp_path):
 
 
 def test_bench_measures_what_is_installed_and_says_how_to_install_the_rest(tmp_path):
-    gone = "sys.modules['onnxruntime'] = None; from xprnn.bench import clock; clock.BUDGET = 0.0"
+    gone = "sys.modules['onnxruntime'] = None; from xprnn.tools.bench.run import clock; clock.BUDGET = 0.0"
     sizes = ["--hidden", "4", "--batch", "2", "--steps", "5"]
     done = run_with(gone, "bench", *sizes, "--against", "onnxruntime", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -20,9 +20,9 @@ from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy.sequence import Function, install
 from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import cells, sequence
 from xprnn.kernels.cuda.plan import plan
+from xprnn.tools.bench import clock
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Back
     """The stand-in on a device of today, its clock the host's."""
     install(monkeypatch)
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
     monkeypatch.setattr(peaks, "SHORT", 0.0)
     given: list[Any] = []
 

@@ -23,8 +23,8 @@ from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy.array import StrictModule
 from tests.support.fake_cupy.devices import H200
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import loading
+from xprnn.tools.bench import clock
 
 on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
@@ -171,7 +171,7 @@ def test_what_is_timed_is_launched_with_all_of_its_blocks(
     monkeypatch.setattr(Launched, "blocks", [])
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
     monkeypatch.setattr(peaks, "BUDGET", 0.0)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
     loading.kernel.cache_clear()
     try:
         peaks.measure_read.__wrapped__(fake_cupy, 1 << 12)

@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "BOTH_GRID", BOTH_GRID)
     monkeypatch.setattr(problems, "STEP_GRID", STEP_GRID)
     monkeypatch.setattr(problems, "STACK_GRID", STACK_GRID)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
 
 
 def measured(folder: Path, limit: float = device_report.LIMIT, **grid: Any) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from benchmarks.device.problems import Problem, problems
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda.plan import KERNELS, Tiling, plan
+from xprnn.tools.bench import clock
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_first.sh"
@@ -35,7 +35,7 @@ def test_every_tiling_that_fits_is_timed(
     work: str, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
     monkeypatch.setattr(tuning, "BUDGET", 0.0)
     kernel = KERNELS["gru", work]
     chunks = 2 * kernel.reduction

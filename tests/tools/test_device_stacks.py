@@ -26,8 +26,8 @@ from benchmarks.device.bounds import call_bound, operations
 from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import FORWARD, Problem, StackProblem, everything, stack_problems
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import sequence
+from xprnn.tools.bench import clock
 
 SMALL = StackProblem("gru", "float32", 2, 20, 4, 3)
 MEASURED = Peaks(4e12, {"float32": 5e13, "bfloat16": 8e14}, 6e-7, 2e-7, 3e-6)
@@ -36,7 +36,7 @@ MEASURED = Peaks(4e12, {"float32": 5e13, "bfloat16": 8e14}, 6e-7, 2e-7, 3e-6)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacks, "BUDGET", 0.0)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
 
 
 @pytest.fixture

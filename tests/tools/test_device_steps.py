@@ -25,8 +25,8 @@ from benchmarks.device.bounds import step_bound, weights
 from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import STEP_GRID, StepProblem, everything, step_problems
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import loading
+from xprnn.tools.bench import clock
 
 ALL = ("sequence", "graph", "pointwise")
 SMALL = StepProblem("gru", "float32", 2, 9)
@@ -36,7 +36,7 @@ MEASURED = Peaks(4e12, {"float32": 5e13, "float16": 8e14}, 6e-7, 2e-7, 3e-6)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "BUDGET", 0.0)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy import stack_step as fake_stack
 from xprnn.backend import Backend
+from xprnn.diagnostics.verification.suite import PROBLEMS
 from xprnn.kernels.cuda import stack_step
 from xprnn.kernels.cuda.plan import DeviceProperties, SequenceProblem, plan
-from xprnn.verify.suite import PROBLEMS
 
 fake = smoke.fake
 H200 = DeviceProperties((9, 0), 132)

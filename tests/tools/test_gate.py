@@ -166,7 +166,7 @@ def test_numba_rows_and_an_older_parent(folder: Path) -> None:
         "        while time.process_time() - end < 0.5 * (end - start):\n            pass\n"
         "        return y\n\n    return slower\n\nStepper.step = _slow(Stepper.step)\n"
     )
-    commit(folder, "xprnn/stepper.py", slow)
+    commit(folder, "xprnn/nn/stepper.py", slow)
     commit(folder)
     rows = ("--only", "numba gru stepper", "numba gru training", "--pairs", "3")
     done = run(folder, *rows, "--parent", "HEAD~2")

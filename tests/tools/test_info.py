@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import xprnn
-from xprnn import info
 from xprnn.kernels import numba as numba_kernels
+from xprnn.tools import info
 
 HERE = Path(xprnn.__file__).parent
 

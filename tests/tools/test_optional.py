@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.numba_cases import needs_numba, python
-from xprnn import optional
+from xprnn.backend import optional
 
 RUN = """
 import logging, sys, numpy as np
@@ -179,7 +179,7 @@ def test_a_broken_ml_dtypes(tmp_path: Path) -> None:
     code = """
 import xprnn
 from xprnn import info
-from xprnn.verify.suite import types_of
+from xprnn.diagnostics.verification.suite import types_of
 print(xprnn.GRU(3, 4, compute_dtype="float16", seed=0).arithmetic)
 print("bfloat16" in types_of(xprnn.get_backend("numpy")))
 print(info.extras()["ml_dtypes"])
@@ -213,8 +213,8 @@ print(processors.usable())
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
 def test_a_broken_peer_is_not_measured(name: str, tmp_path: Path) -> None:
     code = f"""
-from xprnn.bench import PeerUnavailableError, peers
-from xprnn.bench.task import Setting, make_task
+from xprnn.tools.bench.run import PeerUnavailableError, peers
+from xprnn.tools.bench.task import Setting, make_task
 try:
     peers.PEERS[{name!r}](make_task(Setting(hidden=3, input=2, batch=1, steps=2)))
 except PeerUnavailableError as error:

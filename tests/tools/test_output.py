@@ -16,9 +16,10 @@ import pytest
 
 import xprnn
 from benchmarks import reports, result_store
-from xprnn import bench, cli, output
-from xprnn.bench import clock
-from xprnn.verify.report import Absent, Row, VerifyReport
+from xprnn.diagnostics.verification.report import Absent, Row, VerifyReport
+from xprnn.tools import cli, output
+from xprnn.tools.bench import clock
+from xprnn.tools.bench import run as bench
 
 ROOT = Path(__file__).parents[2]
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8"]

@@ -16,9 +16,10 @@ from tests.support.targets import make
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.cells import CELLS as PLAIN
-from xprnn.kernels import use_kernels
-from xprnn.verify import equations
-from xprnn.verify.suite import PROBLEMS, build, types_of, verify_cells
+from xprnn.diagnostics.verification import equations
+from xprnn.diagnostics.verification.suite import PROBLEMS, build, types_of, verify_cells
+from xprnn.kernels import dispatch, use_kernels
+from xprnn.kernels.request import Request
 
 BFLOAT16 = pytest.param(
     "bfloat16",
@@ -26,7 +27,7 @@ BFLOAT16 = pytest.param(
         not importlib.util.find_spec("ml_dtypes"), reason="bfloat16 needs ml_dtypes"
     ),
 )
-NARROW = ["float16", BFLOAT16]
+LOW_PRECISION = ["float16", BFLOAT16]
 GATES = [(cell, gate) for cell, plain in PLAIN.items() for gate in range(plain.gates)]
 
 pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the same everywhere
@@ -36,9 +37,9 @@ pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the s
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Nobody has forced anything; narrow cells are copied anew, from sound or broken ones."""
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 def scale_after(
@@ -94,7 +95,7 @@ def test_every_kernel_passes_on_the_stand_in(cell: str, fake_cupy: Backend) -> N
     assert all(error > 0 for (_, kind), error in errors.items() if kind != "float64")
 
 
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("numbers", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize("cell", PLAIN)
 def test_limits_are_above_the_errors_of_many_seeds_but_not_far(cell: str, numbers: str) -> None:
     worst = 0.0
@@ -142,7 +143,7 @@ def test_a_wrong_gradient_of_the_plain_code_is_found_by_the_gradcheck(
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.05])
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("numbers", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize(("cell", "gate"), GATES)
 def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
     cell: str, gate: int, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch
@@ -154,14 +155,14 @@ def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
     with monkeypatch.context() as patch:
         scale_after("backward", cell, dgate, 1.0, patch)
         assert verify_cells("numpy", [cell], [numbers]).ok
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     scale_after("backward", cell, dgate, factor, monkeypatch)
     report = verify_cells("numpy", [cell], [numbers])
     assert [row[:3] for row in report.failed] == [(cell, "reference", numbers)]
 
 
 @pytest.mark.parametrize("factor", [0.94, np.nan])
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("numbers", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize("cell", PLAIN)
 def test_a_wrong_state_fails_in_every_type(
     cell: str, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch
@@ -179,7 +180,7 @@ def test_a_wrong_kernel_fails_alone(
     cell: str, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with use_kernels("pointwise"):
-        fused = make(cell, dtype="float32", backend=fake_cupy.name)._engine(3, 2).cell
+        fused = make(cell, dtype="float32", backend=fake_cupy.name)._plan(3, 2).cell
     part = fused.pointwise_ops[-1]
     genuine = getattr(fused, part)
 
@@ -202,13 +203,13 @@ def test_a_wrong_kernel_fails_alone(
 def test_a_forced_kernel_that_does_not_serve_fails(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = kernels._choose
+    genuine = dispatch._select
 
-    def deaf(cell: Any, backend: Any, arithmetic: Any, forced: str) -> Any:
-        return genuine(cell, backend, arithmetic, "reference")
+    def deaf(cell: Any, backend: Any, precision: Any, request: Request) -> Any:
+        return genuine(cell, backend, precision, request._replace(name="reference"))
 
     deaf.cache_clear = genuine.cache_clear  # type: ignore[attr-defined]
-    monkeypatch.setattr(kernels, "_choose", deaf)
+    monkeypatch.setattr(dispatch, "_select", deaf)
     report = xprnn.verify(make("gru", backend=fake_cupy.name), (4, 2, 3))
     assert [(row.implementation, row.ok) for row in report.rows] == [
         ("reference", True),

@@ -11,10 +11,10 @@ import pytest
 import xprnn
 from tests.support.targets import CELLS, LAYERS, make
 from xprnn import kernels
-from xprnn.tolerances import EPSILON, tolerance
-from xprnn.verify import equations
-from xprnn.verify.report import Absent, Row, VerifyReport
-from xprnn.verify.suite import verify_cells
+from xprnn.diagnostics.tolerances import EPSILON, tolerance
+from xprnn.diagnostics.verification import equations
+from xprnn.diagnostics.verification.report import Absent, Row, VerifyReport
+from xprnn.diagnostics.verification.suite import verify_cells
 
 pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the same everywhere
 

@@ -13,8 +13,8 @@ import xprnn
 from tests.support.targets import make
 from xprnn import kernels
 from xprnn.cells import CELLS as PLAIN
-from xprnn.tolerances import LARGEST
-from xprnn.verify.equations import Equations
+from xprnn.diagnostics.tolerances import LARGEST
+from xprnn.diagnostics.verification.equations import Equations
 
 T, N = 40, 3
 
@@ -23,9 +23,9 @@ T, N = 40, 3
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """No kernel is forced, and narrow cells are copied anew."""
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 def growing(scale: float = 20.0, **options: Any) -> Any:

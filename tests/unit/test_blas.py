@@ -18,9 +18,9 @@ import pytest
 
 import xprnn
 from tests.support.implementations import SelectKernels
-from xprnn import blas
-from xprnn.floating_point import environment
-from xprnn.processors import processors
+from xprnn.backend import blas
+from xprnn.backend.floating_point import environment
+from xprnn.backend.processors import processors
 
 SHAPES = [(384, 128, 32), (381, 127, 33), (97, 300, 200), (4, 8, 3), (1, 9, 5), (5, 9, 1)]
 

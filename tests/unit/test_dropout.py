@@ -24,7 +24,8 @@ from tests.support.targets import (
     run,
 )
 from tests.support.tolerances import assert_close
-from xprnn import dropout, functional
+from xprnn import functional
+from xprnn.engine import dropout
 
 T, N, H = 6, 5, 4
 SEED = 11

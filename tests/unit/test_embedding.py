@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import Embedding, io
+from xprnn import Embedding
 from xprnn.backend import Backend
+from xprnn.nn import serialization as io
 from xprnn.optim import SGD, Adam, AdamW
 
 SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 5), (300,), (0,), (3, 0)]

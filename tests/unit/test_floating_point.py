@@ -26,8 +26,8 @@ from tests.support.control_bits import (
 from tests.support.numba_cases import forced, needs_numba, several
 from tests.support.public_calls import CALLS
 from tests.support.targets import assert_same
-from xprnn import floating_point
-from xprnn.floating_point import environment
+from xprnn.backend import floating_point
+from xprnn.backend.floating_point import environment
 
 TINY = float(np.finfo(np.float32).tiny)
 SIZES = (1.0, 100.0, 1000.0, 2.5 * TINY)  # of inputs, states and gradients
@@ -108,7 +108,7 @@ def test_an_error_leaves_the_callers_environment(
         seen.append((is_flushing(), np.geterr()["over"]))
         raise raised
 
-    monkeypatch.setattr(xprnn.stack, "forward", fail)
+    monkeypatch.setattr(xprnn.engine.stack, "forward", fail)
     before, errors = control(), np.geterr()
     with pytest.raises(raised):
         xprnn.GRU(3, 4, seed=0)(np.ones((2, 1, 3), np.float32))
@@ -251,7 +251,7 @@ from tests.support.public_calls import CALLS
 for call in CALLS.values():
     for size in (1.0, 1000.0, 3e-38):
         call(size)
-from xprnn.floating_point import environment
+from xprnn.backend.floating_point import environment
 with environment():
     np.finfo(np.float16), np.finfo(np.float32), np.finfo(np.float64), np.finfo(np.longdouble)
 least = [np.finfo(t).smallest_subnormal for t in (np.float16, np.float32, np.float64)]

@@ -25,8 +25,8 @@ from tests.support.targets import (
     make,
     normal,
 )
-from xprnn import io
-from xprnn.parameters import Parameters
+from xprnn.nn import serialization as io
+from xprnn.nn.parameters import Parameters
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

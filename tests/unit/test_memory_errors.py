@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xprnn.memory import frees_memory
+from xprnn.core.oom import translate_out_of_memory
 
 RAISED = {
     "cupy": MemoryError("Out of memory allocating 4,096 bytes (allocated so far: 0 bytes)."),
@@ -25,7 +25,7 @@ RAISED = {
 
 @pytest.mark.parametrize("kind", RAISED)
 def test_errors_of_memory(kind: str) -> None:
-    @frees_memory
+    @translate_out_of_memory
     def fail(array: np.ndarray) -> None:
         raise RAISED[kind]
 
@@ -38,7 +38,7 @@ def test_errors_of_memory(kind: str) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("cudaErrorIllegalAddress"), KeyError("memory")])
 def test_other_errors_pass(error: Exception) -> None:
-    @frees_memory
+    @translate_out_of_memory
     def fail() -> None:
         raise error
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import io
+from xprnn.nn import serialization as io
 from xprnn.optim import SGD, Adam, AdamW, CosineDecay
 
 

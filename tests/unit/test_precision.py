@@ -13,14 +13,14 @@ import pytest
 
 import xprnn
 from tests.support.targets import make
-from xprnn.arithmetic import check_arithmetic
+from xprnn.core.precision import check_precision_policy
 
 pytest.importorskip("ml_dtypes")
 
-NARROW = ("float16", "bfloat16")
+LOW_PRECISION = ("float16", "bfloat16")
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 def test_copies_keep_the_types_and_files_do_not(name: str, tmp_path: Path) -> None:
     layer = make("gru", dtype="float32", compute_dtype=name)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -79,7 +79,7 @@ def test_the_types_may_be_given_as_types() -> None:
         assert str(make("gru", dtype="float32", compute_dtype=given).arithmetic.compute_dtype) == (
             "float16"
         )
-    bfloat16 = check_arithmetic("float32", "bfloat16", "ieee").compute_dtype
+    bfloat16 = check_precision_policy("float32", "bfloat16", "ieee").compute_dtype
     for given in (bfloat16, bfloat16.type):
         layer = make("gru", dtype="float32", compute_dtype=given)
         assert layer.arithmetic.compute_dtype == bfloat16

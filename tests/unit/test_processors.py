@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.numba_cases import python
-from xprnn import processors
+from xprnn.backend import processors
 
 
 def test_variables_processors_and_threadpoolctl_limit_them(

@@ -18,7 +18,7 @@ import pytest
 
 import xprnn
 from tests.support.implementations import new_thread
-from xprnn.locking import WRITER, ReadersWriterLock
+from xprnn.nn.locking import WRITER, ReadersWriterLock
 
 THREADS, WRITES, CALLS = 4, 150, 20
 T, N, I, H = 4, 2, 64, 192  # noqa: E741

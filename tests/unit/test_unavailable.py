@@ -14,7 +14,8 @@ import pytest
 import xprnn
 from tests.support.targets import arguments, forward, make
 from xprnn import backend as backend_module
-from xprnn import info, optional
+from xprnn.backend import optional
+from xprnn.tools import info
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..floating_point import environment
 from .arrays import Array, BackendName
 from .exports import exported_from
+from .floating_point import environment
 
 ALIGNMENT = 64  # bytes: a cache line, and sufficient for all vector loads
 

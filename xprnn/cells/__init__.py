@@ -49,7 +49,7 @@ networks and their computational complexity" (1995); R. Pascanu, T. Mikolov, Y. 
 the difficulty of training recurrent neural networks" (2013).
 """
 
-from .base import Buffers, Cell, Weights
+from ..core.cell import Buffers, Cell, Weights
 from .gru import GRU, GRUResetBefore
 from .lstm import LSTM
 from .rnn import RNN

@@ -16,8 +16,8 @@ from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import arguments, arrays, assert_same, forward, make, normal, run
 from tests.unit.test_parameters import WAYS
-from xprnn.directions import PacksOfAll
-from xprnn.parameters import Parameters
+from xprnn.core.passes import PackedWeightsCache
+from xprnn.nn.parameters import Parameters
 
 pytestmark = needs_numba
 
@@ -123,7 +123,7 @@ def warm(name: str) -> tuple[Any, list[np.ndarray]]:
     found = results(layer)
     packs = layer.parameters.packed_weights.values()
     assert len(packs) == 4 and all(
-        {*each.made} == {"forward", "backward", "input"} for each in packs
+        {*each.entries} == {"forward", "backward", "input"} for each in packs
     )
     return layer, found
 
@@ -142,8 +142,8 @@ def test_stale_packs_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """The planted fault: packs that live as long as the parameters."""
     monkeypatch.setattr(
         Parameters,
-        "packed_weights",
-        property(lambda self: self.__dict__.setdefault("p", PacksOfAll())),
+        "packs",
+        property(lambda self: self.__dict__.setdefault("p", PackedWeightsCache())),
     )
     with pytest.raises(AssertionError):
         test_what_is_written_counts_in_the_next_call("gru", way)
@@ -216,7 +216,7 @@ def test_packs_that_modules_share_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault: one place for the packs of all parameters."""
-    every = PacksOfAll()
+    every = PackedWeightsCache()
     monkeypatch.setattr(Parameters, "packed_weights", property(lambda self: every))
     for way in OTHERS:
         with pytest.raises(AssertionError):

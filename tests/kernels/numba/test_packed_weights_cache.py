@@ -14,8 +14,8 @@ from tests.kernels.numba.test_packed_weights import results, sequences, warm
 from tests.support.implementations import Pool
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import arguments, assert_same, backward, forward, make, normal
-from xprnn.directions import Packs, PacksOfAll
-from xprnn.parameters import Parameters
+from xprnn.core.passes import PackedWeights, PackedWeightsCache
+from xprnn.nn.parameters import Parameters
 
 pytestmark = needs_numba
 __all__ = ["sequences"]
@@ -26,16 +26,16 @@ __all__ = ["sequences"]
 
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How each matrix is packed from now on, in a list that grows."""
-    from xprnn.kernels.numba.sequence import SequenceKernels
+    from xprnn.kernels.numba.sequence import NumbaRunner
 
     found: list[str] = []
-    genuine = SequenceKernels._panels
+    genuine = NumbaRunner._panels
 
-    def counted(self: SequenceKernels, how: str, matrix: Any, panels: Any) -> Any:
+    def counted(self: NumbaRunner, how: str, matrix: Any, panels: Any) -> Any:
         found.append(how)
         return genuine(self, how, matrix, panels)
 
-    monkeypatch.setattr(SequenceKernels, "_panels", counted)
+    monkeypatch.setattr(NumbaRunner, "_panels", counted)
     return found
 
 
@@ -74,7 +74,7 @@ def test_packs_of_another_version_stand_in_the_same_memory() -> None:
 
 def addresses(layer: Any) -> list[int]:
     """Where the packed weights stand."""
-    made = [packs.made for packs in layer.parameters.packed_weights.values()]
+    made = [packs.entries for packs in layer.parameters.packed_weights.values()]
     return [
         panels.ctypes.data
         for each in made
@@ -89,7 +89,7 @@ def test_packs_of_old_versions_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         Parameters,
         "packed_weights",
-        property(lambda self: every.setdefault((id(self), self.version), PacksOfAll())),
+        property(lambda self: every.setdefault((id(self), self.version), PackedWeightsCache())),
     )
     with pytest.raises(AssertionError):
         test_steps_with_weights_that_change_do_not_grow()
@@ -106,22 +106,25 @@ def test_eval_drops_them() -> None:
 
 def test_what_is_put_there_is_complete() -> None:
     """Of two threads that come first each makes it, in memory of its own, and sees no half."""
-    packs, both = Packs(spare={"forward": [0], "backward": [0]}), threading.Barrier(2, timeout=10)
+    packs, both = (
+        PackedWeights(reusable={"forward": [0], "backward": [0]}),
+        threading.Barrier(2, timeout=10),
+    )
     given: list[Any] = []
 
     def make_slowly(old: Any) -> list[int]:
         given.append(old)
         both.wait()
-        assert not packs.made
+        assert not packs.entries
         both.wait()
         return [1]
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: packs.get("forward", make_slowly), range(2)))
-    assert found == [[1], [1]] and packs.made == {"forward": [1]}
+    assert found == [[1], [1]] and packs.entries == {"forward": [1]}
     assert None in given and [0] in given
-    assert packs.get("forward", make_slowly) is packs.made["forward"]
-    assert packs.renewed() == Packs(spare={"forward": [1], "backward": [0]})
+    assert packs.get("forward", make_slowly) is packs.entries["forward"]
+    assert packs.invalidated() == PackedWeights(reusable={"forward": [1], "backward": [0]})
 
 
 def test_threads_that_call_one_layer_after_a_write() -> None:
@@ -153,7 +156,7 @@ def test_a_write_ends_what_is_kept_before_the_block_counts_as_ended() -> None:
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             if name == "_open" and value == 0:
-                seen.append(not any(packs.made for packs in self.packed_weights.values()))
+                seen.append(not any(packs.entries for packs in self.packed_weights.values()))
 
     layer.parameters.__class__ = Watched
     with layer.writable():

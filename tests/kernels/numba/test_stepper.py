@@ -20,7 +20,8 @@ from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import SIZES, needs_numba, python
 from tests.support.streaming import MATRIX, assert_streams, assert_streams_apart, make, stream
 from tests.support.targets import normal
-from xprnn import kernels, processors
+from xprnn import kernels
+from xprnn.backend import processors
 
 pytestmark = needs_numba
 
@@ -32,9 +33,9 @@ hurry = in_memory.hurry
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 # -- by value

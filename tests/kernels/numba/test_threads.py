@@ -74,11 +74,11 @@ def bits(case: Case, layer: Any, problem: Any, threads: int) -> dict[str, np.nda
 @pytest.mark.parametrize("lengths", [None, [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [2] * 11 + [0]])
 @pytest.mark.parametrize("parts", [1, 2, 3, 9])
 def test_slices_are_all_rows_in_parts_of_as_many_steps(parts: int, lengths: Any) -> None:
+    from xprnn.core.packing import make_packed_batch
     from xprnn.kernels.numba.sequence import _slices
-    from xprnn.layout import make_layout
 
     given = None if lengths is None else np.array(lengths)
-    layout = make_layout(xprnn.get_backend("numpy"), 9, 12, given)
+    layout = make_packed_batch(xprnn.get_backend("numpy"), 9, 12, given)
     slices = _slices(layout, parts, 1)
     rows = [row for low, high in slices for row in range(low, high)]
     assert rows == list(range(layout.running))
@@ -94,10 +94,10 @@ def test_slices_are_all_rows_in_parts_of_as_many_steps(parts: int, lengths: Any)
 def test_slices_of_eight_rows_are_two_a_thread(
     rows: int, threads: int, directions: int, count: int
 ) -> None:
+    from xprnn.core.packing import make_packed_batch
     from xprnn.kernels.numba.sequence import _slices
-    from xprnn.layout import make_layout
 
-    layout = make_layout(xprnn.get_backend("numpy"), 9, rows, None)
+    layout = make_packed_batch(xprnn.get_backend("numpy"), 9, rows, None)
     assert len(_slices(layout, threads, directions)) == count
 
 

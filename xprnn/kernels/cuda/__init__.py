@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...arithmetic import Arithmetic
 from ...cells import Cell
+from ...core.precision import PrecisionPolicy
+from ..interface import Unsupported
 from .cells import POINTWISE
 from .table import KERNELS
 
 if TYPE_CHECKING:
     from ...backend.cupy import CupyBackend
-    from .sequence import SequenceKernels
+    from .sequence import CudaRunner
 
 
-def refusal(arithmetic: Arithmetic) -> str:
-    """Nothing stands against them: they take every type that the layer takes."""
-    return ""
+def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
+    """None: the element-wise kernels support every type that a layer has."""
+    return None
 
 
 def fused_cells() -> Mapping[str, Cell]:
@@ -25,21 +26,21 @@ def fused_cells() -> Mapping[str, Cell]:
     return POINTWISE
 
 
-def prepare(implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
-    """Nothing is made ahead: CuPy compiles a kernel when it is first launched."""
+def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
+    """True: CuPy compiles a kernel when it is first launched."""
     return True
 
 
 def has_sequences(cell: str) -> bool:
-    """Whether there are sequence kernels for a cell, whatever they fit."""
+    """Whether there are sequence kernels for a cell, for any sizes."""
     return (cell, "forward") in KERNELS
 
 
-def sequences(cell: str, backend: CupyBackend, arithmetic: Arithmetic) -> SequenceKernels:
-    """Those for a cell."""
-    from .sequence import SequenceKernels
+def layer_runner(cell: str, backend: CupyBackend, precision: PrecisionPolicy) -> CudaRunner:
+    """The runner of a cell."""
+    from .sequence import CudaRunner
 
-    return SequenceKernels(backend, cell, arithmetic)
+    return CudaRunner(backend, cell, precision)
 
 
-__all__ = ["POINTWISE", "fused_cells", "has_sequences", "prepare", "refusal", "sequences"]
+__all__ = ["POINTWISE", "fused_cells", "has_sequences", "layer_runner", "prepare", "unsupported"]

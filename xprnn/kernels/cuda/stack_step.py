@@ -1,6 +1,6 @@
 """One step of all layers in one launch: prepares and launches the kernel of stack_step.cu.
 
-It replaces what `xprnn/stack_steps.py` does with `sequence.step` for one layer after the other.
+It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/engine/step.py`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...arithmetic import Arithmetic
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
 from ...cells import Weights
+from ...core.precision import PrecisionPolicy
+from ..interface import Unsupported
 from . import loading
 from .plan import DeviceProperties
 from .sequence import MAX_POLLS, SENTINEL
@@ -33,7 +34,7 @@ PARTS = (  # of its source
 )
 
 
-class Sizes(NamedTuple):
+class StepSizes(NamedTuple):
     """Of a stack and its streams."""
 
     L: int
@@ -53,12 +54,20 @@ class Sizes(NamedTuple):
         return 4 * self.rows * sum(-(-width // 8) * 8 for width in widths)
 
 
-def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Sizes) -> str | None:
-    """Why the kernel cannot take the steps of such a stack; None: it can."""
-    device = DeviceProperties.of(backend.xp, backend.device)
+def unsupported(
+    backend: CupyBackend, cell: str, precision: PrecisionPolicy, sizes: StepSizes
+) -> Unsupported | None:
+    """Why the kernel cannot run the steps of such a stack."""
+    why = _why_not(DeviceProperties.of(backend.xp, backend.device), cell, precision, sizes)
+    return Unsupported(why) if why else None
+
+
+def _why_not(
+    device: DeviceProperties, cell: str, precision: PrecisionPolicy, sizes: StepSizes
+) -> str:
     if cell not in UNITS:
         return f"cell {cell!r} exchanges twice in a step, the kernel of a step once a layer"
-    if arithmetic.compute_dtype.name not in KINDS:
+    if precision.compute_dtype.name not in KINDS:
         return "float64: blocks exchange words of 32 bits"
     if ROWS[-1] < sizes.N:
         return f"N={sizes.N}: the kernel of a step takes {ROWS[-1]} rows at most"
@@ -66,10 +75,10 @@ def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Size
         return "the device is older than compute capability 8.0, or launches nothing cooperatively"
     if sizes.shared > device.shared_block:
         return f"a block needs {sizes.shared} bytes of shared memory and gets {device.shared_block}"
-    return None
+    return ""
 
 
-class StackStep:
+class FusedStep:
     """The launches of one stepper.
 
     :param weights: of each layer, as products read them; they stay where they are.
@@ -79,8 +88,8 @@ class StackStep:
         self,
         backend: Any,
         cell: str,
-        arithmetic: Arithmetic,
-        sizes: Sizes,
+        arithmetic: PrecisionPolicy,
+        sizes: StepSizes,
         weights: list[Weights],
     ) -> None:
         self._backend, self._sizes, self._weights = backend, sizes, weights

@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ... import optional
-from ...arithmetic import Arithmetic
-from ...backend import Backend
+from ...backend import Backend, optional
 from ...cells import Cell
+from ...core.precision import PrecisionPolicy
+from ..interface import Unsupported
 
 if TYPE_CHECKING:
-    from .sequence import SequenceKernels
+    from .sequence import NumbaRunner
 
 SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 STEP = (*SEQUENCE, "gru_reset_before")
 
 _log = logging.getLogger("xprnn")
-_failed: list[str] = []  # why a kernel could not be compiled: then none is used any more
+_failed: list[str] = []  # why a kernel could not be compiled: from then on none is used
 
 
-def refusal(arithmetic: Arithmetic) -> str:
-    """Why none of them serves in these types on this machine; "" where they do."""
-    if arithmetic.narrow:
-        return f"the CPU's kernels compute in float32 or float64, not in {arithmetic.compute_dtype}"
-    return unusable()
+def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
+    """Why no kernel can be used with this precision on this machine."""
+    if precision.narrow:
+        dtype = precision.compute_dtype
+        return Unsupported(f"the CPU's kernels compute in float32 or float64, not in {dtype}")
+    why = unusable()
+    return Unsupported(why) if why else None
 
 
 def unusable() -> str:
@@ -38,7 +40,7 @@ def unusable() -> str:
 
 @cache
 def _lacks() -> str:
-    """Why Numba cannot be used, or ""; the first time it is imported, and a failure logged."""
+    """Why Numba cannot be used, or ""; the first call imports it, and logs a failure."""
     try:
         numba = optional.load("numba", "xprnn[numba]")
         for name in ("cells", "sequence", "step"):  # they need more of it
@@ -57,8 +59,8 @@ def _warn(why: str) -> str:
     return why
 
 
-def prepare(implementation: str, cell: str, arithmetic: Arithmetic, record: bool) -> bool:
-    """Compile what a call needs, the first time; False: that failed, and `refusal` says why.
+def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
+    """Compile what a call needs, the first time; False if that failed: see `unsupported`.
 
     :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
     """
@@ -75,7 +77,7 @@ def _compiled(implementation: str, cell: str, dtype: np.dtype[Any], record: bool
             compilation()
     except MemoryError:
         raise
-    except Exception as error:  # whatever Numba, LLVM or what is kept on disk raise
+    except Exception as error:  # of Numba, of LLVM or of the cache on disk
         why = f"the CPU's kernels cannot be compiled: {optional.reason(error)}"
         _failed.append(_warn(why))
         return False
@@ -94,27 +96,29 @@ def has_sequences(cell: str) -> bool:
     return cell in SEQUENCE
 
 
-def refuse_step(cell: str, arithmetic: Arithmetic) -> str | None:
-    """Why no kernel takes a step of all layers of a cell in one call; None: `step` has one."""
-    return refusal(arithmetic) or (None if cell in STEP else f"no kernel of a step for '{cell}'")
+def step_unsupported(cell: str, precision: PrecisionPolicy) -> Unsupported | None:
+    """Why no kernel runs a step of all layers of a cell in one call."""
+    if cell in STEP:
+        return unsupported(precision)
+    return unsupported(precision) or Unsupported(f"no kernel of a step for '{cell}'")
 
 
-def step_outdone(cell: str, sizes: tuple[int, int, int, int]) -> str:
-    """Why "auto" leaves the steps of a stack (L, N, I, H) to NumPy; "" where it does not."""
-    from .step import outdone
+def step_not_profitable(cell: str, sizes: tuple[int, int, int, int]) -> Unsupported | None:
+    """Why "auto" leaves the steps of a stack (L, N, I, H) to NumPy."""
+    from .step import not_profitable
 
-    return outdone(cell, sizes)
+    return not_profitable(cell, sizes)
 
 
-def sequences(cell: str, backend: Backend, arithmetic: Arithmetic) -> SequenceKernels:
-    """Those for a cell."""
-    from .sequence import SequenceKernels
+def layer_runner(cell: str, backend: Backend, precision: PrecisionPolicy) -> NumbaRunner:
+    """The runner of a cell."""
+    from .sequence import NumbaRunner
 
-    return SequenceKernels(backend, cell, arithmetic)
+    return NumbaRunner(backend, cell, precision)
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """What compiles each kernel ahead, or takes it from the cache on disk, if it is called.
+    """A function for each kernel, which compiles it or loads it from the cache on disk.
 
     :raises RuntimeError: Numba cannot be used; the message says why.
     """
@@ -129,10 +133,10 @@ __all__ = [
     "compilations",
     "fused_cells",
     "has_sequences",
+    "layer_runner",
     "prepare",
-    "refusal",
-    "refuse_step",
-    "sequences",
-    "step_outdone",
+    "step_not_profitable",
+    "step_unsupported",
+    "unsupported",
     "unusable",
 ]

@@ -13,6 +13,7 @@ from tests.kernels.cuda.emulated.test_sequence_layers import compare, run_layer
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from xprnn.backend import Backend
+from xprnn.kernels import Pass, Unsupported
 from xprnn.kernels.cuda import sequence
 
 pytestmark = needs_compiler
@@ -59,11 +60,13 @@ def test_two_that_do_not_fit_take_turns(narrow: Backend) -> None:
 def test_the_passes_are_asked_one_by_one(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward in one launch, backward in two."""
 
-    def forward_only(self: Any, work: str, *sizes: int) -> Any:
-        return "no" if work == "backward" and sizes[-1] == 2 else genuine(self, work, *sizes)
+    def forward_only(self: Any, work: Pass, *sizes: int) -> Any:
+        if work is Pass.BACKWARD and sizes[3] == 2:
+            return Unsupported("no")
+        return genuine(self, work, *sizes)
 
-    genuine = sequence.SequenceKernels.plan
-    monkeypatch.setattr(sequence.SequenceKernels, "plan", forward_only)
+    genuine = sequence.CudaRunner.plan
+    monkeypatch.setattr(sequence.CudaRunner, "plan", forward_only)
     compare("lstm", run_layer("lstm", device.name, CASE, True), CASE, True, "float32")
     assert [grid[2] for _, grid in grids()] == [2, 2, 1, 1, 1, 1]
 

@@ -45,7 +45,7 @@ DROPOUT = tuple(
         dropout=(0.25, 1.0),
     )
 )
-NARROW = tuple(
+LOW_PRECISION = tuple(
     product(
         cell=LAYERS,
         layers=(2,),
@@ -66,7 +66,7 @@ def assert_same_bits(found: Results, expected: Results) -> None:
         assert found[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("case", MATRIX + DROPOUT + NARROW, ids=str)
+@pytest.mark.parametrize("case", MATRIX + DROPOUT + LOW_PRECISION, ids=str)
 def test_layer(case: Case, fake_cupy: Backend) -> None:
     if case.compute_dtype == "bfloat16" and BFLOAT16 is None:
         pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")

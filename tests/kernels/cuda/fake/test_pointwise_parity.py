@@ -59,7 +59,7 @@ DROPOUT = tuple(
         dropout=(0.25,),
     )
 )
-NARROW = tuple(
+LOW_PRECISION = tuple(
     case
     for case in product(
         cell=LAYERS,
@@ -114,7 +114,7 @@ def test_layer(case: Case, fake_cupy: Backend) -> None:
     assert LOG.kernels > 0
 
 
-@pytest.mark.parametrize("case", NARROW, ids=str)
+@pytest.mark.parametrize("case", LOW_PRECISION, ids=str)
 def test_narrow_layer(case: Case, fake_cupy: Backend) -> None:
     check_type(case.compute_dtype)
     sizes = {"steps": case.T, "layers": case.layers}
