@@ -24,6 +24,8 @@ from xprnn.backend import registry as backend_module
 from xprnn.kernels.cuda.plan import plan
 from xprnn.kernels.numba import package as numba_kernels
 
+collect_ignore = ["support/write_parent_files.py"]  # runs as a script, beside an older commit
+
 
 def pytest_configure(config: pytest.Config) -> None:
     tiers.check_expression(config)

@@ -75,7 +75,7 @@ def check_expression(config: pytest.Config) -> None:
 def run_what_is_named(config: pytest.Config) -> None:
     """Without `-m`, run files of any tier that the command line names."""
     options = config.invocation_params.args
-    if hasattr(config, "workerinput") or any(str(word).startswith("-m") for word in options):
+    if any(str(word).startswith("-m") for word in options):
         return
     named = [Path(config.invocation_params.dir, word.partition("::")[0]) for word in config.args]
     if any(tier_of(path.resolve()) not in ("fast", "") for path in named):
@@ -195,5 +195,5 @@ class Required:
         """List both."""
         for line in self._wrong:
             terminalreporter.write_line(line, red=True)
-        for seconds, test in sorted(self._slow, reverse=True):
+        for seconds, test in sorted(self._slow, reverse=True)[:20]:
             terminalreporter.write_line(f"slow for the fast tier, {seconds:.1f} s: {test}")
