@@ -1,4 +1,4 @@
-"""The suite with the sequence kernels alone: what runs, what is skipped, what fails."""
+"""The suite with the sequence kernels only: what runs, what is skipped, what fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ import os, pytest
 from xprnn.kernels import KernelUnavailableError
 pytestmark = pytest.mark.gpu
 
-def test_turns(implementations):
+def test_implementations(implementations):
     assert implementations == WANTED
     assert "XPRNN_KERNELS" not in os.environ
 
@@ -41,7 +41,7 @@ def test_refused(implementations):
 def test_wrong(implementations):
     assert False
 
-def test_without_turns():
+def test_without_implementations():
     assert False
 """
 
@@ -63,22 +63,22 @@ def run(folder: Path, forced: str, wanted: list[str]) -> str:
 
 
 def test_the_sequence_kernels_alone(tmp_path: Path) -> None:
-    said = run(tmp_path, "sequence", ["sequence"])
-    assert "1 failed, 1 passed, 1 skipped, 1 deselected" in said
-    assert "XPRNN_KERNELS=sequence: training: float64" in said  # the reason of the skip
-    assert "FAILED test_it.py::test_wrong" in said
+    output = run(tmp_path, "sequence", ["sequence"])
+    assert "1 failed, 1 passed, 1 skipped, 1 deselected" in output
+    assert "XPRNN_KERNELS=sequence: training: float64" in output  # the reason of the skip
+    assert "FAILED test_it.py::test_wrong" in output
     (written,) = tmp_path.glob("results/a-device/*.md")
     assert written.stem.endswith("-sequence")  # beside the file of the whole suite
     assert "The whole suite, sequence kernels alone, in" in written.read_text()
 
 
-def test_files_without_turns_are_not_imported(tmp_path: Path) -> None:
+def test_files_without_implementations_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "data").write_bytes(b"\xff")
     assert "1 failed, 1 passed, 1 skipped, 1 deselected" in run(tmp_path, "sequence", ["sequence"])
     assert "RuntimeError: imported" in run(tmp_path, "", [])
 
 
-def test_all_have_their_turns_otherwise(tmp_path: Path) -> None:
-    said = run(tmp_path, "", ["reference", "pointwise"])
-    assert "3 failed, 1 passed in" in said and "deselected" not in said
+def test_all_implementations_run_otherwise(tmp_path: Path) -> None:
+    output = run(tmp_path, "", ["reference", "pointwise"])
+    assert "3 failed, 1 passed in" in output and "deselected" not in output
