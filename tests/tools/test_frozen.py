@@ -1,4 +1,4 @@
-"""What is frozen runs only where `-m` names it: wave and cluster kernels, until a GPU has run."""
+"""Frozen tests run only if `-m` names them: those of wavefront and cluster kernels."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ WAVE = "test_wavefront.py::test_as_many_layers_as_may_be"
 CLUSTER = "test_bidirectional.py::test_both_in_clusters"
 ON_A_GPU = "test_sequence.py::test_layers_in_a_wave_in_a_row"
 BOTH_WAYS = "test_sequence.py::test_both_directions_in_a_row"
-REFUSAL = "test_wavefront_layers.py::test_what_cannot_go_in_a_wave_is_refused"
+UNSUPPORTED = "test_wavefront_layers.py::test_what_cannot_go_in_a_wave_is_refused"
 CASES = {  # -m, what of it runs, and what does not
-    "": ({REFUSAL}, {WAVE, CLUSTER, ON_A_GPU}),
-    "not fast": ({REFUSAL}, {WAVE, CLUSTER, ON_A_GPU}),
-    "gpu": ({BOTH_WAYS}, {WAVE, CLUSTER, ON_A_GPU, REFUSAL}),
-    "frozen": ({WAVE, CLUSTER}, {BOTH_WAYS, REFUSAL}),
-    "gpu and frozen": ({ON_A_GPU}, {WAVE, CLUSTER, BOTH_WAYS, REFUSAL}),
+    "": ({UNSUPPORTED}, {WAVE, CLUSTER, ON_A_GPU}),
+    "not fast": ({UNSUPPORTED}, {WAVE, CLUSTER, ON_A_GPU}),
+    "gpu": ({BOTH_WAYS}, {WAVE, CLUSTER, ON_A_GPU, UNSUPPORTED}),
+    "frozen": ({WAVE, CLUSTER}, {BOTH_WAYS, UNSUPPORTED}),
+    "gpu and frozen": ({ON_A_GPU}, {WAVE, CLUSTER, BOTH_WAYS, UNSUPPORTED}),
 }
 
 
 @pytest.mark.parametrize("expression", CASES)
-def test_what_is_frozen_runs_where_it_is_named(expression: str) -> None:
+def test_frozen_tests_run_where_they_are_named(expression: str) -> None:
     runs, others = CASES[expression]
-    found = collected(*["-m", expression] * bool(expression))
-    assert runs <= found and not others & found
+    selected = collected(*["-m", expression] * bool(expression))
+    assert runs <= selected and not others & selected
