@@ -2,7 +2,8 @@
 
     python docs/renames/apply.py FOLDER [MAP.toml ...]
 
-Without maps all of them are applied, in the order of their names: first all changes of text, then the moves. A map has four kinds of entries:
+Without maps all of them are applied, in the order of their names: first all changes of text, then
+the moves. A map has four kinds of entries:
 
 - `[[word]]` `old`, `new`: a whole identifier or word;
 - `[[text]]` `old`, `new`: any text, such as a part of an error message;
