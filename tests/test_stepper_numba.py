@@ -191,12 +191,12 @@ def test_explain_says_who_serves_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
     assert layer.stepper(2).explain().splitlines() == [
         "GRU(3, 4) on numpy, float32, L=2 N=2, one step: sequence",
         "  reason: the fastest that fits",
-        "  one call takes a step of all layers, on weights packed for it",
+        "  one call runs a step of all layers, on weights packed for it",
     ]
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "reference")
     text = layer.stepper(2).explain()
     assert "one step: reference\n  reason: XPRNN_KERNELS=reference" in text
-    assert "its array calls are recorded and repeated" in text
+    assert "its array calls are captured and replayed" in text
     monkeypatch.setenv(kernels.ENVIRONMENT_VARIABLE, "sequence")
     assert "  reason: XPRNN_KERNELS=sequence" in layer.stepper(2).explain()
 

@@ -164,7 +164,7 @@ class _Layer(_Recurrent):
 
     def _memory_of(self, plan: ExecutionPlan, steps: int, batch: int) -> list[str]:
         if plan.precision.narrow and plan.implementation == "reference":
-            return ["the memory of the plain code in narrow types is not counted"]
+            return ["the memory of the plain code in low precision is not counted"]
         batch_first = self._options["batch_first"]
 
         def footprint(k: int | None) -> Footprint:

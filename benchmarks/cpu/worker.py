@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from xprnn import use_kernels
 from xprnn.bench import DisagreementError, PeerUnavailableError, agreement
 from xprnn.bench.peers import ours
 from xprnn.bench.task import Peer, Results, Setting, Task, make_task
-from xprnn.verify import forced
 
 from .problems import STEP, WORKS, Problem
 from .sides import SIDES, STEPS
@@ -40,7 +40,7 @@ class Worker:
     def expect(self, problem: list[Any], work: str, path: str) -> Reply:
         """Write what xprnn's plain code finds, which every library has to find."""
         task = _task(Problem(*problem))
-        with forced("reference"):
+        with use_kernels("reference"):
             results = {"h": _stepped(task)} if work == STEP else ours(task).results
         np.savez(path, **results)
         return {}

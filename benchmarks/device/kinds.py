@@ -7,13 +7,13 @@ from contextlib import contextmanager, nullcontext
 from itertools import product
 from typing import Any, NamedTuple
 
+from xprnn import use_kernels
 from xprnn.backend import Backend
 from xprnn.kernels import WAVE
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.stack_step import KINDS as STEP_NUMBERS
 from xprnn.kernels.cuda.stack_step import UNITS
 from xprnn.kernels.cuda.table import KERNELS, Kernel
-from xprnn.verify import forced
 from xprnn.verify.suite import Problem, build
 
 T, N, I, H = 3, 3, 5, 43  # noqa: E741
@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     def launch(self, backend: Backend) -> None:
         """Launch it once for each kind of work that it does."""
         layer = self.layer(backend)
-        with forced(WAVE if self.way == WAVE else "sequence"), self.planned():
+        with use_kernels(WAVE if self.way == WAVE else "sequence"), self.planned():
             x = backend.xp.full((T, self.N, I), 0.5, layer.dtype)
             if self.way == STEP:
                 layer.stepper(self.N).step(x[0])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xprnn import use_kernels
 from xprnn.backend import Backend
 from xprnn.backend.cupy import CupyBackend
 from xprnn.bench import DisagreementError, agreement
@@ -20,7 +21,6 @@ from xprnn.bench.peers import ours, theirs
 from xprnn.bench.task import Setting, Task
 from xprnn.kernels import KernelUnavailableError
 from xprnn.tolerances import error_of
-from xprnn.verify import forced
 from xprnn.verify.equations import Equations, results_of
 from xprnn.verify.suite import ARITHMETIC, LAYERS
 
@@ -43,13 +43,13 @@ def compared(problem: Problem, backend: Backend) -> tuple[list[Row], list[Row]]:
     element; "wrong" says what is wrong, else it is "".
     """
     layer = layer_of(problem, backend)
-    with forced("reference"):
+    with use_kernels("reference"):
         equations = Equations(layer, (CHECKED, problem.N, problem.H), None, 0)
     layer.load_state_dict(equations.parameters)
     rows: list[Row] = []
     absent: list[Row] = []
     for name in candidates(backend):
-        with forced(name):
+        with use_kernels(name):
             try:
                 _check_served(layer, problem)
             except KernelUnavailableError as error:
@@ -170,7 +170,7 @@ def timed(problem: Problem, rows: Sequence[Row], backend: Backend, ceilings: Cei
         alone: dict[str, float] = {}
         if "sequence" in mine:
             calls = {FORWARD: mine["sequence"].forward, BOTH: mine["sequence"].both}
-            with forced("sequence"):
+            with use_kernels("sequence"):
                 alone = {what: unpolled(call, backend) for what, call in calls.items()}
         for what in PASSES:
             here = [row for row in rows if row["pass"] == what and row["kernels"] in right]
@@ -203,7 +203,7 @@ def _peers(problem: Problem, names: Sequence[str], backend: Backend) -> tuple[di
     )
     mine = {}
     for name in names:
-        with forced(name):
+        with use_kernels(name):
             mine[name] = ours(Task(setting, copy.deepcopy(layer), x, doutput, ()))
     peer = theirs(Task(setting, layer, x, doutput, ()))
     for one in mine.values():
@@ -221,7 +221,7 @@ def _call(mine: dict[str, Any], name: str, what: str) -> Callable[[], Any]:
     function = mine[name].forward if what == FORWARD else mine[name].both
 
     def run() -> Any:
-        with forced(name):
+        with use_kernels(name):
             return function()
 
     return run

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xprnn import use_kernels
 from xprnn.backend import Backend, asarray, to_numpy
 from xprnn.backend.cupy import CupyBackend
 from xprnn.bench import DisagreementError
@@ -18,7 +19,6 @@ from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, Task
 from xprnn.kernels import WAVE, KernelUnavailableError
 from xprnn.tolerances import error_of, tolerance
-from xprnn.verify import forced
 from xprnn.verify.equations import flat, packed
 
 from .ceilings import Ceilings
@@ -51,7 +51,7 @@ def compared(problem: StackProblem, backend: Backend) -> tuple[list[Row], list[R
     absent: list[Row] = []
     for name in candidates(backend):
         try:
-            with poisoned(backend), forced(name):
+            with poisoned(backend), use_kernels(name):
                 output, *final = flat(layer(given[0], packed(given[1:])))
                 found = named(to_numpy(output), [to_numpy(state) for state in final])
         except KernelUnavailableError as error:
@@ -98,7 +98,7 @@ def _call(name: str, layer: Any, x: Any) -> Callable[[], Any]:
     """The layer's call with what serves it forced."""
 
     def run() -> Any:
-        with forced(name):
+        with use_kernels(name):
             return layer(x)
 
     return run

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xprnn import use_kernels
 from xprnn.backend import Backend, asarray, to_numpy
 from xprnn.backend.cupy import CupyBackend
 from xprnn.bench import DisagreementError
@@ -21,7 +22,6 @@ from xprnn.bench.peers import torch_for
 from xprnn.bench.task import Setting, Task
 from xprnn.kernels import KernelUnavailableError
 from xprnn.tolerances import error_of, tolerance
-from xprnn.verify import forced
 from xprnn.verify.equations import flat, packed
 
 from .ceilings import Ceilings, reading
@@ -46,7 +46,7 @@ class Streams:
 
     def __init__(self, name: str, layer: Any, problem: StepProblem) -> None:
         backend, shape = layer.backend, (problem.N, problem.H)
-        with forced("sequence" if name == GRAPH else name):
+        with use_kernels("sequence" if name == GRAPH else name):
             self.stepper = layer.stepper(problem.N)
         self.x, self.out = (backend.xp.zeros(shape, layer.dtype) for _ in range(2))
         self.take: Callable[[], Any] = partial(self.stepper.step, self.x, out=self.out)
@@ -118,7 +118,7 @@ def _tolerance(problem: StepProblem) -> float:
 def equations(layer: Any, x: np.ndarray, states: Sequence[np.ndarray]) -> Mapping[str, np.ndarray]:
     """What the float64 equations on NumPy find."""
     wide = {"dtype": "float64", "compute_dtype": "float64", "precision": "ieee"}
-    with forced("reference"):
+    with use_kernels("reference"):
         equations = copy.deepcopy(layer).to("numpy", **wide).eval()
         given = packed([state.astype(np.float64) for state in states])
         output, *final = flat(equations(x.astype(np.float64), given))

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import xprnn
+from xprnn import use_kernels
 from xprnn.backend import Backend
 from xprnn.bench.clock import Timer, measure, timer
 from xprnn.kernels import KernelUnavailableError, Pass
 from xprnn.kernels.cuda.plan import KERNELS, Plan, Tiling, plan
-from xprnn.verify import forced
 
 from .problems import Problem, problems
 from .rows import drawn, layer_of
@@ -59,7 +59,7 @@ def lines(problem: Problem, work: str, backend: Backend, clock: Timer) -> list[s
     if (problem.cell, work) not in KERNELS:
         return []
     found = []
-    with forced("sequence"):
+    with use_kernels("sequence"):
         call, chosen = _call(problem, work, backend)
         usual = chosen()
         for tiling in KERNELS[problem.cell, work].tilings[problem.dtype]:

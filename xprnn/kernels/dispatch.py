@@ -255,13 +255,13 @@ def _supported_wavefront(
     from .cuda.sequence import CudaRunner
 
     if not isinstance(found.kernels, CudaRunner):
-        return Unsupported("sequence kernels do not serve")
+        return Unsupported("sequence kernels are not selected")
     if spec.num_directions > 1:
         return Unsupported("a layer above would wait for the end of a reverse direction")
     if shape.record and spec.dropout:
         return Unsupported(f"dropout={spec.dropout} acts between layers")
     if shape.record and shape.recompute is not None:
-        return Unsupported("segments of a layer that are to be recomputed take turns")
+        return Unsupported("recomputed segments of a layer run one after the other")
     kind = Pass.TRAINING if shape.record else Pass.FORWARD
     sizes = Sizes(max(shape.running, 1), spec.widest_input, spec.hidden_size, max(shape.steps, 1))
     return found.kernels.wavefront(kind, sizes, spec.num_layers)

@@ -1,5 +1,5 @@
-// One step of all layers of a stack in one launch, for a few rows: what stack_steps.py does with
-// sequence.step for one layer after the other. Stands behind the cells' headers and lanes.h.
+// One step of all layers of a stack in one launch, for a few rows: what step.py does with
+// loop.layer_step for one layer after the other. Stands behind the cells' headers and lanes.h.
 //
 // What bounds it is reading every weight once, so a warp takes a unit at a time, its lanes share
 // the unit's rows of the weights, and nothing is kept from step to step. A layer reads h' of the

@@ -1,7 +1,7 @@
 """What follows when all steps are undone: gradients of the weights, the biases and the input.
 
-In place of `_gradients` of `xprnn/sequence.py`. A BLAS's threads would go on spinning for a while
-after each of its products, beside compiled loops that need the processors.
+In place of `weight_gradients` of `xprnn/kernels/shared.py`. A BLAS's threads would go on spinning
+for a while after each of its products, beside compiled loops that need the processors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The time loops of `xprnn/sequence.py`, one function for all steps of a slice of a direction.
+"""The time loops of `xprnn/loop.py`, one function for all steps of a slice of a direction.
 
 Each is made for a cell from what it does by element, and leaves in the arrays what the loops
 there leave. `counts` (T,) are the rows of each step, longest rows first; the slice are the rows
