@@ -182,7 +182,7 @@ class RNNCell(_CellModule):
 
 
 class GRUCell(_CellModule):
-    """One GRU step, h' = (1 - z) n + z h; the equations stand at `xprnn.GRU`.
+    """One GRU step, h' = (1 - z) n + z h; the equations are at `xprnn.GRU`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html.
 
@@ -234,7 +234,7 @@ class GRUCell(_CellModule):
 
 
 class LSTMCell(_CellModule):
-    """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations stand at `xprnn.LSTM`.
+    """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations are at `xprnn.LSTM`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.
 

@@ -50,7 +50,7 @@ class _Layer(_Recurrent):
         in float64, unless kernels for parts of a step or for sequences are forced.
 
         :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
-            and backend (CuPy takes what another library lends on its device by DLPack), any
+            and backend (CuPy accepts arrays of other libraries on its device by DLPack), any
             strides; only read.
         :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0), either may be None.
             None: zeros.

@@ -41,7 +41,7 @@ class Workspace:
         return self._backend.zeros_aligned(size, self.dtype)
 
     def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
-        """An uninitialised C-contiguous array; its owner is whoever holds the workspace."""
+        """An uninitialised C-contiguous array; it belongs to the owner of the workspace."""
         if dtype is not None and dtype is not self.dtype and dtype != self.dtype:
             size, ratio = prod(shape), self.dtype.itemsize // dtype.itemsize
             return self.empty(-(-size // ratio)).view(dtype)[:size].reshape(shape)
@@ -73,14 +73,14 @@ class Workspace:
         return self._used
 
     def rewind(self, mark: int) -> None:
-        """Take back all arrays that were cut since `mark`."""
+        """Free all arrays that were cut since `mark`."""
         self._used = mark
 
     def reset(self) -> None:
-        """Take back all arrays; a buffer that was too small or mostly idle is dropped.
+        """Free all arrays; a buffer that was too small or mostly idle is dropped.
 
         It shrinks only when most of it lay idle several times, so that calls of different sizes,
-        a forward and a backward pass, can take turns.
+        a forward and a backward pass, can alternate.
         """
         size = self._buffer.shape[0]
         self._idle = self._idle + 1 if self._peak < size // 8 else 0
@@ -108,7 +108,7 @@ class WorkspacePool:
 
     def take(self) -> Workspace:
         """A workspace that no other call has, last used on the current stream if ever."""
-        # a CPU has one queue of work, and to ask for it takes time
+        # a CPU has one queue of work; the call takes time
         stream = self._backend.stream() if self._backend.on_gpu else 0
         free = self._free.setdefault(stream, [])
         try:

@@ -51,7 +51,7 @@ class CallShape(NamedTuple):
 
     steps: int  # T
     batch: int  # N
-    running: int  # rows that take at least one step
+    running: int  # rows that run at least one step
     record: bool
     recompute: int | None = None
 
@@ -324,7 +324,7 @@ def _unsupported_step(
     from .numba import step_not_profitable, step_unsupported
 
     if not _wants_fused(backend, request):
-        return None  # nothing is looked for: Numba takes its time to import
+        return None  # not looked for: importing Numba is slow
     why_not = step_unsupported(spec.cell.name, precision)
     if why_not or request.name != "auto":
         return why_not
@@ -341,7 +341,7 @@ def _select(cell: Cell, backend: Backend, precision: Arithmetic, request: Reques
     package, name = _package(backend.kernels), request.name
     known = {"sequence"} if has_sequences(cell, backend) else set()
     absent: object = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
-    if name == "reference":  # nothing else is looked for: Numba takes its time to import
+    if name == "reference":  # nothing else is looked for: importing Numba is slow
         present = {"pointwise", *known}
     else:
         why_not = package.unsupported(precision)
@@ -378,7 +378,7 @@ def _is_prepared(found: ExecutionPlan | StepPlan, name: str, record: bool) -> bo
 
 
 def _for_steps(request: Request) -> Request:
-    """The request for the implementation of single steps beside sequence kernels."""
+    """The request for the implementation of single steps under sequence kernels."""
     return Request("auto", request.source)
 
 

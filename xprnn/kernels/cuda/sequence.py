@@ -252,7 +252,7 @@ class Wavefront:
 
 
 def beside(every: Sequence[Sequence[Array | None]], places: int) -> np.ndarray:
-    """`Beside` of exchange.h for the arrays of directions or layers, with room for `places`.
+    """`Beside` of exchange.h for the arrays of directions or layers, with `places` entries.
 
     CuPy passes a NumPy array of one element by value, whatever the element is.
     """
@@ -275,7 +275,7 @@ def _readable(weight: Array) -> Array:
 
 
 def parts(name: str) -> tuple[str, ...]:
-    """The files of a kernel, such as "gru_forward", and of all that it stands on, in order."""
+    """The files of a kernel, such as "gru_forward", and of all that it includes, in order."""
     cell, _, way = name.rpartition("_")
     below = "device.h", "numbers.h", "exchange.h", "products.h", "staging.h", "units.h"
     return "common.h", f"{cell}.h", *below, f"{way}.h", f"{name}.cu"
@@ -283,7 +283,7 @@ def parts(name: str) -> tuple[str, ...]:
 
 @cache
 def source(name: str, cluster: int = 1, wave: bool = False) -> str:
-    """The text of a kernel, behind all that it stands on.
+    """The text of a kernel, after all that it includes.
 
     :param cluster: the blocks of a cluster.
     :param wave: for the layers of a stack in place of directions.
