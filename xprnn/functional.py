@@ -1,8 +1,8 @@
 """The layers as functions of explicit weights: one layer, one direction, no state kept.
 
 `gru(...)` runs; `gru_forward(...)` also returns a cache, and `gru_backward(doutput, dh_n,
-cache)` undoes it and returns every gradient in a dict; likewise for `rnn` and `lstm`. The
-equations stand at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. What all of them share:
+cache)` runs it backward and returns every gradient in a dict; likewise for `rnn` and `lstm`. The
+equations are at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. All of them share:
 
 - `x` (T, N, I), with `batch_first` (N, T, I), unbatched (T, I);
 - `h0` (1, N, H), unbatched (1, H), for the LSTM a pair (h0, c0), either of which may be None;
@@ -12,7 +12,7 @@ equations stand at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. What all of them s
 - `lengths` as for a layer's call;
 - `output` (T, N, H), laid out as x, and `h_n` (1, N, H), for the LSTM (h_n, c_n).
 
-All arrays are float32 or all are float64, and stand on one backend, which is that of
+All arrays are float32 or all are float64, and are on one backend, that of
 `weight_ih`. TypeError or ValueError names the argument that does not fit.
 """
 
@@ -39,7 +39,7 @@ from .nn.arguments import check_call, check_upstream, unwrap
 
 @dataclass
 class Cache:
-    """What a forward call leaves for its backward call; opaque, and good for one."""
+    """What a forward call saves for its backward call; opaque, and used once."""
 
     _stack: StackSpec
     _scratch: Workspace
@@ -206,7 +206,7 @@ def backward(
     *,
     need_dx: bool = True,
 ) -> dict[str, Array]:
-    """Undo a forward call; `rnn_backward`, `gru_backward` and `lstm_backward` are its names.
+    """The backward pass of a forward call, named `rnn_backward`, `gru_backward`, `lstm_backward`.
 
     :param doutput: dL/doutput, of the output's shape; None: zeros.
     :param dhx: dL/dh_n, of h_n's shape, for the LSTM the pair (dh_n, dc_n); None: zeros. At least
@@ -217,7 +217,7 @@ def backward(
         dbias_ih, dbias_hh, each of the shape of what it is the gradient of.
     :raises RuntimeError: the cache has been used.
     :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to, or
-        none is given; the cache stays good.
+        none is given; the cache can still be used.
 
     >>> import numpy as np
     >>> output, h_n, cache = rnn_forward(np.ones((5, 3)), None, np.ones((4, 3)), np.eye(4))

@@ -83,7 +83,7 @@ def test_it_does_in_other_types(implementation: str) -> None:
     check(make("gru", I, H, num_layers=2))
     narrow = make("lstm", I, H, dtype="float32", compute_dtype="float16")
     text = narrow.explain((T, N, I))
-    assert "\n  the memory of the plain code in narrow types is not counted\n" in text
+    assert "\n  the memory of the plain code in low precision is not counted\n" in text
 
 
 def test_of_gates_and_states_a_record_keeps_one_in_k(implementation: str) -> None:

@@ -225,14 +225,14 @@ def test_explain_names_the_layer_and_who_serves(fake_cupy: Backend) -> None:
     lines = xprnn.LSTM(3, 4, 2, compute_dtype="float16", seed=0).stepper(7).explain().splitlines()
     assert lines[0] == "LSTM(3, 4) on numpy, float32 with float16, L=2 N=7, one step: reference"
     assert "recorded" not in "".join(lines)
-    assert "launches of the plain code in narrow types are not counted" in (
+    assert "launches of the plain code in low precision are not counted" in (
         xprnn.LSTM(3, 4, backend="fake_cupy", compute_dtype="float16").stepper(1).explain()
     )
 
 
 def test_a_forced_kernel_that_is_missing_raises(select_kernels: SelectKernels) -> None:
     select_kernels("pointwise")
-    with pytest.raises(xprnn.KernelUnavailableError, match=r"pointwise: .*by column"):
+    with pytest.raises(xprnn.KernelUnavailableError, match=r"pointwise: .*feature-major"):
         xprnn.GRU(3, 4).stepper(1)
 
 

@@ -1,4 +1,4 @@
-"""`recompute=k` with injected faults: each is caught by `layers/layers/layers/test_recompute.py`'s comparison."""
+"""`recompute=k` with injected faults: each is caught by `layers/test_recompute.py`'s comparison."""
 
 from __future__ import annotations
 

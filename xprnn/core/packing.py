@@ -54,7 +54,7 @@ class PackedBatch:
 
     steps: int  # T
     batch: int  # N
-    running: int  # n_0, the rows that take at least one step
+    running: int  # n_0, the rows that run at least one step
     total: int  # S, the number of packed rows
     counts: Sequence[int]  # (T,)
     starts: Sequence[int]  # (T+1,) first packed row of each step, then S
@@ -65,7 +65,7 @@ class PackedBatch:
     )
 
     def walk(self, reverse: bool, backward: bool = False) -> list[StepRun]:
-        """The steps in the order in which a pass over a direction takes them."""
+        """The steps in the order in which a pass over a direction runs them."""
         key = reverse, backward
         if key not in self._runs:
             self._runs[key] = [*self._walk(reverse, reverse != backward)]

@@ -1,4 +1,4 @@
-"""What a recurrent network is, apart from its numbers: its sizes, and its parameters' names."""
+"""The static description of a recurrent network: its sizes, and the names of its parameters."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def explain(
         lines += _fused(spec, plan.kernels, sizes, training)
         lines += _wavefront(spec, plan, training)
     elif plan.backend.on_gpu and launches is None:
-        lines.append("  the launches of the plain code in narrow types are not counted")
+        lines.append("  the launches of the plain code in low precision are not counted")
     elif plan.backend.on_gpu and launches:
         lines.append(
             f"  a step takes {launches[0]} launches forward, {launches[1]} backward and one more "
@@ -49,7 +49,7 @@ def _fused(
     spec: StackSpec, runner: KernelRunner, sizes: tuple[int, int], training: bool
 ) -> list[str]:
     """What one launch or call runs, a line for each pass where that may differ."""
-    takes = f"one {runner.unit} takes all steps of a"
+    takes = f"one {runner.unit} runs all steps of a"
     alone = f"{takes} direction of a layer"
     if spec.num_directions == 1:
         return [f"  {alone}"]
@@ -69,10 +69,10 @@ def _wavefront(spec: StackSpec, plan: ExecutionPlan, training: bool) -> list[str
     """Whether one launch runs all layers, where there could be one."""
     if spec.num_layers == 1 or plan.backend.kernels != "cuda":
         return []
-    takes = "one launch takes all steps of all layers"
+    takes = "one launch runs all steps of all layers"
     if isinstance(plan.wavefront, Unsupported):
         takes = plan.wavefront.reason
-    return [f"  {Pass.TRAINING if training else Pass.FORWARD}, layers in a wave: {takes}"]
+    return [f"  {Pass.TRAINING if training else Pass.FORWARD}, layers in a wavefront: {takes}"]
 
 
 def explain_step(kind: str, spec: StackSpec, plan: StepPlan, batch: int) -> str:
@@ -84,16 +84,16 @@ def explain_step(kind: str, spec: StackSpec, plan: StepPlan, batch: int) -> str:
     ]
     more = f"{1 + len(spec.cell.state_names)} more where streams wait"
     if plan.replays:
-        lines.append("  its array calls are recorded and repeated")
+        lines.append("  its array calls are captured and replayed")
     elif plan.is_fused and not plan.backend.on_gpu:
-        lines.append("  one call takes a step of all layers, on weights packed for it")
+        lines.append("  one call runs a step of all layers, on weights packed for it")
     elif plan.is_fused:
-        lines.append(f"  one launch takes a step of all layers, and {more}")
+        lines.append(f"  one launch runs a step of all layers, and {more}")
     elif plan.backend.kernels and plan.cell.kernel_launches is not None:
         each = 1 + spec.bias + plan.cell.kernel_launches[0]
         lines.append(f"  a step takes {spec.num_layers * each + 2} launches, and {more}")
     elif plan.backend.kernels:
-        lines.append("  the launches of the plain code in narrow types are not counted")
+        lines.append("  the launches of the plain code in low precision are not counted")
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
 
 

@@ -15,7 +15,7 @@ class Footprint(NamedTuple):
     """Bytes at the peak, which is the end of `backward`, of a call whose rows all run T steps."""
 
     kept: int  # from the call to `backward`
-    work: int  # of the module's own beside that
+    work: int  # of the module's own besides
     results: int  # output and final states, dx and the gradients of the initial states
 
     def __str__(self) -> str:

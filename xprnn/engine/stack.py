@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from . import dropout
 from .checkpointing import Checkpointed
 from .loop import StepLoop
 from .replay import ReplayLoop
+
+if TYPE_CHECKING:
+    from ..kernels.cuda.sequence import Wavefront
 
 
 def plan_call(
@@ -113,7 +116,7 @@ def forward(
     rows = _packed_input(context, x, call.batch_first)
     packed = _as_packed(batch, output, call.batch_first, precision.compute_dtype)
     if not isinstance(plan.wavefront, Unsupported):
-        rows, packed = _run_wavefront(tape, rows, ends, context), None
+        rows, packed = _run_wavefront(plan.wavefront, tape, rows, ends, context), None
     else:
         scratch = context.scratch
         for layer in range(spec.num_layers):
@@ -162,13 +165,19 @@ def _forward_passes(
     ]
 
 
-def _run_wavefront(tape: Tape, x: Array, ends: tuple[Array, ...], context: CallContext) -> Array:
+def _run_wavefront(
+    wavefront: Wavefront,
+    tape: Tape,
+    x: Array,
+    ends: tuple[Array, ...],
+    context: CallContext,
+) -> Array:
     """Run all layers in one launch: the rows (S, H) of the last."""
     passes = [
         ForwardPass(weights, False, x, tuple([end[layer] for end in ends]), PackedWeights())
         for layer, (weights,) in enumerate(tape.weights.arrays)
     ]
-    every = context.plan.wavefront.forward(passes, context)
+    every = wavefront.forward(passes, context)
     tape.activations = [[activations] for activations in every]
     return context.batch.outputs(every[-1].states[0], False)
 

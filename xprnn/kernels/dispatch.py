@@ -51,7 +51,7 @@ class CallShape(NamedTuple):
 
     steps: int  # T
     batch: int  # N
-    running: int  # rows that take at least one step
+    running: int  # rows that run at least one step
     record: bool
     recompute: int | None = None
 
@@ -255,13 +255,13 @@ def _supported_wavefront(
     from .cuda.sequence import CudaRunner
 
     if not isinstance(found.kernels, CudaRunner):
-        return Unsupported("sequence kernels do not serve")
+        return Unsupported("sequence kernels are not selected")
     if spec.num_directions > 1:
         return Unsupported("a layer above would wait for the end of a reverse direction")
     if shape.record and spec.dropout:
         return Unsupported(f"dropout={spec.dropout} acts between layers")
     if shape.record and shape.recompute is not None:
-        return Unsupported("segments of a layer that are to be recomputed take turns")
+        return Unsupported("recomputed segments of a layer run one after the other")
     kind = Pass.TRAINING if shape.record else Pass.FORWARD
     sizes = Sizes(max(shape.running, 1), spec.widest_input, spec.hidden_size, max(shape.steps, 1))
     return found.kernels.wavefront(kind, sizes, spec.num_layers)
@@ -326,7 +326,7 @@ def _unsupported_step(
     from .numba.package import step_not_profitable, step_unsupported
 
     if not _wants_fused(backend, request):
-        return None  # nothing is looked for: Numba takes its time to import
+        return None  # not looked for: importing Numba is slow
     why_not = step_unsupported(spec.cell.name, precision)
     if why_not or request.name != "auto":
         return why_not
@@ -345,7 +345,7 @@ def _select(
     package, name = _package(backend.kernels), request.name
     known = {"sequence"} if has_sequences(cell, backend) else set()
     absent: object = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
-    if name == "reference":  # nothing else is looked for: Numba takes its time to import
+    if name == "reference":  # nothing else is looked for: importing Numba is slow
         present = {"pointwise", *known}
     else:
         why_not = package.unsupported(precision)
@@ -382,7 +382,7 @@ def _is_prepared(found: ExecutionPlan | StepPlan, name: str, record: bool) -> bo
 
 
 def _for_steps(request: Request) -> Request:
-    """The request for the implementation of single steps beside sequence kernels."""
+    """The request for the implementation of single steps under sequence kernels."""
     return Request("auto", request.source)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..backend import Array, Backend
 from ..cells import Cell
@@ -13,6 +13,9 @@ from ..core.packing import PackedBatch
 from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.precision import PrecisionPolicy
 from ..core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from .dispatch import ExecutionPlan
 
 
 class Pass(Enum):
@@ -48,7 +51,7 @@ class Sizes(NamedTuple):
 
 
 class RunnerCosts(NamedTuple):
-    """What a runner allocates beside the activations, in elements, whatever the sizes are."""
+    """What a runner allocates besides the activations, in elements."""
 
     packs_weights: bool = False  # a copy of the weights for each pass is cached
     scratch: int = 0
@@ -58,7 +61,7 @@ class RunnerCosts(NamedTuple):
 class CallContext(NamedTuple):
     """What every function of one call needs."""
 
-    plan: Any  # the `ExecutionPlan`
+    plan: ExecutionPlan
     batch: PackedBatch
     saved: Workspace  # activations: in use until the backward pass
     scratch: Workspace  # in use until the end of the call

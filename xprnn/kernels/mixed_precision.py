@@ -1,7 +1,7 @@
-"""The plain code of a cell on numbers stored in a narrow type: widened, computed, rounded again.
+"""The plain code of a cell on low-precision arrays: upcast, computed, rounded again.
 
-It is the reference of mixed precision, on every backend: what a fused kernel does in registers,
-done with copies. A value is rounded exactly where it is stored.
+It is the reference of mixed precision on every backend: what a fused kernel does in registers is
+done on copies here. A value is rounded exactly where it is stored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..cells import Buffers, Cell
 
 
 def widened(cell: Cell, dtype: np.dtype[Any]) -> Cell:
-    """A cell whose parts compute in `dtype` on narrower buffers; its products read these."""
+    """A cell whose parts compute in `dtype` on low-precision buffers, which its products read."""
     wide = copy.copy(cell)
     wide.kernel_launches = None
     for part in cell.pointwise_ops:
@@ -39,7 +39,7 @@ def _part(cell: Cell, name: str, dtype: np.dtype[Any]) -> Callable[..., None]:
             return copies[-1][1]
 
         getattr(cell, name)(xp, *[widen(buffer) for buffer in buffers])
-        for buffer, wide in copies:  # what was not written comes back as it was
+        for buffer, wide in copies:  # what was not written is unchanged
             buffer[...] = wide
 
     return run

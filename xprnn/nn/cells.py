@@ -211,7 +211,7 @@ class RNNCell(_CellModule[AnyArray, Array]):
 @exported_from("xprnn")
 @file_kind("GRUCell")
 class GRUCell(_CellModule[AnyArray, Array]):
-    """One GRU step, h' = (1 - z) n + z h; the equations stand at `xprnn.GRU`.
+    """One GRU step, h' = (1 - z) n + z h; the equations are at `xprnn.GRU`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html.
 
@@ -265,7 +265,7 @@ class GRUCell(_CellModule[AnyArray, Array]):
 @exported_from("xprnn")
 @file_kind("LSTMCell")
 class LSTMCell(_CellModule[GivenPair, Pair]):
-    """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations stand at `xprnn.LSTM`.
+    """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations are at `xprnn.LSTM`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.
 

@@ -53,7 +53,7 @@ class _Layer(StateTypes[Given, States], _Recurrent):
         parts of a step or for sequences are forced.
 
         :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
-            and backend (CuPy takes what another library lends on its device by DLPack), any
+            and backend (CuPy accepts arrays of other libraries on its device by DLPack), any
             strides; only read.
         :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0), either may be None.
             None: zeros.
@@ -181,7 +181,7 @@ class _Layer(StateTypes[Given, States], _Recurrent):
 
     def _memory_of(self, plan: ExecutionPlan, steps: int, batch: int) -> list[str]:
         if plan.precision.narrow and plan.implementation == "reference":
-            return ["the memory of the plain code in narrow types is not counted"]
+            return ["the memory of the plain code in low precision is not counted"]
         batch_first = self._options["batch_first"]
 
         def footprint(k: int | None) -> Footprint:

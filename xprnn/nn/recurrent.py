@@ -129,7 +129,7 @@ class _Recurrent(Module):
         """Move the module in place, or change in which types it computes; None leaves as it is.
 
         A `compute_dtype` equal to the dtype ends mixed precision; a new dtype that does not go
-        with the present ones needs `compute_dtype` or `precision` beside it.
+        with the present ones needs `compute_dtype` or `precision` too.
 
         :raises RuntimeError: recorded calls are waiting for `backward`.
         :raises ValueError, BackendUnavailableError: as the constructor; nothing is changed.
@@ -182,7 +182,7 @@ class _Recurrent(Module):
         self._memory = WorkspacePool(self._backend, self._dtype)
 
     def eval(self) -> Self:
-        """From here on calls are not recorded; records left are dropped, and free memory is too."""
+        """From here on calls are not recorded; waiting records and free memory are dropped."""
         self._scratch = WorkspacePool(self._backend, self._dtype)
         self._memory = WorkspacePool(self._backend, self._dtype)
         self._steps = self._new_steps()

@@ -38,7 +38,7 @@ class StepPool:
     """Runs steps of a stack from given states.
 
     For each implementation there are as many executors as threads have been at work at once: lists
-    from which a call takes one, of whatever batch size it was last, and to which it returns it.
+    from which a call acquires one, last used for any batch size, and to which it returns it.
     Compiled ones share the packed weights, the others have copies of their own.
 
     :param requests: those under which calls are run as steps.

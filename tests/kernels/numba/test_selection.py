@@ -35,7 +35,7 @@ def test_the_table_chooses_them(automatic: None) -> None:
     lines = explained(xprnn.GRU(3, 8, seed=0))
     assert lines[0].endswith("T=12 N=4: sequence")
     assert lines[1] == "  reason: the fastest that fits"
-    assert lines[-1] == "  one call takes all steps of a direction of a layer"
+    assert lines[-1] == "  one call runs all steps of a direction of a layer"
     lines = explained(xprnn.GRU(3, 8, seed=0, reset_after=False))
     assert lines[0].endswith(": pointwise")
     assert lines[-1] == "  sequence: forward: no sequence kernel for cell 'gru_reset_before'"

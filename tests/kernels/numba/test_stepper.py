@@ -191,12 +191,12 @@ def test_explain_says_who_serves_and_why(select_kernels: SelectKernels) -> None:
     assert layer.stepper(2).explain().splitlines() == [
         "GRU(3, 4) on numpy, float32, L=2 N=2, one step: sequence",
         "  reason: the fastest that fits",
-        "  one call takes a step of all layers, on weights packed for it",
+        "  one call runs a step of all layers, on weights packed for it",
     ]
     select_kernels("reference")
     text = layer.stepper(2).explain()
     assert re.search("one step: reference\n  reason: .*reference", text)
-    assert "its array calls are recorded and repeated" in text
+    assert "its array calls are captured and replayed" in text
     select_kernels("sequence")
     assert re.search("  reason: .*sequence", layer.stepper(2).explain())
 

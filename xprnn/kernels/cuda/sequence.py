@@ -137,7 +137,8 @@ class CudaRunner:
         directions = 1 if layers > 1 else len(passes)
         H = passes[0].weights.weight_hh.shape[1]
         found = self.plan(kind, batch.running, H, batch.steps, directions, layers)
-        assert not isinstance(found, Unsupported), found.reason
+        if isinstance(found, Unsupported):  # the planner's tables have changed since
+            raise RuntimeError(found.reason)
         return found
 
     def _initialised_exchange(
@@ -255,7 +256,7 @@ class Wavefront:
 
 
 def grouped_arguments(every: Sequence[Sequence[Array | None]], slots: int) -> np.ndarray:
-    """`GroupedArguments` of exchange.h for the arrays of directions or layers, in `slots` slots.
+    """`GroupedArguments` of exchange.h for arrays of directions or layers, with `slots` entries.
 
     CuPy passes a NumPy array of one element by value, whatever the element is.
     """
@@ -278,7 +279,7 @@ def _readable(weight: Array) -> Array:
 
 
 def parts(name: str) -> tuple[str, ...]:
-    """The files of a kernel, such as "gru_forward", and of all that it stands on, in order."""
+    """The files of a kernel, such as "gru_forward", and of all that it includes, in order."""
     cell, _, way = name.rpartition("_")
     below = "device.h", "math_mode.h", "exchange.h", "products.h", "staging.h", "units.h"
     return "common.h", f"{cell}.h", *below, f"{way}.h", f"{name}.cu"
@@ -286,7 +287,7 @@ def parts(name: str) -> tuple[str, ...]:
 
 @cache
 def source(name: str, cluster: int = 1, wave: bool = False) -> str:
-    """The text of a kernel, behind all that it stands on.
+    """The text of a kernel, after all that it includes.
 
     :param cluster: the blocks of a cluster.
     :param wave: for the layers of a stack in place of directions.

@@ -1,5 +1,5 @@
-// One step of all layers of a stack in one launch, for a few rows: what stack_steps.py does with
-// sequence.step, one layer after the other. Included after the cells' headers and lanes.h.
+// One step of all layers of a stack in one launch, for a few rows: what step.py does with
+// loop.layer_step for one layer after the other. Included after the cells' headers and lanes.h.
 //
 // The time is bound by reading every weight once. Each warp computes one unit at a time, its lanes
 // split the unit's rows of the weights, and nothing is kept from step to step. A layer reads

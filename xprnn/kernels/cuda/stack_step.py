@@ -26,7 +26,7 @@ UNITS = {  # of the cells
     "lstm": "LstmUnit",
 }
 KINDS = {"float32": "TF32X3", "bfloat16": "BF16", "float16": "F16"}  # of what products read
-ROWS = (1, 4, 8)  # that an instantiation takes at most; for more rows products are faster
+ROWS = (1, 4, 8)  # the most of an instantiation; for more rows products are faster
 WARPS = 4  # STEP_WARPS of the kernel
 PARTS = (  # of its source
     *("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "math_mode.h"),
@@ -44,7 +44,7 @@ class StepSizes(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Of the instantiation that takes N rows."""
+        """Rows of the instantiation for N rows."""
         return next(rows for rows in ROWS if rows >= self.N)
 
     @property
@@ -107,9 +107,9 @@ class FusedStep:
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
     ) -> None:
-        """Take a step: x (N, I) and the states `now`, (L, N, H) each, are read.
+        """Run a step; in: x (N, I) and the states `now`, (L, N, H) each.
 
-        `after` and `out` (N, H), the last layer's h, are written. All are C-contiguous.
+        out: `after` and `out` (N, H), the last layer's h. All are C-contiguous.
         """
         c, c_next = (states[1] if len(states) > 1 else None for states in (now, after))
         exchange, other = self._exchange
@@ -130,5 +130,5 @@ def instantiation(unit: str, kind: str, rows: int) -> str:
 
 
 def source() -> str:
-    """The text of the kernel, behind all that it stands on."""
+    """The text of the kernel, after all that it includes."""
     return loading.text(*PARTS)

@@ -1,7 +1,7 @@
 """Gradients of the weights, the biases and the input, computed after all backward steps.
 
-They replace `_gradients` of `xprnn/sequence.py`. The threads of a BLAS would keep spinning for a
-while after each of its products and take processors from the compiled loops.
+They replace `weight_gradients` of `xprnn/kernels/shared.py`. The threads of a BLAS would keep
+spinning for a while after each of its products and take processors from the compiled loops.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ FEW = 8  # rows of all steps
 # took as long as one
 SHARED = 20_000_000
 FEWEST = 4  # rows of a slice, whose first row is divisible by it: so the bits do not depend on it
-FINE = 8  # rows of which two slices a thread are made, so that one that comes late takes fewer
+FINE = 8  # rows from which there are two slices a thread, so that a late thread runs fewer
 ALONE = threads.pool(1)  # the caller's thread
 _BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
 
@@ -188,7 +188,7 @@ def _run(
     directions: int,
 ) -> None:
     """Make the calls for slices of rows, in as many threads as are profitable."""
-    if batch.total * weights < SHARED:  # without what it takes to acquire threads
+    if batch.total * weights < SHARED:  # without acquiring threads
         for call in calls([(0, batch.running)] if batch.running else []):
             call()
         return

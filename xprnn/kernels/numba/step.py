@@ -27,7 +27,7 @@ from .product import pack_transposed, panels_of, product, width_of
 
 # What a layer does behind its input product, by cell: `panels` are those of W_hh, `gh` (N, filled)
 # and `q` (N, H) are scratch, (h, c) are read and (h_next, c_next) written; where a cell has no c,
-# both stand for h's.
+# both are h's.
 
 
 @inlined

@@ -73,7 +73,7 @@ def test_the_passes_are_asked_one_by_one(device: Backend, monkeypatch: pytest.Mo
 
 def test_explain_says_which(narrow: Backend) -> None:
     layer = xprnn.GRU(3, 20, seed=0, bidirectional=True, backend=narrow.name)
-    alone = "one launch takes all steps of a direction of a layer"
+    alone = "one launch runs all steps of a direction of a layer"
     blocks = "both: H=20: 4 blocks must run at once, one for 16 units of each direction; this "
     why = f"{blocks}device holds 3"
     assert layer.eval().explain((4, 2, 3)).splitlines()[4:] == [f"  forward: {alone}; {why}"]
@@ -82,7 +82,7 @@ def test_explain_says_which(narrow: Backend) -> None:
     ]
     layer = xprnn.GRU(3, 16, seed=0, bidirectional=True, backend=narrow.name).eval()
     assert layer.explain((4, 2, 3)).splitlines()[4:] == [
-        "  forward: one launch takes all steps of a layer, both directions"
+        "  forward: one launch runs all steps of a layer, both directions"
     ]
     layer = xprnn.GRU(3, 16, seed=0, backend=narrow.name).eval()
     assert layer.explain((4, 2, 3)).splitlines()[4:] == [f"  {alone}"]

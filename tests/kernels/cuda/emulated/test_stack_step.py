@@ -136,9 +136,7 @@ def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
     assert LOG.launches == 1 + more
     lines = stepper.explain().splitlines()
     assert lines[0].endswith("one step: sequence")
-    assert (
-        lines[2] == f"  one launch takes a step of all layers, and {more} more where streams wait"
-    )
+    assert lines[2] == f"  one launch runs a step of all layers, and {more} more where streams wait"
     assert Function.launches[-1][1] == (1, min(PROCESSORS, 9))
 
 
