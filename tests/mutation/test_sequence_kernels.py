@@ -44,7 +44,7 @@ GRU = {
     "the other neighbour's gate": ("gh[0].y, gh[1].y", "gh[0].x, gh[1].y"),
     "a step that does not move": ("    last_packed = packed;\n", ""),
     "no bias": ("gh_n.y = gh[2].y + bias.y;", "gh_n.y = gh[2].y;"),
-    "states of the other side": ("const { return reversed() ? walk.low() : walk.high(); }",
+    "states of the other direction": ("const { return reversed() ? walk.low() : walk.high(); }",
                                  "const { return walk.high(); }"),
 }  # fmt: skip
 GRU_BACK = {
@@ -63,7 +63,7 @@ LSTM = {
     "a sign of a gate": ("c_next = f * c + i * g;", "c_next = f * c - i * g;"),
     "the other neighbour's gate": ("in.gx[2].y() + gh[2].y", "in.gx[2].y() + gh[2].x"),
     "c that is not carried on": ("c + before * this->H", "c"),
-    "c that is not left": ("this->write(c + after * this->H, c_next);", ""),
+    "c that is not written": ("this->write(c + after * this->H, c_next);", ""),
     "a gate kept in another's place": ("this->gate_of(row, 1), f", "this->gate_of(row, 1), i"),
 }
 LSTM_BACK = {
@@ -190,7 +190,7 @@ def test_a_row_of_an_odd_length_as_pairs_shows() -> None:
         check_forward(Case("gru", "TF32X3", 33, (2,)), SMALL, faults=(fault, pairs))
 
 
-def test_a_warp_that_parts_shows() -> None:
+def test_a_diverging_warp_shows() -> None:
     fault = ("const PollResult result = await", "if (threadIdx.x % 2) all_lanes(true);\n  "
              "const PollResult result = await")  # fmt: skip
     with pytest.raises(AssertionError, match=r"diverged|deadlock"):

@@ -34,8 +34,8 @@ FOLDERS = {  # in `tests/`: the tier of the tests below them, the longest path f
 FUNCTIONS = {  # tests of another tier than their folder's
     "kernels/cuda/planner/test_bidirectional_plans.py::test_every_choice_fits": "exhaustive",
     "kernels/cuda/planner/test_plan.py::test_every_choice_fits": "exhaustive",
-    "layers/test_gradcheck.py::test_a_planted_fault_is_caught": "mutation",
-    "layers/test_recompute.py::test_segments_by_a_gpus_sequence_kernels": "kernels",
+    "layers/test_gradcheck.py::test_an_injected_fault_is_detected": "mutation",
+    "layers/test_recompute.py::test_segments_with_the_sequence_kernels_of_a_gpu": "kernels",
     "layers/test_recorded_calls.py::test_skipped_batches_leave_no_memory": "endurance",
     "gpu/test_smoke.py::test_there_is_a_kind_for_every_kernel": "kernels",
 }

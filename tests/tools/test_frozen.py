@@ -33,7 +33,7 @@ def collected(*options: str) -> set[str]:
 
 WAVE = "test_wavefront.py::test_as_many_layers_as_may_be"
 CLUSTER = "test_bidirectional.py::test_both_in_clusters"
-ON_A_GPU = "test_sequence.py::test_layers_in_a_wave_in_a_row"
+ON_A_GPU = "test_sequence.py::test_wavefronts_in_a_row"
 BOTH_WAYS = "test_sequence.py::test_both_directions_in_a_row"
 UNSUPPORTED = "test_wavefront_layers.py::test_what_cannot_go_in_a_wave_is_refused"
 CASES = {  # -m, what of it runs, and what does not
