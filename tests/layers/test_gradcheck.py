@@ -128,7 +128,7 @@ def test_a_relu_kink_within_a_step_does_not_matter(
     before = row @ x[0, 0] + layer.parameters["weight_hh_l0"][0] @ h0[0, 0]
     x[0, 0] += row * (1e-4 - before) / (row @ row)  # unit 0 is just above its kink
     assert gradcheck(layer, x, h0).worst.excess <= 1
-    module = importlib.import_module("xprnn.gradcheck")
+    module = importlib.import_module("xprnn.diagnostics.gradient_check")
     with monkeypatch.context() as patched, pytest.raises(GradientError):
         patched.setattr(module, "STEPS", module.STEPS[:1])  # this step alone crosses the kink
         gradcheck(layer, x, h0)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
+from ..backend.exports import exported_from
 from ..cells import Cell
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
@@ -42,6 +43,7 @@ MOST = 256  # plans of one layer that are kept
 PlainRunner = Callable[[Any, Cell, np.dtype[Any], bool], LayerRunner]
 
 
+@exported_from("xprnn")
 class KernelUnavailableError(RuntimeError):
     """The implementation that is forced, by `use_kernels` or `XPRNN_KERNELS`, is unsupported."""
 
