@@ -1,6 +1,6 @@
 """CuPy against the NumPy backend in float64, in every dtype, with every implementation.
 
-`test_parity.py` and its kin compare with torch. Here NumPy, on the same numbers widened, judges
+`test_parity.py` and its kin compare with torch. Here NumPy, on the same numbers as_float64, judges
 what torch has not: GRU with reset before the product, rows of length zero, dropout, narrow types,
 and sizes at which the last block of threads is not full.
 """
@@ -20,9 +20,9 @@ from tests.support.cases import (
     Results,
     build,
     draw,
-    narrowed,
     numpy_run,
     product,
+    rounded,
     run,
 )
 from tests.support.cases import unroll as unrolled
@@ -154,7 +154,7 @@ def test_cell_equals_numpy(
     starts = tuple(state[0] for state in problem.initial)
     upstream = tuple(np.flip(problem.doutput, k) for k, _ in enumerate(starts))
     bare = build(replace(case, directions=1)).state_dict()
-    weights = {n.removesuffix("_l0"): narrowed(array, case) for n, array in bare.items()}
+    weights = {n.removesuffix("_l0"): rounded(array, case) for n, array in bare.items()}
 
     def undone(place: str, dtype: str, **types: Any) -> Results:
         cell = kind(case.I, case.H, bias, **options, backend=place, dtype=dtype, **types).train()

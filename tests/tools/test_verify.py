@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from tests.support.fault_injection import FAULTS, plant
+from tests.support.fault_injection import FAULTS, inject
 from tests.support.targets import make
 from xprnn import kernels
 from xprnn.backend import Backend
@@ -134,7 +134,7 @@ def test_the_commands_layers_leave_nothing_out(fake_cupy: Backend) -> None:
 def test_a_wrong_gradient_of_the_plain_code_is_found_by_the_gradcheck(
     cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(cell, FAULTS[cell, "gate 0 times 1.001"], monkeypatch)
+    inject(cell, FAULTS[cell, "gate 0 times 1.001"], monkeypatch)
     other = "gru" if cell == "lstm" else "lstm"
     report = verify_cells("numpy", [other, cell], ["float32"])
     assert not report.ok

@@ -1,7 +1,7 @@
-"""Users' code, right and wrong, as mypy and pyright judge it.
+"""Users' code, right and wrong, checked by mypy and pyright.
 
-`right.py` and the README's examples must have no error; `wrong.py` must have an error on each line
-that says so and on no other.
+`right.py` and the README's examples must have no error; `wrong.py` must have an error on each
+marked line and on no other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Errors = dict[str, dict[int, str]]  # by file and line
 
 @cache
 def errors_of(checker: str, folder: Path) -> Errors:
-    """All files in one run."""
+    """The errors in all files, from one run of a checker."""
     readme = (ROOT / "README.md").read_text()
     examples = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     (folder / README).write_text("\n".join(examples))
@@ -59,7 +59,7 @@ def _pyright(files: list[str], folder: Path) -> Errors:
 
 
 def _run(module: str, arguments: list[str], folder: Path) -> str:
-    """What a checker prints when it looks at this copy of xprnn."""
+    """The output of a checker, with this copy of xprnn."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -68,10 +68,10 @@ def _run(module: str, arguments: list[str], folder: Path) -> str:
 
 
 def _by_line(reports) -> Errors:  # type: ignore[no-untyped-def]
-    found: Errors = {}
+    errors: Errors = {}
     for file, line, message in reports:
-        found.setdefault(Path(file).name, {})[line] = message
-    return found
+        errors.setdefault(Path(file).name, {})[line] = message
+    return errors
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def test_right_code_has_no_error(name: str, checker: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_wrong_code_has_its_errors(checker: str, folder: Path) -> None:
+def test_wrong_code_has_the_marked_errors(checker: str, folder: Path) -> None:
     lines = (HERE / "wrong.py").read_text().splitlines()
     wanted = {k for k, line in enumerate(lines, 1) if line.endswith("  # error")}
-    found = errors_of(checker, folder)["wrong.py"]
-    missing = [f"{k}: {lines[k - 1]}" for k in sorted(wanted - found.keys())]
-    beyond = [f"{k}: {lines[k - 1]}: {found[k]}" for k in sorted(found.keys() - wanted)]
+    errors = errors_of(checker, folder)["wrong.py"]
+    missing = [f"{k}: {lines[k - 1]}" for k in sorted(wanted - errors.keys())]
+    beyond = [f"{k}: {lines[k - 1]}: {errors[k]}" for k in sorted(errors.keys() - wanted)]
     assert not missing and not beyond

@@ -179,14 +179,18 @@ def test_what_is_moved_keeps_its_subnormal_numbers() -> None:
 
 @needs_flushing
 def test_it_nests_and_keeps_other_control_bits() -> None:
-    for bits in (0, control_bits.UPWARD, control_bits.FOUND[2] & -control_bits.FOUND[2]):
+    for bits in (
+        0,
+        control_bits.UPWARD,
+        control_bits.FENV_LAYOUT[2] & -control_bits.FENV_LAYOUT[2],
+    ):
         with control_bits.with_bits(bits):
             before = control()
             with environment():
                 inside = control()
                 with environment():
                     assert control() == inside
-                assert control() == inside == before | control_bits.FOUND[2]
+                assert control() == inside == before | control_bits.FENV_LAYOUT[2]
             assert control() == before
     assert control() != inside
 
