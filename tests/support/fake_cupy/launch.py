@@ -127,7 +127,7 @@ class Gpu:
         while busy := [stream for stream in self.streams if stream.queue]:
             ready = [stream for stream in busy if self._may_go_on(stream.queue[0], free)]
             if not ready:
-                raise StarvedError(f"{len(busy)} streams wait, {free} of {self.capacity} slots free")
+                raise StarvedError(f"{len(busy)} streams wait, {free} of {self.capacity} free")
             stream = rng.choice(ready)
             kind, *what = stream.queue[0]
             if kind == "launch":

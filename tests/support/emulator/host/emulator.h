@@ -3,10 +3,10 @@
 // An emulator: every CUDA thread has its own stack, and one thread runs at a time. Threads switch
 // only at barriers of a warp or a block and between polls. The next thread is drawn at random from
 // a seed, and sometimes one warp is delayed for a long time. Published stores reach memory late and
-// in any order, except for the thread that made them. Therefore a missing barrier or poll gives wrong
-// values (shared memory is filled with NaN at first). Deadlocks, diverged warps, unaligned vectors
-// and writes past the end of shared memory are reported. Not emulated: time, and the accuracy of
-// intrinsics. For the shared memory of clusters see clusters.h.
+// in any order, except for the thread that made them. Therefore a missing barrier or poll gives
+// wrong values (shared memory is filled with NaN at first). Deadlocks, diverged warps, unaligned
+// vectors and writes past the end of shared memory are reported. Not emulated: time, and the
+// accuracy of intrinsics. For the shared memory of clusters see clusters.h.
 
 #include <setjmp.h>
 #include <sys/mman.h>
