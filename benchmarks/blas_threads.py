@@ -3,8 +3,8 @@
     python benchmarks/blas_threads.py [--hog] [--rounds 5]
 
 A GRU's call, forward and with its backward pass, without Numba, float32: "one" computes slices on
-the caller's thread, "shared" is xprnn's default (`xprnn/blas.py`), "OpenBLAS" passes products of
-two million multiply-adds and more to OpenBLAS's threads, and "OpenBLAS on one" to one thread.
+the caller's thread, "shared" is xprnn's default (`xprnn/backend/blas.py`), "OpenBLAS" passes
+products of two million multiply-adds and more to OpenBLAS's threads, and "OpenBLAS on one" to one.
 Milliseconds are medians of all calls; the ratio to "one" is taken round by round, with its
 quartiles. A round runs each variant for the same time, several calls in a row. With --hog another
 process keeps a processor busy; with --hog --pin it is bound to one of those that this process may
@@ -86,7 +86,7 @@ def _sample(call: Callable[[], Any]) -> list[float]:
 def _variant(name: str) -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
-    from xprnn import blas
+    from xprnn.backend import blas
 
     largest = blas.LARGE
     blas.LARGE = blas.UNCUT if name.startswith("OpenBLAS") else largest

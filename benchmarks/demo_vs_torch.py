@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xprnn.data import Utterances
+    from xprnn.tools.data.japanese_vowels import Utterances
 
 CELLS = ("gru", "lstm", "rnn")
 
@@ -75,7 +75,7 @@ def _measure(library: str, seed: int, options: argparse.Namespace) -> tuple[floa
 
 def train_xprnn(cell: str, epochs: int, seed: int) -> tuple[float, float]:
     """Train the demo's model; returns the seconds and the test accuracy."""
-    from xprnn.data import japanese_vowels
+    from xprnn.tools.data.japanese_vowels import japanese_vowels
 
     demo = _demo()
     train, test = japanese_vowels()
@@ -95,7 +95,7 @@ def train_torch(cell: str, epochs: int, seed: int) -> tuple[float, float]:
     """The same with torch: same model, data, batch order, optimiser, schedule and clipping."""
     import torch
 
-    from xprnn.data import japanese_vowels
+    from xprnn.tools.data.japanese_vowels import japanese_vowels
 
     torch.manual_seed(seed)
     train, test = japanese_vowels()
@@ -155,7 +155,7 @@ def _demo() -> Any:
     try:
         from xprnn.tools import demo
     except ImportError:
-        from xprnn import demo
+        from xprnn.tools import demo
     return demo
 
 

@@ -237,7 +237,7 @@ def write_readme(readme: Path, results: Path) -> None:
 
 
 if __name__ == "__main__":
-    from xprnn.output import standard_output
+    from xprnn.tools.output import standard_output
 
     with standard_output():
         sys.exit(main())

@@ -71,7 +71,7 @@ def relative_flow(layer: Any, size: float) -> np.ndarray:
     """
     import numpy as np
 
-    from xprnn.gradient_flow import gradient_flow
+    from xprnn.diagnostics.gradient_norms import gradient_flow
 
     x = size * np.random.default_rng(0).standard_normal((STEPS_BACK + 1, 16, I))
     norms: np.ndarray = gradient_flow(layer, x).norms[0, ::-1]

@@ -40,7 +40,7 @@ def check_writable(folder: Path) -> None:
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
     """Write files of these names, each atomically; ValueError where two names are one file."""
-    from xprnn.io import check_outputs, replacing
+    from xprnn.nn.serialization import check_outputs, replacing
 
     check_outputs([folder / name for name in texts])
     for name, text in texts.items():
@@ -76,7 +76,7 @@ def with_section(readme: str, marks: tuple[str, str], section: str) -> str:
 
 def write_section(readme: Path, marks: tuple[str, str], section: str) -> None:
     """Write `section` between the marks of the README."""
-    from xprnn.io import replacing
+    from xprnn.nn.serialization import replacing
 
     text = with_section(readme.read_text("utf-8"), marks, section)
     with replacing(readme) as part:

@@ -268,7 +268,7 @@ def _read(path: Path) -> Any:
 def _write(path: Path, value: Any) -> None:
     """Write atomically: the file also holds earlier measurements.
 
-    Not with xprnn.io: this module must not import the checkout's package.
+    Not with xprnn.nn.serialization: this module must not import the checkout's package.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=1 if path.name == "skips.json" else None, allow_nan=False)

@@ -207,11 +207,11 @@ def allocate(cupy: Any, kernel: Any, buffer: Any, dtype: str, N: int, H: int) ->
     """An array as the kernel expects it, with values unless the kernel only writes it."""
     import numpy as np
 
-    from xprnn.arithmetic import NARROW, check_arithmetic
     from xprnn.cells import CELLS
+    from xprnn.core.precision import LOW_PRECISION, check_precision_policy
 
-    A = "float32" if dtype in NARROW else dtype
-    kind = check_arithmetic(A, dtype, "ieee").compute_dtype if buffer.type == "C" else A
+    A = "float32" if dtype in LOW_PRECISION else dtype
+    kind = check_precision_policy(A, dtype, "ieee").compute_dtype if buffer.type == "C" else A
     widths = {"gh_rz": 2} | dict.fromkeys(("gates", "gh", "bias_hh"), CELLS[kernel.cell].gates)
     width = widths.get(buffer.name, 1) * H
     shape = (width,) if buffer.name == "bias_hh" else (N, width)

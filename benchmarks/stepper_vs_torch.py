@@ -95,8 +95,8 @@ def _one_layer(cell: str, dtype: str) -> Calls:
     import numpy as np
 
     import xprnn
-    from xprnn.bench.steps import onnxruntime_step, torch_step
-    from xprnn.bench.task import PeerUnavailableError, Setting, make_task
+    from xprnn.tools.bench.steps import onnxruntime_step, torch_step
+    from xprnn.tools.bench.task import PeerUnavailableError, Setting, make_task
 
     task = make_task(Setting(cell, 128, 128, batch=1, steps=1, kind=dtype))
     theirs, result = torch_step(task)

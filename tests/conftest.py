@@ -18,11 +18,13 @@ from tests.support.fake_cupy.cuda import LOG
 from tests.support.fake_cupy.sequence import install
 from tests.support.gpu_report import IMPLEMENTATION, GpuReport
 from tests.support.implementations import SelectKernels, parameter, use
-from xprnn import backend as backend_module
 from xprnn import kernels
 from xprnn.backend import Backend
-from xprnn.kernels import numba as numba_kernels
+from xprnn.backend import registry as backend_module
 from xprnn.kernels.cuda.plan import plan
+from xprnn.kernels.numba import package as numba_kernels
+
+collect_ignore = ["support/write_parent_files.py"]  # runs as a script, beside an older commit
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,13 +74,14 @@ def select_kernels() -> Iterator[SelectKernels]:
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let Numba appear not to be installed."""
 
-    caches = numba_kernels._lacks, kernels._choose, kernels._whole
-    for cached in caches:
-        cached.cache_clear()
+    def forget() -> None:
+        numba_kernels._lacks.cache_clear()
+        kernels.forget_plans()
+
+    forget()
     monkeypatch.setitem(sys.modules, "numba", None)
     yield
-    for cached in caches:
-        cached.cache_clear()
+    forget()
 
 
 @pytest.fixture

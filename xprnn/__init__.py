@@ -12,15 +12,16 @@ from .backend import (
     to_numpy,
     use_backend,
 )
-from .cell_modules import GRUCell, LSTMCell, RNNCell
-from .embedding import Embedding
-from .gradcheck import GradientError, gradcheck
-from .gradient_flow import gradient_flow
+from .diagnostics.gradient_check import GradientError, gradcheck
+from .diagnostics.gradient_norms import gradient_flow
+from .diagnostics.verification.comparison import verify
 from .kernels import KernelUnavailableError, use_kernels
-from .module import load
-from .modules import GRU, LSTM, RNN
-from .readout import Linear, mse_loss, softmax_cross_entropy
-from .verify import verify
+from .nn.cells import GRUCell, LSTMCell, RNNCell
+from .nn.embedding import Embedding
+from .nn.layers import GRU, LSTM, RNN
+from .nn.linear import Linear
+from .nn.losses import mse_loss, softmax_cross_entropy
+from .nn.module import load
 
 if TYPE_CHECKING:
     from . import feature_first, functional, optim

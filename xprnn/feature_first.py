@@ -18,9 +18,9 @@ from typing import Any
 
 from . import functional
 from .backend import AnyArray, Array, Backend
-from .checks import check_array, check_reference_array
-from .memory import frees_memory
-from .numerics import sum_rows
+from .cells.numerics import sum_rows
+from .core.checks import check_array, check_reference_array
+from .core.oom import translate_out_of_memory
 
 PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
 
@@ -36,7 +36,7 @@ class Cache:
     y: Array  # (T_x, m, n_y), a copy
 
 
-@frees_memory
+@translate_out_of_memory
 def rnn_cell_forward(
     xt: AnyArray, a_prev: AnyArray, parameters: Mapping[str, AnyArray]
 ) -> tuple[Array, Array, Cache]:
@@ -61,7 +61,7 @@ def rnn_cell_forward(
     return a[0].T, y[0].T, cache
 
 
-@frees_memory
+@translate_out_of_memory
 def rnn_cell_backward(
     da_next: AnyArray, cache: Cache, dy: AnyArray | None = None
 ) -> dict[str, Array]:
@@ -94,7 +94,7 @@ def rnn_cell_backward(
     return gradients
 
 
-@frees_memory
+@translate_out_of_memory
 def rnn_forward(
     x: AnyArray, a0: AnyArray, parameters: Mapping[str, AnyArray]
 ) -> tuple[Array, Array, tuple[Cache, Array]]:
@@ -121,7 +121,7 @@ def rnn_forward(
         return a.transpose(2, 1, 0), y.transpose(2, 1, 0), (cache, x.copy())
 
 
-@frees_memory
+@translate_out_of_memory
 def rnn_backward(
     da: AnyArray, caches: tuple[Cache, Array], dy: AnyArray | None = None
 ) -> dict[str, Array]:

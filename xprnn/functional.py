@@ -1,8 +1,8 @@
 """The layers as functions of explicit weights: one layer, one direction, no state kept.
 
 `gru(...)` runs; `gru_forward(...)` also returns a cache, and `gru_backward(doutput, dh_n,
-cache)` undoes it and returns every gradient in a dict; likewise for `rnn` and `lstm`. The
-equations stand at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. What all of them share:
+cache)` runs it backward and returns every gradient in a dict; likewise for `rnn` and `lstm`. The
+equations are at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. All of them share:
 
 - `x` (T, N, I), with `batch_first` (N, T, I), unbatched (T, I);
 - `h0` (1, N, H), unbatched (1, H), for the LSTM a pair (h0, c0), either of which may be None;
@@ -12,7 +12,7 @@ equations stand at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. What all of them s
 - `lengths` as for a layer's call;
 - `output` (T, N, H), laid out as x, and `h_n` (1, N, H), for the LSTM (h_n, c_n).
 
-All arrays are float32 or all are float64, and stand on one backend, which is that of
+All arrays are float32 or all are float64, and are on one backend, that of
 `weight_ih`. TypeError or ValueError names the argument that does not fit.
 """
 
@@ -21,24 +21,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import arguments, kernels, stack
-from .arguments import check_call, check_upstream, unwrap
-from .arithmetic import check_arithmetic
-from .backend import AnyArray, Array, GivenPair, Lengths, Nonlinearity
+from . import kernels
+from .backend import AnyArray, Array, Backend, GivenPair, Lengths, Nonlinearity
 from .cells import CELLS, Cell, Weights
-from .checks import check_flag
-from .directions import PacksOfAll
-from .layout import steps_and_batch
-from .memory import frees_memory
-from .network import Stack
-from .scratch import Workspace
+from .core.checks import check_flag
+from .core.oom import translate_out_of_memory
+from .core.packing import make_packed_batch
+from .core.passes import Call, PackedWeightsCache, StackWeights
+from .core.precision import check_precision_policy
+from .core.spec import StackSpec
+from .core.workspace import Workspace
+from .engine import stack
+from .kernels import CallContext, CallShape
+from .nn import arguments
+from .nn.arguments import check_call, check_upstream, unwrap
 
 
 @dataclass
 class Cache:
-    """What a forward call leaves for its backward call; opaque, and good for one."""
+    """What a forward call saves for its backward call; opaque, and used once."""
 
-    _stack: Stack
+    _stack: StackSpec
     _scratch: Workspace
     _batched: bool
     _tape: stack.Tape = field(repr=False)
@@ -195,7 +198,7 @@ def lstm_forward(
     return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=True)
 
 
-@frees_memory
+@translate_out_of_memory
 def backward(
     doutput: AnyArray | None,
     dhx: AnyArray | GivenPair | None,
@@ -203,7 +206,7 @@ def backward(
     *,
     need_dx: bool = True,
 ) -> dict[str, Array]:
-    """Undo a forward call; `rnn_backward`, `gru_backward` and `lstm_backward` are its names.
+    """The backward pass of a forward call, named `rnn_backward`, `gru_backward`, `lstm_backward`.
 
     :param doutput: dL/doutput, of the output's shape; None: zeros.
     :param dhx: dL/dh_n, of h_n's shape, for the LSTM the pair (dh_n, dc_n); None: zeros. At least
@@ -214,7 +217,7 @@ def backward(
         dbias_ih, dbias_hh, each of the shape of what it is the gradient of.
     :raises RuntimeError: the cache has been used.
     :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to, or
-        none is given; the cache stays good.
+        none is given; the cache can still be used.
 
     >>> import numpy as np
     >>> output, h_n, cache = rnn_forward(np.ones((5, 3)), None, np.ones((4, 3)), np.eye(4))
@@ -224,30 +227,22 @@ def backward(
     if not isinstance(cache, Cache):
         raise TypeError(f"cache: expected what a forward call returned, got {type(cache).__name__}")
     tape, net = cache._tape, cache._stack
-    backend, weights = tape.engine.backend, tape.weights[0][0]
+    backend, weights = tape.plan.backend, tape.weights.arrays[0][0]
     if tape.spent:
         raise RuntimeError("cache: it has been used; call the forward function again")
     dtype, batched = cache._scratch.dtype, cache._batched
     need_dx = check_flag("need_dx", need_dx)
-    doutput, dfinal = check_upstream(
-        net, backend, dtype, tape.shape, tape.layout.batch, batched, doutput, dhx
-    )
+    doutput, dfinal = check_upstream(net, backend, dtype, tape, batched, doutput, dhx)
     if doutput is None and all(dstate is None for dstate in dfinal):
         raise ValueError(
             "backward: expected doutput or dhx, got None for every gradient; all results would be "
             "zero"
         )
     with backend.activate():
-        xp = tape.engine.xp
+        xp = tape.plan.xp
         dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])
         dx, dinitial = stack.backward(
-            net,
-            tape,
-            doutput,
-            dfinal,
-            [[dweights]],
-            need_dx,
-            cache._scratch,
+            net, tape, (doutput, dfinal), [[dweights]], need_dx, cache._scratch
         )
     dx, _ = unwrap(dx, dinitial, batched)
     gradients = {} if dx is None else {"dx": dx}
@@ -264,7 +259,7 @@ gru_backward = backward
 lstm_backward = backward
 
 
-@frees_memory
+@translate_out_of_memory
 def _forward(
     cell: Cell,
     x: AnyArray,
@@ -274,33 +269,32 @@ def _forward(
     lengths: Any,
     record: bool,
 ) -> tuple[Array, Any, Cache]:
-    backend, net, weights = arguments.check_weights(cell, weights)
+    backend, spec, weights = arguments.check_weights(cell, weights)
     dtype = weights.weight_ih.dtype
     batch_first = check_flag("batch_first", batch_first)
-    call = check_call(net, backend, dtype, x, hx, lengths, batch_first)
-    steps, batch = steps_and_batch(call.x, call.batch_first)
-    sizes = batch, net.widest_input, net.hidden_size, steps
-    engine = kernels.choose(cell, backend, check_arithmetic(dtype, None, "ieee"), sizes, record)
+    call = check_call(spec, backend, dtype, x, hx, lengths, batch_first)
     with backend.activate():
-        if record:  # the caller may write his weights before he calls backward
+        scratch = Workspace(backend, dtype)
+        context = _context(spec, backend, call, scratch, record)
+        if record:  # the caller may write the weights before the backward call
             weights = Weights(*[None if w is None else w.copy() for w in weights])
-        else:  # kernels read rows as they come
-            contiguous = engine.xp.ascontiguousarray
+        else:  # kernels read contiguous rows
+            contiguous = context.plan.xp.ascontiguousarray
             weights = Weights(*[None if w is None else contiguous(w) for w in weights])
-        kept, scratch = Workspace(backend, dtype), Workspace(backend, dtype)
-        output, final, tape = stack.forward(
-            engine,
-            net,
-            [[weights]],
-            PacksOfAll(),
-            call.x,
-            call.initial,
-            call.lengths,
-            call.batch_first,
-            kept,
-            scratch,
-            (0, 0) if record else None,
-        )
-    cache = Cache(net, scratch, call.batched, tape)
+        both = StackWeights([[weights]], PackedWeightsCache())
+        output, final, tape = stack.forward(spec, both, call, context)
+    cache = Cache(spec, scratch, call.batched, tape)
     output, states = unwrap(output, final, call.batched)
     return output, states, cache
+
+
+def _context(
+    spec: StackSpec, backend: Backend, call: Call, scratch: Workspace, record: bool
+) -> CallContext:
+    """The context of a call in new memory."""
+    dtype, lengths = scratch.dtype, call.lengths
+    batch = make_packed_batch(backend, *call.sizes, lengths)
+    shape = CallShape(batch.steps, batch.batch, batch.running, record)
+    precision = check_precision_policy(dtype, None, "ieee")
+    plan = stack.plan_call(spec, backend, precision, shape, kernels.requested())
+    return CallContext(plan, batch, Workspace(backend, dtype), scratch, record)

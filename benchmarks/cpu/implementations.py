@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xprnn.bench.peers import onnxruntime_peer, torch_peer, xprnn_peer
-from xprnn.bench.steps import onnxruntime_step, torch_step
-from xprnn.bench.task import Peer, Task
+from xprnn.tools.bench.peers import onnxruntime_peer, torch_peer, xprnn_peer
+from xprnn.tools.bench.steps import onnxruntime_step, torch_step
+from xprnn.tools.bench.task import Peer, Task
 
 from .jax_peer import jax_layer, jax_step
 from .products import products, step_products

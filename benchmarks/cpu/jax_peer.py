@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xprnn.bench.task import Peer, Task
+from xprnn.tools.bench.task import Peer, Task
 
 Weights = dict[str, Any]
 NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xprnn.bench.task import Peer, Task
+from xprnn.tools.bench.task import Peer, Task
 
 TRIAL = 0.01  # seconds for which each variant is called, at least once
 TRIAL_STEPS = 8  # steps whose products are computed in the trial

@@ -43,7 +43,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 MODEL = """
 import sys, pathlib, xprnn
-from xprnn.bench.onnx import model
+from xprnn.tools.bench.onnx import model
 gru = xprnn.GRU(64, 64, backend="numpy", seed=0)
 pathlib.Path(sys.argv[1]).write_bytes(model("gru", gru.parameters, (128, 8, 64)))
 """

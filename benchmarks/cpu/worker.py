@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from xprnn.bench import DisagreementError, PeerUnavailableError, agreement
-from xprnn.bench.peers import xprnn_peer
-from xprnn.bench.task import Peer, Results, Setting, Task, make_task
+from xprnn.tools.bench.peers import xprnn_peer
+from xprnn.tools.bench.run import DisagreementError, PeerUnavailableError, agreement
+from xprnn.tools.bench.task import Peer, Results, Setting, Task, make_task
 
 from ..common import use_kernels
 from .implementations import IMPLEMENTATIONS, STEPS

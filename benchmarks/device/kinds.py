@@ -8,12 +8,12 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from xprnn.backend import Backend
+from xprnn.diagnostics.verification.suite import Problem, build
 from xprnn.kernels import WAVE
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.stack_step import KINDS as STEP_TYPES
 from xprnn.kernels.cuda.stack_step import UNITS
 from xprnn.kernels.cuda.table import KERNELS, SequenceKernel
-from xprnn.verify.suite import Problem, build
 
 from ..common import use_kernels
 

@@ -13,11 +13,11 @@ import numpy as np
 from xprnn.backend import Backend
 from xprnn.backend.cooperative import KernelStoppedError, LaunchShape
 from xprnn.backend.cupy import CupyBackend
-from xprnn.bench.clock import Function, Timer, measure, timer
-from xprnn.bench.peers import torch_for
-from xprnn.bench.task import Setting, make_task
 from xprnn.kernels.cuda import loading
 from xprnn.kernels.cuda.plan import DeviceProperties
+from xprnn.tools.bench.clock import Function, Timer, measure, timer
+from xprnn.tools.bench.peers import torch_for
+from xprnn.tools.bench.task import Setting, make_task
 
 from .graphs import NotCapturedError, captured
 

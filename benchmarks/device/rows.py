@@ -14,14 +14,14 @@ import numpy as np
 
 from xprnn.backend import Backend
 from xprnn.backend.cupy import CupyBackend
-from xprnn.bench import DisagreementError, agreement
-from xprnn.bench.clock import measure, timer
-from xprnn.bench.peers import torch_peer, xprnn_peer
-from xprnn.bench.task import Setting, Task
+from xprnn.diagnostics.tolerances import error_of
+from xprnn.diagnostics.verification.equations import Equations, results_of
+from xprnn.diagnostics.verification.suite import LAYERS, PRECISIONS
 from xprnn.kernels import KernelUnavailableError
-from xprnn.tolerances import error_of
-from xprnn.verify.equations import Equations, results_of
-from xprnn.verify.suite import LAYERS, PRECISIONS
+from xprnn.tools.bench.clock import measure, timer
+from xprnn.tools.bench.peers import torch_peer, xprnn_peer
+from xprnn.tools.bench.run import DisagreementError, agreement
+from xprnn.tools.bench.task import Setting, Task
 
 from ..common import use_kernels
 from .bounds import call_bound
@@ -90,7 +90,7 @@ def described(problem: AnyProblem) -> Row:
 def _check_supported(layer: Any, problem: Problem) -> None:
     """KernelUnavailableError unless the forced kernels support both passes of the problem."""
     for mode in (layer.eval, layer.train):
-        mode()._engine(problem.T, problem.N)
+        mode()._plan(problem.T, problem.N)
 
 
 def _verdict(

@@ -12,13 +12,13 @@ import numpy as np
 
 from xprnn.backend import Backend, asarray, to_numpy
 from xprnn.backend.cupy import CupyBackend
-from xprnn.bench import DisagreementError
-from xprnn.bench.clock import measure, timer
-from xprnn.bench.peers import torch_for
-from xprnn.bench.task import Setting, Task
+from xprnn.diagnostics.tolerances import error_of, tolerance
+from xprnn.diagnostics.verification.equations import flat, packed
 from xprnn.kernels import WAVE, KernelUnavailableError
-from xprnn.tolerances import error_of, tolerance
-from xprnn.verify.equations import flat, packed
+from xprnn.tools.bench.clock import measure, timer
+from xprnn.tools.bench.peers import torch_for
+from xprnn.tools.bench.run import DisagreementError
+from xprnn.tools.bench.task import Setting, Task
 
 from ..common import use_kernels
 from .bounds import call_bound

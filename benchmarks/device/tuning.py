@@ -19,9 +19,9 @@ from typing import Any
 
 import xprnn
 from xprnn.backend import Backend
-from xprnn.bench.clock import Timer, measure, timer
-from xprnn.kernels import KernelUnavailableError
+from xprnn.kernels import KernelUnavailableError, Pass
 from xprnn.kernels.cuda.plan import KERNELS, LaunchPlan, Tiling, plan
+from xprnn.tools.bench.clock import Timer, measure, timer
 
 from ..common import use_kernels
 from .problems import Problem, problems
@@ -94,10 +94,11 @@ def _call(
 
     def chosen() -> LaunchPlan | None:
         try:
-            whole = layer._engine(T, N).whole(work, N, H, T, 1)
+            kernels = layer._plan(T, N).kernels
         except KernelUnavailableError:
             return None
-        return None if whole is None else whole[1]
+        found = None if kernels is None else kernels.plan(Pass(work), N, H, T, 1)
+        return found if isinstance(found, LaunchPlan) else None
 
     return call, chosen
 

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import xprnn
 from xprnn.backend import Backend
+from xprnn.diagnostics.verification import suite as verified
+from xprnn.diagnostics.verification.comparison import check
 from xprnn.kernels.cuda import loading, sequence, stack_step
 from xprnn.kernels.cuda.plan import (
     K_BLOCK_ELEMENTS,
@@ -34,8 +36,6 @@ from xprnn.kernels.cuda.plan import (
     plan,
 )
 from xprnn.kernels.cuda.table import KERNELS
-from xprnn.verify import check
-from xprnn.verify import suite as verified
 
 from . import kinds, peaks
 from .problems import StackProblem, StepProblem, everything

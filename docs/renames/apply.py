@@ -2,7 +2,8 @@
 
     python docs/renames/apply.py FOLDER [MAP.toml ...]
 
-Without maps all of them are applied, in the order of their names. A map has four kinds of entries:
+Without maps all of them are applied, in the order of their names: first all changes of text, then
+the moves. A map has four kinds of entries:
 
 - `[[word]]` `old`, `new`: a whole identifier or word;
 - `[[text]]` `old`, `new`: any text, such as a part of an error message;
@@ -32,18 +33,28 @@ LEFT_ALONE = ("docs/renames/*", "benchmarks/results/*", "tests/data/*", "CHANGEL
 
 def main(folder: str, *maps: str) -> None:
     """Apply these maps, or all."""
-    root = Path(folder)
     names = map(Path, maps) if maps else sorted(HERE.glob("*.toml"))
-    for name in names:
-        apply(root, tomllib.loads(name.read_text()))
+    apply(Path(folder), [tomllib.loads(name.read_text()) for name in names])
 
 
-def apply(root: Path, entries: dict[str, Any]) -> None:
-    """Change the texts of tracked files, then move files."""
+def apply(root: Path, maps: list[dict[str, Any]]) -> None:
+    """Change the texts of tracked files by each map, then move files."""
+    before_moves = _old_paths()
+    for entries in maps:
+        _change_texts(root, entries, before_moves)
+    for entries in maps:
+        for old, new in entries.get("moves", {}).items():
+            _move(root, old, new)
+    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
+    for entries in maps:
+        if moved := entries.get("modules", {}):
+            _move_modules(root, moved)
+
+
+def _change_texts(root: Path, entries: dict[str, Any], before_moves: dict[str, str]) -> None:
     rules = [
         (_pattern(kind, e["old"]), e) for kind in ("word", "text") for e in entries.get(kind, [])
     ]
-    before_moves = _old_paths()
     for path in _tracked(root):
         mine = [
             (rule, e["new"])
@@ -56,18 +67,16 @@ def apply(root: Path, entries: dict[str, Any]) -> None:
             after = rule.sub(new.replace("\\", r"\\"), after)
         if after != before:
             (root / path).write_text(after)
-    if moved := entries.get("modules", {}):
-        _move_modules(root, moved)
-    for old, new in entries.get("moves", {}).items():
-        _move(root, old, new)
 
 
 def _old_paths() -> dict[str, str]:
     """The path before the moves of every moved file."""
     old: dict[str, str] = {}
     for name in HERE.glob("*.toml"):
-        moves = tomllib.loads(name.read_text()).get("moves", {})
-        old |= {new: path for path, new in moves.items()}
+        entries = tomllib.loads(name.read_text())
+        old |= {new: path for path, new in entries.get("moves", {}).items()}
+        for module, moved in entries.get("modules", {}).items():
+            old[moved.replace(".", "/") + ".py"] = module.replace(".", "/") + ".py"
     return old
 
 

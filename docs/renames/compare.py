@@ -25,8 +25,7 @@ def main(revision: str) -> None:
         old = Path(folder) / "old"
         subprocess.run(["git", "clone", "-q", "--shared", ROOT, old], check=True)
         subprocess.run(["git", "checkout", "-q", revision], cwd=old, check=True)
-        for name in sorted(HERE.glob("*.toml")):
-            apply(old, tomllib.loads(name.read_text()))
+        apply(old, [tomllib.loads(name.read_text()) for name in sorted(HERE.glob("*.toml"))])
         rows = list(compared(_formatted(old), _formatted(ROOT)))
     same = sum(not (added or removed) for _, added, removed in rows)
     print(f"{len(rows)} files of tests, {same} equal to the renamed old ones; the others:\n")

@@ -1,4 +1,4 @@
-"""What the demo reaches, over seeds, and that the claim can fail."""
+"""The accuracy of the demo over seeds, and a check that can fail."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ from statistics import median
 import numpy as np
 import pytest
 
-from xprnn import demo
-from xprnn.data import japanese_vowels
+from xprnn.tools import demo
+from xprnn.tools.data.japanese_vowels import japanese_vowels
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -32,7 +32,7 @@ def test_one_epoch_is_not_enough():
     assert accuracy("gru", 0, epochs=1) < 96.0
 
 
-def test_the_data_is_what_it_says():
+def test_the_data_are_those_documented():
     train, test = japanese_vowels()
     for part, count, frames in ((train, 270, 4274), (test, 370, 5687)):
         assert part.x.shape == (count, 29, 12)

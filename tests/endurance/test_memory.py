@@ -1,9 +1,9 @@
 """A long run needs no more memory than a short one, and long sequences run.
 
-Tracing allocations makes a call five times slower. So of a long run the beginning and the end
-are traced, and in between Python's own count of small blocks is taken: an array or any other
-object left behind is at least one of them. What is not an object of its own, say a buffer that
-grows, shows in the traced ends.
+Tracing allocations makes a call five times slower. So only the beginning and the end of a long
+run are traced; in between Python's own count of small blocks is compared: an array or any other
+object left behind is at least one of them. Growth that is not an object of its own, such as that
+of a buffer, is visible in the traced ends.
 """
 
 from __future__ import annotations
@@ -91,24 +91,24 @@ def test_a_thousand_calls_of_a_layer_with_a_thousand_steps() -> None:
 
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS])
 def test_calls_leave_nothing_behind(name: str) -> None:
-    """In train mode, where every call is undone, and in eval mode: not one object a call."""
+    """In train mode, with a backward per call, and in eval mode: not one object per call."""
     subject = make(name, 2, 2)
-    given = arguments(subject)
+    inputs = arguments(subject)
 
     def cycle() -> None:
-        forward(subject, given)
-        backward(subject, given)
+        forward(subject, inputs)
+        backward(subject, inputs)
 
     smallest = sys.getsizeof(object())
     assert traced(cycle, 200, warm=200) < 200 * smallest
     subject.eval()
-    assert traced(lambda: forward(subject, given), 200, warm=200) < 200 * smallest
+    assert traced(lambda: forward(subject, inputs), 200, warm=200) < 200 * smallest
 
 
 @pytest.mark.parametrize("leak", ["record", "array", "bytes"])
-def test_a_leak_is_found(leak: str) -> None:
+def test_a_leak_is_detected(leak: str) -> None:
     cell, step = stepper("rnn_tanh_cell")
-    if leak == "record":  # records that nobody undoes are a leak by design
+    if leak == "record":  # recorded calls without a backward are a leak by design
         cell.train()
     kept: list[np.ndarray] = []
     buffer = bytearray()
@@ -131,43 +131,45 @@ T, CHUNK = 100_000, 12_500
 
 @pytest.mark.parametrize("name", ["rnn_tanh", "lstm"])
 def test_a_hundred_thousand_steps(name: str) -> None:
-    """Forward and backward equal shorter calls, each started from the end of the one before."""
-    whole, parts = make(name, 2, 3), make(name, 2, 3)
-    given = arguments(whole, T, 1)
-    output, final = forward(whole, given)
-    dx, dinitial = backward(whole, given)
+    """Forward and backward equal shorter calls, each started from the end of the previous one."""
+    single, parts = make(name, 2, 3), make(name, 2, 3)
+    inputs = arguments(single, T, 1)
+    output, final = forward(single, inputs)
+    dx, dinitial = backward(single, inputs)
 
     names = {"rnn_tanh": ("h",), "lstm": ("h", "c")}[name]
-    state = {f"{n}0": given[f"{n}0"] for n in names}
+    state = {f"{n}0": inputs[f"{n}0"] for n in names}
     pieces = []
     starts = range(0, T, CHUNK)
     for start in starts:
-        piece, end = forward(parts, {"x": given["x"][start : start + CHUNK], **state})
+        piece, end = forward(parts, {"x": inputs["x"][start : start + CHUNK], **state})
         pieces.append(piece)
         state = dict(zip(state, arrays(end), strict=True))
     assert_same(np.concatenate(pieces), output)
     assert_same(list(state.values()), final)
 
     dpieces = []
-    dstate = {f"d{n}_n": given[f"d{n}_n"] for n in names}
+    dstate = {f"d{n}_n": inputs[f"d{n}_n"] for n in names}
     for start in reversed(starts):
-        doutput = given["doutput"][start : start + CHUNK]
+        doutput = inputs["doutput"][start : start + CHUNK]
         dpiece, carried = backward(parts, {"doutput": doutput, **dstate})
         dpieces.append(dpiece)
         dstate = dict(zip(dstate, arrays(carried), strict=True))
     assert_same(np.concatenate(dpieces[::-1]), dx)
     assert_same(list(dstate.values()), dinitial)
-    for parameter, grad in whole.grads.items():  # sums in another order
+    for parameter, grad in single.grads.items():  # sums in another order
         assert_close(parts.grads[parameter], grad, "float64", parameter)
 
 
 def test_a_long_row_beside_a_short_one() -> None:
     layer, lengths = make("rnn_tanh", 2, 3, bidirectional=True), [7, T]
-    given = arguments(layer, T, 2)
-    output, h_n = forward(layer, given, lengths=lengths)
-    dx, dh0 = backward(layer, given)
+    inputs = arguments(layer, T, 2)
+    output, h_n = forward(layer, inputs, lengths=lengths)
+    dx, dh0 = backward(layer, inputs)
     for row, length in enumerate(lengths):
-        one = {n: a[:length, row] if n in ("x", "doutput") else a[:, row] for n, a in given.items()}
+        one = {
+            n: a[:length, row] if n in ("x", "doutput") else a[:, row] for n, a in inputs.items()
+        }
         alone, end = forward(layer, one)
         dalone, dstart = backward(layer, one)
         assert_close(output[:length, row], alone, "float64", "output")

@@ -1,4 +1,4 @@
-"""What a GPU adds: streams, waiting, launches, device memory, and what is refused."""
+"""Behaviour on a GPU: streams, synchronisation, launches, device memory, refused arguments."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ each_cell = pytest.mark.parametrize("cell", LAYERS)
 
 @pytest.fixture
 def keep_busy(backend: Backend) -> Callable[[], Any]:
-    """Occupies the current stream for `SLOW` seconds; returns an event behind that."""
+    """Occupies the current stream for `SLOW` seconds; returns an event recorded after it."""
     spin = backend.xp.RawKernel(SPIN, "spin")
 
     def start() -> Any:
@@ -48,13 +48,13 @@ def keep_busy(backend: Backend) -> Callable[[], Any]:
     return start
 
 
-# -- nothing waits
+# -- calls do not wait for the device
 
 
 def trainer(cell: str, backend: Backend, lengths: Any) -> Callable[[], Any]:
-    """A whole step of training on arrays that are on the device; returns the loss there.
+    """A step of training on arrays of the device; it returns the loss on the device.
 
-    Few launches: after a thousand that wait, the next one waits on the host.
+    It makes few launches: after a thousand queued ones the next launch blocks the host.
     """
     case = Case(cell, layers=2, dropout=0.25, dtype="float32", T=3, N=4)
     layer, problem = build(case, backend.name), draw(case)
@@ -80,8 +80,8 @@ def check_returns_early(
 ) -> None:
     """Fail if a step waits for work that was queued before it.
 
-    The second round counts: in the first, kernels are compiled and memory is taken, pinned memory
-    too, of which calls take more while earlier copies are still waiting.
+    Only the second round is checked: the first compiles kernels and allocates memory, also pinned
+    memory, of which calls need more while earlier copies are pending.
     """
     with backend.xp.cuda.Stream(non_blocking=True) as stream:
         for _ in range(2):
@@ -116,7 +116,7 @@ def test_a_step_of_a_cell_does_not_wait(
     check_returns_early(lambda: cell(x), backend, keep_busy)
 
 
-def test_waiting_is_found(backend: Backend, keep_busy: Callable[[], Any]) -> None:
+def test_waiting_is_detected(backend: Backend, keep_busy: Callable[[], Any]) -> None:
     step = trainer("gru", backend, None)
     with pytest.raises(AssertionError, match="the call returned after"):
         check_returns_early(lambda: step().get(), backend, keep_busy)
@@ -126,10 +126,10 @@ def test_waiting_is_found(backend: Backend, keep_busy: Callable[[], Any]) -> Non
 
 
 @each_cell
-def test_work_goes_to_the_current_stream(
+def test_work_runs_on_the_current_stream(
     cell: str, backend: Backend, keep_busy: Callable[[], Any], implementation: str
 ) -> None:
-    """x gets its values late, on a stream of its own: only there a call finds them."""
+    """x is filled late on another stream: only calls on that stream read the values."""
     case = Case(cell, layers=2, directions=2)
     layer, problem = build(case, backend.name).eval(), draw(case)
     cupy, values = backend.xp, backend.from_host(problem.x)
@@ -139,18 +139,18 @@ def test_work_goes_to_the_current_stream(
     with cupy.cuda.Stream(non_blocking=True) as stream:
         keep_busy()
         x[...] = values
-        found, _ = layer(x)
+        actual, _ = layer(x)
     elsewhere, _ = layer(x)
     assert np.isnan(to_numpy(elsewhere)).all()
     stream.synchronize()
-    assert to_numpy(found).tobytes() == to_numpy(expected).tobytes()
+    assert to_numpy(actual).tobytes() == to_numpy(expected).tobytes()
 
 
-# -- who serves, and what is launched
+# -- the selected implementation, and its launches
 
 
 @each_cell
-def test_the_fused_kernels_serve_unless_forced(
+def test_the_pointwise_kernels_are_selected_unless_forced(
     cell: str, backend: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     layer = build(Case(cell), backend.name)
@@ -160,7 +160,7 @@ def test_the_fused_kernels_serve_unless_forced(
         select_kernels(name)
         assert layer.explain((6, 4, 3)).splitlines()[0].endswith(f": {name}")
     select_kernels("sequence")
-    layer.to(dtype="float64", compute_dtype="float64")  # which no sequence kernel takes
+    layer.to(dtype="float64", compute_dtype="float64")  # no sequence kernel supports it
     with pytest.raises(xprnn.KernelUnavailableError, match="sequence"):
         layer(backend.xp.zeros((6, 4, 3), "float64"))
 
@@ -177,15 +177,15 @@ def launched(call: Callable[[], Any], folder: Path) -> Counter[str]:
         torch.cuda.synchronize()
     profile.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    found = Counter(event["name"] for event in events if event.get("cat") == "kernel")
-    if not found:
+    kernels = Counter(event["name"] for event in events if event.get("cat") == "kernel")
+    if not kernels:
         pytest.skip("the profiler sees no kernels on this machine")
-    return found
+    return kernels
 
 
 @each_cell
 def test_a_step_launches_its_kernels_once(cell: str, backend: Backend, tmp_path: Path) -> None:
-    """Seen from outside: each part of a cell is one fused kernel a step, forward and back."""
+    """In the profiler each op of a cell is one fused kernel per step, forward and backward."""
     case = Case(cell, T=7)
     layer, problem = build(case, backend.name), draw(case)
 
@@ -194,17 +194,19 @@ def test_a_step_launches_its_kernels_once(cell: str, backend: Backend, tmp_path:
         layer.backward(output)
 
     call()
-    found = launched(call, tmp_path)
-    fused = Counter({name: count for name, count in found.items() if name.startswith("xprnn_")})
+    actual = launched(call, tmp_path)
+    fused = Counter({name: count for name, count in actual.items() if name.startswith("xprnn_")})
     parts = POINTWISE[case.cell].pointwise_ops
-    assert len(fused) == len(parts) and set(fused.values()) == {case.T}, found
+    assert len(fused) == len(parts) and set(fused.values()) == {case.T}, actual
 
 
 # -- memory
 
 
 @each_cell
-def test_calls_take_no_more_memory(cell: str, backend: Backend, implementation: str) -> None:
+def test_repeated_calls_allocate_no_more_memory(
+    cell: str, backend: Backend, implementation: str
+) -> None:
     pool = backend.xp.get_default_memory_pool()
     step = trainer(cell, backend, [1, 3, 0, 2])
     for _ in range(5):
@@ -215,11 +217,11 @@ def test_calls_take_no_more_memory(cell: str, backend: Backend, implementation: 
     assert (pool.used_bytes(), pool.total_bytes()) == before
 
 
-def test_a_leak_of_memory_is_found(backend: Backend) -> None:
+def test_a_memory_leak_is_detected(backend: Backend) -> None:
     pool, step = backend.xp.get_default_memory_pool(), trainer("gru", backend, None)
     step()
-    before, kept = pool.used_bytes(), [step()]
-    assert pool.used_bytes() > before and kept
+    before, held = pool.used_bytes(), [step()]
+    assert pool.used_bytes() > before and held
 
 
 # -- what is refused
@@ -227,17 +229,17 @@ def test_a_leak_of_memory_is_found(backend: Backend) -> None:
 
 def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
     layer = make("gru", backend=backend.name)
-    given = arguments(layer)
+    inputs = arguments(layer)
     with pytest.raises(TypeError, match=r"x: .*xprnn\.asarray\(.*backend='cupy:0'"):
-        layer(given["x"])
-    x = backend.from_host(given["x"])
+        layer(inputs["x"])
+    x = backend.from_host(inputs["x"])
     with pytest.raises(TypeError, match=r"h0: .*xprnn\.asarray\(.*backend='cupy:0'"):
-        layer(x, given["h0"])
+        layer(x, inputs["h0"])
     with pytest.raises(TypeError, match=r"x: .*on backend 'numpy'"):
         make("gru")(x)
     with pytest.raises(TypeError, match=r"lengths: expected host integers, got .*cupy:0"):
         layer(x, lengths=backend.xp.array([1, 2, 3]))
-    output, _ = layer(xprnn.asarray(given["x"], backend=backend.name), lengths=[1, 2, 3])
+    output, _ = layer(xprnn.asarray(inputs["x"], backend=backend.name), lengths=[1, 2, 3])
     assert backend.owns(output)
 
 
@@ -247,14 +249,14 @@ def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("lengths", [None, [6, 0, 3, 1, 5]], ids=["full", "ragged"])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_masks_are_numpys(p: float, lengths: Any, dtype: str, backend: Backend) -> None:
+def test_dropout_masks_equal_numpys(p: float, lengths: Any, dtype: str, backend: Backend) -> None:
     layers = [revealing(2, 2, p, dtype=dtype, backend=name) for name in ("numpy", backend.name)]
     x = X.astype(dtype)
     for _ in range(2):
-        here, _ = layers[0](x, lengths=lengths)
-        there, _ = layers[1](backend.from_host(x), lengths=lengths)
-        assert to_numpy(there).tobytes() == here.tobytes()
-        assert 0.0 < np.mean(here == 0.0) < 1.0
+        on_host, _ = layers[0](x, lengths=lengths)
+        on_device, _ = layers[1](backend.from_host(x), lengths=lengths)
+        assert to_numpy(on_device).tobytes() == on_host.tobytes()
+        assert 0.0 < np.mean(on_host == 0.0) < 1.0
 
 
 # -- moving
@@ -281,8 +283,8 @@ def test_layers_move_and_keep_their_bits(cell: str, backend: Backend, tmp_path: 
     expected, _ = layer.train()(x)
     for what, other in copies.items():
         assert other.backend is backend, what
-        found = {name: to_numpy(array).tobytes() for name, array in other.parameters.items()}
-        assert found == state, what
+        actual = {name: to_numpy(array).tobytes() for name, array in other.parameters.items()}
+        assert actual == state, what
         if "file" not in what:
             assert to_numpy(other.grads.flat).tobytes() == gradients, what
         output, _ = other.train()(x)  # with the mask of the call that comes next

@@ -1,8 +1,9 @@
 """Two runs on a GPU give the same bits: forward, backward and three steps of an optimiser.
 
-After other work, on another stream, on another device of the same kind. While several streams are
-at work, cuBLAS gives the same bits only with a workspace for each, which one has to ask for
-(https://docs.nvidia.com/cuda/cublas/#results-reproducibility); without, results are as exact.
+Also after other work, on another stream, and on another device of the same kind. While several
+streams are active, cuBLAS gives the same bits only with a workspace per stream, which must be
+configured (https://docs.nvidia.com/cuda/cublas/#results-reproducibility); without it the results
+are as accurate.
 """
 
 from __future__ import annotations
@@ -41,36 +42,36 @@ def case_of(cell: str, dtype: str = "float32", compute_dtype: str | None = None)
     return Case(cell, dtype=dtype, compute_dtype=compute_dtype, **dropout, **sizes)
 
 
-def train(case: Case, place: str, steps: int = 3) -> dict[str, bytes]:
-    """The bits of all results and gradients of some steps, and of the parameters behind them."""
-    layer, problem = build(case, place), draw(case)
+def train(case: Case, backend_name: str, steps: int = 3) -> dict[str, bytes]:
+    """The bits of all results and gradients of some steps, and of the parameters after them."""
+    layer, problem = build(case, backend_name), draw(case)
     optimizer = xprnn.optim.AdamW([layer], lr=1e-2)
     x, doutput, *states = (
         move(layer.backend, array) for array in (problem.x, problem.doutput, *problem.initial)
     )
     hx = states[0] if len(states) == 1 else tuple(states)
     lengths = [(7 * row) % (case.T + 1) for row in range(case.N)]
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for step in range(steps):
         optimizer.zero_grad()
         output, final = layer(x, hx, lengths=lengths)
         dx, dinitial = layer.backward(doutput, hx)
-        found |= {f"output {step}": output, f"dx {step}": dx}
-        found |= {f"{name} {step}": a for name, a in by_name(case, final, dinitial).items()}
-        found |= {f"gradients {step}": layer.grads.flat.copy()}
+        arrays |= {f"output {step}": output, f"dx {step}": dx}
+        arrays |= {f"{name} {step}": a for name, a in by_name(case, final, dinitial).items()}
+        arrays |= {f"gradients {step}": layer.grads.flat.copy()}
         xprnn.optim.clip_grad_norm([layer], 1.0)
         optimizer.step()
-        found |= {f"parameters {step}": layer.parameters.flat.copy()}
-    return {name: xprnn.to_numpy(array).tobytes() for name, array in found.items()}
+        arrays |= {f"parameters {step}": layer.parameters.flat.copy()}
+    return {name: xprnn.to_numpy(array).tobytes() for name, array in arrays.items()}
 
 
-def assert_same_bits(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    differ = [name for name, bits in expected.items() if found[name] != bits]
-    assert found.keys() == expected.keys() and not differ, f"other bits: {', '.join(differ)}"
+def assert_same_bits(actual: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    differ = [name for name, bits in expected.items() if actual[name] != bits]
+    assert actual.keys() == expected.keys() and not differ, f"other bits: {', '.join(differ)}"
 
 
 def other_work(backend: Backend) -> None:
-    """Leave other numbers in the memory that is taken next, and other shapes behind."""
+    """Leave other values in the memory that is allocated next, and other shapes in caches."""
     for size in (10, 10_000, 3_000_000):
         backend.xp.full(size, backend.xp.nan)
     case = Case("lstm", N=70, H=129)
@@ -111,9 +112,9 @@ def test_every_device(cell: str, backend: Backend) -> None:
     kinds = [runtime.getDeviceProperties(device)["name"] for device in range(count)]
     first = train(case_of(cell), "cupy:0")
     for device in range(1, count):
-        found = train(case_of(cell), f"cupy:{device}")
+        actual = train(case_of(cell), f"cupy:{device}")
         if kinds[device] == kinds[0]:
-            assert_same_bits(found, first)
+            assert_same_bits(actual, first)
         case = Case(cell, layers=2)
         layer, problem = build(case, f"cupy:{device}"), draw(case)
         expected = numpy_run(case, layer, problem)
@@ -125,18 +126,18 @@ def test_every_device(cell: str, backend: Backend) -> None:
 
 
 def in_two_threads(work: Callable[[str], Any]) -> list[Any]:
-    """What `work(cell)` returns, over and over, for two cells at the same time on two streams."""
+    """The results of repeated calls of `work(cell)` for two cells concurrently on two streams."""
     streams = xprnn.get_backend("cupy").xp.cuda.Stream
     start = Barrier(2)
 
-    def serve(cell: str) -> list[Any]:
+    def run_cell(cell: str) -> list[Any]:
         stream: AbstractContextManager[Any] = streams(non_blocking=True)
         start.wait()
         with stream:
             return [work(cell) for _ in range(ROUNDS)]
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(serve, ("gru", "lstm")))
+        return list(pool.map(run_cell, ("gru", "lstm")))
 
 
 def results(cell: str) -> Results:
@@ -145,24 +146,24 @@ def results(cell: str) -> Results:
 
 
 def test_two_threads(backend: Backend) -> None:
-    for cell, found in zip(("gru", "lstm"), in_two_threads(results), strict=True):
+    for cell, rounds in zip(("gru", "lstm"), in_two_threads(results), strict=True):
         case = case_of(cell, "float64")
         expected = numpy_run(case, build(case, backend.name), draw(case))
-        for each in found:
+        for each in rounds:
             for name, array in each.items():
                 assert_close(array, expected[name], "float64", f"{cell} {name}")
 
 
 def compare_threads() -> None:
-    """Fail unless threads give the bits of a run alone; needs `WORKSPACES` from the start."""
+    """Fail unless threads give the bits of a run alone; the environment needs `WORKSPACES`."""
     alone = {cell: train(case_of(cell), "cupy") for cell in ("gru", "lstm")}
-    found = in_two_threads(lambda cell: train(case_of(cell), "cupy"))
-    for each, cell in zip(found, alone, strict=True):
+    rounds = in_two_threads(lambda cell: train(case_of(cell), "cupy"))
+    for each, cell in zip(rounds, alone, strict=True):
         for bits in each:
             assert_same_bits(bits, alone[cell])
 
 
-def test_two_threads_with_workspaces_of_their_own(backend: Backend) -> None:
+def test_two_threads_with_a_workspace_per_stream(backend: Backend) -> None:
     path = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", "from tests.gpu import test_bits; test_bits.compare_threads()"],

@@ -1,4 +1,4 @@
-"""On a GPU: torch's CUDA tensors are taken as they are, and torch takes what comes back."""
+"""DLPack on a GPU: CUDA tensors of torch are used without a copy, and torch accepts the results."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def on_host(backend: Backend, results: Any) -> list[Any]:
 
 @pytest.fixture
 def torch() -> Any:
-    """The module torch, with CUDA, and CuPy beside it."""
-    found = pytest.importorskip("torch")
-    if not found.cuda.is_available():
+    """The module torch, if it has CUDA and CuPy is usable."""
+    module = pytest.importorskip("torch")
+    if not module.cuda.is_available():
         pytest.skip("this torch has no CUDA device")
     try:
         xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
         pytest.skip(str(error))
-    return found
+    return module
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_torch_tensors_give_the_same_bits(name: str, torch: Any) -> None:
     subject = make(name, backend="cupy", dtype="float32")
-    given = arguments(subject)
+    inputs = arguments(subject)
     backend = module_of(subject).backend
-    expected = run(subject, moved(backend, given))
-    tensors = {name: torch.tensor(array, device="cuda:0") for name, array in given.items()}
-    found = run(subject, tensors)
-    assert_same(on_host(backend, found), on_host(backend, expected))
-    for array in found:
+    expected = run(subject, moved(backend, inputs))
+    tensors = {name: torch.tensor(array, device="cuda:0") for name, array in inputs.items()}
+    results = run(subject, tensors)
+    assert_same(on_host(backend, results), on_host(backend, expected))
+    for array in results:
         tensor = torch.from_dlpack(array)
         assert tensor.data_ptr() == array.data.ptr or not array.size
         assert_same(tensor.cpu().numpy(), backend.to_host(array))
@@ -77,7 +77,7 @@ def test_torch_tensors_are_not_copied(torch: Any) -> None:
 
 
 def test_torch_and_cupy_wait_for_each_other_on_the_device(torch: Any) -> None:
-    """Each on a stream of its own, nobody synchronises: what one gives the other is complete."""
+    """On separate streams, without synchronisation, exchanged arrays are complete."""
     layer = xprnn.Linear(512, 512, bias=False, backend="cupy", seed=0)
     weight = torch.from_dlpack(layer.parameters["weight"]).double().cpu()
     cupy = layer.backend.xp
@@ -86,7 +86,7 @@ def test_torch_and_cupy_wait_for_each_other_on_the_device(torch: Any) -> None:
     for k in range(20):
         with torch.cuda.stream(theirs), ours:
             x = torch.full((2048, 512), float(k), device="cuda:0")
-            for _ in range(50):  # keep the stream busy before x is what it will be
+            for _ in range(50):  # keep the stream busy before x has its final value
                 x = x @ torch.eye(512, device="cuda:0")
             y = torch.from_dlpack(layer(x + 1)) - 1
         expected = (k + 1) * weight.sum(1) - 1

@@ -1,6 +1,6 @@
-"""The fused kernels on a GPU, launched by CuPy: the tests of the host, with the same bounds.
+"""The pointwise kernels on a GPU, launched by CuPy: the host's tests with the same bounds.
 
-The host's compiler has other exp and tanh, no threads and no device memory.
+On the host exp and tanh differ, and there are neither threads nor device memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indi
 
 @pytest.fixture
 def elementwise(backend: Backend) -> Any:
-    """CuPy's ElementwiseKernel on NumPy arrays: moved there, and what it writes moved back."""
+    """CuPy's ElementwiseKernel on NumPy arrays, which are copied to the device and back."""
 
     class OnDevice:
         def __init__(self, *args: str, **kwargs: Any) -> None:
@@ -30,16 +30,16 @@ def elementwise(backend: Backend) -> Any:
         def __call__(self, *args: Any, size: int) -> None:
             moved = [backend.from_host(a) if isinstance(a, np.ndarray) else a for a in args]
             self._kernel(*moved, size=size)
-            for array, there in zip(args, moved, strict=True):
+            for array, device_array in zip(args, moved, strict=True):
                 if isinstance(array, np.ndarray):
-                    array[...] = backend.to_host(there)
+                    array[...] = backend.to_host(device_array)
 
     return OnDevice
 
 
 @each_dtype
 @each_kernel
-def test_a_kernel_has_the_values_of_the_plain_part(
+def test_a_kernel_equals_the_pointwise_op(
     kernel: PointwiseKernel, dtype: str, elementwise: Any
 ) -> None:
     needs_dtype(dtype)
@@ -75,7 +75,7 @@ def test_the_sigmoid(dtype: str, elementwise: Any) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 2**31 - 3, 2**40 + 1])
-def test_elements_are_found_in_arrays_of_any_size(first: int, elementwise: Any) -> None:
+def test_gate_offsets_in_arrays_of_any_size(first: int, elementwise: Any) -> None:
     element = np.arange(first, first + 5)
-    found = gate_offsets(first, 7, 4, elementwise)
-    np.testing.assert_array_equal(found, element // 7 * 28 + element % 7)
+    actual = gate_offsets(first, 7, 4, elementwise)
+    np.testing.assert_array_equal(actual, element // 7 * 28 + element % 7)

@@ -1,8 +1,8 @@
 """CuPy against the NumPy backend in float64, in every dtype, with every implementation.
 
-`test_parity.py` and its kin compare with torch. Here NumPy, on the same numbers as_float64, judges
-what torch has not: GRU with reset before the product, rows of length zero, dropout, narrow types,
-and sizes at which the last block of threads is not full.
+`layers/test_parity.py` and related tests compare with torch. Here NumPy in float64 is the reference
+for what torch lacks: GRU with reset before the product, rows of length zero, dropout, low
+precision, and sizes at which the last block of threads is not full.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from xprnn.backend import Backend
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
 
-NARROW = ("float16", "bfloat16")
+LOW_PRECISION = ("float16", "bfloat16")
 MATRIX = tuple(
     product(
         cell=LAYERS,
@@ -45,14 +45,14 @@ MATRIX = tuple(
         states=(True, False),
     )
 )
-NARROW_MATRIX = tuple(
+LOW_PRECISION_MATRIX = tuple(
     product(
         cell=LAYERS,
         layers=(1, 3),
         directions=(1, 2),
         bias=(True, False),
         dtype=("float32",),
-        compute_dtype=NARROW,
+        compute_dtype=LOW_PRECISION,
         lengths=("full", "ragged", "zero"),
     )
 )
@@ -66,29 +66,29 @@ DROPOUT = tuple(
         dropout=(0.25,),
     )
 )
-TYPES = (("float64", None), ("float32", None), *(("float32", narrow) for narrow in NARROW))
+TYPES = (("float64", None), ("float32", None), *(("float32", low) for low in LOW_PRECISION))
 SIZES = (  # N, H: N * H around a block of 128 threads, and many blocks
     *((1, 1), (1, 127), (1, 128), (1, 129), (3, 43), (2, 64), (5, 77)),
     *((33, 65), (64, 256), (7, 1023)),
 )
 
 
-def has_meaning(case: Case) -> bool:
-    """Whether rounding to a narrow type leaves a result.
+def is_comparable(case: Case) -> bool:
+    """Whether results are comparable after rounding to low precision.
 
-    A relu without bias is at its kink, and a single number may cancel to nothing.
+    A relu without bias is at its kink, and a single number may cancel to zero.
     """
     kink = case.cell == "rnn_relu" and not case.bias
     return case.compute_dtype is None or not (kink or case.N * case.H == 1)
 
 
-def assert_all_close(case: Case, found: Results, expected: Results, **sizes: int) -> None:
-    assert found.keys() == expected.keys()
+def assert_all_close(case: Case, actual: Results, expected: Results, **sizes: int) -> None:
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
         alive = reference.any() or case.cell == "rnn_relu"  # whose units may all be off
         assert alive, f"{case}: {name} is all zero and tests nothing"
         what = f"{case}: {name}"
-        assert_close(found[name], reference, case.dtype, what, case.compute_dtype, **sizes)
+        assert_close(actual[name], reference, case.dtype, what, case.compute_dtype, **sizes)
 
 
 def check(case: Case, backend: Backend, **sizes: int) -> None:
@@ -106,8 +106,10 @@ def test_layer_equals_numpy(case: Case, backend: Backend, implementation: str) -
     check(case, backend)
 
 
-@pytest.mark.parametrize("case", [c for c in NARROW_MATRIX if has_meaning(c)], ids=str)
-def test_narrow_layer_equals_numpy(case: Case, backend: Backend, implementation: str) -> None:
+@pytest.mark.parametrize("case", [c for c in LOW_PRECISION_MATRIX if is_comparable(c)], ids=str)
+def test_low_precision_layer_equals_numpy(
+    case: Case, backend: Backend, implementation: str
+) -> None:
     check(case, backend, steps=case.T, layers=case.layers)
 
 
@@ -129,8 +131,8 @@ def test_sizes_around_a_block(
     implementation: str,
 ) -> None:
     case = Case(cell, dtype=dtype, T=3, N=N, I=5, H=H, compute_dtype=compute_dtype)
-    if not has_meaning(case):
-        pytest.skip("a single number may cancel to nothing in a narrow type")
+    if not is_comparable(case):
+        pytest.skip("a single number may cancel to zero in low precision")
     check(case, backend, steps=3, width=max(N, 5 + H), layers=1)
 
 
@@ -146,26 +148,28 @@ def test_cell_equals_numpy(
     implementation: str,
 ) -> None:
     case = Case(name, bias=bias, dtype=dtype, compute_dtype=compute_dtype, T=3)
-    if not has_meaning(case):
+    if not is_comparable(case):
         pytest.skip("a relu without bias is at its kink, where rounding decides")
     if compute_dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     problem, (kind, options) = draw(case), CELLS[name]
     starts = tuple(state[0] for state in problem.initial)
     upstream = tuple(np.flip(problem.doutput, k) for k, _ in enumerate(starts))
-    bare = build(replace(case, directions=1)).state_dict()
-    weights = {n.removesuffix("_l0"): rounded(array, case) for n, array in bare.items()}
+    state = build(replace(case, directions=1)).state_dict()
+    weights = {n.removesuffix("_l0"): rounded(array, case) for n, array in state.items()}
 
-    def undone(place: str, dtype: str, **types: Any) -> Results:
-        cell = kind(case.I, case.H, bias, **options, backend=place, dtype=dtype, **types).train()
+    def run_cell(backend_name: str, dtype: str, **types: Any) -> Results:
+        cell = kind(
+            case.I, case.H, bias, **options, backend=backend_name, dtype=dtype, **types
+        ).train()
         cell.load_state_dict(weights)
-        given = (tuple(a.astype(dtype) for a in arrays) for arrays in (starts, upstream))
-        return unrolled(cell, problem.x.astype(dtype), *given)
+        cast = (tuple(a.astype(dtype) for a in arrays) for arrays in (starts, upstream))
+        return unrolled(cell, problem.x.astype(dtype), *cast)
 
     with use("reference"):
-        expected = undone("numpy", "float64")
-    found = undone(backend.name, dtype, compute_dtype=compute_dtype)
-    assert_all_close(case, found, expected, steps=3, layers=1)
+        expected = run_cell("numpy", "float64")
+    actual = run_cell(backend.name, dtype, compute_dtype=compute_dtype)
+    assert_all_close(case, actual, expected, steps=3, layers=1)
 
 
 @pytest.mark.parametrize("cell", LAYERS)
@@ -177,8 +181,8 @@ def test_strided_arguments(cell: str, backend: Backend, implementation: str) -> 
 
     def strided(array: np.ndarray) -> Any:
         """The same values on the device, every second element of a transposed array."""
-        wide = xp.full((2 * array.shape[-1], *array.shape[:-1]), xp.nan, array.dtype)
-        view = xp.moveaxis(wide[::2], 0, -1)
+        buffer = xp.full((2 * array.shape[-1], *array.shape[:-1]), xp.nan, array.dtype)
+        view = xp.moveaxis(buffer[::2], 0, -1)
         view[...] = backend.from_host(array)
         return view
 

@@ -1,6 +1,6 @@
-"""Sequence kernels on a GPU: launched for long, from two threads, from two processes at once.
+"""Sequence kernels on a GPU: many launches, from two threads, and from two processes at once.
 
-Every call has to give the first one's bits; one that hangs is ended by the kernel's own limit.
+Every call must give the bits of the first one; a kernel that hangs ends at its limit of polls.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
+from xprnn.diagnostics.verification.suite import LAYERS
 from xprnn.kernels import has_sequences
 from xprnn.kernels.cuda.plan import plan
-from xprnn.verify.suite import LAYERS
 
 on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
@@ -42,10 +42,10 @@ def forced(select_kernels: SelectKernels) -> Iterator[None]:
 def trainer(
     cell: str, backend: Backend, H: int = H, directions: int = 1, layers: int = 1
 ) -> Callable[[], list[Any]]:
-    """A call and its inverse: output, dx and the recurrent weights' gradient."""
-    family, options = LAYERS[cell]
+    """A call and its backward: output, dx and the recurrent weights' gradient."""
+    kind, options = LAYERS[cell]
     options = {**options, "bidirectional": directions == 2, "num_layers": layers}
-    layer = family(16, H, seed=0, backend=backend.name, **options)
+    layer = kind(16, H, seed=0, backend=backend.name, **options)
     if not has_sequences(layer._stack.cell, backend):
         pytest.skip(f"{cell} has no sequence kernels")
     layer.train()
@@ -63,7 +63,7 @@ def trainer(
 
 
 def repeat(call: Callable[[], list[Any]], backend: Backend, times: int) -> int:
-    """How many elements differ from the first call's, over all calls; it waits at the end only."""
+    """The number of elements that differ from the first call's, over all calls."""
     first = [array.copy() for array in call()]
     wrong = sum((array != array).sum() for array in first)  # NaN
     for _ in range(times):
@@ -86,9 +86,7 @@ def test_both_directions_in_a_row(cell: str, backend: Backend) -> None:
 @pytest.mark.frozen
 @on_a_gpu
 @each_cell
-def test_layers_in_a_wave_in_a_row(
-    cell: str, backend: Backend, select_kernels: SelectKernels
-) -> None:
+def test_wavefronts_in_a_row(cell: str, backend: Backend, select_kernels: SelectKernels) -> None:
     select_kernels("wave")
     assert repeat(trainer(cell, backend, layers=3), backend, TOGETHER) == 0
 
@@ -96,27 +94,27 @@ def test_layers_in_a_wave_in_a_row(
 @on_a_gpu
 @each_cell
 def test_two_streams_at_once(cell: str, backend: Backend) -> None:
-    """Each thread on a stream of its own: neither starves, neither reads what is the other's."""
-    trainer(cell, backend)  # skips where there is nothing to try
-    found: list[int] = []
+    """Each thread has its own stream: neither starves, neither reads the other's arrays."""
+    trainer(cell, backend)  # skips cells without sequence kernels
+    counts: list[int] = []
 
-    def serve() -> None:
+    def run() -> None:
         with backend.activate(), backend.xp.cuda.Stream(non_blocking=True) as stream:
-            found.append(repeat(trainer(cell, backend), backend, TOGETHER))
+            counts.append(repeat(trainer(cell, backend), backend, TOGETHER))
             stream.synchronize()
 
-    threads = [threading.Thread(target=serve) for _ in range(2)]
+    threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [0, 0]
+    assert counts == [0, 0]
 
 
 @on_a_gpu
 @each_cell
 def test_two_processes_at_once(cell: str, backend: Backend) -> None:
-    trainer(cell, backend)  # skips where there is nothing to try
+    trainer(cell, backend)  # skips cells without sequence kernels
     root = Path(__file__).parents[2]
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
@@ -127,14 +125,14 @@ def test_two_processes_at_once(cell: str, backend: Backend) -> None:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(2)]
     try:
-        said = [process.communicate(timeout=120) for process in both]
+        printed = [process.communicate(timeout=120) for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [out.split() for out, _ in said] == [["0"], ["0"]], said
+    assert [out.split() for out, _ in printed] == [["0"], ["0"]], printed
 
 
-# -- the same on fibers, in small
+# -- the same on the emulator, with few calls
 
 
 @pytest.fixture
@@ -144,7 +142,7 @@ def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
 
 
 @needs_compiler
-def test_calls_in_a_row_on_fibers(device: Backend) -> None:
+def test_calls_in_a_row_on_the_emulator(device: Backend) -> None:
     for directions in (1, 2):
         Function.launches.clear()
         assert repeat(trainer("gru", device, 24, directions), device, 3) == 0

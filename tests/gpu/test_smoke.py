@@ -1,7 +1,7 @@
-"""Each kind of kernel once, at small, odd sizes, against float64: what a GPU is to show first.
+"""Each kind of kernel once, at small, odd sizes, against float64: the first tests on a GPU.
 
-The fake CuPy runs a kind of each way. Kernels that wait for no other block come with the layers:
-the element-wise ones serve the same call.
+The fake CuPy runs one kind of each way. Kernels that wait for no other block are checked with the
+layers: the pointwise kernels are part of the same calls.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.support.fake_cupy import stack_step as fake_stack
 from tests.support.implementations import SelectKernels
 from tests.support.pointwise_cases import needs_dtype
 from xprnn.backend import Backend
+from xprnn.diagnostics.tolerances import EPSILON
+from xprnn.diagnostics.verification.comparison import check
+from xprnn.diagnostics.verification.suite import LAYERS, PRECISIONS
 from xprnn.kernels.cuda import loading
 from xprnn.kernels.cuda.plan import plan
 from xprnn.kernels.cuda.table import KERNELS
-from xprnn.tolerances import EPSILON
-from xprnn.verify import check
-from xprnn.verify.suite import LAYERS, PRECISIONS
 
 FAKE = {  # on the fake CuPy
     kinds.LAYER: Kind(kinds.LAYER, "gru", "float32"),
@@ -36,11 +36,11 @@ FAKE = {  # on the fake CuPy
     kinds.CLUSTER: Kind(kinds.CLUSTER, "rnn_tanh", "tf32"),
     kinds.WAVE: Kind(kinds.WAVE, "gru", "float32"),
 }
-STEPWISE = [  # no launch takes all steps
-    (cell, numbers)
+STEPWISE = [  # without a sequence kernel
+    (cell, operand_type)
     for cell in LAYERS
-    for numbers in PRECISIONS
-    if (cell, "forward") not in KERNELS or numbers == "float64"
+    for operand_type in PRECISIONS
+    if (cell, "forward") not in KERNELS or operand_type == "float64"
 ]
 
 
@@ -48,8 +48,8 @@ def marks(kind: Kind) -> list[pytest.MarkDecorator]:
     return [pytest.mark.frozen] if kind.way in kinds.FROZEN else []
 
 
-def found(kind: Kind, backend: Backend) -> dict[str, tuple[float, float]]:
-    """By kernels the error of the array that does worst, and its limit; a fault is infinite."""
+def errors_by_kernel(kind: Kind, backend: Backend) -> dict[str, tuple[float, float]]:
+    """For each kernel the error of the worst array, and its limit; a failure is infinite."""
     if kind.way in (kinds.STEP, kinds.WAVE):
         sizes = kind.cell, kind.operand_type, kind.N, kinds.H
         if kind.way == kinds.STEP:
@@ -67,17 +67,17 @@ def found(kind: Kind, backend: Backend) -> dict[str, tuple[float, float]]:
     return {row.implementation: (row.error * unit, row.limit * unit) for row in checked}
 
 
-def compare(kind: Kind, backend: Backend, asked: str) -> None:
-    """Fail unless all kernels of a kind are right, and what is asked for with them."""
-    errors = found(kind, backend)
-    assert asked in errors
+def compare(kind: Kind, backend: Backend, kernel: str) -> None:
+    """Fail unless this kernel has run and all kernels of a kind are accurate."""
+    errors = errors_by_kernel(kind, backend)
+    assert kernel in errors
     for name, (error, limit) in errors.items():
         for listen in tolerances.listeners:
             listen(kind.operand_type, error, limit, f"{name} {kind}")
         assert error <= limit, f"{name}: relative error {error:.2e}, limit {limit:.2e}"
 
 
-def asked(kind: Kind) -> str:
+def expected_kernel(kind: Kind) -> str:
     return "wave" if kind.way == kinds.WAVE else "sequence"
 
 
@@ -98,13 +98,13 @@ def gpu(select_kernels: SelectKernels) -> Backend:
     "kind", [pytest.param(kind, marks=marks(kind), id=str(kind)) for kind in kinds.kinds()]
 )
 def test_a_kind_of_kernel(kind: Kind, gpu: Backend) -> None:
-    compare(kind, gpu, asked(kind))
+    compare(kind, gpu, expected_kernel(kind))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("cell", "numbers"), STEPWISE)
-def test_what_is_taken_step_by_step(cell: str, numbers: str, gpu: Backend) -> None:
-    compare(Kind(kinds.LAYER, cell, numbers), gpu, "pointwise")
+@pytest.mark.parametrize(("cell", "operand_type"), STEPWISE)
+def test_a_cell_without_a_sequence_kernel(cell: str, operand_type: str, gpu: Backend) -> None:
+    compare(Kind(kinds.LAYER, cell, operand_type), gpu, "pointwise")
 
 
 # -- on the fake CuPy
@@ -143,34 +143,34 @@ def test_a_kind_on_the_fake_cupy(
     kind: Kind, fake: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function = installed(kind, monkeypatch)
-    compare(kind, fake, asked(kind))
+    compare(kind, fake, expected_kernel(kind))
     assert function.launches
 
 
 @needs_compiler
 @each_way
-def test_a_kernel_that_does_nothing_is_found(
+def test_a_kernel_that_does_nothing_is_detected(
     kind: Kind, fake: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function = installed(kind, monkeypatch)
-    monkeypatch.setattr(function, "__call__", lambda *given, **options: None)
+    monkeypatch.setattr(function, "__call__", lambda *args, **options: None)
     with pytest.raises(AssertionError, match=r"relative error|is not finite|is off by"):
-        compare(kind, fake, asked(kind))
+        compare(kind, fake, expected_kernel(kind))
 
 
 @needs_compiler
 @each_way
-def test_a_kind_is_launched_for_each_of_its_works(
+def test_each_kernel_of_a_kind_is_launched(
     kind: Kind, fake: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What compute-sanitizer looks at."""
+    """The launches that compute-sanitizer checks."""
     function = installed(kind, monkeypatch)
     kind.launch(fake)
     names = [name.removeprefix("xprnn::").partition("<")[0] for name, _ in function.launches]
     cell = kind.cell.partition("_")[0]
     steps_back = [] if kind.way == kinds.WAVE else [f"{cell}_backward"]
-    whole = [f"{cell}_forward", f"{cell}_forward", *steps_back]
-    assert names == (["stack_step"] if kind.way == kinds.STEP else whole)
+    sequence_kernels = [f"{cell}_forward", f"{cell}_forward", *steps_back]
+    assert names == (["stack_step"] if kind.way == kinds.STEP else sequence_kernels)
     slices = 4 if kind.way == kinds.CLUSTER else 3  # of 16 units each, in whole clusters
     deep = 2 if kind.way in (kinds.BOTH, kinds.WAVE) else 1
     grid = (1, 11) if kind.way == kinds.STEP else (slices, 1, deep)
@@ -182,13 +182,13 @@ def test_there_is_a_kind_for_every_kernel() -> None:
     assert len({*every}) == len(every)
     ways = [kind.way for kind in every]
     assert ways == sorted(ways, key=kinds.WAYS.index) and {*ways} == {*kinds.WAYS}
-    pairs = {(cell, numbers) for (cell, _), k in KERNELS.items() for numbers in k.tilings}
+    pairs = {(cell, operand_type) for (cell, _), k in KERNELS.items() for operand_type in k.tilings}
     for way in (kinds.LAYER, kinds.BOTH, kinds.WAVE):
         assert {kind[1:3] for kind in every if kind.way == way} == pairs
     shared = {
-        (cell, numbers)
+        (cell, operand_type)
         for (cell, _), kernel in KERNELS.items()
-        for numbers, tilings in kernel.tilings.items()
+        for operand_type, tilings in kernel.tilings.items()
         if any(tiling.cluster > 1 for tiling in tilings)
     }
     assert {kind[1:3] for kind in every if kind.way == kinds.CLUSTER} == shared

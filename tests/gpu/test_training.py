@@ -1,4 +1,4 @@
-"""What is trained with, on a GPU as on NumPy: optimisers, losses, read-out, checks, commands."""
+"""Training on a GPU as on NumPy: optimisers, losses, read-out, checks, commands."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from tests.layers.test_feature_first import random_problem
 from tests.support.cases import CELLS, LAYERS
 from tests.support.targets import make, normal
 from tests.support.tolerances import assert_close, tolerance
-from xprnn import demo, feature_first, optim
+from xprnn import feature_first, optim
 from xprnn.backend import Backend, to_numpy
-from xprnn.data import japanese_vowels
-from xprnn.gradcheck import GradientError
+from xprnn.diagnostics.gradient_check import GradientError
+from xprnn.tools import demo
+from xprnn.tools.data.japanese_vowels import japanese_vowels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
 
@@ -32,8 +33,8 @@ OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
 each_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
-def close(found: Any, expected: Any, dtype: str, what: str) -> None:
-    assert_close(to_numpy(found), to_numpy(expected).astype(np.float64), dtype, what)
+def close(actual: Any, expected: Any, dtype: str, what: str) -> None:
+    assert_close(to_numpy(actual), to_numpy(expected).astype(np.float64), dtype, what)
 
 
 # -- optimisers, read-out, losses: the same as on NumPy in float64
@@ -42,16 +43,16 @@ def close(found: Any, expected: Any, dtype: str, what: str) -> None:
 @each_dtype
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_of_an_optimizer(name: str, dtype: str, backend: Backend) -> None:
-    """Five steps on the same gradients, clipped and with decay; then on from a saved state."""
+    """Five steps on the same gradients, clipped and with decay; then one from a saved state."""
 
-    def steps(place: Backend, dtype: str) -> tuple[Any, ...]:
-        layer = make("gru", dtype=dtype, backend=place.name)
+    def steps(target: Backend, dtype: str) -> tuple[Any, ...]:
+        layer = make("gru", dtype=dtype, backend=target.name)
         optimizer = OPTIMIZERS[name]([layer])
         decay, norms = optim.CosineDecay(optimizer, 5), []
         for k in range(6):
             gradient = normal(k, layer.grads.flat.size, dtype="float32").astype(dtype)
             padding = to_numpy(layer.parameters.flat) == 0.0
-            layer.grads.flat[...] = place.from_host(np.where(padding, 0.0, gradient).astype(dtype))
+            layer.grads.flat[...] = target.from_host(np.where(padding, 0.0, gradient).astype(dtype))
             norms.append(optim.clip_grad_norm([layer], 2.0))
             if k == 3:
                 state = optimizer.state_dict()
@@ -60,12 +61,12 @@ def test_steps_of_an_optimizer(name: str, dtype: str, backend: Backend) -> None:
                 decay.optimizer = optimizer
             optimizer.step()
             decay.step()
-        return layer.parameters.flat, place.xp.stack(norms)
+        return layer.parameters.flat, target.xp.stack(norms)
 
     expected = steps(xprnn.get_backend("numpy"), "float64")
-    found = steps(backend, dtype)
-    close(found[0], expected[0], dtype, f"parameters after {name}")
-    close(found[1], expected[1], "float64", "norms")
+    actual = steps(backend, dtype)
+    close(actual[0], expected[0], dtype, f"parameters after {name}")
+    close(actual[1], expected[1], "float64", "norms")
 
 
 @each_dtype
@@ -73,36 +74,36 @@ def test_readout_and_losses(dtype: str, backend: Backend) -> None:
     x, dy = (normal(k, 4, 7, 3 - k, dtype="float32") for k in (0, 1))
     targets = [1, 0, 1, 1]
 
-    def results(place: Backend, dtype: str) -> dict[str, Any]:
-        linear = xprnn.Linear(3, 2, dtype=dtype, backend=place.name, seed=0).train()
-        y = linear(place.from_host(x.astype(dtype)))
-        found = {"y": y, "dx": linear.backward(place.from_host(dy.astype(dtype)))}
-        found |= {f"d{name}": gradient for name, gradient in linear.grads.items()}
-        for given in (targets, place.from_host(np.array(targets))):
-            loss, dlogits = xprnn.softmax_cross_entropy(y[:, 0], given)
-            found |= {f"loss {type(given).__name__}": loss, "dlogits": dlogits}
-        loss, dprediction = xprnn.mse_loss(y, place.xp.ones_like(y))
-        return {**found, "mse": loss, "dprediction": dprediction}
+    def results(target: Backend, dtype: str) -> dict[str, Any]:
+        linear = xprnn.Linear(3, 2, dtype=dtype, backend=target.name, seed=0).train()
+        y = linear(target.from_host(x.astype(dtype)))
+        results_by_name = {"y": y, "dx": linear.backward(target.from_host(dy.astype(dtype)))}
+        results_by_name |= {f"d{name}": gradient for name, gradient in linear.grads.items()}
+        for labels in (targets, target.from_host(np.array(targets))):
+            loss, dlogits = xprnn.softmax_cross_entropy(y[:, 0], labels)
+            results_by_name |= {f"loss {type(labels).__name__}": loss, "dlogits": dlogits}
+        loss, dprediction = xprnn.mse_loss(y, target.xp.ones_like(y))
+        return {**results_by_name, "mse": loss, "dprediction": dprediction}
 
-    here, there = results(xprnn.get_backend("numpy"), "float64"), results(backend, dtype)
-    for found, (name, expected) in zip(there.values(), here.items(), strict=True):
-        close(found, expected, dtype, name)
+    on_host, on_device = results(xprnn.get_backend("numpy"), "float64"), results(backend, dtype)
+    for actual, (name, expected) in zip(on_device.values(), on_host.items(), strict=True):
+        close(actual, expected, dtype, name)
 
 
 def test_feature_first(backend: Backend) -> None:
     values, upstream, _ = random_problem(5)
 
     def results(move: Callable[[np.ndarray], Any]) -> dict[str, Any]:
-        given = {name: move(array) for name, array in values.items()}
-        parameters = {name: given[name] for name in feature_first.PARAMETERS}
-        a, y, caches = feature_first.rnn_forward(given["x"], given["a0"], parameters)
+        inputs = {name: move(array) for name, array in values.items()}
+        parameters = {name: inputs[name] for name in feature_first.PARAMETERS}
+        a, y, caches = feature_first.rnn_forward(inputs["x"], inputs["a0"], parameters)
         da, dy = map(move, upstream)
         return {"a": a, "y": y, **feature_first.rnn_backward(da, caches, dy=dy)}
 
-    here, there = results(np.array), results(backend.from_host)
-    assert here.keys() == there.keys()
-    for name, array in here.items():
-        close(there[name], array, "float64", name)
+    on_host, on_device = results(np.array), results(backend.from_host)
+    assert on_host.keys() == on_device.keys()
+    for name, array in on_host.items():
+        close(on_device[name], array, "float64", name)
 
 
 # -- the package's own checks
@@ -113,9 +114,9 @@ def test_gradcheck(name: str, backend: Backend, monkeypatch: pytest.MonkeyPatch)
     layer = make(name, num_layers=2, bidirectional=True, backend=backend.name)
     x = backend.from_host(normal(0, 5, 3, 3))
     assert xprnn.gradcheck(layer, x, lengths=[5, 2, 0], directions=1).worst.excess <= 1
-    genuine = type(layer).backward
+    original = type(layer).backward
     monkeypatch.setattr(
-        type(layer), "backward", lambda self, *upstream: _negative(genuine(self, *upstream))
+        type(layer), "backward", lambda self, *upstream: _negative(original(self, *upstream))
     )
     with pytest.raises(GradientError, match=r"wrong gradient of x"):
         xprnn.gradcheck(layer, x, directions=1)
@@ -133,15 +134,18 @@ def test_gradcheck_of_a_cell(name: str, backend: Backend) -> None:
 
 
 def test_gradient_flow(backend: Backend) -> None:
-    here, there = (
-        make("gru", num_layers=2, bidirectional=True, backend=place)
-        for place in ("numpy", backend.name)
+    on_host, on_device = (
+        make("gru", num_layers=2, bidirectional=True, backend=target)
+        for target in ("numpy", backend.name)
     )
     x = normal(0, 6, 3, 3)
-    expected, found = xprnn.gradient_flow(here, x), xprnn.gradient_flow(there, backend.from_host(x))
-    assert found.verdicts == expected.verdicts
+    expected, actual = (
+        xprnn.gradient_flow(on_host, x),
+        xprnn.gradient_flow(on_device, backend.from_host(x)),
+    )
+    assert actual.verdicts == expected.verdicts
     for name in ("norms", "ratios", "factors", "spectral_radius"):
-        close(getattr(found, name), getattr(expected, name), "float64", name)
+        close(getattr(actual, name), getattr(expected, name), "float64", name)
 
 
 # -- the demo and the commands
@@ -168,7 +172,7 @@ def test_the_demo_learns_in_mixed_precision(compute_dtype: str, backend: Backend
 COMMAND = """
 import sys
 sys.path.insert(0, {root!r})
-from xprnn.cli import main
+from xprnn.tools.cli import main
 sys.exit(main())
 """
 
@@ -186,17 +190,17 @@ def command(*arguments: Any, cwd: Path) -> str:
 
 
 def test_the_commands(backend: Backend, tmp_path: Path) -> None:
-    """info names the device; a model that the GPU trained runs there and on the host alike."""
+    """info names the device; a model trained on the GPU gives the same results on the host."""
     printed = " ".join(command("info", cwd=tmp_path).split())
     assert "cupy:0 usable:" in printed and "compute capability" in printed
     printed = command("demo", "--epochs", "3", "--backend", "cupy", "--out", "here", cwd=tmp_path)
     assert "trained on cupy:0" in printed
     outputs = []
-    for place in ("numpy", "cupy"):
-        given = ["here/model.safetensors", "here/test_x.npy", "-o", f"{place}.npy"]
-        given += ["--lengths", "here/test_lengths.npy", "--backend", place, "--batch", "100"]
-        command("run", *given, cwd=tmp_path)
-        outputs.append(np.load(tmp_path / f"{place}.npy"))
+    for target in ("numpy", "cupy"):
+        options = ["here/model.safetensors", "here/test_x.npy", "-o", f"{target}.npy"]
+        options += ["--lengths", "here/test_lengths.npy", "--backend", target, "--batch", "100"]
+        command("run", *options, cwd=tmp_path)
+        outputs.append(np.load(tmp_path / f"{target}.npy"))
     # NumPy's float32 is as far from the exact output as the GPU's
     error = np.abs(outputs[1] - outputs[0]).max() / np.abs(outputs[0]).max()
     assert 0 < error <= 2 * tolerance("float32", steps=29, width=76, layers=1)

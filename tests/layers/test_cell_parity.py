@@ -1,4 +1,4 @@
-"""The cells, called step by step and undone last step first, against torch's cells."""
+"""The cells, step by step forward and in reverse order backward, against torch's cells."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def torch_unroll(
     """As `cases.unroll`, through a torch cell and autograd, in float64."""
 
     def leaf(array: np.ndarray, requires_grad: bool = True) -> Any:
-        wide = array.astype(np.float64)
-        return torch.tensor(wide, device=device, requires_grad=requires_grad)
+        float64 = array.astype(np.float64)
+        return torch.tensor(float64, device=device, requires_grad=requires_grad)
 
     xs, starts = leaf(x), tuple(leaf(state) for state in initial)
     hx = starts if len(starts) > 1 else starts[0]
@@ -39,14 +39,14 @@ def torch_unroll(
         states.append(hx if isinstance(hx, tuple) else (hx,))
     outputs = [torch.stack(steps) for steps in zip(*states, strict=True)]
     torch.autograd.backward(outputs, [leaf(d, False) for d in upstream])
-    found = dict(zip(("h", "c"), outputs, strict=False))
-    found |= {f"d{name}0": start.grad for name, start in zip(("h", "c"), starts, strict=False)}
-    found |= {f"d{name}": parameter.grad for name, parameter in cell.named_parameters()}
-    return {n: tensor.detach().cpu().numpy() for n, tensor in (found | {"dx": xs.grad}).items()}
+    results = dict(zip(("h", "c"), outputs, strict=False))
+    results |= {f"d{name}0": start.grad for name, start in zip(("h", "c"), starts, strict=False)}
+    results |= {f"d{name}": parameter.grad for name, parameter in cell.named_parameters()}
+    return {n: tensor.detach().cpu().numpy() for n, tensor in (results | {"dx": xs.grad}).items()}
 
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
-@pytest.mark.parametrize("given", [True, False], ids=["h0", "no h0"])
+@pytest.mark.parametrize("with_state", [True, False], ids=["h0", "no h0"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", TORCH_CELLS)
@@ -54,7 +54,7 @@ def test_cell_equals_torch(
     name: str,
     bias: bool,
     dtype: str,
-    given: bool,
+    with_state: bool,
     batched: bool,
     backend: Backend,
     implementation: str,
@@ -67,7 +67,7 @@ def test_cell_equals_torch(
     x = rng.standard_normal((STEPS, *rows, I)).astype(dtype)
     initial = tuple(rng.standard_normal((*rows, H)).astype(dtype) for _ in range(count))
     upstream = tuple(rng.standard_normal((STEPS, *rows, H)).astype(dtype) for _ in range(count))
-    if not given:
+    if not with_state:
         initial = tuple(np.zeros_like(state) for state in initial)
 
     kinds = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
@@ -75,8 +75,8 @@ def test_cell_equals_torch(
     other.load_state_dict({n: torch.tensor(p) for n, p in parameters_of(cell).items()})
     device = torch_device(backend)
     expected = torch_unroll(other.to(device), x, initial, upstream, device)
-    found = unroll(cell, x, initial if given else None, upstream)
-    assert found.keys() == expected.keys()
+    results = unroll(cell, x, initial if with_state else None, upstream)
+    assert results.keys() == expected.keys()
     for what, reference in expected.items():
         assert np.abs(reference).max() > 0
-        assert_close(found[what], reference, dtype, what)
+        assert_close(results[what], reference, dtype, what)

@@ -1,4 +1,4 @@
-"""`explain` and XPRNN_KERNELS: who serves a call, and that a forced choice is never ignored."""
+"""`explain` and XPRNN_KERNELS: the selected implementation; a forced one is never ignored."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.support.targets import (
 
 @pytest.mark.parametrize("forced", ["", "auto", "reference"])
 @pytest.mark.parametrize("name", MODULES)
-def test_explain_says_who_serves(
+def test_explain_names_the_selected_implementation(
     name: str, forced: str, without_numba: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make(name)
-    given = arguments(module)
-    expected = run(module, given)
+    inputs = arguments(module)
+    expected = run(module, inputs)
     monkeypatch.setenv("XPRNN_KERNELS", forced)
     reason = "XPRNN_KERNELS=reference" if forced == "reference" else "the only one here"
-    text = module.explain(given["x"].shape)
+    text = module.explain(inputs["x"].shape)
     lines = text.splitlines()
     kind = type(module).__name__
     assert lines[0].startswith(f"{kind}(3, 5) on numpy, float64, ")
@@ -39,7 +39,7 @@ def test_explain_says_who_serves(
     if name in LAYERS:
         assert rest.pop(0).startswith("a training step takes about ")
     assert rest == ["pointwise", "sequence"]
-    assert_same(run(module, given), expected)
+    assert_same(run(module, inputs), expected)
 
 
 def test_explain_reads_shapes_as_a_call_does() -> None:
@@ -53,29 +53,27 @@ def test_explain_reads_shapes_as_a_call_does() -> None:
 
 @pytest.mark.parametrize("forced", ["pointwise", "sequence"])
 @pytest.mark.parametrize("name", MODULES)
-def test_a_forced_kernel_that_is_missing_raises_at_the_call(
+def test_a_missing_forced_kernel_raises_at_the_call(
     name: str, forced: str, without_numba: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make(name)
-    given = arguments(module)
-    expected = run(module, given)
-    forward(module, given)
+    inputs = arguments(module)
+    expected = run(module, inputs)
+    forward(module, inputs)
     before = state_of(module)
     monkeypatch.setenv("XPRNN_KERNELS", forced)
     with pytest.raises(
         xprnn.KernelUnavailableError, match=f"XPRNN_KERNELS={forced}: .* need Numba"
     ):
-        forward(module, given)
+        forward(module, inputs)
     assert_same(state_of(module), before)
     monkeypatch.delenv("XPRNN_KERNELS")
-    backward(module, given)
-    assert_same(run(module, given), expected)
+    backward(module, inputs)
+    assert_same(run(module, inputs), expected)
 
 
 @pytest.mark.parametrize("forced", ["fast", "REFERENCE", "auto,reference", " "])
-def test_a_forced_kernel_that_is_none_is_refused(
-    forced: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_forced_kernel_is_refused(forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("gru")
     monkeypatch.setenv("XPRNN_KERNELS", forced)
     with pytest.raises(ValueError, match="XPRNN_KERNELS: expected auto, reference, pointwise"):

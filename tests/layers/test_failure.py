@@ -1,4 +1,4 @@
-"""After an error: nothing is half-changed, and nothing is silently wrong later."""
+"""Errors leave nothing half changed, and nothing silently wrong later."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import sequence
-from xprnn.scratch import PATIENCE
+from xprnn.core.workspace import PATIENCE
+from xprnn.engine import replay
 
 X = np.random.default_rng(0).standard_normal((6, 3, 4))
 
@@ -22,7 +22,7 @@ def recorded() -> tuple[xprnn.GRU, np.ndarray]:
     return layer, layer(X)[0]
 
 
-def test_an_error_half_way_through_backward_spoils_that_record_only(
+def test_an_error_during_backward_invalidates_only_that_call(
     monkeypatch: pytest.MonkeyPatch, implementation: str
 ) -> None:
     layer, output = recorded()
@@ -32,7 +32,7 @@ def test_an_error_half_way_through_backward_spoils_that_record_only(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(sequence, "_gradients", fail)
+        patched.setattr(replay, "weight_gradients", fail)
         if implementation == "numba":
             from xprnn.kernels.numba import gradients
 
@@ -40,7 +40,7 @@ def test_an_error_half_way_through_backward_spoils_that_record_only(
         with pytest.raises(MemoryError):
             layer.backward(output)
     assert not layer.grads.flat.any()
-    with pytest.raises(RuntimeError, match="half way"):  # not the call before it, in silence
+    with pytest.raises(RuntimeError, match="half way"):  # does not silently use the previous call
         layer.backward(output)
     layer.eval().train()
     layer(X)
@@ -50,7 +50,7 @@ def test_an_error_half_way_through_backward_spoils_that_record_only(
     np.testing.assert_array_equal(layer.grads.flat, fresh.grads.flat)
 
 
-def test_inside_a_writable_block_nothing_is_recorded_or_undone(implementation: str) -> None:
+def test_forward_and_backward_are_refused_inside_a_writable_block(implementation: str) -> None:
     layer, output = recorded()
     with layer.writable() as flat:
         with pytest.raises(RuntimeError, match="not inside a writable"):
@@ -66,7 +66,7 @@ def test_inside_a_writable_block_nothing_is_recorded_or_undone(implementation: s
 
 
 @pytest.mark.parametrize("name", ["parameters", "grads"])
-def test_the_mappings_themselves_cannot_be_replaced(name: str) -> None:
+def test_the_mappings_cannot_be_replaced(name: str) -> None:
     layer, _ = recorded()
     with pytest.raises(AttributeError):
         setattr(layer, name, {})
@@ -83,7 +83,7 @@ def test_update_writes_all_or_nothing() -> None:
     np.testing.assert_array_equal(layer.parameters.flat, before)
 
 
-def test_parameters_from_before_a_move_refuse_to_be_written() -> None:
+def test_old_parameters_cannot_be_written_after_a_move() -> None:
     layer = xprnn.GRU(4, 5, dtype="float64", seed=0)
     old, pending = layer.parameters, layer.writable()
     with layer.writable(), pytest.raises(RuntimeError, match="to: not inside a writable"):
@@ -117,7 +117,7 @@ def test_values_beyond_the_dtype_are_refused() -> None:
         optimizer.load_state_dict(slots)
 
 
-def test_a_copied_cache_is_used_up_with_the_first(implementation: str) -> None:
+def test_copies_of_a_cache_are_used_up_together(implementation: str) -> None:
     output, _, cache = xprnn.functional.rnn_forward(X, None, np.ones((5, 4)), np.eye(5))
     other = copy.copy(cache)
     xprnn.functional.rnn_backward(output, None, cache)
@@ -147,7 +147,7 @@ def test_a_subclass_is_copied_and_pickled_and_saved_as_its_base(
     np.testing.assert_array_equal(loaded(x)[0], layer(x)[0])
 
 
-def test_memory_of_records_and_of_large_calls_is_given_back(implementation: str) -> None:
+def test_memory_of_recorded_and_of_large_calls_is_released(implementation: str) -> None:
     layer = xprnn.LSTM(8, 32, num_layers=3, seed=0).train()
     x = np.ones((50, 40, 8), np.float32)
     layer(x)
@@ -159,7 +159,7 @@ def test_memory_of_records_and_of_large_calls_is_given_back(implementation: str)
         for _ in range(3):
             layer(x)
         held = tracemalloc.get_traced_memory()[0] - before
-        assert held > 3 * 50 * 40 * 32 * 4 * 4 * 3  # the gates alone of three records
+        assert held > 3 * 50 * 40 * 32 * 4 * 4 * 3  # the gates alone of three calls
         layer.eval()
         layer(x)
         for _ in range(PATIENCE):

@@ -1,4 +1,4 @@
-"""The (features, batch, time) interface: published values, and all gradients by differences."""
+"""The (features, batch, time) interface: published values, and gradients by finite differences."""
 
 import json
 from pathlib import Path
@@ -12,21 +12,21 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "reference_values.json
 
 
 def inputs(case):
-    given = GOLDEN[case]
-    parameters = {k: np.array(v) for k, v in given["parameters"].items()}
-    return np.array(given["x"]), np.array(given["a0"]), parameters
+    case_data = GOLDEN[case]
+    parameters = {k: np.array(v) for k, v in case_data["parameters"].items()}
+    return np.array(case_data["x"]), np.array(case_data["a0"]), parameters
 
 
-def check(case, found):
-    """Every published element, to the digits it was published with."""
+def check(case, results):
+    """Compare every published element to its published digits."""
     for name, (index, value) in GOLDEN[case]["expected"].items():
-        wanted, actual = np.array(value), found[name][tuple(index)]
+        expected, actual = np.array(value), results[name][tuple(index)]
         decimals = max(len(repr(v).partition(".")[2]) for v in np.ravel(value).tolist())
-        tolerance = max(0.5 * 10.0**-decimals, 1e-13 * np.abs(wanted).max())
-        assert actual.shape == wanted.shape, name
-        assert np.abs(actual - wanted).max() <= tolerance * (1 + 1e-6), name
+        tolerance = max(0.5 * 10.0**-decimals, 1e-13 * np.abs(expected).max())
+        assert actual.shape == expected.shape, name
+        assert np.abs(actual - expected).max() <= tolerance * (1 + 1e-6), name
     for name, shape in GOLDEN[case]["shapes"].items():
-        assert found[name].shape == tuple(shape), name
+        assert results[name].shape == tuple(shape), name
 
 
 def test_cell_forward_golden(implementation):
@@ -37,9 +37,9 @@ def test_cell_forward_golden(implementation):
 def test_cell_backward_golden(implementation):
     _, _, cache = ff.rnn_cell_forward(*inputs("rnn_cell_backward"))
     upstream = np.array(GOLDEN["rnn_cell_backward"]["upstream"])
-    found = ff.rnn_cell_backward(upstream, cache)
-    assert set(found) == {"dxt", "da_prev", "dWax", "dWaa", "dba"}
-    check("rnn_cell_backward", found)
+    results = ff.rnn_cell_backward(upstream, cache)
+    assert set(results) == {"dxt", "da_prev", "dWax", "dWaa", "dba"}
+    check("rnn_cell_backward", results)
 
 
 def test_forward_golden(implementation):
@@ -49,21 +49,21 @@ def test_forward_golden(implementation):
 
 def test_backward_golden(implementation):
     _, _, caches = ff.rnn_forward(*inputs("rnn_backward"))
-    found = ff.rnn_backward(np.array(GOLDEN["rnn_backward"]["upstream"]), caches)
-    assert set(found) == {"dx", "da0", "dWax", "dWaa", "dba"}
-    check("rnn_backward", found)
+    results = ff.rnn_backward(np.array(GOLDEN["rnn_backward"]["upstream"]), caches)
+    assert set(results) == {"dx", "da0", "dWax", "dWaa", "dba"}
+    check("rnn_backward", results)
 
 
 @pytest.mark.parametrize("case", ["rnn_cell_backward", "rnn_backward"])
-def test_the_published_values_catch_a_wrong_sign(case):
+def test_the_published_values_detect_a_wrong_sign(case):
     x, a0, parameters = inputs(case)
     upstream = -np.array(GOLDEN[case]["upstream"])
     if case == "rnn_backward":
-        found = ff.rnn_backward(upstream, ff.rnn_forward(x, a0, parameters)[2])
+        results = ff.rnn_backward(upstream, ff.rnn_forward(x, a0, parameters)[2])
     else:
-        found = ff.rnn_cell_backward(upstream, ff.rnn_cell_forward(x, a0, parameters)[2])
+        results = ff.rnn_cell_backward(upstream, ff.rnn_cell_forward(x, a0, parameters)[2])
     with pytest.raises(AssertionError):
-        check(case, found)
+        check(case, results)
 
 
 def random_problem(steps):
@@ -84,7 +84,7 @@ def random_problem(steps):
 
 
 @pytest.mark.parametrize("steps", [None, 1, 4])
-def test_all_gradients_with_the_readout_equal_differences(steps, implementation):
+def test_all_gradients_with_the_readout_equal_finite_differences(steps, implementation):
     values, (da, dy), rng = random_problem(steps)
     forward = ff.rnn_cell_forward if steps is None else ff.rnn_forward
     backward = ff.rnn_cell_backward if steps is None else ff.rnn_backward
@@ -96,35 +96,35 @@ def test_all_gradients_with_the_readout_equal_differences(steps, implementation)
         a, y, _ = run(v)
         return (a * da).sum() + (y * dy).sum()
 
-    found = backward(da, run(values)[2], dy=dy)
+    results = backward(da, run(values)[2], dy=dy)
     if steps is None:
-        found["dx"], found["da0"] = found.pop("dxt"), found.pop("da_prev")
-    assert set(found) == {f"d{name}" for name in values}
+        results["dx"], results["da0"] = results.pop("dxt"), results.pop("da_prev")
+    assert set(results) == {f"d{name}" for name in values}
     for name, value in values.items():
         direction = rng.standard_normal(value.shape)
         step = 1e-3
         at = [loss({**values, name: value + k * step * direction}) for k in (-2.0, -1.0, 1.0, 2.0)]
         numeric = (8 * (at[2] - at[1]) - (at[3] - at[0])) / (12 * step)
-        analytic = (found[f"d{name}"] * direction).sum()
-        assert found[f"d{name}"].shape == value.shape
+        analytic = (results[f"d{name}"] * direction).sum()
+        assert results[f"d{name}"].shape == value.shape
         assert numeric == pytest.approx(analytic, rel=1e-8), name
 
 
-def test_results_and_caches_are_nobody_elses(implementation):
+def test_writing_arguments_and_results_does_not_change_backward(implementation):
     values, (da, dy), _ = random_problem(4)
     parameters = {k: values[k] for k in ff.PARAMETERS}
     a, y, caches = ff.rnn_forward(values["x"], values["a0"], parameters)
-    wanted = ff.rnn_backward(da, ff.rnn_forward(values["x"], values["a0"], parameters)[2], dy=dy)
+    expected = ff.rnn_backward(da, ff.rnn_forward(values["x"], values["a0"], parameters)[2], dy=dy)
     for array in (a, y, *parameters.values(), values["x"], values["a0"]):
         array[...] = 7.0
-    found = ff.rnn_backward(da, caches, dy=dy)
-    for name in wanted:
-        np.testing.assert_array_equal(found[name], wanted[name])
+    results = ff.rnn_backward(da, caches, dy=dy)
+    for name in expected:
+        np.testing.assert_array_equal(results[name], expected[name])
     with pytest.raises(RuntimeError, match="has been used"):
         ff.rnn_backward(da, caches)
 
 
-def test_bad_arguments_are_named():
+def test_invalid_arguments_are_named():
     values, (da, _), _ = random_problem(4)
     parameters = {k: values[k] for k in ff.PARAMETERS}
     x, a0 = values["x"], values["a0"]

@@ -1,4 +1,4 @@
-"""The functions on explicit weights do what the layers do, and their caches are good for once."""
+"""Functions on explicit weights equal the layers, and each of their caches can be used once."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from xprnn import functional
 LENGTHS = (4, 0, 2)
 
 
-def upstream(given: dict[str, Any], names: tuple[str, ...] = ("h", "c")) -> Any:
+def upstream(inputs: dict[str, Any], names: tuple[str, ...] = ("h", "c")) -> Any:
     """dh_n, for an LSTM (dh_n, dc_n)."""
-    parts = tuple(given[f"d{n}_n"] for n in names if f"d{n}_n" in given)
+    parts = tuple(inputs[f"d{n}_n"] for n in names if f"d{n}_n" in inputs)
     return parts if len(parts) > 1 else parts[0]
 
 
@@ -40,79 +40,79 @@ def upstream(given: dict[str, Any], names: tuple[str, ...] = ("h", "c")) -> Any:
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
 @pytest.mark.parametrize("how", ["time first", "batch first", "unbatched"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_function_is_its_layer(
+def test_a_function_equals_its_layer(
     name: str, how: str, lengths: Any, bias: bool, dtype: str, implementation: str
 ) -> None:
     """Every result and every gradient, to the bit; with `forward` and without."""
     options = {"bias": bias, "batch_first": how == "batch first", "dtype": dtype}
     layer, function = make(name, **options), make(f"{name}_function", **options)
-    given = arguments(layer, batched=how != "unbatched")
+    inputs = arguments(layer, batched=how != "unbatched")
     if how == "unbatched" and lengths is not None:
         lengths = [3]
-    expected = run(layer, given, lengths=lengths)
-    assert_same(run(function, given, lengths=lengths), expected)
+    expected = run(layer, inputs, lengths=lengths)
+    assert_same(run(function, inputs, lengths=lengths), expected)
 
     plain = getattr(functional, name.partition("_")[0])
-    hx = (given["h0"], given["c0"]) if is_lstm(name) else given["h0"]
-    results = plain(given["x"], hx, *function.weights, lengths=lengths, **function.options)
+    hx = (inputs["h0"], inputs["c0"]) if is_lstm(name) else inputs["h0"]
+    results = plain(inputs["x"], hx, *function.weights, lengths=lengths, **function.options)
     assert_same(results, expected[: len(arrays(results))])
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_state_means_zeros(name: str, implementation: str) -> None:
     function = make(f"{name}_function")
-    given = arguments(function)
-    zeros = {n: a * 0.0 if n in ("h0", "c0") else a for n, a in given.items()}
+    inputs = arguments(function)
+    zeros = {n: a * 0.0 if n in ("h0", "c0") else a for n, a in inputs.items()}
     expected = run(function, zeros)
-    found = copies(function(given["x"], None)) + copies(backward(function, given))
-    assert_same(found, expected[: len(found)])
+    actual = copies(function(inputs["x"], None)) + copies(backward(function, inputs))
+    assert_same(actual, expected[: len(actual)])
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_the_gradients_are_called(name: str, implementation: str) -> None:
+def test_names_and_shapes_of_the_gradients(name: str, implementation: str) -> None:
     for bias in (True, False):
         function = make(f"{name}_function", bias=bias)
-        given = arguments(function)
-        forward(function, given)
+        inputs = arguments(function)
+        forward(function, inputs)
         (cache,) = function.caches
-        gradients = functional.backward(given["doutput"], upstream(given), cache)
-        inputs = {"x": given["x"], "h0": given["h0"]}
-        inputs |= {"c0": given["c0"]} if is_lstm(name) else {}
+        gradients = functional.backward(inputs["doutput"], upstream(inputs), cache)
+        variables = {"x": inputs["x"], "h0": inputs["h0"]}
+        variables |= {"c0": inputs["c0"]} if is_lstm(name) else {}
         weights = zip(WEIGHTS, function.weights, strict=True)
-        inputs |= {n: w for n, w in weights if w is not None}
+        variables |= {n: w for n, w in weights if w is not None}
         assert {n: g.shape for n, g in gradients.items()} == {
-            f"d{n}": a.shape for n, a in inputs.items()
+            f"d{n}": a.shape for n, a in variables.items()
         }
         assert all(np.abs(gradient).max() > 0.0 for gradient in gradients.values())
 
 
-def test_the_names_of_backward() -> None:
+def test_backward_has_a_name_for_each_kind() -> None:
     for name in ("rnn_backward", "gru_backward", "lstm_backward"):
         assert getattr(functional, name) is functional.backward
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_cache_is_good_for_one_backward(name: str, implementation: str) -> None:
+def test_a_cache_can_be_used_once(name: str, implementation: str) -> None:
     function = make(name)
-    given = arguments(function)
-    expected = run(function, given)
-    forward(function, given)
+    inputs = arguments(function)
+    expected = run(function, inputs)
+    forward(function, inputs)
     (cache,) = function.caches
-    found = functional.backward(given["doutput"], upstream(given), cache)
-    assert_same(found["dx"], expected[1 + (2 if is_lstm(name) else 1)])
+    actual = functional.backward(inputs["doutput"], upstream(inputs), cache)
+    assert_same(actual["dx"], expected[1 + (2 if is_lstm(name) else 1)])
     for need_dx in (True, False):
         with pytest.raises(RuntimeError, match="cache: it has been used"):
-            functional.backward(given["doutput"], upstream(given), cache, need_dx=need_dx)
+            functional.backward(inputs["doutput"], upstream(inputs), cache, need_dx=need_dx)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_caches_are_independent(name: str, implementation: str) -> None:
-    """Any order of undoing will do; a call and its cache know nothing of the others."""
+    """Backward may run in any order; calls and their caches are independent."""
     function = make(name)
     calls = [arguments(function, T=3 + k, N=1 + k, seed=k) for k in range(3)]
-    expected = [run(function, given) for given in calls]
-    for given in calls:
-        forward(function, given)
+    expected = [run(function, inputs) for inputs in calls]
+    for inputs in calls:
+        forward(function, inputs)
     for k in (1, 0, 2):
         gradients = functional.backward(
             calls[k]["doutput"], upstream(calls[k]), function.caches[k], need_dx=k != 2
@@ -127,28 +127,28 @@ def test_writing_weights_after_the_call_does_not_change_backward(
     name: str, implementation: str
 ) -> None:
     function = make(name)
-    given = arguments(function)
-    expected = run(function, given)
+    inputs = arguments(function)
+    expected = run(function, inputs)
     function.weights = [weight.copy() for weight in function.weights]
-    results = copies(forward(function, given))
+    results = copies(forward(function, inputs))
     for weight in function.weights:
         weight[...] = np.nan
-    found = results + copies(backward(function, given)) + list(function.layer.grads.values())
-    assert_same(found, expected)
+    actual = results + copies(backward(function, inputs)) + list(function.layer.grads.values())
+    assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_are_the_callers(name: str, implementation: str) -> None:
+def test_gradients_share_no_memory(name: str, implementation: str) -> None:
     function = make(name)
-    given = arguments(function)
-    forward(function, given)
-    forward(function, given)
-    first = functional.backward(given["doutput"], upstream(given), function.caches.pop())
+    inputs = arguments(function)
+    forward(function, inputs)
+    forward(function, inputs)
+    first = functional.backward(inputs["doutput"], upstream(inputs), function.caches.pop())
     before = copies(list(first.values()))
-    second = functional.backward(given["doutput"], upstream(given), function.caches.pop())
+    second = functional.backward(inputs["doutput"], upstream(inputs), function.caches.pop())
     assert_same(list(first.values()), before)
     assert_same(list(second.values()), before)
-    held = [*first.values(), *second.values(), *given.values()]
+    held = [*first.values(), *second.values(), *inputs.values()]
     held += [weight for weight in function.weights if weight is not None]
     for k, one in enumerate(held):
         assert not any(np.shares_memory(one, other) for other in held[:k])
@@ -156,30 +156,30 @@ def test_gradients_are_the_callers(name: str, implementation: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_sequence_in_chunks(name: str, implementation: str) -> None:
-    """h_n of one chunk is h0 of the next; backward, dh0 of one is dh_n of the one before."""
+    """h_n of one chunk is h0 of the next; in backward, dh0 of one is dh_n of the previous one."""
     function = make(name)
-    given = arguments(function, T=9)
-    whole = run(function, given)
+    inputs = arguments(function, T=9)
+    expected = run(function, inputs)
     states = ("h", "c") if is_lstm(name) else ("h",)
 
     bounds = [(0, 4), (4, 4), (4, 5), (5, 9)]  # one of them empty
-    carried = {f"{s}0": given[f"{s}0"] for s in states}
+    carried = {f"{s}0": inputs[f"{s}0"] for s in states}
     outputs = []
     for start, stop in bounds:
-        output, end = forward(function, {"x": given["x"][start:stop], **carried})
+        output, end = forward(function, {"x": inputs["x"][start:stop], **carried})
         outputs.append(output)
         carried = dict(zip(carried, arrays(end), strict=True))
-    dcarried = {f"d{s}_n": given[f"d{s}_n"] for s in states}
+    dcarried = {f"d{s}_n": inputs[f"d{s}_n"] for s in states}
     dpieces = []
     for start, stop in reversed(bounds):
-        dx, dstart = backward(function, {"doutput": given["doutput"][start:stop], **dcarried})
+        dx, dstart = backward(function, {"doutput": inputs["doutput"][start:stop], **dcarried})
         dpieces.append(dx)
         dcarried = dict(zip(dcarried, arrays(dstart), strict=True))
 
-    found = [np.concatenate(outputs), *carried.values()]
-    found += [np.concatenate(dpieces[::-1]), *dcarried.values()]
-    found += list(function.layer.grads.values())
-    for k, (one, other) in enumerate(zip(found, whole, strict=True)):
+    actual = [np.concatenate(outputs), *carried.values()]
+    actual += [np.concatenate(dpieces[::-1]), *dcarried.values()]
+    actual += list(function.layer.grads.values())
+    for k, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert_close(one, other, "float64", f"array {k}")
 
 
@@ -193,20 +193,20 @@ def test_wrong_weights_are_refused(
     name: str, weight: str, defect: str, implementation: str
 ) -> None:
     function = make(name)
-    given = arguments(function)
-    expected = run(function, given)
-    forward(function, given)
-    place = WEIGHTS.index(weight)
-    right = function.weights[place]
-    function.weights[place] = DEFECTS[defect](right)
-    # a wider weight_ih asks for a wider x, which is as good a name for the fault
+    inputs = arguments(function)
+    expected = run(function, inputs)
+    forward(function, inputs)
+    index = WEIGHTS.index(weight)
+    original = function.weights[index]
+    function.weights[index] = DEFECTS[defect](original)
+    # a wider weight_ih requires a wider x: the error may name either
     named = f"{weight}|x" if (weight, defect) == ("weight_ih", "wider") else weight
     with pytest.raises((TypeError, ValueError), match=rf"\b({named})\b.*expected"):
-        forward(function, given)
-    function.weights[place] = right
-    found = copies(backward(function, given))
-    assert_same(found, expected[-len(found) - 4 : -4])
-    assert_same(run(function, given), expected)
+        forward(function, inputs)
+    function.weights[index] = original
+    actual = copies(backward(function, inputs))
+    assert_same(actual, expected[-len(actual) - 4 : -4])
+    assert_same(run(function, inputs), expected)
 
 
 @pytest.mark.parametrize("missing", WEIGHTS)
@@ -238,11 +238,11 @@ def test_a_wrong_option_is_named(name: str, option: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "dhx"), [("rnn", None), ("gru", None), ("lstm", None), ("lstm", (None, None))]
 )
-def test_no_gradient_at_all_is_refused(name: str, dhx: Any, implementation: str) -> None:
-    """Zeros for every parameter would be a mistake that nothing shows."""
+def test_backward_without_a_gradient_is_refused(name: str, dhx: Any, implementation: str) -> None:
+    """Zeros for every parameter would hide the mistake."""
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
     forward = getattr(functional, f"{name}_forward")
     output, _, cache = forward(np.ones((3, 2)), None, np.ones((gates, 2)), np.ones((gates, 1)))
     with pytest.raises(ValueError, match="backward: expected doutput or dhx, got None for every"):
         functional.backward(None, dhx, cache)
-    assert functional.backward(output, dhx, cache)["dx"].any()  # the cache is still good
+    assert functional.backward(output, dhx, cache)["dx"].any()  # the cache can still be used

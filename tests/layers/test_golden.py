@@ -36,28 +36,28 @@ class Example:
 
 
 def torch_names(case: dict[str, Any], cell: bool) -> dict[str, Callable[[Results], np.ndarray]]:
-    """How to find what the first three cases print."""
-    names = {name: lambda found, name=name: found[name] for name in case["expected"]}
+    """Selectors of the printed arrays of the first three cases."""
+    names = {name: lambda results, name=name: results[name] for name in case["expected"]}
     if cell:
         names |= {
-            "h_next": lambda found: found["output"][0],
-            "dx": lambda found: found["dx"][0],
-            "dh": lambda found: found["dh0"],
+            "h_next": lambda results: results["output"][0],
+            "dx": lambda results: results["dx"][0],
+            "dh": lambda results: results["dh0"],
         }
     return names
 
 
 FEATURE_FIRST: dict[str, Callable[[Results], np.ndarray]] = {
-    "a_next": lambda found: found["output"][0].T,
-    "a": lambda found: found["output"].transpose(2, 1, 0),
-    "dxt": lambda found: found["dx"][0].T,
-    "dx": lambda found: found["dx"].transpose(2, 1, 0),
-    "da_prev": lambda found: found["dh0"].T,
-    "da0": lambda found: found["dh0"].T,
-    "dWax": lambda found: found["dweight_ih"],
-    "dWaa": lambda found: found["dweight_hh"],
-    "dba": lambda found: found["dbias_ih"][:, None],
-    "x": lambda found: found["x"].transpose(2, 1, 0),
+    "a_next": lambda results: results["output"][0].T,
+    "a": lambda results: results["output"].transpose(2, 1, 0),
+    "dxt": lambda results: results["dx"][0].T,
+    "dx": lambda results: results["dx"].transpose(2, 1, 0),
+    "da_prev": lambda results: results["dh0"].T,
+    "da0": lambda results: results["dh0"].T,
+    "dWax": lambda results: results["dweight_ih"],
+    "dWaa": lambda results: results["dweight_hh"],
+    "dba": lambda results: results["dbias_ih"][:, None],
+    "x": lambda results: results["x"].transpose(2, 1, 0),
 }
 
 
@@ -90,32 +90,32 @@ def kind_of(name: str) -> str:
     return "GRU" if name.startswith("gru") else "RNN"
 
 
-def through_cells(name: str, given: Example) -> Results:
-    cell = getattr(xprnn, f"{kind_of(name)}Cell").from_weights(*given.weights).train()
-    found = unroll(cell, given.x, (given.h0,), (given.doutput,))
-    return {"output": found.pop("h"), **found}
+def through_cells(name: str, data: Example) -> Results:
+    cell = getattr(xprnn, f"{kind_of(name)}Cell").from_weights(*data.weights).train()
+    results = unroll(cell, data.x, (data.h0,), (data.doutput,))
+    return {"output": results.pop("h"), **results}
 
 
-def through_layers(name: str, given: Example) -> Results:
-    I, H = given.x.shape[2], given.h0.shape[1]  # noqa: E741
+def through_layers(name: str, data: Example) -> Results:
+    I, H = data.x.shape[2], data.h0.shape[1]  # noqa: E741
     layer = getattr(xprnn, kind_of(name))(I, H, dtype="float64").train()
-    state = {f"{w}_l0": array for w, array in zip(WEIGHTS, given.weights, strict=True)}
+    state = {f"{w}_l0": array for w, array in zip(WEIGHTS, data.weights, strict=True)}
     layer.load_state_dict(state)
-    output, _ = layer(given.x, given.h0[None])
-    dx, dh0 = layer.backward(given.doutput)
+    output, _ = layer(data.x, data.h0[None])
+    dx, dh0 = layer.backward(data.doutput)
     gradients = {f"d{w}": layer.grads[f"{w}_l0"] for w in WEIGHTS}
     return {"output": output, "dx": dx, "dh0": dh0[0], **gradients}
 
 
-def through_functions(name: str, given: Example) -> Results:
+def through_functions(name: str, data: Example) -> Results:
     kind = kind_of(name).lower()
     functions = xprnn.functional
-    plain, h_n = getattr(functions, kind)(given.x, given.h0[None], *given.weights)
-    arguments = given.x, given.h0[None], *given.weights
+    plain, h_n = getattr(functions, kind)(data.x, data.h0[None], *data.weights)
+    arguments = data.x, data.h0[None], *data.weights
     output, _, cache = getattr(functions, f"{kind}_forward")(*arguments)
     assert np.array_equal(output, plain) and np.array_equal(output[-1:], h_n)
-    found = getattr(functions, f"{kind}_backward")(given.doutput, None, cache)
-    return {**found, "output": output, "dh0": found["dh0"][0]}
+    results = getattr(functions, f"{kind}_backward")(data.doutput, None, cache)
+    return {**results, "output": output, "dh0": results["dh0"][0]}
 
 
 def printed(name: str) -> Iterator[tuple[str, tuple[int, ...], Any]]:
@@ -131,7 +131,7 @@ def allowed(name: str, array: np.ndarray, digits: np.ndarray) -> float:
     """Half a unit in the last printed place, and rounding when the number was published.
 
     The first three cases were worked out with float32 weights: six of their digits are not the
-    rounding of float64 results, torch's no more than ours. Where all digits are printed, the
+    rounding of float64 results, neither ours nor torch's. Where all digits are printed, the
     last ones depend on the order of a sum.
     """
     places = max(-number.as_tuple().exponent for number in digits.flat)
@@ -141,9 +141,9 @@ def allowed(name: str, array: np.ndarray, digits: np.ndarray) -> float:
 
 def assert_printed(name: str, what: str, array: np.ndarray, index: Any, value: Any) -> None:
     digits = np.array(value, dtype=object)
-    found = np.asarray(array[index])
-    assert found.shape == digits.shape, f"{what}: {found.shape}, expected {digits.shape}"
-    error = np.abs(found - digits.astype(np.float64)).max()
+    actual = np.asarray(array[index])
+    assert actual.shape == digits.shape, f"{what}: {actual.shape}, expected {digits.shape}"
+    error = np.abs(actual - digits.astype(np.float64)).max()
     assert error <= allowed(name, array, digits), f"{what}: off by {error:.2e}"
 
 
@@ -152,21 +152,21 @@ def assert_printed(name: str, what: str, array: np.ndarray, index: Any, value: A
 def test_printed_digits(
     name: str, through: Callable[[str, Example], Results], implementation: str
 ) -> None:
-    given = example(name)
-    found = {**through(name, given), "x": given.x}
+    data = example(name)
+    results = {**through(name, data), "x": data.x}
     for what, index, value in printed(name):
-        array = given.names[what](found)
+        array = data.names[what](results)
         shape = CASES[name].get("shapes", {}).get(what)
         assert shape is None or array.shape == tuple(shape)
         assert_printed(name, what, array, index, value)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_units_in_the_last_printed_place_are_seen(name: str) -> None:
-    given = example(name)
-    found = {**through_layers(name, given), "x": given.x}
+def test_two_units_in_the_last_printed_place_are_detected(name: str) -> None:
+    data = example(name)
+    results = {**through_layers(name, data), "x": data.x}
     for what, index, value in printed(name):
-        array = given.names[what](found).copy()
+        array = data.names[what](results).copy()
         digits = np.array(value, dtype=object)
         places = min(12, max(-number.as_tuple().exponent for number in digits.flat))
         first = (*index, *(0,) * (array.ndim - len(index)))

@@ -1,4 +1,4 @@
-"""gradcheck: passes for every cell and option, catches every planted fault, changes nothing."""
+"""gradcheck: passes for every cell and option, detects every injected fault, changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import xprnn
 from tests.support.fault_injection import FAULTS, inject, plain_product, scaled_gate, scaled_state
 from xprnn.backend import Backend, to_numpy
-from xprnn.gradcheck import GradcheckReport, GradientError, Row, gradcheck
+from xprnn.diagnostics.gradient_check import GradcheckReport, GradientError, Row, gradcheck
 
 T, N, H = 4, 3, 4
 I = 3  # noqa: E741
@@ -29,13 +29,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_layer(kind: str, **options: Any) -> Any:
-    name, own = KINDS[kind]
-    return getattr(xprnn, name)(I, H, **own, **{"dtype": "float64", "seed": 3, **options})
+    name, defaults = KINDS[kind]
+    return getattr(xprnn, name)(I, H, **defaults, **{"dtype": "float64", "seed": 3, **options})
 
 
 def make_cell(kind: str, **options: Any) -> Any:
-    name, own = KINDS[kind]
-    return getattr(xprnn, f"{name}Cell")(I, H, **own, **{"dtype": "float64", "seed": 3, **options})
+    name, defaults = KINDS[kind]
+    return getattr(xprnn, f"{name}Cell")(
+        I, H, **defaults, **{"dtype": "float64", "seed": 3, **options}
+    )
 
 
 def arguments(layer: Any, *, batch_first: bool = False, seed: int = 0) -> tuple[np.ndarray, Any]:
@@ -117,7 +119,7 @@ def test_long_sequences_and_large_weights_pass(
     gradcheck(layer, x, directions=1)
 
 
-def test_a_kink_of_relu_within_reach_of_a_step_does_not_matter(
+def test_a_relu_kink_within_a_step_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, reference: None
 ) -> None:
     layer = make_layer("rnn_relu", bias=False)
@@ -128,14 +130,14 @@ def test_a_kink_of_relu_within_reach_of_a_step_does_not_matter(
     assert gradcheck(layer, x, h0).worst.excess <= 1
     module = importlib.import_module("xprnn.gradcheck")
     with monkeypatch.context() as patched, pytest.raises(GradientError):
-        patched.setattr(module, "STEPS", module.STEPS[:1])  # this one alone crosses the kink
+        patched.setattr(module, "STEPS", module.STEPS[:1])  # this step alone crosses the kink
         gradcheck(layer, x, h0)
-    # and what the kink does to a long step does not excuse a gradient that is wrong
+    # and a kink within a long step does not excuse a wrong gradient
     inject("rnn_relu", scaled_gate(0, 1.0001), monkeypatch)
     with pytest.raises(GradientError) as caught:
         gradcheck(layer, x, h0)
     wrong = [line.split()[0] for line in str(caught.value).splitlines() if line.endswith("wrong")]
-    assert wrong == ["x", "weight_ih_l0", "weight_hh_l0"]  # h0's was multiplied before the fault
+    assert wrong == ["x", "weight_ih_l0", "weight_hh_l0"]  # h0's is computed before the fault
 
 
 def test_frozen_parameters_are_left_out(implementation: str) -> None:
@@ -152,7 +154,7 @@ def test_a_float32_layer_is_checked_on_its_float64_copy(implementation: str) -> 
     assert layer.dtype == np.float32
 
 
-def test_the_values_are_those_of_the_layers_own_backward(implementation: str) -> None:
+def test_the_analytic_values_are_those_of_backward(implementation: str) -> None:
     layer = make_layer("lstm", bidirectional=True)
     x, (h0, c0) = arguments(layer)
     report = gradcheck(layer, x, (h0, c0), directions=1, seed=5)
@@ -168,7 +170,7 @@ def test_the_values_are_those_of_the_layers_own_backward(implementation: str) ->
         np.testing.assert_allclose(row.analytic, expected, rtol=1e-12)
 
 
-def test_the_layer_is_as_before(implementation: str) -> None:
+def test_the_layer_is_unchanged(implementation: str) -> None:
     layer = make_layer("gru", num_layers=2, dropout=0.5).train()
     x, h0 = arguments(layer)
     for _ in range(2):
@@ -182,17 +184,17 @@ def test_the_layer_is_as_before(implementation: str) -> None:
     np.testing.assert_array_equal(x, x_before)
     np.testing.assert_array_equal(h0, h_before)
     assert layer._records == records
-    layer.backward(np.ones_like(output))  # the record can still be undone
+    layer.backward(np.ones_like(output))  # the recorded call can still be used
 
 
-def test_it_is_the_same_every_time(implementation: str) -> None:
+def test_reports_are_reproducible(implementation: str) -> None:
     layer = make_layer("gru", num_layers=2, dropout=0.5)
     x, h0 = arguments(layer)
     assert gradcheck(layer, x, h0) == gradcheck(layer, x, h0)
     assert gradcheck(layer, x, h0, seed=1) != gradcheck(layer, x, h0)
 
 
-def test_it_runs_where_nothing_converts_to_numpy(fake_cupy: Backend) -> None:
+def test_it_runs_without_conversion_to_numpy(fake_cupy: Backend) -> None:
     layer = make_layer("gru", bidirectional=True, backend=fake_cupy.name)
     x, h0 = (fake_cupy.from_host(array) for array in arguments(layer))
     on_numpy = gradcheck(make_layer("gru", bidirectional=True), to_numpy(x), to_numpy(h0))
@@ -200,11 +202,11 @@ def test_it_runs_where_nothing_converts_to_numpy(fake_cupy: Backend) -> None:
         np.testing.assert_allclose(row.analytic, expected.analytic, rtol=1e-10)
 
 
-# -- planted faults
+# -- injected faults
 
 
 @pytest.mark.parametrize("kind, fault", FAULTS)
-def test_a_planted_fault_is_caught(
+def test_an_injected_fault_is_detected(
     kind: str, fault: str, monkeypatch: pytest.MonkeyPatch, reference: None
 ) -> None:
     layer, cell = make_layer(kind), make_cell(kind)
@@ -216,17 +218,17 @@ def test_a_planted_fault_is_caught(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_of_a_few_parts_in_a_million_is_caught(
+def test_a_fault_of_a_few_parts_in_a_million_is_detected(
     kind: str, monkeypatch: pytest.MonkeyPatch, reference: None
 ) -> None:
-    # 5e-6 lies above the 1e-6 that a truncation error may at most be taken to be
+    # 5e-6 is more than the 1e-6 that the tolerance allows for truncation errors
     layer = make_layer(kind)
     inject(kind, scaled_state(0, 1 + 5e-6), monkeypatch)
     with pytest.raises(GradientError):
         gradcheck(layer, *arguments(layer))
 
 
-def test_only_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, reference: None) -> None:
+def test_only_wrong_gradients_are_named(monkeypatch: pytest.MonkeyPatch, reference: None) -> None:
     layer = make_layer("gru_reset_before")
     inject("gru_reset_before", plain_product, monkeypatch)
     with pytest.raises(GradientError) as caught:
@@ -237,25 +239,23 @@ def test_only_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, reference:
     assert [line.split()[0] for line in table if line.endswith("wrong")] == ["weight_hh_l0"]
 
 
-def test_dropout_that_backward_forgets_is_caught(
+def test_another_dropout_mask_in_backward_is_detected(
     monkeypatch: pytest.MonkeyPatch, implementation: str
 ) -> None:
     layer = make_layer("gru", num_layers=2, dropout=0.4)
-    genuine = xprnn.stack.backward
+    original = xprnn.engine.stack.backward
 
     def broken(stack: Any, tape: Any, *rest: Any) -> Any:
         seed, call = tape.dropout_key
         vars(tape)["dropout_key"] = (seed, call + 1)
-        return genuine(stack, tape, *rest)
+        return original(stack, tape, *rest)
 
-    monkeypatch.setattr(xprnn.stack, "backward", broken)
+    monkeypatch.setattr(xprnn.engine.stack, "backward", broken)
     with pytest.raises(GradientError, match="weight_ih_l0"):
         gradcheck(layer, *arguments(layer))
 
 
-def test_gradients_that_are_not_numbers_are_wrong(
-    monkeypatch: pytest.MonkeyPatch, reference: None
-) -> None:
+def test_nan_gradients_are_wrong(monkeypatch: pytest.MonkeyPatch, reference: None) -> None:
     layer = make_layer("lstm")
     inject("lstm", scaled_gate(2, np.nan), monkeypatch)
     with pytest.raises(GradientError, match="weight_ih_l0"):

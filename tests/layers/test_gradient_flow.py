@@ -1,4 +1,4 @@
-"""gradient_flow: norms against closed forms and against torch's graph, and what it says of them."""
+"""gradient_flow: norms against closed forms and against torch's graph, and its verdicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import xprnn
 from xprnn.backend import Backend, to_numpy
-from xprnn.gradient_flow import GradientFlow, gradient_flow
+from xprnn.diagnostics.gradient_norms import GradientFlow, gradient_flow
 
 I, H = 3, 4  # noqa: E741
 RNG_SEED = 7
@@ -56,13 +56,13 @@ def torch_norms(
     for row, length in enumerate(lengths):
         start = [torch.tensor(state[:, row : row + 1]) for state in hx]
         current = [torch.tensor(x[t, row : row + 1]) for t in range(length)]
-        seen: list[tuple[int, int, Any]] = []
+        retained: list[tuple[int, int, Any]] = []
         loss = torch.zeros(())
         for layer_index in range(net.num_layers):
             outputs = []
             for d in range(D):
                 k = layer_index * D + d
-                state, found = tuple(s[k] for s in start), {}
+                state, hidden_states = tuple(s[k] for s in start), {}
                 for t in reversed(range(length)) if d else range(length):
                     hidden = state if len(state) > 1 else state[0]
                     state = cell(current[t], hidden, *weights[layer_index][d])
@@ -71,19 +71,22 @@ def torch_norms(
                     state = tuple(s.clone().requires_grad_() for s in state)
                     for s in state:
                         s.retain_grad()
-                        seen.append((k, t, s))
-                    found[t] = state[0]
+                        retained.append((k, t, s))
+                    hidden_states[t] = state[0]
                 loss = loss + sum(
                     (torch.tensor(ds[k, row]) * s[0]).sum()
                     for ds, s in zip(dhx, state, strict=True)
                 )
-                outputs.append(found)
-            current = [torch.cat([found[t] for found in outputs], dim=1) for t in range(length)]
+                outputs.append(hidden_states)
+            current = [
+                torch.cat([hidden_states[t] for hidden_states in outputs], dim=1)
+                for t in range(length)
+            ]
         for t in range(length):
             loss = loss + (torch.tensor(doutput[t, row]) * current[t][0]).sum()
         if length:
             loss.backward()
-        for k, t, s in seen:
+        for k, t, s in retained:
             squares[k, t] += float((s.grad**2).sum())
     return np.sqrt(squares)
 
@@ -127,12 +130,12 @@ def test_the_verdict_follows_the_radius(radius: float, verdict: str) -> None:
     np.testing.assert_allclose(flow.spectral_radius, [[radius]], rtol=1e-12)
 
 
-def test_a_saturated_tanh_lets_the_gradient_vanish_whatever_the_radius() -> None:
+def test_with_a_saturated_tanh_the_gradient_vanishes_at_any_radius() -> None:
     x = 20 * np.random.default_rng(4).standard_normal((50, 2, I))
     assert gradient_flow(elman(1.3), x).verdicts == ("vanishing",)
 
 
-def test_the_verdict_has_a_hundredth_and_a_hundred_for_limits() -> None:
+def test_the_limits_of_the_verdict_are_a_hundredth_and_a_hundred() -> None:
     x = np.zeros((3, 1, I))
     for ratio, verdict in [
         (0.0099, "vanishing"),
@@ -145,7 +148,7 @@ def test_the_verdict_has_a_hundredth_and_a_hundred_for_limits() -> None:
         assert flow.verdicts == (verdict,)
 
 
-def test_each_layer_and_direction_is_measured_alone_unless_told_otherwise() -> None:
+def test_by_default_each_layer_and_direction_is_measured_alone() -> None:
     layer = xprnn.GRU(I, H, 2, bidirectional=True, dropout=0.3, dtype="float64", seed=0)
     x = np.random.default_rng(5).standard_normal((9, 3, I))
     flow = gradient_flow(layer, x)
@@ -163,7 +166,7 @@ def test_each_layer_and_direction_is_measured_alone_unless_told_otherwise() -> N
     assert together.norms[1, -1] > 2 * flow.norms[1, -1]
 
 
-def test_a_reverse_direction_is_judged_from_its_own_last_state() -> None:
+def test_a_reverse_direction_is_measured_from_its_own_last_state() -> None:
     layer = xprnn.RNN(I, H, bidirectional=True, bias=False, dtype="float64", seed=0)
     layer.parameters["weight_hh_l0"] = 0.5 * random_orthogonal(H)
     layer.parameters["weight_hh_l0_reverse"] = 2.0 * random_orthogonal(H)
@@ -203,13 +206,13 @@ def test_the_spectral_radius_is_that_of_each_gates_block(name: str, gates: Any) 
         blocks = [(g + 1 + 10 * index) * rotated for g in range(len(gates))]
         layer.parameters[f"weight_hh_l{index}"] = np.concatenate(blocks)
     flow = gradient_flow(layer, np.zeros((2, 1, I)))
-    wanted = np.arange(1.0, len(gates) + 1)
-    np.testing.assert_allclose(flow.spectral_radius, [wanted, wanted + 10])
+    expected = np.arange(1.0, len(gates) + 1)
+    np.testing.assert_allclose(flow.spectral_radius, [expected, expected + 10])
     assert flow.gates == tuple(gates)
 
 
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
-def test_the_layer_is_as_before(name: str, implementation: str) -> None:
+def test_the_layer_is_unchanged(name: str, implementation: str) -> None:
     layer = getattr(xprnn, name)(I, H, 2, dropout=0.5, seed=0).train()
     x = np.random.default_rng(6).standard_normal((5, 2, I)).astype(np.float32)
     output, _ = layer(x)
@@ -230,12 +233,12 @@ def test_edge_sizes(shape: tuple[int, ...]) -> None:
         batched = gradient_flow(layer, np.ones((5, 1, I)))
         np.testing.assert_allclose(flow.norms, batched.norms)
         assert (flow.norms > 0).all()
-    else:  # no step to judge
+    else:  # no step to measure
         np.testing.assert_array_equal(flow.factors, 1.0)
         assert flow.verdicts == ("stable", "stable")
 
 
-def test_it_runs_where_nothing_converts_to_numpy(fake_cupy: Backend) -> None:
+def test_it_runs_without_conversion_to_numpy(fake_cupy: Backend) -> None:
     options: dict[str, Any] = {"bidirectional": True, "dtype": "float64", "seed": 0}
     x = np.random.default_rng(8).standard_normal((6, 2, I))
     on_numpy = gradient_flow(xprnn.LSTM(I, H, **options), x, lengths=[6, 3])
@@ -295,7 +298,7 @@ def test_a_diverged_layer_is_named(kind: Any, name: str, value: float) -> None:
 
 @pytest.mark.parametrize("size", [1e30, 1e200])
 @pytest.mark.parametrize("options", [{"nonlinearity": "relu"}, {}], ids=["relu", "tanh"])
-def test_a_gradient_that_outgrows_float64_explodes(options: dict[str, Any], size: float) -> None:
+def test_a_gradient_beyond_float64_explodes(options: dict[str, Any], size: float) -> None:
     layer = xprnn.RNN(I, H, bias=False, dtype="float64", seed=0, **options)
     layer.parameters["weight_hh_l0"] = size * np.eye(H)
     layer.parameters["weight_ih_l0"] = abs(layer.parameters["weight_ih_l0"])

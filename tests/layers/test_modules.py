@@ -1,4 +1,4 @@
-"""What layers and cells are built from and do between calls: arguments, state, gradients, modes."""
+"""Layers and cells between calls: arguments, initial parameters, state, gradients, modes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_arguments_are_named_and_ordered_as_in_torch(kind: str) -> None:
     theirs = getattr(torch.nn, kind)
     overloads = typing.get_overloads(theirs.__init__)
     signature = inspect.signature(overloads[0] if overloads else theirs.__init__)
-    wanted = {n: p.default for n, p in signature.parameters.items()}
+    expected = {n: p.default for n, p in signature.parameters.items()}
     for name in ("self", "proj_size", "device", "dtype"):
-        wanted.pop(name, None)
+        expected.pop(name, None)
     ours = inspect.signature(getattr(xprnn, kind)).parameters
     positional = {n: p.default for n, p in ours.items() if p.kind == p.POSITIONAL_OR_KEYWORD}
-    assert list(positional) == list(wanted)
-    for name, default in wanted.items():  # some of torch's overloads give no default
+    assert list(positional) == list(expected)
+    for name, default in expected.items():  # some of torch's overloads give no default
         assert default in (positional[name], inspect.Parameter.empty, ...), name
 
 
@@ -60,9 +60,9 @@ def test_names_and_shapes_are_those_of_torch(kind: str) -> None:
             options |= {"num_layers": deep[0], "bidirectional": deep[1]}
         theirs = getattr(torch.nn, kind)(3, 5, **options)
         ours = getattr(xprnn, kind)(3, 5, **options, seed=0)
-        wanted = [(n, tuple(p.shape)) for n, p in theirs.state_dict().items()]
-        assert [(n, p.shape) for n, p in ours.state_dict().items()] == wanted
-        assert [(n, g.shape) for n, g in ours.grads.items()] == wanted
+        expected = [(n, tuple(p.shape)) for n, p in theirs.state_dict().items()]
+        assert [(n, p.shape) for n, p in ours.state_dict().items()] == expected
+        assert [(n, g.shape) for n, g in ours.grads.items()] == expected
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -125,38 +125,38 @@ def test_wrong_options_are_refused(wrong: Any, error: type[Exception], message: 
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_gradients_add_up_until_they_are_zeroed(name: str, implementation: str) -> None:
+def test_gradients_accumulate_until_they_are_zeroed(name: str, implementation: str) -> None:
     module = make(name)
     first, second = arguments(module, seed=1), arguments(module, seed=2)
     shares = []
-    for given in (first, second):
-        run(module, given)
-        forward(module, given)
-        backward(module, given)
+    for inputs in (first, second):
+        run(module, inputs)
+        forward(module, inputs)
+        backward(module, inputs)
         shares.append(module.grads.flat.copy())
         module.zero_grad()
         np.testing.assert_array_equal(module.grads.flat, 0.0)
-    for given in (first, second):
-        forward(module, given)
-        backward(module, given)
+    for inputs in (first, second):
+        forward(module, inputs)
+        backward(module, inputs)
     assert_same(module.grads.flat, shares[0] + shares[1])
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_without_dx_all_else_is_the_same(name: str, implementation: str) -> None:
+def test_need_dx_changes_no_other_gradient(name: str, implementation: str) -> None:
     module = make(name)
-    given = arguments(module)
-    expected = run(module, given)
-    forward(module, given)
-    dx, dinitial = backward(module, given, need_dx=False)
+    inputs = arguments(module)
+    expected = run(module, inputs)
+    forward(module, inputs)
+    dx, dinitial = backward(module, inputs, need_dx=False)
     assert dx is None
-    found = arrays(dinitial) + list(module.grads.values())
-    assert_same(found, expected[-len(found) :])
+    actual = arrays(dinitial) + list(module.grads.values())
+    assert_same(actual, expected[-len(actual) :])
 
 
 @pytest.mark.parametrize("value", ["no", 1, None, [], np.ones(2)])
 @pytest.mark.parametrize("name", ["gru", "lstm_cell", "rnn_tanh_function"])
-def test_need_dx_is_a_flag(name: str, value: Any, implementation: str) -> None:
+def test_need_dx_must_be_a_bool(name: str, value: Any, implementation: str) -> None:
     subject = make(name)
     clean = arguments(subject)
     expected = run(subject, clean)
@@ -165,31 +165,31 @@ def test_need_dx_is_a_flag(name: str, value: Any, implementation: str) -> None:
     with pytest.raises(TypeError, match="need_dx: expected True or False"):
         backward(subject, clean, need_dx=value)
     assert_same(state_of(subject), before)
-    found = copies(backward(subject, clean))
-    assert_same(found, expected[len(expected) - len(found) - 4 : -4])
+    actual = copies(backward(subject, clean))
+    assert_same(actual, expected[len(expected) - len(actual) - 4 : -4])
 
 
 @pytest.mark.parametrize("frozen", ["one", "every other", "all"])
 @pytest.mark.parametrize("name", MODULES)
-def test_frozen_parameters_get_no_gradient_and_the_others_the_same(
+def test_frozen_parameters_get_no_gradient_and_others_are_unchanged(
     name: str, frozen: str, implementation: str
 ) -> None:
     module = make(name)
-    given = arguments(module)
-    expected = run(module, given)
+    inputs = arguments(module)
+    expected = run(module, inputs)
     gradients = dict(zip(module.grads, expected[-len(module.grads) :], strict=True))
     names = list(module.parameters)
     chosen = {"one": names[1:2], "every other": names[::2], "all": names}[frozen]
 
-    forward(module, given)
+    forward(module, inputs)
     module.grads.flat[...] = 0.25
     module.freeze(*([] if frozen == "all" else chosen))
     assert module.frozen == set(chosen)
-    for n, grad in module.grads.items():  # what had gathered is dropped
+    for n, grad in module.grads.items():  # freezing clears the accumulated gradient
         np.testing.assert_array_equal(grad, 0.0 if n in chosen else 0.25)
     module.zero_grad()
-    found = arrays(backward(module, given))
-    assert_same(found, expected[-len(found) - len(names) : -len(names)])
+    actual = arrays(backward(module, inputs))
+    assert_same(actual, expected[-len(actual) - len(names) : -len(names)])
     for n, grad in module.grads.items():
         np.testing.assert_array_equal(grad, 0.0 if n in chosen else gradients[n])
 
@@ -198,13 +198,13 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same(
     for n, start in module.parameters.starts.items():
         if n:
             size = module.parameters[n].size
-            here = set(range(start, start + size))
-            assert not here & covered if n in chosen else here <= covered
+            elements = set(range(start, start + size))
+            assert not elements & covered if n in chosen else elements <= covered
 
     module.unfreeze(*chosen[:1])
     assert module.frozen == set(chosen[1:])
     module.unfreeze()
-    assert_same(run(module, given), expected)
+    assert_same(run(module, inputs), expected)
     with pytest.raises(KeyError, match="no parameter named bias; there are weight_ih"):
         module.freeze(names[0], "bias")
     assert module.frozen == frozenset()
@@ -214,21 +214,21 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_eval_drops_records_and_makes_none(name: str, implementation: str) -> None:
-    kind, own = MODULES[name]
-    module = kind(3, 5, **own, dtype="float64", seed=0)
-    given = arguments(module)
+def test_eval_mode_drops_recorded_calls_and_records_none(name: str, implementation: str) -> None:
+    kind, options = MODULES[name]
+    module = kind(3, 5, **options, dtype="float64", seed=0)
+    inputs = arguments(module)
     assert module.training is False
-    evaluated = copies(forward(module, given))
+    evaluated = copies(forward(module, inputs))
     with pytest.raises(RuntimeError, match="there is no recorded call"):
-        backward(module, given)
+        backward(module, inputs)
     assert module.train() is module
     assert module.training is True
-    assert_equivalent(implementation, forward(module, given), evaluated)
+    assert_equivalent(implementation, forward(module, inputs), evaluated)
     assert module.eval() is module
     for _ in range(2):
         with pytest.raises(RuntimeError, match="there is no recorded call"):
-            backward(module, given)
+            backward(module, inputs)
         module.train()
     np.testing.assert_array_equal(module.grads.flat, 0.0)
 
@@ -236,39 +236,39 @@ def test_eval_drops_records_and_makes_none(name: str, implementation: str) -> No
 @pytest.mark.parametrize("name", MODULES)
 def test_backward_twice_for_one_call_is_refused(name: str, implementation: str) -> None:
     module = make(name)
-    given = arguments(module)
-    expected = run(module, given)
-    forward(module, given)
-    backward(module, given)
+    inputs = arguments(module)
+    expected = run(module, inputs)
+    forward(module, inputs)
+    backward(module, inputs)
     before = state_of(module)
     with pytest.raises(RuntimeError, match=r"call train\(\) first, then the .*, then backward"):
-        backward(module, given)
+        backward(module, inputs)
     assert_same(state_of(module), before)
     module.zero_grad()
-    assert_same(run(module, given), expected)
+    assert_same(run(module, inputs), expected)
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_upstream_gradient_means_zeros(name: str, implementation: str) -> None:
     module = make(name)
-    given = arguments(module)
-    upstream = [n for n in given if n.startswith("d")]
+    inputs = arguments(module)
+    upstream = [n for n in inputs if n.startswith("d")]
     for keep in [(), *((n,) for n in upstream), upstream]:
-        zeros = {n: a if n in keep or n not in upstream else a * 0.0 for n, a in given.items()}
-        nothing = {n: a if n in keep or n not in upstream else None for n, a in given.items()}
-        found = run(module, nothing)
-        assert_same(found, run(module, zeros))
-        assert keep == () or np.abs(found[-1]).max() > 0.0
+        zeros = {n: a if n in keep or n not in upstream else a * 0.0 for n, a in inputs.items()}
+        omitted = {n: a if n in keep or n not in upstream else None for n, a in inputs.items()}
+        actual = run(module, omitted)
+        assert_same(actual, run(module, zeros))
+        assert keep == () or np.abs(actual[-1]).max() > 0.0
     if not is_cell(name):
-        forward(module, given)
-        for nothing_at_all in ({}, {"dhx": None}):
+        forward(module, inputs)
+        for no_upstream in ({}, {"dhx": None}):
             with pytest.raises(ValueError, match=r"backward: expected .* doutput, .* dhx"):
-                module.backward(**nothing_at_all)
+                module.backward(**no_upstream)
         dx, dinitial = module.backward(None, None)
         assert all((array == 0.0).all() for array in arrays((dx, dinitial)))
 
 
-def test_the_base_is_not_built_itself() -> None:
+def test_the_base_class_cannot_be_built() -> None:
     with pytest.raises(TypeError, match="use one of its subclasses"):
         type(make("gru")).__mro__[-2]()
 

@@ -1,4 +1,4 @@
-"""Who owns what: results are the caller's, parameters are written only in ways that count."""
+"""Ownership of memory: results belong to the caller, and writing them changes nothing else."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ DEEP = {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
 
 
 def build(name: str) -> Any:
-    """Layers with everything that keeps memory between calls: more layers, directions, dropout."""
+    """Layers with all options that keep buffers between calls: layers, directions, dropout."""
     return make(name, **(DEEP if name in LAYERS else {}))
 
 
 def keywords(name: str, k: int) -> dict[str, Any]:
-    """Lengths for every other call of those that take them."""
+    """Lengths for every other call, unless the subject is a cell."""
     return {} if is_cell(name) or k % 2 else {"lengths": [2, 0, 4]}
 
 
@@ -51,17 +51,17 @@ def test_no_later_call_changes_a_result(name: str, training: bool, implementatio
     module.train() if training else module.eval()
     results: list[Any] = []
     for k in range(6):
-        given = arguments(subject, seed=k)
-        results += arrays(forward(subject, given, **keywords(name, k)))
+        inputs = arguments(subject, seed=k)
+        results += arrays(forward(subject, inputs, **keywords(name, k)))
         if training:
-            results += arrays(backward(subject, given))
+            results += arrays(backward(subject, inputs))
         results += module.state_dict().values()
         before = copies(results)
         other = arguments(subject, T=7, N=2, seed=9)
         forward(subject, other)
         if training:
-            forward(subject, given)
-            backward(subject, given)
+            forward(subject, inputs)
+            backward(subject, inputs)
             backward(subject, other)
         with module.writable() as flat:
             flat *= 1.125
@@ -70,29 +70,29 @@ def test_no_later_call_changes_a_result(name: str, training: bool, implementatio
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_results_share_no_memory(name: str, implementation: str) -> None:
-    """Not with each other, the arguments, or the module; where nothing ran, not with h0 either."""
+    """Not with each other, the arguments or the module; if no step ran, not with h0 either."""
     subject = build(name)
     module = module_of(subject)
     for T, N, lengths in ((4, 3, [4, 0, 2]), (4, 3, [0, 0, 0]), (0, 3, None), (4, 3, None)):
-        given = arguments(subject, T, N)
+        inputs = arguments(subject, T, N)
         options = {} if is_cell(name) else {"lengths": lengths}
-        results = arrays(forward(subject, given, **options)) + arrays(backward(subject, given))
-        others = [*given.values(), module.parameters.flat, module.grads.flat]
+        results = arrays(forward(subject, inputs, **options)) + arrays(backward(subject, inputs))
+        others = [*inputs.values(), module.parameters.flat, module.grads.flat]
         for k, result in enumerate(results):
             for other in [*results[:k], *others]:
                 assert not np.shares_memory(result, other)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_several_records_are_undone_last_first(name: str, implementation: str) -> None:
-    """The gradients are those of each call made and undone alone, to the bit."""
+def test_backward_runs_in_reverse_order_of_the_calls(name: str, implementation: str) -> None:
+    """The gradients are those of each call and its backward alone, to the bit."""
     together, alone = build(name), build(name)
     calls = [(arguments(together, T, N, k), k) for k, (T, N) in enumerate([(4, 3), (2, 3), (6, 3)])]
-    outputs = [forward(together, given, **options(name, k)) for given, k in calls]
-    for (given, k), output in zip(reversed(calls), reversed(outputs), strict=True):
+    outputs = [forward(together, inputs, **options(name, k)) for inputs, k in calls]
+    for (inputs, k), output in zip(reversed(calls), reversed(outputs), strict=True):
         module_of(alone)._calls = k  # the same dropout mask
-        assert_same(forward(alone, given, **options(name, k)), output)
-        assert_same(backward(together, given), backward(alone, given), f"record {k}")
+        assert_same(forward(alone, inputs, **options(name, k)), output)
+        assert_same(backward(together, inputs), backward(alone, inputs), f"call {k}")
         grads = [module_of(subject).grads.flat for subject in (together, alone)]
         assert_same(*grads)
         assert np.abs(grads[0]).max() > 0.0
@@ -107,21 +107,21 @@ def test_writing_arguments_and_results_does_not_change_backward(
     name: str, implementation: str
 ) -> None:
     subject = build(name)
-    given = arguments(subject)
+    inputs = arguments(subject)
     lengths = {} if is_cell(name) else {"lengths": np.array([2, 0, 4])}
     module_of(subject)._calls = 0
-    expected = run(subject, given, **copy.deepcopy(lengths))
+    expected = run(subject, inputs, **copy.deepcopy(lengths))
 
     module_of(subject)._calls = 0
-    called = {n: a.copy() for n, a in given.items()}
+    called = {n: a.copy() for n, a in inputs.items()}
     results = arrays(forward(subject, called, **lengths))
     for array in [*called.values(), *results]:
         array[...] = np.nan
     for array in lengths.values():
         array[...] = 1
-    found = arrays(backward(subject, given))
-    assert_same(found, expected[len(results) : len(results) + len(found)])
-    for gradient in found:  # nor does writing what backward returned change `grads`
+    actual = arrays(backward(subject, inputs))
+    assert_same(actual, expected[len(results) : len(results) + len(actual)])
+    for gradient in actual:  # nor does writing what backward returned change `grads`
         gradient[...] = np.nan
     grads = list(module_of(subject).grads.values())
     assert_same(grads, expected[-len(grads) :])

@@ -41,12 +41,12 @@ CHOICES = {
 MATRIX = tuple(product(**CHOICES))
 
 
-def assert_parity(case: Case, found: Results, expected: Results, **sizes: int) -> None:
+def assert_parity(case: Case, actual: Results, expected: Results, **sizes: int) -> None:
     """Every result within tolerance, and none of them trivially so."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
         assert np.abs(reference).max() > 0, f"{case}: {name} is all zero and tests nothing"
-        assert_close(found[name], reference, case.dtype, f"{case}: {name}", **sizes)
+        assert_close(actual[name], reference, case.dtype, f"{case}: {name}", **sizes)
 
 
 @each(MATRIX)
@@ -68,7 +68,7 @@ def test_the_matrix_is_large_and_complete() -> None:
         assert max(case.I, case.directions * case.H) + case.H <= WIDTH
 
 
-def test_the_numbers_can_show_a_fault() -> None:
+def test_the_inputs_can_reveal_a_fault() -> None:
     for case in MATRIX:
         problem = draw(case)
         for array in (problem.x, *problem.initial, problem.doutput, *problem.dfinal):
@@ -92,8 +92,8 @@ def test_larger_sizes(cell: str, dtype: str, backend: Backend, implementation: s
     layer, problem = build(case, backend.name), draw(case)
     expected = torch_run(case, layer, problem)
     assert_selected(implementation, layer, case.T, case.N)
-    found = run(layer, case, problem)
-    assert_parity(case, found, expected, steps=40, width=3 * 33, layers=2)
+    actual = run(layer, case, problem)
+    assert_parity(case, actual, expected, steps=40, width=3 * 33, layers=2)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_larger_sizes(cell: str, dtype: str, backend: Backend, implementation: s
         {"T": 1},
         {"N": 1},
         {"H": 1},
-        {"H": 1, "N": 8, "dtype": "float32"},  # a gate is a column with others beside it
+        {"H": 1, "N": 8, "dtype": "float32"},  # a gate is one column of an array
         {"I": 1},
         {"T": 1, "N": 1},
     ],
@@ -116,9 +116,9 @@ def test_sizes_of_one(
     layer, problem = build(case, backend.name), draw(case)
     expected = torch_run(case, layer, problem)
     assert_selected(implementation, layer, case.T, case.N)
-    found = run(layer, case, problem)
+    actual = run(layer, case, problem)
     for name, reference in expected.items():
-        assert_close(found[name], reference, case.dtype, name)
+        assert_close(actual[name], reference, case.dtype, name)
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
@@ -142,12 +142,12 @@ def test_each_upstream_gradient_alone(cell: str, backend: Backend, implementatio
     problem = draw(case)
     upstream = (problem.doutput, *problem.dfinal)
     for alone in range(len(upstream)):
-        given = [d if k == alone else None for k, d in enumerate(upstream)]
+        single = [d if k == alone else None for k, d in enumerate(upstream)]
         zeros = [d if k == alone else np.zeros_like(d) for k, d in enumerate(upstream)]
         layer = build(case, backend.name)
-        found = run(layer, case, replace(problem, doutput=given[0], dfinal=tuple(given[1:])))
+        actual = run(layer, case, replace(problem, doutput=single[0], dfinal=tuple(single[1:])))
         filled = replace(problem, doutput=zeros[0], dfinal=tuple(zeros[1:]))
-        assert_parity(case, found, torch_run(case, layer, filled))
+        assert_parity(case, actual, torch_run(case, layer, filled))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -162,12 +162,12 @@ def test_rows_of_length_zero(
     backend: Backend,
     implementation: str,
 ) -> None:
-    """torch refuses them: it gets the other rows, and the rule says what these rows do."""
+    """torch refuses them: it computes the other rows, and these keep their state and gradient."""
     case = Case(cell, layers, directions, batch_first, lengths="zero")
     layer, problem = build(case, backend.name), draw(case)
-    found = run(layer, case, problem)
+    actual = run(layer, case, problem)
     empty = np.array(problem.lengths) == 0
-    outer = 0 if batch_first else 1  # the batch's place in x; in states it is 1
+    outer = 0 if batch_first else 1  # the batch axis of x; of states it is 1
 
     def others(array: np.ndarray, axis: int) -> np.ndarray:
         return np.compress(~empty, array, axis)
@@ -181,14 +181,14 @@ def test_rows_of_length_zero(
     )
     expected = torch_run(replace(case, N=len(rest.lengths)), layer, rest)
     for name in ("output", "dx"):
-        assert not np.compress(empty, found[name], outer).any()
-        found[name] = others(found[name], outer)
+        assert not np.compress(empty, actual[name], outer).any()
+        actual[name] = others(actual[name], outer)
     for k, name in enumerate(case.state_names):
         end, dstart = f"{name}_n", f"d{name}0"
-        assert np.array_equal(found[end][:, empty], problem.initial[k][:, empty])
-        assert np.array_equal(found[dstart][:, empty], problem.dfinal[k][:, empty])
-        found[end], found[dstart] = others(found[end], 1), others(found[dstart], 1)
-    assert_parity(case, found, expected)
+        assert np.array_equal(actual[end][:, empty], problem.initial[k][:, empty])
+        assert np.array_equal(actual[dstart][:, empty], problem.dfinal[k][:, empty])
+        actual[end], actual[dstart] = others(actual[end], 1), others(actual[dstart], 1)
+    assert_parity(case, actual, expected)
 
 
 @pytest.mark.parametrize("sizes", [{"T": 0}, {"N": 0}, {"T": 0, "N": 0}], ids=str)
@@ -199,13 +199,13 @@ def test_no_steps_or_no_rows(
 ) -> None:
     case = Case(cell, layers=2, directions=2, batch_first=batch_first, **sizes)
     layer, problem = build(case, backend.name), draw(case)
-    found = run(layer, case, problem)
-    assert found["output"].shape == problem.doutput.shape
-    assert found["dx"].shape == problem.x.shape
+    actual = run(layer, case, problem)
+    assert actual["output"].shape == problem.doutput.shape
+    assert actual["dx"].shape == problem.x.shape
     for k, name in enumerate(case.state_names):
-        assert np.array_equal(found[f"{name}_n"], problem.initial[k])
-        assert np.array_equal(found[f"d{name}0"], problem.dfinal[k])
-    assert not any(found[f"d{name}"].any() for name in layer.parameters)
+        assert np.array_equal(actual[f"{name}_n"], problem.initial[k])
+        assert np.array_equal(actual[f"d{name}0"], problem.dfinal[k])
+    assert not any(actual[f"d{name}"].any() for name in layer.parameters)
 
 
 @pytest.mark.parametrize("cell", TORCH_CELLS)
@@ -218,14 +218,14 @@ def test_x_past_the_end_of_a_row_is_not_read(
     past = np.arange(case.T)[:, None] >= np.array(problem.lengths)
     x, doutput = problem.x.copy(), problem.doutput.copy()
     x[past] = doutput[past] = np.nan
-    found = run(build(case, backend.name), case, replace(problem, x=x, doutput=doutput))
+    actual = run(build(case, backend.name), case, replace(problem, x=x, doutput=doutput))
     for name, array in expected.items():
-        assert np.array_equal(found[name], array), name
+        assert np.array_equal(actual[name], array), name
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_tolerance_is_not_vacuous(dtype: str) -> None:
-    """A fault of 1e-4 of the largest element does not pass, nor one ten times the tolerance."""
+    """Errors of 1e-4 of the largest element and of ten times the tolerance fail."""
     expected = np.random.default_rng(0).standard_normal((4, 5))
     actual = expected.astype(dtype)
     expected = actual.astype(np.float64)
@@ -237,7 +237,7 @@ def test_the_tolerance_is_not_vacuous(dtype: str) -> None:
             assert_close(wrong, expected, dtype)
 
 
-def test_the_comparison_refuses_what_cannot_be_compared() -> None:
+def test_invalid_comparisons_are_refused() -> None:
     one = np.ones((2, 3))
     for actual, expected, message in (
         (one.astype(np.float32), one, "dtype"),

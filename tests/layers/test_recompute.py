@@ -1,6 +1,6 @@
-"""`recompute=k`: the results and gradients of a layer that keeps everything, from segments.
+"""`recompute=k`: gradient checkpointing gives the results of a layer that saves everything.
 
-That what is kept gets less is measured in `test_footprint.py`.
+`test_footprint.py` measures that less memory is kept.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import LAYERS, assert_same, make, normal, state_of
 from tests.support.tolerances import assert_close, error_of
 from tests.support.torch_cases import torch_run
-from xprnn import segments
 from xprnn.backend import Backend
-from xprnn.gradcheck import gradcheck
-from xprnn.gradient_flow import gradient_flow
-from xprnn.tolerances import REORDERED
+from xprnn.diagnostics.gradient_check import gradcheck
+from xprnn.diagnostics.gradient_norms import gradient_flow
+from xprnn.diagnostics.tolerances import REORDERED
+from xprnn.engine import checkpointing
 
 T = Case("gru").T
-STEPS = (1, 4, T, T + 3)  # of a segment: one, no divisor of T, all, more than there are
+STEPS = (1, 4, T, T + 3)  # per segment: one, no divisor of T, all, more than T
 MATRIX = tuple(
     product(
         cell=tuple(LAYERS),
@@ -42,30 +42,30 @@ MATRIX = tuple(
 )
 
 
-def with_segments(case: Case, k: int | None, backend: str = "numpy") -> Results:
+def run_in_segments(case: Case, k: int | None, backend: str = "numpy") -> Results:
     """A case run in segments of k steps."""
     layer = build(case, backend)
     layer.recompute = k
     return run(layer, case, draw(case))
 
 
-def assert_equal(found: Results, expected: Results, what: str, bound: float = REORDERED) -> None:
-    assert found.keys() == expected.keys()
+def assert_equal(actual: Results, expected: Results, what: str, bound: float = REORDERED) -> None:
+    assert actual.keys() == expected.keys()
     for name, values in expected.items():
-        error = error_of(found[name], values)
+        error = error_of(actual[name], values)
         assert error <= bound, f"{what}: {name}: relative error {error:.2e}"
 
 
 def check(case: Case, steps: tuple[int, ...] = STEPS, backend: str = "numpy") -> None:
-    """Fail unless segments change nothing but the order of sums."""
-    expected = with_segments(case, None, backend)
+    """Fail unless segments change only the order of sums."""
+    expected = run_in_segments(case, None, backend)
     assert expected["output"].any() and expected["dx"].any()
     for k in steps:
-        assert_equal(with_segments(case, k, backend), expected, f"{case} in {k}")
+        assert_equal(run_in_segments(case, k, backend), expected, f"{case} in {k}")
 
 
 @each(MATRIX, backend=False)
-def test_nothing_but_the_order_of_sums_changes(case: Case, implementation: str) -> None:
+def test_only_the_order_of_sums_changes(case: Case, implementation: str) -> None:
     check(case)
 
 
@@ -95,7 +95,7 @@ def test_segments_equal_torch(case: Case, k: int, implementation: str) -> None:
 @needs_numba
 @pytest.mark.parametrize("kernels", ["pointwise", "sequence"])
 @pytest.mark.parametrize("cell", SEQUENCE)
-def test_segments_by_numba(cell: str, kernels: str) -> None:
+def test_segments_with_numba_kernels(cell: str, kernels: str) -> None:
     with xprnn.use_kernels(kernels):
         for lengths in ("full", "ragged", "zero"):
             check(Case(cell, 2, 2, lengths=lengths, dropout=0.5), (1, 4))
@@ -103,15 +103,15 @@ def test_segments_by_numba(cell: str, kernels: str) -> None:
 
 @pytest.mark.parametrize("compute_dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_segments_in_narrow_types(cell: str, compute_dtype: str) -> None:
-    """A state that the narrow type holds goes from segment to segment as it is."""
+def test_segments_in_low_precision(cell: str, compute_dtype: str) -> None:
+    """States in the compute dtype are passed from segment to segment unchanged."""
     if compute_dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
     case = Case(cell, 2, 2, dtype="float32", lengths="ragged", compute_dtype=compute_dtype)
-    expected = with_segments(case, None)
-    for name, values in with_segments(case, 4).items():
-        wide = expected[name].astype(np.float64)
-        assert_close(values, wide, "float32", f"{case}: {name}", compute_dtype)
+    expected = run_in_segments(case, None)
+    for name, values in run_in_segments(case, 4).items():
+        reference = expected[name].astype(np.float64)
+        assert_close(values, reference, "float32", f"{case}: {name}", compute_dtype)
 
 
 @pytest.mark.parametrize("cell", LAYERS)
@@ -120,10 +120,10 @@ def test_segments_on_another_backend(cell: str, any_backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
-def test_segments_by_a_gpus_sequence_kernels(cell: str, device: Backend) -> None:
+def test_segments_with_the_sequence_kernels_of_a_gpu(cell: str, device: Backend) -> None:
     case = Case(cell, 2, 2, dtype="float32", lengths="ragged", dropout=0.5)
-    expected = with_segments(case, None)
-    for name, values in with_segments(case, 4, device.name).items():
+    expected = run_in_segments(case, None)
+    for name, values in run_in_segments(case, 4, device.name).items():
         assert_close(values, expected[name].astype(np.float64), "float32", f"{case}: {name}")
 
 
@@ -131,7 +131,7 @@ def test_segments_by_a_gpus_sequence_kernels(cell: str, device: Backend) -> None
 
 
 def exact(layer: Any) -> Any:
-    """A layer whose input products are exact in any order, for an x of small whole numbers."""
+    """A layer whose input products are exact in any order, for an x of small integers."""
     for name, array in layer.state_dict().items():
         if name.startswith("weight_ih"):
             layer.parameters[name] = np.round(8 * array) / 8
@@ -150,7 +150,7 @@ def assert_same_bits(cell: str, directions: int) -> None:
 @pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_results_have_the_same_bits_where_the_steps_have(cell: str, directions: int) -> None:
+def test_results_have_the_same_bits(cell: str, directions: int) -> None:
     assert_same_bits(cell, directions)
 
 
@@ -163,16 +163,16 @@ def test_compiled_results_have_the_same_bits(cell: str) -> None:
 
 def test_two_runs_have_the_same_bits(implementation: str) -> None:
     case = Case("gru", 2, 2, lengths="ragged", dropout=0.5)
-    first, second = with_segments(case, 4), with_segments(case, 4)
+    first, second = run_in_segments(case, 4), run_in_segments(case, 4)
     assert_same(list(first.values()), list(second.values()))
 
 
-# -- records
+# -- recorded calls
 
 
-def test_calls_are_undone_last_one_first_each_as_it_was_made(implementation: str) -> None:
-    """A record holds its own segments: `recompute` may change between calls and before backward."""
-    found = []
+def test_backward_uses_the_segments_of_its_call(implementation: str) -> None:
+    """Each call records its segments: `recompute` may change between calls and before backward."""
+    gradients = []
     for steps in ((None, None, None), (2, None, 3)):
         layer = make("lstm", num_layers=2)
         outputs = []
@@ -180,13 +180,13 @@ def test_calls_are_undone_last_one_first_each_as_it_was_made(implementation: str
             layer.recompute = k
             outputs.append(layer(normal(T, T, 3, 3))[0])
         layer.recompute = 1
-        found.append([layer.backward(output)[0] for output in outputs[::-1]])
-        found[-1] += layer.grads.values()
-    for one, other in zip(*found, strict=True):
+        gradients.append([layer.backward(output)[0] for output in outputs[::-1]])
+        gradients[-1] += layer.grads.values()
+    for one, other in zip(*gradients, strict=True):
         assert error_of(one, other) <= REORDERED
 
 
-def test_gradients_are_added_to_those_that_are_there(implementation: str) -> None:
+def test_gradients_are_accumulated(implementation: str) -> None:
     case = Case("gru", 2, 2)
     once, twice = build(case), build(case)
     once.recompute = twice.recompute = 4
@@ -214,43 +214,43 @@ def test_frozen_parameters_and_no_dx(implementation: str) -> None:
 def test_calls_without_steps_or_rows(name: str, steps: int, rows: int, implementation: str) -> None:
     layer = make(name, bidirectional=True, recompute=2)
     start = normal(0, 2, rows, 5)
-    given = (start, start + 1.0) if name == "lstm" else start
-    output, final = layer(normal(1, steps, rows, 3), given)
+    hx = (start, start + 1.0) if name == "lstm" else start
+    output, final = layer(normal(1, steps, rows, 3), hx)
     dx, dinitial = layer.backward(output, final)
     assert dx.shape == (steps, rows, 3)
-    assert_same(final, given)
-    assert_same(dinitial, given)
+    assert_same(final, hx)
+    assert_same(dinitial, hx)
     assert not layer.grads.flat.any()
 
 
-def test_eval_mode_takes_no_segments(monkeypatch: pytest.MonkeyPatch, implementation: str) -> None:
+def test_eval_mode_uses_no_segments(monkeypatch: pytest.MonkeyPatch, implementation: str) -> None:
     layer = make("gru", recompute=2).eval()
-    monkeypatch.setattr(segments, "_forward", None)
+    monkeypatch.setattr(checkpointing.Checkpointed, "_forward", None)
     assert layer(normal(0, 5, 3, 3))[0].shape == (5, 3, 5)
     with pytest.raises(TypeError):
         layer.train()(normal(0, 5, 3, 3))
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_gradients_by_differences(cell: str, implementation: str) -> None:
+def test_gradients_equal_finite_differences(cell: str, implementation: str) -> None:
     layer = make(cell, num_layers=2, bidirectional=True, dropout=0.3, recompute=2)
     gradcheck(layer, normal(0, 5, 3, 3), lengths=[5, 2, 4])  # raises where one differs
 
 
-def test_the_gradients_flow(implementation: str) -> None:
+def test_gradient_flow_is_the_same(implementation: str) -> None:
     layer = make("lstm", num_layers=2, bidirectional=True, recompute=3)
     x = normal(0, 7, 3, 3)
-    cut = gradient_flow(layer, x, lengths=[7, 2, 5])
+    checkpointed = gradient_flow(layer, x, lengths=[7, 2, 5])
     layer.recompute = None
-    whole = gradient_flow(layer, x, lengths=[7, 2, 5])
-    assert error_of(cut.norms, whole.norms) <= REORDERED
+    saved_all = gradient_flow(layer, x, lengths=[7, 2, 5])
+    assert error_of(checkpointed.norms, saved_all.norms) <= REORDERED
 
 
 # -- the option
 
 
 @pytest.mark.parametrize("kind", [xprnn.RNN, xprnn.GRU, xprnn.LSTM])
-def test_the_option_is_kept_where_the_place_is(kind: Any, tmp_path: Path) -> None:
+def test_copies_keep_the_option_and_files_do_not(kind: Any, tmp_path: Path) -> None:
     layer = kind(3, 4, recompute=np.int64(7), seed=0)
     assert layer.recompute == 7 and type(layer.recompute) is int
     assert "recompute=7" in repr(layer) and eval(repr(layer), {kind.__name__: kind}).recompute == 7
@@ -273,7 +273,7 @@ def test_the_option_is_kept_where_the_place_is(kind: Any, tmp_path: Path) -> Non
         ("all", TypeError, "recompute: expected an integer, got 'all'"),
     ],
 )
-def test_what_is_no_number_of_steps_is_refused(value: Any, error: Any, message: str) -> None:
+def test_recompute_must_be_a_positive_integer(value: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=f"^{message}$"):
         xprnn.GRU(3, 4, recompute=value)
     layer = make("gru", recompute=2)

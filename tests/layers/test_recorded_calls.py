@@ -1,4 +1,4 @@
-"""Recorded calls that wait for `backward`: how many, and that those of no use are dropped."""
+"""Recorded calls that wait for `backward`: their number, and that unusable ones are dropped."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def linear() -> xprnn.Linear:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_calls_that_wait_are_counted(name: str, implementation: str) -> None:
+def test_waiting_calls_are_counted(name: str, implementation: str) -> None:
     module = make(name)
-    given = arguments(module)
+    inputs = arguments(module)
     counts = [module.recorded_calls]
     for act in (forward, forward, backward, forward, backward, backward):
-        act(module, given)
+        act(module, inputs)
         counts.append(module.recorded_calls)
     assert counts == [0, 1, 2, 1, 2, 1, 0]
-    forward(module, given)
+    forward(module, inputs)
     change(module)
     assert module.recorded_calls == 0, "it cannot be used any more"
-    forward(module, given)
+    forward(module, inputs)
     assert module.recorded_calls == 1
     module.eval()
     assert module.recorded_calls == 0
@@ -56,44 +56,44 @@ def test_the_calls_that_wait_are_counted(name: str, implementation: str) -> None
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_what_is_dropped_changes_no_result_and_no_message(name: str, implementation: str) -> None:
+def test_dropped_calls_change_no_result_and_no_message(name: str, implementation: str) -> None:
     module, fresh = make(name), make(name)
-    given = arguments(module)
+    inputs = arguments(module)
     change(fresh)
-    expected = run(fresh, given)
+    expected = run(fresh, inputs)
 
-    forward(module, given)
-    forward(module, given)
+    forward(module, inputs)
+    forward(module, inputs)
     change(module)
     with pytest.raises(RuntimeError, match=CHANGED):
-        backward(module, given)
-    found = copies(forward(module, given))
+        backward(module, inputs)
+    actual = copies(forward(module, inputs))
     assert len(module._records) == 1
-    found += copies(backward(module, given)) + copies(list(module.grads.values()))
-    assert_same(found, expected)
-    with pytest.raises(RuntimeError, match=CHANGED):  # the two before it
-        backward(module, given)
+    actual += copies(backward(module, inputs)) + copies(list(module.grads.values()))
+    assert_same(actual, expected)
+    with pytest.raises(RuntimeError, match=CHANGED):  # the two previous calls
+        backward(module, inputs)
 
     for _ in range(2):
-        forward(module, given)
+        forward(module, inputs)
     for _ in range(2):
-        backward(module, given)
+        backward(module, inputs)
     with pytest.raises(RuntimeError, match=NONE):
-        backward(module, given)
-    forward(module, given)
+        backward(module, inputs)
+    forward(module, inputs)
     change(module)
     for _ in range(2):
-        forward(module, given)
+        forward(module, inputs)
     for _ in range(2):
-        backward(module, given)
+        backward(module, inputs)
     with pytest.raises(RuntimeError, match=CHANGED):
-        backward(module, given)
+        backward(module, inputs)
     module.eval()
     with pytest.raises(RuntimeError, match=NONE):
-        backward(module, given)
+        backward(module, inputs)
 
 
-def test_of_a_linear_layer_too() -> None:
+def test_a_linear_layer_drops_unusable_calls() -> None:
     module = linear()
     x = np.ones((3, 64), np.float32)
     y = module(x)
@@ -105,10 +105,10 @@ def test_of_a_linear_layer_too() -> None:
         module.backward(y)
 
 
-def test_a_layer_with_calls_of_no_use_can_be_moved() -> None:
+def test_a_layer_with_unusable_calls_can_be_moved() -> None:
     layer = make("gru")
-    given = arguments(layer)
-    forward(layer, given)
+    inputs = arguments(layer)
+    forward(layer, inputs)
     change(layer)
     layer.to(dtype="float32")
     assert not layer._records
@@ -130,7 +130,7 @@ def test_a_layer_with_calls_of_no_use_can_be_moved() -> None:
 def test_skipped_batches_leave_no_memory(
     build: Any, shape: tuple[int, ...], implementation: str
 ) -> None:
-    """Between two steps one batch is skipped, as where its loss is NaN."""
+    """Between two steps one batch is skipped, as if its loss were NaN."""
     module = build()
     x = np.ones(shape, np.float32)
 
@@ -158,7 +158,7 @@ def test_skipped_batches_leave_no_memory(
     assert grown < x.nbytes, f"20 skipped batches leave {grown:,} bytes"
 
 
-def test_many_waiting_calls_are_told_once(
+def test_many_waiting_calls_are_logged_once(
     caplog: pytest.LogCaptureFixture, implementation: str
 ) -> None:
     layer = xprnn.RNN(1, 1, seed=0).train()
@@ -177,10 +177,10 @@ def test_many_waiting_calls_are_told_once(
     assert record.getMessage().startswith("RNN: 100 recorded calls wait for backward()")
 
 
-def test_calls_of_the_same_version_are_told_and_others_not(
+def test_steps_of_cells_and_dropped_calls_are_not_logged(
     caplog: pytest.LogCaptureFixture, implementation: str
 ) -> None:
-    """A cell has one for each step, and so has what reads it out; changed ones are dropped."""
+    """A cell and its read-out record one call per step; calls of changed parameters are dropped."""
     x = np.ones((1, 1), np.float32)
     layer = xprnn.RNN(1, 1, seed=0).train()
     cell, readout = xprnn.GRUCell(1, 1, seed=0).train(), xprnn.Linear(1, 1, seed=0).train()

@@ -46,11 +46,11 @@ def run_step(
     cell.backward(np, weights, step(cell.backward_scratch, dstates))
     dweight_hh = np.full((GH, H), np.nan)
     cell.recurrent_gradient(np, gates, states[0], saved, dweight_hh)
-    found = {f"d{name}": array for name, array in zip(cell.state_names, dstates, strict=True)}
-    found |= {"dweight_hh": dweight_hh, "dbias_hh": gates.sum(axis=0)}
+    gradients = {f"d{name}": array for name, array in zip(cell.state_names, dstates, strict=True)}
+    gradients |= {"dweight_hh": dweight_hh, "dbias_hh": gates.sum(axis=0)}
     cell.to_input_side(gates, saved)
-    found |= {"dx": gates @ weights.weight_ih, "dweight_ih": gates.T @ x}
-    return next_states, found | {"dbias_ih": gates.sum(axis=0)}
+    gradients |= {"dx": gates @ weights.weight_ih, "dweight_ih": gates.T @ x}
+    return next_states, gradients | {"dbias_ih": gates.sum(axis=0)}
 
 
 def reference_gradients(
@@ -58,31 +58,31 @@ def reference_gradients(
 ) -> dict[str, np.ndarray]:
     """The gradients that `run_step` computes, of the reference."""
     step = REFERENCE_STEPS[name]
-    found = {"dx": gradient(lambda a: step(a, states, weights), x, dnext)}
+    gradients = {"dx": gradient(lambda a: step(a, states, weights), x, dnext)}
     for k, state in enumerate(states):
 
         def of_state(a: np.ndarray, k: int = k) -> States:
             return step(x, (*states[:k], a, *states[k + 1 :]), weights)
 
-        found[f"d{CELLS[name].state_names[k]}"] = gradient(of_state, state, dnext)
+        gradients[f"d{CELLS[name].state_names[k]}"] = gradient(of_state, state, dnext)
     for field, array in weights._asdict().items():
         if array is not None:
 
             def of_weight(a: np.ndarray, field: str = field) -> States:
                 return step(x, states, weights._replace(**{field: a}))
 
-            found[f"d{field}"] = gradient(of_weight, array, dnext)
-    return found
+            gradients[f"d{field}"] = gradient(of_weight, array, dnext)
+    return gradients
 
 
 def check(cell: Cell, sizes: tuple[int, int, int], bias: bool) -> None:
     x, states, weights, dnext = problem(cell, sizes, bias)
-    next_states, found = run_step(cell, x, states, weights, dnext)
+    next_states, gradients = run_step(cell, x, states, weights, dnext)
     expected = REFERENCE_STEPS[cell.name](x, states, weights)
     for name, actual, wanted in zip(cell.state_names, next_states, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-13, atol=1e-14, err_msg=name)
     for name, wanted in reference_gradients(cell.name, x, states, weights, dnext).items():
-        np.testing.assert_allclose(found[name], wanted, rtol=1e-12, atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(gradients[name], wanted, rtol=1e-12, atol=1e-13, err_msg=name)
 
 
 def test_every_cell_has_a_reference() -> None:
@@ -108,11 +108,11 @@ def scaled(ops: Callable[..., None], buffer: str) -> Callable[..., None]:
     return op
 
 
-@pytest.mark.parametrize("place", [(0, "gates"), (-1, "gates")], ids=["forward", "backward"])
+@pytest.mark.parametrize("target", [(0, "gates"), (-1, "gates")], ids=["forward", "backward"])
 @pytest.mark.parametrize("name", CELLS)
-def test_a_relative_error_of_1e_9_shows(name: str, place: tuple[int, str]) -> None:
+def test_a_relative_error_of_1e_9_shows(name: str, target: tuple[int, str]) -> None:
     """The assertions above can fail."""
-    cell, (index, buffer) = copy.copy(CELLS[name]), place
+    cell, (index, buffer) = copy.copy(CELLS[name]), target
     op = cell.pointwise_ops[index]
     if name.startswith("rnn") and index == 0:
         buffer = "next_states"  # its forward op writes no gates

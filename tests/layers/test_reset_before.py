@@ -41,11 +41,11 @@ MATRIX = tuple(
 )
 
 
-def assert_parity(case: Case, found: Results, expected: Results) -> None:
-    assert found.keys() == expected.keys()
+def assert_parity(case: Case, actual: Results, expected: Results) -> None:
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
         assert np.abs(reference).max() > 0, f"{case}: {name} is all zero and tests nothing"
-        assert_close(found[name], reference, case.dtype, f"{case}: {name}")
+        assert_close(actual[name], reference, case.dtype, f"{case}: {name}")
 
 
 @each(MATRIX)
@@ -77,12 +77,12 @@ def test_cell_equals_the_reference(
     expected = reference_run(case, weights, problem)
     renamed = {"h": expected["output"], "dx": expected["dx"], "dh0": expected["dh0"][0]}
     renamed |= {f"d{name}": expected[f"d{name}_l0"] for name in cell.parameters}
-    found = unroll(cell, problem.x, (problem.initial[0][0],), (problem.doutput,))
-    assert_parity(case, found, renamed)
+    actual = unroll(cell, problem.x, (problem.initial[0][0],), (problem.doutput,))
+    assert_parity(case, actual, renamed)
 
 
 def test_the_reference_by_hand() -> None:
-    """One hidden unit, one input, one step, on paper: H_t = (1 - z) tanh(...) + z H_{t-1}."""
+    """One hidden unit, one input, one step, by hand: H_t = (1 - z) tanh(...) + z H_{t-1}."""
     numbers = {
         "weight_ih": [[0.5], [-0.3], [0.8]],
         "weight_hh": [[0.2], [0.7], [-0.6]],
@@ -94,9 +94,9 @@ def test_the_reference_by_hand() -> None:
     r = 1 / (1 + exp(-(0.5 * x + 0.2 * h + 0.1 - 0.4)))
     z = 1 / (1 + exp(-(-0.3 * x + 0.7 * h - 0.2 + 0.5)))
     n = tanh(0.8 * x - 0.6 * (r * h) + 0.3 + 0.25)
-    given = (torch.tensor([value], dtype=torch.float64) for value in (x, h))
-    found = step(gates_of(parameters, ""), *given)
-    assert found.item() == pytest.approx((1 - z) * n + z * h, rel=1e-14)
+    inputs = (torch.tensor([value], dtype=torch.float64) for value in (x, h))
+    actual = step(gates_of(parameters, ""), *inputs)
+    assert actual.item() == pytest.approx((1 - z) * n + z * h, rel=1e-14)
 
 
 def test_the_two_forms_differ(implementation: str) -> None:

@@ -1,4 +1,4 @@
-"""A stepper follows the layer's parameters, allocates nothing in a step, and serves its thread."""
+"""A stepper follows the layer's parameters, allocates nothing in a step, and runs in threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.streaming import assert_same, make, on_host, sides, stream
 from tests.support.targets import normal
 from tests.unit.test_parameters import WAYS
 from xprnn.backend import Backend
-from xprnn.stack_steps import StackSteps
+from xprnn.engine.step import StepExecutor
 
 # -- the parameters
 
@@ -29,14 +29,14 @@ from xprnn.stack_steps import StackSteps
 pytestmark = pytest.mark.usefixtures("reference")
 
 
-@pytest.mark.parametrize("narrow", [None, "float16"])
+@pytest.mark.parametrize("compute_dtype", [None, "float16"])
 @pytest.mark.parametrize("way", [*WAYS, "an optimiser", "a frozen layer's other parameters"])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_what_is_written_to_the_parameters_counts_from_the_next_step(
-    cell: str, way: str, narrow: str | None, any_backend: Backend
+def test_written_parameters_take_effect_at_the_next_step(
+    cell: str, way: str, compute_dtype: str | None, any_backend: Backend
 ) -> None:
-    dtype = "float32" if narrow else "float64"
-    case = Case(cell, layers=2, dtype=dtype, compute_dtype=narrow)
+    dtype = "float32" if compute_dtype else "float64"
+    case = Case(cell, layers=2, dtype=dtype, compute_dtype=compute_dtype)
     layer, x = make(case, any_backend.name), draw(case).x
     stepper = layer.stepper(4)
     stale = stream(stepper, x[:3])
@@ -44,12 +44,12 @@ def test_what_is_written_to_the_parameters_counts_from_the_next_step(
     write(layer, way, any_backend)
     fresh = layer.stepper(4)
     fresh.load(state)
-    found = stream(stepper, x[3:])
-    np.testing.assert_array_equal(found, stream(fresh, x[3:]))
+    outputs = stream(stepper, x[3:])
+    np.testing.assert_array_equal(outputs, stream(fresh, x[3:]))
     other = make(case, any_backend.name).stepper(4)
     other.load(state)
-    assert not np.array_equal(found, stream(other, x[3:])), "the parameters have changed"
-    assert stale.shape == found.shape
+    assert not np.array_equal(outputs, stream(other, x[3:])), "the parameters have changed"
+    assert stale.shape == outputs.shape
 
 
 def write(layer: Any, way: str, any_backend: Backend) -> None:
@@ -67,22 +67,22 @@ def write(layer: Any, way: str, any_backend: Backend) -> None:
     xprnn.optim.SGD([layer], lr=0.5).step()
 
 
-def test_stale_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: a stepper that takes up the parameters once."""
-    follow = StackSteps.follow
+def test_stale_weights_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected fault: a stepper that copies the parameters only once."""
+    follow = StepExecutor.follow
     monkeypatch.setattr(
-        StackSteps,
+        StepExecutor,
         "follow",
-        lambda self, *of: follow(self, *of) if self._version < 0 else None,
+        lambda self, *args: follow(self, *args) if self._version < 0 else None,
     )
-    for narrow in (None, "float16"):
+    for compute_dtype in (None, "float16"):
         with pytest.raises(AssertionError):
-            test_what_is_written_to_the_parameters_counts_from_the_next_step(
-                "gru", "writable", narrow, xprnn.get_backend("numpy")
+            test_written_parameters_take_effect_at_the_next_step(
+                "gru", "writable", compute_dtype, xprnn.get_backend("numpy")
             )
 
 
-def test_inside_a_writable_block_nobody_could_say_what_counts() -> None:
+def test_a_step_inside_a_writable_block_is_refused() -> None:
     case = Case("gru", layers=2)
     layer, x = make(case), draw(case).x
     stepper = layer.stepper(4)
@@ -98,34 +98,34 @@ def test_inside_a_writable_block_nobody_could_say_what_counts() -> None:
     stepper.step(x[1])
 
 
-def test_a_layer_that_moves_needs_another_stepper(fake_cupy: Backend) -> None:
+def test_a_moved_layer_needs_a_new_stepper(fake_cupy: Backend) -> None:
     case = Case("gru", layers=2)
     layer, x = make(case), draw(case).x
     stepper, other = layer.stepper(4), layer.stepper(4)
     stepper.step(x[0])
     other.step(x[0])
-    layer.to("numpy")  # other parameters of the same values, where they were
+    layer.to("numpy")  # new parameters of the same values on the same backend
     with layer.writable() as flat:
         flat *= 0.5
     fresh = layer.stepper(4)
     fresh.load(stepper.state())
     np.testing.assert_array_equal(stepper.step(x[1]), fresh.step(x[1]))
-    for elsewhere in ({"backend": "fake_cupy"}, {"backend": "numpy", "dtype": "float32"}):
-        layer.to(**elsewhere)
-        for late in (lambda: other.step(x[1]), lambda: pickle.dumps(other)):
+    for target in ({"backend": "fake_cupy"}, {"backend": "numpy", "dtype": "float32"}):
+        layer.to(**target)
+        for call in (lambda: other.step(x[1]), lambda: pickle.dumps(other)):
             with pytest.raises(ValueError, match="stepper: made on numpy in float64, the layer is"):
-                late()
+                call()
     layer.to("numpy", dtype="float64")
     other.step(x[1])
 
 
 # -- memory and threads
 
-BIG, SMALL = 2048, 1536  # bytes: what an array takes below at least, and all other objects at most
+BIG, SMALL = 2048, 1536  # bytes: the least of an array below, and the most of all other objects
 
 
 def peak(call: Callable[[], Any]) -> int:
-    """The most bytes that a thousand calls hold at a time."""
+    """The peak of the bytes that a thousand calls allocate."""
     tracemalloc.start()
     try:
         for _ in range(50):
@@ -149,19 +149,19 @@ def test_a_step_allocates_no_array(cell: str, N: int) -> None:
     out, rows = np.empty((N, units)), np.arange(N) % 2 == 0
     assert peak(lambda: stepper.step(x, out=out)) < SMALL
     assert peak(lambda: stepper.step(x, out=out, rows=rows)) < SMALL + 64
-    assert peak(lambda: stepper.step(x)) >= BIG, "the result is seen"
+    assert peak(lambda: stepper.step(x)) >= BIG, "the result is counted"
     assert peak(lambda: stepper.reset(rows)) < SMALL
 
 
-def test_an_array_that_a_step_allocates_is_found() -> None:
+def test_an_allocated_array_is_detected() -> None:
     stepper, x = xprnn.GRU(32, 32, seed=0, dtype="float64").stepper(8), normal(0, 8, 32)
     out = np.empty((8, 32))
-    for program in stepper._steps._programs:
-        program.append(lambda: np.add(x, x))
+    for calls in stepper._steps._calls:
+        calls.append(lambda: np.add(x, x))
     assert peak(lambda: stepper.step(x, out=out)) >= BIG
 
 
-def test_out_is_written_and_returned_and_nothing_else_is_lent(any_backend: Backend) -> None:
+def test_out_is_written_and_returned_and_results_are_copies(any_backend: Backend) -> None:
     case = Case("lstm", layers=2)
     layer, x = make(case, any_backend.name), draw(case).x
     one, other, out = layer.stepper(4), layer.stepper(4), move(any_backend, np.ones((4, 5)))
@@ -170,8 +170,8 @@ def test_out_is_written_and_returned_and_nothing_else_is_lent(any_backend: Backe
         assert y.flags.c_contiguous
         assert other.step(move(any_backend, x_t), out=out) is out
         assert_same(on_host(one, y), on_host(one, out))
-        for mine in (y, *one.state()):
-            mine[...] = 7.0  # the caller's
+        for result in (y, *one.state()):
+            result[...] = 7.0  # it belongs to the caller
     assert_same(sides(one), sides(other))
     strided = np.zeros((5, 8)).T[::2]
     if any_backend.name == "numpy":
@@ -179,7 +179,7 @@ def test_out_is_written_and_returned_and_nothing_else_is_lent(any_backend: Backe
         np.testing.assert_array_equal(strided, other.step(x[0]))
 
 
-def test_where_memory_ends_the_error_says_who_asked(
+def test_an_out_of_memory_error_names_the_module(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("lstm", layers=2)
@@ -187,7 +187,7 @@ def test_where_memory_ends_the_error_says_who_asked(
     stepper, memory = layer.stepper(4), FakeMemory(fake_cupy, monkeypatch)
     for call in (lambda: layer.stepper(4), lambda: stepper.step(x), stepper.state):
         call()
-        before, kept = sides(stepper), memory.held()
+        before, held = sides(stepper), memory.held()
         with (
             memory.failing(1),
             pytest.raises(
@@ -195,13 +195,13 @@ def test_where_memory_ends_the_error_says_who_asked(
             ) as caught,
         ):
             call()
-        assert memory.held() <= kept, caught
+        assert memory.held() <= held, caught
         assert_same(sides(stepper), before)
 
 
 @pytest.fixture
-def hurry() -> Iterator[None]:
-    """Let threads take turns as often as Python can."""
+def switch_threads_often() -> Iterator[None]:
+    """Switch threads as often as Python can."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -209,22 +209,24 @@ def hurry() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_steppers_of_one_layer_serve_threads_of_their_own(cell: str, hurry: None) -> None:
+def test_steppers_of_one_layer_run_in_different_threads(
+    cell: str, switch_threads_often: None
+) -> None:
     case, threads, rounds = Case(cell, layers=2), 4, 20
     layer, x = make(case), draw(case).x
     inputs = [x * (1 + k) for k in range(threads)]
     expected = [stream(layer.stepper(4), own) for own in inputs]
     start = Barrier(threads)
 
-    def serve_one(k: int) -> list[np.ndarray]:
-        stepper, found = layer.stepper(4), []
+    def run_one(k: int) -> list[np.ndarray]:
+        stepper, outputs = layer.stepper(4), []
         start.wait()
         for _ in range(rounds):
-            found.append(stream(stepper, inputs[k]))
+            outputs.append(stream(stepper, inputs[k]))
             stepper.reset()
-        return found
+        return outputs
 
     with Pool(threads) as pool:
-        for k, found in enumerate(pool.map(serve_one, range(threads))):
-            for y in found:
+        for k, outputs in enumerate(pool.map(run_one, range(threads))):
+            for y in outputs:
                 np.testing.assert_array_equal(y, expected[k])

@@ -1,4 +1,4 @@
-"""Many streams in one stepper: begun, waiting and ended on their own; refusals; memory; threads."""
+"""Many streams in one stepper: they start, wait and end independently; errors change nothing."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.support.cases import LAYERS, Case, draw, move
 from tests.support.streaming import assert_same, assert_streams_apart, make, on_host, sides, stream
 from tests.support.targets import normal
 from xprnn.backend import Backend
-from xprnn.checks import check_rows
-from xprnn.stepper import Stepper
+from xprnn.core.checks import check_rows
+from xprnn.nn.stepper import Stepper
 
 # on "numba": tests/kernels/numba/test_stepper.py
 pytestmark = pytest.mark.usefixtures("reference")
 CASES = [
-    Case(cell, layers=2, dtype=dtype, compute_dtype=narrow)
+    Case(cell, layers=2, dtype=dtype, compute_dtype=compute_dtype)
     for cell in LAYERS
-    for dtype, narrow in (("float64", None), ("float32", "float16"))
+    for dtype, compute_dtype in (("float64", None), ("float32", "float16"))
 ]
 
 
@@ -29,18 +29,16 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_each_stream_is_a_sequence_of_its_own(case: Case, any_backend: Backend) -> None:
+def test_each_stream_equals_its_own_sequence(case: Case, any_backend: Backend) -> None:
     assert_streams_apart(case, make(case, any_backend.name))
 
 
-@pytest.mark.parametrize("fault", ["nobody is kept", "nobody is reset", "another is reset"])
-def test_streams_that_get_into_each_other_are_found(
-    fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("fault", ["no row waits", "no row is reset", "another row is reset"])
+def test_mixed_up_streams_are_detected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step, reset = Stepper.step, Stepper.reset
-    if fault == "nobody is kept":
+    if fault == "no row waits":
         monkeypatch.setattr(Stepper, "step", lambda self, x, rows=None: step(self, np.tanh(x)))
-    elif fault == "nobody is reset":
+    elif fault == "no row is reset":
         monkeypatch.setattr(Stepper, "reset", lambda self, rows: None)
     else:
         monkeypatch.setattr(Stepper, "reset", lambda self, rows: reset(self, [1 - rows[0]]))
@@ -61,7 +59,7 @@ ROWS = {
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize("cell", LAYERS)
-def test_rows_that_wait_stay_to_the_last_bit(cell: str, rows: Any, any_backend: Backend) -> None:
+def test_waiting_rows_keep_their_bits(cell: str, rows: Any, any_backend: Backend) -> None:
     case = Case(cell, layers=2)
     layer, x = make(case, any_backend.name), draw(case).x
     some, every = layer.stepper(4), layer.stepper(4)
@@ -71,23 +69,23 @@ def test_rows_that_wait_stay_to_the_last_bit(cell: str, rows: Any, any_backend: 
     last = on_host(some, some.state())[0][-1]
     y = on_host(some, some.step(move(any_backend, x[3]), rows=rows))[0]
     y_every = on_host(every, every.step(move(any_backend, x[3])))[0]
-    for kept, found, moved in zip(before, sides(some), sides(every), strict=True):
-        np.testing.assert_array_equal(found[:, 1::2], kept[:, 1::2])
-        np.testing.assert_array_equal(found[:, ::2], moved[:, ::2])
-        assert (found[:, ::2] != kept[:, ::2]).any()
+    for old, new, moved in zip(before, sides(some), sides(every), strict=True):
+        np.testing.assert_array_equal(new[:, 1::2], old[:, 1::2])
+        np.testing.assert_array_equal(new[:, ::2], moved[:, ::2])
+        assert (new[:, ::2] != old[:, ::2]).any()
     np.testing.assert_array_equal(y[1::2], last[1::2])
     np.testing.assert_array_equal(y[::2], y_every[::2])
 
     some.reset(rows)
-    for kept, found in zip(before, sides(some), strict=True):
-        np.testing.assert_array_equal(found[:, 1::2], kept[:, 1::2])
-        assert not found[:, ::2].any()
+    for old, new in zip(before, sides(some), strict=True):
+        np.testing.assert_array_equal(new[:, 1::2], old[:, 1::2])
+        assert not new[:, ::2].any()
     some.reset()
-    assert not any(found.any() for found in sides(some))
+    assert not any(new.any() for new in sides(some))
 
 
 @pytest.mark.parametrize("nothing", [[], np.zeros(4, bool), slice(0), np.array([], int)])
-def test_no_rows_are_no_rows(nothing: Any, any_backend: Backend) -> None:
+def test_an_empty_selection_changes_nothing(nothing: Any, any_backend: Backend) -> None:
     case = Case("lstm", layers=2)
     stepper, x = make(case, any_backend.name).stepper(4), draw(case).x
     stream(stepper, x)
@@ -98,23 +96,23 @@ def test_no_rows_are_no_rows(nothing: Any, any_backend: Backend) -> None:
     np.testing.assert_array_equal(on_host(stepper, y)[0], before[0][-1])
 
 
-def test_a_row_of_nan_is_well_again_after_reset() -> None:
+def test_reset_clears_nan_from_a_row() -> None:
     case = Case("gru", layers=2)
     stepper, x = make(case).stepper(4), draw(case).x
-    ill = x[0].copy()
-    ill[1] = np.nan
-    y = stepper.step(ill)
+    with_nan = x[0].copy()
+    with_nan[1] = np.nan
+    y = stepper.step(with_nan)
     assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2, 3]]).all()
     stepper.reset([1])
     assert np.isfinite(stepper.step(x[1])).all()
 
 
-# -- refusals: nothing has advanced
+# -- invalid arguments: no state advances
 
 
 Wrong = tuple[Callable[[Stepper, Any, Any], Any], type[Exception], str]
 
-WRONG: dict[str, Wrong] = {  # a call with x and h of the right kind at hand, and what it raises
+WRONG: dict[str, Wrong] = {  # a call with a valid x and h, and what it raises
     "x of one stream": (lambda s, x, h: s.step(x[0]), ValueError, r"x: expected shape \(4, 3\)"),
     "x of a sequence": (lambda s, x, h: s.step(x[None]), ValueError, r"x: expected shape \(4, 3\)"),
     "x of other rows": (lambda s, x, h: s.step(x[:3]), ValueError, r"x: expected shape \(4, 3\)"),
@@ -141,7 +139,7 @@ WRONG: dict[str, Wrong] = {  # a call with x and h of the right kind at hand, an
     "an unknown type": (lambda s, x, h: s.load((h, "c")), TypeError, "c: expected a float64 array"),
 }
 host = normal(0, 4, 3)
-ELSEWHERE: dict[str, Wrong] = {
+OTHER_BACKEND: dict[str, Wrong] = {
     "x": (lambda s, x, h: s.step(host), TypeError, "x: expected a float64 array"),
     "rows": (lambda s, x, h: s.step(x, rows=x[0]), TypeError, "rows: expected host integers"),
     "out": (lambda s, x, h: s.step(x, out=normal(0, 4, 5)), TypeError, "out: expected a float64"),
@@ -154,22 +152,20 @@ def assert_refused(any_backend: Backend, wrong: Wrong) -> None:
     stepper = make(case, any_backend.name).stepper(4)
     stream(stepper, draw(case).x)
     before, side = sides(stepper), stepper._side
-    call, error, words = wrong
-    with pytest.raises(error, match=words):
+    call, error, message = wrong
+    with pytest.raises(error, match=message):
         call(stepper, move(any_backend, host), move(any_backend, normal(1, 2, 4, 5)))
     assert stepper._side == side
     assert_same(sides(stepper), before)
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_is_refused_and_nothing_has_changed(
-    wrong: Wrong, any_backend: Backend
-) -> None:
+def test_invalid_arguments_change_nothing(wrong: Wrong, any_backend: Backend) -> None:
     assert_refused(any_backend, wrong)
 
 
-@pytest.mark.parametrize("wrong", ELSEWHERE.values(), ids=ELSEWHERE.keys())
-def test_what_is_elsewhere_is_refused(wrong: Wrong, fake_cupy: Backend) -> None:
+@pytest.mark.parametrize("wrong", OTHER_BACKEND.values(), ids=OTHER_BACKEND.keys())
+def test_arrays_of_another_backend_are_refused(wrong: Wrong, fake_cupy: Backend) -> None:
     assert_refused(fake_cupy, wrong)
 
 
@@ -192,7 +188,7 @@ def test_a_bidirectional_layer_is_refused() -> None:
         xprnn.GRU(3, 4, bidirectional=True).stepper(1)
 
 
-def test_a_step_that_fails_half_way_has_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_step_does_not_advance(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("lstm", layers=3)
     layer, x = make(case), draw(case).x
     stepper, other = layer.stepper(4), layer.stepper(4)
@@ -202,16 +198,16 @@ def test_a_step_that_fails_half_way_has_not_counted(monkeypatch: pytest.MonkeyPa
     def fail() -> None:
         raise KeyboardInterrupt
 
-    for program in stepper._steps._programs:
-        program.insert(len(program) // 2, fail)
+    for calls in stepper._steps._calls:
+        calls.insert(len(calls) // 2, fail)
     with pytest.raises(KeyboardInterrupt):
         stepper.step(x[3])
-    for program in stepper._steps._programs:
-        program.remove(fail)
+    for calls in stepper._steps._calls:
+        calls.remove(fail)
     np.testing.assert_array_equal(stream(stepper, x[3:]), stream(other, x[3:]))
 
 
-def test_rows_are_masks_of_their_own() -> None:
+def test_check_rows_returns_a_copy() -> None:
     mask = np.array([True, False])
     check_rows(mask, 2)[1] = True
     assert mask.tolist() == [True, False]

@@ -21,7 +21,7 @@ from xprnn.kernels.cuda import pointwise
 def device(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The fake CuPy, and CuPy if there is a usable GPU, with no kernel built yet."""
     if request.param == "fake_cupy" and COMPILER is None:
-        pytest.skip("there is no g++ here to compile the kernels for the host with")
+        pytest.skip("no g++ to compile the kernels for the host")
     pointwise.build.cache_clear()
     try:
         if request.param == "fake_cupy":
@@ -43,13 +43,13 @@ def compare(
     layer, problem = build(case, device.name), draw(case)
     expected = numpy_run(case, layer, problem)
     with xprnn.use_kernels("pointwise"):
-        found = run(layer, case, problem)
-    for name, array in found.items():
+        actual = run(layer, case, problem)
+    for name, array in actual.items():
         assert_close(array, expected[name], "float64", name)
 
 
 @pytest.mark.parametrize("kernel", pointwise.KERNELS, ids=lambda kernel: kernel.name)
-def test_a_wrong_kernel_is_caught(
+def test_a_wrong_kernel_is_detected(
     kernel: pointwise.PointwiseKernel, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(kernel, device, monkeypatch)

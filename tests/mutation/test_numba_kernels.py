@@ -1,6 +1,6 @@
-"""Faults planted in the CPU's kernels: each must show in the parity with the equations.
+"""Faults injected into the CPU kernels: each must show in the parity with the reference code.
 
-Each is a substitution in a source that fits in one place; the kernels are compiled anew with it.
+Each is a substitution of text that occurs once in a source; the kernels are recompiled with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support.numba_cases import SEQUENCE, compare, faulty, needs_numba, se
 
 pytestmark = needs_numba
 
-# each by the pass that it shows in, which alone is compiled anew
+# with the pass in which each shows: only this pass is recompiled
 GATES = {
     "a sign of n": ("gru", "forward", "tanh(n_row[j] + r * gh_n)", "tanh(n_row[j] - r * gh_n)"),
     "two gates exchanged": ("gru", "forward", "sigmoid(z_row[j] + gh_z_row[j])",
@@ -69,7 +69,11 @@ LOOPS = {
         "_add_leading(doutput[:rows], dstates_t[0])",
     ),
     "dh that only adds": ("backward", "                if direct:\n", "                if True:\n"),
-    "a slice that undoes the first rows": ("backward", "first = start + low\n", "first = start\n"),
+    "a slice whose backward starts at the first row": (
+        "backward",
+        "first = start + low\n",
+        "first = start\n",
+    ),
 }
 PRODUCTS = {
     "the last column of a panel": ("packing", "filled = min(width, columns.shape[1])",
@@ -95,12 +99,12 @@ GRADIENTS = {
     "the columns of a broken panel": ("    if K % width:\n", "    if K % width > 1:\n"),
     "a bias without its last block": ("last = s + BLOCK >= S or", "last ="),
     "dgx for dgh": ("        previous = layout.previous(",
-                    "        cell.to_input_side(each.trace.gates, each.trace.saved)\n"
+                    "        cell.to_input_side(each.activations.gates, each.activations.saved)\n"
                     "        previous = layout.previous("),
-    "dgh for dgx": ("        cell.to_input_side(each.trace.gates, each.trace.saved)\n",
+    "dgh for dgx": ("        cell.to_input_side(each.activations.gates, each.activations.saved)\n",
                     "        pass\n"),
-    "the states that follow": ("layout.previous(each.trace.states[0], each.reverse)",
-                               "layout.previous(each.trace.states[0], not each.reverse)"),
+    "the states that follow": ("layout.previous(each.activations.states[0], each.reverse)",
+                               "layout.previous(each.activations.states[0], not each.reverse)"),
     "rows of dx that stay": ("range(low, high, ROWS)", "range(low, high - ROWS, ROWS)"),
     "dx of the first rows": ("product.product(dgates[rows], ", "product.product(dgates[:ROWS], "),
     "threads without the last columns": ("pairwise([*bounds, size])",
@@ -116,7 +120,7 @@ SUMS = {
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """Three threads; no kernel of a test before, none of this one for those after."""
+    """Three threads; kernels are not shared with the tests before and after."""
     forget("forward", "backward", "packing", "gradients")
     with several(3):
         yield
@@ -124,7 +128,7 @@ def fresh() -> Iterator[None]:
 
 
 def forget(*passes: str) -> None:
-    """Compile anew what serves these passes."""
+    """Drop the compiled kernels of these passes."""
     from xprnn.kernels.numba import gradients, sequence
 
     for name in passes:
@@ -136,7 +140,7 @@ def forget(*passes: str) -> None:
 
 
 def load(cell: str) -> None:
-    """Have all that serves `check`; run nothing, for memory would hold what a fault leaves out."""
+    """Load all kernels of `check` but run none: memory would hold what a fault leaves out."""
     from xprnn.kernels.numba import gradients, sequence
 
     float32 = np.dtype("float32")
@@ -157,13 +161,13 @@ def check(cell: str) -> None:
 
 
 def assert_shows(cell: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fault that has been planted shows in this pass."""
+    """Fail unless the injected fault shows in this pass."""
     from xprnn.kernels.numba import gradients, sequence
 
     forget(where)
     for module in (gradients, sequence):
         monkeypatch.setattr(module, "compile_for", uncached)
-    # where nobody wrote there may be anything: a NaN, of which NumPy warns
+    # uninitialised memory may hold a NaN, of which NumPy warns
     with pytest.raises(
         (AssertionError, RuntimeWarning), match=r"relative error|not finite|invalid"
     ):
@@ -215,7 +219,7 @@ def test_a_fault_in_the_gradients_shows(fault: str, monkeypatch: pytest.MonkeyPa
     load("gru")
     broken = faulty(gradients, GRADIENTS[fault])
     for name in ("_weights", "_input"):
-        if fault.startswith(("dg", "the states", "threads")):  # what is compiled has none
+        if fault.startswith(("dg", "the states", "threads")):  # the compiled functions are correct
             monkeypatch.setattr(broken, name, getattr(gradients, name))
     monkeypatch.setattr(broken, "compile_for", uncached)
     monkeypatch.setattr(sequence, "gradients", broken)
@@ -223,7 +227,9 @@ def test_a_fault_in_the_gradients_shows(fault: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("fault", SUMS)
-def test_a_fault_in_their_products_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_products_of_the_gradients_shows(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from xprnn.kernels.numba import gradients, product
 
     load("gru")

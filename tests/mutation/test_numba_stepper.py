@@ -1,4 +1,4 @@
-"""The stepper's compiled step with planted faults: what its tests compare sees each of them."""
+"""Faults injected into the stepper's compiled step: its tests must detect each of them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ FAULTS = {
                         "x, after[0], after[-1], now[0], now[-1], out"),
     "c read from h": ("x, now[0], now[-1],", "x, now[0], now[0],"),
     "no bias of the input side": (".reshape(-1)[: both.size] = both", ".reshape(-1)[:0] = 0"),
-    "a pack of the first weights": ("        for k, weights in enumerate(self._weights):\n",
-                                    "        if old:\n            return old\n"
-                                    "        for k, weights in enumerate(self._weights):\n"),
+    "weights packed once": ("        for k, weights in enumerate(self._weights):\n",
+                            "        if old:\n            return old\n"
+                            "        for k, weights in enumerate(self._weights):\n"),
     "q not used": ("product(q, panels[gates:], None, gh_n)",
                    "product(h, panels[gates:], None, gh_n)"),
     "the panels of r for n": ("product(q, panels[gates:], None, gh_n)",
@@ -66,22 +66,22 @@ def test_a_fault_in_the_step_shows(fault: str, monkeypatch: pytest.MonkeyPatch) 
     check(cell)
     broken = faulty(step, FAULTS[fault])
     vars(broken)["compile_for"] = uncached
-    monkeypatch.setattr(step, "StackStep", broken.StackStep)
+    monkeypatch.setattr(step, "FusedStep", broken.FusedStep)
     with pytest.raises(AssertionError, match=r"relative error|not finite"):
         check(cell)
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_rows_that_do_not_wait_are_found(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: every stream takes the step."""
-    from xprnn.stack_steps import StackSteps
+def test_rows_that_do_not_wait_are_detected(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected fault: waiting streams advance too."""
+    from xprnn.engine.step import StepExecutor
 
-    take = StackSteps.take
+    run = StepExecutor.run
     monkeypatch.setattr(
-        StackSteps, "take", lambda self, side, x, waiting, out: take(self, side, x, None, out)
+        StepExecutor, "run", lambda self, side, x, waiting, out: run(self, side, x, None, out)
     )
     with pytest.raises(AssertionError):
-        in_streams.test_rows_that_wait_stay_to_the_last_bit(cell, [0, 2], by_numba.HERE)
+        in_streams.test_waiting_rows_keep_their_bits(cell, [0, 2], by_numba.NUMPY)
     case = Case(cell, layers=2)
     with pytest.raises(AssertionError):
         assert_streams_apart(case, make(case))

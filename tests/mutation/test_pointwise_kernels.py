@@ -69,12 +69,12 @@ def shows(header: str, function: str, old: str, new: str, dtype: str) -> bool:
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
 def test_a_fault_in_the_arithmetic_shows(header: str, kind: str, dtype: str) -> None:
     needs_dtype(dtype)
-    found = list(faults(header, kind))
-    assert found
+    injected = list(faults(header, kind))
+    assert injected
     with ThreadPoolExecutor(2) as pool:  # most of the time is spent in g++
-        seen = list(pool.map(lambda fault: shows(header, *fault, dtype), found))
-    unseen = [text for (_, _, text), one in zip(found, seen, strict=True) if not one]
-    assert not unseen
+        detected = list(pool.map(lambda fault: shows(header, *fault, dtype), injected))
+    undetected = [text for (_, _, text), one in zip(injected, detected, strict=True) if not one]
+    assert not undetected
 
 
 def test_faults_are_injected_into_every_value_function() -> None:
@@ -111,7 +111,7 @@ BY_HAND = {  # by kernel: faults of offsets, of loads and stores, and of NaN
 
 @needs_compiler
 @pytest.mark.parametrize("name", TABLE)
-def test_a_fault_in_what_surrounds_the_arithmetic_shows(name: str) -> None:
+def test_a_fault_around_the_arithmetic_shows(name: str) -> None:
     kernel, faulty = TABLE[name], with_fault(*BY_HAND[name])
     cases = [draw(kernel, "float32", 5, 7), with_specials(kernel, "float32")]
     assert all(excess(kernel, arrays) <= 1 for arrays in cases)
@@ -128,14 +128,14 @@ def test_a_fault_in_what_surrounds_the_arithmetic_shows(name: str) -> None:
         ("const_cast<A*>(gh)[H] = 0;", "writes gh"),
     ],
 )
-def test_a_write_outside_of_what_is_written_shows(fault: str, message: str) -> None:
+def test_a_write_outside_the_outputs_shows(fault: str, message: str) -> None:
     kernel, store = TABLE["lstm_forward_gates"], "h_next[idx] = static_cast<C>(next);"
     with pytest.raises(AssertionError, match=message):
         run_fused(kernel, draw(kernel, "float32", 5, 7), with_fault(store, f"{store} {fault}"))
 
 
 @needs_compiler
-def test_what_is_only_read_cannot_be_written_by_mistake() -> None:
+def test_a_write_to_an_input_does_not_compile() -> None:
     kernel, store = TABLE["lstm_forward_gates"], "h_next[idx] = static_cast<C>(next);"
     with pytest.raises(RuntimeError, match=r"g\+\+ refuses the kernel:(?s:.)*read-only"):
         run_fused(kernel, draw(kernel, "float32", 5, 7), with_fault(store, f"{store} c[idx] = 0;"))

@@ -44,11 +44,11 @@ GRU = {
     "the other neighbour's gate": ("gh[0].y, gh[1].y", "gh[0].x, gh[1].y"),
     "a step that does not move": ("    last_packed = packed;\n", ""),
     "no bias": ("gh_n.y = gh[2].y + bias.y;", "gh_n.y = gh[2].y;"),
-    "states of the other side": ("const { return reversed() ? walk.low() : walk.high(); }",
+    "states of the other direction": ("const { return reversed() ? walk.low() : walk.high(); }",
                                  "const { return walk.high(); }"),
 }  # fmt: skip
 GRU_BACK = {
-    "a sign of a gate": ("dgx_n * gh_n * r * (1 - r)", "dgx_n * gh_n * r * (1 + r)"),
+    "a sign of a gate": ("dr * r * (1 - r)", "dr * r * (1 + r)"),
     "a gate published twice": ("words, dgh[gate]);", "words, dgh[gate / 2]);"),
     "another gate's weights": ("(gate * H + first + i) * H", "(2 * H - gate * H + first + i) * H"),
     "dh that is not carried on": ("= direct[i].y + sum.y;", "= sum.y;"),
@@ -63,12 +63,12 @@ LSTM = {
     "a sign of a gate": ("c_next = f * c + i * g;", "c_next = f * c - i * g;"),
     "the other neighbour's gate": ("in.gx[2].y() + gh[2].y", "in.gx[2].y() + gh[2].x"),
     "c that is not carried on": ("c + before * this->H", "c"),
-    "c that is not left": ("this->write(c + after * this->H, c_next);", ""),
+    "c that is not written": ("this->write(c + after * this->H, c_next);", ""),
     "a gate kept in another's place": ("this->gate_of(row, 1), f", "this->gate_of(row, 1), i"),
 }
 LSTM_BACK = {
     **WAITING,
-    "a sign of a gate": ("dh * tanh_c * o * (1 - o)", "dh * tanh_c * o * (1 + o)"),
+    "a sign of a gate": ("dh_next * tanh_c * o * (1 - o)", "dh_next * tanh_c * o * (1 + o)"),
     "dc that is not carried on": ("float2& dc = dstates[1];", "float2 dc = dstates[1];"),
     "dc in the place of dh": ("slot[state * PAIRS]", "slot[0]"),
     "the next step's c": ("c + before * this->H", "c + after * this->H"),
@@ -81,7 +81,7 @@ ELMAN = {
 }
 ELMAN_BACK = {
     **WAITING,
-    "a sign": ("dh * (1 - h_next * h_next)", "dh * (1 + h_next * h_next)"),
+    "a sign": ("dh_next * (1 - h_next * h_next)", "dh_next * (1 + h_next * h_next)"),
     "the state before the step": ("states + after * this->H", "states + before * this->H"),
 }
 RELU_BACK = {"a gradient where there is none": ("h_next > 0 ? A(1)", "h_next >= 0 ? A(1)")}
@@ -190,7 +190,7 @@ def test_a_row_of_an_odd_length_as_pairs_shows() -> None:
         check_forward(Case("gru", "TF32X3", 33, (2,)), SMALL, faults=(fault, pairs))
 
 
-def test_a_warp_that_parts_shows() -> None:
+def test_a_diverging_warp_shows() -> None:
     fault = ("const PollResult result = await", "if (threadIdx.x % 2) all_lanes(true);\n  "
              "const PollResult result = await")  # fmt: skip
     with pytest.raises(AssertionError, match=r"diverged|deadlock"):

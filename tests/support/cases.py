@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import xprnn
-from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import Backend
+from xprnn.core.precision import check_precision_policy
 
 LAYERS = {
     "rnn_tanh": (xprnn.RNN, {"nonlinearity": "tanh"}),
@@ -115,7 +115,7 @@ def draw(case: Case) -> Problem:
 
 def rounded(array: np.ndarray, case: Case) -> np.ndarray:
     """The values rounded to the compute dtype of a case, in the dtype of the case."""
-    compute_dtype = check_arithmetic(case.dtype, case.compute_dtype, "ieee").compute_dtype
+    compute_dtype = check_precision_policy(case.dtype, case.compute_dtype, "ieee").compute_dtype
     return array.astype(compute_dtype).astype(case.dtype)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.implementations import new_thread
 from xprnn.backend import Backend
-from xprnn.floating_point import environment
+from xprnn.backend.floating_point import environment
 
 # by machine: the offset of the control word in glibc's fenv_t (of `fegetenv` and `fesetenv`), its
 # control bits, and those that flush subnormal numbers

@@ -12,7 +12,7 @@ from tests.support.emulator.build import Faults
 from tests.support.emulator.sequence import Run, Tiling, grouped_arguments, launch
 from tests.support.sequence_cases import Case
 from tests.support.tolerances import assert_close
-from xprnn.directions import Trace
+from xprnn.core.passes import Activations
 
 MAX_POLLS = 2**31
 IN_ORDER = Run()
@@ -126,7 +126,12 @@ def check_forward_result(case: Case, tiling: Tiling, result: LaunchResult) -> No
 
 
 def check_result(
-    case: Case, trace: Trace, tiling: Tiling, result: LaunchResult, of: str = "", layers: int = 1
+    case: Case,
+    trace: Activations,
+    tiling: Tiling,
+    result: LaunchResult,
+    of: str = "",
+    layers: int = 1,
 ) -> None:
     """Fail unless a direction ended with the reference's results; `of` names it."""
     assert result.outcome == "fine", result.outcome

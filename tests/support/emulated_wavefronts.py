@@ -12,7 +12,7 @@ from tests.support.emulated_sequences import LaunchResult, check_result, run_for
 from tests.support.emulator.sequence import DTYPES, Tiling
 from tests.support.pointwise_cases import needs_dtype
 from tests.support.sequence_cases import Case
-from xprnn.directions import Trace
+from xprnn.core.passes import Activations
 
 # warps, k-blocks, of these in registers, row tiles: all weights in registers, half of them in
 # shared memory, more k-blocks than are polled at once, several tiles
@@ -31,9 +31,9 @@ def stack_of(
     return [Case(cell, kind, H, lengths, seed=11 + layer, **options) for layer in range(layers)]
 
 
-def plain(cases: Sequence[Case]) -> list[Trace]:
+def plain(cases: Sequence[Case]) -> list[Activations]:
     """The activations of the reference in float64, lowest layer first."""
-    traces: list[Trace] = []
+    traces: list[Activations] = []
     for case in cases:
         gx = case.wide("gx")
         if traces:

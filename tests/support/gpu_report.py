@@ -25,7 +25,7 @@ import pytest
 
 from tests.support import tolerances
 from tests.support.machine import Description, commit, describe_device, digest, versions
-from xprnn.io import replacing
+from xprnn.nn.serialization import replacing
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

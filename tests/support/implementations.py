@@ -18,7 +18,7 @@ from tests.support import forced_kernels
 from tests.support.cases import Case
 from tests.support.targets import arrays, assert_same
 from tests.support.tolerances import assert_close
-from xprnn.kernels.numba import SEQUENCE
+from xprnn.kernels.numba.table import SEQUENCE
 
 SelectKernels = Callable[[str], Any]  # of the fixture `select_kernels`
 NUMPY = ("reference", "numba")

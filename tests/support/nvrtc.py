@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.support.build_cache import once
+from tests.support.build_cache import build_once
 from tests.support.pointwise_cases import TYPES, dtype_of
 from xprnn.kernels.cuda.pointwise import KERNELS, build
 
@@ -129,7 +129,7 @@ def _compile(
         path.write_text(json.dumps(_log(source, options, instantiations)), "utf-8")
 
     made_from = _versions(), source, options, instantiations
-    log, names = json.loads(once("nvrtc", ".json", made_from, compile_to).read_text("utf-8"))
+    log, names = json.loads(build_once("nvrtc", ".json", made_from, compile_to).read_text("utf-8"))
     return log, names
 
 

@@ -95,8 +95,8 @@ def _gate(
     kernel: PointwiseKernel, gate: str, N: int, H: int, rng: np.random.Generator
 ) -> np.ndarray:
     """One block of `gates`: gx if the kernel has yet to apply the activation."""
-    later = kernel.part == "forward_candidate" and gate != "n"
-    if kernel.part.startswith("forward") and not later:
+    later = kernel.method == "forward_candidate" and gate != "n"
+    if kernel.method.startswith("forward") and not later:
         return rng.normal(0, 2, (N, H))
     return rng.uniform(0 if gate in SIGMOID else -1, 1, (N, H))
 
@@ -126,7 +126,7 @@ def run_fused(
         copies[name] = guarded[name][GUARD:-GUARD].reshape(array.shape)
         copies[name][...] = array
     xp = SimpleNamespace(ElementwiseKernel=elementwise)
-    _call(POINTWISE[kernel.cell], kernel.part, xp, copies, ())
+    _call(POINTWISE[kernel.cell], kernel.method, xp, copies, ())
     for name, array in guarded.items():
         guards = np.concatenate([array[:GUARD], array[-GUARD:]]).view(np.uint8)
         assert (guards == CANARY).all(), f"{kernel.name} writes outside {name}"
@@ -144,7 +144,7 @@ def run_plain(kernel: PointwiseKernel, arrays: Arrays, xp: Any = np) -> Arrays:
     scratch = tuple([np.empty((N, width * H)) for width in cell.backward_scratch])
     wide.setdefault("h", np.full((N, H), np.nan))  # the LSTM takes its shape only
     with np.errstate(all="ignore"):
-        _call(cell, kernel.part, xp, wide, scratch)
+        _call(cell, kernel.method, xp, wide, scratch)
     return wide
 
 

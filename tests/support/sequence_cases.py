@@ -6,7 +6,7 @@ receives the same values as the kernel, converted to float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,14 +14,13 @@ import numpy as np
 
 from tests.support.emulator.sequence import DTYPES
 from tests.support.pointwise_cases import dtype_of
-from xprnn import sequence
-from xprnn.arithmetic import check_arithmetic
 from xprnn.backend import get_backend
 from xprnn.cells import CELLS, Cell, Weights
-from xprnn.directions import Direction, Packs, Trace, Undoing
-from xprnn.kernels import Engine, choose, use_kernels
-from xprnn.layout import Layout, make_layout
-from xprnn.scratch import Workspace
+from xprnn.core.packing import PackedBatch, make_packed_batch
+from xprnn.core.passes import Activations, BackwardPass, ForwardPass, PackedWeights
+from xprnn.core.workspace import Workspace
+from xprnn.engine.loop import StepLoop
+from xprnn.kernels import CallContext
 
 
 class Copying:
@@ -60,9 +59,11 @@ class Case:
         return CELLS[self.name]
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> PackedBatch:
         lengths = np.array(self.lengths, np.intp)
-        return make_layout(get_backend("numpy"), max(self.lengths), len(self.lengths), lengths)
+        return make_packed_batch(
+            get_backend("numpy"), max(self.lengths), len(self.lengths), lengths
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -90,7 +91,9 @@ class Case:
         for name, value in drawn.items():
             self.numbers[name] = value.astype(self.dtype)
         bias = rng.uniform(-1, 1, G * H).astype(np.float32)
-        bias[: self.cell.folded * H] = np.nan  # in gx already: the kernel must not read it
+        bias[: self.cell.bias_folded_gates * H] = (
+            np.nan
+        )  # in gx already: the kernel must not read it
         self.numbers["bias_hh"] = bias
         self.numbers["doutput"] = rng.normal(0, 1, (S, H)).astype(np.float32)
         self.numbers["c0"] = rng.uniform(-1, 1, (N, H)).astype(np.float32)
@@ -116,39 +119,37 @@ class Case:
         if not self.bias:
             return Weights(identity, self.wide("weight_hh"), None, None)
         bias = self.wide("bias_hh")
-        bias[: self.cell.folded * self.H] = 0
+        bias[: self.cell.bias_folded_gates * self.H] = 0
         return Weights(identity, self.wide("weight_hh"), np.zeros_like(bias), bias)
 
     @property
-    def engine(self) -> Engine:
+    def loop(self) -> StepLoop:
         """The reference loop in float64."""
-        arithmetic = check_arithmetic("float64", None, "ieee")
-        with use_kernels("reference"):
-            plain = choose(self.cell, get_backend("numpy"), arithmetic, (1, 1, 1), True)
-        return replace(plain, xp=Copying(self.weights.weight_ih))
+        return StepLoop(Copying(self.weights.weight_ih), self.cell, np.dtype("float64"))
 
-    def plain(self) -> Trace:
+    def context(self) -> CallContext:
+        """Of a recorded call."""
+        return CallContext(None, self.layout, workspace(), workspace(), True)
+
+    def plain(self) -> Activations:
         """The activations of the reference in float64."""
         initial = [self.layout.sort(self.wide(f"{name}0")) for name in self.cell.state_names]
         ends = tuple([state.copy() for state in initial])
         with np.errstate(all="ignore"):
-            direction = Direction(self.weights, self.reverse, ends, Packs())
-            (trace,) = sequence.forward(
-                self.engine, [direction], self.wide("gx"), self.layout,
-                workspace(), workspace(), record=True,
-            )  # fmt: skip
+            given = self.weights, self.reverse, self.wide("gx"), ends
+            (trace,) = self.loop.forward([ForwardPass(*given, PackedWeights())], self.context())
         return trace
 
-    def rounded_trace(self) -> Trace:
+    def rounded_trace(self) -> Activations:
         """The activations as forward stores them: all but c in the compute dtype."""
         trace = self.plain()
         gates, saved, h = [
             a.astype(self.dtype) for a in (trace.gates, trace.saved, trace.states[0])
         ]
         others = [state.astype(np.float32) for state in trace.states[1:]]
-        return Trace(self.numbers["gx"], gates, saved, (h, *others))
+        return Activations(self.numbers["gx"], gates, saved, (h, *others))
 
-    def plain_backward(self, trace: Trace) -> dict[str, np.ndarray]:
+    def plain_backward(self, trace: Activations) -> dict[str, np.ndarray]:
         """The gradients of the reference in float64, from rounded activations."""
         wide = [a.astype(np.float64) for a in (trace.x, trace.gates, trace.saved)]
         states = tuple([state.astype(np.float64) for state in trace.states])
@@ -157,10 +158,10 @@ class Case:
         doutput = self.wide("doutput") if self.upstream else None
         with np.errstate(all="ignore"):
             dweights = Weights(None, dweight_hh, None, None)
-            trace = Trace(*wide, states)
+            trace = Activations(*wide, states)
             arguments = self.weights, self.reverse, trace, doutput, tuple(dstates)
-            undoing = Undoing(*arguments, dweights, None, Packs())
-            sequence.backward(self.engine, [undoing], self.layout, workspace())
+            undoing = BackwardPass(*arguments, dweights, None, PackedWeights())
+            self.loop.backward([undoing], self.context())
         results = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
         return results | dict(zip(self.dstates, dstates, strict=True))
 

@@ -11,7 +11,7 @@ import xprnn
 from tests.support.cases import LAYERS, Case, Problem, as_float64, build, draw, move, product
 from tests.support.targets import normal
 from tests.support.tolerances import assert_close, error_of
-from xprnn.tolerances import STEPWISE
+from xprnn.diagnostics.tolerances import STEPWISE
 
 EXACT = STEPWISE  # documented error in float64, relative to the largest element
 TYPES = (("float64", None), ("float32", None), ("float32", "float16"), ("float32", "bfloat16"))

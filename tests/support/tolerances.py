@@ -1,4 +1,4 @@
-"""The package's table of tolerances, `xprnn/tolerances.py`, for the sizes of these tests.
+"""The table of tolerances, `xprnn/diagnostics/tolerances.py`, for the sizes of these tests.
 
 For the sizes below float32's tolerance is 1.6e-5, so that an error of 1e-4 of the largest element
 fails, as `test_parity.py` checks.
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from xprnn import tolerances
-from xprnn.tolerances import error_of
+from xprnn.diagnostics import tolerances
+from xprnn.diagnostics.tolerances import error_of
 
 STEPS, WIDTH, LAYERS = 8, 16, 3  # the default T, K and L, the largest of most tests
 

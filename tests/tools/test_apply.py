@@ -1,4 +1,4 @@
-"""`xprnn run`: what it writes, that no file it reads is written, and that it holds none open."""
+"""`xprnn run`: what it writes, that it overwrites no input, and that it leaves no file open."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import cli, demo
-from xprnn.apply import Applied, Inputs, apply
-from xprnn.data import FILE
+from xprnn.tools import cli, demo
+from xprnn.tools.apply import Applied, Inputs, apply
+from xprnn.tools.data.japanese_vowels import FILE
 
 WIDTH, CLASSES = 4, 3
 
@@ -74,9 +74,9 @@ def test_it_writes_every_steps_output_final_states_and_their_scores(
         y = tmp_path / "y.npy"
         written = apply(inputs(tmp_path, *names, *more), y, last=last, batch=batch)
         assert written == Applied(wanted.shape, None)
-        found = np.load(y)
-        assert (found.dtype, found.flags.c_contiguous) == (layer.dtype, True)
-        np.testing.assert_allclose(found, wanted, **close)
+        actual = np.load(y)
+        assert (actual.dtype, actual.flags.c_contiguous) == (layer.dtype, True)
+        np.testing.assert_allclose(actual, wanted, **close)
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -99,9 +99,9 @@ def test_accuracy_is_the_share_of_rows_with_the_right_largest_score(tmp_path: Pa
         labels = predicted.copy()
         labels[:wrong] = (labels[:wrong] + 1) % CLASSES
         np.save(tmp_path / "labels.npy", labels)
-        given = inputs(tmp_path, "readout", "labels")
-        found = apply(given, tmp_path / "y.npy", last=True, batch=2).accuracy
-        assert found == (5 - wrong) / 5
+        files = inputs(tmp_path, "readout", "labels")
+        actual = apply(files, tmp_path / "y.npy", last=True, batch=2).accuracy
+        assert actual == (5 - wrong) / 5
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def command(folder: Path, output: str | Path, files: dict[str, str]) -> list[str
 
 @pytest.mark.parametrize("spelling", ["same", "dotted", "absolute", "hard link", "link"])
 @pytest.mark.parametrize("name", ["model", "x", "lengths", "readout", "labels"])
-def test_no_input_is_written(
+def test_no_input_is_overwritten(
     name: str,
     spelling: str,
     tmp_path: Path,
@@ -184,7 +184,7 @@ def test_no_input_is_written(
 
 
 @pytest.mark.parametrize("link", ["hard", "symbolic", "to the data", "dangling"])
-def test_the_demos_files_are_different_ones(
+def test_the_demo_does_not_write_two_outputs_to_one_file(
     link: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = Path(str(FILE)).read_bytes()
@@ -204,13 +204,13 @@ def test_the_demos_files_are_different_ones(
     assert names == {"model.safetensors", "test_lengths.npy"}
 
 
-def test_a_demo_that_is_interrupted_leaves_no_half_of_a_file(
+def test_an_interrupted_demo_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = np.save
+    original = np.save
 
     def interrupted(file: Any, array: Any) -> None:
-        genuine(file, array[:3])
+        original(file, array[:3])
         raise KeyboardInterrupt
 
     (tmp_path / "test_x.npy").write_bytes(b"old")
@@ -222,36 +222,38 @@ def test_a_demo_that_is_interrupted_leaves_no_half_of_a_file(
     assert names == {"model.safetensors", "readout.safetensors", "test_x.npy"}
 
 
-# -- what is open, and how much is held
+# -- open files and memory in use
 
 
 def opened(name: str) -> set[str]:
-    """Where this process has a file of such a name open or mapped."""
-    found = set()
+    """The handles and mappings by which this process has files with `name` in their path open."""
+    handles = set()
     for handle in Path("/proc/self/fd").iterdir():
         try:
             target = str(handle.readlink())
         except FileNotFoundError:  # that of the listing itself
             continue
         if name in target:
-            found.add(f"open: {target}")
+            handles.add(f"open: {target}")
     for line in Path("/proc/self/maps").read_text().splitlines():
         if name in line:
-            found.add(f"mapped: {line}")
-    return found
+            handles.add(f"mapped: {line}")
+    return handles
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is open")
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="open files are listed by Linux only"
+)
 @pytest.mark.parametrize("options", LAYERS[:2], ids=str)
-def test_nothing_of_the_output_is_open_when_it_is_replaced(
+def test_the_output_is_not_open_when_it_is_replaced(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_files(tmp_path, **options)
-    genuine, seen = Path.replace, []
+    original, seen = Path.replace, []
 
     def watched(self: Path, target: Any) -> Path:
         seen.append((self.name, opened(self.name)))
-        return genuine(self, target)
+        return original(self, target)
 
     monkeypatch.setattr(Path, "replace", watched)
     line = ["run", "m.safetensors", "x.npy", "-o", "y.npy", "--batch", "2"]
@@ -260,32 +262,32 @@ def test_nothing_of_the_output_is_open_when_it_is_replaced(
     for arguments in (line, [*line, "--last", *more]):
         assert cli.main(arguments) == 0
         assert opened(str(tmp_path)) == set()  # inputs too
-    assert [which for _, which in seen] == [set(), set()]
+    assert [handles for _, handles in seen] == [set(), set()]
     assert all(name.endswith(".part") for name, _ in seen)
-    with (tmp_path / "x.npy").open("rb"):  # it would be seen
+    with (tmp_path / "x.npy").open("rb"):  # the check can fail
         assert opened(str(tmp_path)) == {f"open: {tmp_path / 'x.npy'}"}
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    assert any(found.startswith("mapped") for found in opened(str(tmp_path))) and mapped.size
+    assert any(handle.startswith("mapped") for handle in opened(str(tmp_path))) and mapped.size
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("last", [True, False])
-def test_memory_is_that_of_a_batch(batch_first: bool, last: bool, tmp_path: Path) -> None:
+def test_memory_in_use_is_that_of_a_batch(batch_first: bool, last: bool, tmp_path: Path) -> None:
     T, N, H = 50, 2000, 64
     xprnn.GRU(2, H, batch_first=batch_first, seed=0).save(tmp_path / "m.safetensors")
     shape = (N, T, 2) if batch_first else (T, N, 2)
     np.save(tmp_path / "x.npy", np.ones(shape, np.float32))
-    given, y = Inputs(tmp_path / "m.safetensors", tmp_path / "x.npy"), tmp_path / "y.npy"
+    files, y = Inputs(tmp_path / "m.safetensors", tmp_path / "x.npy"), tmp_path / "y.npy"
     tracemalloc.start()
     try:
-        apply(given, y, last=last, batch=10)
+        apply(files, y, last=last, batch=10)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < T * N * H * 4 / 4  # of 25.6 MB that all outputs take
-    found = np.load(y, mmap_mode="r")
-    one = xprnn.load(given.model)(np.ones((1, T, 2) if batch_first else (T, 1, 2), np.float32))
+    assert peak < T * N * H * 4 / 4  # of the 25.6 MB of all outputs
+    actual = np.load(y, mmap_mode="r")
+    one = xprnn.load(files.model)(np.ones((1, T, 2) if batch_first else (T, 1, 2), np.float32))
     wanted = one[1][0, 0] if last else (one[0][0] if batch_first else one[0][:, 0])
     for row in (0, N // 2, N - 1):
-        at = found[row] if last or batch_first else found[:, row]
+        at = actual[row] if last or batch_first else actual[:, row]
         np.testing.assert_allclose(at, wanted, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""asv's suite, run, filed and published as a user does it, in a copy of the project."""
+"""The asv suite, run, stored and published as a user would, in a copy of the project."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def copy(folder: Path) -> Path:
 
 def git(folder: Path, *arguments: str) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    who = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
-    command = ["git", "-C", str(folder), *who, *arguments]
+    identity = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=clean)
     return done.stdout.strip()
 
@@ -73,12 +73,12 @@ def edit(path: Path, old: str, new: str) -> None:
 def values(results: dict[str, Any], benchmark: str) -> dict[tuple[str, ...], Any]:
     """The result of each combination of parameters."""
     row = dict(zip(results["result_columns"], results["results"][benchmark], strict=False))
-    found = product(*result_store.axes(row["params"]))
-    return dict(zip(found, row["result"], strict=True))
+    combinations = product(*result_store.axes(row["params"]))
+    return dict(zip(combinations, row["result"], strict=True))
 
 
 class Recorded:
-    """A copy with one more cell and four more implementations, measured in part and filed."""
+    """A copy with one more cell and four more implementations, measured in part and stored."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = copy(folder)
@@ -86,14 +86,14 @@ class Recorded:
         edit(suite, 'CELLS = ("gru",', 'CELLS = ("gru", "gru_reset_before",')
         edit(suite, '    "torch-cpu",\n', f'    "torch-cpu",\n    {", ".join(map(repr, ADDED))},\n')
         self.commit = commit(self.folder)
-        git(self.folder, "checkout", "-q", "--detach")  # as a build machine may have it
+        git(self.folder, "checkout", "-q", "--detach")  # as on some build machines
         self.target = self.folder / "benchmarks" / "results" / "asv"
         select = rf"^{re.escape(FORWARD)}\('gru\w*', .*'float32', '{SIZE}'\)"
         wanted = [f"--bench={select}", rf"--bench=^{re.escape(LOAD)}\('gru', "]
         self.done = record(self.folder, *wanted, "--quick", "--out", str(self.target))
         self.name = f"{self.commit[:8]}-{MACHINE}-py{sys.version_info[0]}.{sys.version_info[1]}"
 
-    def filed(self, name: str) -> Any:
+    def stored(self, name: str) -> Any:
         return json.loads((self.target / MACHINE / name).read_text("utf-8"))
 
 
@@ -104,11 +104,11 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 def test_one_name_adds_a_cell_or_an_implementation(recorded: Recorded) -> None:
     assert recorded.done.returncode == 0, recorded.done.stdout + recorded.done.stderr
-    found = values(recorded.filed(f"{recorded.name}.json"), FORWARD)
+    measured = values(recorded.stored(f"{recorded.name}.json"), FORWARD)
     for cell in ("gru", "gru_reset_before"):
-        assert found[cell, "xprnn-numpy-reference", "float32", SIZE] > 0
-    assert found["gru", "torch-cpu", "float32", SIZE] > 0  # torch is one of the tests' needs
-    assert found["gru_reset_before", "onnxruntime-cpu", "float32", SIZE] > 0
+        assert measured[cell, "xprnn-numpy-reference", "float32", SIZE] > 0
+    assert measured["gru", "torch-cpu", "float32", SIZE] > 0  # the tests require torch
+    assert measured["gru_reset_before", "onnxruntime-cpu", "float32", SIZE] > 0
     done = asv(recorded.folder, "publish")
     assert done.returncode == 0, done.stdout + done.stderr
     site = recorded.folder / ".asv" / "html"
@@ -118,23 +118,23 @@ def test_one_name_adds_a_cell_or_an_implementation(recorded: Recorded) -> None:
         assert len(list(site.rglob(f"{name}.json"))) == 2, name  # the graph and its summary
     (graph,) = [p for p in site.rglob(f"{FORWARD}.json") if "summary" not in p.parts]
     ((_, drawn),) = json.loads(graph.read_text())
-    assert [v for v in drawn if v is not None] == [v for v in found.values() if v is not None]
+    assert [v for v in drawn if v is not None] == [v for v in measured.values() if v is not None]
 
 
-def test_what_is_not_measured_again_stands(recorded: Recorded, tmp_path: Path) -> None:
+def test_results_not_measured_again_are_kept(recorded: Recorded, tmp_path: Path) -> None:
     shutil.copytree(recorded.target, tmp_path / "out")
     select = rf"^{re.escape(FORWARD)}\('gru_reset_before', .*'float32', 'N=8 H=64 T=128'\)"
     done = record(recorded.folder, f"--bench={select}", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stdout + done.stderr
     again = json.loads((tmp_path / "out" / MACHINE / f"{recorded.name}.json").read_text())
-    earlier = recorded.filed(f"{recorded.name}.json")
+    earlier = recorded.stored(f"{recorded.name}.json")
     assert values(again, LOAD) == values(earlier, LOAD)
     before, after = values(earlier, FORWARD), values(again, FORWARD)
     new = {key for key in after if after[key] != before[key]}
     assert new and {key[0] for key in new} == {"gru_reset_before"}
     assert {key[3] for key in new} == {"N=8 H=64 T=128"}
     skips = json.loads((tmp_path / "out" / MACHINE / "skips.json").read_text())[recorded.name]
-    for name, reasons in recorded.filed("skips.json")[recorded.name].items():
+    for name, reasons in recorded.stored("skips.json")[recorded.name].items():
         for reason, texts in reasons.items():
             assert set(texts) <= set(skips[name][reason])
     both = skips["layers.Forward"]["nopeer: expected xprnn, torch, onnxruntime"]
@@ -142,21 +142,21 @@ def test_what_is_not_measured_again_stands(recorded: Recorded, tmp_path: Path) -
 
 
 def test_what_cannot_be_measured_is_null_with_its_reason(recorded: Recorded) -> None:
-    found = values(recorded.filed(f"{recorded.name}.json"), FORWARD)
-    skips = recorded.filed("skips.json")[recorded.name]["layers.Forward"]
-    wanted = {key for key in found if key[0].startswith("gru") and key[2:] == ("float32", SIZE)}
-    given = {tuple(text.split(", ")) for texts in skips.values() for text in texts}
-    skipped = {key for key in wanted if key in given or (key[0], "*", *key[2:]) in given}
-    assert skipped == {key for key in wanted if found[key] is None}
+    measured = values(recorded.stored(f"{recorded.name}.json"), FORWARD)
+    skips = recorded.stored("skips.json")[recorded.name]["layers.Forward"]
+    wanted = {key for key in measured if key[0].startswith("gru") and key[2:] == ("float32", SIZE)}
+    listed = {tuple(text.split(", ")) for texts in skips.values() for text in texts}
+    skipped = {key for key in wanted if key in listed or (key[0], "*", *key[2:]) in listed}
+    assert skipped == {key for key in wanted if measured[key] is None}
     reasons = {text.split(", ")[1]: reason for reason, texts in skips.items() for text in texts}
     assert "expected 'numpy', 'cupy'" in reasons["xprnn-nonsense-reference"]
     assert reasons["nopeer-cpu"] == "nopeer: expected xprnn, torch, onnxruntime"
     assert "one of the devices cpu, cuda" in reasons["torch-nodevice"]
     assert "expected one of the kernels" in reasons["xprnn-numpy-nokernels"]
     for name in ("xprnn-cupy-pointwise", "torch-cuda", "onnxruntime-cuda"):
-        alone = found["gru", name, "float32", SIZE]
+        alone = measured["gru", name, "float32", SIZE]
         assert (alone is None) == (name in reasons)  # a machine with a GPU measures it
-    compiled = [found["gru", name, "float32", SIZE] for name in ON_NUMBA]
+    compiled = [measured["gru", name, "float32", SIZE] for name in ON_NUMBA]
     if importlib.util.find_spec("numba") is None:
         assert compiled == [None, None]
         assert all("need Numba" in reasons[name] for name in ON_NUMBA)
@@ -164,7 +164,7 @@ def test_what_cannot_be_measured_is_null_with_its_reason(recorded: Recorded) -> 
         assert None not in compiled
 
 
-def test_neither_paths_nor_names_of_hosts_are_filed(recorded: Recorded) -> None:
+def test_neither_paths_nor_host_names_are_stored(recorded: Recorded) -> None:
     files = [path for path in recorded.target.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {
         "benchmarks.json", "machine.json", "skips.json", f"{recorded.name}.json"
@@ -174,7 +174,7 @@ def test_neither_paths_nor_names_of_hosts_are_filed(recorded: Recorded) -> None:
         for unwanted in (sys.prefix, str(recorded.folder), "xprnn-asv-", "existing"):
             assert unwanted not in text, path
         assert f'"{platform.node()}"' not in text and "NaN" not in text
-    results = recorded.filed(f"{recorded.name}.json")
+    results = recorded.stored(f"{recorded.name}.json")
     assert results["commit_hash"] == recorded.commit
     assert results["env_name"] == recorded.name.partition("-")[2]
     seconds = int(git(recorded.folder, "log", "-1", "--format=%ct"))
@@ -182,7 +182,7 @@ def test_neither_paths_nor_names_of_hosts_are_filed(recorded: Recorded) -> None:
     assert results["requirements"]["numpy"] and results["env_vars"] == {"OMP_NUM_THREADS": "1"}
 
 
-def test_it_is_the_commit_that_is_measured(tmp_path: Path) -> None:
+def test_the_commit_is_measured_and_not_the_checkout(tmp_path: Path) -> None:
     folder = copy(tmp_path / "project")
     marked = """
 def track_mark():
@@ -203,7 +203,7 @@ def timeraw_mark():
     package.write_text("raise RuntimeError('the checkout')\n")
     for name, mark in (("HEAD", 8), ("HEAD^", 7)):
         out = tmp_path / f"out {mark}"
-        # of the user's settings none takes part
+        # the user's settings have no effect
         done = record(folder, name, "--bench=marked", "--out", str(out), XPRNN_BACKEND="none")
         assert done.returncode == 0, done.stdout + done.stderr
         (file,) = (out / MACHINE).glob("*-py*.json")
@@ -213,13 +213,13 @@ def timeraw_mark():
         assert results["commit_hash"] == git(folder, "rev-parse", name)
 
 
-def test_a_benchmark_that_fails_is_no_skip(tmp_path: Path) -> None:
+def test_a_failed_benchmark_is_not_a_skip(tmp_path: Path) -> None:
     folder = copy(tmp_path / "project")
-    broken = "def time_broken():\n    raise RuntimeError('planted')\n"
+    broken = "def time_broken():\n    raise RuntimeError('injected')\n"
     (folder / "benchmarks" / "broken.py").write_text(broken)
     done = record(folder, "0" * 40, "--date", "2026-01-02T03:04:05+00:00",
                   "--bench=broken", "--out", str(tmp_path / "out"))  # fmt: skip
-    assert done.returncode == 1 and "planted" in done.stdout
+    assert done.returncode == 1 and "injected" in done.stdout
     (file,) = (tmp_path / "out" / MACHINE).glob("00000000-*.json")  # without a git history
     results = json.loads(file.read_text())
     assert results["commit_hash"] == "0" * 40 and results["date"] == 1767323045000
@@ -240,7 +240,7 @@ def test_a_benchmark_that_fails_is_no_skip(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_commit_that_is_none_is_refused(
+def test_an_unknown_commit_is_refused(
     arguments: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     folder = copy(tmp_path / "project")
@@ -250,12 +250,12 @@ def test_a_commit_that_is_none_is_refused(
     assert not (folder / "benchmarks" / "results").exists()
 
 
-def test_asv_finds_nothing_wrong_and_would() -> None:
+def test_asv_check_passes() -> None:
     done = asv(ROOT, "check", "-E", "existing:same")
     assert done.returncode == 0 and "No problems found" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_fault_in_the_suite_is_found(tmp_path: Path) -> None:
+def test_asv_check_detects_a_fault_in_the_suite(tmp_path: Path) -> None:
     folder = copy(tmp_path)
     suite = folder / "benchmarks" / "layers.py"
     edit(suite, "def time_100_steps(self, cell: str,", "def time_100_steps(self,")
@@ -276,7 +276,7 @@ def test_importing_the_suite_imports_no_library() -> None:
 
 
 def test_the_quick_profile_has_some_of_every_benchmark(recorded: Recorded) -> None:
-    """A name that is renamed would leave it without a word."""
+    """A renamed benchmark would drop out of it silently."""
     known = json.loads((recorded.target / "benchmarks.json").read_text("utf-8"))
     combinations = {
         f"{name}({', '.join(chosen)})": name.rpartition(".")[0]

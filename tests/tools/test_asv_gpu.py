@@ -1,4 +1,4 @@
-"""What asv's suite measures on a GPU: the clock of events, and launches."""
+"""What the asv suite measures on a GPU: the time between events, and launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = "N=8 H=64 T=128"
 
 
 class Events:
-    """A device whose events are recorded at given milliseconds, and that says who waits."""
+    """A device with events at preset milliseconds, and a log of recording and waiting."""
 
     def __init__(self, *times: float) -> None:
         self._times = iter(times)
@@ -50,7 +50,7 @@ class Events:
         return SimpleNamespace(xp=SimpleNamespace(cuda=cuda), activate=Active)
 
 
-def test_a_reading_waits_for_its_event_on_the_backends_device() -> None:
+def test_the_clock_waits_for_its_event_on_the_backends_device() -> None:
     device = Events(5.0, 7.5, 8.0)
     clock = EventClock(device.backend())
     assert (clock(), clock()) == (0.0025, 0.003)
@@ -58,7 +58,7 @@ def test_a_reading_waits_for_its_event_on_the_backends_device() -> None:
 
 
 @on_a_gpu
-def test_the_clock_is_that_of_the_device(backend: Backend) -> None:
+def test_the_clock_measures_time_on_the_device(backend: Backend) -> None:
     clock = EventClock(backend)
     a = backend.xp.ones((2048, 2048), "float32")
     a @ a
@@ -71,13 +71,13 @@ def test_the_clock_is_that_of_the_device(backend: Backend) -> None:
 
 @on_a_gpu
 @pytest.mark.parametrize("cell", ["gru", "gru_reset_before", "lstm", "rnn_tanh"])
-def test_launches_are_those_that_explain_states(
+def test_launches_are_as_many_as_explain_states(
     backend: Backend, cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch", reason="torch counts the launches")
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__}, which counts the launches, has no CUDA device")
-    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")  # which the benchmark sets, until the end
+    monkeypatch.setenv("XPRNN_KERNELS", "pointwise")  # restored at the end
     benchmark = layers.Launches()
     combination = (cell, "xprnn-cupy-pointwise", "float32", SIZE)
     benchmark.setup(*combination)

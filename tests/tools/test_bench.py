@@ -1,4 +1,4 @@
-"""bench: wrong peers are refused, what is slow shows as slow, and the report says on what."""
+"""bench: wrong peers are refused, slow calls have long times, and the report names its setting."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import bench
-from xprnn.bench import clock, onnx, peers
-from xprnn.bench.report import BenchReport, Row
-from xprnn.bench.task import Peer, PeerUnavailableError, Setting, make_task
+from xprnn.tools.bench import clock, onnx, peers
+from xprnn.tools.bench import run as bench
+from xprnn.tools.bench.report import BenchReport, Row
+from xprnn.tools.bench.task import Peer, PeerUnavailableError, Setting, make_task
 
 SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As few and as short samples as there may be."""
+    """The fewest and shortest samples possible."""
     monkeypatch.setattr(clock, "BUDGET", 0.0)
     monkeypatch.setattr(clock, "SAMPLE", 1e-9)
 
@@ -33,12 +33,12 @@ def double(task: Any, **changes: Any) -> Peer:
     return replace(peers.xprnn_peer(task), **{"name": "double", **changes})
 
 
-# -- who is refused
+# -- refused peers
 
 
 @pytest.mark.parametrize("factor", [1.001, -1.0, 0.0, np.nan, np.inf])
 @pytest.mark.parametrize("name", ["output", "dx", "dweight_hh_l0"])
-def test_a_peer_that_finds_something_else_is_not_measured(
+def test_a_peer_with_other_results_is_not_measured(
     name: str, factor: float, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(task: Any) -> Peer:
@@ -97,10 +97,12 @@ def test_a_peer_without_such_a_layer(quick: None) -> None:
         bench.run(replace(SMALL, kind="float64"), ["onnxruntime"])
 
 
-def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_peer_and_a_slow_layer_have_long_times(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def slow(task: Any) -> Peer:
-        mine = double(task)
-        return replace(mine, forward=lambda: (time.sleep(0.02), mine.forward()))
+        peer = double(task)
+        return replace(peer, forward=lambda: (time.sleep(0.02), peer.forward()))
 
     monkeypatch.setitem(bench.PEERS, "torch", slow)
     report = bench.run(SMALL, ["torch"])
@@ -109,13 +111,13 @@ def test_a_slow_peer_and_a_slow_layer_show(quick: None, monkeypatch: pytest.Monk
     assert by_name["forward", "double"].ratio[0] > 1
     assert by_name["forward", "double"].xprnn_seconds == by_name["forward", "xprnn"].seconds
 
-    genuine = xprnn.stack.backward
+    original = xprnn.engine.stack.backward
 
     def sleepy(*args: Any, **options: Any) -> Any:
         time.sleep(0.05)
-        return genuine(*args, **options)
+        return original(*args, **options)
 
-    monkeypatch.setattr(xprnn.stack, "backward", sleepy)
+    monkeypatch.setattr(xprnn.engine.stack, "backward", sleepy)
     task = make_task(SMALL)
     fast = replace(double(task), both=lambda: None)
     monkeypatch.setitem(bench.PEERS, "torch", lambda task: fast)
@@ -158,7 +160,7 @@ def test_a_rate_is_in_asvs_unit() -> None:
     assert Forward.track_throughput_forward.unit in text  # type: ignore[attr-defined]
 
 
-def test_the_report_says_on_what_and_with_what(
+def test_the_report_names_the_setting_the_versions_and_the_machine(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -172,7 +174,9 @@ def test_the_report_says_on_what_and_with_what(
 
 
 def test_importing_the_command_line_imports_no_peer() -> None:
-    code = "import sys, xprnn.cli; print(*{'torch', 'onnxruntime', 'rich'} & set(sys.modules))"
+    code = (
+        "import sys, xprnn.tools.cli; print(*{'torch', 'onnxruntime', 'rich'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

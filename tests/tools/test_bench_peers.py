@@ -1,4 +1,4 @@
-"""The peers of a benchmark: the same numbers for everybody, and a clock that is fair to all."""
+"""The peers of a benchmark: the same inputs for all of them, and a fair clock."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import bench
 from xprnn.backend.cupy import CupyBackend
-from xprnn.bench import clock, onnx, peers, steps
-from xprnn.bench.task import PeerUnavailableError, Setting, make_task
-from xprnn.tolerances import error_of, tolerance
-from xprnn.verify.suite import LAYERS
+from xprnn.diagnostics.tolerances import error_of, tolerance
+from xprnn.diagnostics.verification.suite import LAYERS
+from xprnn.tools.bench import clock, onnx, peers, steps
+from xprnn.tools.bench import run as bench
+from xprnn.tools.bench.task import PeerUnavailableError, Setting, make_task
 
 SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
 
-# -- the numbers that everybody gets
+# -- the inputs of all peers
 
 
 @pytest.mark.parametrize("cell", LAYERS)
 @pytest.mark.parametrize("kind", ["float64", "float32", "tf32", "float16"])
-def test_a_task_is_of_the_setting_and_the_same_every_time(cell: str, kind: str) -> None:
+def test_a_task_follows_its_setting_and_is_reproducible(cell: str, kind: str) -> None:
     setting = replace(SMALL, cell=cell, kind=kind)
     task, again = make_task(setting), make_task(setting)
     assert task.x.shape == (6, 4, 3) and task.doutput.shape == (6, 4, 5)
@@ -39,17 +39,17 @@ def test_a_task_is_of_the_setting_and_the_same_every_time(cell: str, kind: str) 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
 @pytest.mark.parametrize("cell", ["rnn_tanh", "rnn_relu", "gru", "lstm"])
-def test_torch_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
+def test_torch_gets_the_same_inputs_and_agrees(cell: str, kind: str) -> None:
     torch = pytest.importorskip("torch")
     task = make_task(replace(SMALL, cell=cell, kind=kind))
     seen: list[Any] = []
     family = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell[:4].rstrip("_")]
     with pytest.MonkeyPatch.context() as patch:
-        genuine = family.forward
+        original = family.forward
 
         def watched(self: Any, x: Any) -> Any:
             seen.append((self, x, torch.is_grad_enabled()))
-            return genuine(self, x)
+            return original(self, x)
 
         patch.setattr(family, "forward", watched)
         theirs = peers.torch_peer(task)
@@ -64,15 +64,15 @@ def test_torch_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
         for name, weight in layer.named_parameters():
             expected = task.weights[name].astype(task.setting.stored)
             assert np.array_equal(weight.detach().numpy(), expected)
-    mine = peers.xprnn_peer(task)
-    assert theirs.results.keys() == mine.results.keys()
+    ours = peers.xprnn_peer(task)
+    assert theirs.results.keys() == ours.results.keys()
     assert f"torch.{task.setting.stored} on cpu" in theirs.note and torch.__version__ in theirs.note
-    assert "torch's results: at most" in bench.agreement(task.setting, mine, theirs)
+    assert "torch's results: at most" in bench.agreement(task.setting, ours, theirs)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_onnx_runtime_gets_the_same_and_finds_the_same(cell: str, kind: str) -> None:
+def test_onnx_runtime_gets_the_same_inputs_and_agrees(cell: str, kind: str) -> None:
     pytest.importorskip("onnxruntime")
     task = make_task(replace(SMALL, cell=cell, kind=kind))
     theirs = peers.onnxruntime_peer(task)
@@ -85,18 +85,18 @@ def test_onnx_runtime_gets_the_same_and_finds_the_same(cell: str, kind: str) -> 
 
 def test_xprnn_runs_in_eval_mode_and_trains_a_copy() -> None:
     task = make_task(SMALL)
-    mine = peers.xprnn_peer(task)
-    assert mine.both is not None
-    mine.forward()
-    mine.both()
+    ours = peers.xprnn_peer(task)
+    assert ours.both is not None
+    ours.forward()
+    ours.both()
     assert not task.layer.training and not task.layer._records and not task.layer.grads.flat.any()
     train = xprnn.GRU(3, 5, seed=0).train()
     output, _ = train(task.x)
     dx, _ = train.backward(task.doutput)
     expected = {"output": output, "dx": dx, **{f"d{n}": g for n, g in train.grads.items()}}
-    assert mine.results.keys() == expected.keys()
+    assert ours.results.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(mine.results[name], array)
+        np.testing.assert_array_equal(ours.results[name], array)
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
@@ -110,8 +110,8 @@ def test_a_peers_step_is_the_cells(peer: str, cell: str, kind: str) -> None:
         with pytest.raises(PeerUnavailableError, match=r"has no GRU|take no float64"):
             steps.STEPS[peer](task)
         return
-    take, result = steps.STEPS[peer](task)
-    take()
+    run_step, result = steps.STEPS[peer](task)
+    run_step()
     # one layer call of one step, from the same states
     states = tuple([state[None] for state in task.states])
     output, _ = task.layer(task.x[:1], states if len(states) > 1 else states[0])
@@ -124,8 +124,8 @@ def test_a_peers_step_is_the_cells(peer: str, cell: str, kind: str) -> None:
 
 
 def fields(data: bytes) -> dict[int, list[Any]]:
-    """The fields of a protobuf message: numbers as they are, the rest as bytes."""
-    found: dict[int, list[Any]] = {}
+    """The fields of a protobuf message: integers, and the rest as bytes."""
+    message: dict[int, list[Any]] = {}
     at = 0
 
     def varint() -> int:
@@ -144,9 +144,9 @@ def fields(data: bytes) -> dict[int, list[Any]]:
         if key & 7:
             assert key & 7 == 2
             value, at = data[at : at + value], at + value
-        found.setdefault(key >> 3, []).append(value)
+        message.setdefault(key >> 3, []).append(value)
     assert at == len(data)
-    return found
+    return message
 
 
 @pytest.mark.parametrize("cell", LAYERS)
@@ -187,7 +187,7 @@ def test_a_gpu_layer_is_not_compared_with_one_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_torchs_tf32_is_what_the_layer_asks_for(allowed: bool) -> None:
+def test_torchs_tf32_follows_the_layer(allowed: bool) -> None:
     new = SimpleNamespace(
         cudnn=SimpleNamespace(rnn=SimpleNamespace()), cuda=SimpleNamespace(matmul=SimpleNamespace())
     )
@@ -202,7 +202,9 @@ def test_torchs_tf32_is_what_the_layer_asks_for(allowed: bool) -> None:
 # -- the clock
 
 
-def test_everybody_is_sampled_in_turns_and_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_warmed_up_and_sampled_in_interleaved_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now, calls = [0.0], []
 
     def function(name: str, seconds: float) -> Any:
@@ -221,14 +223,14 @@ def test_everybody_is_sampled_in_turns_and_warm(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(clock, "BUDGET", 1.0)
-    found = clock.measure([function("a", 0.01), function("b", 5e-4)], seconds)
+    samples = clock.measure([function("a", 0.01), function("b", 5e-4)], seconds)
     assert " ".join(calls[:10]) == "a a |2 b b |2 a |1 b |1"
     rounds = " ".join(calls[10:])
     one = "a |1 a |1 b |1 b b b b |4"
-    assert rounds == " ".join([one] * len(found[0]))
-    assert len(found[0]) == len(found[1]) == 45  # of 22.5 ms, the last begun at 0.99 s
-    np.testing.assert_allclose(found[0], 0.01)
-    np.testing.assert_allclose(found[1], 5e-4)
+    assert rounds == " ".join([one] * len(samples[0]))
+    assert len(samples[0]) == len(samples[1]) == 45  # of 22.5 ms, the last begun at 0.99 s
+    np.testing.assert_allclose(samples[0], 0.01)
+    np.testing.assert_allclose(samples[1], 5e-4)
     monkeypatch.setattr(clock, "BUDGET", 0.0)
     assert len(clock.measure([function("a", 1.0)], seconds)[0]) == clock.ROUNDS[0]
     monkeypatch.setattr(clock, "BUDGET", 1e9)

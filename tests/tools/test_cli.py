@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn.data import japanese_vowels
+from xprnn.tools.data.japanese_vowels import japanese_vowels
 
 
 def xprnn_command(*arguments, cwd, **environment):
@@ -36,7 +36,7 @@ def assert_one_line_error(done, text, status=1):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    return xprnn_command("demo", "--epochs", "3", "--out", "here", cwd=folder), folder
+    return xprnn_command("demo", "--epochs", "3", "--out", "out", cwd=folder), folder
 
 
 def test_demo_trains_saves_and_ends_with_the_accuracy(demo):
@@ -48,12 +48,12 @@ def test_demo_trains_saves_and_ends_with_the_accuracy(demo):
     assert 30.0 < float(accuracy[1]) <= 100.0  # after three epochs; chance is 11
     assert re.search(r"\d+\.\d s, \d+ utterances per second", done.stdout)
     assert "loss" in done.stdout
-    names = {path.name for path in (folder / "here").iterdir()}
+    names = {path.name for path in (folder / "out").iterdir()}
     arrays = {"test_x.npy", "test_lengths.npy", "test_y.npy"}
     assert names == {"model.safetensors", "readout.safetensors", *arrays}
 
-    layer = xprnn.load(folder / "here" / "model.safetensors")
-    readout = xprnn.load(folder / "here" / "readout.safetensors")
+    layer = xprnn.load(folder / "out" / "model.safetensors")
+    readout = xprnn.load(folder / "out" / "readout.safetensors")
     test = japanese_vowels()[1]
     _, h_n = layer(test.x, lengths=test.lengths)
     predicted = readout(np.concatenate(h_n, axis=1)).argmax(axis=1)
@@ -64,26 +64,26 @@ def test_the_readmes_command_prints_the_demos_accuracy(demo):
     done, folder = demo
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^xprnn (run .*)$", readme, re.MULTILINE)
-    ran = xprnn_command(*command.replace("xprnn-demo/", "here/").split(), cwd=folder)
+    ran = xprnn_command(*command.replace("xprnn-demo/", "out/").split(), cwd=folder)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[-2:] == [
-        "wrote here/y.npy: 370 x 9",
+        "wrote out/y.npy: 370 x 9",
         done.stdout.splitlines()[-1].removeprefix("test "),
     ]
-    (folder / "here" / "y.npy").unlink()
+    (folder / "out" / "y.npy").unlink()
 
 
 @pytest.mark.parametrize("batch", [1000, 64])
-def test_run_writes_what_the_layer_gives(demo, batch, tmp_path):
-    here = demo[1] / "here"
+def test_run_writes_the_output_of_the_layer(demo, batch, tmp_path):
+    folder = demo[1] / "out"
     done = xprnn_command(
         "run",
-        here / "model.safetensors",
-        here / "test_x.npy",
+        folder / "model.safetensors",
+        folder / "test_x.npy",
         "-o",
         "y.npy",
         "--lengths",
-        here / "test_lengths.npy",
+        folder / "test_lengths.npy",
         "--batch",
         batch,
         cwd=tmp_path,
@@ -91,8 +91,8 @@ def test_run_writes_what_the_layer_gives(demo, batch, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "wrote y.npy: 370 x 29 x 128" in done.stdout
-    layer = xprnn.load(here / "model.safetensors")
-    x, lengths = np.load(here / "test_x.npy"), np.load(here / "test_lengths.npy")
+    layer = xprnn.load(folder / "model.safetensors")
+    x, lengths = np.load(folder / "test_x.npy"), np.load(folder / "test_lengths.npy")
     wanted = np.concatenate(
         [layer(x[k : k + batch], lengths=lengths[k : k + batch])[0] for k in range(0, 370, batch)]
     )
@@ -128,7 +128,7 @@ def write_inputs(folder):
     huge = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
     (folder / "huge.npy").write_bytes(huge)
     (folder / "text.npy").write_text("no array")
-    (folder / "y.npy").write_text("what was there before")
+    (folder / "y.npy").write_text("old content")
 
 
 @pytest.mark.parametrize(
@@ -181,16 +181,16 @@ def write_inputs(folder):
         ([], "required", 2),
     ],
 )
-def test_errors_are_one_line_and_leave_nothing(arguments, text, status, tmp_path):
+def test_errors_are_one_line_and_leave_no_files(arguments, text, status, tmp_path):
     write_inputs(tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
     assert_one_line_error(xprnn_command(*arguments, cwd=tmp_path), text, status)
     after = {path.name for path in tmp_path.iterdir()} - {"xprnn-demo"}
     assert after == before
-    assert (tmp_path / "y.npy").read_text() == "what was there before"
+    assert (tmp_path / "y.npy").read_text() == "old content"
 
 
-def test_backend_without_a_gpu_says_why(tmp_path):
+def test_a_backend_without_a_gpu_is_an_error_with_a_reason(tmp_path):
     try:
         xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError:
@@ -199,7 +199,7 @@ def test_backend_without_a_gpu_says_why(tmp_path):
         done = xprnn_command("demo", cwd=tmp_path, XPRNN_BACKEND="cupy")
         assert_one_line_error(done, "backend 'cupy': CuPy")
     else:
-        pytest.skip("there is a GPU here")
+        pytest.skip("this machine has a GPU")
 
 
 def test_the_output_goes_through_a_link_and_never_replaces_a_pipe(tmp_path):
@@ -239,10 +239,10 @@ def test_nohup_still_ignores_a_hangup(tmp_path):
     script = (
         "import os, signal, sys; from xprnn import apply, cli\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"  # what nohup does
-        "whole = apply.apply\n"
+        "original = apply.apply\n"
         "def hung_up(*a, **k):\n"
         "    os.kill(os.getpid(), signal.SIGHUP)\n"
-        "    return whole(*a, **k)\n"
+        "    return original(*a, **k)\n"
         "apply.apply = hung_up\n"
         "sys.exit(cli.main(['run', 'm.safetensors', 'x.npy', '-o', 'new.npy']))\n"
     )

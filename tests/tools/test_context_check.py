@@ -1,4 +1,4 @@
-"""What is done where CUDA refuses every call after a test: CuPy's own errors, and no GPU."""
+"""A CUDA context that refuses every call after a test, simulated with CuPy's own errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.machine import context_error
 from tests.tools.test_gpu_report import DEVICE, report_in
 
 ROOT = Path(__file__).parents[2]
-STAYS = "cudaErrorIllegalAddress: an illegal memory access was encountered"
+PERSISTENT = "cudaErrorIllegalAddress: an illegal memory access was encountered"
 CONFTEST = f"""
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_once(errors): errors.append((1, 1))
 def test_breaks(errors): errors.append((700, 10**6))
 
 @pytest.mark.gpu
-def test_behind(errors): assert not errors
+def test_after(errors): assert not errors
 
 def test_on_the_cpu(): pass
 """
@@ -81,43 +81,43 @@ def run(folder: Path, *options: str, suite: str = SUITE) -> subprocess.Completed
     )
 
 
-def test_the_test_is_named_and_the_process_ends(tmp_path: Path) -> None:
+def test_the_failing_test_is_named_and_the_process_ends(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == ENDED
-    said = f"test_all.py::test_breaks left a CUDA context that refuses every call: {STAYS}"
-    assert f"Exit: {said}" in done.stdout
-    assert "test_all.py::test_once PASSED" in done.stdout  # what is told once does not stay
+    message = f"test_all.py::test_breaks left a CUDA context that refuses every call: {PERSISTENT}"
+    assert f"Exit: {message}" in done.stdout
+    assert "test_all.py::test_once PASSED" in done.stdout  # an error raised once does not persist
     assert "test_all.py::test_breaks ERROR" in done.stdout
-    assert "test_behind" not in done.stdout
-    found = report_in(tmp_path, "-part")
-    assert found["counts"] == {"passed": 3, "failed": 0, "skipped": 0, "errors": 1}
-    assert found["failed_tests"] == ["test_all.py::test_breaks"]
-    assert found["left_out"] == "it was interrupted" and found["device"] == DEVICE
+    assert "test_after" not in done.stdout
+    report = report_in(tmp_path, "-part")
+    assert report["counts"] == {"passed": 3, "failed": 0, "skipped": 0, "errors": 1}
+    assert report["failed_tests"] == ["test_all.py::test_breaks"]
+    assert report["left_out"] == "it was interrupted" and report["device"] == DEVICE
 
 
-def test_other_processes_go_on(tmp_path: Path) -> None:
+def test_other_processes_continue(tmp_path: Path) -> None:
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
     done = run(tmp_path, "-p", "xdist.plugin", "-n", "1")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "left a CUDA context that refuses every call" in done.stdout
-    for name in ("before", "once", "breaks", "behind", "on_the_cpu"):
+    for name in ("before", "once", "breaks", "after", "on_the_cpu"):
         assert f"PASSED test_all.py::test_{name}" in done.stdout
-    found = report_in(tmp_path)
-    assert found["counts"] == {"passed": 4, "failed": 0, "skipped": 0, "errors": 1}
-    assert found["failed_tests"] == ["test_all.py::test_breaks"]
+    report = report_in(tmp_path)
+    assert report["counts"] == {"passed": 4, "failed": 0, "skipped": 0, "errors": 1}
+    assert report["failed_tests"] == ["test_all.py::test_breaks"]
 
 
-def test_a_process_that_ends_by_itself_is_in_the_report(tmp_path: Path) -> None:
+def test_a_process_that_terminates_is_in_the_report(tmp_path: Path) -> None:
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
     killed = SUITE.replace("errors.append((700, 10**6))", "__import__('os')._exit(11)")
     run(tmp_path, "-p", "xdist.plugin", "-n", "1", suite=killed)
-    found = report_in(tmp_path)
-    assert found["counts"] == {"passed": 3, "failed": 0, "skipped": 0, "errors": 1}
-    assert found["failed_tests"] == ["test_all.py::test_breaks"]
+    report = report_in(tmp_path)
+    assert report["counts"] == {"passed": 3, "failed": 0, "skipped": 0, "errors": 1}
+    assert report["failed_tests"] == ["test_all.py::test_breaks"]
 
 
-def test_only_tests_that_ran_on_a_gpu_are_asked_about(tmp_path: Path) -> None:
-    """A machine without a driver gives an error to every call, too."""
+def test_only_tests_that_ran_on_a_gpu_are_checked(tmp_path: Path) -> None:
+    """A machine without a driver raises an error in every call, too."""
     broken = "__import__('sys').modules['cupy'].cuda.runtime.errors.append((35, 10**6))\n"
     suite = f"""
 import pytest
@@ -137,17 +137,17 @@ def test_on_the_cpu(): pass
     assert done.returncode == 0 and "2 passed, 1 skipped" in done.stdout
 
 
-@pytest.mark.parametrize(("told", "stays"), [(0, False), (1, False), (2, True)])
-def test_an_error_that_is_told_twice_stays(told: int, stays: bool) -> None:
+@pytest.mark.parametrize(("times_raised", "persists"), [(0, False), (1, False), (2, True)])
+def test_an_error_that_is_raised_twice_persists(times_raised: int, persists: bool) -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
     from cupy.cuda.runtime import CUDARuntimeError
 
-    left = [700] * told
+    left = [700] * times_raised
 
     def synchronize() -> None:
         if left:
             raise CUDARuntimeError(left.pop())
 
     runtime = SimpleNamespace(CUDARuntimeError=CUDARuntimeError, deviceSynchronize=synchronize)
-    found = context_error(SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
-    assert found == STAYS * stays
+    error = context_error(SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    assert error == PERSISTENT * persists

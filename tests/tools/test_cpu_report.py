@@ -1,4 +1,4 @@
-"""The CPU report: what it times is right, what it says is what it found."""
+"""The CPU report: only correct results are timed, and its text follows from the measurements."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SMALL = Problem("gru", 5, 2, 3, 4)
 
 
 def row(work: str, threads: int = 1, shape: tuple[int, ...] = (64, 32, 256, 256), **us: float):
-    """A row of the GRU in which each implementation took the same in each of two rounds."""
-    found: dict[str, Any] = dict(zip("TNIH", shape, strict=True))
-    found |= {"cell": "gru", "work": work, "threads": threads, "wrong": [], "not_timed": {}}
-    found["us"] = {implementation: [time, time] for implementation, time in us.items()}
-    return found | {"cores": dict.fromkeys(us, 1.0), "notes": dict.fromkeys(us, "")}
+    """A row of the GRU in which each implementation took the same time in both of two rounds."""
+    fields: dict[str, Any] = dict(zip("TNIH", shape, strict=True))
+    fields |= {"cell": "gru", "work": work, "threads": threads, "wrong": [], "not_timed": {}}
+    fields["us"] = {implementation: [time, time] for implementation, time in us.items()}
+    return fields | {"cores": dict.fromkeys(us, 1.0), "notes": dict.fromkeys(us, "")}
 
 
 # -- measured
@@ -63,7 +63,7 @@ def test_a_slice_is_measured_and_written(measured: tuple[dict[str, Any], Path]) 
         assert private not in text + json.dumps(report)
 
 
-def test_a_part_writes_nothing_by_itself(
+def test_a_partial_run_writes_no_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cpu_report, "RESULTS", tmp_path)
@@ -74,7 +74,7 @@ def test_a_part_writes_nothing_by_itself(
 
 @pytest.mark.parametrize("work", ["layer", STEP])
 @pytest.mark.parametrize("implementation", problems.IMPLEMENTATIONS)
-def test_every_side_finds_what_the_plain_code_finds(
+def test_every_implementation_agrees_with_the_plain_code(
     implementation: str, work: str, tmp_path: Path
 ) -> None:
     if implementation in rounds.missing([implementation]):
@@ -84,24 +84,24 @@ def test_every_side_finds_what_the_plain_code_finds(
         problem = [*SMALL._replace(cell=cell)]
         one = worker.Worker(implementation)
         one.expect(problem, work, path)
-        said = one.prepare(problem, work, path)
-        assert said["works"][0] == (STEP if work == STEP else FORWARD)
-        assert ("at most" in said["agreed"]) == (implementation != "products")
-        assert one.sample(said["works"][-1])["seconds"] > 0
+        prepared = one.prepare(problem, work, path)
+        assert prepared["works"][0] == (STEP if work == STEP else FORWARD)
+        assert ("at most" in prepared["agreed"]) == (implementation != "products")
+        assert one.sample(prepared["works"][-1])["seconds"] > 0
 
 
 def wrong_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = implementations.torch_peer
+    original = implementations.torch_peer
 
     def wrong(task: Any) -> Any:
-        peer = genuine(task)
+        peer = original(task)
         peer.results["dx"][-1] *= -1
         return peer
 
     monkeypatch.setitem(implementations.IMPLEMENTATIONS, "torch", wrong)
 
 
-class Here:
+class InProcess:
     """A worker in this process."""
 
     def __init__(self, implementation: str, threads: int) -> None:
@@ -118,27 +118,27 @@ class Here:
         pass
 
 
-def test_what_is_wrong_gets_no_time(
+def test_wrong_results_are_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong_torch(monkeypatch)
-    monkeypatch.setattr(rounds, "Client", Here)
+    monkeypatch.setattr(rounds, "Client", InProcess)
     some = ["--implementations", "numpy", "torch", "--works", "forward", BOTH]
     assert cpu_report.main([*SLICE, *some]) == 1
-    said = capsys.readouterr()
-    assert said.out.count("torch: torch: its dx differs from xprnn's by") == 2
-    assert said.err.startswith("cpu_report: wrong: lstm 5, 2, 3, 4 forward, threads 1: ")
+    printed = capsys.readouterr()
+    assert printed.out.count("torch: torch: its dx differs from xprnn's by") == 2
+    assert printed.err.startswith("cpu_report: wrong: lstm 5, 2, 3, 4 forward, threads 1: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
-def test_a_process_is_held_to_as_many_processors(tmp_path: Path) -> None:
+def test_a_process_is_limited_to_its_processors(tmp_path: Path) -> None:
     with rounds.clients(["numpy"], 1) as (client,):
         client.send("expect", problem=[*SMALL], work="layer", path=str(tmp_path / "expected.npz"))
         assert len(os.sched_getaffinity(client._process.pid)) == 1
 
 
-def test_after_a_rest_a_blas_sleeps() -> None:
-    """Its idle threads would take a processor from the library whose turn it is."""
+def test_after_a_pause_the_threads_of_a_blas_sleep() -> None:
+    """Threads that wait busily would take a processor from the library that is timed next."""
     code = """
 import sys, time, numpy as np
 a = np.ones((768, 768), np.float32)
@@ -158,50 +158,50 @@ def test_a_worker_that_ends_is_named(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(problems, "IMPLEMENTATIONS", (*problems.IMPLEMENTATIONS, "nobody"))
-    assert cpu_report.main([*SLICE, "--implementations", "nobody"]) == 2
-    assert "the process of nobody ended with status 1 in prepare" in capfd.readouterr().err
+    monkeypatch.setattr(problems, "IMPLEMENTATIONS", (*problems.IMPLEMENTATIONS, "unknown"))
+    assert cpu_report.main([*SLICE, "--implementations", "unknown"]) == 2
+    assert "the process of unknown ended with status 1 in prepare" in capfd.readouterr().err
 
 
-def test_a_process_is_held_to_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_a_process_limits_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XPRNN_KERNELS", "pointwise")
-    found = problems.environment("numba", 2)
-    assert "XPRNN_KERNELS" not in found and found["OMP_NUM_THREADS"] == "2"
+    variables = problems.environment("numba", 2)
+    assert "XPRNN_KERNELS" not in variables and variables["OMP_NUM_THREADS"] == "2"
     assert problems.environment("numpy", 1)["XPRNN_KERNELS"] == "reference"
     assert "parallelism_threads=1" in problems.environment("jax", 1)["XLA_FLAGS"]
     assert problems.environment("jax", 2)["XLA_FLAGS"] == ""
 
 
-def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_that_are_not_installed_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "find_spec", lambda name: None)
     assert rounds.missing(("numpy", "jax")) == {"jax": "jax is not installed"}
 
 
-# -- judged
+# -- thresholds
 
 
-def test_a_row_is_judged_by_the_faster_peer_or_the_products() -> None:
-    def judged(work: str, **us: float) -> list[bool]:
+def test_a_row_is_compared_with_the_faster_peer_or_the_products() -> None:
+    def passes(work: str, **us: float) -> list[bool]:
         return [check.passed for check in thresholds.evaluate([row(work, **us)], {})]
 
-    assert judged(FORWARD, numba=10, torch=11, onnxruntime=10) == [True]
-    assert judged(FORWARD, numba=10, torch=9.9, onnxruntime=20) == [False]
-    assert judged(FORWARD, numba=10, torch=9.9, onnxruntime=20, products=9.6) == [True]
-    assert judged(FORWARD, numba=10, torch=9.9, onnxruntime=20, products=9.5) == [False]
-    assert judged(FORWARD, numpy=10, torch=9.1) == [True]
-    assert judged(FORWARD, numpy=10, torch=8.9) == [False]
-    assert judged(BOTH, numba=10, torch=12.1, jax=10) == [True, True]
-    assert judged(BOTH, numba=10, torch=11.9, jax=9.9) == [False, False]
-    assert judged(BOTH, numba=10, torch=11.9, products=9.2) == [True]
-    assert judged(STEP, numba=10, numpy=20, torch=30, onnxruntime=9) == [True, False, True]
-    assert judged(STEP, numba=10, numpy=31, torch=29, onnxruntime=11) == [False, True, False]
+    assert passes(FORWARD, numba=10, torch=11, onnxruntime=10) == [True]
+    assert passes(FORWARD, numba=10, torch=9.9, onnxruntime=20) == [False]
+    assert passes(FORWARD, numba=10, torch=9.9, onnxruntime=20, products=9.6) == [True]
+    assert passes(FORWARD, numba=10, torch=9.9, onnxruntime=20, products=9.5) == [False]
+    assert passes(FORWARD, numpy=10, torch=9.1) == [True]
+    assert passes(FORWARD, numpy=10, torch=8.9) == [False]
+    assert passes(BOTH, numba=10, torch=12.1, jax=10) == [True, True]
+    assert passes(BOTH, numba=10, torch=11.9, jax=9.9) == [False, False]
+    assert passes(BOTH, numba=10, torch=11.9, products=9.2) == [True]
+    assert passes(STEP, numba=10, numpy=20, torch=30, onnxruntime=9) == [True, False, True]
+    assert passes(STEP, numba=10, numpy=31, torch=29, onnxruntime=11) == [False, True, False]
 
 
 @pytest.mark.parametrize(
     ("shape", "least"),
     [((9, 1, 32, 32), 2.0), ((9, 8, 64, 64), 1.4), ((9, 1, 128, 128), 1.2), ((9, 32, 9, 128), 1.0)],
 )
-def test_small_sizes_have_bars_of_their_own(shape: tuple[int, ...], least: float) -> None:
+def test_small_sizes_have_their_own_thresholds(shape: tuple[int, ...], least: float) -> None:
     for ratio, passed in ((least + 0.01, True), (least - 0.01, False)):
         (check,) = thresholds.evaluate(
             [row(FORWARD, shape=shape, numba=1, torch=ratio, onnxruntime=9)], {}
@@ -215,40 +215,42 @@ def test_means_need_every_shape() -> None:
             row(FORWARD, threads, shape, numba=1, torch=t, onnxruntime=1.25)
             for shape, t in zip(problems.SHAPES[:count], [fast, 4 / fast] * 4, strict=False)
         ]
-        found = thresholds.evaluate(rows, {})
-        return [(check.measured, check.passed) for check in found if "geometric" in check.criterion]
+        checks = thresholds.evaluate(rows, {})
+        return [
+            (check.measured, check.passed) for check in checks if "geometric" in check.criterion
+        ]
 
     assert means(1, 8, 8) == [("2.00", True), ("1.25", True)]
     assert means(2, 8, 8) == [("2.00", True), ("1.25", False)]
     assert means(1, 8, 7) == []
 
 
-def test_the_first_result_is_judged() -> None:
-    def judged(numpy: float, numba: float, mib: int) -> list[bool]:
+def test_the_first_result_has_thresholds() -> None:
+    def passes(numpy: float, numba: float, mib: int) -> list[bool]:
         taken = {"numpy": numpy, "numba": numba, "torch": 1.0}
-        found = {
+        results = {
             implementation: {"seconds": [t, t, t], "MiB": mib}
             for implementation, t in taken.items()
         }
-        found["torch"]["MiB"] = 300
-        return [check.passed for check in thresholds.evaluate([], found)]
+        results["torch"]["MiB"] = 300
+        return [check.passed for check in thresholds.evaluate([], results)]
 
-    assert judged(0.2, 0.49, 100) == [True] * 4
-    assert judged(0.21, 0.52, 101) == [False] * 4
+    assert passes(0.2, 0.49, 100) == [True] * 4
+    assert passes(0.21, 0.52, 101) == [False] * 4
 
 
-def test_a_process_that_fails_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(startup.CODE, "numpy", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="the first result of numpy: status 3"):
         startup.first_results(["numpy"], 1)
 
 
-# -- filed
+# -- stored reports
 
 
-def test_the_readme_has_what_the_filed_reports_give() -> None:
-    found = reports.read_all(RESULTS, files.NAME, files.check_report)
-    section = files.readme_section(found)
+def test_the_readme_follows_the_stored_reports() -> None:
+    stored = reports.read_all(RESULTS, files.NAME, files.check_report)
+    section = files.readme_section(stored)
     assert reports.with_section(README, files.MARKS, section) == README
     inside = README.split(files.MARKS[0])[1].split(files.MARKS[1])[0]
     edited = README.replace(inside, inside.replace(".", ", and 9 times torch's speed.", 1), 1)
@@ -256,12 +258,12 @@ def test_the_readme_has_what_the_filed_reports_give() -> None:
     assert reports.with_section(edited, files.MARKS, section) == README
 
 
-def filed() -> Iterator[Path]:
+def stored_reports() -> Iterator[Path]:
     yield from RESULTS.glob(f"*/{files.NAME}")
 
 
-def test_the_filed_tables_are_those_of_the_numbers() -> None:
-    for path in filed():
+def test_the_stored_tables_follow_the_stored_numbers() -> None:
+    for path in stored_reports():
         text = path.with_name("cpu.md").read_text("utf-8")
         assert text == files.markdown(json.loads(path.read_text("utf-8"))) + "\n"
 
@@ -277,7 +279,7 @@ def sample() -> dict[str, Any]:
     return report | {"first": first, "sizes": {"torch": 700}}
 
 
-def test_what_the_readme_is_given(tmp_path: Path) -> None:
+def test_the_section_of_the_readme(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("\n".join(["before", *files.MARKS, "after\n"]))
     (tmp_path / "a-machine").mkdir()
@@ -293,14 +295,16 @@ def test_what_the_readme_is_given(tmp_path: Path) -> None:
     assert "- not available: JAX: jax is not installed" in files.markdown(sample())
 
 
-def test_a_row_that_took_more_threads_is_said() -> None:
+def test_a_row_that_used_more_threads_is_reported() -> None:
     report = sample()
     report["rows"][0]["cores"]["torch"] = 1.8
-    said = [line for line in files.markdown(report).splitlines() if "thread limit exceeded" in line]
-    assert len(said) == 1 and "torch used 1.8 cores, limit 1" in said[0]
+    lines = [
+        line for line in files.markdown(report).splitlines() if "thread limit exceeded" in line
+    ]
+    assert len(lines) == 1 and "torch used 1.8 cores, limit 1" in lines[0]
 
 
-def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
+def test_an_invalid_report_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / files.NAME).write_text(json.dumps({**sample(), "rows": 3}))
     with pytest.raises(ValueError, match=r"a/cpu\.json: report: rows: expected list, got 3"):

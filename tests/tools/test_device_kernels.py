@@ -1,4 +1,4 @@
-"""The device report on the stand-in: sequence kernels on fibers, compared and without waiting."""
+"""The device report on the fake CuPy: emulated sequence kernels, compared and without waiting."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy.sequence import Function, install
 from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import cells, sequence
 from xprnn.kernels.cuda.plan import plan
+from xprnn.tools.bench import clock
 
 
 @pytest.fixture
 def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The stand-in on a device of today, its clock the host's."""
+    """The fake CuPy on a current device, with the host's clock."""
     install(monkeypatch)
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
     monkeypatch.setattr(peaks, "SHORT", 0.0)
-    given: list[Any] = []
+    allocators: list[Any] = []
 
     @contextmanager
     def using(allocate: Any) -> Iterator[None]:
-        given.append(allocate)
+        allocators.append(allocate)
         yield
 
     cuda = fake_cupy.xp.cuda
@@ -45,17 +45,17 @@ def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Back
     plan.cache_clear()
     yield fake_cupy
     plan.cache_clear()
-    assert all(allocate.args == ("the one in use",) for allocate in given)
+    assert all(allocate.args == ("the one in use",) for allocate in allocators)
 
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "float16"])
 def test_both_kernels_are_compared(dtype: str, device: Backend) -> None:
-    found, absent = rows.compared(Problem("gru", dtype, 2, 32, 9), device)
-    names = [(row["kernels"], row["pass"]) for row in found]
+    results, absent = rows.compared(Problem("gru", dtype, 2, 32, 9), device)
+    names = [(row["kernels"], row["pass"]) for row in results]
     assert names == [(k, p) for k in ("sequence", "pointwise") for p in (FORWARD, BOTH)]
-    assert not absent and not any(row["wrong"] for row in found)
-    assert all(0 < row["error"] <= row["limit"] for row in found)
+    assert not absent and not any(row["wrong"] for row in results)
+    assert all(0 < row["error"] <= row["limit"] for row in results)
     assert {name.partition("<")[0] for name, _ in Function.launches} == {
         "xprnn::gru_forward",
         "xprnn::gru_backward",
@@ -64,49 +64,53 @@ def test_both_kernels_are_compared(dtype: str, device: Backend) -> None:
 
 @needs_compiler
 def test_both_directions_are_compared_in_one_launch(device: Backend) -> None:
-    found, _ = rows.compared(Problem("lstm", "float32", 2, 32, 9, directions=2), device)
-    assert {row["direction"] for row in found} == {"both"}
-    assert not any(row["wrong"] for row in found)
+    results, _ = rows.compared(Problem("lstm", "float32", 2, 32, 9, directions=2), device)
+    assert {row["direction"] for row in results} == {"both"}
+    assert not any(row["wrong"] for row in results)
     assert {grid[2] for _, grid in Function.launches} == {2}
 
 
 @needs_compiler
-def test_a_wrong_sign_in_one_kernel_is_in_its_rows(
+def test_a_wrong_sign_in_one_kernel_is_reported_in_its_rows(
     device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign = ("n = tanh_of(gx_n + r * gh_n)", "n = tanh_of(gx_n - r * gh_n)")
     faulty = partial(fake_sequence.launch, faults=(sign,))
     monkeypatch.setattr(fake_sequence, "launch", faulty)
-    found, _ = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
-    assert [bool(row["wrong"]) for row in found] == [True, True, False, False]
+    results, _ = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
+    assert [bool(row["wrong"]) for row in results] == [True, True, False, False]
 
 
 @needs_compiler
-def test_kernels_that_do_not_fit_are_said(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_do_not_fit_are_reported(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(monkeypatch, multiProcessorCount=1)
     plan.cache_clear()
-    found, (absent,) = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
-    assert {row["kernels"] for row in found} == {"pointwise"}
+    results, (absent,) = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
+    assert {row["kernels"] for row in results} == {"pointwise"}
     assert absent["kernels"] == "sequence" and "2 blocks must run at once" in absent["reason"]
 
 
 @needs_compiler
-def test_what_nobody_writes_is_wrong(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that is not launched leaves what new memory holds."""
+def test_results_that_no_kernel_writes_are_wrong(
+    device: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that is not launched leaves the NaN of new memory."""
     monkeypatch.setattr(cells, "launch", lambda xp, name, *rest: None)
-    found, _ = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
-    wrong = {(row["kernels"], row["pass"]): row["wrong"] for row in found}
+    results, _ = rows.compared(Problem("gru", "float32", 2, 32, 9), device)
+    wrong = {(row["kernels"], row["pass"]): row["wrong"] for row in results}
     assert not wrong["sequence", FORWARD] and not wrong["sequence", BOTH]
     assert "is not finite" in wrong["pointwise", FORWARD]
-    assert all(row["error"] is None for row in found if row["kernels"] == "pointwise")
+    assert all(row["error"] is None for row in results if row["kernels"] == "pointwise")
 
 
 @needs_compiler
 @pytest.mark.parametrize("training", [False, True])
-def test_steps_without_waiting_wait_for_nobody(
+def test_steps_without_waiting_wait_for_no_block(
     training: bool, device: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
-    """With one block at a time: where it waited for the next one, nothing would end."""
+    """With one resident block, waiting for another block would never end."""
     select_kernels("sequence")
     layer = xprnn.GRU(32, 32, seed=0, backend=device.name)
     x = device.from_host(np.random.default_rng(0).standard_normal((5, 3, 32), np.float32))
@@ -116,18 +120,18 @@ def test_steps_without_waiting_wait_for_nobody(
         if training:
             layer.backward(output)
 
-    genuine = peaks.measure
+    original = peaks.measure
 
     def alone(functions: Any, *rest: Any) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(Function, "run", Run(resident=1))
-            return genuine(functions, *rest)
+            return original(functions, *rest)
 
     monkeypatch.setattr(peaks, "measure", alone)
     monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     assert peaks.without_waiting(call, device) > 0
     assert len({name for name, _ in Function.launches}) == 1 + training
-    device.synchronize()  # nobody gave up
+    device.synchronize()  # no kernel timed out
     assert "launch" not in vars(device.cooperative)
     monkeypatch.setattr(Function, "run", Run(resident=1))
     with pytest.raises((xprnn.KernelStoppedError, RuntimeError)):  # the control

@@ -1,4 +1,4 @@
-"""What the device report's floors are made of: words to and fro, clocks, operations and bytes."""
+"""The inputs of the device report's bounds: latency, clocks, operations and bytes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy.array import FakeModule
 from tests.support.fake_cupy.devices import H200
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import loading
+from xprnn.tools.bench import clock
 
 on_a_gpu = pytest.mark.parametrize(
     "backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True
@@ -33,14 +33,14 @@ APART, ROUNDS, TAG = 64, 20, 5 << 24
 PING_PONG = Path(peaks.__file__).parent / "ping_pong.cu"
 
 
-# -- the ping_pong, on fibers
+# -- ping_pong, emulated
 
 
 @pytest.fixture(scope="module")
 def ping_pong() -> Callable[..., Any]:
     """`ping_pong.cu` compiled for the host: (outcome, words, report) of a run."""
     if COMPILER is None:
-        pytest.skip("there is no g++ here to compile the kernels for the host with")
+        pytest.skip("g++ is not installed, which compiles the kernels for the host")
 
     def build(*faults: tuple[str, str]) -> Any:
         code = f"""{emulator_source(("common.h", "device.h", PING_PONG), faults)}
@@ -65,29 +65,29 @@ extern "C" int run(unsigned* words, unsigned apart, unsigned rounds, unsigned ma
 
 @needs_compiler
 @pytest.mark.parametrize("seed", range(6))
-def test_words_go_to_and_fro(seed: int, ping_pong: Callable[..., Any]) -> None:
+def test_words_are_exchanged(seed: int, ping_pong: Callable[..., Any]) -> None:
     outcome, words, report = ping_pong(seed=seed)
     assert (outcome, report) == ("fine", 0)
     assert words[0] == words[APART] == ROUNDS and words.sum() == 2 * ROUNDS
 
 
 @needs_compiler
-def test_a_block_that_is_alone_gives_up(ping_pong: Callable[..., Any]) -> None:
-    """And says so; with the wait taken out, or a word never sent, that shows here."""
+def test_a_block_that_is_alone_times_out(ping_pong: Callable[..., Any]) -> None:
+    """It reports this; a removed wait and a word that is never sent have other results."""
     assert ping_pong(resident=1, max_polls=50)[2] > TAG
     assert ping_pong(("poll(other) != k", "poll(other) == ~k"), resident=1, max_polls=50)[2] == 0
     assert ping_pong(("if (!first) publish(mine, k);", ""), max_polls=50)[2] > TAG
 
 
-# -- the sweep, on fibers
+# -- the sweep, emulated
 
 
 @needs_compiler
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_every_byte_is_read(blocks: int) -> None:
-    """Wherever the one word is that is not zero."""
+    """Whatever the position of the only word that is not zero."""
 
-    def found(count: int, at: int | None, *faults: tuple[str, str]) -> int:
+    def swept(count: int, at: int | None, *faults: tuple[str, str]) -> int:
         code = f"""{emulator_source(("common.h", "device.h", PING_PONG), faults)}
 extern "C" int run(void* data, unsigned count, unsigned rounds, unsigned* sum, int blocks) {{
   return emulator::launch({{blocks, 1, 1}}, 1024, 0, 0, 0,
@@ -104,24 +104,24 @@ extern "C" int run(void* data, unsigned count, unsigned rounds, unsigned* sum, i
         return int(total[0])
 
     count = 1024 * blocks + 5
-    places = 0, 1, 2, 3, 4 * 1024 - 1, 4 * count - 4, 4 * count - 1
-    assert [found(count, at) for at in places] == [1] * len(places)
-    assert found(count, None) == 0
-    assert found(count, 4 * count - 1, ("(count + blocks - 1) / blocks", "count / blocks")) == (
+    positions = 0, 1, 2, 3, 4 * 1024 - 1, 4 * count - 4, 4 * count - 1
+    assert [swept(count, at) for at in positions] == [1] * len(positions)
+    assert swept(count, None) == 0
+    assert swept(count, 4 * count - 1, ("(count + blocks - 1) / blocks", "count / blocks")) == (
         count % blocks == 0
     )
-    assert found(count, 3, ("v.x | v.y | v.z | v.w", "v.x | v.y | v.z")) == 0
+    assert swept(count, 3, ("v.x | v.y | v.z | v.w", "v.x | v.y | v.z")) == 0
 
 
 @pytest.mark.parametrize("architecture", ["80", "90", "100"])
-def test_the_relay_compiles(architecture: str) -> None:
+def test_the_ping_pong_compiles(architecture: str) -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
     from cupy.cuda import compiler
 
     from tests.support.nvrtc import compile_sources
 
-    found = compile_sources([peaks.source()], architecture)
-    assert len(found) == 3 and not any(used.stack or used.spilled for used in found.values())
+    results = compile_sources([peaks.source()], architecture)
+    assert len(results) == 3 and not any(used.stack or used.spilled for used in results.values())
     names = ("xprnn::ping_pong", "xprnn::poll_words", "xprnn::sweep")  # as RawModule asks for them
     program = compiler._NVRTCProgram(
         peaks.source(), "ping_pong.cu", name_expressions=names, method="ptx"
@@ -136,7 +136,7 @@ def test_the_relay_compiles(architecture: str) -> None:
 
 
 class Launched:
-    """As a `cupy.RawKernel`: a cooperative grid of one size is shrunk to what the device holds."""
+    """Like `cupy.RawKernel`: a one-dimensional cooperative grid is cut to what the device holds."""
 
     held = 66  # blocks
     blocks: ClassVar[list[int]] = []  # of each launch
@@ -154,10 +154,10 @@ class Launched:
         self.blocks.append(blocks)
 
 
-def test_what_is_timed_is_launched_with_all_of_its_blocks(
+def test_timed_kernels_are_launched_with_all_of_their_blocks(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the device holds half of the grid at once, as beside another process."""
+    """Even if the device holds only half of the grid at once, as with another process on it."""
 
     class RawModule:
         def __init__(self, *, enable_cooperative_groups: bool, **_: Any) -> None:
@@ -171,7 +171,7 @@ def test_what_is_timed_is_launched_with_all_of_its_blocks(
     monkeypatch.setattr(Launched, "blocks", [])
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
     monkeypatch.setattr(peaks, "BUDGET", 0.0)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
     loading.kernel.cache_clear()
     try:
         peaks.measure_read.__wrapped__(fake_cupy, 1 << 12)
@@ -180,12 +180,12 @@ def test_what_is_timed_is_launched_with_all_of_its_blocks(
     assert {*Launched.blocks} == {H200["multiProcessorCount"]}
 
 
-def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
+def test_a_word_that_does_not_arrive_does_not_end_the_report(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
 
-    def stopped(*given: Any) -> Any:
+    def stopped(*arguments: Any) -> Any:
         raise xprnn.KernelStoppedError("kernel ping_pong timed out at step 3")
 
     monkeypatch.setattr(peaks, "measure_latency", stopped)
@@ -194,8 +194,8 @@ def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
     )
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
     monkeypatch.setattr(peaks, "BUDGET", 0.0)
-    found = peaks.measure_peaks(fake_cupy, ("float32",), side=32, copied=1 << 16)
-    assert found.bandwidth > 0 < found.rate("float32") and found[2:] == (None, None, None)
+    results = peaks.measure_peaks(fake_cupy, ("float32",), side=32, copied=1 << 16)
+    assert results.bandwidth > 0 < results.rate("float32") and results[2:] == (None, None, None)
     assert capsys.readouterr().out == "latency not measured: kernel ping_pong timed out at step 3\n"
 
 
@@ -203,7 +203,7 @@ def test_a_word_that_does_not_arrive_is_no_end_of_the_report(
 
 
 class Queue:
-    """A stream on which work takes time, and events that know theirs once they are waited for."""
+    """A stream on which work takes time, and events that have a time once they are waited for."""
 
     def __init__(self) -> None:
         self.now, self.waiting = 0.0, []
@@ -238,27 +238,27 @@ class Queue:
 def test_the_clock_waits_for_the_device(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts the device's time of the calls alone; without the wait there is none."""
+    """It counts the device's time of the calls only; without the wait the events are not ready."""
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
     queue = Queue()
     cuda = queue.cuda()
     monkeypatch.setattr(cupy, "cuda", cuda)
     monkeypatch.setattr(fake_cupy, "synchronize", queue.drain)
     seconds = clock.timer(fake_cupy)
-    queue.work(1000.0)  # of somebody else, before
+    queue.work(1000.0)  # earlier work
     assert seconds(lambda: queue.work(2.5), 4) == pytest.approx(0.01)
     monkeypatch.setattr(cuda.Event, "synchronize", lambda self: None)
     with pytest.raises(RuntimeError, match="not ready"):
         seconds(lambda: queue.work(2.5), 4)
 
 
-# -- floors
+# -- bounds
 
 
 MEASURED = Peaks(4e12, {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14}, 6e-7, 2e-7)
 
 
-def test_floors() -> None:
+def test_bounds() -> None:
     small, large = Problem("gru", "bfloat16", 1, 256, 512), Problem("lstm", "tf32", 256, 1024, 128)
     assert bounds.operations(small, FORWARD) == 2 * 3 * 256 * 512 * 512
     assert bounds.bytes_moved(small, FORWARD) == 2 * (2 * 512 * 256 + 2 * 3 * 256 * 256)
@@ -288,14 +288,14 @@ def test_three_tf32_products_are_one_of_float32() -> None:
 
 
 @on_a_gpu
-def test_a_launch_and_a_reading_take_their_time(backend: Backend) -> None:
+def test_a_launch_and_a_read_have_plausible_times(backend: Backend) -> None:
     assert 2e-7 < peaks.measure_launch(backend, clock.timer(backend)) < 1e-4
     small, large = (peaks.measure_read(backend, nbytes, rounds=20) for nbytes in (1 << 22, 1 << 29))
-    assert small > 1e-7 and 30 * small < large < 1e-2  # what does not fit in L2 takes longer still
+    assert small > 1e-7 and 30 * small < large < 1e-2  # data larger than L2 take longer still
 
 
 @on_a_gpu
-def test_a_handover_takes_longer_than_a_look(backend: Backend) -> None:
+def test_a_handover_takes_longer_than_a_poll(backend: Backend) -> None:
     started = time.perf_counter()
-    latency, look = peaks.measure_latency(backend, clock.timer(backend), rounds=500, places=3)
-    assert 1e-8 < look < latency < 1e-4 and time.perf_counter() - started < 30
+    latency, poll = peaks.measure_latency(backend, clock.timer(backend), rounds=500, places=3)
+    assert 1e-8 < poll < latency < 1e-4 and time.perf_counter() - started < 30

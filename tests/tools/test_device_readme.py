@@ -1,4 +1,4 @@
-"""The README's speed table is what the filed reports give, and nothing where there are none."""
+"""The README's speed table follows the stored reports, and is empty without them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ QUARTILES = ("ours_quartiles_us", "torch_quartiles_us", "ratio_quartiles")
 
 
 def row(cell: str, dtype: str, what: str, kernels: str, ratio: float | None) -> dict[str, Any]:
-    """A row that is right, with a time unless the ratio is None."""
-    found = {"cell": cell, "dtype": dtype, "direction": "forward", "layers": 1, "pass": what}
-    found |= {"kernels": kernels, "wrong": "", "N": 8, "H": 512, "T": 512, "error": 1e-7}
-    found |= {"limit": 1e-5, "of": "output", "floor_of": "steps", "not_timed": None}
-    found |= {**dict.fromkeys(TIMES, 100.0), **{name: [90.0, 110.0] for name in QUARTILES}}
-    found["ratio"] = ratio
+    """A correct row, with a time unless the ratio is None."""
+    fields = {"cell": cell, "dtype": dtype, "direction": "forward", "layers": 1, "pass": what}
+    fields |= {"kernels": kernels, "wrong": "", "N": 8, "H": 512, "T": 512, "error": 1e-7}
+    fields |= {"limit": 1e-5, "of": "output", "floor_of": "steps", "not_timed": None}
+    fields |= {**dict.fromkeys(TIMES, 100.0), **{name: [90.0, 110.0] for name in QUARTILES}}
+    fields["ratio"] = ratio
     if ratio is None:
-        found |= {**dict.fromkeys((*TIMES, *QUARTILES, "floor_of")), "not_timed": "not reached"}
-    return found
+        fields |= {**dict.fromkeys((*TIMES, *QUARTILES, "floor_of")), "not_timed": "not reached"}
+    return fields
 
 
 def report(*rows: dict[str, Any], name: str = "A Device") -> dict[str, Any]:
-    ceilings = {"bandwidth": 4e12, "rates": {"float32": 5e13}, "latency": 6e-7, "look": 2e-7}
-    ceilings["launch"] = 3e-6
+    peaks = {"bandwidth": 4e12, "rates": {"float32": 5e13}, "latency": 6e-7, "look": 2e-7}
+    peaks["launch"] = 3e-6
     return {
         "date": "2026-01-02",
         "commit": "0123456789abcdef",
@@ -43,7 +43,7 @@ def report(*rows: dict[str, Any], name: str = "A Device") -> dict[str, Any]:
         "device": {"name": name, "driver": "1.2.3"},
         "versions": {"torch": "2.11.0"},
         "seconds": 1.5,
-        "ceilings": ceilings,
+        "ceilings": peaks,
         "rows": [*rows],
         "absent": [{**row("lstm", "float32", "", "sequence", 1.0), "reason": "none"}],
     }
@@ -64,12 +64,12 @@ SAMPLE = report(
 # -- the README of this commit
 
 
-def test_the_readme_has_what_the_filed_reports_give() -> None:
+def test_the_readme_follows_the_stored_reports() -> None:
     section = files.readme_section(files.read_all(RESULTS))
     assert files.with_section(README, section) == README
 
 
-def test_a_table_that_was_edited_by_hand_is_seen() -> None:
+def test_a_table_that_was_edited_by_hand_is_detected() -> None:
     inside = README.split(files.BEGIN)[1].split(files.END)[0]
     edited = README.replace(inside, inside.replace(".", ", and 9 times torch's speed.", 1), 1)
     assert edited != README
@@ -77,7 +77,7 @@ def test_a_table_that_was_edited_by_hand_is_seen() -> None:
     assert files.with_section(edited, section) == README != edited
 
 
-def test_what_the_readme_says_to_type_is_a_command() -> None:
+def test_the_commands_of_the_readme() -> None:
     commands = re.findall(r"^python -m benchmarks\.device_report.*$", README, re.MULTILINE)
     assert [command.partition("#")[0].strip() for command in commands] == [
         "python -m benchmarks.device_report",
@@ -86,7 +86,7 @@ def test_what_the_readme_says_to_type_is_a_command() -> None:
     assert re.search(r"^bash benchmarks/gpu_first\.sh FOLDER", README, re.MULTILINE)
 
 
-# -- what a section says
+# -- the text of a section
 
 
 def test_without_a_report_nothing_is_claimed() -> None:
@@ -110,7 +110,7 @@ def test_the_markdown_has_every_row() -> None:
     assert "- not available, lstm float32: sequence: none" in text and "Both directions" not in text
 
 
-def test_both_directions_stand_beside_one_after_the_other() -> None:
+def test_both_directions_are_compared_with_one_after_the_other() -> None:
     """Only where both were timed, by the same kernels in the same pass."""
     both = {**row("gru", "float32", "forward", "sequence", 5.0), "direction": "both"}
     other = {**row("lstm", "float32", "forward", "sequence", 5.0), "direction": "both"}
@@ -123,12 +123,12 @@ def test_both_directions_stand_beside_one_after_the_other() -> None:
 
 
 def stack(kernels: str, dtype: str, layers: int, ours: float) -> dict[str, Any]:
-    found = row("gru", dtype, "forward", kernels, 600.0 / ours)
-    return {**found, "layers": layers, "ours_us": ours}
+    fields = row("gru", dtype, "forward", kernels, 600.0 / ours)
+    return {**fields, "layers": layers, "ours_us": ours}
 
 
-def test_waves_stand_beside_layer_by_layer() -> None:
-    """Where both are timed; a layer, and a stack of another size, are none of them."""
+def test_wavefronts_are_compared_with_layer_by_layer() -> None:
+    """Where both are timed; layers and stacks of another size are not among them."""
     rows = (
         *(stack("wave", "float32", 2, 120.0), stack("sequence", "float32", 2, 100.0)),
         *(stack("wave", "float32", 3, 120.0), stack("sequence", "float32", 3, 150.0)),
@@ -150,12 +150,12 @@ def test_waves_stand_beside_layer_by_layer() -> None:
 
 
 def step(kernels: str, ours: float, ratio: float, N: int = 1) -> dict[str, Any]:
-    found = row("lstm", "bfloat16", "step", kernels, ratio)
-    return {**found, "layers": 3, "N": N, "T": 1, "ours_us": ours, "floor_us": 4.0}
+    fields = row("lstm", "bfloat16", "step", kernels, ratio)
+    return {**fields, "layers": 3, "N": N, "T": 1, "ours_us": ours, "floor_us": 4.0}
 
 
-def test_steps_stand_beside_torchs_cells_and_their_floor() -> None:
-    """By the fastest way; a layer's row is none, and what has no time does not count."""
+def test_steps_are_compared_with_torchs_cells_and_their_bound() -> None:
+    """With the fastest kernels; rows of layers and rows without a time do not count."""
     late = row("gru", "float16", "step", "sequence", None) | {"layers": 3, "T": 1}
     rows = (
         *(step("pointwise", 60.0, 1.5), step("sequence", 20.0, 4.5), step("graph", 5.9, 9.04)),
@@ -199,12 +199,12 @@ def test_a_readme_without_marks(text: str, tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_a_readme_that_is_not_there(tmp_path: Path) -> None:
+def test_a_readme_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(device_report.RefusedError, match=r"--readme: .*README"):
         device_report.write_readme(tmp_path / "README.md", tmp_path)
 
 
-def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
+def test_an_invalid_report_is_named(tmp_path: Path) -> None:
     for name, content in (("a", {**SAMPLE, "rows": 3}), ("b", [])):
         file(tmp_path, name, content)
         with pytest.raises(ValueError, match=rf"{name}/report\.json: report: "):

@@ -1,4 +1,4 @@
-"""The device report, whole, on a CPU: NumPy's layers beside torch's, over a tiny grid."""
+"""The complete device report on a CPU: NumPy's layers against torch's, over a tiny grid."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SMALL = {"side": 32, "copied": 1 << 16}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As few samples as there may be."""
+    """The fewest samples possible."""
     for module in (rows, peaks, stacks, steps):
         monkeypatch.setattr(module, "BUDGET", 0.0)
     monkeypatch.setattr(problems, "BOTH_GRID", BOTH_GRID)
     monkeypatch.setattr(problems, "STEP_GRID", STEP_GRID)
     monkeypatch.setattr(problems, "STACK_GRID", STACK_GRID)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
 
 
 def measured(folder: Path, limit: float = device_report.LIMIT, **grid: Any) -> dict[str, Any]:
@@ -50,16 +50,16 @@ def measured(folder: Path, limit: float = device_report.LIMIT, **grid: Any) -> d
 
 
 def of_layers(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that are no steps and no stacks."""
+    """The rows that are neither steps nor stacks."""
     return [row for row in report["rows"] if row["layers"] == 1]
 
 
-def wrong_but_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sign of the GRU's reset gate, on the way back, where float64 does not judge."""
-    genuine = CELLS["gru"].backward
+def wrong_except_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flip the sign of the reset gate's gradient, but not in float64, which is the reference."""
+    original = CELLS["gru"].backward
 
     def broken(xp: Any, weights: Any, step: Any) -> None:
-        genuine(xp, weights, step)
+        original(xp, weights, step)
         if step.gates.dtype != "float64":
             step.gates.reshape(len(step.gates), 3, -1)[:, 0] *= -1
 
@@ -74,7 +74,7 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for row in report["rows"]:
         assert not row["wrong"] and 0 < row["error"] <= row["limit"]
         assert row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
-        assert row["floor_us"] > 0 < row["ours_us"]  # here both are times of a busy CPU
+        assert row["floor_us"] > 0 < row["ours_us"]  # both are times of a busy CPU
         assert row["floor_of"] in ("operations", "bytes")
     both = [row for row in report["rows"] if row["direction"] == "both"]
     assert len(both) == 3 * 2 * 2 and {row["dtype"] for row in both} == {"float32", "bfloat16"}
@@ -93,8 +93,8 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for private in (str(tmp_path), str(ROOT), str(Path.home()), socket.gethostname()):
         assert private not in text + json.dumps(report)
     printed = capsys.readouterr().out
-    said = [line.split(" ")[0] for line in printed.splitlines()[:-1]]
-    assert said == ["compared", "timed"] * (len(said) // 2) and printed.splitlines()[-1] == (
+    phases = [line.split(" ")[0] for line in printed.splitlines()[:-1]]
+    assert phases == ["compared", "timed"] * (len(phases) // 2) and printed.splitlines()[-1] == (
         f"written: {tmp_path / 'report.json'}"
     )
     steps = [row for row in report["rows"] if row["pass"] == "step"]
@@ -103,7 +103,7 @@ def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_wrong_sign_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong_but_in_float64(monkeypatch)
+    wrong_except_in_float64(monkeypatch)
     report = measured(tmp_path, cells=("gru", "lstm"), dtypes=("float32",))
     for row in of_layers(report):
         back = row["pass"] == "forward+backward"
@@ -117,22 +117,22 @@ def test_a_wrong_sign_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "wrong" in files.readme_section([report])
 
 
-def test_a_wrong_row_is_the_commands_failure(
+def test_a_wrong_row_makes_the_command_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(device_report, "usable_backend", lambda: xprnn.get_backend("numpy"))
-    genuine = device_report.measured_report
+    original = device_report.measured_report
     tiny = {"cells": ("gru",), "dtypes": ("float32",), "grid": GRID[:1]}
     monkeypatch.setattr(
         device_report,
         "measured_report",
-        lambda *given, **limit: genuine(*given, tiny, **limit, **SMALL),
+        lambda *arguments, **limit: original(*arguments, tiny, **limit, **SMALL),
     )
     assert device_report.main(["--out", str(tmp_path)]) == 0
-    wrong_but_in_float64(monkeypatch)
+    wrong_except_in_float64(monkeypatch)
     assert device_report.main(["--out", str(tmp_path)]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(
         "device_report: wrong: gru float32 forward 1 1 16 4 forward+backward reference: d"
     )
 
@@ -140,11 +140,11 @@ def test_a_wrong_row_is_the_commands_failure(
 def test_results_that_differ_at_full_length_are_not_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What three steps do not show: torch has the last word on all of them."""
-    genuine = rows.torch_peer
+    """Three steps do not show it; torch is compared at full length."""
+    original = rows.torch_peer
 
     def other(task: Any) -> Any:
-        peer = genuine(task)
+        peer = original(task)
         peer.results["output"][-1] *= -1
         return peer
 
@@ -156,27 +156,27 @@ def test_results_that_differ_at_full_length_are_not_timed(
 
 
 def test_a_kernel_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = rows.results_of
+    original = rows.results_of
 
-    def failing(layer: Any, given: Any) -> Any:
+    def failing(layer: Any, arguments: Any) -> Any:
         if isinstance(layer, xprnn.LSTM):
             raise xprnn.KernelStoppedError("kernel lstm_forward timed out at step 1: waited\nmore")
-        return genuine(layer, given)
+        return original(layer, arguments)
 
     monkeypatch.setattr(rows, "results_of", failing)
     report = measured(tmp_path, dtypes=("float32",))
-    said = {row["cell"]: row["wrong"] for row in of_layers(report)}
+    errors = {row["cell"]: row["wrong"] for row in of_layers(report)}
     stopped = "KernelStoppedError: kernel lstm_forward timed out at step 1: waited"
-    assert said == {"gru": "", "lstm": stopped, "rnn_tanh": ""}
+    assert errors == {"gru": "", "lstm": stopped, "rnn_tanh": ""}
 
 
-def test_a_time_that_is_longer_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_longer_time_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    genuine = rows.xprnn_peer
+    original = rows.xprnn_peer
 
     def slow(task: Any) -> Any:
-        peer = genuine(task)
+        peer = original(task)
         forward = peer.forward
         object.__setattr__(peer, "forward", lambda: (time.sleep(0.05), forward()))
         return peer
@@ -200,12 +200,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def never(*_: Any, **__: Any) -> Any:
-    raise AssertionError("it went on")
+    raise AssertionError("the command continued")
 
 
-def test_a_folder_for_the_readme(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    said = refused(capsys, "--readme", "--out", str(tmp_path))
-    assert said == "--out applies to measurements: --readme writes README.md only"
+def test_out_is_refused_with_readme(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = refused(capsys, "--readme", "--out", str(tmp_path))
+    assert message == "--out applies to measurements: --readme writes README.md only"
     assert not list(tmp_path.iterdir())
 
 
@@ -213,11 +213,11 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     try:
         xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
-        said = refused(capsys, "--out", str(tmp_path / "out"))
-        assert said == f"no GPU to measure on: {error}"
+        message = refused(capsys, "--out", str(tmp_path / "out"))
+        assert message == f"no GPU to measure on: {error}"
         assert not list(tmp_path.iterdir())
     else:
-        pytest.skip("there is a GPU here")
+        pytest.skip("this machine has a GPU")
 
 
 def test_without_torch_and_with_one_for_the_cpu(
@@ -236,7 +236,7 @@ def test_without_torch_and_with_one_for_the_cpu(
 def test_a_folder_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said before anything is measured."""
+    """The error comes before any measurement."""
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(device_report, "usable_backend", lambda: xprnn.get_backend("numpy"))
     monkeypatch.setattr(rows, "compared", never)
@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_written(
         assert f"--out {folder}: cannot be written: " in refused(capsys, "--out", str(folder))
 
 
-def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",), grid=GRID[:1])
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert before.keys() == {"report.json", "report.md"}
@@ -286,16 +286,16 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_report_that_is_none(name: str, sample: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_report_is_refused(name: str, sample: dict[str, Any], tmp_path: Path) -> None:
     report = copy.deepcopy(sample)
-    change, said = BROKEN[name]
+    change, message = BROKEN[name]
     change(report)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         files.write(report, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_says_how_it_is_called() -> None:
+def test_the_command_prints_its_usage() -> None:
     command = [sys.executable, "-W", "error", "-m", "benchmarks.device_report", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--readme" in done.stdout and "--out FOLDER" in done.stdout

@@ -19,21 +19,21 @@ __all__ = ["quick"]  # a fixture of every test
 
 
 def counted_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what the report does with its calls, as it does it."""
+    """The names of the functions that the report runs on its calls, in their order."""
     done: list[str] = []
     for module in (rows, stacks, steps):
         for name in ("compared", "timed"):
-            genuine = getattr(module, name)
+            original = getattr(module, name)
 
-            def counted(*given: Any, genuine: Any = genuine, name: str = name) -> Any:
+            def counted(*arguments: Any, original: Any = original, name: str = name) -> Any:
                 done.append(name)
-                return genuine(*given)
+                return original(*arguments)
 
             monkeypatch.setattr(module, name, counted)
     return done
 
 
-FIVE = {"grid": ((1, 16, 4), (2, 8, 3), (2, 16, 2), *BOTH_GRID)}  # and ten calls with the others
+FIVE = {"grid": ((1, 16, 4), (2, 8, 3), (2, 16, 2), *BOTH_GRID)}  # with the other grids, ten calls
 
 
 def call_of(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -41,10 +41,10 @@ def call_of(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("reached", [0, 1, 4, 10])
-def test_what_is_not_reached_is_said(
+def test_calls_that_are_not_reached_are_reported(
     reached: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of ten calls some are compared and timed, and the file has all."""
+    """Some of ten calls are compared and timed; the file contains all of them."""
     done = counted_calls(monkeypatch)
     clock = SimpleNamespace(monotonic=lambda: 1e9 if len(done) >= 2 * reached else 0.0)
     monkeypatch.setattr(device_report, "time", clock)
@@ -65,21 +65,21 @@ def test_what_is_not_reached_is_said(
 def test_a_run_that_is_stopped_leaves_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = rows.timed
+    original = rows.timed
 
     def stopped(problem: Any, *rest: Any) -> Any:
         if problem.H == 8:
             raise KeyboardInterrupt
-        return genuine(problem, *rest)
+        return original(problem, *rest)
 
     monkeypatch.setattr(rows, "timed", stopped)
     with pytest.raises(KeyboardInterrupt):
         measured(tmp_path, cells=("gru",), dtypes=("float32",))
-    left = json.loads((tmp_path / "report.json").read_text())["rows"]
-    assert [row["not_timed"] for row in left[:4]] == [None] * 2 + ["not reached in 440 s"] * 2
+    written = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["not_timed"] for row in written[:4]] == [None] * 2 + ["not reached in 440 s"] * 2
 
 
-def test_a_stack_and_a_layer_of_the_same_numbers_are_two_calls(
+def test_a_stack_and_a_layer_of_the_same_sizes_are_two_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two layers, or two directions, of the same N, H and T."""
@@ -94,14 +94,14 @@ def test_a_stack_and_a_layer_of_the_same_numbers_are_two_calls(
 
 
 @pytest.mark.parametrize("raised", [False, True])
-def test_after_a_lost_context_nothing_is_begun(
+def test_after_a_lost_context_no_call_is_started(
     raised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call after which CUDA refuses everything is wrong, the others are not reached."""
-    genuine = rows.timed
+    """The call after which CUDA refuses every call is wrong; later ones are not reached."""
+    original = rows.timed
 
     def failing(problem: Any, *rest: Any) -> Any:
-        genuine(problem, *rest)
+        original(problem, *rest)
         if raised and problem.H == 8:
             raise RuntimeError("what CUDA refused")
 
@@ -114,14 +114,14 @@ def test_after_a_lost_context_nothing_is_begun(
     report = measured(tmp_path, cells=("gru",), dtypes=("float32",), **FIVE)
     assert done == ["compared", "timed"] * 2
     assert json.loads((tmp_path / "report.json").read_text()) == report
-    said = f"CUDA refuses every call since gru float32 N=2 H=8 T=3: {error}"
-    assert [row["wrong"] for row in report["rows"][:4]] == [""] * 2 + [said] * 2
+    message = f"CUDA refuses every call since gru float32 N=2 H=8 T=3: {error}"
+    assert [row["wrong"] for row in report["rows"][:4]] == [""] * 2 + [message] * 2
     assert {row["wrong"] for row in report["rows"][4:]} == {""}
-    assert {row["not_timed"] for row in report["rows"][2:]} == {said}
+    assert {row["not_timed"] for row in report["rows"][2:]} == {message}
 
 
 def test_another_error_of_a_call_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*given: Any) -> Any:
+    def failing(*arguments: Any) -> Any:
         raise RuntimeError("a fault of the report")
 
     monkeypatch.setattr(rows, "timed", failing)
@@ -129,17 +129,17 @@ def test_another_error_of_a_call_is_raised(tmp_path: Path, monkeypatch: pytest.M
         measured(tmp_path, cells=("gru",), dtypes=("float32",), **FIVE)
 
 
-def test_cuda_is_asked_whether_it_still_answers() -> None:
+def test_cuda_is_checked_for_a_lost_context() -> None:
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
     if cupy.is_available():
-        pytest.skip("there is a GPU here")
-    place = CupyBackend("cupy:0", cupy, 0)  # which no driver answers
-    assert device_report.refused_by(place).startswith("cudaErrorInsufficientDriver")
+        pytest.skip("this machine has a GPU")
+    backend = CupyBackend("cupy:0", cupy, 0)  # without a driver
+    assert device_report.refused_by(backend).startswith("cudaErrorInsufficientDriver")
     assert device_report.refused_by(xprnn.get_backend("numpy")) == ""
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "soon"])
-def test_a_limit_that_is_none(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_limit_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         device_report.main([f"--limit={limit}"])
     assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""What runs beside the device report on a GPU: the table of tilings, the script of all parts."""
+"""The GPU's other measurements: the table of tilings, and the script that runs all parts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from benchmarks.device.problems import Problem, problems
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda.plan import KERNELS, Tiling, plan
+from xprnn.tools.bench import clock
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_first.sh"
@@ -35,27 +35,27 @@ def test_every_tiling_that_fits_is_timed(
     work: str, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
     monkeypatch.setattr(tuning, "BUDGET", 0.0)
     kernel = KERNELS["gru", work]
     chunks = 2 * kernel.reduction
     few = (Tiling(2, chunks, 1, 1), Tiling(2, chunks, 1, 2), Tiling(1, 1, 1, 1))
-    mine = kernel._replace(tilings={"float32": few})
-    monkeypatch.setitem(KERNELS, ("gru", work), mine)
+    custom = kernel._replace(tilings={"float32": few})
+    monkeypatch.setitem(KERNELS, ("gru", work), custom)
     plan.cache_clear()
     try:
-        found = tuning.lines(Problem("gru", "float32", 9, 40, 3), work, fake_cupy, clock._seconds)
+        lines = tuning.lines(Problem("gru", "float32", 9, 40, 3), work, fake_cupy, clock._seconds)
     finally:
         plan.cache_clear()
-    assert KERNELS["gru", work] is mine and "XPRNN_KERNELS" in os.environ
-    assert len(found) == 2  # the third does not reach over H
-    assert sum(line.endswith("| chosen |") for line in found) == 1
-    times = [float(line.split("|")[8]) for line in found]
+    assert KERNELS["gru", work] is custom and "XPRNN_KERNELS" in os.environ
+    assert len(lines) == 2  # the third does not cover H
+    assert sum(line.endswith("| chosen |") for line in lines) == 1
+    times = [float(line.split("|")[8]) for line in lines]
     assert times == sorted(times) and times[0] > 0
     forward = "xprnn::gru_backward" if work == "backward" else "xprnn::gru_forward"
     launched = {name for name, _ in Function.launches if name.startswith(forward)}
     assert len(launched) == 2
-    assert tuning.HEAD[0].count("|") == found[0].count("|")
+    assert tuning.HEAD[0].count("|") == lines[0].count("|")
 
 
 def test_a_cell_without_such_kernels_has_no_lines(fake_cupy: Backend) -> None:
@@ -69,7 +69,7 @@ def no_gpu() -> None:
         xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError:
         return
-    pytest.skip("there is a GPU here")
+    pytest.skip("this machine has a GPU")
 
 
 def test_tuning_needs_a_gpu(no_gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,9 +100,9 @@ def run(
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_the_script_wants_a_folder_and_parts_that_there_are(tmp_path: Path) -> None:
-    bare = run()
-    assert bare.returncode == 2 and "bash benchmarks/gpu_first.sh FOLDER [PART...]" in bare.stdout
+def test_the_script_requires_a_folder_and_known_parts(tmp_path: Path) -> None:
+    usage = run()
+    assert usage.returncode == 2 and "bash benchmarks/gpu_first.sh FOLDER [PART...]" in usage.stdout
     other = run(str(tmp_path / "out"), "suite", "speed")
     assert other.returncode == 2 and other.stderr.startswith(
         "no part speed: warm smoke sequence verify report suite"
@@ -110,18 +110,18 @@ def test_the_script_wants_a_folder_and_parts_that_there_are(tmp_path: Path) -> N
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_parts_leave_their_evidence(no_gpu: None, tmp_path: Path) -> None:
+def test_parts_store_their_output(no_gpu: None, tmp_path: Path) -> None:
     assert run(str(tmp_path), "tuning", "report").returncode == 1
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"summary.txt", "evidence.tar.gz"}
     summary = (tmp_path / "summary.txt").read_text()
     last = [line.split()[:2] for line in summary.splitlines()[-2:]]
     assert last == [["report", "exit"], ["tuning", "exit"]]  # in the script's order
-    assert kept(tmp_path) == {"evidence", "summary.txt", "report.txt", "tuning.txt"}
+    assert archived(tmp_path) == {"evidence", "summary.txt", "report.txt", "tuning.txt"}
 
 
-def test_a_suite_that_skips_everything_is_no_success(no_gpu: None, tmp_path: Path) -> None:
-    python = tmp_path / "python"  # whose suite passes, as one does that skips all its tests
+def test_a_suite_that_skips_everything_is_not_a_success(no_gpu: None, tmp_path: Path) -> None:
+    python = tmp_path / "python"  # its suite passes, as if it skipped all tests
     python.write_text(
         f'#!/bin/sh\ncase "$*" in *pytest*) ;; *) exec {sys.executable} "$@" ;; esac\n'
     )
@@ -132,20 +132,20 @@ def test_a_suite_that_skips_everything_is_no_success(no_gpu: None, tmp_path: Pat
     assert "the results do not count" in summary and "suite     exit 0" in summary
 
 
-def test_what_an_earlier_call_left_stays(no_gpu: None, tmp_path: Path) -> None:
+def test_the_output_of_earlier_calls_is_kept(no_gpu: None, tmp_path: Path) -> None:
     assert run(str(tmp_path), "tuning").returncode == 1
     assert run(str(tmp_path), "report").returncode == 1
     ends = re.findall(r"^(\w+) +exit 2 ", (tmp_path / "summary.txt").read_text(), re.MULTILINE)
     assert ends == ["tuning", "report"]
-    assert {"tuning.txt", "report.txt"} < kept(tmp_path)
+    assert {"tuning.txt", "report.txt"} < archived(tmp_path)
 
 
-def kept(folder: Path) -> set[str]:
+def archived(folder: Path) -> set[str]:
     with tarfile.open(folder / "evidence.tar.gz") as tar:
         return {Path(name).name for name in tar.getnames()}
 
 
-# -- with a Python that runs no part
+# -- with a fake Python that runs no part
 
 
 PYTHON = """#!/bin/sh
@@ -175,25 +175,27 @@ def fake_python(folder: Path, part: str = "no part", does: str = "") -> Path:
         ("", "warm smoke sequence verify report suite full frozen sanitizer tuning", 30),
     ],
 )
-def test_what_is_called_together_fits(call: str, parts: str, minutes: int, tmp_path: Path) -> None:
-    """With the ten seconds in which a part that hangs may still end by itself."""
+def test_parts_called_together_fit_their_time(
+    call: str, parts: str, minutes: int, tmp_path: Path
+) -> None:
+    """Including the ten seconds in which a part that hangs may still end by itself."""
     python = fake_python(tmp_path)
     run(str(tmp_path / "out"), *call.split(), PYTHON=str(python))
-    found = ENDS.findall((tmp_path / "out" / "summary.txt").read_text())
-    assert [(name, status) for name, status, _ in found] == [(part, "0") for part in parts.split()]
-    assert sum(int(limit) + 10 for *_, limit in found) <= 60 * minutes
+    lines = ENDS.findall((tmp_path / "out" / "summary.txt").read_text())
+    assert [(name, status) for name, status, _ in lines] == [(part, "0") for part in parts.split()]
+    assert sum(int(limit) + 10 for *_, limit in lines) <= 60 * minutes
     text = SCRIPT.read_text("utf-8")
-    said = (
+    message = (
         rf"\n# {call} +{parts}: {minutes} minutes\n"
         if call
         else rf"takes {minutes} minutes at most"
     )
-    assert re.search(said, text)
+    assert re.search(message, text)
     assert all(re.search(rf"\n# {part} +\w", text) for part in parts.split())
 
 
 def test_a_part_that_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
-    """Its status says that its time was over; what it had printed is there."""
+    """Its status is that of a timeout, and its output is archived."""
     python = fake_python(tmp_path, "xprnn verify", "sleep 60")
     benchmarks = tmp_path / "copy" / "benchmarks"
     (benchmarks / "results").mkdir(parents=True)
@@ -209,8 +211,8 @@ def test_a_part_that_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
         assert text is not None and text.read() == b"begun\n"
 
 
-def test_a_script_that_is_killed_leaves_what_it_has(tmp_path: Path) -> None:
-    """The parts before, and what the one that ran had printed."""
+def test_a_script_that_is_killed_keeps_its_output(tmp_path: Path) -> None:
+    """The results of earlier parts, and the output of the one that ran."""
     python, out = fake_python(tmp_path, "device.tuning", "sleep 30"), tmp_path / "out"
     bash = shutil.which("bash")
     if bash is None:
@@ -228,10 +230,10 @@ def test_a_script_that_is_killed_leaves_what_it_has(tmp_path: Path) -> None:
         script.wait()
     assert running.read_text() == "begun\n"
     assert [end[0] for end in ENDS.findall((out / "summary.txt").read_text())] == ["verify"]
-    assert kept(out) == {"evidence", "summary.txt", "verify.txt"}
+    assert archived(out) == {"evidence", "summary.txt", "verify.txt"}
 
 
-def test_a_package_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+def test_a_missing_package_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as util\nfind = util.find_spec\n"
         "util.find_spec = lambda name, *a: None if name in ('torch', 'pytest') else find(name, *a)"
@@ -239,7 +241,7 @@ def test_a_package_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     python = fake_python(tmp_path)
     done = run(str(tmp_path / "out"), "verify", PYTHON=str(python), PYTHONPATH=path)
-    said = "not installed, parts that need it will fail: pytest torch"
-    assert done.returncode == 1 and done.stderr.startswith(said)
+    message = "not installed, parts that need it will fail: pytest torch"
+    assert done.returncode == 1 and done.stderr.startswith(message)
     summary = (tmp_path / "out" / "summary.txt").read_text()
-    assert summary.index(said) < summary.index("verify    exit 0")
+    assert summary.index(message) < summary.index("verify    exit 0")

@@ -1,4 +1,4 @@
-"""The report's stacks: compared, timed, in a wave and layer by layer; on the stand-in."""
+"""The report's stacks on the fake CuPy: compared and timed, as wavefront and layer by layer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from benchmarks.device.bounds import call_bound, operations
 from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import FORWARD, Problem, StackProblem, everything, stack_problems
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import sequence
+from xprnn.tools.bench import clock
 
 SMALL = StackProblem("gru", "float32", 2, 20, 4, 3)
 MEASURED = Peaks(4e12, {"float32": 5e13, "bfloat16": 8e14}, 6e-7, 2e-7, 3e-6)
@@ -36,12 +36,12 @@ MEASURED = Peaks(4e12, {"float32": 5e13, "bfloat16": 8e14}, 6e-7, 2e-7, 3e-6)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stacks, "BUDGET", 0.0)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
 
 
 @pytest.fixture
 def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The stand-in, its clock the host's, and torch on the CPU beside it."""
+    """The fake CuPy with the host's clock, and torch on the CPU."""
     install(monkeypatch)
     monkeypatch.setattr(stacks, "poisoned", lambda backend: nullcontext())
     monkeypatch.setattr(stacks, "timer", lambda backend: clock._seconds)
@@ -73,34 +73,34 @@ def test_the_stacks_of_the_report() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_both_ways_are_compared_and_timed(cell: str, dtype: str, device: Backend) -> None:
     problem = SMALL._replace(cell=cell, dtype=dtype)
-    found, absent = stacks.compared(problem, device)
-    assert [row["kernels"] for row in found] == ["wave", "sequence"] and not absent
-    assert all(0 < row["error"] <= row["limit"] and not row["wrong"] for row in found)
+    results, absent = stacks.compared(problem, device)
+    assert [row["kernels"] for row in results] == ["wave", "sequence"] and not absent
+    assert all(0 < row["error"] <= row["limit"] and not row["wrong"] for row in results)
     assert layers_of_launches() == [(f"{cell}_forward", 3), *[(f"{cell}_forward", 1)] * 3]
-    stacks.timed(problem, found, device, MEASURED)
-    for row in found:
+    stacks.timed(problem, results, device, MEASURED)
+    for row in results:
         assert row["not_timed"] is None and row["floor_of"] == "steps"
         assert row["floor_us"] == pytest.approx((4 + 2) * 0.6)
-        assert row["torch_us"] == found[0]["torch_us"] > 0 and row["ours_us"] > 0
+        assert row["torch_us"] == results[0]["torch_us"] > 0 and row["ours_us"] > 0
 
 
 @pytest.mark.frozen
 @needs_compiler
-def test_a_wave_of_another_layers_arrays_is_in_its_row(
+def test_a_wavefront_with_another_layers_arrays_is_wrong(
     device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         sequence, "grouped_arguments", first_layer_twice(sequence.grouped_arguments)
     )
     monkeypatch.setattr(sequence, "MAX_POLLS", 200)
-    found, _ = stacks.compared(SMALL, device)
-    assert [bool(row["wrong"]) for row in found] == [True, False]
-    stacks.timed(SMALL, found, device, MEASURED)
-    assert [row["not_timed"] for row in found] == ["wrong", None]
+    results, _ = stacks.compared(SMALL, device)
+    assert [bool(row["wrong"]) for row in results] == [True, False]
+    stacks.timed(SMALL, results, device, MEASURED)
+    assert [row["not_timed"] for row in results] == ["wrong", None]
 
 
 @needs_compiler
-def test_what_does_not_fit_in_a_wave_is_said(device: Backend) -> None:
+def test_a_stack_that_does_not_fit_in_a_wavefront_is_reported(device: Backend) -> None:
     (row,), (absent,) = stacks.compared(SMALL._replace(layers=9, H=4), device)
     assert row["kernels"] == "sequence" and not row["wrong"]
     assert absent["kernels"] == "wave" and absent["layers"] == 9
@@ -112,13 +112,13 @@ def test_what_does_not_fit_in_a_wave_is_said(device: Backend) -> None:
 def test_a_wrong_layer_on_a_cpu(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One result in the output, or one of a layer's final states."""
     problem, backend = SMALL._replace(cell=cell), xprnn.get_backend("numpy")
-    genuine = stacks.named
+    original = stacks.named
     for name in ("output", "h", *["c"] * (cell == "lstm")):
 
-        def changed(*given: Any, name: str = name) -> dict[str, np.ndarray]:
-            found = {key: array.copy() for key, array in genuine(*given).items()}
-            found[name][-1, 0, 0] += 1e-3
-            return found
+        def changed(*arguments: Any, name: str = name) -> dict[str, np.ndarray]:
+            results = {key: array.copy() for key, array in original(*arguments).items()}
+            results[name][-1, 0, 0] += 1e-3
+            return results
 
         with monkeypatch.context() as patch:
             patch.setattr(stacks, "named", changed)
@@ -131,37 +131,37 @@ def test_a_wrong_layer_on_a_cpu(cell: str, monkeypatch: pytest.MonkeyPatch) -> N
 # -- timed
 
 
-def test_what_torch_does_not_find_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = stacks.torch_stack
+def test_results_other_than_torchs_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = stacks.torch_stack
 
-    def other(*given: Any) -> Callable[[], Any]:
-        call = genuine(*given)
+    def other(*arguments: Any) -> Callable[[], Any]:
+        call = original(*arguments)
         return lambda: (-call()[0],)
 
     monkeypatch.setattr(stacks, "torch_stack", other)
     backend = xprnn.get_backend("numpy")
-    found, _ = stacks.compared(SMALL, backend)
-    stacks.timed(SMALL, found, backend, MEASURED)
-    (row,) = found
+    results, _ = stacks.compared(SMALL, backend)
+    stacks.timed(SMALL, results, backend, MEASURED)
+    (row,) = results
     assert row["wrong"].startswith("DisagreementError: reference: its output differs")
     assert row["not_timed"] == row["wrong"] and row["ours_us"] is None
 
 
-def test_a_call_that_takes_longer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, genuine = xprnn.get_backend("numpy"), stacks._call
-    found, _ = stacks.compared(SMALL, backend)
+def test_a_longer_call_has_a_longer_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, original = xprnn.get_backend("numpy"), stacks._call
+    results, _ = stacks.compared(SMALL, backend)
 
-    def slow(*given: Any) -> Callable[[], Any]:
-        call = genuine(*given)
+    def slow(*arguments: Any) -> Callable[[], Any]:
+        call = original(*arguments)
         return lambda: (time.sleep(0.02), call())[1]
 
     monkeypatch.setattr(stacks, "_call", slow)
-    stacks.timed(SMALL, found, backend, MEASURED)
-    (row,) = found  # torch's own time is the machine's affair, which may be busy
+    stacks.timed(SMALL, results, backend, MEASURED)
+    (row,) = results  # torch's own time depends on the machine, which may be busy
     assert row["ours_us"] > 20_000 and row["ratio"] < row["torch_us"] / 20_000
 
 
-def test_floors() -> None:
+def test_bounds() -> None:
     """Every layer's products and weights; x and the output once; L - 1 steps more."""
     stack, layer = (
         StackProblem("lstm", "float32", 8, 64, 10, 4),

@@ -1,4 +1,4 @@
-"""The report's steps of a stepper: compared, timed, as a graph; on a CPU and on the stand-in."""
+"""The report's steps of a stepper: compared, timed, as a graph; on a CPU and the fake CuPy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from benchmarks.device.bounds import step_bound, weights
 from benchmarks.device.peaks import Peaks
 from benchmarks.device.problems import STEP_GRID, StepProblem, everything, step_problems
 from xprnn.backend import Backend
-from xprnn.bench import clock
 from xprnn.kernels.cuda import loading
+from xprnn.tools.bench import clock
 
 ALL = ("sequence", "graph", "pointwise")
 SMALL = StepProblem("gru", "float32", 2, 9)
@@ -36,12 +36,12 @@ MEASURED = Peaks(4e12, {"float32": 5e13, "float16": 8e14}, 6e-7, 2e-7, 3e-6)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "BUDGET", 0.0)
-    monkeypatch.setattr("xprnn.bench.clock.SAMPLE", 1e-9)
+    monkeypatch.setattr("xprnn.tools.bench.clock.SAMPLE", 1e-9)
 
 
 @pytest.fixture
 def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The stand-in on a small device, its clock the host's, and torch on the CPU beside it."""
+    """The fake CuPy on a small device with the host's clock, and torch on the CPU."""
     install(monkeypatch, multiProcessorCount=2)
     monkeypatch.setattr(steps, "poisoned", lambda backend: nullcontext())
     monkeypatch.setattr(steps, "timer", lambda backend: clock._seconds)
@@ -73,46 +73,46 @@ def test_the_steps_of_the_report() -> None:
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_way_is_compared(cell: str, dtype: str, device: Backend) -> None:
-    found, absent = steps.compared(StepProblem(cell, dtype, 2, 9), device)
-    assert [row["kernels"] for row in found] == [*ALL] and not absent
-    assert all(0 < row["error"] <= row["limit"] and not row["wrong"] for row in found)
+    results, absent = steps.compared(StepProblem(cell, dtype, 2, 9), device)
+    assert [row["kernels"] for row in results] == [*ALL] and not absent
+    assert all(0 < row["error"] <= row["limit"] and not row["wrong"] for row in results)
     assert len(Function.launches) == steps.COMPARED + 2 + steps.COMPARED
 
 
 @needs_compiler
-def test_a_wrong_sign_in_the_launch_is_in_its_rows(
+def test_a_wrong_sign_in_the_launch_is_reported_in_its_rows(
     device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign = ("n = tanh_of(gx_n + r * gh_n)", "n = tanh_of(gx_n - r * gh_n)")
     monkeypatch.setattr(Function, "faults", (sign,))
-    found, _ = steps.compared(SMALL, device)
-    assert [bool(row["wrong"]) for row in found] == [True, True, False]
-    steps.timed(SMALL, found, device, MEASURED)
-    assert [row["not_timed"] for row in found] == ["wrong", "wrong", None]
-    assert found[2]["ours_us"] > 0
+    results, _ = steps.compared(SMALL, device)
+    assert [bool(row["wrong"]) for row in results] == [True, True, False]
+    steps.timed(SMALL, results, device, MEASURED)
+    assert [row["not_timed"] for row in results] == ["wrong", "wrong", None]
+    assert results[2]["ours_us"] > 0
 
 
 @needs_compiler
-def test_a_graph_of_one_side_is_wrong(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step would begin where the first one did, and find its exchange buffer full."""
+def test_a_graph_of_one_buffer_is_wrong(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step would start from the first state and read an exchange buffer that is full."""
     monkeypatch.setattr(graphs, "cycle", lambda calls: iter(calls[:1] * 100))
-    found, _ = steps.compared(SMALL, device)
-    assert [bool(row["wrong"]) for row in found] == [False, True, False]
+    results, _ = steps.compared(SMALL, device)
+    assert [bool(row["wrong"]) for row in results] == [False, True, False]
 
 
 @needs_compiler
-def test_what_is_not_captured_is_said(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_capture_is_reported(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(stream: Any) -> Any:
         raise RuntimeError("cudaErrorStreamCaptureUnsupported: not permitted")
 
     monkeypatch.setattr(fake_cuda.Stream, "end_capture", refused)
-    found, (absent,) = steps.compared(SMALL, device)
-    assert [row["kernels"] for row in found] == ["sequence", "pointwise"]
+    results, (absent,) = steps.compared(SMALL, device)
+    assert [row["kernels"] for row in results] == ["sequence", "pointwise"]
     assert absent["kernels"] == "graph" and absent["layers"] == 3
     assert absent["reason"] == ("not captured: cudaErrorStreamCaptureUnsupported: not permitted")
 
 
-def test_what_is_not_one_launch_has_no_graph(device: Backend) -> None:
+def test_steps_that_are_not_one_launch_have_no_graph(device: Backend) -> None:
     stepper = xprnn.GRU(3, 5, backend=device.name, seed=0).stepper(1)
     x = device.from_host(np.zeros((1, 3), np.float32))
     with pytest.raises(graphs.NotCapturedError, match="two steps were 0 cooperative launches"):
@@ -121,9 +121,9 @@ def test_what_is_not_one_launch_has_no_graph(device: Backend) -> None:
 
 
 @needs_compiler
-def test_what_no_kernel_takes_is_said(device: Backend) -> None:
-    found, absent = steps.compared(SMALL._replace(N=9), device)
-    assert [row["kernels"] for row in found] == ["pointwise"]
+def test_sizes_that_no_kernel_supports_are_reported(device: Backend) -> None:
+    results, absent = steps.compared(SMALL._replace(N=9), device)
+    assert [row["kernels"] for row in results] == ["pointwise"]
     assert [one["kernels"] for one in absent] == ["sequence", "graph"]
     assert all("takes 8 rows at most" in one["reason"] for one in absent)
 
@@ -132,13 +132,13 @@ def test_what_no_kernel_takes_is_said(device: Backend) -> None:
 def test_a_wrong_step_on_a_cpu(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One result in one of the steps, or one of the final states."""
     problem, backend = SMALL._replace(cell=cell), xprnn.get_backend("numpy")
-    genuine = steps.Streams.run
+    original = steps.Streams.run
     for name in ("output", "h", *["c"] * (cell == "lstm")):
 
-        def changed(self: Any, *given: Any, name: str = name) -> Any:
-            found = genuine(self, *given)
-            found[name][-1, 0, 0] += 1e-3
-            return found
+        def changed(self: Any, *arguments: Any, name: str = name) -> Any:
+            results = original(self, *arguments)
+            results[name][-1, 0, 0] += 1e-3
+            return results
 
         with monkeypatch.context() as patch:
             patch.setattr(steps.Streams, "run", changed)
@@ -153,66 +153,66 @@ def test_a_wrong_step_on_a_cpu(cell: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @needs_compiler
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_every_way_is_timed_beside_torchs_cells(cell: str, device: Backend) -> None:
+def test_every_way_is_timed_with_torchs_cells(cell: str, device: Backend) -> None:
     problem = SMALL._replace(cell=cell)
-    found, _ = steps.compared(problem, device)
-    steps.timed(problem, found, device, MEASURED)
-    for row in found:
+    results, _ = steps.compared(problem, device)
+    steps.timed(problem, results, device, MEASURED)
+    for row in results:
         assert row["not_timed"] is None and row["floor_of"] == "launch"
         assert row["floor_us"] == pytest.approx(3.0)
-        assert row["torch_us"] == found[0]["torch_us"] > 0 and row["ours_us"] > 0
+        assert row["torch_us"] == results[0]["torch_us"] > 0 and row["ours_us"] > 0
 
 
-def test_what_torch_does_not_find_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = steps.torch_cells
+def test_results_other_than_torchs_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = steps.torch_cells
 
     def other(problem: Any, layer: Any, x: np.ndarray) -> Callable[[], Any]:
-        call = genuine(problem, layer, x)
+        call = original(problem, layer, x)
         return lambda: -call()
 
     monkeypatch.setattr(steps, "torch_cells", other)
     backend = xprnn.get_backend("numpy")
-    found, _ = steps.compared(SMALL, backend)
-    steps.timed(SMALL, found, backend, MEASURED)
-    (row,) = found
+    results, _ = steps.compared(SMALL, backend)
+    steps.timed(SMALL, results, backend, MEASURED)
+    (row,) = results
     assert row["wrong"].startswith("DisagreementError: reference: its h differs")
     assert row["not_timed"] == row["wrong"] and row["ours_us"] is None
 
 
 def test_a_state_that_becomes_nan_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a graph whose kernel gave up leaves: nobody else says so."""
-    backend, genuine = xprnn.get_backend("numpy"), steps.measure
-    found, _ = steps.compared(SMALL, backend)
+    """As after a graph whose kernel timed out, which is not reported otherwise."""
+    backend, original = xprnn.get_backend("numpy"), steps.measure
+    results, _ = steps.compared(SMALL, backend)
 
     def broken(functions: Any, *rest: Any) -> Any:
-        samples = genuine(functions, *rest)
+        samples = original(functions, *rest)
         functions[0].keywords["out"][0, 0] = np.nan
         return samples
 
     monkeypatch.setattr(steps, "measure", broken)
-    steps.timed(SMALL, found, backend, MEASURED)
-    assert "h became NaN" in found[0]["wrong"] and found[0]["ours_us"] is None
+    steps.timed(SMALL, results, backend, MEASURED)
+    assert "h became NaN" in results[0]["wrong"] and results[0]["ours_us"] is None
 
 
-def test_a_step_that_takes_longer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, genuine = xprnn.get_backend("numpy"), steps.Streams.__init__
-    found, _ = steps.compared(SMALL, backend)
+def test_a_longer_step_has_a_longer_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, original = xprnn.get_backend("numpy"), steps.Streams.__init__
+    results, _ = steps.compared(SMALL, backend)
 
-    def slow(self: Any, *given: Any) -> None:
-        genuine(self, *given)
+    def slow(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
         run_step = self.run_step
         self.run_step = lambda: (time.sleep(0.02), run_step())
 
     monkeypatch.setattr(steps.Streams, "__init__", slow)
-    steps.timed(SMALL, found, backend, MEASURED)
-    (row,) = found  # torch's own time is the machine's affair, which may be busy
+    steps.timed(SMALL, results, backend, MEASURED)
+    (row,) = results  # torch's own time depends on the machine, which may be busy
     assert row["ours_us"] > 20_000 and row["ratio"] < row["torch_us"] / 20_000
 
 
-# -- floors
+# -- bounds
 
 
-def test_floors() -> None:
+def test_bounds() -> None:
     one = StepProblem("lstm", "float16", 8, 512)
     assert weights(one) == 3 * 4 * 512 * 1024
     assert step_bound(one, MEASURED, 4e-6) == (4e-6, "bytes")
@@ -226,14 +226,14 @@ def test_floors() -> None:
 
 
 @pytest.mark.parametrize(("call", "replay"), [(4e-4, 2e-3), (2e-3, 4e-4), (4e-4, None)])
-def test_a_launch_is_the_faster_of_two(
+def test_the_time_of_a_launch_is_the_shorter_of_two(
     call: float,
     replay: float | None,
     fake_cupy: Backend,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """CuPy's call and that of a graph; where there is no graph, that is said."""
+    """That of CuPy's call or of a graph; a missing graph is reported."""
     rounds: set[int] = set()
 
     def kernel(grid: Any, block: Any, arguments: Any) -> None:
@@ -250,5 +250,5 @@ def test_a_launch_is_the_faster_of_two(
     monkeypatch.setattr(peaks, "BUDGET", 0.0)
     assert 4e-4 < peaks.measure_launch(fake_cupy, clock._seconds) < 2e-3
     assert rounds == {0}
-    said = "no graph of a launch: not captured: cudaErrorStreamCaptureUnsupported\n"
-    assert capsys.readouterr().out == said * (replay is None)
+    message = "no graph of a launch: not captured: cudaErrorStreamCaptureUnsupported\n"
+    assert capsys.readouterr().out == message * (replay is None)

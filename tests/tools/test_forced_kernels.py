@@ -1,4 +1,4 @@
-"""The suite with the sequence kernels alone: what runs, what is skipped, what fails."""
+"""The suite with the sequence kernels only: what runs, what is skipped, what fails."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def run(folder: Path, forced: str, wanted: list[str]) -> str:
 
 
 def test_the_sequence_kernels_alone(tmp_path: Path) -> None:
-    said = run(tmp_path, "sequence", ["sequence"])
-    assert "1 failed, 1 passed, 1 skipped, 1 deselected" in said
-    assert "XPRNN_KERNELS=sequence: training: float64" in said  # the reason of the skip
-    assert "FAILED test_it.py::test_wrong" in said
+    output = run(tmp_path, "sequence", ["sequence"])
+    assert "1 failed, 1 passed, 1 skipped, 1 deselected" in output
+    assert "XPRNN_KERNELS=sequence: training: float64" in output  # the reason of the skip
+    assert "FAILED test_it.py::test_wrong" in output
     (written,) = tmp_path.glob("results/a-device/*.md")
     assert written.stem.endswith("-sequence")  # beside the file of the whole suite
     assert "The whole suite, sequence kernels alone, in" in written.read_text()
@@ -80,5 +80,5 @@ def test_other_files_are_not_imported(tmp_path: Path) -> None:
 
 
 def test_every_implementation_otherwise(tmp_path: Path) -> None:
-    said = run(tmp_path, "", ["reference", "pointwise"])
-    assert "5 failed, 2 passed in" in said and "deselected" not in said
+    output = run(tmp_path, "", ["reference", "pointwise"])
+    assert "5 failed, 2 passed in" in output and "deselected" not in output

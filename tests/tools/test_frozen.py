@@ -1,4 +1,4 @@
-"""What is frozen runs only where `-m` names it: wave and cluster kernels, until a GPU has run."""
+"""Frozen tests run only if `-m` names them: those of wavefront and cluster kernels."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def collected(*options: str) -> set[str]:
 
 WAVE = "test_wavefront.py::test_the_maximum_number_of_layers"
 CLUSTER = "test_bidirectional.py::test_both_directions_in_clusters"
-ON_A_GPU = "test_sequence.py::test_layers_in_a_wave_in_a_row"
+ON_A_GPU = "test_sequence.py::test_wavefronts_in_a_row"
 BOTH_WAYS = "test_sequence.py::test_both_directions_in_a_row"
-REFUSAL = "test_wavefront_layers.py::test_unsupported_stacks_are_refused_with_the_reason"
+UNSUPPORTED = "test_wavefront_layers.py::test_unsupported_stacks_are_refused_with_the_reason"
 CASES = {  # -m, what of it runs, and what does not
-    "": ({REFUSAL}, {WAVE, CLUSTER, ON_A_GPU}),
-    "not fast": ({REFUSAL}, {WAVE, CLUSTER, ON_A_GPU}),
-    "gpu": ({BOTH_WAYS}, {WAVE, CLUSTER, ON_A_GPU, REFUSAL}),
-    "frozen": ({WAVE, CLUSTER}, {BOTH_WAYS, REFUSAL}),
-    "gpu and frozen": ({ON_A_GPU}, {WAVE, CLUSTER, BOTH_WAYS, REFUSAL}),
+    "": ({UNSUPPORTED}, {WAVE, CLUSTER, ON_A_GPU}),
+    "not fast": ({UNSUPPORTED}, {WAVE, CLUSTER, ON_A_GPU}),
+    "gpu": ({BOTH_WAYS}, {WAVE, CLUSTER, ON_A_GPU, UNSUPPORTED}),
+    "frozen": ({WAVE, CLUSTER}, {BOTH_WAYS, UNSUPPORTED}),
+    "gpu and frozen": ({ON_A_GPU}, {WAVE, CLUSTER, BOTH_WAYS, UNSUPPORTED}),
 }
 
 
 @pytest.mark.parametrize("expression", CASES)
-def test_what_is_frozen_runs_where_it_is_named(expression: str) -> None:
+def test_frozen_tests_run_where_they_are_named(expression: str) -> None:
     runs, others = CASES[expression]
-    found = collected(*["-m", expression] * bool(expression))
-    assert runs <= found and not others & found
+    selected = collected(*["-m", expression] * bool(expression))
+    assert runs <= selected and not others & selected

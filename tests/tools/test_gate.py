@@ -1,4 +1,4 @@
-"""`benchmarks/gate.py`, run as a user would in small repositories with faults planted in xprnn."""
+"""`benchmarks/gate.py`, run as a user would in small repositories with faults in xprnn."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def _slow(part):
 
         return slower
 
-    def planted(cell, xp, *arguments):
+    def injected(cell, xp, *arguments):
         program = getattr(xp, "_program", None)
         if program is None:
             slow(part)(cell, xp, *arguments)
-        else:  # its calls are recorded, and computed later
+        else:  # its calls are captured, and run later
             first = len(program)
             part(cell, xp, *arguments)
             program[first:] = [
                 partial(slow(call.func), *call.args, **call.keywords) for call in program[first:]
             ]
 
-    return planted
+    return injected
 
 GRU.{part} = _slow(GRU.{part})
 """
 FAULTY = """
 import os, signal
-def planted(*arguments):
+def injected(*arguments):
     {fault}
-LSTM.forward_gates = planted
+LSTM.forward_gates = injected
 """
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -72,11 +72,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """A user's, with nothing of git's but ours, and with a place of its own for what is passing."""
-    place = folder.parent / "temporary"
-    place.mkdir(exist_ok=True)
+    """A user's, but with settings of git and a folder for temporary files of its own."""
+    temporary = folder.parent / "temporary"
+    temporary.mkdir(exist_ok=True)
     ours = {
-        "TMPDIR": str(place),
+        "TMPDIR": str(temporary),
         "GIT_CEILING_DIRECTORIES": str(folder.parent),
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -99,11 +99,11 @@ def commit(folder: Path, changed: str = "", appended: str = "") -> None:
         with (folder / changed).open("a") as file:
             file.write(appended)
     git(folder, "add", "--all", "--force")
-    git(folder, "commit", "--quiet", "--message", "planted", "--allow-empty")
+    git(folder, "commit", "--quiet", "--message", "injected", "--allow-empty")
 
 
 def run(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the gate to its end; whatever it found, nothing may be left of it."""
+    """Run the gate to its end, and check that it leaves nothing behind."""
     done = subprocess.run(
         [sys.executable, SCRIPT, *options],
         cwd=folder,
@@ -112,21 +112,21 @@ def run(folder: Path, *options: str, **variables: str) -> subprocess.CompletedPr
         text=True,
         timeout=400,
     )
-    assert not list(left(folder))
+    assert not list(leftovers(folder))
     return done
 
 
-def left(folder: Path) -> Iterator[str]:
+def leftovers(folder: Path) -> Iterator[str]:
     """The processes, on Linux, and the files of gates that have ended."""
-    place = folder.parent / "temporary"
+    temporary = folder.parent / "temporary"
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().replace(b"\0", b" ").decode()
         except (FileNotFoundError, ProcessLookupError):  # has ended since
             continue
-        if str(place) in command:
+        if str(temporary) in command:
             yield command
-    yield from (str(path) for path in place.iterdir())
+    yield from (str(path) for path in temporary.iterdir())
 
 
 def verdicts(printed: str) -> dict[str, str]:
@@ -147,14 +147,16 @@ def failed(printed: str) -> set[str]:
         ("backward_gates", {"gru training"}),
     ],
 )
-def test_catches_a_kernel_half_as_slow_again(folder: Path, part: str, slower: set[str]) -> None:
+def test_detects_a_kernel_that_takes_half_as_long_again(
+    folder: Path, part: str, slower: set[str]
+) -> None:
     commit(folder, "xprnn/cells/gru.py", SLOW.format(part=part))
     done = run(folder, *ONLY)
     assert done.returncode == 1, done.stdout + done.stderr
     assert failed(done.stdout) == slower, done.stdout
-    found = verdicts(done.stdout)
-    assert found.keys() == KEYS
-    assert {key for key, verdict in found.items() if verdict == "SLOWER"} == slower
+    verdict_of = verdicts(done.stdout)
+    assert verdict_of.keys() == KEYS
+    assert {key for key, verdict in verdict_of.items() if verdict == "SLOWER"} == slower
 
 
 def test_numba_rows_and_an_older_parent(folder: Path) -> None:
@@ -166,7 +168,7 @@ def test_numba_rows_and_an_older_parent(folder: Path) -> None:
         "        while time.process_time() - end < 0.5 * (end - start):\n            pass\n"
         "        return y\n\n    return slower\n\nStepper.step = _slow(Stepper.step)\n"
     )
-    commit(folder, "xprnn/stepper.py", slow)
+    commit(folder, "xprnn/nn/stepper.py", slow)
     commit(folder)
     rows = ("--only", "numba gru stepper", "numba gru training", "--pairs", "3")
     done = run(folder, *rows, "--parent", "HEAD~2")
@@ -181,16 +183,16 @@ def test_an_unknown_parent(folder: Path) -> None:
     assert done.returncode == 1 and "--parent: expected a commit, got 'nowhere'" in done.stderr
 
 
-def test_passes_ten_times_where_nothing_is_planted(folder: Path) -> None:
+def test_passes_ten_times_without_a_fault(folder: Path) -> None:
     # with a third of the pairs, which is harder: medians of fewer processes lie further from 1
     commit(folder, "xprnn/cells/gru.py", "# nothing\n")
     for _ in range(10):
         done = run(folder, *ONLY, "--pairs", "3")
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.splitlines()[-1].startswith("gate: passed, nothing is clearly slower")
-        found = verdicts(done.stdout)
-        assert found.keys() == KEYS
-        assert all(verdict.startswith("ok") for verdict in found.values()), done.stdout
+        verdict_of = verdicts(done.stdout)
+        assert verdict_of.keys() == KEYS
+        assert all(verdict.startswith("ok") for verdict in verdict_of.values()), done.stdout
 
 
 def test_no_parent(folder: Path) -> None:
@@ -214,7 +216,7 @@ def test_no_parent(folder: Path) -> None:
     assert "not a git repository" in done.stdout
 
 
-def test_a_git_that_fails_is_no_missing_parent(folder: Path) -> None:
+def test_a_failure_of_git_is_not_a_missing_parent(folder: Path) -> None:
     commit(folder)
     done = run(folder, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
     assert done.returncode == 1 and "dubious ownership" in done.stderr, done.stdout + done.stderr
@@ -225,16 +227,16 @@ def test_a_git_that_fails_is_no_missing_parent(folder: Path) -> None:
 
 
 def test_a_parent_without_what_a_benchmark_needs(folder: Path) -> None:
-    whole = (folder / "xprnn/__init__.py").read_text()
+    source = (folder / "xprnn/__init__.py").read_text()
     commit(folder, "xprnn/__init__.py", "del LSTM\n")
-    (folder / "xprnn/__init__.py").write_text(whole)
+    (folder / "xprnn/__init__.py").write_text(source)
     commit(folder)
     done = run(folder, *ONLY, "--pairs", "3")
     assert done.returncode == 1 and failed(done.stdout) == {"lstm forward"}, done.stdout
-    found = verdicts(done.stdout)
-    said = found.pop("lstm forward")
-    assert said.startswith("FAILS on the parent: AttributeError: ") and "'LSTM'" in said
-    assert all(verdict.startswith("ok") for verdict in found.values()), done.stdout
+    verdict_of = verdicts(done.stdout)
+    message = verdict_of.pop("lstm forward")
+    assert message.startswith("FAILS on the parent: AttributeError: ") and "'LSTM'" in message
+    assert all(verdict.startswith("ok") for verdict in verdict_of.values()), done.stdout
 
     script = folder / SCRIPT
     script.write_text(
@@ -248,14 +250,14 @@ def test_a_parent_without_what_a_benchmark_needs(folder: Path) -> None:
 
 
 def test_a_parent_that_cannot_be_imported(folder: Path) -> None:
-    whole = (folder / "xprnn/__init__.py").read_text()
+    source = (folder / "xprnn/__init__.py").read_text()
     commit(folder, "xprnn/__init__.py", "raise ImportError('half an idea')\n")
-    (folder / "xprnn/__init__.py").write_text(whole)
+    (folder / "xprnn/__init__.py").write_text(source)
     commit(folder)
     done = run(folder, *ONLY, "--pairs", "1")
     assert done.returncode == 1, done.stdout + done.stderr
-    said = "FAILS on the parent: ImportError: half an idea"
-    assert verdicts(done.stdout) == dict.fromkeys(KEYS, said)
+    message = "FAILS on the parent: ImportError: half an idea"
+    assert verdicts(done.stdout) == dict.fromkeys(KEYS, message)
 
 
 def test_a_commit_that_does_not_run(folder: Path) -> None:
@@ -268,43 +270,45 @@ def test_a_commit_that_does_not_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said", "written"),
+    ("fault", "message", "written"),
     [
-        ("while True: pass", "no answer in 5 s, see above", "in planted"),
+        ("while True: pass", "no answer in 5 s, see above", "in injected"),
         ("os.kill(os.getpid(), signal.SIGSTOP)", "no answer in 5 s, see above", ""),
         ("os._exit(7)", "its process died with status 7, see above", ""),
-        ("os.kill(os.getpid(), 11)", "its process died with status -11, see above", "in planted"),
+        ("os.kill(os.getpid(), 11)", "its process died with status -11, see above", "in injected"),
     ],
     ids=["hangs", "stops", "exits", "crashes"],
 )
-def test_a_worker_that_does_not_answer(folder: Path, fault: str, said: str, written: str) -> None:
+def test_a_worker_that_does_not_answer(
+    folder: Path, fault: str, message: str, written: str
+) -> None:
     commit(folder, LSTM, FAULTY.format(fault=fault))
     done = run(folder, *ONLY, "--pairs", "1", "--timeout", "5")
     assert done.returncode == 1
     assert "lstm forward" in failed(done.stdout)
-    assert verdicts(done.stdout)["lstm forward"] == f"FAILS on the commit: {said}"
+    assert verdicts(done.stdout)["lstm forward"] == f"FAILS on the commit: {message}"
     assert written in done.stderr
 
 
 def test_a_parent_that_hangs(folder: Path) -> None:
-    whole = (folder / LSTM).read_text()
+    source = (folder / LSTM).read_text()
     commit(folder, LSTM, FAULTY.format(fault="while True: pass"))
-    (folder / LSTM).write_text(whole)
+    (folder / LSTM).write_text(source)
     commit(folder)
     done = run(folder, *ONLY, "--pairs", "3", "--timeout", "5")
     assert done.returncode == 1, done.stdout + done.stderr
-    said = "FAILS on the parent: no answer in 5 s, see above"
-    assert verdicts(done.stdout)["lstm forward"] == said
+    message = "FAILS on the parent: no answer in 5 s, see above"
+    assert verdicts(done.stdout)["lstm forward"] == message
 
 
-def test_another_xprnn_than_the_one_that_is_judged(folder: Path) -> None:
+def test_another_xprnn_than_the_measured_one_is_refused(folder: Path) -> None:
     commit(folder, "xprnn/__init__.py", "__file__ = '/elsewhere/xprnn/__init__.py'\n")
     done = run(folder, *ONLY, "--pairs", "1")
     assert done.returncode == 1 and failed(done.stdout) == KEYS
     assert "gate: xprnn was imported from /elsewhere/xprnn, expected " in done.stderr
 
 
-def test_leaves_nothing_when_it_is_ended(folder: Path) -> None:
+def test_leaves_nothing_when_it_is_terminated(folder: Path) -> None:
     commit(folder, LSTM, FAULTY.format(fault="while True: pass"))
     command = [sys.executable, SCRIPT, *ONLY, "--pairs", "1"]
     log = folder / "log"
@@ -313,13 +317,13 @@ def test_leaves_nothing_when_it_is_ended(folder: Path) -> None:
         subprocess.Popen(command, cwd=folder, env=environment(folder), stderr=file) as process,
     ):
         end = time.monotonic() + 60
-        while not any("gate_worker.py" in each and "lstm" in each for each in left(folder)):
+        while not any("gate_worker.py" in each and "lstm" in each for each in leftovers(folder)):
             if time.monotonic() > end or process.poll() is not None:
                 break
             time.sleep(0.05)
         process.terminate()
     assert "gate: terminated" in log.read_text()
-    assert not list(left(folder))
+    assert not list(leftovers(folder))
 
 
 @pytest.mark.parametrize("option", ["--pairs", "--timeout"])

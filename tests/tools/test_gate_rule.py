@@ -33,8 +33,8 @@ def rounds(gate: ModuleType, ratios: Sequence[float]) -> list[object]:
         ([1.11] * 9, True),
         ([1.11] * 5 + [1.05] * 4, True),
         ([1.11] * 4 + [1.05] * 5, False),  # the median is what counts,
-        ([1.5] * 2 + [1.0] * 3 + [0.5], False),  # not how far a few are off
-        ([1.4] * 6 + [0.99] * 3, False),  # too many rounds say no
+        ([1.5] * 2 + [1.0] * 3 + [0.5], False),  # not how far a few of them are off
+        ([1.4] * 6 + [0.99] * 3, False),  # too many rounds are not slower
         ([1.4] * 7 + [0.99] * 2, True),
         ([0.5] * 9, False),
     ],
@@ -54,11 +54,11 @@ def test_one_measurement(gate: ModuleType, ratios: list[float], slower: bool) ->
 def test_two_measurements(
     gate: ModuleType, measured: list[float], verdict: str, pairs: list[int]
 ) -> None:
-    asked: list[int] = []
+    counts: list[int] = []
 
     def measure(count: int) -> list[object]:
-        asked.append(count)
-        return rounds(gate, [measured[len(asked) - 1]] * count)
+        counts.append(count)
+        return rounds(gate, [measured[len(counts) - 1]] * count)
 
-    found, said = gate.decide(measure, 9)
-    assert said == verdict and asked == pairs and len(found) == pairs[-1]
+    results, decision = gate.decide(measure, 9)
+    assert decision == verdict and counts == pairs and len(results) == pairs[-1]

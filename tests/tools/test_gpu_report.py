@@ -1,4 +1,4 @@
-"""The report of the GPU suite, written by tiny suites on a device that is only described."""
+"""The report of the GPU suite, written by tiny suites on a simulated device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe():
 def pytest_configure(config):
     config.pluginmanager.register(GpuReport(config, describe, Path(__file__).parent / "results"))
 """
-DEVICE = {"name": "Stand-in B/1000", "compute_capability": "9.0", "driver": "1.2.3"}
+DEVICE = {"name": "Fake B/1000", "compute_capability": "9.0", "driver": "1.2.3"}
 HEAD = """
 import numpy as np, pytest
 from tests.support.tolerances import assert_close
@@ -46,7 +46,7 @@ def test_good():
     close(2e-7, "float32")
     close(0, "float32")
 
-def test_planted():
+def test_expected_failure():
     with pytest.raises(AssertionError): close(1.0, "float32")
 """
 FAILING = """
@@ -101,40 +101,40 @@ def run(folder: Path, *options: str, device: Any = DEVICE, **modules: str) -> st
 
 
 def report_in(folder: Path, suffix: str = "") -> dict[str, Any]:
-    (path,) = folder.glob(f"results/stand-in-b-1000/{NAME}{suffix}.json")
+    (path,) = folder.glob(f"results/fake-b-1000/{NAME}{suffix}.json")
     return json.loads(path.read_text())
 
 
-WHOLE = {"a": HEAD + PASSING + OTHERS + WARNING, "b": HEAD + FAILING, "c": CPU + WARNING}
+SUITE = {"a": HEAD + PASSING + OTHERS + WARNING, "b": HEAD + FAILING, "c": CPU + WARNING}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of a whole suite."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert "GPU report: written to stand-in-b-1000/gpu-suite-" in run(folder, **WHOLE)
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a complete suite ran."""
+    folder = tmp_path_factory.mktemp("complete")
+    assert "GPU report: written to fake-b-1000/gpu-suite-" in run(folder, **SUITE)
     return folder
 
 
-def check_whole(found: dict[str, Any]) -> None:
-    assert found["counts"] == {"passed": 5, "failed": 1, "skipped": 1, "errors": 1}
-    assert found["failed_tests"] == ["test_a.py::test_error", "test_b.py::test_bad"]
-    assert found["skipped_because"] == {"one device only": 1}
-    assert found["warnings"] == {"UserWarning: of another version": 1}  # on the CPU an error
-    assert found["tests_by_implementation"] == {"pointwise": 1, "reference": 1}
-    assert found["whole_suite"] and found["device"] == DEVICE and found["seconds"] > 0
-    assert found["versions"]["numpy"] == np.__version__
-    worst = found["worst_error"]
+def check_complete(report: dict[str, Any]) -> None:
+    assert report["counts"] == {"passed": 5, "failed": 1, "skipped": 1, "errors": 1}
+    assert report["failed_tests"] == ["test_a.py::test_error", "test_b.py::test_bad"]
+    assert report["skipped_because"] == {"one device only": 1}
+    assert report["warnings"] == {"UserWarning: of another version": 1}  # an error on the CPU
+    assert report["tests_by_implementation"] == {"pointwise": 1, "reference": 1}
+    assert report["whole_suite"] and report["device"] == DEVICE and report["seconds"] > 0
+    assert report["versions"]["numpy"] == np.__version__
+    worst = report["worst_error"]
     assert worst.keys() == {"float32", "float64"}
-    assert worst["float64"]["error"] == 0.0  # and not what a test on the CPU compared
+    assert worst["float64"]["error"] == 0.0  # not that of a test on the CPU
     assert worst["float32"]["error"] == pytest.approx(3e-3, rel=1e-3)
     assert worst["float32"]["test"] == "test_b.py::test_bad" and worst["float32"]["what"] == "h_n"
     assert worst["float32"]["error"] > worst["float32"]["tolerance"]
 
 
-def test_what_a_run_saw(whole: Path) -> None:
-    check_whole(report_in(whole))
-    (path,) = whole.glob(f"results/*/{NAME}.md")
+def test_the_contents_of_a_report(complete: Path) -> None:
+    check_complete(report_in(complete))
+    (path,) = complete.glob(f"results/*/{NAME}.md")
     text = path.read_text()
     assert "5 passed, 1 failed, 1 skipped, 1 errors" in text
     assert "**failed**: `test_b.py::test_bad`" in text
@@ -144,8 +144,8 @@ def test_what_a_run_saw(whole: Path) -> None:
 def test_under_xdist(tmp_path: Path) -> None:
     if importlib.util.find_spec("xdist") is None:
         pytest.skip("pytest-xdist is not installed")
-    run(tmp_path, "-p", "xdist", "-n", "2", **WHOLE)
-    check_whole(report_in(tmp_path))
+    run(tmp_path, "-p", "xdist", "-n", "2", **SUITE)
+    check_complete(report_in(tmp_path))
 
 
 def test_the_worst_error_of_several_tests(tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_the_worst_error_of_several_tests(tmp_path: Path) -> None:
     assert report_in(tmp_path)["worst_error"]["float32"]["test"] == "test_a.py::test_bad"
 
 
-def test_an_error_without_measure(tmp_path: Path) -> None:
+def test_an_error_that_is_infinite(tmp_path: Path) -> None:
     """JSON has no infinity."""
     run(tmp_path, a=HEAD + 'def test(): assert_close(np.ones(1), np.zeros(1), "float64")')
     assert report_in(tmp_path)["worst_error"]["float64"]["error"] == "inf"
 
 
-def test_nothing_ran_on_a_device(tmp_path: Path) -> None:
+def test_no_report_without_a_test_on_a_device(tmp_path: Path) -> None:
     skipped = HEAD + "def test(): pytest.skip('no device')"
     assert "GPU report" not in run(tmp_path, a=skipped, b=CPU)
     printed = run(tmp_path, a=HEAD + PASSING, device=None)
@@ -178,38 +178,36 @@ def test_nothing_ran_on_a_device(tmp_path: Path) -> None:
     ],
     ids=["-k", "-m", "names", "-x"],
 )
-def test_a_part_does_not_replace_the_whole(
-    whole: Path, options: tuple[str, ...], reason: str
+def test_a_partial_report_does_not_replace_the_complete_one(
+    complete: Path, options: tuple[str, ...], reason: str
 ) -> None:
-    before = report_in(whole)
-    assert "-part.json" in run(whole, *options, **WHOLE)
-    part = report_in(whole, "-part")
+    before = report_in(complete)
+    assert "-part.json" in run(complete, *options, **SUITE)
+    part = report_in(complete, "-part")
     assert not part["whole_suite"] and part["left_out"] == reason
-    assert report_in(whole) == before
+    assert report_in(complete) == before
 
 
-def test_an_interrupted_run_is_a_part(tmp_path: Path) -> None:
+def test_an_interrupted_run_is_partial(tmp_path: Path) -> None:
     run(tmp_path, a=HEAD + PASSING, b=HEAD + "def test(): raise KeyboardInterrupt")
     part = report_in(tmp_path, "-part")
     assert part["left_out"] == "it was interrupted" and part["counts"]["passed"] == 2
 
 
-def test_no_paths_and_no_host(whole: Path) -> None:
-    for path in whole.glob("results/*/*"):
+def test_no_paths_and_no_host(complete: Path) -> None:
+    for path in complete.glob("results/*/*"):
         text = path.read_text()
-        for private in (str(whole), str(ROOT), str(Path.home()), socket.gethostname()):
+        for private in (str(complete), str(ROOT), str(Path.home()), socket.gethostname()):
             assert private not in text, path.name
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    (tmp_path / "results").write_text("a file stands in the way")
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file instead of a folder")
     assert "GPU report: not written: " in run(tmp_path, a=HEAD + PASSING)
 
 
-def test_files_are_written_whole_or_not_at_all(
-    whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report, folder = report_in(whole), whole / "results"
+def test_files_are_written_atomically(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, folder = report_in(complete), complete / "results"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     def fail(self: Path, *arguments: Any) -> None:
@@ -224,9 +222,9 @@ def test_files_are_written_whole_or_not_at_all(
 
 def test_the_commit(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
         done = subprocess.run(
-            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
         )
         return done.stdout.strip()
 
@@ -252,12 +250,12 @@ def test_the_digest_follows_the_sources(tmp_path: Path) -> None:
     for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2"), ("c.h", ""), ("d.txt", "")):
         (tmp_path / name).write_text(text)
         seen.add(machine.digest(tmp_path))
-    assert len(seen) == 4  # a text is no source
+    assert len(seen) == 4  # a text file is not a source
     assert machine.digest(ROOT / "xprnn") not in seen
 
 
 def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The facts under CuPy's names for them."""
+    """The facts under CuPy's names."""
     facts = {"name": b"NVIDIA H200", "major": 9, "minor": 0}
     facts |= {"multiProcessorCount": 132, "totalGlobalMem": 2**37}
     runtime = SimpleNamespace(
@@ -266,10 +264,10 @@ def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 12090,
     )
-    place = Backend("cupy:0")
-    place.xp = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    place.device = 0
-    monkeypatch.setattr(xprnn, "get_backend", lambda name: place)
+    backend = Backend("cupy:0")
+    backend.xp = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    backend.device = 0
+    monkeypatch.setattr(xprnn, "get_backend", lambda name: backend)
     monkeypatch.setattr(machine, "driver", lambda: "580.1")
     assert machine.describe_device() == {
         "name": "NVIDIA H200",

@@ -1,4 +1,4 @@
-"""info: which copy of xprnn this is, how many of its kernels are compiled, how many threads."""
+"""info: the imported copy of xprnn, the number of compiled kernels, and of threads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 import xprnn
-from xprnn import info
-from xprnn.kernels import numba as numba_kernels
+from xprnn.kernels.numba import package as numba_kernels
+from xprnn.tools import info
 
-HERE = Path(xprnn.__file__).parent
+PACKAGE = Path(xprnn.__file__).parent
 
 
 def install(site: Path, origin: object | None) -> None:
-    """What pip writes of a package, and of where it came from."""
+    """Write pip's metadata of a package and of its origin."""
     folder = site / f"xprnn-{xprnn.__version__}.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(f"Name: xprnn\nVersion: {xprnn.__version__}\n")
@@ -31,12 +31,12 @@ def install(site: Path, origin: object | None) -> None:
 @pytest.mark.parametrize(
     ("origin", "expected"),
     [
-        ({"dir_info": {"editable": True}, "url": HERE.parent.as_uri()}, "editable install"),
+        ({"dir_info": {"editable": True}, "url": PACKAGE.parent.as_uri()}, "editable install"),
         (
             {"dir_info": {"editable": True}, "url": "file:///a%20clone"},
             r"another copy, editable install, is in .*a clone.xprnn",
         ),
-        ({"dir_info": {}, "url": HERE.parent.as_uri()}, "another copy, installed, is in {site}"),
+        ({"dir_info": {}, "url": PACKAGE.parent.as_uri()}, "another copy, installed, is in {site}"),
         (None, "another copy, installed, is in {site}"),
     ],
 )
@@ -45,25 +45,27 @@ def test_the_copy_that_is_imported_is_named(
 ) -> None:
     install(tmp_path, origin)
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = info.installation()["xprnn"]
-    assert found.startswith(f"{xprnn.__version__} in {HERE}")
-    assert re.search(expected.format(site=re.escape(str(tmp_path))) + "(.xprnn)?$", found), found
+    described = info.installation()["xprnn"]
+    assert described.startswith(f"{xprnn.__version__} in {PACKAGE}")
+    assert re.search(expected.format(site=re.escape(str(tmp_path))) + "(.xprnn)?$", described), (
+        described
+    )
 
 
-def test_a_copy_may_be_the_installed_one_or_none(tmp_path: Path) -> None:
-    """A copy in a folder of packages, in a process that looks for packages nowhere else."""
+def test_a_copy_may_be_installed_or_not(tmp_path: Path) -> None:
+    """A copy in a folder of packages, in a process that searches only this folder."""
     code = "from xprnn import info; print(info._copy())"
     for origin in (None, "installed"):
         site = tmp_path / str(origin)
         site.mkdir()
-        (site / "xprnn").symlink_to(HERE)
+        (site / "xprnn").symlink_to(PACKAGE)
         if origin:
             install(site, None)
         script = (
-            "import sys, importlib.metadata as m; genuine = m.Distribution.discover\n"
+            "import sys, importlib.metadata as m; original = m.Distribution.discover\n"
             f"sys.path.insert(0, {str(site)!r})\n"
             "m.Distribution.discover = classmethod("
-            f"lambda cls, **k: genuine(**{{**k, 'path': [{str(site)!r}]}}))\n{code}"
+            f"lambda cls, **k: original(**{{**k, 'path': [{str(site)!r}]}}))\n{code}"
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -72,10 +74,10 @@ def test_a_copy_may_be_the_installed_one_or_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="Numba is not installed")
-def test_kernels_are_counted_where_numba_keeps_them(tmp_path: Path) -> None:
+def test_kernels_are_counted_in_numbas_cache(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from xprnn import info\n"
-        "from xprnn.kernels.numba import compilations\n"
+        "from xprnn.kernels.numba.package import compilations\n"
         "print(info.installation()['kernels'])\n"
         "compilations()[-1]()\n"
         "print(info.installation()['kernels'])\n"
@@ -101,7 +103,7 @@ def test_kernels_are_counted_where_numba_keeps_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_numba")
-def test_without_numba_it_says_why_there_are_no_kernels() -> None:
+def test_without_numba_the_reason_is_given() -> None:
     assert info.installation()["kernels"].startswith("none: fused kernels for the CPU need Numba")
 
 

@@ -1,6 +1,6 @@
-"""Optional packages that are broken: the base runs without them, and says what is wrong with them.
+"""Broken optional packages: xprnn runs without them and reports the reason.
 
-Each is a package on disk, put before the installed one in a new process.
+Each is a package on disk that precedes the installed one in a new process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.numba_cases import needs_numba, python
-from xprnn import optional
+from xprnn.backend import optional
 
 RUN = """
 import logging, sys, numpy as np
@@ -34,14 +34,14 @@ cell(x[0])
 print("sums", output.sum(), dx.sum())
 print(gru.explain((12, 2, 3)))
 print(with_step.explain())
-for name, found in (info.extras() | info.backends()).items():
-    print("info", name, found)
+for name, status in (info.extras() | info.backends()).items():
+    print("info", name, status)
 """
 
 
 @cache
 def plain() -> str:
-    """What it prints where nothing but the plain code is asked for."""
+    """The output with the plain code only."""
     return python(RUN, XPRNN_KERNELS="reference")
 
 
@@ -63,8 +63,8 @@ def check_plain(printed: str, why: str) -> None:
     lines = printed.splitlines()
     assert [line for line in lines if why in line and line.startswith("  sequence: ")]
     assert len([line for line in lines if why in line and line.startswith("  pointwise: ")]) >= 1
-    (said,) = [line for line in lines if line.startswith("info numba ")]
-    assert said.startswith("info numba not usable: ") and why in said
+    (status,) = [line for line in lines if line.startswith("info numba ")]
+    assert status.startswith("info numba not usable: ") and why in status
     assert len([line for line in lines if line.startswith("logged WARNING") and why in line]) == 1
 
 
@@ -80,7 +80,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_numba_that_fails_to_import(kind: str, tmp_path: Path) -> None:
-    """With -W error too, by which a warning is an exception."""
+    """Including a warning that -W error turns into an exception."""
     printed = python(RUN, **broken(tmp_path, "numba", ERRORS[kind]))
     check_plain(printed, f"numba: fails to import: {kind}: ")
 
@@ -92,22 +92,22 @@ def test_an_llvmlite_of_another_version(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_called_numba(tmp_path: Path) -> None:
-    """An empty package imports, and has nothing that kernels are made of."""
+    """An empty package can be imported, but has nothing that the kernels use."""
     printed = python(RUN, **broken(tmp_path, "numba", ""))
     check_plain(printed, "xprnn.kernels.numba.cells: fails to import: ")
 
 
 @needs_numba
-def test_a_numba_that_is_told_to_compile_nothing() -> None:
+def test_numba_with_compilation_disabled() -> None:
     check_plain(python(RUN, NUMBA_DISABLE_JIT="1"), "NUMBA_DISABLE_JIT")
 
 
 @needs_numba
 def test_a_first_compilation_that_fails(tmp_path: Path) -> None:
-    """Numba's own passes raise, from a code generator that has lost a name."""
+    """Numba's own passes raise, as the code generator lacks a name."""
     code = "import llvmlite.ir; del llvmlite.ir.IRBuilder.store\n" + RUN
-    own = {"NUMBA_CACHE_DIR": str(tmp_path)}  # nothing is compiled there yet
-    check_plain(python(code, **own), "the CPU's kernels cannot be compiled: ")
+    empty = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    check_plain(python(code, **empty), "the CPU's kernels cannot be compiled: ")
 
 
 @needs_numba
@@ -135,7 +135,7 @@ except xprnn.KernelUnavailableError as error:
 @needs_numba
 @pytest.mark.parametrize("where", ["file", "below a file"])
 def test_a_cache_folder_that_is_a_file(where: str, tmp_path: Path) -> None:
-    """Numba looks for another place, and what it compiles is right."""
+    """Numba uses another folder, and its code is correct."""
     file = tmp_path / "file"
     file.write_text("not a folder", "utf-8")
     folder = file if where == "file" else file / "deeper"
@@ -145,10 +145,10 @@ def test_a_cache_folder_that_is_a_file(where: str, tmp_path: Path) -> None:
 
 
 @needs_numba
-def test_what_is_kept_and_cannot_be_read_is_compiled_anew(
+def test_an_unreadable_cache_entry_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder that may not be entered, say; here what should be a file is a folder."""
+    """As in a folder without permissions; in this test a folder replaces a file."""
     import numba
     import numpy as np
     from numba import types
@@ -179,7 +179,7 @@ def test_a_broken_ml_dtypes(tmp_path: Path) -> None:
     code = """
 import xprnn
 from xprnn import info
-from xprnn.verify.suite import types_of
+from xprnn.diagnostics.verification.suite import types_of
 print(xprnn.GRU(3, 4, compute_dtype="float16", seed=0).arithmetic)
 print("bfloat16" in types_of(xprnn.get_backend("numpy")))
 print(info.extras()["ml_dtypes"])
@@ -213,8 +213,8 @@ print(processors.usable())
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
 def test_a_broken_peer_is_not_measured(name: str, tmp_path: Path) -> None:
     code = f"""
-from xprnn.bench import PeerUnavailableError, peers
-from xprnn.bench.task import Setting, make_task
+from xprnn.tools.bench.run import PeerUnavailableError, peers
+from xprnn.tools.bench.task import Setting, make_task
 try:
     peers.PEERS[{name!r}](make_task(Setting(hidden=3, input=2, batch=1, steps=2)))
 except PeerUnavailableError as error:
@@ -233,26 +233,28 @@ from xprnn import info
 print(xprnn.GRU(3, 4, backend="auto").backend.name)
 print(info.backends()["cupy"])
 """
-    name, said = python(code, **broken(tmp_path, "cupy", ERRORS[kind])).splitlines()
-    assert name == "numpy" and said.startswith("not usable: backend 'cupy': CuPy fails to import: ")
+    name, status = python(code, **broken(tmp_path, "cupy", ERRORS[kind])).splitlines()
+    assert name == "numpy" and status.startswith(
+        "not usable: backend 'cupy': CuPy fails to import: "
+    )
 
 
 # -- the helper
 
 
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt", "MemoryError", "SystemExit"])
-def test_what_is_not_the_packages_fault_passes(
+def test_interrupts_and_memory_errors_are_not_caught(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ended_by_it.py").write_text(f"raise {kind}", "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    for _ in range(2):  # and it is not remembered as a failure
+    for _ in range(2):  # and it is not cached as a failure
         with pytest.raises((KeyboardInterrupt, MemoryError, SystemExit)) as raised:
             optional.load("ended_by_it")
         assert type(raised.value).__name__ == kind
 
 
-def test_a_failure_is_told_the_same_every_time_and_a_missing_package_looked_for_again(
+def test_a_failure_is_cached_and_a_missing_package_is_searched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -269,7 +271,7 @@ def test_a_failure_is_told_the_same_every_time_and_a_missing_package_looked_for_
         (tmp_path / "came_later.py").write_text("raise OSError('another')", "utf-8")
 
 
-def test_info_is_printed_though_numba_is_broken(tmp_path: Path) -> None:
+def test_info_is_printed_with_a_broken_numba(tmp_path: Path) -> None:
     environment = broken(tmp_path, "numba", ERRORS["SystemError"])
     command = [sys.executable, "-m", "xprnn", "info"]
     wide = os.environ | environment | {"COLUMNS": "200"}

@@ -1,4 +1,4 @@
-"""What commands print arrives: on streams of every encoding, narrow ones, in pipes, or nowhere."""
+"""The output of commands: on streams of every encoding and width, in pipes, and without any."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import pytest
 
 import xprnn
 from benchmarks import reports, result_store
-from xprnn import bench, cli, output
-from xprnn.bench import clock
-from xprnn.verify.report import Absent, Row, VerifyReport
+from xprnn.diagnostics.verification.report import Absent, Row, VerifyReport
+from xprnn.tools import cli, output
+from xprnn.tools.bench import clock
+from xprnn.tools.bench import run as bench
 
 ROOT = Path(__file__).parents[2]
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8"]
@@ -26,7 +27,7 @@ ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8"]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With a layer, a read-out and an array; few samples, and none that take time."""
+    """A folder with a layer and an array; benchmarks take few and short samples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(clock, "BUDGET", 0.0)
     monkeypatch.setattr(clock, "SAMPLE", 1e-9)
@@ -35,8 +36,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def typed(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """The status of a command and what it wrote to a stream that takes nothing else."""
+def run_command(
+    arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str]:
+    """The status of a command, and its output on a stream of this encoding."""
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, errors="fake_cupy", newline="\n")
     with monkeypatch.context() as patch:
@@ -50,7 +53,7 @@ def typed(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def words(text: str) -> str:
-    """Without drawn progress, numbers and line breaks, which may differ."""
+    """The text without progress bars, numbers and line breaks, which may differ."""
     text = re.sub(r"[-━╸╺]{2,}|(?<![\w.-])-?\d[\d.,e+-]*", "", text)
     return " ".join(text.split())
 
@@ -75,16 +78,18 @@ def test_every_command_prints_the_same_on_every_stream(
 ) -> None:
     if "torch" in arguments:
         pytest.importorskip("torch")
-    told = {encoding: typed(arguments, encoding, monkeypatch) for encoding in ENCODINGS}
-    assert [status for status, _ in told.values()] == [0] * len(ENCODINGS)
-    for encoding, (_, text) in told.items():
+    printed = {encoding: run_command(arguments, encoding, monkeypatch) for encoding in ENCODINGS}
+    assert [status for status, _ in printed.values()] == [0] * len(ENCODINGS)
+    for encoding, (_, text) in printed.items():
         if arguments[-1].isascii() or encoding != "utf-8":
-            whole = words(told["utf-8"][1]).encode(encoding, "backslashreplace").decode(encoding)
-            assert words(text) == words(whole)
+            expected = (
+                words(printed["utf-8"][1]).encode(encoding, "backslashreplace").decode(encoding)
+            )
+            assert words(text) == words(expected)
 
 
-def test_what_is_printed_is_ascii_but_for_what_comes_from_outside() -> None:
-    """A report's str goes to streams that are as they are: print(report) in a program."""
+def test_what_is_printed_is_ascii_except_for_what_users_name() -> None:
+    """A program may print a report to a stream of any encoding."""
     for path in sorted((ROOT / "xprnn").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -140,8 +145,8 @@ def test_a_narrow_pipe_gets_the_whole_last_line_of_a_progress_bar(
     columns: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    line = ["demo", "--epochs", "1", "--cell", "rnn", "--out", "here"]
-    _, text = typed(line, "ascii", monkeypatch)
+    line = ["demo", "--epochs", "1", "--cell", "rnn", "--out", "out"]
+    _, text = run_command(line, "ascii", monkeypatch)
     assert re.search(r"training -+ 1/1 loss \d\.\d{4} +accuracy \d+\.\d%", text), text
 
 
@@ -203,7 +208,7 @@ def test_verify_reports_whatever_the_locale(environment: dict[str, str], folder:
     ],
     ids=str,
 )
-def test_a_reader_that_has_gone_changes_no_status(
+def test_a_closed_pipe_does_not_change_the_status(
     arguments: list[str], status: int, folder: Path
 ) -> None:
     ours, theirs = os.pipe()
@@ -235,7 +240,7 @@ def test_an_output_that_cannot_be_written_is_an_error(arguments: str, folder: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
-def test_no_output_at_all_is_no_error(folder: Path) -> None:
+def test_closed_streams_are_not_an_error(folder: Path) -> None:
     for arguments, streams in (("info", ">&-"), ("run m x.npy -o y.npy", ">&- 2>&-")):
         done = run_in_shell(f"xprnn {arguments} {streams}")
         assert (done.returncode, done.stderr) == (0, "")
@@ -244,10 +249,10 @@ def test_no_output_at_all_is_no_error(folder: Path) -> None:
     assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["package", "value"])
 
 
-# -- scripts beside the package
+# -- benchmarks
 
 
-def test_a_benchmarks_table_goes_to_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmarks_table_is_printed_to_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii", errors="fake_cupy")
     monkeypatch.setattr(sys, "stdout", stream)
@@ -257,12 +262,12 @@ def test_a_benchmarks_table_goes_to_every_stream(monkeypatch: pytest.MonkeyPatch
     assert sys.stdout is stream
 
 
-def test_what_a_benchmark_filed_is_replaced_whole(
+def test_stored_results_of_a_benchmark_are_replaced_atomically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filed = tmp_path / "machine" / "results.json"
-    result_store._write(filed, {"a": 1})
-    before = filed.read_bytes()
+    stored = tmp_path / "machine" / "results.json"
+    result_store._write(stored, {"a": 1})
+    before = stored.read_bytes()
 
     def interrupted(self: Path, text: str, encoding: str) -> None:
         self.write_bytes(text[:3].encode(encoding))
@@ -270,12 +275,12 @@ def test_what_a_benchmark_filed_is_replaced_whole(
 
     monkeypatch.setattr(Path, "write_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        result_store._write(filed, {"a": 2})
-    assert filed.read_bytes() == before
-    assert [path.name for path in filed.parent.iterdir()] == ["results.json"]
+        result_store._write(stored, {"a": 2})
+    assert stored.read_bytes() == before
+    assert [path.name for path in stored.parent.iterdir()] == ["results.json"]
 
 
-def test_a_reports_files_are_different_ones(tmp_path: Path) -> None:
+def test_a_report_does_not_write_two_outputs_to_one_file(tmp_path: Path) -> None:
     (tmp_path / "cpu.md").symlink_to("cpu.json")
     with pytest.raises(ValueError, match=r"cpu\.md: expected another file to write to than"):
         reports.write(tmp_path, {"cpu.json": "{}", "cpu.md": "|"})

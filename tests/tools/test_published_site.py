@@ -1,6 +1,6 @@
-"""The published site, as a visitor uses it: clicks in a browser, curves against the filed results.
+"""The published site in a browser: clicks, and curves compared with the stored results.
 
-Faults are planted in copies of the site, and every one must be seen.
+Faults are injected into copies of the site, and every one must be detected.
 """
 
 import json
@@ -41,9 +41,11 @@ def libraries(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(libraries, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "site"
-    said = publish(folder)
-    assert "Couldn't find" not in said, f"results of commits that the branch has not:\n{said}"
-    assert "Skipping" not in said, said
+    output = publish(folder)
+    assert "Couldn't find" not in output, (
+        f"results of commits that are not on the branch:\n{output}"
+    )
+    assert "Skipping" not in output, output
     return folder
 
 
@@ -52,8 +54,8 @@ def measured(value):
     return value is not None and not math.isnan(value)
 
 
-def filed(implementation):
-    """The chosen GRU's times as filed: a sorted list of curves, each (commit, seconds) in order."""
+def stored(implementation):
+    """The stored times of the chosen GRU: sorted curves, each with (commit, seconds) in order."""
     names = json.loads((RESULTS / "benchmarks.json").read_text())[GRU_GRAPH]["param_names"]
     wanted = {name: repr(value) for name, value in CHOSEN.items()}
     wanted["implementation"] = repr(implementation)
@@ -67,18 +69,18 @@ def filed(implementation):
         ):
             if measured(seconds) and dict(zip(names, values, strict=True)) == wanted:
                 curves[str(sorted(file["params"].items()))][file["commit_hash"]] = seconds
-    assert curves, f"no results are filed of {implementation}"
+    assert curves, f"no results are stored for {implementation}"
     return sorted((implementation, *sorted(curve.items())) for curve in curves.values())
 
 
 def drawn(page):
-    """What the page draws, in the form of `filed`; each point has ink."""
+    """What the page draws, in the form of `stored`; each point is visible."""
     hashes = page.evaluate("$.asv.main_json.revision_to_hash")
     curves = []
     for curve in page.evaluate(CURVES):
         label, points = curve["label"], curve["points"]
         implementation = re.search("implementation-([^;]+)", label)
-        assert implementation, f"a curve that does not say whose it is: {label}"
+        assert implementation, f"a curve without an implementation: {label}"
         assert curve["inked"] == len(points), f"{label}: {curve['inked']} of {points} are visible"
         if points:
             seconds = {hashes[str(revision)]: value for revision, value in points}
@@ -87,12 +89,12 @@ def drawn(page):
 
 
 def assert_draws(page, *implementations):
-    """The page draws the curves of these as filed, once its graphs are loaded."""
-    expected = sorted(curve for name in implementations for curve in filed(name))
+    """The page draws the stored curves of these, once its graphs are loaded."""
+    expected = sorted(curve for name in implementations for curve in stored(name))
     deadline = time.monotonic() + 5
-    while (seen := drawn(page)) != expected and time.monotonic() < deadline:
+    while (detected := drawn(page)) != expected and time.monotonic() < deadline:
         page.wait_for_timeout(50)
-    assert seen == expected, "curves drawn are not those filed"
+    assert detected == expected, "curves drawn are not those stored"
 
 
 def follow_to_the_graph(site, libraries, **options):
@@ -123,10 +125,10 @@ def test_every_page_opens(site, libraries):
                 page.locator(f"#summarygrid-display a[href='#{name}']").click()
 
 
-def _planted(folder):
+def _with_regressions(folder):
     """asv's configuration for results of one combination of each benchmark, at twelve commits.
 
-    The numbers are filed ones, tripled at the last six commits.
+    The numbers are stored ones, tripled at the last six commits.
     """
     source = max(RESULTS.glob("*/*-*.json"), key=lambda path: path.stat().st_size)
     machine = folder / "results" / source.parent.name
@@ -145,7 +147,7 @@ def _planted(folder):
         file["results"] = {
             name: [_only_first(values, factor), *rest] for name, (values, *rest) in rows.items()
         }
-        (machine / f"{commit[:8]}-planted.json").write_text(json.dumps(file))
+        (machine / f"{commit[:8]}-injected.json").write_text(json.dumps(file))
     config = json.loads((ROOT / "asv.conf.json").read_text())
     config |= {"repo": str(ROOT), "results_dir": str(machine.parent)}
     (folder / "asv.conf.json").write_text(json.dumps(config))
@@ -153,15 +155,15 @@ def _planted(folder):
 
 
 def _only_first(values, factor):
-    """The first number there is, times the factor, and null for the others."""
-    place = next((index for index, value in enumerate(values or ()) if measured(value)), None)
+    """The first number, times the factor, and null for the others."""
+    first = next((index for index, value in enumerate(values or ()) if measured(value)), None)
     return values and [
-        factor * value if index == place else None for index, value in enumerate(values)
+        factor * value if index == first else None for index, value in enumerate(values)
     ]
 
 
 def test_a_rise_of_time_is_a_regression_and_a_rise_of_throughput_is_not(libraries, tmp_path):
-    publish(tmp_path / "site", _planted(tmp_path))
+    publish(tmp_path / "site", _with_regressions(tmp_path))
     with visit(tmp_path / "site", libraries) as page:
         page.get_by_role("link", name="Regressions").click()
         page.locator("#regressions-body td").first.wait_for()
@@ -186,7 +188,7 @@ def _empty_a_graph(site):
 
 
 def _lose_a_parameter(site):
-    """All that was measured of the peer."""
+    """Remove all measurements of the peer."""
     params = json.loads((site / "index.json").read_text())["benchmarks"][GRU_GRAPH]["params"]
     peers = [repr(PEER) in values for values in product(*params)]
     for file in site.rglob(f"branch-*/**/{GRU_GRAPH}.json"):
@@ -209,18 +211,18 @@ def _ask_outside(site):
 
 
 @pytest.mark.parametrize(
-    ("plant", "seen"),
+    ("inject", "detected"),
     [
         (_lose_a_graph, "404 .*time_forward.json"),
         (_break_a_script, "script error: undefinedFunction is not defined"),
-        (_empty_a_graph, "not those filed"),
-        (_lose_a_parameter, "not those filed"),
+        (_empty_a_graph, "not those stored"),
+        (_lose_a_parameter, "not those stored"),
         (_draw_nothing, "0 of .* are visible"),
         (_ask_outside, "outside the site"),
     ],
 )
-def test_a_planted_fault_is_seen(site, libraries, tmp_path, plant, seen):
+def test_an_injected_fault_is_detected(site, libraries, tmp_path, inject, detected):
     shutil.copytree(site, tmp_path / "site")
-    plant(tmp_path / "site")
-    with pytest.raises(AssertionError, match=seen):
+    inject(tmp_path / "site")
+    with pytest.raises(AssertionError, match=detected):
         follow_to_the_graph(tmp_path / "site", libraries, patience=15)

@@ -1,4 +1,4 @@
-"""What the README says is tried here: its commands, its code, its files, its figures."""
+"""The README's commands, code, files and figures are correct."""
 
 import importlib.util
 import re
@@ -23,7 +23,7 @@ def test_the_two_commands_come_first():
     ]
 
 
-def test_the_code_blocks_run_in_order_and_print_what_they_say(tmp_path):
+def test_the_code_blocks_run_in_order_and_print_what_they_state(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 5
     done = subprocess.run(
@@ -40,7 +40,7 @@ def test_the_code_blocks_run_in_order_and_print_what_they_say(tmp_path):
         assert line in done.stdout
 
 
-def test_every_file_it_points_to_exists():
+def test_every_file_it_links_to_exists():
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     local = [target for target in targets if not target.startswith("http")]
     assert local
@@ -48,7 +48,7 @@ def test_every_file_it_points_to_exists():
         assert (ROOT / target).is_file(), target
 
 
-def test_weights_go_to_torch_and_back():
+def test_weights_are_loaded_by_torch_and_loaded_back():
     torch = pytest.importorskip("torch")
     gru = xprnn.GRU(3, 4, num_layers=2, bidirectional=True, seed=0)
     theirs = torch.nn.GRU(3, 4, 2, bidirectional=True)

@@ -1,4 +1,4 @@
-"""`benchmarks/sanitize.py` with a stand-in for compute-sanitizer, and what it launches."""
+"""`benchmarks/sanitize.py` with a fake compute-sanitizer, and what it launches."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ esac
 
 @pytest.fixture
 def sanitize(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module, on a device that is only described."""
+    """The script as a module, on a simulated device."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     spec = importlib.util.spec_from_file_location("sanitize", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(machine, "describe_device", lambda: {"name": "Stand-in", "driver": "1"})
+    monkeypatch.setattr(machine, "describe_device", lambda: {"name": "Fake", "driver": "1"})
     return module
 
 
@@ -52,7 +52,7 @@ def call(
     silent: str = "none",
     alarmed: str = "none",
 ) -> int:
-    """Run the script with a tool that misses one planted fault, or finds something in ours."""
+    """Run the script with a tool that misses one injected fault, or reports a correct kernel."""
     tool = folder / "compute-sanitizer"
     tool.write_text(TOOL.format(silent=silent, alarmed=alarmed, log=folder / "log"))
     tool.chmod(0o755)
@@ -62,7 +62,7 @@ def call(
     return status
 
 
-def test_nothing_is_found(
+def test_no_error_is_reported(
     sanitize: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert call(sanitize, monkeypatch, tmp_path) == 0
@@ -73,15 +73,15 @@ def test_nothing_is_found(
     for tool in ("memcheck", "synccheck"):
         for what in ("waiting", "frozen"):
             assert f"| {tool} | {what} | SUMMARY: 0 errors |" in text
-    assert "# compute-sanitizer on Stand-in, " in text and "Commit " in text
+    assert "# compute-sanitizer on Fake, " in text and "Commit " in text
     log = (tmp_path / "log").read_text()
-    for tool, launches in sanitize.TOOLS.items():  # first the fault, then the kernels
+    for tool, launches in sanitize.TOOLS.items():  # the injected fault first, then the kernels
         lines = [rf"--tool {tool} .*--launch {what}\n" for what in (tool, *launches)]
         assert re.search("".join(lines), log)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_something_is_found(
+def test_an_error_is_reported(
     tool: str,
     sanitize: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,14 +96,14 @@ def test_something_is_found(
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_tool_that_is_blind_is_not_believed(
+def test_the_results_of_a_tool_that_misses_its_fault_are_not_used(
     tool: str,
     sanitize: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What the others found is filed."""
+    """The results of the others are written."""
     assert call(sanitize, monkeypatch, tmp_path, silent=tool) == 2
     assert f"{tool} did not report the fault injected for it" in capsys.readouterr().err
     rows = (tmp_path / "out" / "sanitizer.md").read_text().split("|---|---|---|\n")[1].splitlines()
@@ -115,15 +115,15 @@ def test_a_tool_that_is_blind_is_not_believed(
     assert len(rows) == 1 + len(others)
 
 
-def test_a_run_that_is_stopped_leaves_what_it_has(
+def test_a_run_that_is_stopped_keeps_its_results(
     sanitize: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    genuine = sanitize.run
+    original = sanitize.run
 
     def stopped(tool: str, name: str, what: str) -> object:
         if what == "frozen":
             raise KeyboardInterrupt
-        return genuine(tool, name, what)
+        return original(tool, name, what)
 
     monkeypatch.setattr(sanitize, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -142,15 +142,15 @@ def test_no_tool(
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-def test_what_is_launched_is_what_a_layer_launches(
-    kernel: PointwiseKernel, sanitize: ModuleType
-) -> None:
-    """Shapes and dtypes, and numbers wherever the kernel reads."""
+def test_kernels_are_launched_as_by_a_layer(kernel: PointwiseKernel, sanitize: ModuleType) -> None:
+    """The same shapes and dtypes, and finite numbers wherever the kernel reads."""
     for dtype in sanitize.TYPES:
         needs_dtype(dtype)
         drawn = draw(kernel, dtype, 3, 43)
         for buffer in kernel.buffers:
-            found = sanitize.allocate(np, kernel, buffer, dtype, 3, 43)
+            allocated = sanitize.allocate(np, kernel, buffer, dtype, 3, 43)
             expected = drawn[buffer.name]
-            assert (found.shape, found.dtype) == (expected.shape, expected.dtype), buffer.name
-            assert buffer.use == "out" or np.isfinite(found.astype(float)).all()
+            assert (allocated.shape, allocated.dtype) == (expected.shape, expected.dtype), (
+                buffer.name
+            )
+            assert buffer.use == "out" or np.isfinite(allocated.astype(float)).all()

@@ -44,6 +44,8 @@ def add(suite: Path, folder: str, text: str) -> None:
     path = suite / "tests" / folder / "test_here.py"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+    for package in list(path.parents)[: folder.count("/") + 2]:
+        (package / "__init__.py").touch()
 
 
 def run(suite: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +59,8 @@ def run(suite: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def passed(done: subprocess.CompletedProcess[str]) -> set[str]:
-    return {*re.findall(r"^(tests/.*::test_\w+) PASSED", done.stdout, re.M)}
+    found = re.findall(r"PASSED (tests/\S*::test_\w+)|(tests/\S*::test_\w+) PASSED", done.stdout)
+    return {"".join(either) for either in found}
 
 
 def test_every_test_is_of_the_fast_tier_or_of_others(suite: Path) -> None:
@@ -67,8 +70,9 @@ def test_every_test_is_of_the_fast_tier_or_of_others(suite: Path) -> None:
     assert fast == {f"tests/{folder}/test_here.py::test_plain" for folder in wanted}
 
 
-def test_files_that_are_named_run(suite: Path) -> None:
-    done = run(suite, "tests/mutation")
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "xdist"])
+def test_files_that_are_named_run(workers: tuple[str, ...], suite: Path) -> None:
+    done = run(suite, *workers, "tests/mutation")
     assert "tests/mutation/test_here.py::test_plain" in passed(done)
 
 

@@ -1,4 +1,4 @@
-"""verify: passes for every implementation, catches planted faults in each type, names the cell."""
+"""verify: passes for every implementation, detects injected faults in each type and cell."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tests.support.targets import make
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.cells import CELLS as PLAIN
-from xprnn.kernels import use_kernels
-from xprnn.verify import equations
-from xprnn.verify.suite import PROBLEMS, build, types_of, verify_cells
+from xprnn.diagnostics.verification import equations
+from xprnn.diagnostics.verification.suite import PROBLEMS, build, types_of, verify_cells
+from xprnn.kernels import dispatch, use_kernels
+from xprnn.kernels.request import Request
 
 BFLOAT16 = pytest.param(
     "bfloat16",
@@ -26,19 +27,19 @@ BFLOAT16 = pytest.param(
         not importlib.util.find_spec("ml_dtypes"), reason="bfloat16 needs ml_dtypes"
     ),
 )
-NARROW = ["float16", BFLOAT16]
+LOW_PRECISION = ["float16", BFLOAT16]
 GATES = [(cell, gate) for cell, plain in PLAIN.items() for gate in range(plain.gates)]
 
-pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the same everywhere
+pytestmark = pytest.mark.usefixtures("without_numba")  # the same implementations everywhere
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Nobody has forced anything; narrow cells are copied anew, from sound or broken ones."""
+    """No kernels are forced, and copies of cells for low precision are made again."""
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 def scale_after(
@@ -46,24 +47,24 @@ def scale_after(
 ) -> None:
     """Multiply what a step wrote, in all but the float64 equations and gradchecks.
 
-    `which` picks it from the buffers of the step. The class is broken, so that the copies which
-    serve narrow types are too.
+    `which` picks it from the buffers of the step. The class is patched, and so are its copies
+    for low precision.
     """
     kind = type(PLAIN[cell])
-    genuine = getattr(kind, method)
+    original = getattr(kind, method)
 
     def broken(self: Any, xp: Any, *buffers: Any) -> None:
-        genuine(self, xp, *buffers)
+        original(self, xp, *buffers)
         array = which(*buffers)
         if array.dtype == np.float32:
-            array *= factor  # also where the calls of a step are recorded
+            array *= factor  # also where the calls of a step are captured
         elif array.dtype != np.float64:
             array[...] = array.astype(np.float32) * np.float32(factor)
 
     patch.setattr(kind, method, broken)
 
 
-# -- the command's
+# -- all cells
 
 
 def test_every_cell_passes_on_numpy() -> None:
@@ -82,7 +83,7 @@ def test_every_cell_passes_on_numpy() -> None:
 
 
 @pytest.mark.parametrize("cell", PLAIN)
-def test_every_kernel_passes_on_the_stand_in(cell: str, fake_cupy: Backend) -> None:
+def test_every_kernel_passes_on_the_fake_cupy(cell: str, fake_cupy: Backend) -> None:
     types = types_of(fake_cupy) if cell == "gru" else ["float32", "float16"]
     assert cell != "gru" or "tf32" in types
     report = verify_cells(fake_cupy.name, [cell], types)
@@ -94,17 +95,19 @@ def test_every_kernel_passes_on_the_stand_in(cell: str, fake_cupy: Backend) -> N
     assert all(error > 0 for (_, kind), error in errors.items() if kind != "float64")
 
 
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("operand_type", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize("cell", PLAIN)
-def test_limits_are_above_the_errors_of_many_seeds_but_not_far(cell: str, numbers: str) -> None:
+def test_limits_are_above_the_errors_of_many_seeds_but_not_far(
+    cell: str, operand_type: str
+) -> None:
     worst = 0.0
     for problem in PROBLEMS:
-        layer = build(cell, numbers, problem, xprnn.get_backend("numpy"))
+        layer = build(cell, operand_type, problem, xprnn.get_backend("numpy"))
         for seed in range(10):
             shape = (problem.T, problem.N, problem.I)
             with use_kernels("reference"):
-                said = equations.Equations(layer, shape, problem.lengths, seed)
-            worst = max(worst, said.compare(copy.deepcopy(layer), "reference").excess)
+                reference = equations.Equations(layer, shape, problem.lengths, seed)
+            worst = max(worst, reference.compare(copy.deepcopy(layer), "reference").excess)
     assert 1 / 30 < worst < 1
 
 
@@ -122,16 +125,16 @@ def test_a_relu_in_coarse_types_stays_away_from_its_kink() -> None:
         assert h[..., 1::2].min() > 0.25 and not h[..., 0::2].any()
 
 
-def test_the_commands_layers_leave_nothing_out(fake_cupy: Backend) -> None:
+def test_the_layers_of_the_command_leave_out_no_comparison(fake_cupy: Backend) -> None:
     report = verify_cells(fake_cupy.name, ["rnn_relu"])
     assert {one.check for one in report.absent} == {"sequence"}
 
 
-# -- planted faults
+# -- injected faults
 
 
 @pytest.mark.parametrize("cell", PLAIN)
-def test_a_wrong_gradient_of_the_plain_code_is_found_by_the_gradcheck(
+def test_a_wrong_gradient_of_the_plain_code_fails_the_gradcheck(
     cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(cell, FAULTS[cell, "gate 0 times 1.001"], monkeypatch)
@@ -142,10 +145,10 @@ def test_a_wrong_gradient_of_the_plain_code_is_found_by_the_gradcheck(
 
 
 @pytest.mark.parametrize("factor", [0.95, 1.05])
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("operand_type", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize(("cell", "gate"), GATES)
 def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
-    cell: str, gate: int, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch
+    cell: str, gate: int, operand_type: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dgate(weights: Any, step: Any) -> np.ndarray:
         gates = step.gates
@@ -153,25 +156,25 @@ def test_five_per_cent_of_one_gates_gradient_fail_in_every_type(
 
     with monkeypatch.context() as patch:
         scale_after("backward", cell, dgate, 1.0, patch)
-        assert verify_cells("numpy", [cell], [numbers]).ok
-    kernels._choose.cache_clear()
+        assert verify_cells("numpy", [cell], [operand_type]).ok
+    kernels.forget_plans()
     scale_after("backward", cell, dgate, factor, monkeypatch)
-    report = verify_cells("numpy", [cell], [numbers])
-    assert [row[:3] for row in report.failed] == [(cell, "reference", numbers)]
+    report = verify_cells("numpy", [cell], [operand_type])
+    assert [row[:3] for row in report.failed] == [(cell, "reference", operand_type)]
 
 
 @pytest.mark.parametrize("factor", [0.94, np.nan])
-@pytest.mark.parametrize("numbers", ["float32", *NARROW])
+@pytest.mark.parametrize("operand_type", ["float32", *LOW_PRECISION])
 @pytest.mark.parametrize("cell", PLAIN)
 def test_a_wrong_state_fails_in_every_type(
-    cell: str, numbers: str, factor: float, monkeypatch: pytest.MonkeyPatch
+    cell: str, operand_type: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def h_next(weights: Any, step: Any) -> Any:
         return step.next_states[0]
 
     scale_after("forward", cell, h_next, factor, monkeypatch)
-    report = verify_cells("numpy", [cell], [numbers])
-    assert [row[:3] for row in report.failed] == [(cell, "reference", numbers)]
+    report = verify_cells("numpy", [cell], [operand_type])
+    assert [row[:3] for row in report.failed] == [(cell, "reference", operand_type)]
 
 
 @pytest.mark.parametrize("cell", PLAIN)
@@ -179,12 +182,12 @@ def test_a_wrong_kernel_fails_alone(
     cell: str, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with use_kernels("pointwise"):
-        fused = make(cell, dtype="float32", backend=fake_cupy.name)._engine(3, 2).cell
+        fused = make(cell, dtype="float32", backend=fake_cupy.name)._plan(3, 2).cell
     part = fused.pointwise_ops[-1]
-    genuine = getattr(fused, part)
+    original = getattr(fused, part)
 
     def broken(*buffers: Any) -> None:
-        genuine(*buffers)
+        original(*buffers)
         gates = buffers[-1].gates
         gates *= gates.dtype.type(1.05)
 
@@ -199,16 +202,16 @@ def test_a_wrong_kernel_fails_alone(
     ]
 
 
-def test_a_forced_kernel_that_does_not_serve_fails(
+def test_a_forced_kernel_that_does_not_run_fails(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = kernels._choose
+    original = dispatch._select
 
-    def deaf(cell: Any, backend: Any, arithmetic: Any, forced: str) -> Any:
-        return genuine(cell, backend, arithmetic, "reference")
+    def ignoring_forced(cell: Any, backend: Any, precision: Any, request: Request) -> Any:
+        return original(cell, backend, precision, request._replace(name="reference"))
 
-    deaf.cache_clear = genuine.cache_clear  # type: ignore[attr-defined]
-    monkeypatch.setattr(kernels, "_choose", deaf)
+    ignoring_forced.cache_clear = original.cache_clear  # type: ignore[attr-defined]
+    monkeypatch.setattr(dispatch, "_select", ignoring_forced)
     report = xprnn.verify(make("gru", backend=fake_cupy.name), (4, 2, 3))
     assert [(row.implementation, row.ok) for row in report.rows] == [
         ("reference", True),

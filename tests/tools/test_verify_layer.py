@@ -11,12 +11,12 @@ import pytest
 import xprnn
 from tests.support.targets import CELLS, LAYERS, make
 from xprnn import kernels
-from xprnn.tolerances import EPSILON, tolerance
-from xprnn.verify import equations
-from xprnn.verify.report import Absent, Row, VerifyReport
-from xprnn.verify.suite import verify_cells
+from xprnn.diagnostics.tolerances import EPSILON, tolerance
+from xprnn.diagnostics.verification import equations
+from xprnn.diagnostics.verification.report import Absent, Row, VerifyReport
+from xprnn.diagnostics.verification.suite import verify_cells
 
-pytestmark = pytest.mark.usefixtures("without_numba")  # what is served is the same everywhere
+pytestmark = pytest.mark.usefixtures("without_numba")  # the same implementations everywhere
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -49,7 +49,7 @@ def test_edge_shapes_pass() -> None:
     assert xprnn.verify(layer, (4, 3, 3), lengths=[0, 0, 0]).ok
 
 
-def test_the_layer_and_the_environment_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_layer_and_the_environment_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("gru", num_layers=2, dropout=0.5, dtype="float32", compute_dtype="float16")
     output, _ = layer(np.ones((4, 2, 3), np.float32))
     before, records = copy.deepcopy(layer.__getstate__()), list(layer._records)
@@ -66,14 +66,14 @@ def test_the_layer_and_the_environment_are_as_before(monkeypatch: pytest.MonkeyP
     layer.backward(output)
 
 
-def test_it_is_the_same_every_time() -> None:
+def test_verify_is_reproducible() -> None:
     layer = make("lstm", dtype="float32", num_layers=2, dropout=0.5)
     first = xprnn.verify(layer, (4, 2, 3))
     assert xprnn.verify(layer, (4, 2, 3)) == first
     assert xprnn.verify(layer, (4, 2, 3), seed=1) != first
 
 
-def test_its_own_parameters_are_what_is_checked() -> None:
+def test_the_parameters_of_the_layer_are_checked() -> None:
     layer = make("gru", dtype="float32")
     errors = set()
     for scale in (1.0, 1.5):
@@ -86,15 +86,15 @@ def test_its_own_parameters_are_what_is_checked() -> None:
         xprnn.verify(layer, (4, 2, 3))
 
 
-def test_what_cannot_tell_anything_is_refused() -> None:
+def test_a_comparison_without_significance_is_refused() -> None:
     wild = make("rnn_tanh", 3, 33, dtype="float32")
     with wild.writable() as flat:
-        flat *= 12.0  # chaotic: rounding grows to all there is
+        flat *= 12.0  # chaotic: rounding errors become as large as the values
     with pytest.raises(ValueError, match=r"shape: rounding to float32 alone may change .* by \d+%"):
         xprnn.verify(wild, (300, 2, 3))
 
 
-def test_gradients_of_relu_are_left_out_where_rounding_decides_about_them() -> None:
+def test_gradients_of_relu_are_left_out_where_rounding_determines_them() -> None:
     seen = set()
     for seed in range(6):
         layer = make("rnn_relu", 3, 9, dtype="float32", compute_dtype="float16", seed=seed)
@@ -161,7 +161,7 @@ def test_epsilon_is_the_spacing_at_one() -> None:
     assert EPSILON["bfloat16"] == float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
 
 
-def test_a_limit_is_the_tables_unless_the_equations_magnify() -> None:
+def test_a_limit_is_the_tables_unless_the_equations_amplify_errors() -> None:
     calm = equations.Equations(make("lstm", 3, 17, dtype="float32"), (5, 4, 3), None, 0)
     table = tolerance("float32", steps=5, width=20, layers=1)
     assert table <= min(calm.limits.values()) <= max(calm.limits.values()) < 2 * table

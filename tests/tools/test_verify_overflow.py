@@ -1,4 +1,4 @@
-"""verify where a type overflows: what is finite is compared, and what is not is said."""
+"""verify with an overflow: finite results are compared, and the others are reported."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import xprnn
 from tests.support.targets import make
 from xprnn import kernels
 from xprnn.cells import CELLS as PLAIN
-from xprnn.tolerances import LARGEST
-from xprnn.verify.equations import Equations
+from xprnn.diagnostics.tolerances import LARGEST
+from xprnn.diagnostics.verification.equations import Equations
 
 T, N = 40, 3
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """No kernel is forced, and narrow cells are copied anew."""
+    """No kernels are forced, and copies of cells for low precision are made again."""
     monkeypatch.delenv(kernels.ENVIRONMENT_VARIABLE, raising=False)
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
     yield
-    kernels._choose.cache_clear()
+    kernels.forget_plans()
 
 
 def growing(scale: float = 20.0, **options: Any) -> Any:
@@ -38,9 +38,9 @@ def growing(scale: float = 20.0, **options: Any) -> Any:
 
 def steps_left_out(report: Any) -> tuple[int, int]:
     (one,) = [a for a in report.absent if "steps" in a.check]
-    found = re.fullmatch(r"\w+, steps (\d+) to (\d+)", one.check)
-    assert found, one
-    return int(found[1]), int(found[2])
+    match = re.fullmatch(r"\w+, steps (\d+) to (\d+)", one.check)
+    assert match, one
+    return int(match[1]), int(match[2])
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -55,7 +55,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.usefixtures("without_numba")
 @pytest.mark.parametrize("lengths", [None, [T, 3, 0]])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_right_layer_passes_and_the_report_says_from_where_on_it_overflows(
+def test_a_correct_layer_passes_and_the_report_names_the_steps_that_overflow(
     options: dict[str, Any], lengths: list[int] | None
 ) -> None:
     layer = growing(1e9 if options.get("dtype") == "float64" else 20.0, **options)
@@ -92,27 +92,27 @@ def test_torch_is_finite_before_it_and_not_after() -> None:
 @pytest.mark.parametrize("exponent", [10, 100])
 @pytest.mark.parametrize("method", ["forward", "backward"])
 @pytest.mark.usefixtures("without_numba")
-def test_an_overflow_of_a_kernels_own_is_found(
+def test_an_overflow_within_a_kernel_is_detected(
     method: str, exponent: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where float64 has a number that float32 holds, a kernel has to have it too."""
+    """Where float64 gives a number within float32's range, so must a kernel."""
     kind = type(PLAIN["rnn_relu"])
-    genuine = getattr(kind, method)
-    there, back = (np.float32(2.0 ** (sign * (128 - exponent))) for sign in (1, -1))
+    original = getattr(kind, method)
+    scale_up, scale_down = (np.float32(2.0 ** (sign * (128 - exponent))) for sign in (1, -1))
 
     def broken(self: Any, xp: Any, weights: Any, step: Any) -> None:
-        genuine(self, xp, weights, step)
+        original(self, xp, weights, step)
         array = step.next_states[0] if method == "forward" else step.gates
         if array.dtype == np.float32:
-            array *= there  # from 2^exponent on infinite
-            array *= back
+            array *= scale_up  # infinite from 2^exponent on
+            array *= scale_down
 
     monkeypatch.setattr(kind, method, broken)
     with np.errstate(all="ignore"):
         report = xprnn.verify(growing(), (T, N, 3))
     assert [row[:3] for row in report.failed] == [("rnn_relu", "reference", "float32")]
     assert report.failed[0].error == np.inf
-    with np.errstate(all="ignore"):  # and where nothing overflows all is well
+    with np.errstate(all="ignore"):  # without an overflow it passes
         assert xprnn.verify(growing(1.0), (T, N, 3)).ok
 
 
@@ -130,7 +130,7 @@ def test_a_call_that_overflows_in_its_first_step_is_refused() -> None:
 
 @pytest.mark.usefixtures("without_numba")
 def test_a_step_whose_results_stay_within_the_type_is_compared() -> None:
-    """Though what another step would make of them might not."""
+    """Even if those of another step might exceed it."""
     cell = xprnn.RNNCell(3, 4, nonlinearity="relu", seed=0)
     with cell.writable() as flat:
         flat *= 1e19

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import xprnn
-import xprnn.stepper
+import xprnn.nn.stepper
 from xprnn import feature_first, functional, optim
 from xprnn.backend import Array, BackendName
 
@@ -117,7 +117,7 @@ y = stepper.step(x[0], rows=np.array([True, False]), out=y)
 state: Array = stepper.state()
 stepper.load(state)
 h_last, c_last = lstm.stepper(1).state()
-either: xprnn.stepper.Stepper = lstm.stepper(1)
+either: xprnn.nn.stepper.Stepper = lstm.stepper(1)
 
 # Functions
 output, h_n = functional.gru(x, None, np.ones((12, 3)), np.ones((12, 4)), lengths=[1, 2])

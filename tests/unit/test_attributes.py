@@ -1,4 +1,4 @@
-"""Attributes: torch's names to read, and nothing that can be set to what is never used."""
+"""Attributes: torch's names can be read, and none can be set where the value would be ignored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPTIONS: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=lambda value: str(value)[:24])
-def test_options_are_attributes_to_read(kind: Any, options: dict[str, Any]) -> None:
+def test_options_are_readable_attributes(kind: Any, options: dict[str, Any]) -> None:
     module = kind(**options, seed=0)
     before = repr(module)
     for name, value in options.items():
@@ -107,7 +107,7 @@ def test_the_mode_is_true_or_false(wrong: Any) -> None:
     assert layer.backward(np.ones((2, 1, 4), np.float32))[0].shape == (2, 1, 3)
 
 
-def test_types_of_a_layer_and_a_stepper() -> None:
+def test_precision_policies_cannot_be_set() -> None:
     layer = xprnn.GRU(3, 4, seed=0)
     with pytest.raises(AttributeError, match=r"GRU.arithmetic cannot be set: .*to\(compute_dtype"):
         layer.arithmetic = "float16"
@@ -118,7 +118,7 @@ def test_types_of_a_layer_and_a_stepper() -> None:
     assert stepper.step(np.ones((2, 3), np.float32)).shape == (2, 4)
 
 
-def test_the_buffer_of_gradients_is_written_and_not_replaced() -> None:
+def test_the_gradient_buffer_is_written_and_not_replaced() -> None:
     linear = xprnn.Linear(3, 4, seed=0)
     linear.grads.flat[...] = 2.0
     linear.grads.flat *= 0.5

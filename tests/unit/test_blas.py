@@ -1,4 +1,4 @@
-"""Products in slices: what they give, that they are small enough, and when they are left whole."""
+"""Sliced products: their results, the size of the slices, and products that are not sliced."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import pytest
 
 import xprnn
 from tests.support.implementations import SelectKernels
-from xprnn import blas
-from xprnn.floating_point import environment
-from xprnn.processors import processors
+from xprnn.backend import blas
+from xprnn.backend.floating_point import environment
+from xprnn.backend.processors import processors
 
 SHAPES = [(384, 128, 32), (381, 127, 33), (97, 300, 200), (4, 8, 3), (1, 9, 5), (5, 9, 1)]
 
@@ -40,14 +40,14 @@ def operands(M: int, K: int, N: int, dtype: str = "float64") -> tuple[np.ndarray
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_slices_give_the_product(shape: tuple[int, ...], dtype: str, threads: int) -> None:
-    """Of arrays as they stand and transposed, and into columns of a larger one."""
+    """Operands are contiguous or transposed; the output may be columns of a larger array."""
     left, right, out = operands(*shape, dtype)
     wanted = left.astype("float64") @ right.astype("float64")
     wide = np.full((shape[0], shape[2] + 3), np.nan, dtype)
     for a in (left, np.asfortranarray(left)):
         for b in (right, np.asfortranarray(right)):
             for target in (out, wide[:, 1:-2]):
-                for make in (blas.matmul, lambda *given: [call() for call in blas.calls(*given)]):
+                for make in (blas.matmul, lambda *arrays: [call() for call in blas.calls(*arrays)]):
                     target[...] = np.nan
                     make(a, b, target)
                     scale = np.abs(wanted).max(initial=1.0)
@@ -62,40 +62,40 @@ SIZES += [(33, 4099, 31), (129, 1025, 67), (16, 9000, 16), (20000, 3, 300)]
 
 
 @pytest.mark.parametrize("shape", SIZES)
-def test_no_slice_is_larger_than_openblas_leaves_alone(
+def test_no_slice_is_large_enough_for_openblas_threads(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blas, "usable", lambda: 2)
     left, right, out = operands(*shape)
-    found: list[tuple[np.ndarray, ...]] = []
-    genuine = np.matmul
+    operand_sets: list[tuple[np.ndarray, ...]] = []
+    original = np.matmul
 
     def noted(*arrays: np.ndarray) -> None:
-        found.append(arrays)
-        genuine(*arrays)
+        operand_sets.append(arrays)
+        original(*arrays)
 
     monkeypatch.setattr(blas.np, "matmul", noted)
     blas.matmul(left, right, out)
     for call in blas.calls(left, right, out):
         call()
-    assert found
-    for a, b, _ in found:
+    assert operand_sets
+    for a, b, _ in operand_sets:
         assert a.shape[-2] >= 1 and a.shape[-2] * b.shape[-2] * b.shape[-1] <= blas.SLICE
     np.testing.assert_allclose(out, left @ right, rtol=0, atol=1e-9)
 
 
-def whole(*shape: int) -> bool:
+def is_unsliced(*shape: int) -> bool:
     left, right, out = operands(*shape)
     (first, *others) = blas.calls(left, right, out)
     return not others and first.args[0] is right
 
 
-def test_huge_products_are_left_to_openblas(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    """By their size alone; but where a call may use one thread only all large ones are whole."""
+def test_huge_products_are_not_sliced(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """The size alone decides, but with one usable thread no large product is sliced."""
     monkeypatch.setattr(blas, "LARGE", 40_000_000)
-    assert whole(1536, 512, 64)
-    assert whole(768, 512, 64) is (threads == 1)
-    assert not whole(384, 128, 32)
+    assert is_unsliced(1536, 512, 64)
+    assert is_unsliced(768, 512, 64) is (threads == 1)
+    assert not is_unsliced(384, 128, 32)
 
 
 # -- products that threads share
@@ -112,19 +112,19 @@ def product(shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHARED)
-def test_the_bits_do_not_depend_on_how_many_threads_there_are(
+def test_the_bits_do_not_depend_on_the_number_of_threads(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    outputs = []
     for count in (2, 3, 17):
         monkeypatch.setattr(blas, "usable", lambda count=count: count)
-        found += [product(shape) for _ in range(3)]
-    for each in found[1:]:
-        np.testing.assert_array_equal(each, found[0])
+        outputs += [product(shape) for _ in range(3)]
+    for each in outputs[1:]:
+        np.testing.assert_array_equal(each, outputs[0])
 
 
 def results(kind: str) -> list[np.ndarray]:
-    """Of a layer whose steps' products are shared, forward and backward."""
+    """The results of a layer whose products are shared among threads, forward and backward."""
     layer = getattr(xprnn, kind)(70, 370, seed=0).train()
     x = np.random.default_rng(0).standard_normal((9, 66, 70), dtype=np.float32)
     output, state = layer(x)
@@ -133,26 +133,26 @@ def results(kind: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_a_layers_bits_do_not_either(
+def test_a_layers_bits_do_not_depend_on_the_number_of_threads(
     kind: str, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     select_kernels("reference")
     shared: list[int] = []
-    genuine = blas._share
+    original = blas._share
 
     def noted(pieces: list[blas.Piece], others: int) -> None:
         shared.append(len(pieces))
-        genuine(pieces, others)
+        original(pieces, others)
 
     monkeypatch.setattr(blas, "_share", noted)
-    found = []
+    outputs = []
     for count in (2, 3):
         monkeypatch.setattr(blas, "usable", lambda count=count: count)
         shared.clear()
-        found.append([array.copy() for array in results(kind)])
+        outputs.append([array.copy() for array in results(kind)])
         assert len(shared) >= 9  # the forward or backward product of each step
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
+    for other in outputs[1:]:
+        for one, two in zip(outputs[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
 
 
@@ -166,21 +166,21 @@ for kind in ("GRU", "LSTM"):
 """
 
 
-def test_nor_do_those_of_a_process_with_fewer() -> None:
-    """Whatever OpenBLAS has, and a call may use as there are processors."""
-    said = set()
+def test_the_bits_do_not_depend_on_the_threads_of_the_process() -> None:
+    """Neither OpenBLAS's threads nor the number of usable processors matters."""
+    printed = set()
     for count in ("2", "3"):
         few = {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
         environment = os.environ | few | {"XPRNN_KERNELS": "reference"}
         command = [sys.executable, "-c", BITS, str(Path(__file__).parents[2])]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert len(done.stdout.split()) > 10
-        said.add(done.stdout)
-    assert len(said) == 1
+        printed.add(done.stdout)
+    assert len(printed) == 1
 
 
-def begun_together(count: int) -> tuple[list[Callable[[int], None]], list[int]]:
-    """Pieces that end when as many threads have begun one, and which threads took them."""
+def concurrent_pieces(count: int) -> tuple[list[Callable[[int], None]], list[int]]:
+    """Pieces that end once all of them have started, and the list of threads that ran them."""
     barrier, taken = threading.Barrier(count), []
 
     def piece(thread: int) -> None:
@@ -190,10 +190,10 @@ def begun_together(count: int) -> tuple[list[Callable[[int], None]], list[int]]:
     return [piece] * count, taken
 
 
-def test_each_thread_has_its_number() -> None:
-    """By which it has memory of its own."""
+def test_each_thread_has_its_own_number() -> None:
+    """It selects the thread's own memory."""
     for count in (2, 4, 3):
-        pieces, taken = begun_together(count)
+        pieces, taken = concurrent_pieces(count)
         blas._share(pieces, count - 1)
         assert sorted(taken) == list(range(count))
 
@@ -202,7 +202,7 @@ def note(taken: list[int], k: int, thread: int) -> None:
     taken.append(k)
 
 
-def test_every_piece_is_taken_once() -> None:
+def test_every_piece_runs_once() -> None:
     for _ in range(200):
         taken: list[int] = []
         blas._share([partial(note, taken, k) for k in range(9)], 3)
@@ -210,7 +210,7 @@ def test_every_piece_is_taken_once() -> None:
 
 
 @pytest.mark.parametrize("fault", ["left out", "twice"])
-def test_a_fault_of_sharing_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sharing_fault_is_detected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The assertions above can fail."""
 
     class Faulty(blas._Product):
@@ -219,14 +219,14 @@ def test_a_fault_of_sharing_is_found(fault: str, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(blas, "_Product", Faulty)
     with pytest.raises(AssertionError):
-        test_every_piece_is_taken_once()
+        test_every_piece_runs_once()
     if fault == "left out":
         monkeypatch.setattr(blas, "usable", lambda: 2)
         assert np.isnan(product(SHARED[0])).any()
 
 
 def test_an_error_in_another_thread_reaches_the_caller() -> None:
-    pieces, _ = begun_together(3)
+    pieces, _ = concurrent_pieces(3)
 
     def wrong(thread: int) -> None:
         pieces[0](thread)
@@ -235,54 +235,54 @@ def test_an_error_in_another_thread_reaches_the_caller() -> None:
 
     with pytest.raises(ValueError, match="a piece's own"):
         blas._share([wrong] * 3, 2)
-    test_each_thread_has_its_number()  # and they go on
+    test_each_thread_has_its_own_number()  # the threads still work
 
 
-def test_an_interrupted_product_is_not_left_half_taken() -> None:
-    """What another thread has begun has ended when the exception leaves the call."""
+def test_an_interrupted_product_waits_for_started_pieces() -> None:
+    """Pieces that other threads have started end before the exception leaves the call."""
     events = [threading.Event() for _ in range(3)]
-    mine, begun, ended = events
+    caller_started, worker_started, worker_ended = events
 
     def piece(thread: int) -> None:
         if thread:
-            begun.set()
-            mine.wait(60)
+            worker_started.set()
+            caller_started.wait(60)
             time.sleep(0.01)
-            ended.set()
+            worker_ended.set()
         else:
-            mine.set()
-            begun.wait(60)
+            caller_started.set()
+            worker_started.wait(60)
             signal.raise_signal(signal.SIGINT)
 
     for _ in range(20):
         with pytest.raises(KeyboardInterrupt):
             blas._share([piece, piece], 1)
-        assert ended.is_set()
+        assert worker_ended.is_set()
         for event in events:
             event.clear()
-    test_every_piece_is_taken_once()
+    test_every_piece_runs_once()
 
 
 def test_subnormal_numbers_are_zero_in_every_thread() -> None:
-    pieces, _ = begun_together(3)
-    found: dict[int, float] = {}
+    pieces, _ = concurrent_pieces(3)
+    outputs: dict[int, float] = {}
     tiny = np.full(1, np.finfo(np.float64).tiny)
 
     def piece(thread: int) -> None:
         pieces[0](thread)
-        found[thread] = float((tiny * 0.5)[0])
+        outputs[thread] = float((tiny * 0.5)[0])
 
     with environment():
         blas._share([piece] * 3, 2)
-    assert len(found) == 3 and len(set(found.values())) == 1
+    assert len(outputs) == 3 and len(set(outputs.values())) == 1
 
 
 def test_eight_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "usable", lambda: 3)
     expected = product(SHARED[0])
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(product, [SHARED[0]] * 48):
-            np.testing.assert_array_equal(found, expected)
+        for output in pool.map(product, [SHARED[0]] * 48):
+            np.testing.assert_array_equal(output, expected)
 
 
 FORK = """
@@ -305,12 +305,12 @@ assert product()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_starts_its_own() -> None:
+def test_a_forked_process_starts_its_own_threads() -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]
     subprocess.run(command, check=True, timeout=120)
 
 
-# -- that OpenBLAS's threads sleep
+# -- OpenBLAS's threads are not used
 
 
 BUSY = """
@@ -319,15 +319,15 @@ from xprnn import blas
 blas.SLICE = int(sys.argv[1])
 x = np.ones((128, 8, 64), "f")
 layers = [make(64, 64, seed=0).train() for make in (xprnn.GRU, xprnn.LSTM)]
-for turn in range(2):  # in the first what happens once
+for repetition in range(2):  # the first includes what happens only once
     time.sleep(0.1)
-    start, mine = time.process_time(), time.thread_time()
+    start, own = time.process_time(), time.thread_time()
     for layer in layers:
         for _ in range(5):
             output, _ = layer(x)
             layer.backward(output)
-    mine = time.thread_time() - mine
-    print((time.process_time() - start) / mine - 1.0)
+    own = time.thread_time() - own
+    print((time.process_time() - start) / own - 1.0)
 """
 
 
@@ -340,7 +340,7 @@ def busy(limit: int) -> float:
 
 
 @pytest.mark.skipif(processors() < 2, reason="this process may use one processor only")
-def test_a_small_layer_wakes_no_thread() -> None:
-    """All its products, those of all steps too, forward and backward; without slices it does."""
+def test_a_small_layer_uses_no_openblas_thread() -> None:
+    """In none of its products, forward or backward; without slices it does."""
     assert busy(blas.SLICE) < 0.02
     assert busy(10**12) > 0.1

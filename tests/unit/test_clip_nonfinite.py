@@ -21,7 +21,7 @@ def modules(backend: str = "numpy") -> list[Any]:
     return [kinds[0], kinds[1].to(backend)]
 
 
-def spoil(pair: list[Any], value: float) -> list[np.ndarray]:
+def fill_gradients(pair: list[Any], value: float) -> list[np.ndarray]:
     """Ones, and `value` in one element of the first module's gradients; returns all of them."""
     for module in pair:
         backend = module.backend
@@ -35,38 +35,38 @@ def spoil(pair: list[Any], value: float) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_it_is_an_error_and_nothing_changes(value: float) -> None:
+def test_a_nonfinite_norm_is_an_error_and_nothing_changes(value: float) -> None:
     pair = modules()
-    before = spoil(pair, value)
+    before = fill_gradients(pair, value)
     norm = "nan" if math.isnan(value) else "inf"
     with pytest.raises(RuntimeError, match=f"norm of the gradients is {norm}; they are unchanged"):
         clip_grad_norm(pair, 1.0)
-    for module, kept in zip(pair, before, strict=True):
-        np.testing.assert_array_equal(module.grads.flat, kept)
+    for module, previous in zip(pair, before, strict=True):
+        np.testing.assert_array_equal(module.grads.flat, previous)
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_without_the_error_all_become_zero(value: float) -> None:
+def test_without_the_error_all_gradients_become_zero(value: float) -> None:
     pair = modules()
-    spoil(pair, value)
+    fill_gradients(pair, value)
     norm = clip_grad_norm(pair, 1.0, error_if_nonfinite=False)
     np.testing.assert_equal(float(norm), value if math.isnan(value) else math.inf)
     assert not any(module.grads.flat.any() for module in pair)
     before = [np.array(module.parameters.flat) for module in pair]
     Adam(pair).step()
-    for module, kept in zip(pair, before, strict=True):
-        np.testing.assert_array_equal(module.parameters.flat, kept)
+    for module, previous in zip(pair, before, strict=True):
+        np.testing.assert_array_equal(module.parameters.flat, previous)
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_a_device_is_not_read(value: float, fake_cupy: Backend) -> None:
-    """The fake CuPy raises where a value is read; with the error asked for it is read once."""
+def test_clipping_does_not_read_the_device(value: float, fake_cupy: Backend) -> None:
+    """The fake CuPy raises where a value is read; only the requested error reads one."""
     pair = modules("fake_cupy")
-    before = spoil(pair, value)
+    before = fill_gradients(pair, value)
     with pytest.raises(RuntimeError, match="they are unchanged"):
         clip_grad_norm(pair, 1.0, error_if_nonfinite=True)
-    for module, kept in zip(pair, before, strict=True):
-        np.testing.assert_array_equal(fake_cupy.to_host(module.grads.flat), kept)
+    for module, previous in zip(pair, before, strict=True):
+        np.testing.assert_array_equal(fake_cupy.to_host(module.grads.flat), previous)
 
     def refuse(array: Any) -> Any:
         raise AssertionError("the device was waited for")
@@ -82,43 +82,43 @@ def test_a_device_is_not_read(value: float, fake_cupy: Backend) -> None:
 
 @pytest.mark.parametrize("error", [None, False])
 @pytest.mark.parametrize("value", [5.0, *BAD.values()], ids=["finite", *BAD])
-def test_an_infinite_bound_only_measures(value: float, error: bool | None) -> None:
+def test_an_infinite_bound_only_computes_the_norm(value: float, error: bool | None) -> None:
     pair = modules()
-    before = spoil(pair, value)
+    before = fill_gradients(pair, value)
     norm = float(clip_grad_norm(pair, np.float32("inf"), error))  # type: ignore[arg-type]
-    squares = sum(float(np.sum(kept.astype(float) ** 2)) for kept in before)
+    squares = sum(float(np.sum(previous.astype(float) ** 2)) for previous in before)
     np.testing.assert_allclose(norm, math.sqrt(squares), rtol=1e-13)
-    for module, kept in zip(pair, before, strict=True):
-        np.testing.assert_array_equal(module.grads.flat, kept)
+    for module, previous in zip(pair, before, strict=True):
+        np.testing.assert_array_equal(module.grads.flat, previous)
 
 
-def test_an_infinite_bound_raises_if_told_to() -> None:
+def test_an_infinite_bound_raises_if_requested() -> None:
     pair = modules()
-    spoil(pair, math.inf)
+    fill_gradients(pair, math.inf)
     with pytest.raises(RuntimeError, match="norm of the gradients is inf"):
         clip_grad_norm(pair, math.inf, error_if_nonfinite=True)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "fake_cupy"])
 @pytest.mark.parametrize("error", [None, True, False])
-def test_finite_norms_are_clipped_as_ever(
+def test_finite_norms_are_clipped_as_usual(
     error: bool | None, backend: str, fake_cupy: Backend
 ) -> None:
     pair = modules(backend)
-    before = spoil(pair, 3.0)
+    before = fill_gradients(pair, 3.0)
     norm = float(pair[0].backend.to_host(clip_grad_norm(pair, 2.0, error)))
     assert norm == pytest.approx(math.hypot(*np.concatenate(before)), rel=1e-13)
-    for module, kept in zip(pair, before, strict=True):
+    for module, previous in zip(pair, before, strict=True):
         scale = np.float64(2.0 / (norm + 1e-6)).astype(module.dtype)
-        np.testing.assert_array_equal(module.backend.to_host(module.grads.flat), kept * scale)
+        np.testing.assert_array_equal(module.backend.to_host(module.grads.flat), previous * scale)
 
 
 @pytest.mark.parametrize("max_norm", ["1", None, np.ones(3), True])
-def test_what_is_no_number_is_refused(max_norm: Any) -> None:
+def test_max_norm_must_be_a_number(max_norm: Any) -> None:
     with pytest.raises(TypeError, match="max_norm: expected a number"):
         clip_grad_norm(modules(), max_norm)
 
 
-def test_what_is_no_flag_is_refused() -> None:
+def test_error_if_nonfinite_must_be_a_bool() -> None:
     with pytest.raises(TypeError, match="error_if_nonfinite: expected True or False, got 1"):
         clip_grad_norm(modules(), 1.0, 1)  # type: ignore[arg-type]

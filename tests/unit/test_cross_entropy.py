@@ -1,4 +1,4 @@
-"""Cross-entropy at every step and with rows that do not count, beside torch's by value."""
+"""Cross-entropy at every step and with ignored rows, compared with torch by value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xprnn.backend import Backend
 SHAPES = [(6, 5), (4, 3, 5), (2, 3, 4, 5), (1, 1, 1), (3, 7, 2)]
 
 
-def given(shape: tuple[int, ...], ignored: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+def make_case(shape: tuple[int, ...], ignored: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Scores, and targets of which about `share` are ignored, the last one always."""
     rng = np.random.default_rng(len(shape))
     targets = rng.integers(0, shape[-1], shape[:-1])
@@ -22,10 +22,10 @@ def given(shape: tuple[int, ...], ignored: int, share: float) -> tuple[np.ndarra
     return 3.0 * rng.standard_normal(shape), targets
 
 
-def close(found: Any, wanted: Any, tolerance: float = 1e-13) -> None:
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * (1 + np.abs(wanted).max()))
+def close(actual: Any, wanted: Any, tolerance: float = 1e-13) -> None:
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    assert actual.shape == wanted.shape
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=tolerance * (1 + np.abs(wanted).max()))
 
 
 @pytest.mark.parametrize("ignored", [-100, 0, 3, 77])
@@ -33,7 +33,7 @@ def close(found: Any, wanted: Any, tolerance: float = 1e-13) -> None:
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_it_equals_torch(shape: tuple[int, ...], share: float, ignored: int) -> None:
     torch = pytest.importorskip("torch")
-    logits, targets = given(shape, ignored, share)
+    logits, targets = make_case(shape, ignored, share)
     t = torch.tensor(logits, requires_grad=True)
     flat = t.reshape(-1, shape[-1]), torch.tensor(targets.reshape(-1))
     wanted = torch.nn.functional.cross_entropy(*flat, ignore_index=ignored)
@@ -46,9 +46,9 @@ def test_it_equals_torch(shape: tuple[int, ...], share: float, ignored: int) -> 
     close(strided[1], dlogits)
 
 
-def test_where_nothing_counts_it_is_as_torch() -> None:
+def test_if_every_row_is_ignored_it_is_as_in_torch() -> None:
     torch = pytest.importorskip("torch")
-    logits, targets = given((4, 3, 5), -100, 1.0)
+    logits, targets = make_case((4, 3, 5), -100, 1.0)
     t = torch.tensor(logits, requires_grad=True)
     wanted = torch.nn.functional.cross_entropy(t.reshape(-1, 5), torch.tensor(targets.ravel()))
     wanted.backward()
@@ -61,8 +61,8 @@ def test_where_nothing_counts_it_is_as_torch() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("share", [0.0, 0.4])
-def test_the_gradient_equals_differences(shape: tuple[int, ...], share: float) -> None:
-    logits, targets = given(shape, -100, share)
+def test_the_gradient_equals_finite_differences(shape: tuple[int, ...], share: float) -> None:
+    logits, targets = make_case(shape, -100, share)
     if share and (targets == -100).all():
         targets[..., 0] = 0
     direction = np.random.default_rng(9).standard_normal(shape)
@@ -73,8 +73,8 @@ def test_the_gradient_equals_differences(shape: tuple[int, ...], share: float) -
     assert (above - below) / 2e-4 == pytest.approx(analytic, rel=1e-6, abs=1e-8)
 
 
-def test_the_steps_together_are_the_steps_one_by_one() -> None:
-    logits, targets = given((4, 3, 5), -100, 0.0)
+def test_a_sequence_equals_its_steps_one_by_one() -> None:
+    logits, targets = make_case((4, 3, 5), -100, 0.0)
     loss, dlogits = softmax_cross_entropy(logits, targets)
     parts = [softmax_cross_entropy(*pair) for pair in zip(logits, targets, strict=True)]
     close(loss, np.mean([part[0] for part in parts]))
@@ -83,8 +83,8 @@ def test_the_steps_together_are_the_steps_one_by_one() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_what_is_ignored_may_hold_anything(dtype: str, value: float) -> None:
-    logits, targets = given((4, 3, 5), -100, 0.4)
+def test_ignored_rows_may_hold_any_value(dtype: str, value: float) -> None:
+    logits, targets = make_case((4, 3, 5), -100, 0.4)
     logits = logits.astype(dtype)
     expected = softmax_cross_entropy(logits, targets)
     logits[targets == -100] = value
@@ -98,18 +98,18 @@ def test_what_is_ignored_may_hold_anything(dtype: str, value: float) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int64", "uint8", "uint64"])
 def test_on_a_device(kind: str, fake_cupy: Backend) -> None:
-    """On the fake CuPy: the same bits; what is out of range is seen without being read."""
+    """On the fake CuPy: the same bits; a target out of range gives NaN without being read."""
     ignored = 4 if kind.startswith("u") else -100
-    logits, targets = given((4, 3, 5), ignored, 0.4)
+    logits, targets = make_case((4, 3, 5), ignored, 0.4)
     targets = targets.astype(kind)
-    there = fake_cupy.from_host(logits)
+    on_device = fake_cupy.from_host(logits)
     expected = softmax_cross_entropy(logits, targets, ignored)
-    for given_targets in (fake_cupy.from_host(targets), targets, targets.tolist()):
-        loss, dlogits = softmax_cross_entropy(there, given_targets, ignored)
+    for equal_targets in (fake_cupy.from_host(targets), targets, targets.tolist()):
+        loss, dlogits = softmax_cross_entropy(on_device, equal_targets, ignored)
         assert fake_cupy.to_host(loss) == expected[0]
         np.testing.assert_array_equal(fake_cupy.to_host(dlogits), expected[1])
     targets[0, 0] = 5
-    loss, _ = softmax_cross_entropy(there, fake_cupy.from_host(targets), ignored)
+    loss, _ = softmax_cross_entropy(on_device, fake_cupy.from_host(targets), ignored)
     assert np.isnan(fake_cupy.to_host(loss))
 
 
@@ -130,7 +130,7 @@ def test_on_a_device(kind: str, fake_cupy: Backend) -> None:
     ],
     ids=range(11),
 )
-def test_mistakes_are_named(
+def test_invalid_arguments_are_named(
     shape: tuple[int, ...], targets: Any, ignored: Any, error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text):

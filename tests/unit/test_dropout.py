@@ -24,7 +24,8 @@ from tests.support.targets import (
     run,
 )
 from tests.support.tolerances import assert_close
-from xprnn import dropout, functional
+from xprnn import functional
+from xprnn.engine import dropout
 
 T, N, H = 6, 5, 4
 SEED = 11
@@ -33,7 +34,7 @@ SEED = 11
 def mask(
     p: float, key: tuple[int, int, int], time: np.ndarray, row: np.ndarray, features: int
 ) -> np.ndarray:
-    """What `apply` makes of ones (S, F)."""
+    """The result of `apply` for ones (S, F)."""
     ones = np.ones((len(time), features))
     dropout.apply(np, ones, p, key, time, row)
     return ones
@@ -51,7 +52,7 @@ def full_mask(
 def revealing(layers: int = 2, directions: int = 1, p: float = 0.5, **options: Any) -> xprnn.RNN:
     """A layer whose output is the dropout mask before its last layer, features and all.
 
-    A relu of a bias of one hands up ones; identities and no recurrence pass on what is left.
+    The lower layers output relu(1) = 1; the last one, an identity without recurrence, passes it on.
     """
     layer = xprnn.RNN(
         3,
@@ -79,14 +80,14 @@ X = normal(0, T, N, 3)
 
 
 def splitmix(value: int) -> int:
-    """The finaliser of SplitMix64, once more."""
+    """The finaliser of SplitMix64, written independently."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         value = (value ^ (value >> shift)) * factor % 2**64
     return value ^ (value >> 31)
 
 
 def kept(p: float, seed: int, call: int, layer: int, t: int, row: int, feature: int) -> bool:
-    """Whether one element is kept, in whole numbers of Python."""
+    """Whether one element is kept, computed with Python's integers."""
     golden, root = 0x9E3779B97F4A7C15, 0
     for part in (seed, call, layer):
         root = splitmix(((root ^ part) + golden) % 2**64)
@@ -111,7 +112,7 @@ def test_masks_are_those_of_the_hash(p: float, key: tuple[int, int, int]) -> Non
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.25, 0.5, 0.9, 1.0])
 def test_fraction_and_scale(p: float, dtype: str) -> None:
-    """As many are kept as chance allows, each divided by exactly 1 - p."""
+    """The number kept is within chance, and each is divided by exactly 1 - p."""
     x = np.full((2000, 50), 3.0, dtype)
     dropout.apply(np, x, p, (SEED, 0, 0), np.arange(2000), np.zeros(2000, int))
     values = {0.0} if p == 1.0 else {3.0} if p == 0.0 else {0.0, 3.0}
@@ -123,7 +124,7 @@ def test_fraction_and_scale(p: float, dtype: str) -> None:
 
 
 def test_masks_are_not_correlated() -> None:
-    """Of other seeds, calls and layers; nor of neighbours in time, rows and features."""
+    """Neither for other seeds, calls and layers nor for neighbouring steps, rows and features."""
     shape = (40, 50, 20)
     base = full_mask(0.5, shape=shape)
     others = [
@@ -139,7 +140,7 @@ def test_masks_are_not_correlated() -> None:
     for k, other in enumerate(others):
         agree = np.count_nonzero(base == other) - base.size / 2
         assert abs(agree) < 5.0 * base.size**0.5 / 2, k
-    for axis in range(3):  # no step, row or feature is dropped whole or kept whole
+    for axis in range(3):  # no step, row or feature is dropped or kept entirely
         lines = (base != 0.0).mean(axis)
         assert lines.min() > 0.0
         assert lines.max() < 1.0
@@ -161,12 +162,12 @@ def test_a_layer_uses_the_mask_of_its_call(
 
 
 def test_every_gap_between_layers_has_its_own_mask(implementation: str) -> None:
-    """relu(1) comes again in the middle layer, so the output shows the last mask alone."""
+    """The middle layer outputs relu(1) again, so the output shows the last mask only."""
     output, _ = revealing(layers=3)(X)
     assert_same(output, full_mask(0.5, layer=1))
 
 
-def test_lengths_and_order_do_not_change_what_remains(implementation: str) -> None:
+def test_lengths_and_order_do_not_change_the_mask(implementation: str) -> None:
     wanted = full_mask(0.5)
     for lengths in itertools.permutations([T, 4, 4, 1, 0]):
         output, _ = revealing()(X, lengths=lengths)
@@ -174,15 +175,15 @@ def test_lengths_and_order_do_not_change_what_remains(implementation: str) -> No
         np.testing.assert_array_equal(output, wanted * inside[:, :, None])
 
 
-def test_rows_in_another_order_take_masks_in_that_order() -> None:
-    """A mask belongs to the caller's place for a row, wherever the row is packed."""
+def test_masks_follow_the_order_of_the_rows() -> None:
+    """A mask depends on a row's index in the caller's batch, not on where the row is packed."""
     time, row = np.divmod(np.arange(T * N), N)
     plain = mask(0.5, (SEED, 0, 0), time, row, H)
     order = np.random.default_rng(0).permutation(T * N)
     assert_same(mask(0.5, (SEED, 0, 0), time[order], row[order], H), plain[order])
 
 
-def test_other_layouts_and_sizes_see_the_same_mask(implementation: str) -> None:
+def test_other_layouts_and_sizes_use_the_same_mask(implementation: str) -> None:
     wanted = full_mask(0.5)
     output, _ = revealing(batch_first=True)(X.transpose(1, 0, 2))
     assert_same(output, np.ascontiguousarray(wanted.transpose(1, 0, 2)))
@@ -192,7 +193,7 @@ def test_other_layouts_and_sizes_see_the_same_mask(implementation: str) -> None:
     assert_same(output, wanted[:3, :2])
 
 
-def test_each_recorded_call_has_a_new_mask_and_no_other_call_counts(implementation: str) -> None:
+def test_only_recorded_calls_advance_the_mask(implementation: str) -> None:
     layer = revealing()
     assert_same(layer(X)[0], full_mask(0.5, 0))
     layer.eval()
@@ -209,7 +210,9 @@ def test_each_recorded_call_has_a_new_mask_and_no_other_call_counts(implementati
 
 
 @pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy", "file", "to"])
-def test_the_call_counter_goes_along(way: str, tmp_path: Path, implementation: str) -> None:
+def test_copies_and_files_keep_the_call_counter(
+    way: str, tmp_path: Path, implementation: str
+) -> None:
     layer = revealing()
     for _ in range(3):
         layer(X)
@@ -224,7 +227,7 @@ def test_the_call_counter_goes_along(way: str, tmp_path: Path, implementation: s
     assert_same(twin(X)[0], full_mask(0.5, 3))
 
 
-def test_seeds_make_masks(implementation: str) -> None:
+def test_the_seed_determines_the_masks(implementation: str) -> None:
     assert_same(revealing(seed=5)(X)[0], full_mask(0.5, seed=5))
     assert not np.array_equal(full_mask(0.5, seed=5), full_mask(0.5, seed=6))
     big = 2**63 - 1
@@ -236,10 +239,10 @@ def test_nothing_is_dropped_with_p_0_in_eval_mode_or_from_a_single_layer(
     name: str, implementation: str
 ) -> None:
     plain = make(name, num_layers=2)
-    given = arguments(plain, T, N)
-    assert_same(run(make(name, num_layers=2, dropout=0.0), given), run(plain, given))
-    evaluated = forward(plain.eval(), given)
-    assert_same(forward(make(name, num_layers=2, dropout=1.0).eval(), given), evaluated)
+    inputs = arguments(plain, T, N)
+    assert_same(run(make(name, num_layers=2, dropout=0.0), inputs), run(plain, inputs))
+    evaluated = forward(plain.eval(), inputs)
+    assert_same(forward(make(name, num_layers=2, dropout=1.0).eval(), inputs), evaluated)
     one = arguments(make(name), T, N)
     with pytest.warns(UserWarning, match="no effect"):
         single = make(name, dropout=0.5)
@@ -251,7 +254,7 @@ def test_dropout_of_a_single_layer_warns_once_where_it_is_built(kind: Any, tmp_p
     with pytest.warns(UserWarning, match=r"dropout=0\.5 has no effect with num_layers=1") as caught:
         layer = kind(3, 4, dropout=0.5, seed=0)
     (warning,) = caught
-    assert warning.filename == __file__, "the line that builds it"
+    assert warning.filename == __file__, "the line that builds the layer"
     layer.save(tmp_path / "a")
     twins = [
         xprnn.load(tmp_path / "a"),
@@ -264,21 +267,21 @@ def test_dropout_of_a_single_layer_warns_once_where_it_is_built(kind: Any, tmp_p
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_with_p_1_the_upper_layer_hears_nothing(name: str, implementation: str) -> None:
+def test_with_p_1_the_upper_layer_receives_zeros(name: str, implementation: str) -> None:
     layer = make(name, num_layers=2, dropout=1.0)
-    given = arguments(layer, T, N)
-    for gradient in given:
+    inputs = arguments(layer, T, N)
+    for gradient in inputs:
         if gradient.startswith("d") and gradient != "doutput":
-            given[gradient][0] = 0.0  # none from the lower layer's own states
-    output = forward(layer, given)[0].copy()
-    dx, dinitial = backward(layer, given)
-    for silent in (dx, layer.grads["weight_ih_l0"], layer.grads["weight_ih_l1"]):
-        np.testing.assert_array_equal(silent, 0.0)
+            inputs[gradient][0] = 0.0  # none from the lower layer's own states
+    output = forward(layer, inputs)[0].copy()
+    dx, dinitial = backward(layer, inputs)
+    for array in (dx, layer.grads["weight_ih_l0"], layer.grads["weight_ih_l1"]):
+        np.testing.assert_array_equal(array, 0.0)
     for dstate in arrays(dinitial):
         np.testing.assert_array_equal(dstate[0], 0.0)
         assert np.abs(dstate[1]).max() > 0.0
     assert np.abs(layer.grads["weight_hh_l1"]).max() > 0.0
-    assert_same(forward(layer, {**given, "x": given["x"] + 1.0})[0], output)
+    assert_same(forward(layer, {**inputs, "x": inputs["x"] + 1.0})[0], output)
 
 
 # -- the gradient
@@ -289,14 +292,14 @@ def test_with_p_1_the_upper_layer_hears_nothing(name: str, implementation: str) 
 def test_backward_uses_the_mask_of_its_call(name: str, lengths: Any, implementation: str) -> None:
     """Two layers with dropout equal two functions with the mask multiplied in between."""
     layer = make(name, num_layers=2, dropout=0.4, seed=SEED)
-    given = arguments(layer, T, N)
+    inputs = arguments(layer, T, N)
     family = name.partition("_")[0]
     call = getattr(functional, f"{family}_forward")
     options = {**LAYERS[name][1], "lengths": lengths}
     states = ("h", "c") if name == "lstm" else ("h",)
 
     def part(prefix: str, k: int, suffix: str) -> Any:
-        parts = tuple(given[f"{prefix}{s}{suffix}"][k : k + 1] for s in states)
+        parts = tuple(inputs[f"{prefix}{s}{suffix}"][k : k + 1] for s in states)
         return parts if len(parts) > 1 else parts[0]
 
     def weights(k: int) -> list[np.ndarray]:
@@ -304,11 +307,11 @@ def test_backward_uses_the_mask_of_its_call(name: str, lengths: Any, implementat
         return [layer.parameters[f"{n}_l{k}"] for n in names]
 
     for number in range(2):
-        found = run(layer, given, lengths=lengths)
+        actual = run(layer, inputs, lengths=lengths)
         factor = full_mask(0.4, number, shape=(T, N, layer.options["hidden_size"]))
-        lower, end0, cache0 = call(given["x"], part("", 0, "0"), *weights(0), **options)
+        lower, end0, cache0 = call(inputs["x"], part("", 0, "0"), *weights(0), **options)
         output, end1, cache1 = call(lower * factor, part("", 1, "0"), *weights(1), **options)
-        upper = functional.backward(given["doutput"], part("d", 1, "_n"), cache1)
+        upper = functional.backward(inputs["doutput"], part("d", 1, "_n"), cache1)
         below = functional.backward(upper["dx"] * factor, part("d", 0, "_n"), cache0)
         wanted = [output]
         ends = zip(arrays(end0), arrays(end1), strict=True)
@@ -317,16 +320,16 @@ def test_backward_uses_the_mask_of_its_call(name: str, lengths: Any, implementat
         wanted += [np.concatenate([below[f"d{s}0"], upper[f"d{s}0"]]) for s in states]
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         wanted += [gradients[f"d{n}"] for gradients in (below, upper) for n in names]
-        for k, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        for k, (one, other) in enumerate(zip(actual, wanted, strict=True)):
             assert_close(one, other, "float64", f"call {number}, array {k}")
 
 
-def test_records_keep_their_own_masks(implementation: str) -> None:
+def test_recorded_calls_keep_their_own_masks(implementation: str) -> None:
     layer = revealing()
     doutput = normal(4, T, N, H)
     for _ in range(3):
         layer(X)
-    for call in (2, 1, 0):  # undone last first; d(bias of the lower layer) is the masked sum
+    for call in (2, 1, 0):  # the last one first; d(bias of the lower layer) is the masked sum
         layer.zero_grad()
         layer.backward(doutput)
         wanted = (doutput * full_mask(0.5, call)).sum((0, 1))

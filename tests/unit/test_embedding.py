@@ -1,4 +1,4 @@
-"""The table of rows, beside torch and float64 differences, by value."""
+"""Embedding, compared with torch and with float64 differences by value."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import Embedding, io
+from xprnn import Embedding
 from xprnn.backend import Backend
+from xprnn.nn import serialization as io
 from xprnn.optim import SGD, Adam, AdamW
 
 SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 5), (300,), (0,), (3, 0)]
@@ -20,7 +21,7 @@ SHAPES = [(), (1,), (7,), (3, 4), (2, 3, 5), (300,), (0,), (3, 0)]
 
 @pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
-    """The fake CuPy, which raises where a value would be waited for, and CuPy on a GPU."""
+    """The fake CuPy, which raises where the host would wait for a value, and CuPy on a GPU."""
     try:
         return xprnn.get_backend(request.param)
     except xprnn.BackendUnavailableError as error:
@@ -31,10 +32,10 @@ def make(rows: int = 6, width: int = 3, **options: Any) -> Embedding:
     return Embedding(rows, width, **{"dtype": "float64", "seed": 1, **options}).train()
 
 
-def close(found: Any, wanted: Any, tolerance: float = 1e-13) -> None:
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max(initial=0.0) <= tolerance * np.abs(wanted).max(initial=1.0)
+def close(actual: Any, wanted: Any, tolerance: float = 1e-13) -> None:
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    assert actual.shape == wanted.shape
+    assert np.abs(actual - wanted).max(initial=0.0) <= tolerance * np.abs(wanted).max(initial=1.0)
 
 
 @pytest.mark.parametrize("padding", [None, 0, 4, -1])
@@ -56,7 +57,7 @@ def test_it_equals_torch(shape: tuple[int, ...], padding: int | None) -> None:
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 4)], ids=str)
-def test_the_gradient_equals_differences(shape: tuple[int, ...]) -> None:
+def test_the_gradient_equals_finite_differences(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
     embedding = make()
     indices, u = rng.integers(0, 6, shape), rng.standard_normal((*shape, 3))
@@ -73,8 +74,8 @@ def test_the_gradient_equals_differences(shape: tuple[int, ...]) -> None:
     assert numeric == pytest.approx(analytic, rel=1e-10)
 
 
-def test_it_begins_as_torch_does() -> None:
-    """Normal, of mean 0 and variance 1; a row of padding as zeros."""
+def test_initial_values_follow_torch() -> None:
+    """Normal with mean 0 and variance 1; the padding row is zero."""
     embedding = Embedding(400, 100, padding_idx=7, seed=3)
     weight = np.asarray(embedding.parameters["weight"], np.float64)
     assert not weight[7].any()
@@ -86,8 +87,8 @@ def test_it_begins_as_torch_does() -> None:
     np.testing.assert_array_equal(same.parameters["weight"].astype(np.float32), weight)
 
 
-def test_many_of_one_row_lose_no_digits() -> None:
-    """In float32, where adding one after the other loses three of seven."""
+def test_many_gradients_of_one_row_are_summed_accurately() -> None:
+    """In float32, where sequential summation loses three of seven digits."""
     embedding = make(dtype="float32")
     rows = np.random.default_rng(0).random((20_000, 3), dtype=np.float32)
     indices = np.zeros(20_000, int)
@@ -106,25 +107,25 @@ def test_a_device_gives_the_same_bits(
 ) -> None:
     rng = np.random.default_rng(2)
     indices, dy = rng.integers(0, 6, shape), rng.standard_normal((*shape, 3))
-    here = make(padding_idx=padding)
-    y = here(indices)
-    here.backward(dy)
-    for given in (indices, device.from_host(indices), device.from_host(indices.astype("uint8"))):
-        there = make(padding_idx=padding, backend=device.name)
-        np.testing.assert_array_equal(device.to_host(there(given)), y)
-        there.backward(device.from_host(dy))
-        np.testing.assert_array_equal(device.to_host(there.grads.flat), here.grads.flat)
+    on_host = make(padding_idx=padding)
+    y = on_host(indices)
+    on_host.backward(dy)
+    for moved in (indices, device.from_host(indices), device.from_host(indices.astype("uint8"))):
+        on_device = make(padding_idx=padding, backend=device.name)
+        np.testing.assert_array_equal(device.to_host(on_device(moved)), y)
+        on_device.backward(device.from_host(dy))
+        np.testing.assert_array_equal(device.to_host(on_device.grads.flat), on_host.grads.flat)
 
 
-def test_out_of_range_on_a_device_shows(device: Backend) -> None:
-    there, here = make(backend=device.name), make()
+def test_out_of_range_indices_on_a_device_give_nan(device: Backend) -> None:
+    on_device, on_host = make(backend=device.name), make()
     dy = np.random.default_rng(3).standard_normal((5, 3))
-    y = device.to_host(there(device.from_host(np.array([2, 6, -1, 2, 0]))))
+    y = device.to_host(on_device(device.from_host(np.array([2, 6, -1, 2, 0]))))
     assert np.isnan(y).all(axis=1).tolist() == [False, True, True, False, False]
-    np.testing.assert_array_equal(y[[0, 3, 4]], here([2, 2, 0]))
-    there.backward(device.from_host(dy))
-    here.backward(dy[[0, 3, 4]])
-    np.testing.assert_array_equal(device.to_host(there.grads.flat), here.grads.flat)
+    np.testing.assert_array_equal(y[[0, 3, 4]], on_host([2, 2, 0]))
+    on_device.backward(device.from_host(dy))
+    on_host.backward(dy[[0, 3, 4]])
+    np.testing.assert_array_equal(device.to_host(on_device.grads.flat), on_host.grads.flat)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_bad_arguments_are_named(arguments: Any, error: type[Exception], text: s
         Embedding(*arguments)
 
 
-def test_a_call_owns_what_it_records() -> None:
+def test_a_recorded_call_owns_its_arrays() -> None:
     embedding, indices = make(), np.array([1, 1, 4])
     y = embedding(indices)
     indices[...] = 0
@@ -202,7 +203,7 @@ def test_a_frozen_table_gets_no_gradient() -> None:
     [(SGD, {"lr": 0.1, "momentum": 0.9}), (Adam, {"lr": 0.1}), (AdamW, {"lr": 0.1})],
     ids=["SGD", "Adam", "AdamW"],
 )
-def test_optimisers_move_it_as_torch(kind: Any, options: dict[str, float]) -> None:
+def test_optimisers_update_it_as_torch(kind: Any, options: dict[str, float]) -> None:
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(4)
     ours = make(padding_idx=1)
@@ -257,7 +258,7 @@ def test_it_is_saved_copied_and_moved(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_hostile_file_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "table.safetensors"
     make().save(path)
     kind, options, arrays = io.read(path)
@@ -267,7 +268,7 @@ def test_a_hostile_file_is_refused(changed: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_words_to_a_loss_at_every_step_equal_torch() -> None:
-    """Embedding, GRU, read-out, and targets of which those past a row's end do not count."""
+    """Embedding, GRU and read-out; targets past a row's end are ignored."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(5)
     words, targets = rng.integers(1, 6, (7, 4)), rng.integers(0, 2, (7, 4))

@@ -1,4 +1,4 @@
-"""The floating-point environment of a call: it does not depend on the caller's, nor change it."""
+"""A call's floating-point environment neither depends on the caller's nor changes it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.support.control_bits import (
 from tests.support.numba_cases import forced, needs_numba, several
 from tests.support.public_calls import CALLS
 from tests.support.targets import assert_same
-from xprnn import floating_point
-from xprnn.floating_point import environment
+from xprnn.backend import floating_point
+from xprnn.backend.floating_point import environment
 
 TINY = float(np.finfo(np.float32).tiny)
 SIZES = (1.0, 100.0, 1000.0, 2.5 * TINY)  # of inputs, states and gradients
@@ -40,7 +40,7 @@ def without_environment(name: str, size: float) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_neither_heeds_nor_changes_what_its_caller_has_set(
+def test_a_call_neither_depends_on_nor_changes_the_callers_environment(
     name: str, implementation: str
 ) -> None:
     def handler(*error: object) -> None:
@@ -66,7 +66,7 @@ def test_a_call_neither_heeds_nor_changes_what_its_caller_has_set(
 
 @needs_flushing
 @pytest.mark.parametrize("name", CALLS)
-def test_a_caller_who_flushes_goes_on_doing_so(name: str) -> None:
+def test_a_call_keeps_the_flushing_of_its_caller(name: str) -> None:
     with flushing():
         before = control()
         CALLS[name](1.0)
@@ -78,9 +78,9 @@ def test_a_caller_who_flushes_goes_on_doing_so(name: str) -> None:
 @needs_flushing
 @pytest.mark.parametrize("name", sorted(CALLS.keys() - {"conversions", "diagnostics", "verify"}))
 def test_no_result_is_subnormal(name: str, implementation: str) -> None:
-    """Steps, products, losses, moments: everywhere they are zero, and would not be without."""
+    """Steps, products, losses and moments are zero, but would not be without the environment."""
     size = 2.5 * TINY
-    # the plain code's, for a compiled step flushes by itself
+    # of the plain code, as a compiled step flushes by itself
     assert control_bits.subnormals(forced("reference", without_environment, name, size)) > 0
     assert control_bits.subnormals(CALLS[name](size)) == 0
 
@@ -94,21 +94,21 @@ def test_ordinary_numbers_keep_their_bits(name: str, implementation: str) -> Non
 
 
 class StopError(Exception):
-    """What ends a call half way."""
+    """An error that ends a call half way."""
 
 
 @pytest.mark.parametrize("raised", [MemoryError, KeyboardInterrupt, StopError])
 def test_an_error_leaves_the_callers_environment(
     raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And within the call, where the error was raised, it is the call's."""
+    """Where the error was raised, the environment of the call was in effect."""
     seen = []
 
     def fail(*arguments: Any) -> None:
         seen.append((is_flushing(), np.geterr()["over"]))
         raise raised
 
-    monkeypatch.setattr(xprnn.stack, "forward", fail)
+    monkeypatch.setattr(xprnn.engine.stack, "forward", fail)
     before, errors = control(), np.geterr()
     with pytest.raises(raised):
         xprnn.GRU(3, 4, seed=0)(np.ones((2, 1, 3), np.float32))
@@ -128,8 +128,8 @@ def test_a_refused_step_leaves_the_callers_environment() -> None:
 # -- numbers that are not finite
 
 
-def test_infinity_and_nan_are_results_like_others(implementation: str) -> None:
-    """Nothing is raised and nothing is warned of, whatever the caller has set."""
+def test_infinity_and_nan_are_ordinary_results(implementation: str) -> None:
+    """They give no error and no warning, whatever the caller has set."""
     with np.errstate(all="raise"):
         for bad in (np.nan, np.inf):
             x = np.ones((9, 2, 3), np.float32)
@@ -148,19 +148,19 @@ def test_infinity_and_nan_are_results_like_others(implementation: str) -> None:
         assert np.isnan(loss)
 
 
-def test_a_conversion_that_overflows_is_numpys() -> None:
+def test_an_overflowing_conversion_behaves_as_in_numpy() -> None:
     large, small = np.full(3, 1e300), np.full(3, 1e-42)
     with np.errstate(all="raise"):
         with pytest.raises(FloatingPointError, match="overflow"):
             xprnn.asarray(large, dtype="float32")
-        found = xprnn.asarray(small, dtype="float32")
-    np.testing.assert_array_equal(found, small.astype(np.float32))
-    assert (found > 0).all()
+        converted = xprnn.asarray(small, dtype="float32")
+    np.testing.assert_array_equal(converted, small.astype(np.float32))
+    assert (converted > 0).all()
     with np.errstate(over="ignore"):
         assert np.isinf(xprnn.asarray(large, dtype="float32")).all()
 
 
-def test_what_is_moved_keeps_its_subnormal_numbers() -> None:
+def test_moved_parameters_keep_subnormal_numbers() -> None:
     small = np.full((3, 4), 3e-42, np.float32)
     linear = xprnn.Linear(4, 3, bias=False, seed=0)
     linear.load_state_dict({"weight": small})
@@ -178,12 +178,9 @@ def test_what_is_moved_keeps_its_subnormal_numbers() -> None:
 
 
 @needs_flushing
-def test_it_nests_and_keeps_other_control_bits() -> None:
-    for bits in (
-        0,
-        control_bits.UPWARD,
-        control_bits.FENV_LAYOUT[2] & -control_bits.FENV_LAYOUT[2],
-    ):
+def test_environments_nest_and_keep_other_control_bits() -> None:
+    flush = control_bits.FENV_LAYOUT[2]
+    for bits in (0, control_bits.UPWARD, flush & -flush):
         with control_bits.with_bits(bits):
             before = control()
             with environment():
@@ -221,8 +218,8 @@ def test_a_system_without_control_bits_has_the_error_state(
     if lacking == "machine":
         monkeypatch.setattr(floating_point.platform, "machine", lambda: "riscv64")
     else:
-        found = no_library if lacking == "library" else lambda name: object()
-        monkeypatch.setattr(ctypes, "PyDLL", found)
+        load = no_library if lacking == "library" else lambda name: object()
+        monkeypatch.setattr(ctypes, "PyDLL", load)
     kind = floating_point._flushing_environment()
     assert not kind.flushes
     before = control()
@@ -236,7 +233,7 @@ def test_a_system_without_control_bits_has_the_error_state(
 
 def test_a_numpy_that_keeps_its_error_state_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(floating_point, "copy_context", dict)  # in which nothing is found
+        patch.setattr(floating_point, "copy_context", dict)  # an empty context
         state, settings = floating_point._find_error_state()
     monkeypatch.setattr(floating_point, "_error_state", state)
     monkeypatch.setattr(floating_point, "_ignoring", settings)
@@ -255,7 +252,7 @@ from tests.support.public_calls import CALLS
 for call in CALLS.values():
     for size in (1.0, 1000.0, 3e-38):
         call(size)
-from xprnn.floating_point import environment
+from xprnn.backend.floating_point import environment
 with environment():
     np.finfo(np.float16), np.finfo(np.float32), np.finfo(np.float64), np.finfo(np.longdouble)
 least = [np.finfo(t).smallest_subnormal for t in (np.float16, np.float32, np.float64)]
@@ -263,13 +260,13 @@ print([float(number) for number in least], set(np.geterr().values()))
 """
 
 
-@pytest.mark.parametrize("kernels_asked", ["reference", pytest.param("auto", marks=needs_numba)])
-def test_a_strict_process(kernels_asked: str) -> None:
-    """With warnings as errors, without assertions, every error raised; NumPy's constants stay."""
+@pytest.mark.parametrize("kernels_option", ["reference", pytest.param("auto", marks=needs_numba)])
+def test_a_strict_process(kernels_option: str) -> None:
+    """With warnings as errors, without assertions and with every error raised."""
     code = STRICT.format(folder=str(Path(__file__).parents[2]))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-O", "-c", code],
-        env={**os.environ, "XPRNN_KERNELS": kernels_asked},
+        env={**os.environ, "XPRNN_KERNELS": kernels_option},
         capture_output=True,
         text=True,
         check=False,

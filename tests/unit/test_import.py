@@ -1,4 +1,4 @@
-"""`import xprnn` is quick and brings in NumPy and nothing heavier."""
+"""`import xprnn` is quick and imports NumPy but nothing heavier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIMIT = 0.15  # seconds of processor time, which a busy machine has too, beyond NumPy's own import
+LIMIT = 0.15  # seconds of processor time beyond NumPy's own import
 HEAVY = {"torch", "cupy", "numba", "scipy", "matplotlib", "rich", "safetensors", "pytest"}
 
 TIMED = """
@@ -27,16 +27,16 @@ def test_import_is_quick_and_light(tmp_path: Path) -> None:
     for _ in range(7):  # the first one may have to compile
         command = [sys.executable, "-c", TIMED]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        taken, found = json.loads(done.stdout)
-        seconds.append(taken)
-        modules |= set(found)
+        elapsed, names = json.loads(done.stdout)
+        seconds.append(elapsed)
+        modules |= set(names)
     assert "xprnn" in modules
     assert not modules & HEAVY
     assert statistics.median(seconds) < LIMIT, seconds
 
 
 def test_a_layer_runs_and_learns_without_anything_heavier(tmp_path: Path) -> None:
-    """By the plain code: the CPU's kernels, where Numba is installed, import it."""
+    """With the plain code: the CPU's kernels import Numba where it is installed."""
     code = (
         "import sys, numpy as np, xprnn\n"
         "gru = xprnn.GRU(3, 4, 2, dropout=0.5, bidirectional=True, seed=0).train()\n"

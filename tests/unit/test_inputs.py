@@ -1,7 +1,7 @@
-"""Whatever is passed in is computed correctly or refused with a clear error, and no harm is done.
+"""Any arguments are either computed correctly or refused with a clear error and no side effect.
 
-hypothesis draws who is called (layers, cells, functions), sizes with T and N in {0, 1},
-lengths of zero, how the arrays lie in memory, and what is wrong with one of them.
+hypothesis draws the target (layers, cells, functions), sizes that include T and N of 0 and 1,
+lengths of zero, the memory layout of the arrays, and the defect of one of them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ few = settings(many, max_examples=20)
 
 @dataclass(frozen=True)
 class Call:
-    """Who is called, how it is built, and with arrays of which sizes."""
+    """The target of a call, its options, and the sizes of the arrays."""
 
     name: str
     options: dict[str, Any]
@@ -80,7 +80,7 @@ def calls(draw: st.DrawFn, names: tuple[str, ...] = (*LAYERS, *CELLS, *FUNCTIONS
     return Call(name, options, **sizes, T=T, N=N, batched=batched, lengths=lengths)
 
 
-# -- the same values, however they lie in memory
+# -- the same values in any memory layout
 
 
 def strided(array: np.ndarray) -> np.ndarray:
@@ -137,9 +137,9 @@ def test_any_memory_layout_gives_the_same_bits(call: Call, data: st.DataObject) 
     layouts = {name: data.draw(st.sampled_from(sorted(LAYOUTS)), label=name) for name in clean}
     laid_out = {name: LAYOUTS[layouts[name]](array) for name, array in clean.items()}
     before = copies(list(laid_out.values()))
-    found = run(subject, laid_out, **call.keywords)
-    assert all(type(array) is np.ndarray for array in found)
-    assert_same(found, expected)
+    actual = run(subject, laid_out, **call.keywords)
+    assert all(type(array) is np.ndarray for array in actual)
+    assert_same(actual, expected)
     assert_same([np.asarray(array) for array in laid_out.values()], before, "an argument")
 
 
@@ -152,7 +152,7 @@ def test_broadcast_arguments(name: str, implementation: str) -> None:
     assert_same(run(subject, rows), expected)
 
 
-# -- arrays that are not what was asked for
+# -- arrays of a wrong type or shape
 
 
 def wider(array: np.ndarray) -> np.ndarray:
@@ -186,19 +186,19 @@ DEFECTS = {
 @pytest.mark.parametrize("defect", DEFECTS)
 @few
 @given(calls(), st.data())
-def test_a_wrong_array_is_refused_and_does_no_harm(
+def test_a_wrong_array_is_refused_without_side_effects(
     defect: str, call: Call, data: st.DataObject
 ) -> None:
     subject = call.build()
     clean = call.arguments(subject)
     argument = data.draw(st.sampled_from(sorted(clean)), label="argument")
-    refuses(subject, clean, argument, DEFECTS[defect](clean[argument]), **call.keywords)
+    check_refused(subject, clean, argument, DEFECTS[defect](clean[argument]), **call.keywords)
 
 
 @pytest.mark.usefixtures("implementation")
 @many
 @given(calls(), st.data())
-def test_a_wrong_shape_is_refused_and_does_no_harm(call: Call, data: st.DataObject) -> None:
+def test_a_wrong_shape_is_refused_without_side_effects(call: Call, data: st.DataObject) -> None:
     subject = call.build()
     clean = call.arguments(subject)
     argument = data.draw(st.sampled_from(sorted(clean)), label="argument")
@@ -210,18 +210,18 @@ def test_a_wrong_shape_is_refused_and_does_no_harm(call: Call, data: st.DataObje
             shape = (*shape[:-1], shape[-1] + 1)
     elif shape == right:
         shape = (*shape, 1)
-    refuses(subject, clean, argument, np.ones(shape, clean[argument].dtype), **call.keywords)
+    check_refused(subject, clean, argument, np.ones(shape, clean[argument].dtype), **call.keywords)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *CELLS, *FUNCTIONS])
 def test_no_x_is_refused(name: str) -> None:
     subject = make(name)
-    refuses(subject, arguments(subject), "x", None)
+    check_refused(subject, arguments(subject), "x", None)
 
 
 @pytest.mark.parametrize("name", [n for n in (*LAYERS, *CELLS, *FUNCTIONS) if is_lstm(n)])
 @pytest.mark.parametrize("wrong", ["one array", "three", "a stack of both"])
-def test_an_lstm_wants_a_pair(name: str, wrong: str) -> None:
+def test_an_lstm_requires_a_pair_of_states(name: str, wrong: str) -> None:
     subject = make(name)
     clean = arguments(subject)
     names = ("h", "c") if is_cell(name) else ("h0", "c0")
@@ -238,21 +238,21 @@ def test_an_lstm_wants_a_pair(name: str, wrong: str) -> None:
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", [n for n in (*LAYERS, *CELLS, *FUNCTIONS) if is_lstm(n)])
-def test_of_a_pair_either_may_be_none(
+def test_either_state_of_a_pair_may_be_none(
     name: str, training: bool, batched: bool, implementation: str
 ) -> None:
     subject = make(name)
     if not training and name not in FUNCTIONS:
         subject.eval()
-    given = arguments(subject, batched=batched)
+    inputs = arguments(subject, batched=batched)
     names = ("h", "c") if is_cell(name) else ("h0", "c0")
-    x, h, c = given["x"], *(given[n] for n in names)
+    x, h, c = inputs["x"], *(inputs[n] for n in names)
     zeros = np.zeros_like(h)
     for hx, full in (((h, None), (h, zeros)), ((None, c), (zeros, c)), ((None, None), None)):
         assert_same(subject(x, hx), subject(x, full))
 
 
-# -- arrays of others
+# -- arrays of other libraries
 
 
 def test_arrays_of_another_backend_are_refused(fake_cupy: Any) -> None:
@@ -260,12 +260,12 @@ def test_arrays_of_another_backend_are_refused(fake_cupy: Any) -> None:
     clean = arguments(subject)
     for argument in clean:
         foreign = fake_cupy.from_host(clean[argument])
-        refuses(subject, clean, argument, foreign)
+        check_refused(subject, clean, argument, foreign)
     with pytest.raises(TypeError, match=r"x: .* on backend 'numpy', got .* on backend 'fake_cupy'"):
         subject(fake_cupy.from_host(clean["x"]))
 
 
-def test_torch_tensors_are_refused_with_the_way_to_convert_them() -> None:
+def test_torch_tensors_are_refused_with_a_conversion() -> None:
     torch = pytest.importorskip("torch")
     subject = make("gru")
     clean = arguments(subject)
@@ -274,8 +274,8 @@ def test_torch_tensors_are_refused_with_the_way_to_convert_them() -> None:
 
 
 @pytest.mark.parametrize("wrong", [np.ma.ones((4, 3, 3)), np.ones((4, 3, 3), "float16")])
-def test_the_advice_in_the_error_helps(wrong: Any) -> None:
-    """What the message says to call makes an array that is taken."""
+def test_the_conversion_in_the_error_works(wrong: Any) -> None:
+    """The call suggested by the message makes an array that is accepted."""
     subject = make("gru")
     with pytest.raises(TypeError) as caught:
         subject(wrong)
@@ -285,13 +285,13 @@ def test_the_advice_in_the_error_helps(wrong: Any) -> None:
     assert_same(subject(converted), subject(np.ones((4, 3, 3))))
 
 
-def refuses(
+def check_refused(
     subject: Any, clean: dict[str, Any], argument: str, value: Any, **keywords: Any
 ) -> None:
-    """Fail unless `value` for `argument` is refused by name and all goes on as if it never came."""
+    """Check that `value` for `argument` is refused by name and that the call has no effect."""
     module = module_of(subject)
     expected = run(subject, clean, **keywords)
-    forward(subject, clean, **keywords)  # a record that must survive
+    forward(subject, clean, **keywords)  # a recorded call that must be kept
     module.grads.flat[...] = 0.25
     before = state_of(subject)
 
@@ -309,6 +309,6 @@ def refuses(
 
     assert_same(state_of(subject), before, "the state")
     module.zero_grad()
-    found = copies(backward(subject, clean)) + copies(list(module.grads.values()))
-    assert_same(found, expected[-len(found) :], "the record")
+    actual = copies(backward(subject, clean)) + copies(list(module.grads.values()))
+    assert_same(actual, expected[-len(actual) :], "the recorded call")
     assert_same(run(subject, clean, **keywords), expected, "the next call")

@@ -1,4 +1,4 @@
-"""Files: what is saved is what is loaded, by us and by others, and damage is refused by name."""
+"""Files: xprnn and other libraries load what was saved, and a failed write leaves the old file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.targets import (
     make,
     normal,
 )
-from xprnn import io
-from xprnn.parameters import Parameters
+from xprnn.nn import serialization as io
+from xprnn.nn.parameters import Parameters
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -52,14 +52,14 @@ def cases() -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "options"), cases(), ids=str)
-def test_what_is_saved_is_loaded(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_saved_modules_are_loaded(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "module.safetensors"
     module = make(name, **options)
     with module.writable() as flat:
         flat *= 1.5  # not what the seed draws
     module.freeze("weight_ih" if is_cell(name) else "weight_ih_l0")
-    given = arguments(module)
-    forward(module, given)
+    inputs = arguments(module)
+    forward(module, inputs)
     module.save(path)
 
     loaded = xprnn.load(path)
@@ -70,12 +70,12 @@ def test_what_is_saved_is_loaded(name: str, options: dict[str, Any], tmp_path: P
     assert loaded.training is False
     assert_same(list(loaded.parameters.values()), list(module.parameters.values()))
     np.testing.assert_array_equal(loaded.grads.flat, 0.0)
-    assert_same(forward(loaded.train(), given), forward(module, given), "the same dropout mask")
-    assert_same(forward(loaded.eval(), given), forward(module.eval(), given))
+    assert_same(forward(loaded.train(), inputs), forward(module, inputs), "the same dropout mask")
+    assert_same(forward(loaded.eval(), inputs), forward(module.eval(), inputs))
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_nothing_is_drawn_for_values_that_are_there(
+def test_loading_and_copying_draw_no_initial_values(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make(name)
@@ -100,7 +100,7 @@ def test_options_given_as_numpy_scalars(name: str, tmp_path: Path) -> None:
     assert_same(loaded.parameters.flat, module.parameters.flat)
 
 
-def test_what_a_file_says(tmp_path: Path) -> None:
+def test_the_contents_of_a_file(tmp_path: Path) -> None:
     layer = make("gru", num_layers=2, dropout=0.25)
     layer.freeze("bias_hh_l1")
     forward(layer, arguments(layer))
@@ -117,7 +117,7 @@ def test_what_a_file_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell"])
-def test_torch_loads_what_we_save(kind: str, tmp_path: Path) -> None:
+def test_torch_loads_saved_modules(kind: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
@@ -148,11 +148,11 @@ def test_write_stores_values_not_memory(layout: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", [str, Path, os.fsencode], ids=["str", "Path", "PathLike"])
 def test_paths(form: Any, tmp_path: Path) -> None:
-    class Place(os.PathLike[str]):
+    class CustomPath(os.PathLike[str]):
         def __fspath__(self) -> str:
             return str(tmp_path / "a b.safetensors")
 
-    path = Place() if form is os.fsencode else form(tmp_path / "a b.safetensors")
+    path = CustomPath() if form is os.fsencode else form(tmp_path / "a b.safetensors")
     layer = make("gru")
     layer.save(path)
     assert_same(xprnn.load(path).parameters.flat, layer.parameters.flat)
@@ -174,13 +174,13 @@ def test_load_as_a_class_and_on_a_backend(
     assert xprnn.load(path, backend="numpy").backend.name == "numpy"
     with pytest.raises(ValueError, match="backend: expected"):
         xprnn.load(path, backend="tpu")
-    there = xprnn.load(path)
-    assert_same(xprnn.to_numpy(there.parameters.flat), layer.parameters.flat)
-    there.save(path)
+    loaded = xprnn.load(path)
+    assert_same(xprnn.to_numpy(loaded.parameters.flat), layer.parameters.flat)
+    loaded.save(path)
     assert_same(xprnn.load(path, backend="numpy").parameters.flat, layer.parameters.flat)
 
 
-# -- writing whole or not at all
+# -- atomic writes
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]  # noqa: PTH208
 
 
-def test_where_nothing_can_be_saved(tmp_path: Path) -> None:
+def test_saving_to_unusable_paths(tmp_path: Path) -> None:
     layer = make("gru")
     with pytest.raises(OSError, match="no folder"):
         layer.save(tmp_path / "no folder" / "a")
@@ -231,7 +231,7 @@ def test_a_saved_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("character", ["a", "ä", "語"])  # 1, 2 and 3 bytes
-def test_a_file_may_have_the_longest_name_there_is(character: str, tmp_path: Path) -> None:
+def test_a_file_may_have_the_longest_possible_name(character: str, tmp_path: Path) -> None:
     size = len(os.fsencode(character))
     for length in range(238, 256):
         name = character * (length // size) + "b" * (length % size)
@@ -240,7 +240,7 @@ def test_a_file_may_have_the_longest_name_there_is(character: str, tmp_path: Pat
         assert (tmp_path / name).read_bytes() == b"new"
         (tmp_path / name).unlink()
     with pytest.raises(OSError, match="name too long"), io.replacing(tmp_path / ("a" * 256)):
-        raise AssertionError("it has begun")
+        raise AssertionError("the block was entered")
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
@@ -251,7 +251,7 @@ def test_a_file_that_is_replaced_keeps_its_mode(mode: int, tmp_path: Path) -> No
     path.write_bytes(b"old")
     path.chmod(mode)
     with io.replacing(path) as part:
-        assert stat.S_IMODE(part.stat().st_mode) == 0o600  # nothing of it is to be read meanwhile
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600  # nothing of it can be read meanwhile
         part.write_bytes(b"new")
     assert stat.S_IMODE(path.stat().st_mode) == mode
     if mode & 0o400:
@@ -262,20 +262,20 @@ def test_a_file_that_is_replaced_keeps_its_mode(mode: int, tmp_path: Path) -> No
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no umask on Windows")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
-def test_a_new_file_gets_what_the_umask_leaves_and_the_umask_is_not_touched(
+def test_a_new_file_follows_the_umask_without_changing_it(
     umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = os.umask(umask)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "umask", lambda mask: pytest.fail("another thread's files have it"))
+            patch.setattr(os, "umask", lambda mask: pytest.fail("it affects other threads"))
             make("gru").save(tmp_path / "a")
     finally:
         assert os.umask(before) == umask
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
 
 
-@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root may give files")
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root may change owners")
 def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
@@ -283,30 +283,30 @@ def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
     path.chmod(0o4750)
     with io.replacing(path) as part:
         part.write_bytes(b"new")
-    found = path.stat()
-    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 2345, 0o4750)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 2345, 0o4750)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files have no owners on Windows")
-def test_an_owner_that_cannot_be_kept_is_left(
+def test_a_file_is_replaced_if_its_owner_cannot_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
     path.chmod(0o4750)
-    found = list(path.stat())
-    found[4] += 1  # st_uid
-    asked: list[tuple[int, int]] = []
+    status = list(path.stat())
+    status[4] += 1  # st_uid
+    calls: list[tuple[int, int]] = []
 
     def refused(part: Path, uid: int, gid: int) -> None:
-        asked.append((uid, gid))
+        calls.append((uid, gid))
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", refused)
     part = tmp_path / "part"
     part.write_bytes(b"new")
-    io._copy_attributes(part, os.stat_result(found))
-    assert asked == [(found[4], found[5]), (-1, found[5])]
+    io._copy_attributes(part, os.stat_result(status))
+    assert calls == [(status[4], status[5]), (-1, status[5])]
     assert stat.S_IMODE(part.stat().st_mode) == 0o750
 
 
@@ -319,16 +319,16 @@ def test_a_read_only_file_is_refused_before_anything_is_written(tmp_path: Path) 
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["a"])  # noqa: PTH208
 
 
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no folder that takes no files here")
-def test_a_folder_that_takes_no_files_is_named() -> None:
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no unwritable folder here")
+def test_an_unwritable_folder_is_named() -> None:
     with pytest.raises(OSError, match=r"/sys/kernel/a: cannot be written in its folder"):
         make("gru").save("/sys/kernel/a")
 
 
 def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
+    (tmp_path / "target").mkdir()
     (tmp_path / "old").write_bytes(b"old")
-    for name, target in (("a", "old"), ("b", "there/new"), ("c", "a")):
+    for name, target in (("a", "old"), ("b", "target/new"), ("c", "a")):
         (tmp_path / name).symlink_to(target)
         with io.replacing(tmp_path / name) as part:
             assert part.parent == (tmp_path / target).resolve().parent
@@ -340,34 +340,34 @@ def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
         pytest.raises(FileNotFoundError, match=r"no such folder: .*gone"),
         io.replacing(tmp_path / "d"),
     ):
-        raise AssertionError("it has begun")
+        raise AssertionError("the block was entered")
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="symbolic links"), io.replacing(tmp_path / "loop"):
-        raise AssertionError("it has begun")
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d", "loop", "old", "there"]  # noqa: PTH208
+        raise AssertionError("the block was entered")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d", "loop", "old", "target"]  # noqa: PTH208
 
 
 # -- which files may be written
 
 
-def test_outputs_are_no_inputs_and_no_outputs(
+def test_an_output_differs_from_inputs_and_other_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    (tmp_path / "there").write_bytes(b"x")
-    (tmp_path / "link").symlink_to("there")
-    (tmp_path / "hard").hardlink_to("there")
+    (tmp_path / "target").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "hard").hardlink_to("target")
     (tmp_path / "dangling").symlink_to("new")
     (tmp_path / "same").symlink_to(".")
-    of_there = ["there", "./there", "folder/../there", tmp_path / "there", "link", "hard"]
+    of_target = ["target", "./target", "folder/../target", tmp_path / "target", "link", "hard"]
     of_new = ["new", "folder/../new", tmp_path / "new", "dangling", "same/new"]
-    for names in (of_there, of_new):
+    for names in (of_target, of_new):
         for a in names:
             for b in names:
                 with pytest.raises(ValueError, match="expected another file to write to than"):
                     io.check_outputs([a, "else", b])
-                if names is of_there:
+                if names is of_target:
                     with pytest.raises(ValueError, match=f"{a}: expected .* {b}: it is read"):
                         io.check_outputs(["else", a], ["other", b])
-    io.check_outputs(["there", "new"], ["folder/there", "else", "there2"])
+    io.check_outputs(["target", "new"], ["folder/target", "else", "target2"])

@@ -1,4 +1,4 @@
-"""Files of others and damaged files are refused by name; nothing in a file is ever run."""
+"""Foreign and damaged files are check_refused by name; nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def rewrite(path: Path, metadata: dict[str, Any], **options: Any) -> None:
     from safetensors.numpy import save_file
 
     old, arrays = read(path)
-    held = {**json.loads(old["options"]), **options}
-    held = {n: v for n, v in held.items() if v is not None}
-    merged = {**old, "options": json.dumps(held), **metadata}
+    changed = {**json.loads(old["options"]), **options}
+    changed = {n: v for n, v in changed.items() if v is not None}
+    merged = {**old, "options": json.dumps(changed), **metadata}
     save_file(arrays, path, {n: v for n, v in merged.items() if v is not None})
 
 
-def refused(path: Path, match: str | None = None) -> None:
+def check_refused(path: Path, match: str | None = None) -> None:
     with pytest.raises(ValueError, match=match) as caught:
         xprnn.load(path)
     assert str(path) in str(caught.value)
@@ -56,11 +56,11 @@ def refused(path: Path, match: str | None = None) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_other_metadata_are_refused(metadata: Any, match: str | None, tmp_path: Path) -> None:
+def test_invalid_metadata_are_refused(metadata: Any, match: str | None, tmp_path: Path) -> None:
     path = tmp_path / "a"
     make("gru").save(path)
     rewrite(path, metadata)
-    refused(path, match)
+    check_refused(path, match)
 
 
 EXTRA = {"calls": 0, "frozen": []}
@@ -102,30 +102,30 @@ EXTRA = {"calls": 0, "frozen": []}
     ],
     ids=str,
 )
-def test_other_options_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "a"
     make("gru").save(path)
     rewrite(path, {}, **options)
-    refused(path)
+    check_refused(path)
 
 
 @pytest.mark.parametrize("size", ["input_size", "hidden_size", "num_layers"])
 def test_a_size_in_the_header_allocates_nothing(size: str, tmp_path: Path) -> None:
-    """A file of 3 kB must not make us reserve memory for what it says it holds."""
+    """A file of 3 kB must not cause an allocation of the size that it claims to have."""
     path = tmp_path / "a"
     make("gru").save(path)
     rewrite(path, {}, **{size: 10**5 if size == "num_layers" else 10**15})
-    refused(path)
+    check_refused(path)
     tracemalloc.start()
     try:
-        refused(path)
+        check_refused(path)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "misshapen", "int32", "bfloat16"])
-def test_other_arrays_are_refused(change: str, tmp_path: Path) -> None:
+def test_wrong_arrays_are_refused(change: str, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     path = tmp_path / "a"
@@ -146,7 +146,7 @@ def test_other_arrays_are_refused(change: str, tmp_path: Path) -> None:
         save_tensors({n: torch.tensor(a).bfloat16() for n, a in arrays.items()}, path, metadata)
     else:
         save_file(arrays, path, metadata)
-    refused(path)
+    check_refused(path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, 500, -1, -100])
@@ -154,7 +154,7 @@ def test_truncated_files_are_refused(size: int, tmp_path: Path) -> None:
     path = tmp_path / "a"
     make("gru").save(path)
     path.write_bytes(path.read_bytes()[:size])
-    refused(path, "not a readable safetensors file")
+    check_refused(path, "not a readable safetensors file")
 
 
 class Trap:
@@ -167,7 +167,7 @@ class Trap:
         return Path.touch, (self.mark,)
 
 
-def test_files_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+def test_files_of_other_formats_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a"
     mark = tmp_path / "mark"
     for content in (
@@ -180,7 +180,7 @@ def test_files_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
         pickle.dumps(Trap(mark)),
     ):
         path.write_bytes(content)
-        refused(path)
+        check_refused(path)
     assert not mark.exists()
     for missing in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError) as caught:

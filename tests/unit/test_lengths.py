@@ -1,4 +1,4 @@
-"""Lengths in any integer form are taken, anything else is refused by name."""
+"""Lengths in any integer form are accepted, anything else is refused by name."""
 
 from __future__ import annotations
 

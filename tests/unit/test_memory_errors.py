@@ -1,4 +1,4 @@
-"""Errors of memory: which they are, what they say, and NumPy's where the system refuses."""
+"""Out-of-memory errors: which are translated, their text, and NumPy's at a real limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xprnn.memory import frees_memory
+from xprnn.core.oom import translate_out_of_memory
 
 RAISED = {
     "cupy": MemoryError("Out of memory allocating 4,096 bytes (allocated so far: 0 bytes)."),
@@ -24,21 +24,21 @@ RAISED = {
 
 
 @pytest.mark.parametrize("kind", RAISED)
-def test_errors_of_memory(kind: str) -> None:
-    @frees_memory
+def test_out_of_memory_errors_are_translated(kind: str) -> None:
+    @translate_out_of_memory
     def fail(array: np.ndarray) -> None:
         raise RAISED[kind]
 
     with pytest.raises(MemoryError) as caught:
         fail(np.zeros(3))
-    said = str(RAISED[kind]) or "no memory is left"
-    assert str(caught.value) == f"{fail.__module__}.fail on numpy: {said}"
+    message = str(RAISED[kind]) or "no memory is left"
+    assert str(caught.value) == f"{fail.__module__}.fail on numpy: {message}"
     assert caught.value.__cause__ is RAISED[kind]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("cudaErrorIllegalAddress"), KeyError("memory")])
-def test_other_errors_pass(error: Exception) -> None:
-    @frees_memory
+def test_other_errors_are_not_changed(error: Exception) -> None:
+    @translate_out_of_memory
     def fail() -> None:
         raise error
 
@@ -48,7 +48,7 @@ def test_other_errors_pass(error: Exception) -> None:
     assert caught.traceback[-1].name == "fail"
 
 
-# -- NumPy, where the system refuses
+# -- NumPy at a limit of the system
 
 LIMITED = """
 import resource, numpy as np, xprnn
@@ -66,7 +66,7 @@ expected = expected.sum()
 layer.eval().train()
 layer(x[:2])
 layer.backward(None, None)
-functional.lstm(x[:2], None, *weights)  # what is compiled or read from the disk is so now
+functional.lstm(x[:2], None, *weights)  # everything is compiled or loaded now
 
 used = space()
 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -90,14 +90,14 @@ print("same", bool(again.sum() == expected), bool(np.isfinite(dx).all()))
 
 
 def limited(before: str = "") -> tuple[list[str], int]:
-    """The errors that the program above prints, and the bytes that it holds with them."""
+    """The errors that the program above prints, and the bytes that it still holds."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("the address space in use is read from /proc")
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    given_back = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # glibc returns an array when it is freed
+    malloc_options = {"MALLOC_MMAP_THRESHOLD_": "131072"}  # glibc returns an array when it is freed
     done = subprocess.run(
         [sys.executable, "-c", before + LIMITED],
-        env={**os.environ, **one, **given_back},
+        env={**os.environ, **one, **malloc_options},
         capture_output=True,
         text=True,
         timeout=120,
@@ -108,15 +108,15 @@ def limited(before: str = "") -> tuple[list[str], int]:
     return errors, int(re.findall(r"held (-?\d+)", done.stdout)[0])
 
 
-def test_numpy_where_the_system_refuses() -> None:
+def test_numpy_at_a_memory_limit() -> None:
     errors, held = limited()
-    for who, error in zip(("LSTM", r"xprnn\.functional"), errors, strict=True):
-        assert re.match(rf"{who} on numpy: Unable to allocate \d\S* [KMG]iB for an array", error)
+    for name, error in zip(("LSTM", r"xprnn\.functional"), errors, strict=True):
+        assert re.match(rf"{name} on numpy: Unable to allocate \d\S* [KMG]iB for an array", error)
     assert held < 1 << 20
 
 
-def test_memory_that_is_kept_is_found() -> None:
-    """The planted fault: errors with their frames."""
+def test_memory_that_is_not_freed_is_detected() -> None:
+    """The injected fault: errors that keep their frames."""
     plain = "from xprnn import recurrent as r; r._Recurrent._run = r._Recurrent._run.__wrapped__"
     _, held = limited(f"{plain}\n")
     assert held > 8 << 20

@@ -1,4 +1,4 @@
-"""Optimisers, clipping and decay, beside torch's over 50 steps, by value."""
+"""Optimisers, clipping and decay, compared with torch by value over 50 steps."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def modules():
 
 
 def set_gradients(pair, rng):
-    """The same gradients on both sides, new ones every step."""
+    """The same gradients for both, new ones at every step."""
     ours, theirs = pair
     for module, parameters in zip(ours, theirs, strict=True):
         for name, p in parameters.items():
@@ -85,7 +85,7 @@ def test_fifty_steps_equal_torch(case):
 
 
 @pytest.mark.parametrize("fault", ["lr", "gradient"])
-def test_the_comparison_sees_a_fault(fault):
+def test_the_comparison_detects_a_fault(fault):
     torch = pytest.importorskip("torch")
     pair = twins(torch)
     flat = [p for parameters in pair[1] for p in parameters.values()]
@@ -101,9 +101,9 @@ def test_the_comparison_sees_a_fault(fault):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_saved_state_goes_on_where_it_was(case, tmp_path):
+def test_a_loaded_state_continues_exactly(case, tmp_path):
     make = CASES[case][0]
-    whole, first = modules(), modules()
+    unbroken, first = modules(), modules()
     rng, again = np.random.default_rng(0), np.random.default_rng(0)
 
     def advance(optimizer, source, steps):
@@ -113,7 +113,7 @@ def test_saved_state_goes_on_where_it_was(case, tmp_path):
                     g[...] = source.standard_normal(g.shape)
             optimizer.step()
 
-    uninterrupted = make(whole)
+    uninterrupted = make(unbroken)
     advance(uninterrupted, rng, 8)
     before = make(first)
     advance(before, again, 3)
@@ -121,7 +121,7 @@ def test_saved_state_goes_on_where_it_was(case, tmp_path):
     after = make(first)
     after.load(tmp_path / "state.safetensors")
     advance(after, again, 5)
-    for a, b in zip(whole, first, strict=True):
+    for a, b in zip(unbroken, first, strict=True):
         np.testing.assert_array_equal(a.parameters.flat, b.parameters.flat)
 
     state = before.state_dict()
@@ -131,7 +131,7 @@ def test_saved_state_goes_on_where_it_was(case, tmp_path):
     assert all(np.array_equal(copied.state_dict()[k], state[k]) for k in state)
 
 
-def test_a_wrong_state_is_refused_whole(tmp_path):
+def test_a_wrong_state_is_refused_completely(tmp_path):
     optimizer = Adam(modules())
     state = optimizer.state_dict()
     del state["0.exp_avg"]
@@ -148,7 +148,7 @@ def test_a_wrong_state_is_refused_whole(tmp_path):
         optimizer.load(tmp_path / "sgd.safetensors")
 
 
-def test_frozen_parameters_stay_and_the_others_move_as_ever():
+def test_frozen_parameters_stay_and_the_others_are_updated():
     free, part = modules()[0], modules()[0]
     part.freeze("weight_hh_l0", "bias_hh_l0")
     kept = {name: np.array(part.parameters[name]) for name in part.parameters}
@@ -189,12 +189,12 @@ def test_a_step_counts_as_a_write():
         layer.backward()
 
 
-def test_clipping_leaves_small_gradients_and_survives_huge_ones():
+def test_clipping_keeps_small_gradients_and_scales_huge_ones():
     layer = xprnn.Linear(2, 1, bias=False, seed=0)
     layer.grads["weight"][...] = [[0.3, 0.4]]
     assert float(clip_grad_norm([layer], 1.0)) == pytest.approx(0.5, rel=1e-7)
     np.testing.assert_array_equal(layer.grads["weight"], np.float32([[0.3, 0.4]]))
-    layer.grads["weight"][...] = [[3e30, 4e30]]  # the squares leave float32
+    layer.grads["weight"][...] = [[3e30, 4e30]]  # the squares overflow float32
     assert float(clip_grad_norm([layer], 1.0)) == pytest.approx(5e30, rel=1e-6)
     np.testing.assert_allclose(layer.grads["weight"], [[0.6, 0.8]], rtol=1e-6)
 
@@ -248,7 +248,7 @@ def test_likely_mistakes_are_named(make, error, text):
         make(modules())
 
 
-def test_without_momentum_one_bad_gradient_leaves_no_trace():
+def test_without_momentum_one_bad_gradient_has_no_lasting_effect():
     layer = modules()[0]
     kept = layer.state_dict()
     optimizer = SGD([layer], lr=0.1)

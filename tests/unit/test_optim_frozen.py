@@ -1,4 +1,4 @@
-"""Parameters that are frozen for a while, in every optimiser, beside torch's by value."""
+"""Temporarily frozen parameters in every optimiser, compared with torch by value."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_phase_equals_torch(case: str, tmp_path: Path) -> None:
     ours = kind(pair, **options)
     theirs = getattr(torch.optim, kind.__name__)([p for t in twins for p in t.values()], **options)
     for layer_frozen, readout_frozen, steps in PHASES:
-        # another optimiser goes on, from a file that was written while others were frozen
+        # another optimiser continues from a file that was written while others were frozen
         ours.save(tmp_path / "state.safetensors")
         freeze(pair, layer_frozen, readout_frozen)
         ours = kind(pair, **options)
@@ -81,7 +81,7 @@ def test_every_phase_equals_torch(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Adam, AdamW])
-def test_the_first_move_after_a_freeze_is_of_the_learning_rate(kind: Any) -> None:
+def test_the_first_update_after_a_freeze_is_of_the_learning_rate(kind: Any) -> None:
     layer = xprnn.GRU(3, 4, dtype="float64", seed=1)
     optimizer = kind([layer], lr=0.01, **({"weight_decay": 0.0} if kind is AdamW else {}))
     layer.freeze("weight_ih_l0")
@@ -94,10 +94,10 @@ def test_the_first_move_after_a_freeze_is_of_the_learning_rate(kind: Any) -> Non
     set_gradients([layer], rng)
     optimizer.step()
     moved = np.abs(layer.parameters["weight_ih_l0"] - before)
-    np.testing.assert_allclose(moved, 0.01, rtol=1e-6)  # eps beside a gradient of 0.01 and more
+    np.testing.assert_allclose(moved, 0.01, rtol=1e-6)  # eps is small against the gradients
 
 
-def test_the_state_says_what_each_parameter_has_taken() -> None:
+def test_the_state_counts_the_steps_of_each_parameter() -> None:
     pair, rng = modules(), np.random.default_rng(0)
     optimizer = Adam(pair)
     for layer_frozen, readout_frozen, steps in PHASES:
@@ -112,16 +112,16 @@ def test_the_state_says_what_each_parameter_has_taken() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_state_without_counts_goes_on(case: str) -> None:
-    """As files of xprnn 0.1.0 are: every parameter has taken every step."""
+def test_a_state_without_counts_continues(case: str) -> None:
+    """As in files of xprnn 0.1.0: every parameter was updated in every step."""
     kind, options = CASES[case]
     pairs = [modules(), modules()]
-    whole = kind(pairs[0], **options)
+    uninterrupted = kind(pairs[0], **options)
     rng = np.random.default_rng(0)
     for _ in range(3):
         set_gradients(pairs[0], rng)
-        whole.step()
-    state = {n: v for n, v in whole.state_dict().items() if n not in ("0.steps", "1.steps")}
+        uninterrupted.step()
+    state = {n: v for n, v in uninterrupted.state_dict().items() if n not in ("0.steps", "1.steps")}
     assert state["steps"] == 3
     for module, other in zip(*pairs, strict=True):
         other.load_state_dict(module.state_dict())
@@ -132,14 +132,14 @@ def test_a_state_without_counts_goes_on(case: str) -> None:
     pairs[1][0].load_state_dict(pairs[0][0].state_dict())
     pairs[1][1].load_state_dict(pairs[0][1].state_dict())
     resumed.load_state_dict(state)
-    for optimizer, pair in zip((whole, resumed), pairs, strict=True):
+    for optimizer, pair in zip((uninterrupted, resumed), pairs, strict=True):
         set_gradients(pair, np.random.default_rng(7))
         optimizer.step()
     for module, other in zip(*pairs, strict=True):
         np.testing.assert_array_equal(module.parameters.flat, other.parameters.flat)
 
 
-def test_a_state_in_bfloat16_is_taken() -> None:
+def test_a_state_in_bfloat16_is_accepted() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     linear = xprnn.Linear(2, 3, seed=0)
     optimizer = xprnn.optim.SGD([linear], lr=0.1, momentum=0.5)

@@ -1,4 +1,4 @@
-"""What optimisers and schedules let a user set, and their files: checked when set, when loaded."""
+"""Settings of optimisers and schedules are checked when they are set and when they are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from xprnn import io
+from xprnn.nn import serialization as io
 from xprnn.optim import SGD, Adam, AdamW, CosineDecay
 
 
@@ -20,8 +20,8 @@ def linear() -> xprnn.Linear:
     return xprnn.Linear(3, 2, dtype="float64", seed=1)
 
 
-def of(name: str) -> Any:
-    """Something that has the attribute `name`."""
+def make_with(name: str) -> Any:
+    """An optimiser or schedule that has the attribute `name`."""
     if name == "momentum":
         return SGD([linear()], lr=0.5)
     optimizer = AdamW([linear()], lr=0.5)
@@ -33,15 +33,15 @@ COUNTS = ("done", "steps")
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_a_rate_becomes_a_float_and_goes_to_a_file(name: str, tmp_path: Path) -> None:
-    it = of(name)
+def test_a_rate_becomes_a_float_and_is_saved(name: str, tmp_path: Path) -> None:
+    instance = make_with(name)
     for value in (np.float32(1e-3), np.float64(1e-3), 0.25, np.float16(0.25)):
-        setattr(it, name, value)
-        found = getattr(it, name)
-        assert type(found) is float
-        assert found == float(value)
-        it.save(tmp_path / "state.safetensors")
-        it.load(tmp_path / "state.safetensors")
+        setattr(instance, name, value)
+        stored = getattr(instance, name)
+        assert type(stored) is float
+        assert stored == float(value)
+        instance.save(tmp_path / "state.safetensors")
+        instance.load(tmp_path / "state.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,21 @@ def test_a_rate_becomes_a_float_and_goes_to_a_file(name: str, tmp_path: Path) ->
 )
 @pytest.mark.parametrize("name", RATES)
 def test_a_wrong_rate_is_refused_by_name(name: str, value: Any, error: type[Exception]) -> None:
-    it = of(name)
-    before = getattr(it, name)
+    instance = make_with(name)
+    before = getattr(instance, name)
     with pytest.raises(error, match=f"^{name}: expected a number"):
-        setattr(it, name, value)
-    assert getattr(it, name) == before
+        setattr(instance, name, value)
+    assert getattr(instance, name) == before
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, "3", True, None], ids=repr)
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_wrong_count_is_refused_by_name(name: str, value: Any) -> None:
-    it = of(name)
-    before = getattr(it, name)
+    instance = make_with(name)
+    before = getattr(instance, name)
     with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
-        setattr(it, name, value)
-    assert getattr(it, name) == before
+        setattr(instance, name, value)
+    assert getattr(instance, name) == before
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_wrong_betas_are_refused(value: Any, error: type[Exception], text: str) 
 
 
 @pytest.mark.parametrize("name", ["modules", "steps"])
-def test_what_an_optimizer_counts_is_only_read(name: str) -> None:
+def test_modules_and_steps_are_read_only(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(SGD([linear()], lr=0.1), name, getattr(SGD([linear()], lr=0.1), name))
 
@@ -127,9 +127,11 @@ def test_momentum_set_between_steps_equals_torch(values: tuple[float, ...]) -> N
 # -- files
 
 
-def test_a_saved_decay_goes_on_where_it_was(tmp_path: Path) -> None:
-    whole, first, second = (CosineDecay(SGD([linear()], lr=0.5), 7, lr_min=0.01) for _ in range(3))
-    rates = [(whole.step(), whole.optimizer.lr)[1] for _ in range(9)]
+def test_a_loaded_decay_continues_exactly(tmp_path: Path) -> None:
+    uninterrupted, first, second = (
+        CosineDecay(SGD([linear()], lr=0.5), 7, lr_min=0.01) for _ in range(3)
+    )
+    rates = [(uninterrupted.step(), uninterrupted.optimizer.lr)[1] for _ in range(9)]
     for _ in range(4):
         first.step()
     first.save(tmp_path / "decay.safetensors")
@@ -161,7 +163,7 @@ DECAY = {"done": 4, "lr_max": 0.5, "lr_min": 0.01}
     ],
     ids=range(13),
 )
-def test_a_hostile_decay_is_refused(
+def test_an_invalid_decay_file_is_refused(
     options: dict[str, Any], arrays: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "decay.safetensors"
@@ -204,7 +206,7 @@ def test_another_kind_of_state_is_refused(tmp_path: Path) -> None:
     ],
     ids=range(14),
 )
-def test_a_hostile_optimizer_state_is_refused(
+def test_an_invalid_optimizer_file_is_refused(
     changed: dict[str, Any], text: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "adam.safetensors"
@@ -226,18 +228,18 @@ def test_a_hostile_optimizer_state_is_refused(
 
 
 class Slotted(SGD):
-    """A user's own, with an attribute of each kind."""
+    """A user's subclass with a slot and a dictionary."""
 
-    __slots__ = ("beside",)
+    __slots__ = ("extra",)
 
 
-def test_copies_go_on_by_themselves() -> None:
+def test_copies_are_independent() -> None:
     for make in (lambda m: Slotted(m, lr=0.5, momentum=0.5), AdamW):
         optimizer = make([linear()])
         decay = CosineDecay(optimizer, 4)
         optimizer.note = "kept"
         if isinstance(optimizer, Slotted):
-            optimizer.beside = [1]
+            optimizer.extra = [1]
         optimizer.modules[0].freeze("bias")
         for module in optimizer.modules:
             module.grads.flat[...] = 1.0
@@ -245,9 +247,9 @@ def test_copies_go_on_by_themselves() -> None:
         for other in (copy.deepcopy(decay), pickle.loads(pickle.dumps(decay))):
             own = other.optimizer
             assert own.note == "kept"
-            assert getattr(own, "beside", None) == getattr(optimizer, "beside", None)
-            expected, found = optimizer.state_dict(), own.state_dict()
-            assert all(np.array_equal(found[name], expected[name]) for name in expected)
+            assert getattr(own, "extra", None) == getattr(optimizer, "extra", None)
+            expected, stored = optimizer.state_dict(), own.state_dict()
+            assert all(np.array_equal(stored[name], expected[name]) for name in expected)
             own.modules[0].unfreeze()
             own.step()
             other.step()
@@ -255,8 +257,8 @@ def test_copies_go_on_by_themselves() -> None:
             assert optimizer.state_dict()["0.steps"].tolist() == [1, 0]
 
 
-def test_pickles_of_the_first_version_go_on() -> None:
-    """SGD with momentum and AdamW after three steps; the numbers are those that 0.1.0 gives."""
+def test_pickles_of_the_first_version_continue() -> None:
+    """SGD with momentum and AdamW after three steps; the expected numbers are those of 0.1.0."""
     data = (Path(__file__).parents[1] / "data" / "optimisers_0.1.0.pickle").read_bytes()
     wanted = (
         [-2.2590056467850435, 1.0417456881671325],

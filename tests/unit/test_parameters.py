@@ -1,4 +1,4 @@
-"""Parameters: where they stand, how they are written, and that other writes raise."""
+"""Parameters: their place in memory, the permitted writes, and errors for all others."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.support.targets import (
 @pytest.mark.parametrize("name", MODULES)
 def test_every_parameter_starts_on_64_bytes_and_padding_is_zero(name: str) -> None:
     module = make(name, 3, 5, dtype="float32")
-    for held in (module.parameters, module.grads):
-        assert all(array.ctypes.data % 64 == 0 for array in held.values())
-        assert all(np.shares_memory(array, held.flat) for array in held.values())
-    given = arguments(module)
+    for buffers in (module.parameters, module.grads):
+        assert all(array.ctypes.data % 64 == 0 for array in buffers.values())
+        assert all(np.shares_memory(array, buffers.flat) for array in buffers.values())
+    inputs = arguments(module)
     assert_padding_is_zero(module)
-    forward(module, given)
-    backward(module, given)
+    forward(module, inputs)
+    backward(module, inputs)
     assert np.abs(module.grads.flat).max() > 0.0
     with module.writable() as flat:
         flat[...] += 1.0
@@ -85,8 +85,8 @@ def test_written_parameters_take_effect_in_the_next_call(
     name: str, way: str, implementation: str
 ) -> None:
     module = make(name)
-    given = arguments(module)
-    first = run(module, given)
+    inputs = arguments(module)
+    first = run(module, inputs)
     values = {n: normal(k, *p.shape) for k, (n, p) in enumerate(module.parameters.items())}
     version = module.parameters.version
     WAYS[way](module, values)
@@ -94,9 +94,9 @@ def test_written_parameters_take_effect_in_the_next_call(
 
     fresh = make(name, seed=99)
     fresh.load_state_dict(values)
-    found = run(module, given)
-    assert_same(found, run(fresh, given))
-    assert not any(np.array_equal(one, other) for one, other in zip(found, first, strict=True))
+    actual = run(module, inputs)
+    assert_same(actual, run(fresh, inputs))
+    assert not any(np.array_equal(one, other) for one, other in zip(actual, first, strict=True))
     assert_same(list(module.parameters.values()), list(values.values()))
 
 
@@ -156,7 +156,7 @@ COPIED = {
 
 @pytest.mark.parametrize("origin", COPIED)
 @pytest.mark.parametrize("way", FORBIDDEN)
-def test_a_write_that_would_go_unnoticed_raises(way: str, origin: str) -> None:
+def test_a_write_that_would_not_be_noticed_raises(way: str, origin: str) -> None:
     cell = COPIED[origin](make("rnn_tanh_cell"))
     before = cell.parameters.flat.copy()
     with pytest.raises((ValueError, TypeError, BufferError)):
@@ -190,31 +190,31 @@ def test_backward_after_a_change_of_parameters_is_refused(
     name: str, way: str, implementation: str
 ) -> None:
     module = make(name)
-    given = arguments(module)
-    run(module, given)
-    forward(module, given)
+    inputs = arguments(module)
+    run(module, inputs)
+    forward(module, inputs)
     module.grads.flat[...] = 0.25
     WAYS[way](module, module.state_dict())  # the same values are a change too
     before = state_of(module)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="parameters were changed"):
-            backward(module, given)
+            backward(module, inputs)
         assert_same(state_of(module), before)
     module.eval().train()
-    expected = run(make(name), given)
-    assert_same(run(module, given), expected)
+    expected = run(make(name), inputs)
+    assert_same(run(module, inputs), expected)
 
 
-def test_a_record_made_after_the_change_is_undone(implementation: str) -> None:
-    """The stale record below it still is not."""
+def test_backward_of_a_call_recorded_after_the_change_works(implementation: str) -> None:
+    """Backward of the older call still raises."""
     layer = make("gru")
-    given = arguments(layer)
-    forward(layer, given)
+    inputs = arguments(layer)
+    forward(layer, inputs)
     layer.parameters["bias_ih_l0"] = normal(4, 15)
-    forward(layer, given)
-    backward(layer, given)
+    forward(layer, inputs)
+    backward(layer, inputs)
     with pytest.raises(RuntimeError, match="parameters were changed"):
-        backward(layer, given)
+        backward(layer, inputs)
 
 
 def test_gradients_may_be_written_in_place(implementation: str) -> None:
@@ -249,7 +249,7 @@ def test_from_weights_refuses_what_does_not_fit(weights: dict[str, Any]) -> None
     right = {"weight_ih": np.ones((15, 3)), "weight_hh": np.ones((15, 5))}
     right |= {"bias_ih": np.ones(15), "bias_hh": np.ones(15)}
     (name,) = weights
-    # which of two weights that contradict each other is wrong, nobody knows
+    # either of two weights that contradict each other may be the wrong one
     names = f"{name}|weight_ih|weight_hh"
     with pytest.raises((TypeError, ValueError), match=rf"\b({names})\b.*expected"):
         xprnn.GRUCell.from_weights(**{**right, **weights})

@@ -1,6 +1,6 @@
 """Pickles and files that commit 8003e28 wrote load, and hold what they held.
 
-How they were written: `data/write_parent_files.py`.
+How they were written: `tests/support/write_parent_files.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arguments `precision` and `compute_dtype`: what they take, and what keeps them."""
+"""The arguments `precision` and `compute_dtype`: accepted values, and what preserves them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 
 import xprnn
 from tests.support.targets import make
-from xprnn.arithmetic import check_arithmetic
+from xprnn.core.precision import check_precision_policy
 
 pytest.importorskip("ml_dtypes")
 
-NARROW = ("float16", "bfloat16")
+LOW_PRECISION = ("float16", "bfloat16")
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", LOW_PRECISION)
 def test_copies_keep_the_types_and_files_do_not(name: str, tmp_path: Path) -> None:
     layer = make("gru", dtype="float32", compute_dtype=name)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -49,7 +49,7 @@ def test_to_changes_the_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"compute_dtype": "int8"}, "compute_dtype: expected 'float32' or 'float16' or 'bfloat16'"),
         ({"compute_dtype": 16}, "compute_dtype: expected .*got 16"),
@@ -63,25 +63,25 @@ def test_to_changes_the_types() -> None:
         ({"dtype": "float16"}, "dtype: expected dtype float32 or float64"),
     ],
 )
-def test_types_that_do_not_exist_or_go_together(given: dict[str, Any], message: str) -> None:
+def test_invalid_types_and_combinations_are_refused(options: dict[str, Any], message: str) -> None:
     for name in ("gru", "lstm_cell"):
         with pytest.raises(ValueError, match=message):
-            make(name, **{"dtype": "float32", **given})
+            make(name, **{"dtype": "float32", **options})
     layer = make("gru", dtype="float32")
-    if given.get("precision", "") is not None:  # to `to`, None means: leave it
+    if options.get("precision", "") is not None:  # `to` leaves it unchanged for None
         with pytest.raises(ValueError, match=message):
-            layer.to(**given)
+            layer.to(**options)
     assert str(layer.arithmetic) == "float32"
 
 
-def test_the_types_may_be_given_as_types() -> None:
-    for given in (np.float16, np.dtype("float16"), "float16"):
-        assert str(make("gru", dtype="float32", compute_dtype=given).arithmetic.compute_dtype) == (
+def test_compute_dtype_may_be_a_type_or_a_dtype() -> None:
+    for dtype in (np.float16, np.dtype("float16"), "float16"):
+        assert str(make("gru", dtype="float32", compute_dtype=dtype).arithmetic.compute_dtype) == (
             "float16"
         )
-    bfloat16 = check_arithmetic("float32", "bfloat16", "ieee").compute_dtype
-    for given in (bfloat16, bfloat16.type):
-        layer = make("gru", dtype="float32", compute_dtype=given)
+    bfloat16 = check_precision_policy("float32", "bfloat16", "ieee").compute_dtype
+    for dtype in (bfloat16, bfloat16.type):
+        layer = make("gru", dtype="float32", compute_dtype=dtype)
         assert layer.arithmetic.compute_dtype == bfloat16
 
 

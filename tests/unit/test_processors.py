@@ -1,4 +1,4 @@
-"""How many threads a call may use: what limits them, and how it is read."""
+"""The number of threads that a call may use: its limits, and how they are read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.numba_cases import python
-from xprnn import processors
+from xprnn.backend import processors
 
 
-def test_variables_processors_and_threadpoolctl_limit_them(
+def test_variables_processors_and_threadpoolctl_limit_the_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     threadpoolctl = pytest.importorskip("threadpoolctl")
@@ -22,7 +22,7 @@ def test_variables_processors_and_threadpoolctl_limit_them(
         assert processors.usable() == 5
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         assert processors.usable() == 3
-        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")  # goes before, as in OpenBLAS
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")  # takes precedence, as in OpenBLAS
         assert processors.usable() == 4
         with threadpoolctl.threadpool_limits(1):
             assert processors.usable() == 1
@@ -43,7 +43,7 @@ def test_a_variable_is_read_as_a_blas_reads_it(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
-def test_a_process_held_to_one_processor_takes_one_thread() -> None:
+def test_a_process_limited_to_one_processor_uses_one_thread() -> None:
     code = """
 import os
 from pathlib import Path
@@ -58,7 +58,7 @@ print(processors.usable())
 
 
 def group(root: Path, lines: str, files: dict[str, str]) -> Path:
-    """A root folder in which a process is in the groups that `lines` say."""
+    """A root folder of a process that is in the groups of `lines`."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(lines, "utf-8")
     for name, content in files.items():

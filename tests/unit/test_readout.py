@@ -1,4 +1,4 @@
-"""The read-out and the losses, beside torch and float64 differences, by value."""
+"""The read-out and the losses, compared with torch and float64 differences by value."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_linear_equals_torch(bias, shape):
         close(ours.grads[name], p.grad)
 
 
-def test_linear_records_stack_and_errors_leave_them():
+def test_linear_calls_are_a_stack_that_errors_do_not_change():
     rng = np.random.default_rng(0)
     linear = Linear(4, 2, dtype="float64", seed=1)
     with pytest.raises(RuntimeError, match="no recorded call"):
@@ -132,7 +132,7 @@ def test_mse_equals_torch():
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
-def test_gradients_equal_differences(loss):
+def test_gradients_equal_finite_differences(loss):
     rng = np.random.default_rng(1)
     x, direction = rng.standard_normal((2, 4, 3))
     target = rng.standard_normal((4, 3))

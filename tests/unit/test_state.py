@@ -1,4 +1,4 @@
-"""Modules in other places and forms: state dicts, `to`, pickles, copies, and text."""
+"""Modules in other forms: state dicts, `to`, pickles, copies, and text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.targets import (
 # -- state dicts
 
 
-def test_a_state_that_does_not_fit_is_refused_whole() -> None:
+def test_a_state_that_does_not_fit_is_refused_completely() -> None:
     """Everything that is wrong is listed at once, and nothing is written."""
     layer = make("gru")
     before = state_of(layer)
@@ -97,7 +97,7 @@ def test_a_state_of_torch_tensors(dtype: str) -> None:
     layer.load_state_dict(theirs.state_dict())
     wanted = [p.detach().double().numpy() for p in theirs.parameters()]
     assert_same(list(layer.state_dict().values()), wanted)
-    layer.load_state_dict(dict(theirs.named_parameters()))  # tensors that want gradients
+    layer.load_state_dict(dict(theirs.named_parameters()))  # tensors that require gradients
     assert_same(list(layer.state_dict().values()), wanted)
     back = torch.nn.GRU(3, 5, 2, bidirectional=True).double()
     back.load_state_dict({n: torch.from_numpy(a) for n, a in layer.state_dict().items()})
@@ -116,13 +116,13 @@ def test_a_state_in_the_floats_of_ml_dtypes(name: str, dtype: str) -> None:
         for k, (n, a) in enumerate(layer.state_dict().items())
     }
     layer.load_state_dict(state)
-    found = [*layer.parameters.values()]
-    assert_same(found, [a.astype(dtype) for a in state.values()])
-    assert all(np.isfinite(array).all() and array.any() for array in found)
+    actual = [*layer.parameters.values()]
+    assert_same(actual, [a.astype(dtype) for a in state.values()])
+    assert all(np.isfinite(array).all() and array.any() for array in actual)
 
 
 @pytest.mark.parametrize("name", ["int4", "uint4"])
-def test_whole_numbers_of_ml_dtypes_are_refused(name: str) -> None:
+def test_integers_of_ml_dtypes_are_refused(name: str) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     layer = make("gru")
     state = layer.state_dict()
@@ -169,12 +169,12 @@ def test_a_file_of_torch_is_recognised_and_not_unpickled(legacy: bool, tmp_path:
     path = tmp_path / "model.pt"
     theirs = torch.nn.GRU(3, 5).state_dict()
     torch.save(theirs, path, _use_new_zipfile_serialization=not legacy)
-    said = r"model\.pt: a file of torch\.save, a pickle, of which nothing is loaded"
-    with pytest.raises(ValueError, match=said):
+    message = r"model\.pt: a file of torch\.save, a pickle, of which nothing is loaded"
+    with pytest.raises(ValueError, match=message):
         xprnn.load(path)
-    for given in (path, str(path)):
-        with pytest.raises(TypeError, match=f"mapping: expected names and arrays, got .*{said}"):
-            make("gru").load_state_dict(given)
+    for path_like in (path, str(path)):
+        with pytest.raises(TypeError, match=f"mapping: expected names and arrays, got .*{message}"):
+            make("gru").load_state_dict(path_like)
 
 
 def test_files_that_are_recognised_without_torch(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_files_that_are_recognised_without_torch(tmp_path: Path) -> None:
             xprnn.load(path)
 
 
-def test_a_path_is_no_state(tmp_path: Path) -> None:
+def test_a_path_is_not_a_state(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", str(tmp_path)):
         with pytest.raises(TypeError, match=r"the path .*; safetensors\.numpy\.load_file"):
             make("gru").load_state_dict(path)
@@ -204,9 +204,9 @@ def test_a_path_is_no_state(tmp_path: Path) -> None:
 def test_to_another_dtype_moves_parameters_and_gradients(name: str, implementation: str) -> None:
     module = make(name)
     module.freeze(next(iter(module.parameters)))
-    given = arguments(module)
-    forward(module, given)
-    backward(module, given)
+    inputs = arguments(module)
+    forward(module, inputs)
+    backward(module, inputs)
     grads, parameters = (
         copies(list(module.grads.values())),
         copies(list(module.state_dict().values())),
@@ -220,10 +220,10 @@ def test_to_another_dtype_moves_parameters_and_gradients(name: str, implementati
 
     single = make(name, dtype="float32")
     single.freeze(*module.frozen)
-    narrow = {n: a.astype(np.float32) for n, a in given.items()}
-    assert_same(run(module, narrow), run(single, narrow))
+    rounded = {n: a.astype(np.float32) for n, a in inputs.items()}
+    assert_same(run(module, rounded), run(single, rounded))
     with pytest.raises(TypeError, match="x: expected dtype float32, got float64"):
-        forward(module, given)
+        forward(module, inputs)
     module.to(dtype="float64")
     assert_same(list(module.parameters.values()), [a.astype("f4").astype("f8") for a in parameters])
 
@@ -231,52 +231,52 @@ def test_to_another_dtype_moves_parameters_and_gradients(name: str, implementati
 @pytest.mark.parametrize("name", MODULES)
 def test_to_another_backend_and_back(name: str, fake_cupy: Any) -> None:
     module = make(name)
-    given = arguments(module)
-    expected = run(module, given)
-    forward(module, given)
-    backward(module, given)
+    inputs = arguments(module)
+    expected = run(module, inputs)
+    forward(module, inputs)
+    backward(module, inputs)
     grads = copies(list(module.grads.values()))
     module.to("fake_cupy")
     assert module.backend is fake_cupy
     assert all(fake_cupy.owns(a) for a in (*module.parameters.values(), *module.grads.values()))
-    moved = {n: fake_cupy.from_host(a) for n, a in given.items()}
+    moved = {n: fake_cupy.from_host(a) for n, a in inputs.items()}
     with pytest.raises(TypeError, match=r"x: expected a float64 array .* on backend 'fake_cupy'"):
-        forward(module, given)
-    there = forward(module, moved)
+        forward(module, inputs)
+    outputs = forward(module, moved)
     backward(module, moved)
     module.to("numpy")
     doubled = [grad + grad for grad in grads]
     assert_same(list(module.grads.values()), doubled)
-    assert_same(run(module, given), expected)
-    first = there if is_cell(name) else there[0]
+    assert_same(run(module, inputs), expected)
+    first = outputs if is_cell(name) else outputs[0]
     first = first[0] if isinstance(first, tuple) else first
     assert_same(xprnn.to_numpy(first), expected[0])
 
 
-def test_to_is_refused_while_calls_wait() -> None:
+def test_to_is_refused_with_calls_that_wait_for_backward() -> None:
     layer = make("gru")
-    given = arguments(layer)
-    expected = run(layer, given)
-    forward(layer, given)
-    forward(layer, given)
+    inputs = arguments(layer)
+    expected = run(layer, inputs)
+    forward(layer, inputs)
+    forward(layer, inputs)
     before = state_of(layer)
     with pytest.raises(RuntimeError, match="2 recorded calls wait for backward"):
         layer.to(dtype="float32")
     assert_same(state_of(layer), before)
-    backward(layer, given)
+    backward(layer, inputs)
     layer.zero_grad()
-    found = copies(backward(layer, given)) + list(layer.grads.values())
-    assert_same(found, expected[-len(found) :])
+    actual = copies(backward(layer, inputs)) + list(layer.grads.values())
+    assert_same(actual, expected[-len(actual) :])
 
 
 @pytest.mark.parametrize("wrong", [{"backend": "tpu"}, {"backend": "numpy:1"}, {"dtype": "int"}])
-def test_to_nowhere_changes_nothing(wrong: dict[str, str]) -> None:
+def test_an_invalid_to_changes_nothing(wrong: dict[str, str]) -> None:
     layer = make("gru")
-    given = arguments(layer)
-    expected = run(layer, given)
+    inputs = arguments(layer)
+    expected = run(layer, inputs)
     with pytest.raises(ValueError, match=r"expected|no devices"):
         layer.to(**wrong)
-    assert_same(run(layer, given), expected)
+    assert_same(run(layer, inputs), expected)
 
 
 # -- copies
@@ -293,18 +293,18 @@ DEEP = {"num_layers": 2, "bidirectional": True, "dropout": 0.5, "batch_first": T
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", MODULES)
-def test_a_copy_is_the_same_and_its_own(
+def test_a_copy_is_equal_and_independent(
     name: str, training: bool, way: str, implementation: str
 ) -> None:
     module = make(name, bias=False, **(DEEP if name in LAYERS else {}))
-    given = arguments(module)
+    inputs = arguments(module)
     with module.writable() as flat:
         flat *= 1.5  # not what the seed draws
-    forward(module, given)
-    backward(module, given)
+    forward(module, inputs)
+    backward(module, inputs)
     module.freeze(next(iter(module.parameters)))
     if training:
-        forward(module, given)  # records stay with the original
+        forward(module, inputs)  # recorded calls stay with the original
     else:
         module.eval()
     before = state_of(module)
@@ -326,11 +326,11 @@ def test_a_copy_is_the_same_and_its_own(
 
     if training:
         with pytest.raises(RuntimeError, match="there is no recorded call"):
-            backward(twin, given)
-    result = copies(forward(twin, given))
-    assert_same(forward(module, given), result, "the dropout masks go on from the same call")
+            backward(twin, inputs)
+    result = copies(forward(twin, inputs))
+    assert_same(forward(module, inputs), result, "the dropout masks continue from the same call")
     if training:
-        backward(module, given)
+        backward(module, inputs)
         module.grads.flat[...] = before[1]
     with twin.writable() as flat:
         flat[...] = 0.0
@@ -339,7 +339,7 @@ def test_a_copy_is_the_same_and_its_own(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_text_of_a_module_builds_it(name: str) -> None:
+def test_the_repr_of_a_module_builds_it(name: str) -> None:
     module = make(name, **(DEEP if name in LAYERS else {}))
     text = repr(module)
     kind = type(module).__name__

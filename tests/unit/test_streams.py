@@ -1,4 +1,4 @@
-"""What a call shares with others: scratch by stream and thread, and arrays that stand apart."""
+"""Workspaces by stream and thread, and weights that are not contiguous."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from xprnn import functional
 from xprnn.backend import Backend
 
 
-def test_threads_do_not_share_the_scratch_of_their_own_default_streams(
+def test_threads_do_not_share_the_workspace_of_their_own_default_streams(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CUDA has one address for the default streams of all threads."""
-    found = []
+    """CUDA has one handle for the default streams of all threads."""
+    streams = []
 
-    def ask() -> None:
+    def open_stream() -> None:
         with fake_cupy.xp.cuda.Stream() as stream:
             stream.ptr = 2
-            found.append(fake_cupy.stream())
+            streams.append(fake_cupy.stream())
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
+    threads = [threading.Thread(target=open_stream) for _ in range(2)]
     barrier = threading.Barrier(2)
-    genuine = threading.get_ident
-    monkeypatch.setattr("xprnn.backend.cupy.get_ident", lambda: (barrier.wait(), genuine())[1])
+    original = threading.get_ident
+    monkeypatch.setattr("xprnn.backend.cupy.get_ident", lambda: (barrier.wait(), original())[1])
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(found)) == 2
+    assert len(set(streams)) == 2
     with fake_cupy.xp.cuda.Stream() as one, fake_cupy.xp.cuda.Stream() as other:
         assert fake_cupy.stream() == other.ptr != one.ptr
 
@@ -50,24 +50,23 @@ def test_a_stream_that_cannot_say_whether_it_is_captured(
     def refuse(stream: Any) -> bool:
         raise RuntimeError(cause)
 
-    monkeypatch.setattr(fake_cupy.xp.cuda.Stream, "is_capturing", refuse)
     expected = "is being captured" if "Capture" in cause else "no device"
-    with pytest.raises(RuntimeError, match=expected):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=expected):
+        patch.setattr(fake_cupy.xp.cuda.Stream, "is_capturing", refuse)
         layer(x)
-    monkeypatch.undo()
     layer(x)
 
 
 @needs_compiler
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("kind", ["rnn", "gru", "lstm"])
-def test_functions_take_weights_whose_elements_stand_apart(
+def test_functions_accept_weights_that_are_not_contiguous(
     kind: str, recorded: bool, fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
-    """A kernel reads contiguous rows, whatever the caller has."""
+    """A kernel reads contiguous rows; other weights are copied."""
     module = make({"rnn": "rnn_tanh"}.get(kind, kind))
-    given = arguments(module)
-    expected = arrays(forward(module, given))
+    inputs = arguments(module)
+    expected = arrays(forward(module, inputs))
     weights = []
     for weight in module.parameters.values():
         doubled = np.full((*weight.shape[:-1], 2 * weight.shape[-1]), np.nan)
@@ -75,10 +74,10 @@ def test_functions_take_weights_whose_elements_stand_apart(
         weights.append(fake_cupy.from_host(doubled)[..., ::2])
     select_kernels("pointwise")
     names = ["h0", "c0"] if kind == "lstm" else ["h0"]
-    states = tuple(fake_cupy.from_host(given[name]) for name in names)
+    states = tuple(fake_cupy.from_host(inputs[name]) for name in names)
     call = getattr(functional, f"{kind}_forward" if recorded else kind)
     results = call(
-        fake_cupy.from_host(given["x"]), states if kind == "lstm" else states[0], *weights
+        fake_cupy.from_host(inputs["x"]), states if kind == "lstm" else states[0], *weights
     )
-    for found, wanted in zip(arrays(results[:2]), expected, strict=True):
-        np.testing.assert_allclose(fake_cupy.to_host(found), wanted, rtol=1e-12, atol=1e-13)
+    for actual, wanted in zip(arrays(results[:2]), expected, strict=True):
+        np.testing.assert_allclose(fake_cupy.to_host(actual), wanted, rtol=1e-12, atol=1e-13)

@@ -64,7 +64,7 @@ class Scaled(xprnn.Linear):
 
 
 class Extending(xprnn.GRU):
-    """It adds to the state by hand, and takes it out again."""
+    """Its state has an entry more, which it removes again."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "mine": self.__dict__.pop("_mine")}
@@ -75,7 +75,7 @@ class Extending(xprnn.GRU):
 
 
 class Choosing(xprnn.GRU):
-    """It says itself what of it is kept, and leaves the restoring to Python."""
+    """It selects its state itself, and Python restores it."""
 
     def __getstate__(self) -> Any:
         return {"kept": self.kept}
@@ -103,7 +103,7 @@ def test_attributes_and_modules_in_them_stay(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [Cell, Scaled])
-def test_cells_and_linear_layers_too(kind: Any, way: str) -> None:
+def test_attributes_of_cells_and_linear_layers_stay(kind: Any, way: str) -> None:
     module = kind(0.5)
     twin = WAYS[way](module)
     assert twin.scale == 0.5
@@ -111,14 +111,14 @@ def test_cells_and_linear_layers_too(kind: Any, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_so_do_plain_instances(way: str) -> None:
+def test_attributes_of_plain_instances_stay(way: str) -> None:
     layer = xprnn.GRU(3, 4, seed=0)
     layer.name = "encoder"
     assert WAYS[way](WAYS[way](layer)).name == "encoder"
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_in_slots_stays(way: str) -> None:
+def test_slots_are_copied(way: str) -> None:
     layer = Slotted(3, 4, seed=0)
     assert not hasattr(WAYS[way](layer), "note")
     layer.note = "in a slot"
@@ -126,7 +126,7 @@ def test_what_is_in_slots_stays(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_states_that_subclasses_write_themselves(way: str) -> None:
+def test_states_that_subclasses_define(way: str) -> None:
     layer = Extending(3, 4, dtype="float64", seed=0)
     layer._mine = 7
     twin = WAYS[way](layer)
@@ -168,8 +168,8 @@ def test_steppers_keep_attributes(way: str) -> None:
 
 @pytest.mark.parametrize("way", DEEP)
 @pytest.mark.parametrize("first", ["layer", "optimizer"])
-def test_a_model_and_its_optimizer_go_together(first: str, way: str) -> None:
-    """Copied in one go they belong together, and go on as the originals do."""
+def test_a_model_and_its_optimizer_are_copied_together(first: str, way: str) -> None:
+    """Copied at once, they refer to each other and continue as the originals do."""
     layer = Tagger(["a", "b"]).train()
     optimizer = xprnn.optim.Adam([layer, layer.head], lr=0.1)
     decay = xprnn.optim.CosineDecay(optimizer, 4)
@@ -189,15 +189,15 @@ def test_a_model_and_its_optimizer_go_together(first: str, way: str) -> None:
     assert other.modules[0] is twin and other.modules[1] is twin.head
     assert twins[2].optimizer is other and other.name == "mine"
     before = layer.parameters.flat.copy()
-    found = learn(twin, other, twins[2])
+    results = learn(twin, other, twins[2])
     np.testing.assert_array_equal(layer.parameters.flat, before)
-    np.testing.assert_array_equal(learn(layer, optimizer, decay), found)
+    np.testing.assert_array_equal(learn(layer, optimizer, decay), results)
     assert other.lr == optimizer.lr
 
 
 def test_the_checks_of_a_layer_copy_no_attribute() -> None:
     layer = xprnn.GRU(3, 4, seed=0)
-    layer.lock = Lock()  # it has no copy
+    layer.lock = Lock()  # it cannot be copied
     x = X.astype(np.float32)
     assert xprnn.gradcheck(layer, x, directions=1).worst.excess <= 1
     assert xprnn.gradient_flow(layer, x).norms.shape == (1, 5)
@@ -219,12 +219,12 @@ def test_classes_with_arguments_of_their_own() -> None:
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_pickles_of_the_first_version_load(protocol: int) -> None:
-    """Written by xprnn 0.1.0 with NumPy 2; what they gave next is beside them."""
+    """Written by xprnn 0.1.0 with NumPy 2; their next results are stored beside them."""
     things = pickle.loads((DATA / f"pickle_protocol_{protocol}.pickle").read_bytes())
     expected = json.loads((DATA / "pickle_expected.json").read_text())
     x, gru = things["x"], things["gru"]
     assert gru.training and gru.recompute == 2 and gru.frozen == {"bias_hh_l1"}
-    found = {
+    results = {
         "gru": gru(x)[0],
         "cell": things["cell"](x[:, 0])[1],
         "linear": things["linear"](np.ones((1, 3), "f")),
@@ -233,8 +233,8 @@ def test_pickles_of_the_first_version_load(protocol: int) -> None:
     gru.eval()
     things["adam"].step()
     assert things["adam"].modules[0] is gru and things["decay"].optimizer is things["adam"]
-    found["weight_ih_l0"] = gru.state_dict()["weight_ih_l0"]
-    found["lr"] = things["adam"].lr
-    assert found.keys() == expected.keys()
+    results["weight_ih_l0"] = gru.state_dict()["weight_ih_l0"]
+    results["lr"] = things["adam"].lr
+    assert results.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(results[name], value, rtol=1e-6, err_msg=name)

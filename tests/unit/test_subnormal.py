@@ -1,4 +1,4 @@
-"""Gradients that vanish on the way: zero, within the stated bound, the same by any threads."""
+"""Vanishing gradients: zero within the stated bound, and the same with any number of threads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def vanishing(cell: str, dtype: str = "float32", T: int = 400, N: int = 3, H: in
 
 
 def gradients(layer: Any, x: np.ndarray, dhx: Any) -> list[np.ndarray]:
-    """dx, those of the states, and those of the parameters."""
+    """dx, and the gradients of the states and of the parameters."""
     layer.zero_grad()
     layer(x)
     return [*arrays(layer.backward(None, dhx)), *(grad.copy() for grad in layer.grads.values())]
@@ -46,31 +46,31 @@ def in_the_callers_environment(layer: Any, x: np.ndarray, dhx: Any) -> list[np.n
 @pytest.mark.parametrize(("kernels", "cell"), WAYS)
 def test_a_vanished_gradient_is_zero_within_the_bound(kernels: str, cell: str) -> None:
     layer, x, dhx = vanishing(cell)
-    found = forced(kernels, gradients, layer, x, dhx)
+    actual = forced(kernels, gradients, layer, x, dhx)
     exact = forced(kernels, in_the_callers_environment, layer, x, dhx)
     assert subnormals(exact) > 0
-    assert subnormals(found) == 0
-    assert not found[0][0].any() and found[0][-1].all()
+    assert subnormals(actual) == 0
+    assert not actual[0][0].any() and actual[0][-1].all()
 
     # sums of G*H terms at each of T steps, and over the N rows of all steps
     terms = len(x) * max(len(layer.parameters["weight_hh_l0"]), x.shape[1])
     factor = max(1.0, float(np.abs(x).max()), float(np.abs(layer.parameters.flat).max()))
     bound = terms * float(np.finfo(np.float32).tiny) * factor
-    for one, other in zip(found, exact, strict=True):
+    for one, other in zip(actual, exact, strict=True):
         error = np.abs(one.astype(np.float64) - other.astype(np.float64))
         assert (error[np.abs(other) < bound] <= bound).all()
         np.testing.assert_array_equal(one[np.abs(other) >= 1e-20], other[np.abs(other) >= 1e-20])
-    assert any((one != other).any() for one, other in zip(found, exact, strict=True))
+    assert any((one != other).any() for one, other in zip(actual, exact, strict=True))
 
 
 @needs_flushing
-def test_in_float64_too(implementation: str) -> None:
+def test_a_vanished_gradient_in_float64_is_zero(implementation: str) -> None:
     layer, x, dhx = vanishing("rnn_tanh", "float64")
     with layer.writable() as flat:
         flat *= 0.2
     assert subnormals(in_the_callers_environment(layer, x, dhx)) > 0
-    found = gradients(layer, x, dhx)
-    assert subnormals(found) == 0 and not found[0][0].any()
+    actual = gradients(layer, x, dhx)
+    assert subnormals(actual) == 0 and not actual[0][0].any()
 
 
 @needs_flushing
@@ -80,33 +80,33 @@ def test_recomputed_gradients_vanish_to_the_same_bits(name: str, implementation:
     layer, x, dhx = vanishing(name)
     expected = gradients(layer, x, dhx)
     layer.recompute = 50
-    found = gradients(layer, x, dhx)
-    assert subnormals(found) == 0
+    actual = gradients(layer, x, dhx)
+    assert subnormals(actual) == 0
     if implementation == "reference":
-        assert_same(found[:2], expected[:2])
-    for k, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert_same(actual[:2], expected[:2])
+    for k, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert_close(one, other.astype(np.float64), "float32", f"array {k}", steps=len(x))
 
 
 @needs_numba
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_the_bits_are_the_same_however_many_threads(cell: str) -> None:
-    """Rows that vanish are shared among threads; a thread of its own has its own control bits."""
+    """Vanishing rows are shared among threads, each with its own control bits."""
     layer, x, dhx = vanishing(cell, N=23, H=16)
 
-    def by(threads: int) -> list[np.ndarray]:
+    def computed(threads: int) -> list[np.ndarray]:
         with several(threads):
             return forced("sequence", gradients, layer, x, dhx)
 
-    alone = by(1)
+    alone = computed(1)
     for threads in (2, 3):
-        assert_same(by(threads), alone, f"{threads} threads")
+        assert_same(computed(threads), alone, f"{threads} threads")
 
 
 @needs_flushing
 @pytest.mark.parametrize("kind", [xprnn.optim.SGD, xprnn.optim.Adam, xprnn.optim.AdamW])
 def test_moments_end_at_zero(kind: Any) -> None:
-    """What no gradient feeds any more decays for ever, but not below the smallest normal number."""
+    """Moments without new gradients keep decaying, but not below the smallest normal number."""
     options = {"momentum": 0.5} if kind is xprnn.optim.SGD else {"betas": (0.5, 0.5)}
     linear = xprnn.Linear(4, 3, seed=0)
     optimizer = kind([linear], lr=1e-3, **options)
@@ -122,7 +122,7 @@ def test_moments_end_at_zero(kind: Any) -> None:
 @needs_flushing
 @pytest.mark.parametrize("kernels", ["reference", pytest.param("sequence", marks=needs_numba)])
 def test_states_that_decay_end_at_zero(kernels: str) -> None:
-    """A stepper's and a cell's, on zeros, without a bias."""
+    """Of a stepper and of a cell, with zeros as inputs and without bias."""
     layer = xprnn.RNN(3, 4, bias=False, seed=0)
     cell = xprnn.RNNCell(3, 4, bias=False, seed=0)
     cell.load_state_dict({name.removesuffix("_l0"): p for name, p in layer.state_dict().items()})

@@ -1,4 +1,4 @@
-"""One layer in eval mode serves several threads at once, each with its own shapes."""
+"""Several threads call one layer in eval mode at once, each with its own shapes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ THREADS, ROUNDS = 8, 25
 
 
 @pytest.fixture(autouse=True)
-def hurry() -> Iterator[None]:
-    """Let threads take turns as often as Python can."""
+def frequent_switches() -> Iterator[None]:
+    """Switch between threads as often as Python can."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -37,7 +37,7 @@ def hurry() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", [*MODULES, *FUNCTIONS])
-def test_threads_get_what_one_thread_gets(name: str, implementation: str) -> None:
+def test_threads_get_the_results_of_one_thread(name: str, implementation: str) -> None:
     subject = make(name)
     module_of(subject).eval()
     calls = [arguments(subject, T=2 + k, N=1 + k % 3, seed=k) for k in range(THREADS)]
@@ -48,21 +48,21 @@ def test_threads_get_what_one_thread_gets(name: str, implementation: str) -> Non
     expected = [copies(forward(subject, c, **o)) for c, o in zip(calls, options, strict=True)]
     start = Barrier(THREADS)
 
-    def serve(k: int) -> list[list[np.ndarray]]:
+    def call_repeatedly(k: int) -> list[list[np.ndarray]]:
         start.wait()
         return [arrays(forward(subject, calls[k], **options[k])) for _ in range(ROUNDS)]
 
     with Pool(THREADS) as pool:
-        found = list(pool.map(serve, range(THREADS)))
+        outputs = list(pool.map(call_repeatedly, range(THREADS)))
     for k in range(THREADS):
-        for results in found[k]:
+        for results in outputs[k]:
             assert_same(results, expected[k], f"thread {k}")
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm_cell"])
 def test_threads_train_layers_of_their_own(name: str, implementation: str) -> None:
     calls = [arguments(make(name), T=2 + k, seed=k) for k in range(THREADS)]
-    expected = [run(make(name, seed=k), given) for k, given in enumerate(calls)]
+    expected = [run(make(name, seed=k), inputs) for k, inputs in enumerate(calls)]
 
     def train(k: int) -> list[list[np.ndarray]]:
         subject = make(name, seed=k)
@@ -70,5 +70,5 @@ def test_threads_train_layers_of_their_own(name: str, implementation: str) -> No
 
     with Pool(THREADS) as pool:
         for k, results in enumerate(pool.map(train, range(THREADS))):
-            for found in results:
-                assert_same(found, expected[k], f"thread {k}")
+            for outputs in results:
+                assert_same(outputs, expected[k], f"thread {k}")

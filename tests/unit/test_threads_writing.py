@@ -1,4 +1,4 @@
-"""Parameters are written while other threads call: a call uses the numbers of one version."""
+"""Parameters are written while other threads call: a call uses the values of one version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 import xprnn
 from tests.support.implementations import new_thread
-from xprnn.locking import WRITER, ReadersWriterLock
+from xprnn.nn.locking import WRITER, ReadersWriterLock
 
 THREADS, WRITES, CALLS = 4, 150, 20
 T, N, I, H = 4, 2, 64, 192  # noqa: E741
@@ -26,8 +26,8 @@ X = np.random.default_rng(0).standard_normal((T, N, I)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
-def short_turns() -> Iterator[None]:
-    """Let threads take turns often."""
+def frequent_switches() -> Iterator[None]:
+    """Switch between threads often."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -96,12 +96,12 @@ def build(case: str, folder: Path) -> tuple[Any, list[Any], list[Callable[[], An
     return module, states, calls, expected
 
 
-def is_of_one(found: Any, expected: list[Any]) -> bool:
-    return sum([np.allclose(found, wanted, atol=1e-5) for wanted in expected]) == 1
+def matches_one_state(result: Any, expected: list[Any]) -> bool:
+    return sum([np.allclose(result, wanted, atol=1e-5) for wanted in expected]) == 1
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_call_that_comes_during_a_write_sees_none_of_it(
+def test_a_call_during_a_write_sees_none_of_it(
     case: str, tmp_path: Path, implementation: str
 ) -> None:
     module, states, calls, expected = build(case, tmp_path)
@@ -112,26 +112,28 @@ def test_a_call_that_comes_during_a_write_sees_none_of_it(
         half = flat.size // 2
         flat[:half] = written[:half]
         thread = started(lambda: results.append(calls[0]()))
-        thread.join(0.1)  # a call that does not wait comes to its end here
+        thread.join(0.1)  # a call that does not wait ends meanwhile
         flat[half:] = written[half:]
     thread.join()
-    assert is_of_one(results[0], expected), "it belongs to neither state"
+    assert matches_one_state(results[0], expected), "it belongs to neither state"
 
 
 @pytest.mark.parametrize("case", ["GRU", "GRUCell", "stepper", "deepcopy"])
-def test_every_result_is_of_one_version(case: str, tmp_path: Path, implementation: str) -> None:
+def test_every_result_belongs_to_one_version(
+    case: str, tmp_path: Path, implementation: str
+) -> None:
     module, states, calls, expected = build(case, tmp_path)
     start, done = Barrier(THREADS + 1), Event()
     counts, wrong = [0] * THREADS, [0] * THREADS
 
-    def serve(k: int) -> None:
+    def call_repeatedly(k: int) -> None:
         start.wait()
         while not done.is_set():
-            found = calls[k]()
-            wrong[k] += not is_of_one(found, expected)
+            result = calls[k]()
+            wrong[k] += not matches_one_state(result, expected)
             counts[k] += 1
 
-    threads = [started(partial(serve, k)) for k in range(THREADS)]
+    threads = [started(partial(call_repeatedly, k)) for k in range(THREADS)]
     start.wait()
     written = 0
     while (written < WRITES or min(counts) < CALLS) and all(t.is_alive() for t in threads):
@@ -143,7 +145,7 @@ def test_every_result_is_of_one_version(case: str, tmp_path: Path, implementatio
     assert sum(wrong) == 0, f"{sum(wrong)} of {sum(counts)} results belong to neither state"
 
 
-def test_backward_is_of_the_version_of_its_call_or_refused(implementation: str) -> None:
+def test_backward_uses_the_version_of_its_call_or_is_refused(implementation: str) -> None:
     layers = [xprnn.GRU(I, H, seed=0).train() for _ in range(2)]
     output, h_n = layers[0](X)
     expected = np.array(layers[0].backward(output, h_n)[0])
@@ -160,8 +162,8 @@ def test_backward_is_of_the_version_of_its_call_or_refused(implementation: str) 
     refused = 0
     try:
         for _ in range(100):
-            found = layer(X)[0]
-            if not np.allclose(found, output, atol=1e-5):
+            result = layer(X)[0]
+            if not np.allclose(result, output, atol=1e-5):
                 continue
             try:
                 dx, _ = layer.backward(output, h_n)
@@ -191,7 +193,7 @@ def test_calls_of_other_threads_wait_for_a_block_and_those_inside_do_not(
         flat *= 0.5
         assert not results
     thread.join()
-    assert layer.recorded_calls == 1, "the block was not the thread's own: its call is recorded"
+    assert layer.recorded_calls == 1, "the other thread is outside the block: its call is recorded"
     after = layer.eval()(X)[0]
     np.testing.assert_allclose(results[0], after, atol=1e-5)
     assert not np.allclose(inside, after, atol=1e-3)
@@ -205,7 +207,7 @@ def until(condition: Callable[[], bool]) -> None:
         pass
 
 
-def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
+def test_a_writer_waits_for_readers_and_they_wait_for_it() -> None:
     lock, order = ReadersWriterLock(), list[str]()
 
     def write(name: str) -> None:
@@ -234,11 +236,11 @@ def test_a_writer_waits_for_those_that_share_and_they_for_it() -> None:
 
 
 def test_a_thread_does_not_wait_for_itself() -> None:
-    """As where a signal's handler, or a finaliser, writes during a call; nor for a lost share."""
+    """As when a signal handler writes during a call; a lost share does not block it either."""
     lock = ReadersWriterLock()
     with lock, lock.writing():
         assert lock.held_for_writing
-    lock.acquire_read()  # an interrupt has come before the end
+    lock.acquire_read()  # an interrupt came before the release
     with lock.writing():
         pass
     with lock:
@@ -246,7 +248,7 @@ def test_a_thread_does_not_wait_for_itself() -> None:
     assert not lock.readers
 
 
-def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_writer_lets_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     lock, held, free = ReadersWriterLock(), Event(), Event()
 
     def share() -> None:
@@ -260,10 +262,10 @@ def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch
     def interrupted(timeout: float | None = None) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lock._changed, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt), lock.writing():
-        pass
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(lock._changed, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt), lock.writing():
+            pass
     assert WRITER not in lock.readers and not lock._writers
     with lock:
         free.set()
@@ -277,7 +279,7 @@ def test_an_interrupted_writer_lets_others_go_on(monkeypatch: pytest.MonkeyPatch
 FORK = """
 import os, sys, threading, time, warnings
 import numpy as np, xprnn
-warnings.simplefilter("ignore", DeprecationWarning)  # of forks where there are threads
+warnings.simplefilter("ignore", DeprecationWarning)  # about forks of processes with threads
 layer = xprnn.GRU(3, 4, seed=0)
 other = {name: 2 * array for name, array in layer.state_dict().items()}
 entered, end = threading.Event(), threading.Event()
@@ -312,14 +314,14 @@ sys.exit(0 if status == 0 else f"the child ended with {status}")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("inside", ["reading", "writable()"])
-def test_a_fork_leaves_other_threads_out_of_the_lock(inside: str) -> None:
+def test_a_fork_removes_other_threads_from_the_lock(inside: str) -> None:
     """A child writes and calls, though a thread of its parent was calling or writing."""
     script = FORK.replace("INSIDE", f"layer.parameters.{inside}")
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 class Interrupted(set[int]):
-    """A set in which an interrupt comes with the first writer, as a signal may."""
+    """A set that raises an interrupt with the first writer, as a signal may."""
 
     def add(self, value: int) -> None:
         super().add(value)
@@ -343,7 +345,7 @@ def test_an_interrupted_write_leaves_the_lock_to_others() -> None:
 
 
 def test_a_thread_that_waits_to_write_may_read_in_a_signal_handler() -> None:
-    """It would wait for itself: here the handler is called while the thread waits."""
+    """It would wait for itself: the handler is called while the thread waits."""
     lock, entered, end = ReadersWriterLock(), Event(), Event()
 
     def stay() -> None:
@@ -357,7 +359,7 @@ def test_a_thread_that_waits_to_write_may_read_in_a_signal_handler() -> None:
         def wait(self, timeout: float | None = None) -> bool:
             if not Handling.handled:
                 Handling.handled = True
-                with lock:  # what a handler does that saves the module
+                with lock:  # as a handler that saves the module does
                     pass
                 end.set()
             return super().wait(timeout)
@@ -376,8 +378,8 @@ def test_a_thread_that_waits_to_write_may_read_in_a_signal_handler() -> None:
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
 def test_parameters_are_copied_with_a_lock_of_their_own(way: Callable[[Any], Any]) -> None:
     module = xprnn.GRU(3, 4, seed=0)
-    best = way(module.parameters)
-    assert best.reading is not module.parameters.reading
+    copied = way(module.parameters)
+    assert copied.reading is not module.parameters.reading
     with module.writable() as flat:
         flat *= 2.0
-    np.testing.assert_array_equal(2 * best["weight_hh_l0"], module.parameters["weight_hh_l0"])
+    np.testing.assert_array_equal(2 * copied["weight_hh_l0"], module.parameters["weight_hh_l0"])

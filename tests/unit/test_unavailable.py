@@ -1,4 +1,4 @@
-"""Where CuPy or the GPU is not there, as a stand-in plays it: what is said, what "auto" does."""
+"""Without CuPy or a GPU, simulated by a fake CuPy: the error texts, and what "auto" does."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 
 import xprnn
 from tests.support.targets import arguments, forward, make
-from xprnn import backend as backend_module
-from xprnn import info, optional
+from xprnn.backend import optional
+from xprnn.backend import registry as backend_module
+from xprnn.tools import info
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No choice made so far, and none left behind."""
+    """Clear the cached choices before and after each test."""
     monkeypatch.delenv("XPRNN_BACKEND", raising=False)
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
     forget()
@@ -40,8 +41,8 @@ def no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
 
 
-def used(**options: Any) -> str:
-    """The backend that a new layer stands on."""
+def layer_backend(**options: Any) -> str:
+    """The backend of a new layer."""
     return str(xprnn.GRU(3, 5, seed=0, **options).backend.name)
 
 
@@ -58,7 +59,7 @@ def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.12: not found')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    for _ in range(2):  # Python imports it only once; we remember
+    for _ in range(2):  # Python imports it only once; the failure is cached
         with pytest.raises(
             xprnn.BackendUnavailableError, match=r"fails to import: libcudart.so.12"
         ):
@@ -66,14 +67,14 @@ def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (tmp_path / "cupy.py").write_text("raise AttributeError('partially initialized module')")
 
 
-def stand_in(
+def fake_cupy(
     count: int | Exception,
     built: int = 12090,
     driver: int = 0,
     version: str = "14.2.0",
     is_hip: bool = False,
 ) -> Any:
-    """As much of CuPy as is asked before it is used: devices, versions, libraries."""
+    """The part of CuPy that is read before it is layer_backend: devices, versions, libraries."""
 
     def devices() -> int:
         if isinstance(count, Exception):
@@ -100,7 +101,7 @@ def stand_in(
 NO_DEVICE = "cudaErrorNoDevice: no CUDA-capable device is detected"
 OLD_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient"
 UNSUITED = "cudaErrorSystemDriverMismatch: unsupported display driver / cuda driver combination"
-CAUSES = {  # what CUDA says, the versions of CuPy's CUDA and of the driver, what we say
+CAUSES = {  # CUDA's error, the versions of CuPy's CUDA and of the driver, our message
     "no driver": (OLD_DRIVER, 12090, 0, "CuPy 14.2.0 finds no NVIDIA driver"),
     "old driver": (
         *(OLD_DRIVER, 13000, 12020),
@@ -112,65 +113,69 @@ CAUSES = {  # what CUDA says, the versions of CuPy's CUDA and of the driver, wha
 }
 
 
-@pytest.mark.parametrize(("says", "built", "driver", "text"), CAUSES.values(), ids=CAUSES.keys())
+@pytest.mark.parametrize(
+    ("reported", "built", "driver", "text"), CAUSES.values(), ids=CAUSES.keys()
+)
 def test_a_cupy_without_a_gpu(
-    says: str, built: int, driver: int, text: str, monkeypatch: pytest.MonkeyPatch
+    reported: str, built: int, driver: int, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = RuntimeError(says)
+    error = RuntimeError(reported)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(error, built, driver))
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(error, built, driver))
     with pytest.raises(xprnn.BackendUnavailableError, match=text) as caught:
         xprnn.get_backend("cupy")
-    assert says.partition(":")[0] in str(caught.value)
+    assert reported.partition(":")[0] in str(caught.value)
     assert caught.value.__cause__ is error
 
 
 @pytest.mark.parametrize(("name", "count"), [("cupy:2", 2), ("cupy", 0), ("cupy:99", 1)])
-def test_a_device_that_is_not_there(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(count))
+def test_a_device_that_does_not_exist(
+    name: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(count))
     with pytest.raises(xprnn.BackendUnavailableError, match="no such device; this machine has"):
         xprnn.get_backend(name)
 
 
-def test_auto_falls_back_and_says_so_once(
+def test_auto_falls_back_and_logs_it_once(
     no_cupy: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with caplog.at_level(logging.DEBUG, "xprnn"):
-        assert used(backend="auto") == "numpy"
-        assert used(backend="auto") == "numpy"
+        assert layer_backend(backend="auto") == "numpy"
+        assert layer_backend(backend="auto") == "numpy"
         with xprnn.use_backend("auto") as backend:
             assert backend.name == "numpy"
         monkeypatch.setenv("XPRNN_BACKEND", "auto")
-        assert used() == "numpy"
+        assert layer_backend() == "numpy"
     assert len(caplog.records) == 1
     assert (caplog.records[0].name, caplog.records[0].levelname) == ("xprnn", "WARNING")
     assert "'auto' chose numpy" in caplog.text
     assert "CuPy is not installed" in caplog.text
 
 
-def test_auto_says_that_it_takes_the_gpu(
+def test_auto_logs_that_it_selects_the_gpu(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(2))
-    assert "auto" in info.backends()  # which asks, and says nothing
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(2))
+    assert "auto" in info.backends()  # which logs nothing
     with caplog.at_level(logging.DEBUG, "xprnn"):
         assert xprnn.get_backend("auto") is xprnn.get_backend("auto") is xprnn.get_backend("cupy")
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    says = "cupy:0: Tesla T4, compute capability 7.5, 16 GiB"
-    assert f"'auto' chose {says}" in caplog.text
+    reported = "cupy:0: Tesla T4, compute capability 7.5, 16 GiB"
+    assert f"'auto' chose {reported}" in caplog.text
     rows = info.backends()
-    assert rows["auto"] == says
+    assert rows["auto"] == reported
     assert rows["cupy:1"] == "usable: Tesla T4, compute capability 7.5, 16 GiB"
 
 
-def test_info_says_what_auto_falls_back_to(no_cupy: None) -> None:
+def test_info_reports_the_fallback_of_auto(no_cupy: None) -> None:
     rows = info.backends()
     assert rows["auto"] == f"numpy: {rows['cupy'].removeprefix('not usable: ')}"
     assert "CuPy is not installed" in rows["auto"]
 
 
-def test_one_object_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(2))
+def test_one_object_per_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(2))
     first = xprnn.get_backend("cupy")
     assert first.name == "cupy:0"
     assert first is xprnn.get_backend("cupy:0") is xprnn.get_backend("cupy:00")
@@ -182,7 +187,7 @@ def test_libraries_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
         def __getattr__(self, name: str) -> Any:  # as `cupy.cuda` does
             raise ImportError('Failure finding "libcublas.so": searched in vain')
 
-    cupy = stand_in(1)
+    cupy = fake_cupy(1)
     cupy.cuda = Lazy(runtime=cupy.cuda.runtime, nvrtc=cupy.cuda.nvrtc)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     with pytest.raises(xprnn.BackendUnavailableError, match=r"libraries of CUDA 12.9.*libcublas"):
@@ -192,14 +197,14 @@ def test_libraries_that_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_auto_falls_back(no_cupy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make("gru")
     monkeypatch.setenv("XPRNN_BACKEND", "cupy")
-    for ask in (
+    for use in (
         lambda: xprnn.GRU(3, 5),
         lambda: xprnn.use_backend("cupy").__enter__(),
         lambda: layer.to("cupy"),
         lambda: xprnn.asarray([1.0]),
     ):
         with pytest.raises(xprnn.BackendUnavailableError):
-            ask()
+            use()
     assert layer.backend.name == "numpy"
     forward(layer, arguments(layer))
 
@@ -211,32 +216,32 @@ OLD = ("14.0", "14.0.1", "14.1.1", "13.6.0", "9.6.0", "14.1.0rc1", "unknown")
 def test_a_cupy_that_compiles_anew_in_every_process(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(1, version=version))
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1, version=version))
     with pytest.raises(
         xprnn.BackendUnavailableError,
         match=rf"CuPy {version} is installed, expected 14\.2 or later",
     ):
         xprnn.get_backend("cupy")
-    assert used(backend="auto") == "numpy"
+    assert layer_backend(backend="auto") == "numpy"
     assert f"CuPy {version} is installed" in info.backends()["auto"]
 
 
 @pytest.mark.parametrize("version", ["14.2.0", "14.2.0rc1", "14.10.0", "15.0.0a1"])
 def test_a_cupy_that_is_new_enough(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(1, version=version))
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1, version=version))
     assert xprnn.get_backend("cupy").name == "cupy:0"
 
 
 def test_a_cupy_for_rocm_is_refused_by_name(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has devices, and what it says of them; but the kernels are PTX."""
-    monkeypatch.setitem(sys.modules, "cupy", stand_in(1, is_hip=True))
+    """It reports devices, but the kernels are PTX."""
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1, is_hip=True))
     with pytest.raises(
         xprnn.BackendUnavailableError,
         match=r"CuPy 14\.2\.0 is built for ROCm, and the kernels are PTX",
     ):
         xprnn.GRU(3, 5, backend="cupy")
     with caplog.at_level(logging.WARNING, "xprnn"):
-        assert used(backend="auto") == "numpy"
+        assert layer_backend(backend="auto") == "numpy"
     assert "built for ROCm" in caplog.text and "built for ROCm" in info.backends()["cupy"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from ..floating_point import environment
 from .arrays import Array, BackendName
 from .exports import exported_from
+from .floating_point import environment
 
 ALIGNMENT = 64  # bytes: a cache line, and sufficient for all vector loads
 
@@ -48,6 +49,7 @@ class Backend:
     on_gpu = False  # whether every array operation is a kernel launch
 
     name: BackendName
+    _by_name: ClassVar[Callable[[BackendName], Backend]]  # `get_backend`, set by registry.py
 
     def __init__(self, name: str) -> None:
         self.name = cast("BackendName", name)
@@ -131,6 +133,4 @@ class Backend:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy by name: a backend is a device, not data."""
-        from . import get_backend
-
-        return get_backend, (self.name,)
+        return type(self)._by_name, (self.name,)

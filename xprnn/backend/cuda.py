@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .. import optional
+from . import optional
 from .base import BackendUnavailableError
 
 MINIMUM_VERSION = (14, 2)  # older ones recompile kernels with template arguments in each process

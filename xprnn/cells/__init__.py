@@ -49,13 +49,7 @@ networks and their computational complexity" (1995); R. Pascanu, T. Mikolov, Y. 
 the difficulty of training recurrent neural networks" (2013).
 """
 
-from .base import Buffers, Cell, Weights
-from .gru import GRU, GRUResetBefore
-from .lstm import LSTM
-from .rnn import RNN
-
-CELLS: dict[str, Cell] = {
-    cell.name: cell for cell in (RNN("tanh"), RNN("relu"), GRU(), GRUResetBefore(), LSTM())
-}
+from ..core.cell import Buffers, Cell, Weights
+from .registry import CELLS
 
 __all__ = ["CELLS", "Buffers", "Cell", "Weights"]

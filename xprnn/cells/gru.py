@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from ..numerics import sigmoid
-from .base import Buffers, Cell, Weights
+from ..core.cell import Buffers, Cell, Weights
+from .numerics import sigmoid
 
 
 class GRU(Cell):
@@ -38,13 +38,13 @@ class GRU(Cell):
 
     name: str = "gru"
     gate_names: tuple[str, ...] = ("r", "z", "n")
-    folded: int = 2
+    bias_folded_gates: int = 2
     saved: int = 1
     forward_scratch: tuple[int, ...] = (3,)
     backward_scratch: tuple[int, ...] = (1, 1)
-    undoing_reads: tuple[str, ...] = ("gates", "saved", "h")
-    undoing_writes: tuple[str, ...] = ("gates", "saved")
-    launches: tuple[int, int] | None = (14, 17)
+    backward_reads: tuple[str, ...] = ("gates", "saved", "h")
+    backward_writes: tuple[str, ...] = ("gates", "saved")
+    kernel_launches: tuple[int, int] | None = (14, 17)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """Compute the gates and h_next from gx and gh; see `Cell` for the buffers."""
@@ -116,12 +116,12 @@ class GRUResetBefore(Cell):
 
     name: str = "gru_reset_before"
     gate_names: tuple[str, ...] = ("r", "z", "n")
-    folded: int = 3
+    bias_folded_gates: int = 3
     saved: int = 1
     forward_scratch: tuple[int, ...] = (2, 1)
     backward_scratch: tuple[int, ...] = (1, 1)
-    undoing_reads: tuple[str, ...] = ("gates", "h")
-    launches: tuple[int, int] | None = (14, 20)
+    backward_reads: tuple[str, ...] = ("gates", "h")
+    kernel_launches: tuple[int, int] | None = (14, 20)
     pointwise_ops: tuple[str, ...] = (
         "forward_reset",
         "forward_candidate",

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from ..numerics import sigmoid
-from .base import Buffers, Cell
+from ..core.cell import Buffers, Cell
+from .numerics import sigmoid
 
 
 class LSTM(Cell):
@@ -37,13 +37,13 @@ class LSTM(Cell):
 
     name: str = "lstm"
     gate_names: tuple[str, ...] = ("i", "f", "g", "o")
-    folded: int = 4
+    bias_folded_gates: int = 4
     saved: int = 1
     state_names: tuple[str, ...] = ("h", "c")
     forward_scratch: tuple[int, ...] = (4,)
     backward_scratch: tuple[int, ...] = (1, 1)
-    undoing_reads: tuple[str, ...] = ("gates", "saved", "c")
-    launches: tuple[int, int] | None = (18, 24)
+    backward_reads: tuple[str, ...] = ("gates", "saved", "c")
+    kernel_launches: tuple[int, int] | None = (18, 24)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """Compute the gates and the next states from gx and gh; see `Cell` for the buffers."""

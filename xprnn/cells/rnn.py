@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import Array
-from .base import Buffers, Cell
+from ..core.cell import Buffers, Cell
 
 
 class RNN(Cell):
@@ -26,15 +26,15 @@ class RNN(Cell):
     """
 
     gate_names: tuple[str, ...] = ("",)  # the only block, unnamed
-    folded: int = 1
+    bias_folded_gates: int = 1
     forward_scratch: tuple[int, ...] = (1,)
     backward_scratch: tuple[int, ...] = ()
-    undoing_reads: tuple[str, ...] = ("h'",)
+    backward_reads: tuple[str, ...] = ("h'",)
 
     def __init__(self, nonlinearity: str) -> None:
         self.name: str = f"rnn_{nonlinearity}"
         self.relu: bool = nonlinearity == "relu"
-        self.launches: tuple[int, int] | None = (3, 3) if self.relu else (3, 4)
+        self.kernel_launches: tuple[int, int] | None = (3, 3) if self.relu else (3, 4)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """Compute h_next from gx and gh; see `Cell` for the buffers."""

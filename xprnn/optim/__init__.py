@@ -4,8 +4,8 @@ They refer to modules, never to arrays, and do not update frozen parameters. The
 (https://docs.pytorch.org/docs/stable/optim.html) and are checked against it.
 """
 
+from .algorithms import SGD, Adam, AdamW
 from .optimizer import Optimizer
 from .schedule import CosineDecay, clip_grad_norm
-from .updates import SGD, Adam, AdamW
 
 __all__ = ["SGD", "Adam", "AdamW", "CosineDecay", "Optimizer", "clip_grad_norm"]

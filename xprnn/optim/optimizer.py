@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend import Array, asarray, to_numpy
 from ..backend.exports import exported_from
-from ..checks import (
+from ..core.checks import (
     Checked,
     as_numpy_floats,
     check_count,
@@ -20,8 +20,8 @@ from ..checks import (
     range_errors,
     state_errors,
 )
-from ..memory import frees_memory
-from ..module import Module
+from ..core.oom import translate_out_of_memory
+from ..nn.module import Module
 from .state import Stateful
 
 check_rate: Callable[..., float] = partial(check_number, low=0.0, high=math.inf)
@@ -123,7 +123,7 @@ class Optimizer(Stateful):
         for module in self._modules:
             module.zero_grad()
 
-    @frees_memory
+    @translate_out_of_memory
     def state_dict(self) -> dict[str, Any]:
         """`steps`, `lr`, and for module k its `k.steps` and copies of its slots.
 
@@ -138,7 +138,7 @@ class Optimizer(Stateful):
                 arrays |= {f"{k}.{slot}": array.copy() for slot, array in state.items()}
         return {"steps": self._steps, "lr": self.lr, **arrays}
 
-    @frees_memory
+    @translate_out_of_memory
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set what `state_dict` returned, for the same modules in the same dtypes.
 
@@ -197,7 +197,7 @@ class Optimizer(Stateful):
         return missed
 
 
-@frees_memory
+@translate_out_of_memory
 def _buffers(modules: list[Module], slots: tuple[str, ...]) -> list[dict[str, Array]]:
     """The slots of each module: zeros in the layout of its gradients."""
     state = []

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..backend import Array
 from ..backend.exports import exported_from
-from ..checks import Checked, check_count, check_flag, check_number, check_size
-from ..memory import frees_memory
-from ..module import Module
+from ..core.checks import Checked, check_count, check_flag, check_number, check_size
+from ..core.oom import translate_out_of_memory
+from ..nn.module import Module
 from .optimizer import Optimizer, as_modules, check_rate
 from .state import Stateful
 
@@ -87,7 +87,7 @@ class CosineDecay(Stateful):
         self.done, self.lr_max, self.lr_min = done, lr_max, lr_min
 
 
-@frees_memory
+@translate_out_of_memory
 @exported_from("xprnn.optim")
 def clip_grad_norm(
     modules: Iterable[Module], max_norm: float, error_if_nonfinite: bool | None = None

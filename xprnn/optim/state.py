@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .. import io
 from ..backend import backend_of, to_numpy
+from ..nn import serialization as io
 
 
 class Stateful:

@@ -1,4 +1,4 @@
-"""What Numba compiles: kept on disk, made anew where a source changed, and what a disk can do."""
+"""The cache of compiled code: kept on disk, renewed if a source changes, and errors of the disk."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ print(float(layer(np.ones((12, 4, 3), "f"))[0].sum()))
 
 
 @needs_numba
-def test_what_is_compiled_is_kept_and_follows_every_source(tmp_path: Path) -> None:
-    """The second process compiles nothing; one with another source, as old and as long, does."""
+def test_compiled_code_is_cached_and_follows_every_source(tmp_path: Path) -> None:
+    """A second process compiles nothing; after a change of the same size and time it does."""
     package = tmp_path / "xprnn"
     shutil.copytree(Path(xprnn.__file__).parent, package, ignore=shutil.ignore_patterns("__py*"))
-    own = {
+    environment = {
         "PYTHONPATH": str(tmp_path),
         "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
         "XPRNN_KERNELS": "sequence",
     }
-    first = python(COUNTING, tmp_path, **own)
+    first = python(COUNTING, tmp_path, **environment)
     assert str(package) in first
     assert "compiled rnn_tanh_forward for the CPU in " in first
-    second = python(COUNTING, tmp_path, **own)
+    second = python(COUNTING, tmp_path, **environment)
     assert "compiled rnn" not in second and second.split()[-1] == first.split()[-1]
     source = package / "kernels" / "numba" / "elementary.py"
     before, text = source.stat(), source.read_text("utf-8")
@@ -44,15 +44,15 @@ def test_what_is_compiled_is_kept_and_follows_every_source(tmp_path: Path) -> No
     assert source.stat().st_size == before.st_size
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     shutil.rmtree(source.parent / "__pycache__", ignore_errors=True)
-    third = python(COUNTING, tmp_path, **own)
+    third = python(COUNTING, tmp_path, **environment)
     assert "compiled rnn" in third and third.split()[-1] != first.split()[-1]
 
 
 @needs_numba
-def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
+def test_code_that_cannot_be_cached_is_compiled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A function from no file on disk, for which Numba knows no place to keep it."""
+    """A function without a source file, which Numba cannot cache."""
     from numba import types
 
     from xprnn.kernels.numba.jit import compile_for, written
@@ -61,8 +61,8 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
     exec(compile("def double(a):\n    a[0] *= 2\n", "<nowhere>", "exec"), names)
     with caplog.at_level(logging.INFO, "xprnn"):
         double = compile_for(names["double"], (written(types.float32, 1),))
-    kept, compiled = (record.getMessage() for record in caplog.records)
-    assert kept.startswith("compiled code will not be kept: ") and "compiled double" in compiled
+    warning, info = (record.getMessage() for record in caplog.records)
+    assert warning.startswith("compiled code will not be kept: ") and "compiled double" in info
     a = np.full(1, 3, np.float32)
     double(a)
     assert a[0] == 6
@@ -70,7 +70,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(
 
 @needs_numba
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_where_the_disk_is_full_it_is_compiled_all_the_same(
+def test_with_a_full_disk_code_is_compiled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import numba
@@ -89,8 +89,8 @@ def test_where_the_disk_is_full_it_is_compiled_all_the_same(
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     with caplog.at_level(logging.INFO, "xprnn"):
         compiled = compile_for(double, (written(types.float32, 1),))
-    kept, said = (record.getMessage() for record in caplog.records)
-    assert "No space left on device" in kept and "compiled double" in said
+    warning, info = (record.getMessage() for record in caplog.records)
+    assert "No space left on device" in warning and "compiled double" in info
     array = np.ones(1, np.float32)
     compiled(array)
     assert array[0] == 2
@@ -111,11 +111,11 @@ def test_damaged_code_on_disk_is_named(
 
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     compile_for(double, (written(types.float32, 1),))
-    (kept,) = tmp_path.rglob(f"*double-*.{kind}")
-    kept.write_bytes(kept.read_bytes()[:-20])
+    (cached,) = tmp_path.rglob(f"*double-*.{kind}")
+    cached.write_bytes(cached.read_bytes()[:-20])
     double.__qualname__ = double.__name__  # as in a new process
     with pytest.raises(RuntimeError, match=r"double: .* is damaged .*; delete that") as raised:
         compile_for(double, (written(types.float32, 1),))
-    assert str(kept.parent) in str(raised.value)
-    kept.unlink()
+    assert str(cached.parent) in str(raised.value)
+    cached.unlink()
     compile_for(double, (written(types.float32, 1),))

@@ -1,4 +1,4 @@
-"""σ and tanh of the CPU's kernels: how exact they are, what they do at edges, and their code."""
+"""σ and tanh of the CPU kernels: their accuracy, edge values, and generated code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = needs_numba
 
 ULPS = 4.0  # stated in the docstrings
 LARGEST = {"float32": 88.0, "float64": 709.0}
-WIDE = {"float32": np.float64, "float64": np.longdouble}
+UPCAST = {"float32": np.float64, "float64": np.longdouble}
 
 
 def applied(module: Any, name: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -41,8 +41,8 @@ def applied(module: Any, name: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def exact(name: str, x: np.ndarray) -> np.ndarray:
-    wide = x.astype(WIDE[x.dtype.name])
-    return np.tanh(wide) if name == "tanh" else 1 / (1 + np.exp(-wide))
+    upcast = x.astype(UPCAST[x.dtype.name])
+    return np.tanh(upcast) if name == "tanh" else 1 / (1 + np.exp(-upcast))
 
 
 def sweep(dtype: str) -> np.ndarray:
@@ -54,13 +54,13 @@ def sweep(dtype: str) -> np.ndarray:
     return np.concatenate([*even, apart, -apart]).astype(dtype)
 
 
-def worst(module: Any, name: str, dtype: str) -> float:
-    """The largest error where the result is a normal number, in its units in the last place."""
+def largest_error(module: Any, name: str, dtype: str) -> float:
+    """The largest error of normal results, in units in the last place."""
     x = sweep(dtype)
-    found, wanted = applied(module, name)(x), exact(name, x)
-    normal = np.abs(wanted) >= np.finfo(dtype).tiny
-    unit = np.spacing(np.abs(wanted[normal]).astype(dtype)).astype(wanted.dtype)
-    return float((np.abs(found[normal] - wanted[normal]) / unit).max())
+    actual, expected = applied(module, name)(x), exact(name, x)
+    normal = np.abs(expected) >= np.finfo(dtype).tiny
+    unit = np.spacing(np.abs(expected[normal]).astype(dtype)).astype(expected.dtype)
+    return float((np.abs(actual[normal] - expected[normal]) / unit).max())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -70,7 +70,7 @@ def test_errors_stay_below_the_stated_bound(name: str, dtype: str) -> None:
 
     if dtype == "float64" and np.finfo(np.longdouble).nmant <= 52:
         pytest.skip("no type here is wider than float64")
-    assert worst(elementary, name, dtype) <= ULPS
+    assert largest_error(elementary, name, dtype) <= ULPS
 
 
 FAULTS = {
@@ -85,11 +85,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_shows(fault: str) -> None:
+def test_a_fault_is_detected(fault: str) -> None:
     from xprnn.kernels.numba import elementary
 
     broken = faulty(elementary, FAULTS[fault])
-    assert max(worst(broken, name, "float32") for name in ("sigmoid", "tanh")) > ULPS
+    assert max(largest_error(broken, name, "float32") for name in ("sigmoid", "tanh")) > ULPS
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -103,24 +103,24 @@ def test_edges(dtype: str) -> None:
     np.testing.assert_allclose(
         sigmoid, np.array([0.5] * 4 + [1, least, np.nan, 1, least], dtype), rtol=1e-6
     )
-    wanted = np.array([0.0, 0.0, small, -small, 1, -1, np.nan, 1, -1], dtype)
-    np.testing.assert_array_equal(tanh, wanted)
+    expected = np.array([0.0, 0.0, small, -small, 1, -1, np.nan, 1, -1], dtype)
+    np.testing.assert_array_equal(tanh, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_place_in_a_vector_does_not_change_the_bits(dtype: str) -> None:
+def test_the_position_in_a_vector_does_not_change_the_bits(dtype: str) -> None:
     from xprnn.kernels.numba import elementary
 
     x = np.random.default_rng(0).uniform(-9, 9, 999).astype(dtype)
     for name in ("sigmoid", "tanh"):
         function = applied(elementary, name)
-        whole = function(x)
+        expected = function(x)
         for start in (1, 5, 990, 998):
-            np.testing.assert_array_equal(function(x[start:].copy()), whole[start:])
+            np.testing.assert_array_equal(function(x[start:].copy()), expected[start:])
 
 
 VECTORS = {"x86_64": r"%[yz]mm\d", "AMD64": r"%[yz]mm\d", "aarch64": r"\bv\d+\.[24][sd]"}
-# one division of as many numbers as a register holds: a compiler may pack two gates of one unit
+# a division of a full register: a compiler may also pack two gates of one unit into half of one
 X86 = r"\bvdivp[sd]\b.*%[yz]mm"
 DIVISIONS = {"x86_64": X86, "AMD64": X86, "aarch64": r"\bfdiv\tv\d+\.[24][sd]"}
 LIBM = re.compile(r"\b(?:v?(?:exp|expm1|tanh)f?|__svml\w+|_ZGV\w+)(?:@PLT)?\b")
@@ -134,7 +134,7 @@ def assembly(function: Any) -> str:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("part", ["rnn_tanh_forward", "gru_forward", "gru_backward",
                                   "lstm_forward", "lstm_backward", "forward_reset"])  # fmt: skip
-def test_gates_are_packed_instructions_and_no_calls(part: str, dtype: str) -> None:
+def test_gates_are_vector_instructions_without_calls(part: str, dtype: str) -> None:
     from xprnn.kernels.numba import cells
 
     machine = platform.machine()
@@ -150,7 +150,7 @@ def test_gates_are_packed_instructions_and_no_calls(part: str, dtype: str) -> No
 
 
 def compiled_again(function: Any, does: str, dtype: str) -> Any:
-    """A part compiled without the cache, from which no assembly comes."""
+    """A function compiled without the cache, which holds no assembly."""
     import numba
 
     from xprnn.kernels.numba import jit
@@ -160,7 +160,7 @@ def compiled_again(function: Any, does: str, dtype: str) -> Any:
     return numba.njit([tuple([kinds[kind] for kind in does])], **jit.OPTIONS)(function)
 
 
-def test_a_call_of_libm_shows() -> None:
+def test_a_call_of_libm_is_detected() -> None:
     from xprnn.kernels.numba import gates
 
     machine = platform.machine()
@@ -179,9 +179,9 @@ def test_a_call_of_libm_shows() -> None:
     assert not re.search(DIVISIONS[machine], text)
 
 
-def test_every_cell_with_loops_has_both_ways() -> None:
-    from xprnn.kernels import numba as family
+def test_every_sequence_cell_has_forward_and_backward() -> None:
     from xprnn.kernels.numba import gates
+    from xprnn.kernels.numba import package as family
 
     assert family.SEQUENCE == SEQUENCE
     for cell in SEQUENCE:

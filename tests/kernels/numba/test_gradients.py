@@ -1,4 +1,4 @@
-"""The CPU's kernels of the products over all steps, by themselves: blocks, panels and slices."""
+"""The CPU kernels of the products over all steps: blocks, panels and slices."""
 
 from __future__ import annotations
 
@@ -30,31 +30,33 @@ def test_gradients_of_weights_are_sums_over_all_rows(
     dweight, dbias = np.full((bounds[-1], K), np.nan, dtype), np.full(bounds[-1], np.nan, dtype)
     for low, high in pairwise(bounds):
         sizes = (BLOCK, width), (high - low, width), (2, high - low)
-        rooms = [np.full(size, np.nan, dtype) for size in sizes]
-        _weights(np.dtype(dtype))(dgates, inputs, dweight, dbias, *rooms, low, high)
-    wide = dgates.astype(np.float64)
-    most = 4 * np.finfo(dtype).eps * max(S, 1) ** 0.5  # rounding in S sums of numbers of size 1
-    np.testing.assert_allclose(dweight, wide.T @ inputs, rtol=0, atol=4 * most * max(S, 1) ** 0.5)
-    np.testing.assert_allclose(dbias, wide.sum(axis=0), rtol=0, atol=4 * most * max(S, 1) ** 0.5)
+        scratch = [np.full(size, np.nan, dtype) for size in sizes]
+        _weights(np.dtype(dtype))(dgates, inputs, dweight, dbias, *scratch, low, high)
+    upcast = dgates.astype(np.float64)
+    bound = 4 * np.finfo(dtype).eps * max(S, 1) ** 0.5  # rounding in S sums of numbers of size 1
+    np.testing.assert_allclose(
+        dweight, upcast.T @ inputs, rtol=0, atol=4 * bound * max(S, 1) ** 0.5
+    )
+    np.testing.assert_allclose(dbias, upcast.sum(axis=0), rtol=0, atol=4 * bound * max(S, 1) ** 0.5)
 
 
-@pytest.mark.parametrize("wanted", ["dweight", "dbias"])
-def test_what_nobody_wants_is_left_out(wanted: str) -> None:
+@pytest.mark.parametrize("needed", ["dweight", "dbias"])
+def test_unneeded_gradients_are_left_out(needed: str) -> None:
     from xprnn.kernels.numba.gradients import BLOCK, _weights
     from xprnn.kernels.numba.product import width_of
 
     dtype = np.dtype("float32")
     dgates, inputs, width = np.ones((300, 9), dtype), np.ones((300, 5), dtype), width_of(dtype)
-    dweight = np.zeros((9, 5) if wanted == "dweight" else (0, 0), dtype)
-    dbias = np.zeros(9 if wanted == "dbias" else 0, dtype)
-    rooms = [np.empty(size, dtype) for size in ((BLOCK, width), (9, width), (2, 9))]
-    _weights(dtype)(dgates, inputs, dweight, dbias, *rooms, 0, 9)
+    dweight = np.zeros((9, 5) if needed == "dweight" else (0, 0), dtype)
+    dbias = np.zeros(9 if needed == "dbias" else 0, dtype)
+    scratch = [np.empty(size, dtype) for size in ((BLOCK, width), (9, width), (2, 9))]
+    _weights(dtype)(dgates, inputs, dweight, dbias, *scratch, 0, 9)
     assert (dweight == 300).all() and (dbias == 300).all()
 
 
 @DTYPES
-def test_sums_of_many_rows_are_as_exact_as_those_of_few(dtype: str) -> None:
-    """Ones and a little: a running sum would lose most of it. Blocks of blocks are summed."""
+def test_sums_of_many_rows_are_as_accurate_as_those_of_few(dtype: str) -> None:
+    """Numbers just above 1: a running sum would lose accuracy, sums of block sums do not."""
     from xprnn.kernels.numba import gradients
 
     check_many_rows(gradients, dtype)
@@ -69,18 +71,18 @@ def test_sums_of_many_rows_are_as_exact_as_those_of_few(dtype: str) -> None:
 
 
 def check_many_rows(gradients: Any, dtype: str) -> None:
-    from xprnn.numerics import sum_rows
+    from xprnn.cells.numerics import sum_rows
 
     BLOCK = gradients.BLOCK
     S, small = 3 * BLOCK**2 + 5, {"float32": 1e-4, "float64": 1e-13}[dtype]
     dgates = np.full((S, 3), 1 + small, dtype)
     dbias, plain = np.empty(3, dtype), np.empty(3, dtype)
-    rooms = [np.empty(size, dtype) for size in ((BLOCK, 32), (0, 32), (2, 3))]
-    nothing = np.empty((0, 0), dtype), dbias
-    gradients._weights(np.dtype(dtype))(dgates, np.empty((S, 1), dtype), *nothing, *rooms, 0, 3)
+    scratch = [np.empty(size, dtype) for size in ((BLOCK, 32), (0, 32), (2, 3))]
+    outputs = np.empty((0, 0), dtype), dbias
+    gradients._weights(np.dtype(dtype))(dgates, np.empty((S, 1), dtype), *outputs, *scratch, 0, 3)
     sum_rows(np, dgates, plain)
     exact = S * np.longdouble(dgates[0, 0])
-    errors = [abs(float(found[0] - exact)) for found in (dbias, plain)]
+    errors = [abs(float(sums[0] - exact)) for sums in (dbias, plain)]
     assert errors[0] <= max(2 * errors[1], 4 * np.finfo(dtype).eps * S), f"not exact: {errors}"
 
 
@@ -98,8 +100,8 @@ def test_gradients_of_the_input_are_products(bounds: tuple[int, ...], I: int, dt
     panels = np.full((panels_of(I, kind), 12, width_of(kind)), np.nan, kind)
     _packing("pack", kind)(weight, panels)
     dx = np.full((bounds[-1], I), np.nan, kind)
-    room = np.full((ROWS, len(panels) * panels.shape[2]), np.nan, kind)
+    scratch = np.full((ROWS, len(panels) * panels.shape[2]), np.nan, kind)
     for low, high in pairwise(bounds):
-        _input(kind)(dgates, panels, dx, room, low, high)
-    wide = dgates.astype(np.float64)
-    np.testing.assert_allclose(dx, wide @ weight, rtol=0, atol=100 * np.finfo(kind).eps)
+        _input(kind)(dgates, panels, dx, scratch, low, high)
+    upcast = dgates.astype(np.float64)
+    np.testing.assert_allclose(dx, upcast @ weight, rtol=0, atol=100 * np.finfo(kind).eps)

@@ -1,4 +1,4 @@
-"""What kernels pack of the parameters: once for each version of them, and never an old one's."""
+"""Packed weights: packed once for each version of the parameters, and never out of date."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import SEQUENCE, needs_numba
 from tests.support.targets import arguments, arrays, assert_same, forward, make, normal, run
 from tests.unit.test_parameters import WAYS
-from xprnn.directions import PacksOfAll
-from xprnn.parameters import Parameters
+from xprnn.core.passes import PackedWeightsCache
+from xprnn.nn.parameters import Parameters
 
 pytestmark = needs_numba
 
 
 @pytest.fixture(autouse=True)
 def sequences(select_kernels: SelectKernels) -> None:
-    """Compiled sequences serve, whose packs these are."""
+    """Force the sequence kernels, which use packed weights."""
     select_kernels("sequence")
 
 
 def results(layer: Any) -> list[np.ndarray]:
-    """All that a layer gives for the same arguments: in eval mode, recorded, and in segments."""
-    given = arguments(layer)
-    layer.training = False  # eval() would drop what is kept
-    found = arrays(forward(layer, given))
+    """All results of a layer for the same arguments: in eval mode, recorded, and in segments."""
+    inputs = arguments(layer)
+    layer.training = False  # eval() would drop the packed weights
+    actual = arrays(forward(layer, inputs))
     layer.train()
     for k in (None, 2):
         layer.recompute = k
-        found += run(layer, given)
+        actual += run(layer, inputs)
     layer.recompute = None
-    return found
+    return actual
 
 
 def assert_as_fresh(layer: Any, name: str, **options: Any) -> list[np.ndarray]:
-    """Fail unless a layer gives bit for bit what one gives that was made with its numbers."""
+    """Fail unless a layer gives the bits of a new layer with the same parameters."""
     fresh = make(name, num_layers=2, bidirectional=True, seed=99, **options)
     fresh.load_state_dict(layer.state_dict())
-    found = results(layer)
-    assert_same(found, results(fresh))
-    return found
+    actual = results(layer)
+    assert_same(actual, results(fresh))
+    return actual
 
 
 # -- every permitted way of writing
@@ -118,55 +118,55 @@ EVERY: dict[str, Callable[[Any, dict[str, np.ndarray]], None]] = {
 
 
 def warm(name: str) -> tuple[Any, list[np.ndarray]]:
-    """A layer that keeps packs, and what it gives."""
+    """A layer with packed weights, and its results."""
     layer = make(name, num_layers=2, bidirectional=True)
-    found = results(layer)
-    packs = layer.parameters.packed_weights.values()
-    assert len(packs) == 4 and all(
-        {*each.made} == {"forward", "backward", "input"} for each in packs
+    actual = results(layer)
+    packed = layer.parameters.packed_weights.values()
+    assert len(packed) == 4 and all(
+        {*each.entries} == {"forward", "backward", "input"} for each in packed
     )
-    return layer, found
+    return layer, actual
 
 
 @pytest.mark.parametrize("way", EVERY)
 @pytest.mark.parametrize("name", SEQUENCE)
-def test_what_is_written_counts_in_the_next_call(name: str, way: str) -> None:
+def test_written_parameters_take_effect_at_the_next_call(name: str, way: str) -> None:
     layer, before = warm(name)
     EVERY[way](layer, {n: normal(k, *p.shape) for k, (n, p) in enumerate(layer.parameters.items())})
-    found = assert_as_fresh(layer, name)
-    assert not any(np.array_equal(one, other) for one, other in zip(found, before, strict=True))
+    actual = assert_as_fresh(layer, name)
+    assert not any(np.array_equal(one, other) for one, other in zip(actual, before, strict=True))
 
 
 @pytest.mark.parametrize("way", EVERY)
-def test_stale_packs_are_found(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: packs that live as long as the parameters."""
+def test_stale_packed_weights_are_detected(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected fault: packed weights that are never invalidated."""
     monkeypatch.setattr(
         Parameters,
         "packed_weights",
-        property(lambda self: self.__dict__.setdefault("p", PacksOfAll())),
+        property(lambda self: self.__dict__.setdefault("p", PackedWeightsCache())),
     )
     with pytest.raises(AssertionError):
-        test_what_is_written_counts_in_the_next_call("gru", way)
+        test_written_parameters_take_effect_at_the_next_call("gru", way)
 
 
-def test_packs_of_an_open_block_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: what is packed inside a block is kept until it ends."""
+def test_packed_weights_of_an_open_block_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected fault: weights packed inside a block are kept until it ends."""
     monkeypatch.setattr(Parameters, "packed_weights", property(lambda self: self._packs))
     with pytest.raises(AssertionError):
-        test_inside_a_block_the_numbers_count_as_they_are()
+        test_a_call_inside_a_block_reads_the_current_values()
 
 
 def check_inside(layer: Any) -> None:
-    """Fail unless an unrecorded call takes the numbers as they are now."""
+    """Fail unless an unrecorded call reads the current parameters."""
     fresh = make("gru", num_layers=2, bidirectional=True)
     fresh.load_state_dict(layer.state_dict())
-    given = arguments(layer)
+    inputs = arguments(layer)
     layer.training = fresh.training = False
-    assert_same(forward(layer, given), forward(fresh, given))
+    assert_same(forward(layer, inputs), forward(fresh, inputs))
     layer.train()
 
 
-def test_inside_a_block_the_numbers_count_as_they_are() -> None:
+def test_a_call_inside_a_block_reads_the_current_values() -> None:
     layer, _ = warm("gru")
     with layer.writable() as flat:
         for _ in range(2):
@@ -174,7 +174,7 @@ def test_inside_a_block_the_numbers_count_as_they_are() -> None:
             check_inside(layer)
 
 
-# -- copies, files, other places
+# -- copies, files, moves
 
 OTHERS: dict[str, Callable[[Any, Path], Any]] = {
     "copy": lambda layer, path: copy.copy(layer),
@@ -191,19 +191,19 @@ def loaded(layer: Any, path: Path) -> Any:
 
 @pytest.mark.parametrize("which", ["copy", "original"])
 @pytest.mark.parametrize("way", OTHERS)
-def test_a_copy_has_packs_of_its_own(way: str, which: str, tmp_path: Path) -> None:
+def test_a_copy_has_its_own_packed_weights(way: str, which: str, tmp_path: Path) -> None:
     layer, before = warm("gru")
     other = OTHERS[way](layer, tmp_path)
     assert not other.parameters.packed_weights
     assert_same(results(other), before)
-    written, left = (other, layer) if which == "copy" else (layer, other)
+    written, unchanged = (other, layer) if which == "copy" else (layer, other)
     with written.writable() as flat:
         flat *= 0.5
-    assert_same(results(left), before)
+    assert_same(results(unchanged), before)
     assert_as_fresh(written, "gru")
 
 
-def test_a_layer_that_moves_packs_anew() -> None:
+def test_a_moved_layer_packs_again() -> None:
     layer, _ = warm("gru")
     layer.to(dtype="float32")
     assert not layer.parameters.packed_weights
@@ -212,28 +212,28 @@ def test_a_layer_that_moves_packs_anew() -> None:
     assert_as_fresh(layer, "gru")
 
 
-def test_packs_that_modules_share_are_found(
+def test_shared_packed_weights_are_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planted fault: one place for the packs of all parameters."""
-    every = PacksOfAll()
+    """The injected fault: one cache for the packed weights of all parameters."""
+    every = PackedWeightsCache()
     monkeypatch.setattr(Parameters, "packed_weights", property(lambda self: every))
     for way in OTHERS:
         with pytest.raises(AssertionError):
-            test_a_copy_has_packs_of_its_own(way, "copy", tmp_path)
+            test_a_copy_has_its_own_packed_weights(way, "copy", tmp_path)
         every.clear()
     with pytest.raises(AssertionError):
-        test_a_layer_that_moves_packs_anew()
+        test_a_moved_layer_packs_again()
 
 
 def test_functions_pack_for_each_call() -> None:
-    """Nobody says when explicit weights change."""
+    """A function cannot know when explicit weights change."""
     function = make("gru_function")
-    given = arguments(function)
-    run(function, given)
+    inputs = arguments(function)
+    run(function, inputs)
     function.weights = [np.array(weight) for weight in function.weights]
     for _ in range(2):
         function.weights[1] *= 0.5
         with function.layer.writable():
             function.layer.parameters["weight_hh_l0"] = function.weights[1]
-        assert_same(run(function, given), run(function.layer, given))
+        assert_same(run(function, inputs), run(function.layer, inputs))

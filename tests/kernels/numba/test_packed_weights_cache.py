@@ -1,4 +1,4 @@
-"""How often kernels pack the parameters, in how much memory, and what threads see of it."""
+"""How often weights are packed, in how much memory, and concurrently."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.kernels.numba.test_packed_weights import results, sequences, warm
 from tests.support.implementations import Pool
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import arguments, assert_same, backward, forward, make, normal
-from xprnn.directions import Packs, PacksOfAll
-from xprnn.parameters import Parameters
+from xprnn.core.passes import PackedWeights, PackedWeightsCache
+from xprnn.nn.parameters import Parameters
 
 pytestmark = needs_numba
 __all__ = ["sequences"]
@@ -25,77 +25,77 @@ __all__ = ["sequences"]
 
 
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """How each matrix is packed from now on, in a list that grows."""
-    from xprnn.kernels.numba.sequence import SequenceKernels
+    """A list to which each packing from now on adds the layout of its panels."""
+    from xprnn.kernels.numba.sequence import NumbaRunner
 
-    found: list[str] = []
-    genuine = SequenceKernels._panels
+    layouts: list[str] = []
+    original = NumbaRunner._panels
 
-    def counted(self: SequenceKernels, how: str, matrix: Any, panels: Any) -> Any:
-        found.append(how)
-        return genuine(self, how, matrix, panels)
+    def counted(self: NumbaRunner, layout: str, matrix: Any, panels: Any) -> Any:
+        layouts.append(layout)
+        return original(self, layout, matrix, panels)
 
-    monkeypatch.setattr(SequenceKernels, "_panels", counted)
-    return found
+    monkeypatch.setattr(NumbaRunner, "_panels", counted)
+    return layouts
 
 
 def test_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = packings(monkeypatch)
+    layouts = packings(monkeypatch)
     layer = make("gru", num_layers=2, bidirectional=True)
     for versions in (1, 2):
         for _ in range(3):
             results(layer)
-        assert found.count("pack_transposed") == versions * 4 * 2
-        assert found.count("pack") == versions * 4 * 2
+        assert layouts.count("pack_transposed") == versions * 4 * 2
+        assert layouts.count("pack") == versions * 4 * 2
         layer.parameters["weight_ih_l0"] = layer.parameters["weight_ih_l0"] * 0.5
 
 
-def test_steps_with_weights_that_change_do_not_grow() -> None:
+def test_steps_with_changing_weights_retain_no_memory() -> None:
     layer = make("gru", num_layers=2)
-    given, descent = arguments(layer), xprnn.optim.SGD([layer], 1e-3)
+    inputs, optimizer = arguments(layer), xprnn.optim.SGD([layer], 1e-3)
 
     def step() -> None:
-        forward(layer, given)
-        backward(layer, given)
-        descent.step()
+        forward(layer, inputs)
+        backward(layer, inputs)
+        optimizer.step()
 
     assert traced(step, 200, warm=200) < 200 * object().__sizeof__()
 
 
-def test_packs_of_another_version_stand_in_the_same_memory() -> None:
+def test_a_new_version_is_packed_into_the_same_memory() -> None:
     layer, _ = warm("gru")
-    places = addresses(layer)
+    before = addresses(layer)
     with layer.writable():
         pass
     assert not addresses(layer)
     results(layer)
-    assert addresses(layer) == places
+    assert addresses(layer) == before
 
 
 def addresses(layer: Any) -> list[int]:
-    """Where the packed weights stand."""
-    made = [packs.made for packs in layer.parameters.packed_weights.values()]
+    """The addresses of the packed weights."""
+    entries = [packed.entries for packed in layer.parameters.packed_weights.values()]
     return [
         panels.ctypes.data
-        for each in made
+        for each in entries
         for use in sorted(each)
         for panels in (each[use][:3] if use == "forward" else [each[use]])
     ]
 
 
-def test_packs_of_old_versions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: packs of every version are kept."""
+def test_packed_weights_of_old_versions_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected fault: the packed weights of every version are kept."""
     every: dict[Any, dict[Any, Any]] = {}
     monkeypatch.setattr(
         Parameters,
         "packed_weights",
-        property(lambda self: every.setdefault((id(self), self.version), PacksOfAll())),
+        property(lambda self: every.setdefault((id(self), self.version), PackedWeightsCache())),
     )
     with pytest.raises(AssertionError):
-        test_steps_with_weights_that_change_do_not_grow()
+        test_steps_with_changing_weights_retain_no_memory()
 
 
-def test_eval_drops_them() -> None:
+def test_eval_drops_packed_weights() -> None:
     layer, before = warm("lstm")
     assert not layer.eval().parameters.packed_weights
     assert_same(results(layer.train()), before)
@@ -104,24 +104,27 @@ def test_eval_drops_them() -> None:
 # -- threads
 
 
-def test_what_is_put_there_is_complete() -> None:
-    """Of two threads that come first each makes it, in memory of its own, and sees no half."""
-    packs, both = Packs(spare={"forward": [0], "backward": [0]}), threading.Barrier(2, timeout=10)
-    given: list[Any] = []
+def test_threads_that_pack_at_once_see_complete_weights() -> None:
+    """Two threads that pack at once use separate memory; neither sees unfinished weights."""
+    packed, both = (
+        PackedWeights(reusable={"forward": [0], "backward": [0]}),
+        threading.Barrier(2, timeout=10),
+    )
+    reused: list[Any] = []
 
     def make_slowly(old: Any) -> list[int]:
-        given.append(old)
+        reused.append(old)
         both.wait()
-        assert not packs.made
+        assert not packed.entries
         both.wait()
         return [1]
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: packs.get("forward", make_slowly), range(2)))
-    assert found == [[1], [1]] and packs.made == {"forward": [1]}
-    assert None in given and [0] in given
-    assert packs.get("forward", make_slowly) is packs.made["forward"]
-    assert packs.renewed() == Packs(spare={"forward": [1], "backward": [0]})
+        results = list(pool.map(lambda _: packed.get("forward", make_slowly), range(2)))
+    assert results == [[1], [1]] and packed.entries == {"forward": [1]}
+    assert None in reused and [0] in reused
+    assert packed.get("forward", make_slowly) is packed.entries["forward"]
+    assert packed.invalidated() == PackedWeights(reusable={"forward": [1], "backward": [0]})
 
 
 def test_threads_that_call_one_layer_after_a_write() -> None:
@@ -135,17 +138,17 @@ def test_threads_that_call_one_layer_after_a_write() -> None:
         expected = fresh(x)
         together = threading.Barrier(threads, timeout=10)
 
-        def serve(_: int, together: threading.Barrier = together) -> Any:
+        def call(_: int, together: threading.Barrier = together) -> Any:
             together.wait()
             return layer(x)
 
         with Pool(threads) as pool:
-            for found in pool.map(serve, range(threads)):
-                assert_same(found, expected)
+            for actual in pool.map(call, range(threads)):
+                assert_same(actual, expected)
 
 
-def test_a_write_ends_what_is_kept_before_the_block_counts_as_ended() -> None:
-    """A thread that finds no block open must not find packs of what stood there before."""
+def test_packed_weights_are_dropped_before_the_block_ends() -> None:
+    """A thread that sees no open block must not see weights packed before the write."""
     layer, _ = warm("gru")
     seen: list[bool] = []
 
@@ -153,7 +156,7 @@ def test_a_write_ends_what_is_kept_before_the_block_counts_as_ended() -> None:
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             if name == "_open" and value == 0:
-                seen.append(not any(packs.made for packs in self.packed_weights.values()))
+                seen.append(not any(packed.entries for packed in self.packed_weights.values()))
 
     layer.parameters.__class__ = Watched
     with layer.writable():

@@ -1,4 +1,4 @@
-"""The CPU's compiled kernels, forced: every output and gradient is that of the equations."""
+"""The CPU kernels, forced: every output and gradient equals that of the reference code."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_dropout_between_layers(kernels: str, cell: str) -> None:
 
 @pytest.mark.parametrize("cell", SEQUENCE)
 def test_many_rows_and_lengths(cell: str) -> None:
-    """More packed rows than are computed at a time, of steps that differ, both ways."""
+    """More packed rows than are computed at a time, with different lengths, in both directions."""
     rng = np.random.default_rng(3)
     lengths = rng.integers(0, 40, 21)
     lengths[0] = 40
@@ -73,8 +73,8 @@ def test_many_rows_and_lengths(cell: str) -> None:
         return [output, dx, *(grad.copy() for grad in layer.grads.values())]
 
     expected = forced("reference", gradients)
-    for k, (found, wanted) in enumerate(zip(forced("sequence", gradients), expected, strict=True)):
-        assert_close(found, wanted, "float64", f"{cell}: array {k}", steps=40)
+    for k, (actual, wanted) in enumerate(zip(forced("sequence", gradients), expected, strict=True)):
+        assert_close(actual, wanted, "float64", f"{cell}: array {k}", steps=40)
 
 
 @pytest.mark.parametrize(("kernels", "cell"), KERNELS)
@@ -82,20 +82,20 @@ def test_functions(kernels: str, cell: str) -> None:
     for case in product(cell=(cell,), bias=(True, False), lengths=("full", "zero")):
         layer, problem = build(case), draw(case)
         expected = forced("reference", run_functional, case, layer, problem)
-        found = forced(kernels, run_functional, case, layer, problem)
+        actual = forced(kernels, run_functional, case, layer, problem)
         for name, values in expected.items():
-            assert_close(found[name], values, "float64", f"{case}: {name}")
+            assert_close(actual[name], values, "float64", f"{case}: {name}")
 
 
 @pytest.mark.parametrize(("kernels", "cell"), KERNELS)
-def test_gradients_by_differences(kernels: str, cell: str) -> None:
+def test_gradients_equal_finite_differences(kernels: str, cell: str) -> None:
     name, options = LAYERS[cell]
     layer = name(3, 18, 2, bidirectional=True, seed=0, dtype="float64", **options)
     forced(kernels, xprnn.gradcheck, layer, np.random.default_rng(0).standard_normal((4, 3, 3)))
 
 
 @pytest.mark.parametrize(("kernels", "cell"), KERNELS)
-def test_verify_finds_them_right(kernels: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_passes(kernels: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, options = LAYERS[cell]
     report = xprnn.verify(name(3, 9, seed=0, **options), (4, 3, 3), lengths=[4, 2, 0])
     assert report.ok, report
@@ -113,35 +113,35 @@ def test_two_runs_give_the_same_bits(kernels: str, cell: str) -> None:
 
 @pytest.mark.parametrize(("kernels", "cell"), KERNELS)
 @pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
-def test_a_call_without_rows_or_steps_is_served(N: int, T: int, kernels: str, cell: str) -> None:
+def test_a_call_without_rows_or_steps(N: int, T: int, kernels: str, cell: str) -> None:
     case = Case(cell, N=N, T=T)
     layer, problem = build(case), draw(case)
     expected = forced("reference", run, layer, case, problem)
-    found = forced(kernels, run, layer, case, problem)
+    actual = forced(kernels, run, layer, case, problem)
     for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values)
+        np.testing.assert_array_equal(actual[name], values)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("kernels", "cell"), KERNELS)
-def test_what_is_not_finite_goes_where_the_equations_put_it(
+def test_nonfinite_values_propagate_as_in_the_reference(
     kernels: str, cell: str, value: float
 ) -> None:
-    """In x at one step, in one row: from there on, in that row alone."""
+    """From one step of one row of x on, in that row alone."""
     name, options = LAYERS[cell]
     layer = name(3, 20, seed=0, **options)
     x = np.random.default_rng(0).standard_normal((5, 11, 3)).astype(np.float32)
     x[2, 4, 1] = value
     with np.errstate(all="ignore"):
         expected, _ = forced("reference", layer, x)
-        found, _ = forced(kernels, layer, x)
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert np.isfinite(np.delete(found, 4, axis=1)).all()
+        actual, _ = forced(kernels, layer, x)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(np.delete(actual, 4, axis=1)).all()
 
 
-def test_arrays_as_callers_have_them() -> None:
-    """Read-only, unaligned, strided: parameters, x and states are read as they come."""
+def test_unusual_memory_layouts() -> None:
+    """Read-only, unaligned or strided x and states give the same results."""
     raw = np.zeros(4 * 3 * 5 * 4 + 1, np.uint8)
     unaligned = raw[1:].view(np.float32).reshape(4, 3, 5)
     unaligned[...] = np.random.default_rng(0).standard_normal((4, 3, 5))
@@ -151,45 +151,45 @@ def test_arrays_as_callers_have_them() -> None:
     for kernels in ("pointwise", "sequence"):
         layer = xprnn.GRU(5, 7, seed=0)
         expected, _ = forced("reference", layer, unaligned, states)
-        found, _ = forced(kernels, layer, unaligned, states)
-        assert_close(found, expected.astype(np.float64), "float32", "layer")
+        actual, _ = forced(kernels, layer, unaligned, states)
+        assert_close(actual, expected.astype(np.float64), "float32", "layer")
         cell = xprnn.GRUCell(5, 7, seed=0)
         expected = forced("reference", cell, unaligned[0], cell_state)
-        found = forced(kernels, cell, unaligned[0], cell_state)
-        assert_close(found, expected.astype(np.float64), "float32", "cell")
+        actual = forced(kernels, cell, unaligned[0], cell_state)
+        assert_close(actual, expected.astype(np.float64), "float32", "cell")
 
 
 @pytest.mark.parametrize(("size", "rows"), [(32, 6), (16, 6)], ids=["avx2", "128 bits"])
 def test_registers_of_other_processors(
     size: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiles that fit them, here."""
+    """Tiles that fit the registers of other processors run on this one."""
     from xprnn.kernels.numba import gradients, loops, product, sequence, tile
 
-    made = sequence._forward, sequence._backward, sequence._packing
-    made = *made, gradients._weights, gradients._input
-    ours = ("REGISTERS = Registers.of_host()", f"REGISTERS = Registers({size}, {rows})")
-    monkeypatch.setitem(sys.modules, tile.__name__, faulty(tile, ours))
-    theirs = faulty(product)
-    assert theirs.width_of(np.dtype("float32")) == size // 2
-    monkeypatch.setattr(loops, "product", theirs.product)
+    cached = sequence._forward, sequence._backward, sequence._packing
+    cached = *cached, gradients._weights, gradients._input
+    change = ("REGISTERS = Registers.of_host()", f"REGISTERS = Registers({size}, {rows})")
+    monkeypatch.setitem(sys.modules, tile.__name__, faulty(tile, change))
+    changed = faulty(product)
+    assert changed.width_of(np.dtype("float32")) == size // 2
+    monkeypatch.setattr(loops, "product", changed.product)
     for module in (gradients, sequence):
-        monkeypatch.setattr(module, "product", theirs)
+        monkeypatch.setattr(module, "product", changed)
         monkeypatch.setattr(module, "compile_for", uncached)
     for name in ("panels_of", "width_of"):
-        monkeypatch.setattr(sequence, name, getattr(theirs, name))
-    for function in made:
+        monkeypatch.setattr(sequence, name, getattr(changed, name))
+    for function in cached:
         function.cache_clear()
     try:
         for case in sized(cell=("gru",), directions=(2,), T=(5,)):
             compare(case, "sequence")
     finally:
-        for function in made:
+        for function in cached:
             function.cache_clear()
 
 
 @pytest.mark.parametrize("kernels", ["pointwise", "sequence"])
-def test_narrow_types_are_refused_with_the_reason(
+def test_low_precision_is_refused_with_the_reason(
     kernels: str, select_kernels: SelectKernels
 ) -> None:
     layer = xprnn.GRU(3, 4, seed=0, compute_dtype="float16")

@@ -1,4 +1,4 @@
-"""Numba in use: chosen, explained, imported late, kept on disk, in threads and after a fork."""
+"""Selection of the Numba kernels: explained, imported lazily, and what they allocate and copy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ X = np.random.default_rng(0).standard_normal((12, 4, 3)).astype(np.float32)
 
 @pytest.fixture
 def automatic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread."""
+    """Automatic selection with one thread of the BLAS."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    for remembered in (kernels._choose, kernels._whole):  # what "auto" took
-        remembered.cache_clear()
+    kernels.forget_plans()  # cached plans of "auto"
     yield
-    for remembered in (kernels._choose, kernels._whole):
-        remembered.cache_clear()
+    kernels.forget_plans()
 
 
 def explained(layer: xprnn.GRU, shape: tuple[int, ...] = (12, 4, 3)) -> list[str]:
@@ -33,27 +31,27 @@ def explained(layer: xprnn.GRU, shape: tuple[int, ...] = (12, 4, 3)) -> list[str
 
 
 @needs_numba
-def test_the_table_chooses_them(automatic: None) -> None:
+def test_numba_kernels_are_selected(automatic: None) -> None:
     lines = explained(xprnn.GRU(3, 8, seed=0))
     assert lines[0].endswith("T=12 N=4: sequence")
     assert lines[1] == "  reason: the fastest that fits"
-    assert lines[-1] == "  one call takes all steps of a direction of a layer"
+    assert lines[-1] == "  one call runs all steps of a direction of a layer"
     lines = explained(xprnn.GRU(3, 8, seed=0, reset_after=False))
     assert lines[0].endswith(": pointwise")
     assert lines[-1] == "  sequence: forward: no sequence kernel for cell 'gru_reset_before'"
 
 
 @needs_numba
-def test_calls_of_many_sizes_leave_no_engines_behind(automatic: None) -> None:
-    """Each reason names the sizes that it is for."""
+def test_the_number_of_cached_plans_is_bounded(automatic: None) -> None:
+    """The reason in a plan names the sizes of its call."""
     layer = xprnn.GRU(3, 4, seed=0)
     for N in range(1, 600):
         layer(np.zeros((1, N, 3), np.float32))
-    assert kernels._whole.cache_info().currsize < 300
+    assert len(layer._plans) < 300
 
 
 @needs_numba
-def test_what_they_are_not_made_for_is_left_to_the_parts(
+def test_unsuitable_sizes_select_the_pointwise_kernels(
     automatic: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = xprnn.GRU(3, 256, seed=0)
@@ -67,16 +65,16 @@ def test_what_they_are_not_made_for_is_left_to_the_parts(
 
 @needs_numba
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_a_stepper_is_left_to_the_plain_code(kind: str, automatic: None) -> None:
+def test_a_stepper_equals_the_reference_code(kind: str, automatic: None) -> None:
     layer = getattr(xprnn, kind)(3, 8, num_layers=2, seed=0)
     expected, _ = forced("reference", layer, X)
     stepper = layer.stepper(4)
-    found = np.stack([stepper.step(x).copy() for x in X])
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual = np.stack([stepper.step(x).copy() for x in X])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @needs_numba
-def test_narrow_types_are_left_to_the_plain_code(automatic: None) -> None:
+def test_low_precision_selects_the_reference_code(automatic: None) -> None:
     layer = xprnn.GRU(3, 8, seed=0, compute_dtype="float16")
     lines = explained(layer)
     assert lines[0].endswith(": reference")
@@ -85,7 +83,7 @@ def test_narrow_types_are_left_to_the_plain_code(automatic: None) -> None:
 
 
 @pytest.mark.parametrize("forced_to", ["auto", "pointwise", "sequence"])
-def test_without_numba_it_is_said_what_would_help(
+def test_without_numba_the_extra_is_named(
     forced_to: str, automatic: None, without_numba: None, select_kernels: SelectKernels
 ) -> None:
     select_kernels(forced_to)
@@ -103,22 +101,22 @@ def test_without_numba_it_is_said_what_would_help(
 def test_numba_is_imported_when_it_is_used() -> None:
     code = """
 import sys, numpy as np, xprnn
-def there(): return "numba" in sys.modules
+def imported(): return "numba" in sys.modules
 layer = xprnn.GRU(3, 8, seed=0)
 x = np.ones((12, 4, 3), "f")
 import os; os.environ["XPRNN_KERNELS"] = "reference"
-layer(x); layer.explain((12, 4, 3)); print(there())
+layer(x); layer.explain((12, 4, 3)); print(imported())
 os.environ["XPRNN_KERNELS"] = "auto"
-layer(x); print(there())
+layer(x); print(imported())
 """
     assert python(code).split() == ["False", "True"]
 
 
 def unaligned(x: np.ndarray) -> np.ndarray:
-    place = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-    place[...] = x
-    assert not place.flags.aligned
-    return place
+    view = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    assert not view.flags.aligned
+    return view
 
 
 def read_only(x: np.ndarray) -> np.ndarray:
@@ -130,35 +128,36 @@ def read_only(x: np.ndarray) -> np.ndarray:
 @needs_numba
 @pytest.mark.parametrize("kernels", ["reference", "sequence"])
 @pytest.mark.parametrize("lengths", [None, [12, 5, 0, 7]])
-def test_x_may_stand_as_it_likes(kernels: str, lengths: Any) -> None:
-    """Where nothing is recorded it is read where it stands, if compiled code can."""
+def test_x_may_have_any_memory_layout(kernels: str, lengths: Any) -> None:
+    """An unrecorded call reads x without a copy, if compiled code can."""
     layer, as_is = xprnn.GRU(3, 8, num_layers=2, seed=0), X.copy()
     expected, _ = forced(kernels, lambda x: layer(x, lengths=lengths), as_is)
     for way in (unaligned, read_only, np.asfortranarray, lambda x: x[:, ::-1].copy()[:, ::-1]):
-        found, _ = forced(kernels, lambda x: layer(x, lengths=lengths), way(X))
-        np.testing.assert_array_equal(found, expected)
+        actual, _ = forced(kernels, lambda x: layer(x, lengths=lengths), way(X))
+        np.testing.assert_array_equal(actual, expected)
     np.testing.assert_array_equal(as_is, X)
     as_is[...] = 0.0
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @needs_numba
-def test_they_let_other_threads_run() -> None:
-    """While a kernel works, another thread counts on: it does not hold Python's lock."""
+def test_kernels_release_the_lock_of_the_interpreter() -> None:
+    """While a kernel runs, another Python thread continues."""
     code = """
 import threading, time, numpy as np, xprnn
 layer = xprnn.GRU(256, 256, seed=0)
 x = np.ones((400, 32, 256), "f")
 layer(x)
-from xprnn.kernels.numba.sequence import SequenceKernels
+from xprnn.kernels.numba.sequence import NumbaRunner
 inside, seen = threading.Event(), []
-genuine = SequenceKernels.forward
+original = NumbaRunner.forward
 def forward(self, *arguments):
     inside.set()
     start = time.perf_counter()
-    genuine(self, *arguments)
+    actual = original(self, *arguments)
     seen.append((start, time.perf_counter()))
-SequenceKernels.forward = forward
+    return actual
+NumbaRunner.forward = forward
 ticks = []
 def tick():
     inside.wait()
@@ -177,8 +176,8 @@ print(len([t for t in ticks if start + 0.1 * (stop - start) < t < stop - 0.1 * (
 
 @needs_numba
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-def test_an_unrecorded_call_has_no_gates(kind: str) -> None:
-    """Beside states and outputs it takes what some steps need, not what all of them would."""
+def test_an_unrecorded_call_saves_no_gates(kind: str) -> None:
+    """Besides states and outputs it allocates memory for some steps, not for all of them."""
     layer, other = (getattr(xprnn, kind)(8, 64, bidirectional=True, seed=0) for _ in range(2))
     x = np.ones((400, 32, 8), np.float32)
     forced("sequence", other, x)  # compiled
@@ -189,5 +188,5 @@ def test_an_unrecorded_call_has_no_gates(kind: str) -> None:
     finally:
         tracemalloc.stop()
     states = 2 * len(layer._stack.cell.state_names)
-    # the directions' states, what the layer hands up, the output, and all else
+    # the states of both directions, the layer's output, the call's output, and the rest
     assert peak < (states + 2 + 2 + 1) * 400 * 32 * 64 * 4

@@ -1,4 +1,4 @@
-"""The threads of the CPU's kernels: the same bits however many, limits, forks, callers at once."""
+"""Threads of the CPU kernels: bits that do not depend on them, limits, forks, concurrent calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 
 @pytest.mark.parametrize("cell", SEQUENCE)
-def test_they_compute_the_equations(cell: str) -> None:
+def test_slices_equal_the_reference_code(cell: str) -> None:
     """Slices of rows, of directions, and of both."""
     for case in product(
         cell=(cell,),
@@ -43,7 +43,7 @@ def test_they_compute_the_equations(cell: str) -> None:
 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("cell", SEQUENCE)
-def test_the_bits_are_the_same_however_many(cell: str, ragged: bool) -> None:
+def test_the_bits_do_not_depend_on_the_number_of_threads(cell: str, ragged: bool) -> None:
     for N, directions in ((5, 2), (8, 1), (15, 1), (22, 2), (64, 1)):
         case = Case(cell, directions=directions, dtype="float32", N=N, H=40, I=17, T=9)
         layer, problem = build(case), draw(case)
@@ -58,7 +58,7 @@ def test_the_bits_are_the_same_however_many(cell: str, ragged: bool) -> None:
 
 
 def bits(case: Case, layer: Any, problem: Any, threads: int) -> dict[str, np.ndarray]:
-    """All results, recorded and not, by so many threads."""
+    """All results, recorded and not, with this number of threads."""
 
     def unrecorded() -> np.ndarray:
         output, _ = layer.eval()(problem.x, lengths=problem.lengths)
@@ -66,19 +66,19 @@ def bits(case: Case, layer: Any, problem: Any, threads: int) -> dict[str, np.nda
 
     layer.train().zero_grad()
     with several(threads):
-        found = forced("sequence", run, layer, case, problem)
-        again = forced("sequence", unrecorded)
-    return {**{name: array.copy() for name, array in found.items()}, "unrecorded": again}
+        recorded = forced("sequence", run, layer, case, problem)
+        eval_output = forced("sequence", unrecorded)
+    return {**{name: array.copy() for name, array in recorded.items()}, "unrecorded": eval_output}
 
 
 @pytest.mark.parametrize("lengths", [None, [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [2] * 11 + [0]])
 @pytest.mark.parametrize("parts", [1, 2, 3, 9])
-def test_slices_are_all_rows_in_parts_of_as_many_steps(parts: int, lengths: Any) -> None:
+def test_slices_cover_all_rows_with_equal_work(parts: int, lengths: Any) -> None:
+    from xprnn.core.packing import make_packed_batch
     from xprnn.kernels.numba.sequence import _slices
-    from xprnn.layout import make_layout
 
-    given = None if lengths is None else np.array(lengths)
-    layout = make_layout(xprnn.get_backend("numpy"), 9, 12, given)
+    row_lengths = None if lengths is None else np.array(lengths)
+    layout = make_packed_batch(xprnn.get_backend("numpy"), 9, 12, row_lengths)
     slices = _slices(layout, parts, 1)
     rows = [row for low, high in slices for row in range(low, high)]
     assert rows == list(range(layout.running))
@@ -91,17 +91,17 @@ def test_slices_are_all_rows_in_parts_of_as_many_steps(parts: int, lengths: Any)
     ("rows", "threads", "directions", "count"),
     [(64, 1, 1, 1), (64, 2, 1, 4), (64, 2, 2, 2), (64, 1, 2, 1), (23, 2, 1, 2), (64, 7, 2, 7)],
 )
-def test_slices_of_eight_rows_are_two_a_thread(
+def test_slices_of_eight_rows_are_two_per_thread(
     rows: int, threads: int, directions: int, count: int
 ) -> None:
+    from xprnn.core.packing import make_packed_batch
     from xprnn.kernels.numba.sequence import _slices
-    from xprnn.layout import make_layout
 
-    layout = make_layout(xprnn.get_backend("numpy"), 9, rows, None)
+    layout = make_packed_batch(xprnn.get_backend("numpy"), 9, rows, None)
     assert len(_slices(layout, threads, directions)) == count
 
 
-def test_a_call_that_comes_meanwhile_works_alone() -> None:
+def test_a_concurrent_call_runs_on_one_thread() -> None:
     from xprnn.kernels.numba import threads
 
     with several(2), threads.pool(2) as first:
@@ -112,37 +112,37 @@ def test_a_call_that_comes_meanwhile_works_alone() -> None:
         assert third.size == 2
 
 
-def test_threads_work_at_the_same_time_and_hand_on_errors() -> None:
+def test_threads_run_concurrently_and_errors_propagate() -> None:
     from xprnn.kernels.numba import threads
 
     meeting = threading.Barrier(3)
     with several(3), threads.pool(3) as pool:
-        pool.run([lambda: meeting.wait(20)] * 3)  # which one thread alone never passes
+        pool.run([lambda: meeting.wait(20)] * 3)  # one thread alone would not pass it
         with pytest.raises(ZeroDivisionError):
             pool.run([lambda: None, lambda: 1 // 0, lambda: None])
         pool.run([lambda: meeting.wait(20)] * 3)
 
 
-def test_a_thread_that_comes_late_takes_fewer_calls() -> None:
+def test_a_late_thread_runs_fewer_calls() -> None:
     from xprnn.kernels.numba import threads
 
-    caller, mine, enough = threading.get_ident(), [0], threading.Event()
+    caller, calls_of_caller, enough = threading.get_ident(), [0], threading.Event()
 
     def call() -> None:
         if threading.get_ident() != caller:
             enough.wait(20)
             return
-        mine[0] += 1
-        if mine[0] == 3:
+        calls_of_caller[0] += 1
+        if calls_of_caller[0] == 3:
             enough.set()
 
     with several(2), threads.pool(2) as pool:
         pool.run([call] * 4)
-        assert enough.is_set() and mine[0] >= 3
+        assert enough.is_set() and calls_of_caller[0] >= 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says where a thread may run")
-def test_the_others_may_run_on_all_processors_but_the_callers() -> None:
+def test_workers_may_run_on_all_processors_but_the_callers() -> None:
     from xprnn.kernels.numba import threads
 
     allowed, seen = os.sched_getaffinity(0), set()
@@ -150,7 +150,7 @@ def test_the_others_may_run_on_all_processors_but_the_callers() -> None:
         pytest.skip("this process may use one processor only")
     meeting = threading.Barrier(2)
 
-    def look() -> None:
+    def note_affinity() -> None:
         meeting.wait(20)
         seen.add((threading.get_ident(), frozenset(os.sched_getaffinity(0))))
 
@@ -158,23 +158,23 @@ def test_the_others_may_run_on_all_processors_but_the_callers() -> None:
     for processor in [*allowed][:2]:
         before = None
         while before != processor or threads._current_processor() != processor:
-            os.sched_setaffinity(0, {processor})  # is there, and may leave
+            os.sched_setaffinity(0, {processor})  # runs on this processor, and may migrate
             os.sched_setaffinity(0, allowed)
             before = threads._current_processor()
             with several(2), threads.pool(2) as pool:
                 seen.clear()
-                pool.run([look] * 2)
-        found = dict(seen)
-        assert found.pop(threading.get_ident()) == allowed
-        assert [*found.values()] == [allowed - {processor}]
+                pool.run([note_affinity] * 2)
+        affinities = dict(seen)
+        assert affinities.pop(threading.get_ident()) == allowed
+        assert [*affinities.values()] == [allowed - {processor}]
 
 
-def test_they_keep_no_arrays() -> None:
+def test_threads_keep_no_references() -> None:
     from xprnn.kernels.numba import threads
 
     class Held:
         def __call__(self) -> None:
-            meeting.wait(20)  # one call is the other thread's
+            meeting.wait(20)  # the other call runs in the other thread
 
     meeting, held = threading.Barrier(2), Held()
     alone, interval = sys.getrefcount(held), sys.getswitchinterval()
@@ -189,7 +189,7 @@ def test_they_keep_no_arrays() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_two_layers_in_two_threads_give_right_answers(threads: int) -> None:
+def test_two_layers_in_two_threads_give_correct_results(threads: int) -> None:
     layers = [xprnn.GRU(3, 24, seed=0), xprnn.LSTM(3, 40, bidirectional=True, seed=1)]
     inputs = [np.tile(X, (4, 3, 1)), np.tile(X, (2, 3, 1))]
     pairs = [*zip(layers, inputs, strict=True)]
@@ -246,23 +246,23 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @needs_fork
-def test_a_fork_while_others_have_the_threads_works() -> None:
+def test_a_fork_while_the_threads_are_in_use_works() -> None:
     code = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 with threads.pool(2) as pool:
     child = os.fork()
     if child == 0:
-        with threads.pool(2) as mine:
+        with threads.pool(2) as own:
             meeting = threading.Barrier(2)
-            mine.run([lambda: meeting.wait(20)] * 2)
+            own.run([lambda: meeting.wait(20)] * 2)
         os._exit(0 if np.array_equal(layer(x)[0], expected) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert python(USE + code, XPRNN_KERNELS="sequence").split() == ["0"]
 
 
-def test_the_interpreter_ends_with_threads_idle_and_calls_at_exit_work() -> None:
+def test_the_interpreter_exits_with_idle_threads_and_calls_at_exit_work() -> None:
     code = """
 import atexit
 atexit.register(lambda: print(np.array_equal(layer.eval()(x)[0], expected)))

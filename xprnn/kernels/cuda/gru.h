@@ -3,23 +3,23 @@
 
 namespace xprnn {
 
-// h' = n + z (h - n)
+// h_next = n + z (h - n)
 template <class A>
 XP_FN A gru_update(A z, A n, A h) {
   return n + z * (h - n);
 }
 
-// Backward of gru_update and of the activations of z and n. Returns dh' z, the part of dh that does
-// not go through the recurrent product.
+// Backward of gru_update and of the activations of z and n. Returns dh_next z, the part of dh that
+// does not go through the recurrent product.
 template <class A>
-XP_FN A gru_update_backward(A dh, A z, A n, A h, A& dgx_z, A& dgx_n) {
-  const A dn = dh * (1 - z);
+XP_FN A gru_update_backward(A dh_next, A z, A n, A h, A& dgx_z, A& dgx_n) {
+  const A dn = dh_next * (1 - z);
   dgx_n = dn * (1 - n * n);
   dgx_z = dn * (h - n) * z;
-  return dh * z;
+  return dh_next * z;
 }
 
-// GRU: from gx and gh to the gates; returns h'.
+// GRU: from gx and gh to the gates; returns h_next.
 template <class A>
 XP_FN A gru_step(A gx_r, A gx_z, A gx_n, A gh_r, A gh_z, A gh_n, A h, A& r, A& z, A& n) {
   r = sigmoid(gx_r + gh_r);
@@ -28,14 +28,15 @@ XP_FN A gru_step(A gx_r, A gx_z, A gx_n, A gh_r, A gh_z, A gh_n, A h, A& r, A& z
   return gru_update(z, n, h);
 }
 
-// Backward of gru_step; dgh = [dgx_r dgx_z dgh_n]. Returns dh' z, as gru_update_backward.
+// Backward of gru_step; dgh = [dgx_r dgx_z dgh_n]. Returns dh_next z, as gru_update_backward.
 template <class A>
-XP_FN A gru_step_backward(A dh, A r, A z, A n, A gh_n, A h, A& dgx_r, A& dgx_z, A& dgx_n,
+XP_FN A gru_step_backward(A dh_next, A r, A z, A n, A gh_n, A h, A& dgx_r, A& dgx_z, A& dgx_n,
                           A& dgh_n) {
-  const A dh_z = gru_update_backward(dh, z, n, h, dgx_z, dgx_n);
-  dgx_r = dgx_n * gh_n * r * (1 - r);
+  const A dh = gru_update_backward(dh_next, z, n, h, dgx_z, dgx_n);
+  const A dr = dgx_n * gh_n;
+  dgx_r = dr * r * (1 - r);
   dgh_n = dgx_n * r;
-  return dh_z;
+  return dh;
 }
 
 // GRUResetBefore: the gates r and z; returns q = r h, the operand of the product for n.
@@ -46,7 +47,7 @@ XP_FN A gru_reset(A gx_r, A gx_z, A gh_r, A gh_z, A h, A& r, A& z) {
   return r * h;
 }
 
-// GRUResetBefore: the candidate n from the product of q; returns h'.
+// GRUResetBefore: the candidate n from the product of q; returns h_next.
 template <class A>
 XP_FN A gru_candidate(A gx_n, A gh_n, A z, A h, A& n) {
   n = tanh_of(gx_n + gh_n);
@@ -91,7 +92,7 @@ XP_FN void gru_backward_gates(Index idx, Index H,
                               const C* h,  // in     (N, H)
                               C* gates,    // inout  (N, 3*H): r z n -> dgh
                               C* saved,    // inout  (N, H): gh_n -> dgx_n
-                              A* dh) {     // inout  (N, H): dh' -> dh' z
+                              A* dh) {     // inout  (N, H): dh_next -> dh_next z
   gates += gate_offset(idx, H, 3);
   A dgx_r, dgx_z, dgx_n, dgh_n;
   dh[idx] = gru_step_backward(dh[idx], static_cast<A>(gates[0]), static_cast<A>(gates[H]),
@@ -140,7 +141,7 @@ template <class C, class A>
 XP_FN void gru_backward_candidate(Index idx, Index H,
                                   const C* h,  // in     (N, H)
                                   C* gates,    // inout  (N, 3*H): z n -> dgx_z dgx_n
-                                  A* dh) {     // inout  (N, H): dh' -> dh' z
+                                  A* dh) {     // inout  (N, H): dh_next -> dh_next z
   gates += gate_offset(idx, H, 3);
   A dgx_z, dgx_n;
   dh[idx] = gru_update_backward(dh[idx], static_cast<A>(gates[H]), static_cast<A>(gates[2 * H]),

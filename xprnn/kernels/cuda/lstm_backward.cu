@@ -47,7 +47,7 @@ struct LstmBackwardArrays {
   const float* c;            // in     (N + S, H)
   const float* doutput;      // in     (S, H), row stride `doutput_stride`; null for zeros
   Element* gates;            // inout  (S, 4*H): i f g o -> dgh
-  const Element* saved;      // in     (S, H): tanh(c')
+  const Element* saved;      // in     (S, H): tanh_c
   float* dh;                 // inout  (N, H): of the final states -> of the initial states
   float* dc;                 // inout  (N, H): likewise
   Word* exchange;            // inout  (S, 4, H padded): SENTINEL -> dgh

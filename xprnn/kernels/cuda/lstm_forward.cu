@@ -50,7 +50,7 @@ struct LstmForwardArrays {
   typedef typename Operand<mode>::Element Element;
   const Element* weight_hh;  // in     (4*H, H)
   Element* gates;            // inout  (S, 4*H): gx, with `record` -> i f g o
-  Element* saved;            // out    (S, H): tanh(c'); unused without `record`
+  Element* saved;            // out    (S, H): tanh_c; unused without `record`
   Element* states;           // inout  (N + S, H): initial rows -> all rows
   float* c;                  // inout  (N + S, H): initial rows -> all rows
   Word* exchange;            // inout  (N + S, H padded): initial rows, then SENTINEL -> all rows;

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ...arithmetic import Arithmetic
+from ...core.precision import PrecisionPolicy
 from .table import (
     KERNELS,
     MAX_WAVEFRONT_LAYERS,
@@ -122,7 +122,7 @@ MAX_REGISTERS = 255  # per thread
 BASE_REGISTERS = {"float32": MAX_REGISTERS, "tf32": 111, "bfloat16": 111, "float16": 111}
 
 
-def math_mode_of(arithmetic: Arithmetic) -> str:
+def math_mode_of(arithmetic: PrecisionPolicy) -> str:
     """The math mode of products, as in `SequenceProblem`."""
     return "tf32" if arithmetic.precision == "tf32" else arithmetic.compute_dtype.name
 

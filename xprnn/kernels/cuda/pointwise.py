@@ -29,7 +29,7 @@ class PointwiseKernel(NamedTuple):
     name: str
     header: str
     cell: str  # in cells.CELLS
-    part: str  # the method of that cell that it replaces
+    method: str  # of that cell, which it replaces
     buffers: tuple[Buffer, ...]
     operation: str
 

@@ -2,7 +2,7 @@
 
 namespace xprnn {
 
-// h' = tanh(gx + gh)   or   max(gx + gh, 0)
+// h_next = tanh(gx + gh)   or   max(gx + gh, 0)
 template <bool relu, class A>
 XP_FN A rnn_step(A gx, A gh) {
   const A a = gx + gh;
@@ -10,11 +10,11 @@ XP_FN A rnn_step(A gx, A gh) {
   return tanh_of(a);
 }
 
-// da = dh' (1 - h'^2)   or   dh' [h' > 0]
+// da = dh_next (1 - h_next^2)   or   dh_next [h_next > 0]
 template <bool relu, class A>
-XP_FN A rnn_step_backward(A dh, A h_next) {
-  if (relu) return dh * (h_next > 0 ? A(1) : h_next);  // h_next is 0 or NaN here
-  return dh * (1 - h_next * h_next);
+XP_FN A rnn_step_backward(A dh_next, A h_next) {
+  if (relu) return dh_next * (h_next > 0 ? A(1) : h_next);  // 0 or NaN
+  return dh_next * (1 - h_next * h_next);
 }
 
 // RNN.forward_gates
@@ -30,7 +30,7 @@ XP_FN void rnn_forward_gates(Index idx,
 template <bool relu, class C, class A>
 XP_FN void rnn_backward_gates(Index idx,
                               const C* h_next,  // in     (N, H)
-                              const A* dh,      // in     (N, H): gradient of h_next
+                              const A* dh,      // in     (N, H): dh_next
                               C* gates) {       // out    (N, H): da
   gates[idx] = static_cast<C>(rnn_step_backward<relu>(dh[idx], static_cast<A>(h_next[idx])));
 }

@@ -1,7 +1,7 @@
 """Whole sequences: prepares and launches the kernels of the files *_forward.cu and *_backward.cu.
 
-They replace the time loops of `xprnn/sequence.py`, work on the same arrays and leave in them
-what the loops leave. A state is also a letter: other blocks wait for it to differ from `SENTINEL`.
+They write what the step loop of `xprnn/engine/loop.py` writes. A state is also a message: other
+blocks wait until it differs from `SENTINEL`.
 """
 
 from __future__ import annotations
@@ -12,96 +12,147 @@ from typing import Any
 
 import numpy as np
 
-from ...arithmetic import Arithmetic
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
 from ...cells import CELLS
-from ...directions import Direction, Trace, Undoing
-from ...layout import Layout
-from ...scratch import Workspace
+from ...core.packing import PackedBatch
+from ...core.passes import Activations, BackwardPass, ForwardPass
+from ...core.precision import PrecisionPolicy
+from ...core.workspace import Workspace
+from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
+from ..shared import allocate, input_projection, project, weight_gradients, write_results
 from . import loading
 from .plan import DeviceProperties, LaunchPlan, SequenceProblem, math_mode_of, padded, plan
 from .table import KERNELS, LOWER_LAYER, MAX_WAVEFRONT_LAYERS
 
 SENTINEL = 0xFF  # in every byte: a NaN that no kernel writes
-# Looks at a letter before a wait is given up, half a microsecond or so each: seconds, where a step
-# takes microseconds.
+# Polls of a message before a wait ends with an error, half a microsecond or so each: seconds, where
+# a step takes microseconds.
 MAX_POLLS = 1 << 23
 
 
-class SequenceKernels:
-    """The kernels that take all steps of a cell in one launch, on one device.
+class CudaRunner:
+    """The kernels that run all steps of a cell in one launch, on one device.
 
-    A launch is one of a direction of a layer, or of both, the reverse one second; or of the layers
-    of a stack, in a wave.
+    A launch runs a direction of a layer, or both, the reverse one second; or the layers of a stack,
+    as a `Wavefront`. Input products and weight gradients are cuBLAS's.
     """
 
     unit = "launch"
-    from_input = False
-    to_weights = False
-    room = 0
-    packs = False
-    ahead = 0
+    costs = RunnerCosts()
 
-    def __init__(self, backend: CupyBackend, cell: str, arithmetic: Arithmetic) -> None:
+    def __init__(self, backend: CupyBackend, cell: str, precision: PrecisionPolicy) -> None:
         self._backend = backend
         self._cell = cell
         self._states = CELLS[cell].state_names
-        self._numbers = math_mode_of(arithmetic)
+        self._compute_dtype = precision.compute_dtype
+        self._xp = backend.module(precision.precision, precision.narrow)
+        self._numbers = math_mode_of(precision)
         self._device = DeviceProperties.of(backend.xp, backend.device)
 
-    def plan(self, work: str, N: int, H: int, T: int, directions: int) -> LaunchPlan | str:
-        """The launch for "forward", "training" or "backward", or the reason why there is none."""
-        problem = SequenceProblem(self._cell, work, self._numbers, N, H, T, directions)
-        return plan(self._device, problem)
+    # -- what is supported
 
-    def wave(self, work: str, N: int, H: int, T: int, layers: int) -> LaunchPlan | str:
-        """As `plan`, for a launch of all layers of a stack, "forward" or "training"."""
-        return plan(
-            self._device, SequenceProblem(self._cell, work, self._numbers, N, H, T, 1, layers)
-        )
+    def plan(
+        self, kind: Pass, N: int, H: int, T: int, directions: int, layers: int = 1
+    ) -> LaunchPlan | Unsupported:
+        """The launch of a pass."""
+        problem = SequenceProblem(self._cell, str(kind), self._numbers, N, H, T, directions, layers)
+        found = plan(self._device, problem)
+        return Unsupported(found) if isinstance(found, str) else found
 
-    def outdone(self, N: int, width: int, H: int, T: int) -> str:
-        """No call that fits is served faster otherwise, as far as is known."""
-        return ""
+    def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
+        """Why a pass over so many directions of a layer cannot be launched."""
+        found = self.plan(kind, sizes.N, sizes.H, sizes.T, directions)
+        return found if isinstance(found, Unsupported) else None
 
-    def forward(
+    def not_profitable(self, sizes: Sizes) -> Unsupported | None:
+        """None: no supported call is known to be faster otherwise."""
+        return None
+
+    def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
+        """Both directions of a layer together, where a launch of both is supported."""
+        if directions > 1 and self.unsupported(kind, sizes, directions) is None:
+            return [range(directions)]
+        return [range(d, d + 1) for d in range(directions)]
+
+    def wavefront(self, kind: Pass, sizes: Sizes, layers: int) -> Wavefront | Unsupported:
+        """The launch of all layers of a stack, or why there is none."""
+        found = self.plan(kind, sizes.N, sizes.H, sizes.T, 1, layers)
+        return found if isinstance(found, Unsupported) else Wavefront(self)
+
+    # -- a layer
+
+    def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
+        """Run directions of one layer; outputs and final states are written."""
+        cell, dtype = CELLS[self._cell], self._compute_dtype
+        every = [allocate(cell, dtype, direction, call) for direction in passes]
+        for direction, activations in zip(passes, every, strict=True):
+            input_projection(self._xp, cell, direction, activations.gates)
+        self.launch_forward(passes, every, call)
+        for direction, activations in zip(passes, every, strict=True):
+            write_results(direction, activations, call.batch)
+        return every
+
+    def launch_forward(
         self,
-        chosen: LaunchPlan,
-        directions: Sequence[Direction],
-        traces: Sequence[Trace],
-        layout: Layout,
-        scratch: Workspace,
-        record: bool,
+        passes: Sequence[ForwardPass],
+        every: Sequence[Activations],
+        call: CallContext,
+        layers: int = 1,
     ) -> None:
-        """All steps: of the traces gates are read as gx, and every state is written.
+        """All steps; of the activations gates are read as gx, and every state is written.
 
-        With `record` gates and saved are written too, else saved is not touched. In a wave there is
-        a direction for each layer; to gx of the upper ones the product with the one below is added.
+        In a recorded call gates and saved are written too, else saved is not touched. With `layers`
+        there is a direction for each layer; the product with the layer below is added to gx of the
+        upper ones.
         """
-        every: list[dict[str, Any]] = []
-        for direction, trace in zip(directions, traces, strict=True):
-            arrays: dict[str, Any] = dict(zip(self._states, trace.states, strict=True))
-            arrays |= {"gates": trace.gates, "saved": trace.saved if record else None}
+        batch = call.batch
+        if not batch.total:
+            return
+        table: list[dict[str, Any]] = []
+        for direction, activations in zip(passes, every, strict=True):
+            arrays: dict[str, Any] = dict(zip(self._states, activations.states, strict=True))
+            saved = activations.saved if call.record else None
+            arrays |= {"gates": activations.gates, "saved": saved}
             arrays["exchange"] = self._initialised_exchange(
-                direction, trace.states, layout, scratch
+                direction, activations.states, batch, call.scratch
             )
             arrays |= dict.fromkeys(LOWER_LAYER)
-            if chosen.layers > 1 and every:
+            if layers > 1 and table:
                 weight_ih = _readable(direction.weights.weight_ih)
-                arrays |= zip(LOWER_LAYER, (weight_ih, every[-1]["exchange"]), strict=True)
-            every.append(arrays)
-        self._launch(chosen, "forward", directions, every, layout)
+                arrays |= zip(LOWER_LAYER, (weight_ih, table[-1]["exchange"]), strict=True)
+            table.append(arrays)
+        chosen = self._launch_of(call.forward_pass, passes, batch, layers)
+        self._launch(chosen, "forward", passes, table, batch)
+
+    def _launch_of(
+        self,
+        kind: Pass,
+        passes: Sequence[ForwardPass | BackwardPass],
+        batch: PackedBatch,
+        layers: int = 1,
+    ) -> LaunchPlan:
+        """The launch of a pass that is supported; the planner remembers it."""
+        directions = 1 if layers > 1 else len(passes)
+        H = passes[0].weights.weight_hh.shape[1]
+        found = self.plan(kind, batch.running, H, batch.steps, directions, layers)
+        if isinstance(found, Unsupported):  # the planner's tables have changed since
+            raise RuntimeError(found.reason)
+        return found
 
     def _initialised_exchange(
-        self, direction: Direction, states: tuple[Array, ...], layout: Layout, scratch: Workspace
+        self,
+        direction: ForwardPass,
+        states: tuple[Array, ...],
+        batch: PackedBatch,
+        scratch: Workspace,
     ) -> Array:
         """The exchange buffer of a direction, with the initial states in it and in `states`."""
-        (h, *others), n_0, xp = states, layout.running, self._backend.xp
-        H, first = h.shape[1], _first(layout, direction.reverse)
+        (h, *others), n_0, xp = states, batch.running, self._backend.xp
+        H, first = h.shape[1], _first(batch, direction.reverse)
         width = padded(H, self._numbers)
-        exchange = h if width == H else scratch.empty(n_0 + layout.total, width, dtype=h.dtype)
+        exchange = h if width == H else scratch.empty(n_0 + batch.total, width, dtype=h.dtype)
         exchange.data.memset_async(SENTINEL, exchange.nbytes)
         initial = [end[:n_0] for end in direction.ends]
         # a NaN, but not `SENTINEL`
@@ -114,49 +165,56 @@ class SequenceKernels:
             state[first] = start
         return exchange
 
-    def backward(
-        self, chosen: LaunchPlan, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
-    ) -> None:
-        """Undo all steps: of the traces gates become dgh; saved, what the cell's `backward` makes.
+    def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
+        """Run the backward pass of directions of one layer; gates become dgx."""
+        batch = call.batch
+        if batch.total:
+            self._launch_backward(passes, batch, call.scratch)
+        for direction in passes:
+            weight_gradients(self._xp, self._xp, CELLS[self._cell], direction, batch)
 
-        `dstates` become those of the initial states. Rows of `doutput` may stand apart.
-        """
-        every = []
-        for undoing in directions:
-            trace, first = undoing.trace, [dstate[: layout.running] for dstate in undoing.dstates]
+    def _launch_backward(
+        self, passes: Sequence[BackwardPass], batch: PackedBatch, scratch: Workspace
+    ) -> None:
+        """All steps: gates become dgh; saved, what the cell's `backward` computes."""
+        table = []
+        for direction in passes:
+            activations = direction.activations
+            first = [dstate[: batch.running] for dstate in direction.dstates]
             H = first[0].shape[1]
-            width = trace.gates.shape[1] // H * padded(H, self._numbers)
-            exchange = scratch.empty(layout.total, width, dtype=trace.gates.dtype)
+            width = activations.gates.shape[1] // H * padded(H, self._numbers)
+            exchange = scratch.empty(batch.total, width, dtype=activations.gates.dtype)
             exchange.data.memset_async(SENTINEL, exchange.nbytes)
-            arrays: dict[str, Any] = dict(zip(self._states, trace.states, strict=True))
+            arrays: dict[str, Any] = dict(zip(self._states, activations.states, strict=True))
             arrays |= zip(["d" + name for name in self._states], first, strict=True)
-            arrays |= {"gates": trace.gates, "saved": trace.saved, "exchange": exchange}
-            every.append(arrays | {"doutput": undoing.doutput})
-        doutput = directions[0].doutput
+            arrays |= {"gates": activations.gates, "saved": activations.saved, "exchange": exchange}
+            table.append(arrays | {"doutput": direction.doutput})
+        doutput = passes[0].doutput
         apart = 0 if doutput is None else doutput.strides[0] // doutput.itemsize
-        self._launch(chosen, "backward", directions, every, layout, np.int32(apart))
+        chosen = self._launch_of(Pass.BACKWARD, passes, batch)
+        self._launch(chosen, "backward", passes, table, batch, np.int32(apart))
 
     def _launch(
         self,
         chosen: LaunchPlan,
         work: str,
-        directions: Sequence[Direction | Undoing],
-        every: list[dict[str, Array | None]],
-        layout: Layout,
+        passes: Sequence[ForwardPass | BackwardPass],
+        table: list[dict[str, Array | None]],
+        batch: PackedBatch,
         *own: Any,
     ) -> None:
         """Launch with those of the arrays that the kernel takes, and what all kernels take."""
         kernel = KERNELS[self._cell, work]
-        for direction, arrays in zip(directions, every, strict=True):
+        for direction, arrays in zip(passes, table, strict=True):
             weights = direction.weights
             arrays |= {"weight_hh": _readable(weights.weight_hh), "bias_hh": weights.bias_hh}
-        H, reverse = directions[0].weights.weight_hh.shape[1], directions[0].reverse
-        counts = None if layout.ragged is None else layout.ragged.counts.astype(np.int32)
-        sizes = layout.steps, layout.running, H, layout.total, chosen.passes, int(reverse)
+        H, reverse = passes[0].weights.weight_hh.shape[1], passes[0].reverse
+        counts = None if batch.ragged is None else batch.ragged.counts.astype(np.int32)
+        sizes = batch.steps, batch.running, H, batch.total, chosen.passes, int(reverse)
         code = source(kernel.file, chosen.cluster, chosen.layers > 1)
         slots = MAX_WAVEFRONT_LAYERS if chosen.layers > 1 else 2
         addresses = grouped_arguments(
-            [[arrays[name] for name in kernel.arrays] for arrays in every], slots
+            [[arrays[name] for name in kernel.arrays] for arrays in table], slots
         )
         self._backend.cooperative.launch(
             f"{self._cell}_{work}",
@@ -166,8 +224,39 @@ class SequenceKernels:
         )
 
 
+class Wavefront:
+    """All layers of a stack of one direction in one launch.
+
+    A layer runs a step as soon as the layer below has. No GPU has run it yet.
+    """
+
+    def __init__(self, runner: CudaRunner) -> None:
+        self._runner = runner
+
+    def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
+        """Run all layers, a pass each; x of the upper layers is the output of the one below.
+
+        gx of the upper layers is their bias: the launch multiplies the states of the layer below.
+        """
+        runner, x = self._runner, passes[0].x
+        cell, dtype, every = CELLS[runner._cell], runner._compute_dtype, []
+        for layer, direction in enumerate(passes):
+            activations = allocate(cell, dtype, direction._replace(x=x), call)
+            bias = cell.input_bias(direction.weights, dtype)
+            if layer:
+                activations.gates[...] = 0.0 if bias is None else bias
+            else:
+                project(runner._xp, direction.weights, bias, x, activations.gates)
+            every.append(activations)
+            x = call.batch.outputs(activations.states[0], False)
+        runner.launch_forward(passes, every, call, len(passes))
+        for direction, activations in zip(passes, every, strict=True):
+            write_results(direction, activations, call.batch)
+        return every
+
+
 def grouped_arguments(every: Sequence[Sequence[Array | None]], slots: int) -> np.ndarray:
-    """`GroupedArguments` of exchange.h for the arrays of directions or layers, in `slots` slots.
+    """`GroupedArguments` of exchange.h for arrays of directions or layers, with `slots` entries.
 
     CuPy passes a NumPy array of one element by value, whatever the element is.
     """
@@ -177,11 +266,11 @@ def grouped_arguments(every: Sequence[Sequence[Array | None]], slots: int) -> np
     return table.reshape(-1).view([("slots", table.dtype, table.shape)])
 
 
-def _first(layout: Layout, reverse: bool) -> Any:
-    """Where in the states a direction finds the initial one of each place."""
+def _first(batch: PackedBatch, reverse: bool) -> Any:
+    """Where in the states a direction finds the initial state of each position."""
     if not reverse:
-        return slice(layout.running)
-    return slice(layout.total, None) if layout.ragged is None else layout.ragged.last
+        return slice(batch.running)
+    return slice(batch.total, None) if batch.ragged is None else batch.ragged.last
 
 
 def _readable(weight: Array) -> Array:
@@ -190,7 +279,7 @@ def _readable(weight: Array) -> Array:
 
 
 def parts(name: str) -> tuple[str, ...]:
-    """The files of a kernel, such as "gru_forward", and of all that it stands on, in order."""
+    """The files of a kernel, such as "gru_forward", and of all that it includes, in order."""
     cell, _, way = name.rpartition("_")
     below = "device.h", "math_mode.h", "exchange.h", "products.h", "staging.h", "units.h"
     return "common.h", f"{cell}.h", *below, f"{way}.h", f"{name}.cu"
@@ -198,7 +287,7 @@ def parts(name: str) -> tuple[str, ...]:
 
 @cache
 def source(name: str, cluster: int = 1, wave: bool = False) -> str:
-    """The text of a kernel, behind all that it stands on.
+    """The text of a kernel, after all that it includes.
 
     :param cluster: the blocks of a cluster.
     :param wave: for the layers of a stack in place of directions.

@@ -1,17 +1,17 @@
-// One step of all layers of a stack in one launch, for a few rows: what stack_steps.py does with
-// sequence.step, one layer after the other. Included after the cells' headers and lanes.h.
+// One step of all layers of a stack in one launch, for a few rows: what step.py does with
+// loop.layer_step for one layer after the other. Included after the cells' headers and lanes.h.
 //
 // The time is bound by reading every weight once. Each warp computes one unit at a time, its lanes
-// split the unit's rows of the weights, and nothing is kept from step to step. A layer reads h' of
-// the layer below from an exchange buffer as in exchange.h. There are two buffers: each step fills
-// the one of the next step with SENTINEL.
+// split the unit's rows of the weights, and nothing is kept from step to step. A layer reads
+// h_next of the layer below from an exchange buffer as in exchange.h. There are two buffers: each
+// step fills the one of the next step with SENTINEL.
 
 namespace xprnn {
 
 constexpr int STEP_WARPS = 4;  // of a block
 
 // One per cell: one element of a step, from the sums of both products with their biases; returns
-// h'.
+// h_next.
 struct GruUnit {  // cells/gru.py: GRU
   static constexpr int gates = 3;
   static constexpr bool has_c = false;
@@ -20,7 +20,7 @@ struct GruUnit {  // cells/gru.py: GRU
     return gru_step(gx[0], gx[1], gx[2], gh[0], gh[1], gh[2], h, r, z, n);
   }
 };
-struct LstmUnit {  // cells/lstm.py: LSTM; c is inout: c -> c'
+struct LstmUnit {  // cells/lstm.py: LSTM; c is inout: c -> c_next
   static constexpr int gates = 4;
   static constexpr bool has_c = true;
   XP_FN static float step(const float (&gx)[4], const float (&gh)[4], float, float& c) {

@@ -1,6 +1,6 @@
 """One step of all layers in one launch: prepares and launches the kernel of stack_step.cu.
 
-It replaces what `xprnn/stack_steps.py` does with `sequence.step` for one layer after the other.
+It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/engine/step.py`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...arithmetic import Arithmetic
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
 from ...cells import Weights
+from ...core.precision import PrecisionPolicy
+from ..interface import Unsupported
 from . import loading
 from .plan import DeviceProperties
 from .sequence import MAX_POLLS, SENTINEL
@@ -25,7 +26,7 @@ UNITS = {  # of the cells
     "lstm": "LstmUnit",
 }
 KINDS = {"float32": "TF32X3", "bfloat16": "BF16", "float16": "F16"}  # of what products read
-ROWS = (1, 4, 8)  # that an instantiation takes at most; for more rows products are faster
+ROWS = (1, 4, 8)  # the most of an instantiation; for more rows products are faster
 WARPS = 4  # STEP_WARPS of the kernel
 PARTS = (  # of its source
     *("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "math_mode.h"),
@@ -33,7 +34,7 @@ PARTS = (  # of its source
 )
 
 
-class Sizes(NamedTuple):
+class StepSizes(NamedTuple):
     """Of a stack and its streams."""
 
     L: int
@@ -43,7 +44,7 @@ class Sizes(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Of the instantiation that takes N rows."""
+        """Rows of the instantiation for N rows."""
         return next(rows for rows in ROWS if rows >= self.N)
 
     @property
@@ -53,12 +54,20 @@ class Sizes(NamedTuple):
         return 4 * self.rows * sum(-(-width // 8) * 8 for width in widths)
 
 
-def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Sizes) -> str | None:
-    """Why the kernel cannot take the steps of such a stack; None: it can."""
-    device = DeviceProperties.of(backend.xp, backend.device)
+def unsupported(
+    backend: CupyBackend, cell: str, precision: PrecisionPolicy, sizes: StepSizes
+) -> Unsupported | None:
+    """Why the kernel cannot run the steps of such a stack."""
+    why = _why_not(DeviceProperties.of(backend.xp, backend.device), cell, precision, sizes)
+    return Unsupported(why) if why else None
+
+
+def _why_not(
+    device: DeviceProperties, cell: str, precision: PrecisionPolicy, sizes: StepSizes
+) -> str:
     if cell not in UNITS:
         return f"cell {cell!r} exchanges twice in a step, the kernel of a step once a layer"
-    if arithmetic.compute_dtype.name not in KINDS:
+    if precision.compute_dtype.name not in KINDS:
         return "float64: blocks exchange words of 32 bits"
     if ROWS[-1] < sizes.N:
         return f"N={sizes.N}: the kernel of a step takes {ROWS[-1]} rows at most"
@@ -66,10 +75,10 @@ def refusal(backend: CupyBackend, cell: str, arithmetic: Arithmetic, sizes: Size
         return "the device is older than compute capability 8.0, or launches nothing cooperatively"
     if sizes.shared > device.shared_block:
         return f"a block needs {sizes.shared} bytes of shared memory and gets {device.shared_block}"
-    return None
+    return ""
 
 
-class StackStep:
+class FusedStep:
     """The launches of one stepper.
 
     :param weights: of each layer, as products read them; they stay where they are.
@@ -79,8 +88,8 @@ class StackStep:
         self,
         backend: Any,
         cell: str,
-        arithmetic: Arithmetic,
-        sizes: Sizes,
+        arithmetic: PrecisionPolicy,
+        sizes: StepSizes,
         weights: list[Weights],
     ) -> None:
         self._backend, self._sizes, self._weights = backend, sizes, weights
@@ -98,9 +107,9 @@ class StackStep:
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
     ) -> None:
-        """Take a step: x (N, I) and the states `now`, (L, N, H) each, are read.
+        """Run a step; in: x (N, I) and the states `now`, (L, N, H) each.
 
-        `after` and `out` (N, H), the last layer's h, are written. All are C-contiguous.
+        out: `after` and `out` (N, H), the last layer's h. All are C-contiguous.
         """
         c, c_next = (states[1] if len(states) > 1 else None for states in (now, after))
         exchange, other = self._exchange
@@ -121,5 +130,5 @@ def instantiation(unit: str, kind: str, rows: int) -> str:
 
 
 def source() -> str:
-    """The text of the kernel, behind all that it stands on."""
+    """The text of the kernel, after all that it includes."""
     return loading.text(*PARTS)

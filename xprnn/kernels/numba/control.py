@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ...floating_point import environment
+from ...backend.floating_point import environment
 
 # on other machines the caller enters the environment
 FLUSHES = environment.flushes and platform.machine() == "x86_64"

@@ -1,13 +1,13 @@
 """Gradients of the weights, the biases and the input, computed after all backward steps.
 
-They replace `_gradients` of `xprnn/sequence.py`. The threads of a BLAS would keep spinning for a
-while after each of its products and take processors from the compiled loops.
+They replace `weight_gradients` of `xprnn/kernels/shared.py`. The threads of a BLAS would keep
+spinning for a while after each of its products and take processors from the compiled loops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,9 +16,9 @@ from numba import types
 
 from ...backend import Array
 from ...cells import Cell
-from ...directions import Undoing
-from ...layout import Layout
-from ...scratch import Workspace
+from ...core.packing import PackedBatch
+from ...core.passes import BackwardPass
+from ...core.workspace import Workspace
 from . import product
 from .jit import compile_for, number_of, read, row, written
 from .loops import copy_leading
@@ -30,9 +30,9 @@ ROWS = 64  # rows of dx that are computed at a time: enough to amortize reading 
 
 def compute(
     cell: Cell,
-    directions: Sequence[Undoing],
+    directions: Sequence[BackwardPass],
     packed: Sequence[Array | None],
-    layout: Layout,
+    layout: PackedBatch,
     scratch: Workspace,
     pool: ThreadPool,
 ) -> None:
@@ -47,19 +47,20 @@ def compute(
     mark = scratch.mark()
     calls: list[Call] = []
     for each in directions:
-        previous = layout.previous(each.trace.states[0], each.reverse)
+        previous = layout.previous(each.activations.states[0], each.reverse)
         outputs = each.dweights.weight_hh, each.dweights.bias_hh
-        calls += _weight_calls(each.trace.gates, previous, outputs, scratch, threads)
+        calls += _weight_calls(each.activations.gates, previous, outputs, scratch, threads)
     pool.run(calls)
     for each in directions:
-        cell.to_input_side(each.trace.gates, each.trace.saved)
+        cell.to_input_side(each.activations.gates, each.activations.saved)
     scratch.rewind(mark)
     calls = []
     for each, panels in zip(directions, packed, strict=True):
         outputs = each.dweights.weight_ih, each.dweights.bias_ih
-        calls += _weight_calls(each.trace.gates, each.trace.x, outputs, scratch, threads)
+        gates, x = each.activations.gates, each.activations.x
+        calls += _weight_calls(gates, x, outputs, scratch, threads)
         if panels is not None:
-            calls += _input_calls(each.trace.gates, panels, each.dx, scratch, threads)
+            calls += _input_calls(gates, panels, each.dx, scratch, threads)
     pool.run(calls)
     scratch.rewind(mark)
 
@@ -81,9 +82,7 @@ def _weight_calls(
     width, function = product.width_of(dtype), _weights(dtype)
     for low, high in _ranges(dgates.shape[1], threads, product.TILE_ROWS):
         remainder = high - low if dweight.shape[1] % width else 0
-        buffers = [
-            scratch.empty(*size) for size in ((BLOCK, width), (remainder, width), (2, high - low))
-        ]
+        buffers = scratch.arrays((BLOCK, width), (remainder, width), (2, high - low))
         yield partial(function, dgates, inputs, dweight, dbias, *buffers, low, high)
 
 
@@ -97,6 +96,7 @@ def _input_calls(
         yield partial(function, dgates, panels, dx, buffer, low, high)
 
 
+@lru_cache(256)
 def _ranges(size: int, count: int, multiple: int) -> list[tuple[int, int]]:
     """Split `size` into up to `count` ranges, each starting at a multiple of `multiple`."""
     bounds = [size * k // count // multiple * multiple for k in range(count)]

@@ -1,6 +1,6 @@
 """The time loops: one function that computes all steps of a slice of rows of a direction.
 
-They replace the step loops of `xprnn/sequence.py` and leave the same contents in the arrays.
+They replace the step loops of `xprnn/engine/loop.py` and leave the same contents in the arrays.
 `forward_loop` and `backward_loop` make them from the pointwise ops of a cell. `counts` (T,) holds
 the number of rows of each step, longest rows first; the slice is the rows from `low` to `high`.
 Packed arrays, (S, ...), hold the rows of all steps one step after the other; states, (n_0 + S, H),

@@ -7,6 +7,7 @@ registers during its sums.
 
 from __future__ import annotations
 
+from functools import cache
 from math import lcm
 from typing import Any
 
@@ -22,6 +23,7 @@ _largest, _four, _two, _one = (tile(rows) for rows in (TILE_ROWS, 4, 2, 1))
 _largest_transposed, _one_transposed = (tile_transposed(rows) for rows in (TILE_ROWS, 1))
 
 
+@cache
 def width_of(dtype: np.dtype[Any]) -> int:
     """Return the number of columns of a panel."""
     return VECTORS * REGISTERS.bytes // dtype.itemsize

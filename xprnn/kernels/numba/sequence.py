@@ -1,7 +1,7 @@
-"""Whole sequences: one compiled function for all steps of a direction of a layer.
+"""Whole sequences: one compiled function for all steps of a direction of a layer, from x to dW.
 
-They replace the time loops of `xprnn/sequence.py`, work on the same arrays and leave in them
-what the loops leave. Where several threads pay, each takes a direction or some of its rows.
+It writes what the step loop of `xprnn/engine/loop.py` writes. Where several threads are faster,
+each runs a direction or some of its rows.
 """
 
 from __future__ import annotations
@@ -15,85 +15,90 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from ...arithmetic import Arithmetic
 from ...backend import Array, Backend
 from ...cells import CELLS, Weights
-from ...directions import Direction, Trace, Undoing
-from ...layout import Layout
-from ...scratch import Workspace
-from . import SEQUENCE, gradients, product, threads
+from ...core.packing import PackedBatch
+from ...core.passes import Activations, BackwardPass, ForwardPass
+from ...core.precision import PrecisionPolicy
+from ...core.workspace import Workspace
+from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
+from ..shared import allocate, write_results
 from . import gates as by_element
+from . import gradients, product, threads
 from .jit import compile_for, number_of, read, written
 from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
+from .table import SEQUENCE
 
-CHUNK = 64  # rows whose input side is computed at a time: enough for the weights to pay off
+CHUNK = 64  # rows whose gx is computed at a time: enough to use each weight often
 FEW = 8  # rows of all steps
 # Multiply-adds of a call for which another thread pays, some 0.4 ms of one: with 13 million two
 # took as long as one
 SHARED = 20_000_000
 FEWEST = 4  # rows of a slice, whose first row is divisible by it: so the bits do not depend on it
-FINE = 8  # rows of which two slices a thread are made, so that one that comes late takes fewer
+FINE = 8  # rows from which there are two slices a thread, so that a late thread runs fewer
+ALONE = threads.pool(1)  # the caller's thread
 _BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
 
 
-class SequenceKernels:
-    """The functions that take all steps of a direction of a layer, in float32 or float64."""
+class NumbaRunner:
+    """The compiled loops of a cell, in float32 or float64."""
 
     unit = "call"
-    from_input = True
-    to_weights = True
-    packs = True
-    ahead = CHUNK
 
-    def __init__(self, backend: Backend, cell: str, arithmetic: Arithmetic) -> None:
+    def __init__(self, backend: Backend, cell: str, precision: PrecisionPolicy) -> None:
         self._backend = backend
         self._cell = cell
-        self._dtype = arithmetic.dtype
-        self.room: int = gradients.BLOCK * width_of(self._dtype)
+        self._dtype = precision.dtype
+        scratch = gradients.BLOCK * width_of(self._dtype)
+        self.costs = RunnerCosts(packs_weights=True, scratch=scratch, input_rows=CHUNK)
 
-    def plan(self, work: str, N: int, H: int, T: int, directions: int) -> str | tuple[()]:
-        """Nothing to be planned for "forward", "training" or "backward", or why none fits."""
+    def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
+        """Why a pass cannot be run; any sizes and directions can."""
         if self._cell not in SEQUENCE:
-            return f"no sequence kernel for cell '{self._cell}'"
-        return ()
+            return Unsupported(f"no sequence kernel for cell '{self._cell}'")
+        return None
 
-    def outdone(self, N: int, width: int, H: int, T: int) -> str:
-        """Why "auto" leaves a call to the parts, between which NumPy's BLAS multiplies."""
+    def not_profitable(self, sizes: Sizes) -> Unsupported | None:
+        """Why "auto" leaves a call to the step loop, whose products are NumPy's BLAS's."""
+        N, T = sizes.N, sizes.T
         if T == 1 or N * T < FEW:
-            return f"N={N} T={T}: to pack the weights takes longer than so few steps"
-        return ""
+            return Unsupported(f"N={N} T={T}: to pack the weights takes longer than so few steps")
+        return None
 
-    def forward(
-        self,
-        chosen: Any,
-        directions: Sequence[Direction],
-        traces: Sequence[Trace],
-        layout: Layout,
-        scratch: Workspace,
-        record: bool,
-    ) -> None:
-        """All steps, from x: of the traces every state is written, with `record` all else too."""
-        mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
-        weights = len(directions) * width * (traces[0].x.shape[1] + H)
-        with threads.pool(_worth(layout, weights)) as pool:
-            slices, calls = _slices(layout, pool.size, len(directions)), []
-            for direction, trace in zip(directions, traces, strict=True):
-                made = partial(self._packed, direction.weights)
-                arrays = direction.packs.get("forward", made)
-                for part in slices:
-                    rooms = self._rooms(scratch, part, trace.x.shape[1], arrays[1])
-                    calls.append(
-                        partial(
-                            _forward(self._cell, self._dtype, record),
-                            *(*arrays, *rooms, trace.x, trace.gates),
-                            *(trace.saved if record else None, trace.states),
-                            *(_first(direction.ends, layout), _counts(layout), direction.reverse),
-                            *part,
-                        )
-                    )
-            pool.run(calls)
-        scratch.rewind(mark)
+    def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
+        """All directions of a layer together."""
+        return [range(directions)]
+
+    def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
+        """Run directions of one layer; outputs and final states are written."""
+        batch, scratch, record = call.batch, call.scratch, call.record
+        cell, dtype = CELLS[self._cell], self._dtype
+        # an unrecorded call has no gates
+        every = [allocate(cell, dtype, each, call, with_gates=record) for each in passes]
+        width, H = passes[0].weights.weight_hh.shape
+        counts = _counts(batch)
+        function = _forward(self._cell, dtype, record)
+
+        def calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
+            found: list[threads.Call] = []
+            for direction, (x, gates, saved, states) in zip(passes, every, strict=True):
+                arrays = direction.packed.get("forward", partial(self._packed, direction.weights))
+                ends = direction.ends
+                if batch.running < batch.batch:
+                    ends = _first(ends, batch)
+                for part in parts:
+                    own = self._scratch(scratch, part, x.shape[1], arrays[1])
+                    kept = saved if record else None
+                    some = x, gates, kept, states, ends, counts, direction.reverse
+                    found.append(partial(function, *arrays, *own, *some, *part))
+            return found
+
+        weights = len(passes) * width * (passes[0].x.shape[1] + H)
+        _run(calls, batch, weights, len(passes))
+        for direction, activations in zip(passes, every, strict=True):
+            write_results(direction, activations, batch)
+        return every
 
     def _packed(self, weights: Weights, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
         """The weights and biases of a direction as the loops forward read them."""
@@ -108,57 +113,60 @@ class SequenceKernels:
             filled.reshape(-1)[: bias.size] = bias
         return ih, hh, filled, filled.reshape(-1) if weights.bias_hh is None else weights.bias_hh
 
-    def _rooms(
+    def _scratch(
         self, scratch: Workspace, part: tuple[int, int], width: int, panels: Array
-    ) -> tuple[Array, ...]:
-        """Uninitialised arrays for x and the input side of some steps, and a step's product."""
+    ) -> list[Array]:
+        """Uninitialised arrays for x and gx of some steps, and for a step's product."""
         rows, columns = part[1] - part[0], panels.shape[0] * panels.shape[2]
         ahead = max(CHUNK, -(-rows // 4) * 4)
-        sizes = (ahead, width), (ahead, columns), (rows, columns)
-        return tuple([scratch.empty(*size) for size in sizes])
+        return scratch.arrays((ahead, width), (ahead, columns), (rows, columns))
 
-    def backward(
-        self, chosen: Any, directions: Sequence[Undoing], layout: Layout, scratch: Workspace
-    ) -> None:
-        """Undo all steps, then multiply for the weights and x: of the traces gates become dgx.
+    def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
+        """Run the backward pass of directions of one layer; gates become dgx."""
+        batch, scratch = call.batch, call.scratch
+        width, H = passes[0].weights.weight_hh.shape
+        counts = _counts(batch)
+        function = _backward(self._cell, self._dtype)
 
-        `dstates` become those of the initial states. Rows of `doutput` may stand apart.
-        """
-        mark, (width, H) = scratch.mark(), directions[0].weights.weight_hh.shape
-        with threads.pool(_worth(layout, len(directions) * width * H)) as pool:
-            slices, calls = _slices(layout, pool.size, len(directions)), []
-            for undoing in directions:
-                made = partial(self._panels, "pack", undoing.weights.weight_hh)
-                panels = undoing.packs.get("backward", made)
-                trace, doutput = undoing.trace, undoing.doutput
+        def calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
+            found: list[threads.Call] = []
+            for direction in passes:
+                pack = partial(self._panels, "pack", direction.weights.weight_hh)
+                panels = direction.packed.get("backward", pack)
+                _, gates, saved, states = direction.activations
+                doutput = direction.doutput
                 if doutput is None:
                     doutput = np.empty((0, H), self._dtype)
-                for part in slices:
-                    through = scratch.empty(part[1] - part[0], panels.shape[0] * panels.shape[2])
-                    calls.append(
-                        partial(
-                            _backward(self._cell, self._dtype),
-                            *(panels, through, trace.gates, trace.saved, trace.states, doutput),
-                            *(_first(undoing.dstates, layout), _counts(layout), undoing.reverse),
-                            *part,
-                        )
-                    )
-            pool.run(calls)
-        scratch.rewind(mark)
-        self._gradients(directions, layout, scratch)
+                dstates = direction.dstates
+                if batch.running < batch.batch:
+                    dstates = _first(dstates, batch)
+                for part in parts:
+                    dh = scratch.empty(part[1] - part[0], panels.shape[0] * panels.shape[2])
+                    some = gates, saved, states, doutput, dstates, counts, direction.reverse
+                    found.append(partial(function, panels, dh, *some, *part))
+            return found
 
-    def _gradients(self, directions: Sequence[Undoing], layout: Layout, scratch: Workspace) -> None:
-        """What `backward` does when all steps are undone."""
+        _run(calls, batch, len(passes) * width * H, len(passes))
+        self._gradients(passes, batch, scratch)
+
+    def _gradients(
+        self, passes: Sequence[BackwardPass], batch: PackedBatch, scratch: Workspace
+    ) -> None:
+        """The gradients of weights, biases and input, after the loops."""
         packed, weights = [], 0
-        for each in directions:
+        for each in passes:
             matrix, panels = each.weights.weight_ih, None
             weights += matrix.size + each.weights.weight_hh.size
             if each.dx is not None:
                 weights += matrix.size
-                panels = each.packs.get("input", partial(self._panels, "pack", matrix))
+                panels = each.packed.get("input", partial(self._panels, "pack", matrix))
             packed.append(panels)
-        with threads.pool(_worth(layout, weights)) as pool:
-            gradients.compute(CELLS[self._cell], directions, packed, layout, scratch, pool)
+        cell = CELLS[self._cell]
+        if batch.total * weights < SHARED:
+            gradients.compute(cell, passes, packed, batch, scratch, ALONE)
+            return
+        with threads.pool(_worth(batch, weights)) as pool:
+            gradients.compute(cell, passes, packed, batch, scratch, pool)
 
     def _panels(self, how: str, matrix: Array, panels: Array | None) -> Array:
         """A matrix (K, columns) by `pack`, or (columns, K) by `pack_transposed`.
@@ -173,38 +181,51 @@ class SequenceKernels:
         return panels
 
 
-def _worth(layout: Layout, weights: int) -> int:
-    """How many threads may pay for the products of all rows and steps with these many weights."""
-    return layout.total * weights // SHARED + 1
+def _run(
+    calls: Callable[[Sequence[tuple[int, int]]], list[threads.Call]],
+    batch: PackedBatch,
+    weights: int,
+    directions: int,
+) -> None:
+    """Make the calls for slices of rows, in as many threads as are profitable."""
+    if batch.total * weights < SHARED:  # without acquiring threads
+        for call in calls([(0, batch.running)] if batch.running else []):
+            call()
+        return
+    with threads.pool(_worth(batch, weights)) as pool:
+        pool.run(calls(_slices(batch, pool.size, directions)))
 
 
-def _slices(layout: Layout, threads: int, directions: int) -> list[tuple[int, int]]:
+def _worth(batch: PackedBatch, weights: int) -> int:
+    """How many threads may be faster for the products of all rows and steps with these weights."""
+    return batch.total * weights // SHARED + 1
+
+
+def _slices(batch: PackedBatch, threads: int, directions: int) -> list[tuple[int, int]]:
     """The rows of each direction in slices of about as many steps, for so many threads."""
-    rows = layout.running
+    rows = batch.running
     parts = max(threads, min(2 * threads, directions * (rows // FINE))) // directions
     parts = max(1, min(parts, rows // FEWEST)) if threads > 1 else 1
     ends = [rows * part / parts for part in range(1, parts)]
-    if layout.ragged is not None and ends:
-        steps = np.searchsorted(-_counts(layout), -np.arange(rows))  # of each row
-        shares = np.arange(1, parts) * layout.total / parts
+    if batch.ragged is not None and ends:
+        steps = np.searchsorted(-_counts(batch), -np.arange(rows))  # of each row
+        shares = np.arange(1, parts) * batch.total / parts
         ends = (np.searchsorted(np.cumsum(steps), shares) + 1).tolist()
     bounds = [0, *[round(end / FEWEST) * FEWEST for end in ends], rows]
     return [part for part in pairwise(bounds) if part[0] < part[1]]
 
 
-def _first(states: tuple[Array, ...], layout: Layout) -> tuple[Array, ...]:
-    """The rows that take any step at all, as views; a list first, as in `xprnn/sequence.py`."""
-    if layout.running == layout.batch:
-        return states
-    return tuple([state[: layout.running] for state in states])
+def _first(states: tuple[Array, ...], batch: PackedBatch) -> tuple[Array, ...]:
+    """The rows that run at least one step, as views; a list first, as in `xprnn/engine/loop.py`."""
+    return tuple([state[: batch.running] for state in states])
 
 
-def _counts(layout: Layout) -> np.ndarray:
-    if layout.ragged is None:
-        full = np.empty(layout.steps, np.intp)
-        full.fill(layout.batch)
+def _counts(batch: PackedBatch) -> np.ndarray:
+    if batch.ragged is None:
+        full = np.empty(batch.steps, np.intp)
+        full.fill(batch.batch)
         return full
-    counts: Any = layout.ragged.counts
+    counts: Any = batch.ragged.counts
     return counts
 
 
@@ -253,7 +274,7 @@ def _states(cell: str, number: Any) -> types.UniTuple:
 
 
 def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
-    """What compiles the loops of a cell, those of the backward pass too if it is recorded."""
+    """What compiles the loops of a cell, with `record` those of the backward pass too."""
     found: list[Callable[[], Any]] = [
         partial(_packing, "pack_transposed", dtype),
         partial(_forward, cell, dtype, record),
@@ -265,7 +286,7 @@ def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], A
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """What compiles each loop, in every type, if it is called."""
+    """A function for each loop and type that compiles it."""
     dtypes = [np.dtype(dtype) for dtype in ("float32", "float64")]
     kinds = [(cell, dtype) for cell in SEQUENCE for dtype in dtypes]
     packing = [partial(_packing, name, t) for name in ("pack", "pack_transposed") for t in dtypes]

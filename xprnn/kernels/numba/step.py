@@ -1,6 +1,6 @@
-"""One step of all layers in one call, on weights packed once: a stepper's on a CPU.
+"""One step of all layers in one call, on weights packed once: for steppers and short calls.
 
-It replaces what `xprnn/stack_steps.py` does with `sequence.step` for one layer after the other.
+It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/engine/step.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 from numba import types
 
 from ...backend import Array, Backend
+from ...backend.processors import usable
 from ...cells import CELLS, Weights
-from ...directions import Packs
-from ...processors import usable
+from ...core.passes import PackedWeights
+from ..interface import Unsupported
 from . import gates as by_element
 from . import reset_before
 from .control import FLUSHES, flush_subnormals, restore
@@ -26,7 +27,7 @@ from .product import pack_transposed, panels_of, product, width_of
 
 # What a layer does behind its input product, by cell: `panels` are those of W_hh, `gh` (N, filled)
 # and `q` (N, H) are scratch, (h, c) are read and (h_next, c_next) written; where a cell has no c,
-# both stand for h's.
+# both are h's.
 
 
 @inlined
@@ -83,24 +84,26 @@ RECURRENT = {
 }
 
 
-# Multiply-adds of a layer from which the BLAS's threads outdo this one thread
+# Multiply-adds of a layer from which the BLAS's threads are faster than this one thread
 ALONE = 4_000_000
 # Rows for which a BLAS packs as much as it multiplies: up to four of its threads take longer.
 PACKED = range(2, 17)
 
 
-def outdone(cell: str, sizes: tuple[int, int, int, int]) -> str:
-    """Why "auto" leaves the steps of (L, N, I, H) to NumPy's BLAS; "" where it does not."""
+def not_profitable(cell: str, sizes: tuple[int, int, int, int]) -> Unsupported | None:
+    """Why "auto" leaves the steps of (L, N, I, H) to NumPy's BLAS."""
     L, N, I, H = sizes  # noqa: E741
     width, threads = max(I, H) if L > 1 else I, usable()
     work = N * (width + H) * H * CELLS[cell].gates
     if work > ALONE and threads > (4 if N in PACKED else 1):
-        return f"N={N} I={width} H={H}: the products are worth the BLAS's {threads} threads"
-    return ""
+        return Unsupported(
+            f"N={N} I={width} H={H}: the products are worth the BLAS's {threads} threads"
+        )
+    return None
 
 
 def step_of(name: str, recurrent: Any) -> Callable[..., None]:
-    """The function that takes a step of all layers of a cell; `recurrent` is that of the cell."""
+    """The function that runs a step of all layers of a cell; `recurrent` is that of the cell."""
 
     def step(
         panels_in: Any,  # (panels, I, width), of the first layer's input, read
@@ -133,10 +136,10 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
     return step
 
 
-class StackStep:
-    """The calls of one stepper, or of a cell or layer that takes its steps.
+class FusedStep:
+    """The calls of one stepper, or of a cell or layer that runs steps.
 
-    :param weights: of each layer; `refresh` takes up what is written in them.
+    :param weights: of each layer; `refresh` reads their present values.
     :param batch: N, which `resize` changes.
     """
 
@@ -157,14 +160,14 @@ class StackStep:
         self.resize(batch)
 
     def resize(self, batch: int) -> None:
-        """Go on with steps of so many rows, in the memory of the most so far."""
+        """Continue with steps of so many rows, in the memory of the largest number so far."""
         if batch > self._most:
             self._most = batch
             self._scratch = [self._zeros(batch, width) for width in self._widths]
         self._rows = [array[:batch] for array in self._scratch]
 
-    def refresh(self, packs: Packs) -> None:
-        """Take what is written in the weights now, packed: all steps share it."""
+    def refresh(self, packs: PackedWeights) -> None:
+        """Use the present values of the weights, packed: all steps share them."""
         self._arrays = packs.get("step", self._packed)
 
     def _packed(self, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
@@ -185,7 +188,7 @@ class StackStep:
         return arrays
 
     def _places(self) -> tuple[Array, ...]:
-        """Zeros for what `_packed` packs."""
+        """Zeros for what `_packed` writes."""
         L, (GH, H) = len(self._weights), self._weights[0].weight_hh.shape
         I = self._weights[0].weight_ih.shape[1]  # noqa: E741
         count, width = panels_of(GH, self._dtype), width_of(self._dtype)
@@ -198,9 +201,9 @@ class StackStep:
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
     ) -> None:
-        """Take a step: x (N, I) and the states `now`, (L, N, H) each, are read.
+        """Run a step; in: x (N, I) and the states `now`, (L, N, H) each.
 
-        `after` and `out` (N, H), the last layer's h, are written; x and `out` may have any strides.
+        out: `after` and `out` (N, H), the last layer's h; x and `out` may have any strides.
         """
         self._step(*self._arrays, *self._rows, x, now[0], now[-1], after[0], after[-1], out)
 
@@ -233,12 +236,12 @@ def _pack_one(matrix: Any, panels: Any) -> None:
 
 
 def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
-    """What compiles the step of a cell; nothing of it is ever recorded."""
+    """What compiles the step of a cell; steps are never recorded."""
     return [partial(_step, cell, dtype), partial(_pack, dtype)]
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """What compiles each step, in every type, if it is called."""
+    """A function for each step and type that compiles it."""
     types_ = [np.dtype(name) for name in ("float32", "float64")]
     steps = [partial(_step, cell, dtype) for cell in RECURRENT for dtype in types_]
     return [*steps, *(partial(_pack, dtype) for dtype in types_)]

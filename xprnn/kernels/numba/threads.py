@@ -18,8 +18,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self
 
-from ...floating_point import environment
-from ...processors import usable
+from ...backend.floating_point import environment
+from ...backend.processors import usable
 
 Call = Callable[[], Any]
 Results = SimpleQueue[BaseException | None]

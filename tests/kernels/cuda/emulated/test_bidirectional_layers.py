@@ -13,6 +13,7 @@ from tests.kernels.cuda.emulated.test_sequence_layers import compare, run_layer
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from xprnn.backend import Backend
+from xprnn.kernels import Pass, Unsupported
 from xprnn.kernels.cuda import sequence
 
 pytestmark = needs_compiler
@@ -59,18 +60,20 @@ def test_directions_that_do_not_fit_are_launched_separately(small_device: Backen
 def test_each_pass_is_planned_separately(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward in one launch, backward in two."""
 
-    def forward_only(self: Any, work: str, *sizes: int) -> Any:
-        return "no" if work == "backward" and sizes[-1] == 2 else original(self, work, *sizes)
+    def forward_only(self: Any, work: Pass, *sizes: int) -> Any:
+        if work is Pass.BACKWARD and sizes[3] == 2:
+            return Unsupported("no")
+        return original(self, work, *sizes)
 
-    original = sequence.SequenceKernels.plan
-    monkeypatch.setattr(sequence.SequenceKernels, "plan", forward_only)
+    original = sequence.CudaRunner.plan
+    monkeypatch.setattr(sequence.CudaRunner, "plan", forward_only)
     compare("lstm", run_layer("lstm", device.name, CASE, True), CASE, True, "float32")
     assert [grid[2] for _, grid in grids()] == [2, 2, 1, 1, 1, 1]
 
 
 def test_explain_reports_the_launches(small_device: Backend) -> None:
     layer = xprnn.GRU(3, 20, seed=0, bidirectional=True, backend=small_device.name)
-    alone = "one launch takes all steps of a direction of a layer"
+    alone = "one launch runs all steps of a direction of a layer"
     blocks = "both: H=20: 4 blocks must run at once, one for 16 units of each direction; this "
     why = f"{blocks}device holds 3"
     assert layer.eval().explain((4, 2, 3)).splitlines()[4:] == [f"  forward: {alone}; {why}"]
@@ -79,7 +82,7 @@ def test_explain_reports_the_launches(small_device: Backend) -> None:
     ]
     layer = xprnn.GRU(3, 16, seed=0, bidirectional=True, backend=small_device.name).eval()
     assert layer.explain((4, 2, 3)).splitlines()[4:] == [
-        "  forward: one launch takes all steps of a layer, both directions"
+        "  forward: one launch runs all steps of a layer, both directions"
     ]
     layer = xprnn.GRU(3, 16, seed=0, backend=small_device.name).eval()
     assert layer.explain((4, 2, 3)).splitlines()[4:] == [f"  {alone}"]

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.emulator.elementwise import HostElementwiseKernel, needs_compiler, with_fault
 from tests.support.pointwise_cases import dtype_of, needs_dtype
+from xprnn.cells.numerics import sigmoid
 from xprnn.kernels.cuda.pointwise import source
-from xprnn.numerics import sigmoid
 
 pytestmark = needs_compiler
 

@@ -52,7 +52,7 @@ def test_large_values_saturate(kernel: PointwiseKernel, dtype: str) -> None:
     """Pre-activations and gradients up to 1e3 and beyond: finite wherever the reference is."""
     needs_dtype(dtype)
     arrays = scaled(draw(kernel, dtype, 9, 33), 200.0)
-    if kernel.part.startswith("forward"):
+    if kernel.method.startswith("forward"):
         after = run_fused(kernel, arrays)
         assert all(np.isfinite(after[buffer.name].astype(float)).all() for buffer in kernel.outputs)
     assert excess(kernel, arrays) <= 1
@@ -85,7 +85,7 @@ def test_the_order_of_elements_does_not_matter(kernel: PointwiseKernel, dtype: s
 
 def test_the_table_has_every_pointwise_op_of_every_cell() -> None:
     parts = {(name, part) for name, cell in CELLS.items() for part in cell.pointwise_ops}
-    assert {(kernel.cell, kernel.part) for kernel in KERNELS} == parts
+    assert {(kernel.cell, kernel.method) for kernel in KERNELS} == parts
     assert POINTWISE.keys() == CELLS.keys()
     assert len(TABLE) == len(KERNELS)
 

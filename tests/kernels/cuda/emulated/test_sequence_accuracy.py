@@ -13,8 +13,8 @@ sign:
   of 2^-23 of its power of two on average: 2/3 u for the second, half as much for the first; and 8
   products, truncated at two more bits: 8 / 2 * 2^-25 of a sum's power of two: 1.3 u. Total 2.3 u.
 - The sums of P k-blocks and W warps are added with rounding: P + W errors, each within u of a
-  partial sum, whose squares are u^2 / 3 times 1/3 of the total's: 6 deviations are 2 sqrt(P + W)
-  u.
+  partial sum, whose squares are u^2 / 3 times 1/3 of the total's: 6 deviations are
+  2 sqrt(P + W) u.
 
 So 6.4 u on average, and (6.4 + 2 sqrt(P + W)) u at most.
 """

@@ -138,10 +138,8 @@ def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
     assert LOG.launches == 1 + extra_launches
     lines = stepper.explain().splitlines()
     assert lines[0].endswith("one step: sequence")
-    assert (
-        lines[2]
-        == f"  one launch takes a step of all layers, and {extra_launches} more where streams wait"
-    )
+    extra = f"and {extra_launches} more where streams wait"
+    assert lines[2] == f"  one launch runs a step of all layers, {extra}"
     assert Function.launches[-1][1] == (1, min(PROCESSORS, 9))
 
 

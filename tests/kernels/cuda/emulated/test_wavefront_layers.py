@@ -124,7 +124,7 @@ def test_unsupported_stacks_are_refused_with_the_reason(
             call()
     assert not Function.launches
     select_kernels("sequence")
-    assert f"  forward, layers in a wave: {reason}" in layer.explain(x.shape).splitlines()
+    assert f"  forward, layers in a wavefront: {reason}" in layer.explain(x.shape).splitlines()
 
 
 @pytest.mark.parametrize("requested", ["wave", "sequence"])
@@ -147,7 +147,7 @@ def test_checkpointed_layers_are_refused(device: Backend) -> None:
     layer = xprnn.GRU(3, 4, seed=0, num_layers=2, recompute=2, backend=device.name).train()
     x = device.from_host(np.ones((3, 1, 3), np.float32))
     for call in (lambda: layer(x), lambda: layer.explain(x.shape)):
-        with pytest.raises(xprnn.KernelUnavailableError, match="=wave: segments of a layer"):
+        with pytest.raises(xprnn.KernelUnavailableError, match="=wave: recomputed segments"):
             call()
     layer.eval()(x)
     assert layers_of_launches() == [("gru_forward", 2)]
@@ -163,8 +163,8 @@ def test_cpus_have_no_wavefront(select_kernels: SelectKernels) -> None:
 
 def test_a_wavefront_must_be_forced(device: Backend, select_kernels: SelectKernels) -> None:
     layer = xprnn.GRU(3, 16, seed=0, num_layers=2, backend=device.name).eval()
-    line = "  forward, layers in a wave: {}"
-    wanted = line.format("one launch takes all steps of all layers")
+    line = "  forward, layers in a wavefront: {}"
+    wanted = line.format("one launch runs all steps of all layers")
     assert wanted in layer.explain((4, 2, 3)).splitlines()
     select_kernels("sequence")
     wanted = line.format("not yet run on a GPU; XPRNN_KERNELS=wave forces it")

@@ -28,7 +28,7 @@ from tests.support.targets import (
 )
 from xprnn import feature_first, functional, optim
 from xprnn.backend import Backend
-from xprnn.module import Module
+from xprnn.nn.module import Module
 
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 CAPTURE_ERROR = r"backend '{}': the current stream is being captured.*cuBLAS.*nothing has been done"

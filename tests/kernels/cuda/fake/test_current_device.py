@@ -19,8 +19,8 @@ from tests.support.implementations import SelectKernels
 from tests.support.on_device import backward, forward, run
 from tests.support.operations import PARTS, moved
 from tests.support.targets import CELLS, FUNCTIONS, LAYERS, arguments, assert_same, make
-from xprnn import backend as backend_module
 from xprnn.backend import Backend
+from xprnn.backend import registry as backend_module
 
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 

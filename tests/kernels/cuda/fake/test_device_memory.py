@@ -29,8 +29,8 @@ from tests.support.targets import (
 )
 from xprnn import feature_first, optim
 from xprnn.backend import Backend
-from xprnn.memory import OutOfMemoryError
-from xprnn.recurrent import _Recurrent
+from xprnn.core.oom import OutOfMemoryError
+from xprnn.nn.recurrent import _Recurrent
 
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 

@@ -34,9 +34,9 @@ from tests.support.targets import (
     normal,
     state_of,
 )
-from xprnn import backend as backend_module
 from xprnn import feature_first
 from xprnn.backend import Backend
+from xprnn.backend import registry as backend_module
 
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 

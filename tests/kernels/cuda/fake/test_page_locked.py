@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.fake_cupy.cuda import Device, get_current_stream
-from xprnn import backend as backend_module
+from xprnn.backend import registry as backend_module
 from xprnn.backend.cupy import CupyBackend
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.support.fake_cupy import devices
-from xprnn.arithmetic import check_arithmetic
 from xprnn.cells import CELLS
+from xprnn.core.precision import check_precision_policy
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.plan import (
     DeviceProperties,
@@ -300,7 +300,7 @@ def test_exchange_rows_are_multiples_of_16_bytes(H: int, half: int, single: int)
 
 
 def test_the_math_mode_follows_the_operand_dtype() -> None:
-    assert math_mode_of(check_arithmetic("float32", None, "ieee")) == "float32"
-    assert math_mode_of(check_arithmetic("float32", None, "tf32")) == "tf32"
-    assert math_mode_of(check_arithmetic("float32", np.float16, "ieee")) == "float16"
-    assert math_mode_of(check_arithmetic("float64", None, "ieee")) == "float64"
+    assert math_mode_of(check_precision_policy("float32", None, "ieee")) == "float32"
+    assert math_mode_of(check_precision_policy("float32", None, "tf32")) == "tf32"
+    assert math_mode_of(check_precision_policy("float32", np.float16, "ieee")) == "float16"
+    assert math_mode_of(check_precision_policy("float64", None, "ieee")) == "float64"

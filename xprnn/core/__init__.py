@@ -1,0 +1,1 @@
+"""The nouns of a call: sizes, passes, packed batches, precision, workspaces and checks."""

@@ -1,0 +1,139 @@
+"""The interface of a cell: its weights, its sizes and the buffers of one step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..backend import Array
+
+
+class Weights(NamedTuple):
+    """The weights of one direction of one layer, in torch's layout, or their gradients.
+
+    A bias is None where the layer has none; in a set of gradients, None also marks a frozen
+    parameter, whose gradient is not computed. The fields are Any for these two meanings of None.
+    """
+
+    weight_ih: Any  # (G*H, I)
+    weight_hh: Any  # (G*H, H)
+    bias_ih: Any  # (G*H,)
+    bias_hh: Any  # (G*H,)
+
+
+class Buffers(NamedTuple):
+    """The arrays that one step of a direction works on; their contents are listed in `Cell`."""
+
+    gates: Array
+    saved: Array
+    states: tuple[Array, ...]
+    next_states: tuple[Array, ...]
+    dstates: tuple[Array, ...]  # empty in a forward step
+    scratch: tuple[Array, ...]
+
+
+class Cell:
+    """One step of a recurrent network and its gradient, in plain `xp`, on caller-owned arrays.
+
+    A step maps a tuple of states, `(h,)` or `(h, c)`, each (N, H), to the next one; item 0
+    is the output. `forward` and `backward` work on the same buffers:
+
+    =============  ============  =====  =====================  ============================
+    buffer         shape         dtype  forward                backward
+    =============  ============  =====  =====================  ============================
+    `gates`        (N, G*H)      C      inout: gx -> gates     inout: gates -> dgh
+    `saved`        (N, saved*H)  C      out                    in; GRU inout: gh_n -> dgx_n
+    `states`       (N, H) each   C, A   in                     in
+    `next_states`  (N, H) each   C, A   out                    in
+    `dstates`      (N, H) each   A      -                      inout: dnext -> dstates
+    `scratch`      see below     A      workspace              workspace
+    =============  ============  =====  =====================  ============================
+
+    gx is the input pre-activation x W_ih' + b_ih, with the recurrent bias of the first
+    `bias_folded_gates` gates already added (for these the two biases only occur as a sum). dgh is
+    the gradient of the recurrent pre-activation; `to_input_side` converts it in place to dgx, the
+    gradient of the input pre-activation. dnext is the gradient of `next_states`.
+
+    C is the compute dtype, that of the operands of matrix products: h and the gates. A is the
+    accumulation dtype, that of everything else: the LSTM's c and all gradients that are carried
+    from step to step. Both are float32 or both float64, unless the layer computes in low
+    precision. Rows are contiguous.
+
+    A step consists of a matrix product and pointwise ops before or after it: the methods named
+    in `pointwise_ops`, which fused kernels replace. A cell with one product per step has the two
+    ops below; other cells define their own.
+    """
+
+    name: str
+    gate_names: tuple[str, ...]  # in the order of the weights' blocks
+    bias_folded_gates: (
+        int  # number of leading gates whose recurrent bias is added to the input side
+    )
+    saved: int = 0  # width of `saved`, in units of H
+    state_names: tuple[str, ...] = ("h",)
+    forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
+    backward_scratch: tuple[int, ...]
+    # the buffers that `backward` reads and writes; h' is the next h
+    backward_reads: tuple[str, ...]
+    backward_writes: tuple[str, ...] = ("gates",)
+    pointwise_ops: tuple[str, ...] = ("forward_gates", "backward_gates")
+    # array operations per step, forward and backward, each a launch on a GPU; None: not counted
+    kernel_launches: tuple[int, int] | None = None
+
+    @property
+    def gates(self) -> int:
+        """G, the number of gates."""
+        return len(self.gate_names)
+
+    def input_bias(self, weights: Weights, dtype: Any) -> Array | None:
+        """b_ih, plus b_hh for the gates in which the two only occur as a sum; new array (G*H,)."""
+        if weights.bias_ih is None or weights.bias_hh is None:
+            return None
+        bias = weights.bias_ih.copy()
+        width = self.bias_folded_gates * weights.weight_hh.shape[1]
+        bias[:width] += weights.bias_hh[:width]
+        return bias.astype(dtype, copy=False)
+
+    def forward(self, xp: Any, weights: Weights, step: Buffers) -> None:
+        """Compute one step; see the table of buffers above."""
+        gh = step.scratch[0]
+        xp.matmul(step.states[0], weights.weight_hh.T, out=gh)
+        self.forward_gates(xp, weights.bias_hh, gh, step)
+
+    def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
+        """Compute the gradient of the step; see the table of buffers above."""
+        self.backward_gates(xp, step)
+        xp.matmul(step.gates, weights.weight_hh, out=step.dstates[0])
+
+    def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
+        """Compute the gates and the next states from gx and gh.
+
+        :param bias_hh: in, (G*H,), or in plain code (N, G*H).
+        :param gh: inout, (N, G*H); its contents are lost.
+        """
+        raise NotImplementedError
+
+    def backward_gates(self, xp: Any, step: Buffers) -> None:
+        """Compute dgh, and the terms of `dstates` that bypass the product, from dnext.
+
+        Where dh has no such term, its contents are lost.
+        """
+        raise NotImplementedError
+
+    def to_input_side(self, dgates: Array, saved: Array) -> None:
+        """Convert dgh to dgx in place, for all steps at once; most cells have one for both.
+
+        :param dgates: inout, (S, G*H), dgh -> dgx.
+        :param saved: in, (S, saved*H).
+        """
+
+    def recurrent_gradient(
+        self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array
+    ) -> None:
+        """Compute the gradient of W_hh over all steps at once: dW_hh = dgh' h.
+
+        :param dgh: in, (S, G*H).
+        :param states: in, (S, H), the h that each step read.
+        :param saved: in, (S, saved*H).
+        :param dweight_hh: out, (G*H, H).
+        """
+        xp.matmul(dgh.T, states, out=dweight_hh)

@@ -1,0 +1,103 @@
+"""A call's arguments, what a pass over a direction reads and writes, and what is saved between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import Array
+from .cell import Weights
+
+
+class Call(NamedTuple):
+    """Checked arguments of a forward call, with a batch dimension."""
+
+    x: Array  # (T, N, I) or, batch first, (N, T, I)
+    initial: tuple[Array | None, ...] | None  # (L*D, N, H) each; None: zeros
+    lengths: np.ndarray | None  # (N,)
+    batch_first: bool
+    batched: bool  # whether the caller's arrays had a batch dimension
+    sizes: tuple[int, int]  # T and N
+
+
+@dataclass(slots=True)
+class PackedWeights:
+    """The weights of a direction in the layouts that kernels read, until the next write."""
+
+    entries: dict[str, Any] = field(default_factory=dict)  # by use
+    reusable: dict[str, Any] = field(default_factory=dict)  # buffers of an older version
+
+    def get(self, use: str, make: Callable[[Any], Any]) -> Any:
+        """The entry for a use; made if it is missing, in a reusable buffer or with None.
+
+        An entry is complete before it is stored, because other threads may read it. Two threads
+        that find none each make one, in separate memory.
+        """
+        found = self.entries.get(use)
+        if found is None:
+            found = self.entries[use] = make(self.reusable.pop(use, None))
+        return found
+
+    def invalidated(self) -> PackedWeights:
+        """Without entries, for weights that are about to be written; the buffers are reused."""
+        return PackedWeights(reusable={**self.reusable, **self.entries})
+
+
+class PackedWeightsCache(dict[tuple[int, int], PackedWeights]):
+    """The packed weights of a stack, by layer and direction."""
+
+    def __missing__(self, key: tuple[int, int]) -> PackedWeights:
+        """Those of a direction that has none yet."""
+        return self.setdefault(key, PackedWeights())
+
+    def invalidated(self) -> PackedWeightsCache:
+        """Without entries, for weights that are about to be written."""
+        # a list: other threads may add to this
+        return PackedWeightsCache([(key, packed.invalidated()) for key, packed in [*self.items()]])
+
+
+class StackWeights(NamedTuple):
+    """The weights of a stack, by layer and direction, and what kernels have packed of them."""
+
+    arrays: list[list[Weights]]
+    packed: PackedWeightsCache
+
+
+class Activations(NamedTuple):
+    """What the steps of a direction save for its backward pass.
+
+    All have the compute dtype, except the states after the first, which no product reads.
+    """
+
+    x: Array  # (S, I) the layer's input
+    gates: Array  # (S, G*H)
+    saved: Array  # (S, saved*H)
+    states: tuple[Array, ...]  # (n_0 + S, H) each
+
+
+class ForwardPass(NamedTuple):
+    """The forward pass of a direction."""
+
+    weights: Weights  # in
+    reverse: bool
+    x: Array  # in: (S, I)
+    ends: tuple[Array, ...]  # inout: (N, H) each, the initial states -> the final states
+    packed: PackedWeights  # of the weights; inout: kernels add to it
+    output: Array | None = None  # out, if given: (S, H), any row stride
+
+
+class BackwardPass(NamedTuple):
+    """The backward pass of a direction."""
+
+    weights: Weights  # in
+    reverse: bool
+    activations: Activations  # its gates and saved are overwritten
+    doutput: Array | None  # in: (S, H), any row stride; None stands for zeros
+    dstates: tuple[Array, ...]  # inout: (N, H) each, of the final states -> of the initial states
+    dweights: Weights  # out, where an entry is not None
+    dx: Array | None  # out, if given: (S, I)
+    packed: PackedWeights  # of the weights; inout: kernels add to it
+    norms: Array | None = None  # out, if given: (T,) norm of the gradient of each step's states

@@ -1,0 +1,1 @@
+"""Checks of gradients and implementations on the user's machine."""

@@ -1,0 +1,1 @@
+"""Comparison of every implementation with the equations in float64."""

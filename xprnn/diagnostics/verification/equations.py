@@ -1,0 +1,267 @@
+"""Compare one layer or cell with the float64 equations, for the same values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...backend import asarray, to_numpy
+from ...nn.cells import _CellModule
+from ...nn.layer import _Layer
+from ..tolerances import EPSILON, LARGEST, error_of, tolerance
+from .report import Row, worst_of
+
+Module = _Layer | _CellModule
+Results = dict[str, np.ndarray]
+Change = Callable[[np.ndarray], np.ndarray]
+
+NUDGE = 2.0**-40  # relative change of all values: visible in float64 results, too small for kinks
+CALM = 4.0  # relative change of a result / of the values up to which `tolerance` is unchanged
+MOST = 0.5  # a limit above this would accept results unrelated to the equations
+SQUARE = 2.0**511  # sums of squares of values up to this are finite in float64, for the gradcheck
+REACH, TRIES = 2, 5  # changes by this many ε, in this many directions, reach all relevant kinks
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """The arguments of a call and of its backward pass, on the host in float64."""
+
+    x: np.ndarray
+    states: list[np.ndarray]
+    upstream: list[np.ndarray]  # one for each result
+    options: dict[str, Any]  # a layer's lengths
+
+    def changed(self, change: Change) -> CallArguments:
+        """A copy with all arrays changed."""
+        states, upstream = ([change(a) for a in arrays] for arrays in (self.states, self.upstream))
+        return CallArguments(change(self.x), states, upstream, self.options)
+
+    def first(self, steps: int, axis: int) -> CallArguments:
+        """A copy with only the first steps, along this axis, of a layer's call."""
+        at = (slice(None),) * axis + (slice(steps),)
+        output, *ends = self.upstream
+        lengths = self.options["lengths"]
+        cut = None if lengths is None else np.minimum(lengths, steps)
+        upstream = [output[at], *ends]
+        return CallArguments(self.x[at], self.states, upstream, {"lengths": cut})
+
+
+class Equations:
+    """The results of the float64 equations on NumPy for one call of a layer and its backward pass.
+
+    The values are those that the layer's products read: its parameters rounded to its compute
+    dtype, and normally distributed values drawn from `seed`, rounded likewise, for everything else.
+    `limits` are those of `tolerance`, times the factor by which the equations amplify a small
+    change of their values more than CALM. If a kink of relu is so near that rounding decides on
+    which side of it a value lies, the gradients, which are discontinuous there, are omitted. If
+    values exceed the type's range, the call ends before the first step in which a sum may overflow,
+    because later results depend on the order of summation; `steps` is the number of steps compared.
+
+    :raises ValueError: `shape` is invalid, no step can be compared, or the limits would be
+        meaningless.
+    """
+
+    def __init__(self, layer: Module, shape: tuple[int, ...], lengths: Any, seed: int) -> None:
+        types = layer.arithmetic
+        self.operand_type: str = (
+            "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
+        )
+        self._compute_dtype = types.compute_dtype
+        self.largest: float = min(LARGEST[self.operand_type], SQUARE)
+        self._layer = copy.copy(layer).to(
+            "numpy", dtype="float64", compute_dtype="float64", precision="ieee"
+        )
+        options = {"lengths": lengths} if isinstance(layer, _Layer) else {}
+        self.parameters: dict[str, np.ndarray] = {
+            n: self._rounded(p) for n, p in self._layer.parameters.items()
+        }
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.arguments: CallArguments = self._draw(shape, options, np.random.default_rng(seed))
+            self.expected: dict[str, np.ndarray] = self._before_overflow()
+        self.steps: int
+        self.steps, batch = layer._steps_and_batch(self.arguments.x.shape)
+        slopes = self._slopes(NUDGE, 0)
+        self.kinked: bool = layer._stack.cell.name == "rnn_relu" and self._is_kinked()
+        if self.kinked:
+            self.expected = {n: a for n, a in self.expected.items() if not n.startswith("d")}
+        self.limits: dict[str, float] = self._limits(slopes, self.steps, batch)
+
+    def compare(self, layer: Module, implementation: str) -> Row:
+        """The array with the largest excess; `layer`, a copy, gets these parameters."""
+        layer.load_state_dict(self.parameters)
+        unit, cell = EPSILON[self.operand_type], layer._stack.cell.name
+        results = results_of(layer, self.arguments)
+        rows = [
+            Row(
+                cell,
+                implementation,
+                self.operand_type,
+                error_of(results[name], expected) / unit,
+                name,
+                self.limits[name] / unit,
+            )
+            for name, expected in self.expected.items()
+        ]
+        return worst_of(rows)[0]
+
+    @staticmethod
+    def are_those_of(layer: Module, implementation: str) -> bool:
+        """Whether the layer with this implementation is itself the reference of the comparison."""
+        float64 = layer.arithmetic.compute_dtype == np.float64
+        return implementation == "reference" and layer.backend.name == "numpy" and float64
+
+    def _rounded(self, values: Any) -> np.ndarray:
+        return values.astype(self._compute_dtype).astype(np.float64)
+
+    def _draw(
+        self, shape: tuple[int, ...], options: dict[str, Any], rng: np.random.Generator
+    ) -> CallArguments:
+        def normal(shape: tuple[int, ...]) -> np.ndarray:
+            return self._rounded(rng.standard_normal(shape))
+
+        x = normal(shape)
+        results = flat(self._layer.eval()(x, **options))
+        states = results[-len(self._layer._stack.cell.state_names) :]
+        return CallArguments(
+            x, [normal(a.shape) for a in states], [normal(a.shape) for a in results], options
+        )
+
+    def _before_overflow(self) -> Results:
+        """The results of the steps within the type's range; truncates `arguments` to them."""
+        complete, layer = self.arguments, self._layer
+        expected = self._at(lambda values: values)
+        if self._stays_finite(expected):
+            return expected
+        axis = int(complete.x.ndim == 3 and layer.options.get("batch_first", False))
+        fits, beyond = 0, layer._steps_and_batch(complete.x.shape)[0]
+        while isinstance(layer, _Layer) and beyond - fits > 1:
+            middle = (fits + beyond) // 2
+            self.arguments = complete.first(middle, axis)
+            if self._stays_finite(self._at(lambda values: values)):
+                fits = middle
+            else:
+                beyond = middle
+        if isinstance(layer, _Layer):
+            self.arguments = complete.first(max(fits, 1), axis)
+        expected = self._at(lambda values: values)
+        if not fits and not self._is_within(expected):
+            name = layer._stack.cell.name
+            for result, array in expected.items():
+                if not np.isfinite(array).all():
+                    raise ValueError(f"layer: {name}'s float64 {result} is not finite")
+            raise ValueError(
+                f"layer: {name} may overflow {self.operand_type} in its first step, expected "
+                f"values whose sums stay below {self.largest:.2g}"
+            )
+        return expected
+
+    def _is_within(self, results: Results) -> bool:
+        """Whether the sums of a call of one step, with these results, cannot overflow."""
+        inputs = [self.arguments.x, *self.arguments.states, *self.arguments.upstream]
+        sums = [self._growth() * np.abs(array).max(initial=0.0) for array in inputs]
+        sums += [np.abs(array).max(initial=0.0) for array in results.values()]
+        return all(each <= self.largest for each in sums)  # False for NaN
+
+    def _growth(self) -> float:
+        """An upper bound of a step's sums of products / the largest element of x and state."""
+        sums = [
+            abs(p).sum(axis) for p in self.parameters.values() if p.ndim == 2 for axis in (0, 1)
+        ]
+        return max(1.0, *[2 * float(each.max()) for each in sums])
+
+    def _stays_finite(self, results: Results) -> bool:
+        """Whether no sum in a step of this call can overflow, in any order of summation."""
+        growth = self._growth()
+        for name, array in results.items():
+            # gradients of weights are accumulated at least in float32
+            float32 = self._compute_dtype.itemsize < 4 and name.startswith(("dweight", "dbias"))
+            largest = LARGEST["float32"] if float32 else self.largest
+            if not growth * float(np.abs(array).max(initial=0.0)) <= largest:
+                return False
+        return True
+
+    def _at(self, change: Change) -> Results:
+        """The results with all parameters and arguments changed."""
+        self._layer.eval().parameters.update({n: change(p) for n, p in self.parameters.items()})
+        return results_of(self._layer, self.arguments.changed(change))
+
+    def _slopes(self, size: float, direction: int) -> dict[str, float]:
+        """The relative change of each result / that of all values."""
+        rng = np.random.default_rng(direction)
+        nudged = self._at(lambda a: a * (1 + size * rng.choice((-1, 1), a.shape)))
+        return {name: error_of(nudged[name], a) / size for name, a in self.expected.items()}
+
+    def _is_kinked(self) -> bool:
+        """Whether rounding can reach a discontinuity of a gradient."""
+        reach = max(REACH * EPSILON[self.operand_type], NUDGE)
+        for direction in range(TRIES):
+            near, far = self._slopes(NUDGE, direction), self._slopes(reach, direction)
+            if any(far[name] > 1.5 * near[name] + NUDGE for name in far if name.startswith("d")):
+                return True
+        return False
+
+    def _limits(self, slopes: dict[str, float], steps: int, batch: int) -> dict[str, float]:
+        net = self._layer._stack
+        between = net.num_directions * net.hidden_size if net.num_layers > 1 else 0
+        width = max(max(net.input_size, between) + net.hidden_size, batch)
+        base = tolerance(self.operand_type, steps=max(steps, 1), width=width, layers=net.num_layers)
+        limits = {name: base * max(1.0, slopes[name] / CALM) for name in self.expected}
+        worst = max(limits, key=lambda name: limits[name])
+        if limits[worst] > MOST:
+            raise ValueError(
+                f"shape: rounding to {self.operand_type} alone may change {worst} by "
+                f"{limits[worst]:.0%} of its largest element, which would hide any error; "
+                "expected a smaller shape, or a type of higher precision"
+            )
+        return limits
+
+
+def results_of(layer: Module, arguments: CallArguments) -> Results:
+    """Every result and every gradient by name, on the host; gradients of weights by gate.
+
+    The call is made without and with recording, with the same dropout masks; the layer is in train
+    mode afterwards.
+    """
+
+    def on_backend(arrays: Iterable[np.ndarray]) -> list[Any]:
+        return [asarray(a, backend=layer.backend.name, dtype=layer.dtype) for a in arrays]
+
+    cell, names = layer._stack.cell, layer._stack.cell.state_names
+    (x,), states = on_backend([arguments.x]), on_backend(arguments.states)
+    upstream = on_backend(arguments.upstream)
+    calls = layer._calls
+    unrecorded = flat(layer.eval()(x, packed(states), **arguments.options))
+    results = flat(layer.train()(x, packed(states), **arguments.options))
+    layer._calls = calls  # the counter that selects the dropout masks
+    layer.zero_grad()
+    dfinal = packed(upstream[-len(names) :])
+    if isinstance(layer, _Layer):
+        gradients = flat(layer.backward(upstream[0], dfinal))
+        ends, starts = ["output", *(f"{name}_n" for name in names)], [f"d{name}0" for name in names]
+    else:
+        gradients = flat(layer.backward(dfinal))
+        ends, starts = [f"{name}_next" for name in names], [f"d{name}" for name in names]
+    named = dict(zip(ends, results, strict=True))
+    named |= {f"{name} (eval)": a for name, a in zip(ends, unrecorded, strict=True)}
+    named |= dict(zip(["dx", *starts], gradients, strict=True))
+    for name, gradient in layer.grads.items():
+        for k, gate in enumerate(cell.gate_names):
+            rows = slice(k * layer._stack.hidden_size, (k + 1) * layer._stack.hidden_size)
+            named[f"d{name}[{gate}]" if gate else f"d{name}"] = gradient[rows]
+    return {name: np.array(to_numpy(array)) for name, array in named.items()}
+
+
+def flat(values: Any) -> list[Any]:
+    """The arrays in nested tuples, in order."""
+    if isinstance(values, tuple):
+        return [array for value in values for array in flat(value)]
+    return [values]
+
+
+def packed(states: list[Any]) -> Any:
+    """States in the form of a call's argument: a single array, or a pair."""
+    return tuple(states) if len(states) > 1 else states[0]

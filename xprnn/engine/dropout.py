@@ -1,0 +1,73 @@
+"""Dropout between layers: N. Srivastava et al., "Dropout" (JMLR 15, 2014), inverted scaling.
+
+Whether an element is kept depends only on (seed, call, layer, t, the caller's row, feature),
+by integer hashing. The mask is the same on every backend, in every order of rows and in every
+run, so `backward` recomputes it instead of storing it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+BLOCK = 1 << 20  # elements hashed at a time, 16 bytes each; a smaller block means more launches
+
+
+def _mix_host(value: int) -> int:
+    """The finaliser of SplitMix64 (G. L. Steele et al., 2014) on one 64-bit integer."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix(xp: Any, value: Array) -> Array:
+    """The same on an array of uint64, in place; products wrap around."""
+    shifted = xp.empty_like(value)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        xp.right_shift(value, xp.uint64(shift), out=shifted)
+        value ^= shifted
+        value *= xp.uint64(factor)
+    return value
+
+
+def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, row: Array) -> None:
+    """Overwrite x (S, F) with x * kept / (1 - p), kept with probability 1 - p.
+
+    `key` is (seed, call, layer); `time` and `row` (S,) are the step and the batch row of each row
+    of x. The operation is its own backward pass: apply it to the upstream gradient.
+    """
+    if x.dtype.itemsize < 4:  # float16 and bfloat16 are computed in float32
+        upcast = x.astype(xp.float32)
+        apply(xp, upcast, p, key, time, row)
+        x[...] = upcast
+        return
+    if p >= 1.0:
+        x[...] = 0.0
+        return
+    root = 0
+    for part in key:
+        root = _mix_host((root ^ (part & _MASK)) + _GOLDEN & _MASK)
+    rows = max(BLOCK // max(x.shape[1], 1), 1)
+    for start in range(0, x.shape[0], rows):
+        block = slice(start, start + rows)
+        _apply(xp, x[block], p, root, time[block], row[block])
+
+
+def workspace_bytes(S: int, F: int) -> int:
+    """The bytes that `apply` to x (S, F) needs in addition to x, including `time` and `row`."""
+    block = min(S * F, BLOCK)
+    return 16 * (block + S)
+
+
+def _apply(xp: Any, x: Array, p: float, root: int, time: Array, row: Array) -> None:
+    """`apply`, given the hash of its key."""
+    h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(root))
+    h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
+    feature = xp.arange(x.shape[1]).astype(xp.uint64) * xp.uint64(_GOLDEN)
+    h = _mix(xp, h[:, None] ^ feature[None, :])
+    kept = h >= xp.uint64(round(p * (1 << 24)) << 40)  # 24 bits decide
+    x *= kept
+    x *= 1.0 / (1.0 - p)

@@ -1,0 +1,112 @@
+"""The texts of `explain`: which implementation runs a call or a step, why, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.spec import StackSpec
+from ..kernels import ExecutionPlan, Pass, StepPlan, Unsupported
+from ..kernels.interface import KernelRunner, Sizes
+
+
+def explain(
+    kind: str,
+    spec: StackSpec,
+    plan: ExecutionPlan,
+    sizes: tuple[int, int],
+    training: bool,
+    memory: Sequence[str],
+) -> str:
+    """The text for a layer of class `kind`.
+
+    :param sizes: T and N of the call.
+    :param memory: lines about the memory of a training step.
+    """
+    steps, batch = sizes
+    forward, backward = moved(spec, plan, batch)
+    lines = [
+        f"{kind}({spec.input_size}, {spec.hidden_size}) on {plan.backend.name}, "
+        f"{plan.precision}, T={steps} N={batch}: {plan.implementation}",
+        f"  reason: {plan.reason}",
+        f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
+        *(f"  {line}" for line in memory),
+    ]
+    launches = plan.cell.kernel_launches
+    if plan.kernels is not None:
+        lines += _fused(spec, plan.kernels, sizes, training)
+        lines += _wavefront(spec, plan, training)
+    elif plan.backend.on_gpu and launches is None:
+        lines.append("  the launches of the plain code in low precision are not counted")
+    elif plan.backend.on_gpu and launches:
+        lines.append(
+            f"  a step takes {launches[0]} launches forward, {launches[1]} backward and one more "
+            "where its output has a gradient"
+        )
+    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
+
+
+def _fused(
+    spec: StackSpec, runner: KernelRunner, sizes: tuple[int, int], training: bool
+) -> list[str]:
+    """What one launch or call runs, a line for each pass where that may differ."""
+    takes = f"one {runner.unit} runs all steps of a"
+    alone = f"{takes} direction of a layer"
+    if spec.num_directions == 1:
+        return [f"  {alone}"]
+    T, N = sizes
+    least = Sizes(max(N, 1), spec.widest_input, spec.hidden_size, max(T, 1))
+    lines = []
+    for work in (Pass.TRAINING, Pass.BACKWARD) if training else (Pass.FORWARD,):
+        why_not = runner.unsupported(work, least, spec.num_directions)
+        if why_not is None:
+            lines.append(f"  {work}: {takes} layer, both directions")
+        elif runner.unsupported(work, least, 1) is None:
+            lines.append(f"  {work}: {alone}; both: {why_not}")
+    return lines
+
+
+def _wavefront(spec: StackSpec, plan: ExecutionPlan, training: bool) -> list[str]:
+    """Whether one launch runs all layers, where there could be one."""
+    if spec.num_layers == 1 or plan.backend.kernels != "cuda":
+        return []
+    takes = "one launch runs all steps of all layers"
+    if isinstance(plan.wavefront, Unsupported):
+        takes = plan.wavefront.reason
+    return [f"  {Pass.TRAINING if training else Pass.FORWARD}, layers in a wavefront: {takes}"]
+
+
+def explain_step(kind: str, spec: StackSpec, plan: StepPlan, batch: int) -> str:
+    """The text for a stepper of a layer of class `kind`, or for a cell that runs its steps."""
+    lines = [
+        f"{kind}({spec.input_size}, {spec.hidden_size}) on {plan.backend.name}, "
+        f"{plan.precision}, L={spec.num_layers} N={batch}, one step: {plan.implementation}",
+        f"  reason: {plan.reason}",
+    ]
+    more = f"{1 + len(spec.cell.state_names)} more where streams wait"
+    if plan.replays:
+        lines.append("  its array calls are captured and replayed")
+    elif plan.is_fused and not plan.backend.on_gpu:
+        lines.append("  one call runs a step of all layers, on weights packed for it")
+    elif plan.is_fused:
+        lines.append(f"  one launch runs a step of all layers, and {more}")
+    elif plan.backend.kernels and plan.cell.kernel_launches is not None:
+        each = 1 + spec.bias + plan.cell.kernel_launches[0]
+        lines.append(f"  a step takes {spec.num_layers * each + 2} launches, and {more}")
+    elif plan.backend.kernels:
+        lines.append("  the launches of the plain code in low precision are not counted")
+    return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
+
+
+def moved(spec: StackSpec, plan: StepPlan, batch: int) -> tuple[int, int]:
+    """The bytes that one step of one direction has to read and write, forward and backward.
+
+    W_hh once and every buffer of `Cell`'s table as often as a step needs it: gh and the gates
+    are written and read, dgh is read once more by the product behind it.
+    """
+    cell, H = spec.cell, spec.hidden_size
+    C, A = plan.precision.compute_dtype.itemsize, plan.precision.dtype.itemsize
+    G, others = cell.gates, len(cell.state_names) - 1
+    weights, states = G * H * H * C, C + others * A
+    forward = 2 * G * A + (2 * G + cell.saved) * C + 2 * states
+    backward = (3 * G + 2 * cell.saved) * C + states + 2 * (1 + others) * A
+    return weights + batch * H * forward, weights + batch * H * backward

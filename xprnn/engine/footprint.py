@@ -1,0 +1,82 @@
+"""How much memory a training step of a layer takes, computed beforehand."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+from ..core.spec import StackSpec
+from ..kernels import ExecutionPlan
+from ..kernels.shared import activation_shapes
+from . import dropout
+
+
+class Footprint(NamedTuple):
+    """Bytes at the peak, which is the end of `backward`, of a call whose rows all run T steps."""
+
+    kept: int  # from the call to `backward`
+    work: int  # of the module's own besides
+    results: int  # output and final states, dx and the gradients of the initial states
+
+    def __str__(self) -> str:
+        """The bytes and what they are."""
+        return (
+            f"{sum(self):,} bytes: {self.kept:,} kept for backward, {self.work:,} to work in, "
+            f"{self.results:,} of results and gradients"
+        )
+
+
+def training_step(
+    spec: StackSpec,
+    plan: ExecutionPlan,
+    sizes: tuple[int, int],
+    batch_first: bool,
+    k: int | None,
+) -> Footprint:
+    """The footprint of a layer with `recompute=k`, of one that has made a step like it before.
+
+    :param sizes: T and N.
+    """
+    steps, rows = sizes
+    S, D, width = steps * rows, spec.num_directions, spec.num_directions * spec.hidden_size
+    A, C = plan.precision.dtype.itemsize, plan.precision.compute_dtype.itemsize
+    all_states = spec.num_layers * D * rows * spec.hidden_size * len(spec.cell.state_names) * A
+
+    saved = S * (spec.input_size + (spec.num_layers - 1) * width) * C
+    work = _beside_steps(spec, plan, rows, k is not None)
+    if k is None:
+        saved += spec.num_layers * D * _activations(spec, plan, steps, rows)
+    else:
+        saved += -(-steps // k) * all_states
+        work += _activations(spec, plan, min(k, steps), rows)
+    inner = (D - 1) * width if spec.num_layers > 1 else 0  # the second direction's dx
+    work += S * max(inner, (D - 1 + batch_first) * spec.input_size) * A
+    work += S * min(spec.num_layers, 2) * width * A  # doutput, and that of the layer below
+    if spec.dropout and spec.num_layers > 1:
+        work += dropout.workspace_bytes(S, width)
+    return Footprint(saved, work, S * (width + spec.input_size) * A + 2 * all_states)
+
+
+def _activations(spec: StackSpec, plan: ExecutionPlan, steps: int, rows: int) -> int:
+    """What so many recorded steps of a direction save."""
+    low, others = activation_shapes(spec.cell, spec.hidden_size, rows, steps * rows, True)
+    read = sum(prod(shape) for shape in low) * plan.precision.compute_dtype.itemsize
+    return read + sum(prod(shape) for shape in others) * plan.precision.dtype.itemsize
+
+
+def _beside_steps(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: bool) -> int:
+    """What does not grow with T, roughly: a step's own arrays, packed weights, their gradients.
+
+    The gradients are summed up apart from those of earlier calls, and a segment's apart from these.
+    """
+    cell, H, costs = spec.cell, spec.hidden_size, plan.forward.costs
+    weights = sum(prod(shape) for shape in spec.shapes().values())
+    largest = cell.gates * H * (spec.widest_input + H)
+    step = 2 * cell.gates + cell.saved + 3 * len(cell.state_names)
+    step += max(sum(cell.forward_scratch), sum(cell.backward_scratch))
+    elements = weights + recomputes * largest + rows * H * step
+    if costs.packs_weights:
+        elements += sum(prod(s) * (1 + ("weight" in n)) for n, s in spec.shapes().items())
+    if recomputes:  # for a segment's forward pass
+        elements += costs.input_rows * (spec.widest_input + cell.gates * H)
+    return (elements + costs.scratch) * plan.precision.dtype.itemsize

@@ -1,0 +1,121 @@
+"""The step loop of one layer, in plain array code: the reference of every other runner.
+
+A forward pass is an input product for all steps, then the steps; a backward pass is the steps in
+reverse order, then one product for each weight. Arrays are packed, rows longest first:
+`packing.py` describes the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..backend import Array
+from ..cells import Buffers, Cell, Weights
+from ..core.packing import StepRun
+from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..core.workspace import Workspace
+from ..kernels.interface import CallContext, Pass, RunnerCosts, Sizes
+from ..kernels.shared import allocate, input_projection, project, weight_gradients, write_results
+
+
+class StepLoop:
+    """Runs one step after another, with any array module and any cell."""
+
+    costs = RunnerCosts()
+
+    def __init__(self, xp: Any, cell: Cell, compute_dtype: Any) -> None:
+        self.xp, self.cell, self.compute_dtype = xp, cell, compute_dtype
+
+    def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
+        """Every direction by itself."""
+        return [range(d, d + 1) for d in range(directions)]
+
+    def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
+        """Run directions of one layer; outputs and final states are written."""
+        every = []
+        for direction in passes:
+            activations = allocate(self.cell, self.compute_dtype, direction, call)
+            input_projection(self.xp, self.cell, direction, activations.gates)
+            for run in call.batch.walk(direction.reverse):
+                admit_rows(direction, activations, run)
+                self.run_steps(direction, activations, run, call)
+            write_results(direction, activations, call.batch)
+            every.append(activations)
+        return every
+
+    def run_steps(
+        self, direction: ForwardPass, activations: Activations, run: StepRun, call: CallContext
+    ) -> None:
+        """Run steps on the packed rows themselves."""
+        xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
+        gates, saved, record = activations.gates, activations.saved, call.record
+        mark = scratch.mark()
+        work = _step_scratch(scratch, rows, cell.forward_scratch, activations.states[0].shape[1])
+        # what one step writes the next one reads; CuPy takes microseconds for each view
+        after = _block(activations.states, run.before[0], rows)
+        for start, next_start in zip(run.gates, run.after, strict=True):
+            before, after = after, _block(activations.states, next_start, rows)
+            kept = start if record else 0
+            own = gates[start : start + rows], saved[kept : kept + rows]
+            cell.forward(xp, direction.weights, Buffers(*own, before, after, (), work))
+        scratch.rewind(mark)
+
+    def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
+        """Run the backward pass of directions of one layer."""
+        for direction in passes:
+            for run in call.batch.walk(direction.reverse, backward=True):
+                self.run_backward_steps(direction, run, call)
+            weight_gradients(self.xp, self.xp, self.cell, direction, call.batch)
+
+    def run_backward_steps(self, direction: BackwardPass, run: StepRun, call: CallContext) -> None:
+        """Run the backward pass of steps: gates become dgh, `dstates` are overwritten."""
+        xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
+        activations, doutput, norms = direction.activations, direction.doutput, direction.norms
+        mark = scratch.mark()
+        dstates = _block(direction.dstates, 0, rows)
+        work = _step_scratch(scratch, rows, cell.backward_scratch, dstates[0].shape[1])
+        before = _block(activations.states, run.after[0], rows)
+        for t, start, previous in zip(run.times, run.gates, run.before, strict=True):
+            after, before = before, _block(activations.states, previous, rows)
+            if doutput is not None:
+                dh = dstates[0]
+                dh += doutput[start : start + rows]
+            if norms is not None:
+                norms[t] = sum((dstate * dstate).sum() for dstate in dstates) ** 0.5
+            own = activations.gates[start : start + rows], activations.saved[start : start + rows]
+            cell.backward(xp, direction.weights, Buffers(*own, before, after, dstates, work))
+        scratch.rewind(mark)
+
+
+def layer_step(
+    xp: Any, cell: Cell, weights: Weights, bias: Array | None, x: Array, step: Buffers
+) -> None:
+    """One step of one direction of one layer, from x (N, I).
+
+    `bias` is the cell's `input_bias`, for all rows or for each; the buffers are those of `Cell`.
+    """
+    project(xp, weights, bias, x, step.gates)
+    cell.forward(xp, weights, step)
+
+
+def admit_rows(direction: ForwardPass, activations: Activations, run: StepRun) -> None:
+    """Copy in the initial states of the rows that begin with these steps."""
+    if run.rows > run.joined:
+        begin = slice(run.joined, run.rows)
+        for state, end in zip(activations.states, direction.ends, strict=True):
+            state[run.before[0] :][begin] = end[begin]
+
+
+def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...]:
+    """The same rows of each array, as views."""
+    # a list first, here and in the callers: tuple(generator) leaves an entry in CPython's free
+    # list at each call, and a long run would seem to grow
+    return tuple([array[start : start + rows] for array in arrays])
+
+
+def _step_scratch(
+    workspace: Workspace, rows: int, widths: tuple[int, ...], H: int
+) -> tuple[Array, ...]:
+    """A step's scratch arrays, contiguous and uninitialised."""
+    return tuple([workspace.empty(rows, width * H) for width in widths])

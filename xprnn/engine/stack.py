@@ -1,0 +1,337 @@
+"""Layers times directions: the order in which they are run, and the dropout between layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..backend import Array, Backend
+from ..cells import Cell, Weights
+from ..core.packing import PackedBatch
+from ..core.passes import Activations, BackwardPass, Call, ForwardPass, PackedWeights, StackWeights
+from ..core.precision import PrecisionPolicy
+from ..core.spec import StackSpec
+from ..core.workspace import Workspace
+from ..kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
+from ..kernels import plan as dispatch
+from ..kernels.request import Request
+from . import dropout
+from .checkpointing import Checkpointed
+from .loop import StepLoop
+from .replay import ReplayLoop
+
+if TYPE_CHECKING:
+    from ..kernels.cuda.sequence import Wavefront
+
+
+def plan_call(
+    spec: StackSpec,
+    backend: Backend,
+    precision: PrecisionPolicy,
+    shape: CallShape,
+    request: Request,
+) -> ExecutionPlan:
+    """The plan of a call, with checkpoints where it recomputes."""
+    plan = dispatch(spec, backend, precision, shape, request, _plain_runner)
+    if not shape.record or shape.recompute is None:
+        return plan
+    return _checkpointed(plan, plan.backward, shape.recompute)
+
+
+def with_step_loop(plan: ExecutionPlan) -> ExecutionPlan:
+    """A plan whose backward pass is the step loop, which can measure between steps."""
+    loop = StepLoop(plan.xp, plan.cell, plan.precision.compute_dtype)
+    if isinstance(plan.backward, Checkpointed):
+        return _checkpointed(replace(plan, forward=plan.backward.runner), loop, plan.backward.k)
+    return replace(plan, backward=loop, backward_groups=_one_by_one(plan))
+
+
+def _checkpointed(plan: ExecutionPlan, backward: LayerRunner, k: int) -> ExecutionPlan:
+    runner, groups = Checkpointed(plan.forward, backward, k), _one_by_one(plan)
+    return replace(
+        plan, forward=runner, backward=runner, forward_groups=groups, backward_groups=groups
+    )
+
+
+def _one_by_one(plan: ExecutionPlan) -> tuple[range, ...]:
+    return tuple([range(d, d + 1) for group in plan.forward_groups for d in group])
+
+
+def _plain_runner(xp: Any, cell: Cell, dtype: np.dtype[Any], replays: bool) -> LayerRunner:
+    return ReplayLoop(cell, dtype) if replays else StepLoop(xp, cell, dtype)
+
+
+@dataclass
+class Tape:
+    """What a recorded call saves; used up by `backward`."""
+
+    plan: ExecutionPlan
+    weights: StackWeights  # as the products read them
+    batch: PackedBatch
+    activations: list[list[Activations]]  # by layer and direction
+    dropout_key: tuple[int, int]  # (seed, call)
+    shape: tuple[int, ...]  # of x, as the caller gave it, with a batch
+    batch_first: bool
+    spent: bool = False  # its backward pass has begun
+
+
+class _Gradients(NamedTuple):
+    """The gradients that a backward pass writes, of all layers."""
+
+    dstates: tuple[Array, ...]  # inout: (L*D, N, H) each
+    dweights: list[list[Weights]]  # out, where an entry is not None
+    norms: Array | None  # out, if given: (L*D, T)
+
+
+def forward(
+    spec: StackSpec,
+    weights: StackWeights,
+    call: Call,
+    context: CallContext,
+    dropout_key: tuple[int, int] = (0, 0),
+) -> tuple[Array, tuple[Array, ...], Tape]:
+    """Run every layer and direction; returns a new output, new final states, and the tape.
+
+    In a recorded call dropout acts, and the tape can be used by `backward`; its activations are in
+    `context.saved`. Otherwise `context.saved` may be `context.scratch`.
+
+    :param weights: in; kernels add to what is packed of them.
+    :param call: in: x (T, N, I) or, batch first, (N, T, I), states (L*D, N, H) each, None for
+        zeros.
+    :return: (T, N, D*H), laid out as x, and (L*D, N, H) each.
+    """
+    plan, batch, x = context.plan, context.batch, call.x
+    xp, precision = plan.xp, plan.precision
+    if plan.is_mixed:
+        cast = [[_to_compute(each, precision.compute_dtype) for each in p] for p in weights.arrays]
+        weights = StackWeights(cast, weights.packed)
+    width = spec.num_directions * spec.hidden_size
+    # where rows end early the output is zero past their ends
+    new = xp.empty if batch.ragged is None else xp.zeros
+    output = new((*x.shape[:2], width), precision.dtype)
+    ends = _sorted_states(xp, spec, batch, call.initial, precision.dtype)
+    tape = Tape(plan, weights, batch, [], dropout_key, x.shape, call.batch_first)
+    rows = _packed_input(context, x, call.batch_first)
+    packed = _as_packed(batch, output, call.batch_first, precision.compute_dtype)
+    if not isinstance(plan.wavefront, Unsupported):
+        rows, packed = _run_wavefront(plan.wavefront, tape, rows, ends, context), None
+    else:
+        scratch = context.scratch
+        for layer in range(spec.num_layers):
+            last, activations = layer + 1 == spec.num_layers, []
+            joined = packed
+            if joined is None or not last:
+                memory = scratch if last else context.saved
+                joined = memory.empty(batch.total, width, dtype=precision.compute_dtype)
+            for group in plan.forward_groups:
+                mark = scratch.mark()
+                passes = _forward_passes(spec, tape, (layer, group), rows, ends, joined)
+                activations += plan.forward.forward(passes, context)
+                scratch.rewind(mark)
+            if context.record:
+                tape.activations.append(activations)
+                if not last:
+                    _drop(spec, tape, joined, layer)
+            rows = joined
+    if packed is None:
+        batch.unpack(rows, output.transpose(1, 0, 2) if call.batch_first else output)
+    if batch.ragged is not None:
+        batch.unsort_in_place(ends)
+    return output, ends, tape
+
+
+def _forward_passes(
+    spec: StackSpec,
+    tape: Tape,
+    which: tuple[int, range],
+    x: Array,
+    ends: tuple[Array, ...],
+    joined: Array,
+) -> list[ForwardPass]:
+    """The passes over a layer and some of its directions; out: their part of `joined` (S, D*H)."""
+    (layer, group), H, D = which, spec.hidden_size, spec.num_directions
+    return [
+        ForwardPass(
+            tape.weights.arrays[layer][d],
+            d == 1,
+            x,
+            tuple([end[layer * D + d] for end in ends]),
+            tape.weights.packed[layer, d],
+            joined[:, d * H : (d + 1) * H],
+        )
+        for d in group
+    ]
+
+
+def _run_wavefront(
+    wavefront: Wavefront,
+    tape: Tape,
+    x: Array,
+    ends: tuple[Array, ...],
+    context: CallContext,
+) -> Array:
+    """Run all layers in one launch: the rows (S, H) of the last."""
+    passes = [
+        ForwardPass(weights, False, x, tuple([end[layer] for end in ends]), PackedWeights())
+        for layer, (weights,) in enumerate(tape.weights.arrays)
+    ]
+    every = wavefront.forward(passes, context)
+    tape.activations = [[activations] for activations in every]
+    return context.batch.outputs(every[-1].states[0], False)
+
+
+def backward(
+    spec: StackSpec,
+    tape: Tape,
+    upstream: tuple[Array | None, tuple[Array | None, ...]],
+    dweights: list[list[Weights]],
+    need_dx: bool,
+    scratch: Workspace,
+    norms: Array | None = None,
+) -> tuple[Array | None, tuple[Array, ...]]:
+    """The backward pass of `forward`; returns a new dx, None unless `need_dx`, and new dstates.
+
+    The tape is used up.
+
+    :param upstream: in: doutput, of the output's shape, and the gradients of the final states,
+        (L*D, N, H) each; None stands for zeros.
+    :param dweights: out: every entry that is not None.
+    :param norms: out, if given: (L*D, T).
+    """
+    (doutput, dfinal), plan = upstream, tape.plan
+    if norms is not None:
+        plan = with_step_loop(plan)
+    batch, xp, dtype = tape.batch, plan.xp, plan.precision.dtype
+    context = CallContext(plan, batch, scratch, scratch, True)
+    width = spec.num_directions * spec.hidden_size
+    new = xp.empty if batch.ragged is None else xp.zeros
+    dx = new(tape.shape, dtype) if need_dx else None
+    gradients = _Gradients(_sorted_states(xp, spec, batch, dfinal, dtype), dweights, norms)
+    above: Any = None  # the gradient of a layer's output
+    if doutput is not None:
+        above = scratch.empty(batch.total, width)
+        batch.pack(doutput.transpose(1, 0, 2) if tape.batch_first else doutput, above)
+    packed: Any = None if dx is None else _as_packed(batch, dx, tape.batch_first, dtype)
+    spare: list[Array] = []
+    for layer in range(spec.num_layers - 1, -1, -1):
+        below: Any = packed  # the gradient of its input
+        if layer:
+            below = spare.pop() if spare else scratch.empty(batch.total, width)
+        elif dx is not None and packed is None:
+            below = scratch.empty(batch.total, spec.input_size)
+        start = mark = scratch.mark()
+        shares = [below]  # of the directions
+        if spec.num_directions == 2:
+            shares.append(None if below is None else scratch.empty(*below.shape))
+            mark = scratch.mark()
+        tape.spent = True  # from here on it is overwritten
+        for group in plan.backward_groups:
+            passes = _backward_passes(spec, tape, (layer, group), above, shares, gradients)
+            plan.backward.backward(passes, context)
+            scratch.rewind(mark)
+        if below is not None and spec.num_directions == 2:
+            below += shares[1]
+            scratch.rewind(start)
+        if layer:
+            _drop(spec, tape, below, layer - 1)
+        if above is not None:
+            spare.append(above)
+        above = below
+    if dx is not None and packed is None:
+        batch.unpack(above, dx.transpose(1, 0, 2) if tape.batch_first else dx)
+    if batch.ragged is not None:
+        batch.unsort_in_place(gradients.dstates)
+    return dx, gradients.dstates
+
+
+def _backward_passes(
+    spec: StackSpec,
+    tape: Tape,
+    which: tuple[int, range],
+    doutput: Array | None,
+    shares: list[Array | None],
+    gradients: _Gradients,
+) -> list[BackwardPass]:
+    """The passes over a layer and some of its directions.
+
+    :param doutput: in: (S, D*H), of the layer's output.
+    :param shares: out, if given: (S, I), each direction's gradient of the layer's input.
+    """
+    (layer, group), H, D = which, spec.hidden_size, spec.num_directions
+    norms = gradients.norms
+    return [
+        BackwardPass(
+            tape.weights.arrays[layer][d],
+            d == 1,
+            tape.activations[layer][d],
+            None if doutput is None else doutput[:, d * H : (d + 1) * H],
+            tuple([dstate[layer * D + d] for dstate in gradients.dstates]),
+            gradients.dweights[layer][d],
+            shares[d],
+            tape.weights.packed[layer, d],
+            None if norms is None else norms[layer * D + d],
+        )
+        for d in group
+    ]
+
+
+def _sorted_states(
+    xp: Any,
+    spec: StackSpec,
+    batch: PackedBatch,
+    values: tuple[Array | None, ...] | None,
+    dtype: np.dtype[Any],
+) -> tuple[Array, ...]:
+    """New arrays (L*D, N, H), one a state, with these values, longest rows first, or zeros."""
+    shape = (spec.num_layers * spec.num_directions, batch.batch, spec.hidden_size)
+    states = []
+    for value in values or (None,) * len(spec.cell.state_names):
+        if value is None:
+            states.append(xp.zeros(shape, dtype))
+        else:
+            state = xp.empty(shape, dtype)
+            state[...] = batch.sort(value)
+            states.append(state)
+    return tuple(states)
+
+
+def _to_compute(weights: Weights, dtype: np.dtype[Any]) -> Weights:
+    """The weights as products read them: the matrices in the compute dtype."""
+    return Weights(
+        weights.weight_ih.astype(dtype),
+        weights.weight_hh.astype(dtype),
+        weights.bias_ih,
+        weights.bias_hh,
+    )
+
+
+def _drop(spec: StackSpec, tape: Tape, x: Array, layer: int) -> None:
+    """Dropout in place on the output of `layer`, x (S, D*H); its own gradient."""
+    if spec.dropout:
+        xp = tape.plan.xp
+        time, row = tape.batch.time_and_row(xp)
+        dropout.apply(xp, x, spec.dropout, (*tape.dropout_key, layer), time, row)
+
+
+def _packed_input(context: CallContext, x: Array, batch_first: bool) -> Array:
+    """x as packed rows (S, I): a copy, where the caller's own memory cannot be used.
+
+    Compiled code reads no read-only arrays, and a record must not change with the caller's array.
+    """
+    batch, plan = context.batch, context.plan
+    if not (context.record or plan.backend.on_gpu) and x.flags.carray:
+        own = _as_packed(batch, x, batch_first, plan.precision.compute_dtype)
+        if own is not None:
+            return own
+    packed = context.saved.empty(batch.total, x.shape[2], dtype=plan.precision.compute_dtype)
+    batch.pack(x.transpose(1, 0, 2) if batch_first else x, packed)
+    return packed
+
+
+def _as_packed(batch: PackedBatch, x: Array, batch_first: bool, dtype: Any) -> Array | None:
+    """A new array x (T, N, F) as the packed rows (S, F) that it is, or None."""
+    if batch_first or batch.ragged is not None or x.dtype != dtype:
+        return None
+    return x.reshape(batch.total, x.shape[2])

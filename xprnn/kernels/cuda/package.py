@@ -1,0 +1,43 @@
+"""What this package of kernels offers: see `interface.KernelPackage`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ...cells import Cell
+from ...core.precision import PrecisionPolicy
+from ..interface import Unsupported
+from .cells import POINTWISE
+from .table import KERNELS
+
+if TYPE_CHECKING:
+    from ...backend.cupy import CupyBackend
+    from .sequence import CudaRunner
+
+
+def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
+    """None: the element-wise kernels support every type that a layer has."""
+    return None
+
+
+def fused_cells() -> Mapping[str, Cell]:
+    """The cells whose parts are one kernel each, by name."""
+    return POINTWISE
+
+
+def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
+    """True: CuPy compiles a kernel when it is first launched."""
+    return True
+
+
+def has_sequences(cell: str) -> bool:
+    """Whether there are sequence kernels for a cell, for any sizes."""
+    return (cell, "forward") in KERNELS
+
+
+def layer_runner(cell: str, backend: CupyBackend, precision: PrecisionPolicy) -> CudaRunner:
+    """The runner of a cell."""
+    from .sequence import CudaRunner
+
+    return CudaRunner(backend, cell, precision)

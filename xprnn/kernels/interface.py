@@ -1,0 +1,133 @@
+"""What implementations of a layer offer: runners, and the packages of kernels that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from ..backend import Array, Backend
+from ..cells import Cell
+from ..core.packing import PackedBatch
+from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..core.precision import PrecisionPolicy
+from ..core.workspace import Workspace
+
+if TYPE_CHECKING:
+    from .dispatch import ExecutionPlan
+
+
+class Pass(Enum):
+    """The passes over a layer; "training" is a forward pass that saves its activations."""
+
+    FORWARD = "forward"
+    TRAINING = "training"
+    BACKWARD = "backward"
+
+    def __str__(self) -> str:
+        """The name in messages."""
+        return str(self.value)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """Why an implementation cannot be used, or is not selected."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        """The reason."""
+        return self.reason
+
+
+class Sizes(NamedTuple):
+    """The sizes of a call that decide which implementation runs it."""
+
+    N: int
+    I: int  # noqa: E741 - of the layer with the widest input
+    H: int
+    T: int
+
+
+class RunnerCosts(NamedTuple):
+    """What a runner allocates besides the activations, in elements."""
+
+    packs_weights: bool = False  # a copy of the weights for each pass is cached
+    scratch: int = 0
+    input_rows: int = 0  # rows of x and gx that are in scratch memory at a time
+
+
+class CallContext(NamedTuple):
+    """What every function of one call needs."""
+
+    plan: ExecutionPlan
+    batch: PackedBatch
+    saved: Workspace  # activations: in use until the backward pass
+    scratch: Workspace  # in use until the end of the call
+    record: bool  # whether activations are saved for a backward pass
+
+    @property
+    def forward_pass(self) -> Pass:
+        """The kind of a forward pass in this call."""
+        return Pass.TRAINING if self.record else Pass.FORWARD
+
+
+class LayerRunner(Protocol):
+    """Runs all steps of a layer's directions: input product, time loop, weight gradients."""
+
+    costs: RunnerCosts
+
+    def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
+        """Run directions of one layer; outputs and final states are written."""
+
+    def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
+        """Run the backward pass of directions of one layer."""
+
+    def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
+        """The directions of a layer that one `forward` or `backward` runs together."""
+
+
+class KernelRunner(LayerRunner, Protocol):
+    """A runner that is one compiled function for all steps, for some sizes."""
+
+    unit: str  # what runs the steps, in the text of `explain`
+
+    def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
+        """Why a pass over so many directions of a layer cannot be run."""
+
+    def not_profitable(self, sizes: Sizes) -> Unsupported | None:
+        """Why "auto" leaves a call that is supported to other implementations."""
+
+
+class FusedStep(Protocol):
+    """One step of all layers in one launch or call."""
+
+    def launch(
+        self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
+    ) -> None:
+        """Run a step; in: x (N, I), `now` (L, N, H) each; out: `after`, alike, and `out` (N, H)."""
+
+
+class KernelPackage(Protocol):
+    """The kernels for one kind of processor: a folder here, by its `__init__`."""
+
+    def unsupported(self, precision: PrecisionPolicy) -> Unsupported | None:
+        """Why no kernel can be used with this precision on this machine."""
+
+    def fused_cells(self) -> Mapping[str, Cell]:
+        """The cells with fused element-wise parts, by name."""
+
+    def prepare(
+        self, implementation: str, cell: str, precision: PrecisionPolicy, record: bool
+    ) -> bool:
+        """Compile what a call needs; False if that failed: then `unsupported` has the reason.
+
+        :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
+        """
+
+    def has_sequences(self, cell: str) -> bool:
+        """Whether there are sequence kernels for a cell, for any sizes."""
+
+    def layer_runner(self, cell: str, backend: Backend, precision: PrecisionPolicy) -> KernelRunner:
+        """The runner of a cell, with a precision that is supported."""

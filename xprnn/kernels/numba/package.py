@@ -1,0 +1,127 @@
+"""What this package of kernels offers: see `interface.KernelPackage`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...backend import Backend, optional
+from ...cells import Cell
+from ...core.precision import PrecisionPolicy
+from ..interface import Unsupported
+from .table import SEQUENCE, STEP
+
+if TYPE_CHECKING:
+    from .sequence import NumbaRunner
+
+_log = logging.getLogger("xprnn")
+_failed: list[str] = []  # why a kernel could not be compiled: from then on none is used
+
+
+def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
+    """Why no kernel can be used with this precision on this machine."""
+    if precision.narrow:
+        dtype = precision.compute_dtype
+        return Unsupported(f"the CPU's kernels compute in float32 or float64, not in {dtype}")
+    why = unusable()
+    return Unsupported(why) if why else None
+
+
+def unusable() -> str:
+    """Why Numba, or what it compiles here, cannot be used in this process; "": it is imported."""
+    return _lacks() or "".join(_failed[:1])
+
+
+@cache
+def _lacks() -> str:
+    """Why Numba cannot be used, or ""; the first call imports it, and logs a failure."""
+    try:
+        numba = optional.load("numba", "xprnn[numba]")
+        for name in ("cells", "sequence", "step"):  # they need more of it
+            optional.load(f"{__package__}.{name}")
+    except optional.OptionalPackageError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError) or error.__cause__.name != "numba":
+            _warn(str(error))
+        return f"fused kernels for the CPU need Numba; {error}"
+    if numba.config.DISABLE_JIT:
+        return _warn("NUMBA_DISABLE_JIT is set: Numba compiles nothing")
+    return ""
+
+
+def _warn(why: str) -> str:
+    _log.warning("the plain code runs on the CPU, not Numba's: %s", why)
+    return why
+
+
+def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
+    """Compile what a call needs, the first time; False if that failed: see `unsupported`.
+
+    :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
+    """
+    return not _failed and _compiled(implementation, cell, arithmetic.dtype, record)
+
+
+@cache
+def _compiled(implementation: str, cell: str, dtype: np.dtype[Any], record: bool) -> bool:
+    from . import cells, sequence, step
+
+    needed = {"pointwise": cells.needed, "sequence": sequence.needed, "step": step.needed}
+    try:
+        for compilation in needed[implementation](cell, dtype, record):
+            compilation()
+    except MemoryError:
+        raise
+    except Exception as error:  # of Numba, of LLVM or of the cache on disk
+        why = f"the CPU's kernels cannot be compiled: {optional.reason(error)}"
+        _failed.append(_warn(why))
+        return False
+    return True
+
+
+def fused_cells() -> Mapping[str, Cell]:
+    """The cells whose parts are one compiled function each, by name."""
+    from .cells import POINTWISE
+
+    return POINTWISE
+
+
+def has_sequences(cell: str) -> bool:
+    """Whether there are sequence kernels for a cell."""
+    return cell in SEQUENCE
+
+
+def step_unsupported(cell: str, precision: PrecisionPolicy) -> Unsupported | None:
+    """Why no kernel runs a step of all layers of a cell in one call."""
+    if cell in STEP:
+        return unsupported(precision)
+    return unsupported(precision) or Unsupported(f"no kernel of a step for '{cell}'")
+
+
+def step_not_profitable(cell: str, sizes: tuple[int, int, int, int]) -> Unsupported | None:
+    """Why "auto" leaves the steps of a stack (L, N, I, H) to NumPy."""
+    from .step import not_profitable
+
+    return not_profitable(cell, sizes)
+
+
+def layer_runner(cell: str, backend: Backend, precision: PrecisionPolicy) -> NumbaRunner:
+    """The runner of a cell."""
+    from .sequence import NumbaRunner
+
+    return NumbaRunner(backend, cell, precision)
+
+
+def compilations() -> list[Callable[[], Any]]:
+    """A function for each kernel, which compiles it or loads it from the cache on disk.
+
+    :raises RuntimeError: Numba cannot be used; the message says why.
+    """
+    if reason := unusable():
+        raise RuntimeError(reason)
+    from . import cells, sequence, step
+
+    return [*sequence.compilations(), *step.compilations(), *cells.compilations()]

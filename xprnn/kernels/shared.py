@@ -1,0 +1,89 @@
+"""What runners of a layer share: allocation, products over all steps, and results."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from ..backend import Array
+from ..cells import Cell, Weights
+from ..cells.numerics import sum_rows
+from ..core.packing import PackedBatch
+from ..core.passes import Activations, BackwardPass, ForwardPass
+from .interface import CallContext
+
+
+def allocate(
+    cell: Cell,
+    dtype: Any,
+    direction: ForwardPass,
+    call: CallContext,
+    with_gates: bool = True,
+) -> Activations:
+    """The activations of a direction, uninitialised but for x; `with_gates`: else of no rows."""
+    batch, saved, x = call.batch, call.saved, direction.x
+    H = direction.ends[0].shape[1]
+    shapes, others = activation_shapes(cell, H, batch.running, batch.total, call.record)
+    gates = kept = x[:0]
+    if with_gates:
+        h, gates, kept = saved.arrays(*shapes, dtype=dtype)
+    else:
+        (h,) = saved.arrays(shapes[0], dtype=dtype)
+    states = (h, *saved.arrays(*others)) if others else (h,)
+    return Activations(x, gates, kept, states)
+
+
+Shapes = tuple[tuple[int, int], ...]
+
+
+@lru_cache(256)
+def activation_shapes(
+    cell: Cell, H: int, running: int, total: int, record: bool
+) -> tuple[Shapes, Shapes]:
+    """The shapes of h, gates and saved, and of the other states."""
+    states = running + total, H
+    shapes = states, (total, cell.gates * H), (total if record else running, cell.saved * H)
+    return shapes, (states,) * (len(cell.state_names) - 1)
+
+
+def input_projection(products: Any, cell: Cell, direction: ForwardPass, gates: Array) -> None:
+    """Write gx of all steps to `gates` (S, G*H), in one product: see `project`."""
+    bias = cell.input_bias(direction.weights, gates.dtype)
+    products.matmul(direction.x, direction.weights.weight_ih.T, out=gates)
+    if bias is not None:
+        gates += bias
+
+
+def project(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: Array) -> None:
+    """Write gx to `gates` (S, G*H), as `Cell` reads it; in: x (S, I) and `bias` (G*H,)."""
+    xp.matmul(x, weights.weight_ih.T, out=gates)
+    if bias is not None:
+        gates += bias
+
+
+def write_results(direction: ForwardPass, activations: Activations, batch: PackedBatch) -> None:
+    """Write the final states and the output of a direction."""
+    for state, end in zip(activations.states, direction.ends, strict=True):
+        end[: batch.running] = batch.final(state, direction.reverse)
+    if direction.output is not None:
+        direction.output[...] = batch.outputs(activations.states[0], direction.reverse)
+
+
+def weight_gradients(
+    xp: Any, products: Any, cell: Cell, direction: BackwardPass, batch: PackedBatch
+) -> None:
+    """One product over all steps per weight, and dx; the gates turn from dgh into dgx."""
+    activations, dweights = direction.activations, direction.dweights
+    dgates = activations.gates
+    if dweights.weight_hh is not None:
+        previous = batch.previous(activations.states[0], direction.reverse)
+        cell.recurrent_gradient(products, dgates, previous, activations.saved, dweights.weight_hh)
+    if dweights.bias_hh is not None:
+        sum_rows(xp, dgates, dweights.bias_hh)
+    cell.to_input_side(dgates, activations.saved)
+    if dweights.weight_ih is not None:
+        products.matmul(dgates.T, activations.x, out=dweights.weight_ih)
+    if dweights.bias_ih is not None:
+        sum_rows(xp, dgates, dweights.bias_ih)
+    if direction.dx is not None:
+        products.matmul(dgates, direction.weights.weight_ih, out=direction.dx)

@@ -1,0 +1,1 @@
+"""What users build and own: layers, cells, linear layers, steppers, and their parameters."""

@@ -1,0 +1,148 @@
+"""The arguments of a call: from the forms that users pass to those of `stack.py`, and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..backend import Array, Backend
+from ..cells import CELLS, Cell, Weights
+from ..core.checks import (
+    check_array,
+    check_choice,
+    check_flag,
+    check_lengths,
+    check_reference_array,
+    check_states,
+)
+from ..core.packing import PackedBatch
+from ..core.passes import Call
+from ..core.spec import StackSpec
+
+# Arguments of a constructor that files do not hold
+EXECUTION_OPTIONS = ("backend", "dtype", "precision", "compute_dtype", "recompute")
+
+
+class Taped(Protocol):
+    """What of a recorded call its upstream gradients are checked against."""
+
+    shape: tuple[int, ...]
+    batch: PackedBatch
+
+
+def check_call(
+    stack: StackSpec,
+    backend: Backend,
+    dtype: np.dtype[Any],
+    x: Any,
+    hx: Any,
+    lengths: Any,
+    batch_first: bool,
+) -> Call:
+    """Check the arguments of a layer's call; TypeError or ValueError names the invalid one."""
+    batched = getattr(x, "ndim", 3) != 2
+    outer = (("N", "T") if batch_first else ("T", "N")) if batched else ("T",)
+    x = check_array("x", x, backend, dtype, (*outer, stack.input_size))
+    if not batched:
+        batch_first, x = False, x[:, None]
+    steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
+    initial = None
+    if hx is not None:
+        names = tuple([f"{name}0" for name in stack.cell.state_names])
+        shape = state_shape(stack, batch, batched)
+        initial = check_states(names, hx, backend, dtype, shape)
+        if initial is not None and not batched:
+            initial = tuple([None if state is None else state[:, None] for state in initial])
+    if lengths is not None:
+        lengths = check_lengths(lengths, steps, batch)
+    return Call(x, initial, lengths, batch_first, batched, (steps, batch))
+
+
+def check_upstream(
+    stack: StackSpec,
+    backend: Backend,
+    dtype: np.dtype[Any],
+    tape: Taped,
+    batched: bool,
+    doutput: Any,
+    dhx: Any,
+) -> tuple[Array | None, tuple[Array | None, ...]]:
+    """Check the arguments of a layer's `backward`; returns them with a batch dimension."""
+    gradient: Array | None = None
+    if doutput is not None:
+        outer = tape.shape[:2] if batched else tape.shape[:1]
+        width = stack.num_directions * stack.hidden_size
+        gradient = check_array("doutput", doutput, backend, dtype, (*outer, width))
+        if not batched:
+            gradient = gradient[:, None]
+    if dhx is None:
+        return gradient, (None,) * len(stack.cell.state_names)
+    names = tuple([f"d{name}_n" for name in stack.cell.state_names])
+    shape = state_shape(stack, tape.batch.batch, batched)
+    dfinal = check_states(names, dhx, backend, dtype, shape) or ()
+    if not batched:
+        dfinal = tuple([None if dstate is None else dstate[:, None] for dstate in dfinal])
+    return gradient, dfinal
+
+
+def state_shape(stack: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:
+    """The shape of h0 and h_n: (L*D, N, H), unbatched (L*D, H)."""
+    outer = stack.num_layers * stack.num_directions
+    return (outer, batch, stack.hidden_size) if batched else (outer, stack.hidden_size)
+
+
+def unwrap(array: Array | None, states: tuple[Array, ...], batched: bool) -> tuple[Any, Any]:
+    """An array (T, N, F) and states (L*D, N, H) in the form of the caller's arguments."""
+    if not batched:
+        array = None if array is None else array[:, 0]
+        states = tuple([state[:, 0] for state in states])
+    return array, states if len(states) > 1 else states[0]
+
+
+def split(
+    constructor: Callable[..., Any], /, **arguments: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a module's constructor with defaults: its options and execution options.
+
+    :raises TypeError: one is missing or unexpected.
+    """
+    bound = inspect.signature(constructor).bind(**arguments)
+    bound.apply_defaults()
+    options = bound.arguments
+    return options, {name: options.pop(name) for name in EXECUTION_OPTIONS if name in options}
+
+
+def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, StackSpec, Weights]:
+    """The backend of weights, the one-layer stack they define, and the weights to use."""
+    backend, weight_ih = check_reference_array("weight_ih", weights.weight_ih, ("G*H", "I"))
+    rows, width = weight_ih.shape
+    if rows == 0 or rows % cell.gates:
+        raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
+    stack = StackSpec(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
+    shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, stack.hidden_size)}
+    if weights.bias_ih is not None or weights.bias_hh is not None:
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    checked = {
+        name: check_array(name, getattr(weights, name), backend, weight_ih.dtype, shape)
+        for name, shape in shapes.items()
+    }
+    return backend, stack, weights._replace(weight_ih=weight_ih, **checked)
+
+
+def elman(options: Mapping[str, Any]) -> Cell:
+    """The Elman cell with the given `nonlinearity`."""
+    kind = check_choice("nonlinearity", options["nonlinearity"], ("tanh", "relu"))
+    return CELLS[f"rnn_{kind}"]
+
+
+def gru(options: Mapping[str, Any]) -> Cell:
+    """The GRU cell selected by `reset_after`."""
+    return CELLS["gru" if check_flag("reset_after", options["reset_after"]) else "gru_reset_before"]
+
+
+def lstm(options: Mapping[str, Any]) -> Cell:
+    """The LSTM cell."""
+    return CELLS["lstm"]

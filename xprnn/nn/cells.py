@@ -1,0 +1,310 @@
+"""The cells as modules, one step a call: RNNCell, GRUCell and LSTMCell as in torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, overload
+
+from ..backend import (
+    AnyArray,
+    Array,
+    BackendName,
+    ComputeDTypeLike,
+    DTypeLike,
+    Given,
+    GivenPair,
+    Nonlinearity,
+    Pair,
+    Precision,
+    States,
+    StateTypes,
+)
+from ..backend.exports import exported_from
+from ..cells import Weights
+from ..core.checks import check_array, check_states
+from ..core.oom import translate_out_of_memory
+from ..core.passes import Call
+from .arguments import check_weights, elman, gru, lstm
+from .attributes import option
+from .module import file_kind
+from .recurrent import _Recurrent
+
+DEFAULTS: dict[str, Any] = {
+    "nonlinearity": "tanh",
+    "reset_after": True,
+}  # of the options that choose a cell
+
+
+class _CellModule(StateTypes[Given, States], _Recurrent):
+    """The calls of a cell: a layer of one step whose output is its next state."""
+
+    _step_requests = ("auto", "reference", "sequence", "wave")
+
+    def __call__(self, x: AnyArray, hx: Given | None = None) -> States:
+        """Run one step; in train mode it is recorded for `backward`.
+
+        :param x: (N, I), unbatched (I,); the cell's dtype and backend; only read.
+        :param hx: h (N, H), unbatched (H,); for an
+            LSTMCell (h, c), either may be None. None: zeros.
+        :return: the next h of h's shape, for an LSTMCell (h, c); fresh arrays.
+        :raises TypeError, ValueError: an argument has another type, dtype, backend or shape.
+        """
+        net = self._stack
+        batched = getattr(x, "ndim", 2) != 1
+        shape: tuple[Any, ...] = ("N", net.input_size) if batched else (net.input_size,)
+        rows = check_array("x", x, self._backend, self._dtype, shape)
+        if not batched:
+            rows = rows[None]
+        shape = (rows.shape[0], net.hidden_size) if batched else (net.hidden_size,)
+        states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
+        size = self._step_size(len(rows))
+        if size is None:
+            if states is not None:
+                states = _with_layer(states, batched)
+            _, final = self._run(Call(rows[None], states, None, False, batched, (1, len(rows))))
+            results: Any = _unwrap(final, batched)
+        else:
+            results = self._run_step(size, rows, states)
+            results = results if batched else tuple([state[0] for state in results])
+        return results if len(results) > 1 else results[0]
+
+    @translate_out_of_memory
+    def _run_step(
+        self, size: Any, x: Array, initial: tuple[Array | None, ...] | None
+    ) -> tuple[Array, ...]:
+        """Run a prepared step: see `StepPool.run_cell`."""
+        assert self._steps is not None
+        return self._steps.run_cell(size, self._parameters, x, initial)
+
+    @overload
+    def backward(self, dnext: Given, *, need_dx: Literal[True] = ...) -> tuple[Array, States]: ...
+
+    @overload
+    def backward(self, dnext: Given, *, need_dx: bool) -> tuple[Array | None, States]: ...
+
+    def backward(self, dnext: Any, *, need_dx: bool = True) -> tuple[Array | None, Any]:
+        """The backward pass of the last recorded step: gradients given that of the next state.
+
+        The parameters' gradients are added to `grads`; of several recorded steps the last one comes
+        first, each given the dh that the one before returned (plus its own share of L).
+
+        :param dnext: dL/dh', of h's shape; for an LSTMCell (dh', dc'), either may be None: zeros.
+        :param need_dx: False: dx is not computed, and None is returned in its place.
+        :return: dx of x's shape, and dh of h's (for an LSTMCell (dh, dc)).
+        :raises RuntimeError: no recorded step is left, or the parameters have changed since.
+        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
+        """
+        record = self._last_record()
+        net, batch = self._stack, record.tape.batch.batch
+        shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
+        names = tuple([f"d{name}_next" for name in net.cell.state_names])
+        given = check_states(names, dnext, self._backend, self._dtype, shape)
+        dfinal = _with_layer(given or (None,) * len(names), record.batched)
+        dx, dinitial = self._run_backward(record, None, dfinal, need_dx)
+        if dx is not None:
+            dx = dx[0] if record.batched else dx[0, 0]
+        dstates = _unwrap(dinitial, record.batched)
+        return dx, dstates if len(dstates) > 1 else dstates[0]
+
+    def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        if len(shape) not in (1, 2):
+            raise ValueError(f"shape: expected (N, I) or (I,), got {shape}")
+        return 1, shape[0] if len(shape) == 2 else 1
+
+    @classmethod
+    def from_weights(
+        cls,
+        weight_ih: AnyArray,
+        weight_hh: AnyArray,
+        bias_ih: AnyArray | None = None,
+        bias_hh: AnyArray | None = None,
+        **options: Any,
+    ) -> Self:
+        """A cell with copies of these weights, on their backend and in their dtype.
+
+        :param weight_ih: (G*H, I), float32 or float64, gate order as torch's.
+        :param weight_hh: (G*H, H), `bias_ih` and `bias_hh` (G*H,) or both None.
+        :param options: `nonlinearity` or `reset_after`, as for the constructor.
+        :raises TypeError, ValueError: a weight has another type, dtype or shape.
+
+        >>> import numpy as np, xprnn
+        >>> cell = xprnn.RNNCell.from_weights(np.eye(2), np.zeros((2, 2)), nonlinearity="relu")
+        >>> cell(np.array([3.0, -3.0])).tolist()
+        [3.0, 0.0]
+        """
+        weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
+        backend, net, weights = check_weights(cls._cell({**DEFAULTS, **options}), weights)
+        cell = cls(
+            net.input_size,
+            net.hidden_size,
+            net.bias,
+            **options,
+            backend=backend.name,
+            dtype=weights.weight_ih.dtype,
+            seed=0,
+        )
+        cell.parameters.update({name: w for name, w in weights._asdict().items() if w is not None})
+        return cell
+
+
+def _with_layer(states: tuple[Array | None, ...], batched: bool) -> tuple[Array | None, ...]:
+    """States, or their gradients, of a cell as those of a layer, (1, N, H); None stays."""
+    axes = None if batched else (None, None)
+    return tuple([None if state is None else state[axes] for state in states])
+
+
+def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:
+    """States (1, N, H) as a cell returns them."""
+    return tuple([state[0] if batched else state[0, 0] for state in states])
+
+
+@exported_from("xprnn")
+@file_kind("RNNCell")
+class RNNCell(_CellModule[AnyArray, Array]):
+    """One Elman step, h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh), or relu for tanh.
+
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param nonlinearity: "tanh" or "relu".
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
+
+    >>> import numpy as np, xprnn
+    >>> cell = xprnn.RNNCell(3, 4, nonlinearity="relu", seed=0)
+    >>> cell(np.ones((2, 3), np.float32)).shape
+    (2, 4)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: Nonlinearity = "tanh",
+        *,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "bias": bias,
+            "nonlinearity": nonlinearity,
+            "seed": seed,
+        }
+        self._construct(options, backend, dtype, precision, compute_dtype)
+
+    nonlinearity: Nonlinearity = option("nonlinearity", '"tanh" or "relu".')
+    _cell = staticmethod(elman)
+
+
+@exported_from("xprnn")
+@file_kind("GRUCell")
+class GRUCell(_CellModule[AnyArray, Array]):
+    """One GRU step, h' = (1 - z) n + z h; the equations are at `xprnn.GRU`.
+
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param reset_after: which of the two forms, see `xprnn.GRU`.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
+
+    >>> import numpy as np, xprnn
+    >>> cell = xprnn.GRUCell(3, 4, seed=0).train()
+    >>> x, h = np.ones((2, 3), np.float32), np.ones((2, 4), np.float32)
+    >>> h_next = cell(x, h)
+    >>> dx, dh = cell.backward(np.ones_like(h_next))
+    >>> dx.shape, dh.shape
+    ((2, 3), (2, 4))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "bias": bias,
+            "reset_after": reset_after,
+            "seed": seed,
+        }
+        self._construct(options, backend, dtype, precision, compute_dtype)
+
+    reset_after: bool = option("reset_after", "Which of the two forms of the GRU this is.")
+    _cell = staticmethod(gru)
+
+
+@exported_from("xprnn")
+@file_kind("LSTMCell")
+class LSTMCell(_CellModule[GivenPair, Pair]):
+    """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations are at `xprnn.LSTM`.
+
+    As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.
+
+    :param input_size: I, features of x.
+    :param hidden_size: H, features of the state.
+    :param bias: whether there are b_ih and b_hh.
+    :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
+    :param dtype: "float32" or "float64": of x, states, parameters and gradients.
+    :param precision: "ieee" or, where a GPU may round products, "tf32"; see `xprnn.RNN`.
+    :param compute_dtype: "float16" or "bfloat16": mixed precision; None: the dtype; see
+        `xprnn.RNN`.
+    :param seed: of the initial parameters; None draws one.
+    :raises TypeError, ValueError: an argument is none of these.
+
+    >>> import numpy as np, xprnn
+    >>> cell = xprnn.LSTMCell(3, 4, seed=0)
+    >>> h, c = cell(np.ones(3, np.float32))
+    >>> h.shape, c.shape
+    ((4,), (4,))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        backend: BackendName | None = None,
+        dtype: DTypeLike = "float32",
+        precision: Precision = "ieee",
+        compute_dtype: ComputeDTypeLike | None = None,
+        seed: int | None = None,
+    ) -> None:
+        options = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "bias": bias,
+            "seed": seed,
+        }
+        self._construct(options, backend, dtype, precision, compute_dtype)
+
+    _cell = staticmethod(lstm)

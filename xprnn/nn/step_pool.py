@@ -1,0 +1,150 @@
+"""Prepared steps for unrecorded calls of one step, of a cell or a layer on a CPU.
+
+Most of such a call is then arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from threading import get_ident
+from typing import NamedTuple
+
+from .. import kernels
+from ..backend import Array, Backend
+from ..core.precision import PrecisionPolicy
+from ..core.spec import StackSpec
+from ..engine.step import StepExecutor
+from ..kernels import StepPlan
+from ..kernels.request import Request
+from .locking import WRITER
+from .parameters import Parameters
+
+KNOWN = 1024  # batch sizes of which `_Size` is kept; with one more they are dropped
+# A layer's larger calls are run as sequences: their products take most of the time, and a step
+# would keep memory for so many rows, and copies of the weights.
+ROWS = 64
+PRODUCTS = 2_000_000  # multiply-adds of a layer's step by array calls, for several rows
+PRODUCTS_OF_ONE = 4_000_000  # for one row, to whose products contiguous columns mean more
+
+
+class _Size(NamedTuple):
+    """What is known of the steps of a batch size."""
+
+    free: list[StepExecutor]  # those that are not in use
+    is_run: bool  # whether calls are run as steps
+
+
+class StepPool:
+    """Runs steps of a stack from given states.
+
+    For each implementation there are as many executors as threads have been at work at once: lists
+    from which a call acquires one, last used for any batch size, and to which it returns it.
+    Compiled ones share the packed weights, the others have copies of their own.
+
+    :param requests: those under which calls are run as steps.
+    :param only_short: whether large calls are run as sequences.
+    """
+
+    def __init__(
+        self,
+        spec: StackSpec,
+        backend: Backend,
+        precision: PrecisionPolicy,
+        requests: Collection[str],
+        only_short: bool,
+    ) -> None:
+        self._spec, self._backend, self._precision = spec, backend, precision
+        self._requests, self._only_short = requests, only_short
+        self._free: dict[tuple[str, Request], list[StepExecutor]] = {}
+        self._sizes: dict[tuple[int, Request], _Size] = {}
+
+    def plan(self, batch: int) -> StepPlan:
+        """How a step of so many rows is run."""
+        return kernels.plan_step(self._spec, self._backend, self._precision, batch)
+
+    def size(self, batch: int) -> _Size | None:
+        """The executors for calls of one step of so many rows; None: they are run as sequences."""
+        if self._only_short and batch > ROWS:
+            return None
+        request = kernels.requested()
+        size = self._sizes.get((batch, request)) or self._size(batch, request)
+        return size if size.is_run else None
+
+    def _size(self, batch: int, request: Request) -> _Size:
+        if request.name not in self._requests:
+            return _Size([], False)
+        if len(self._sizes) >= KNOWN:
+            self._sizes = {}
+        spec, plan = self._spec, self.plan(batch)
+        width = (spec.widest_input + spec.hidden_size) * spec.cell.gates
+        most = PRODUCTS_OF_ONE if batch == 1 else PRODUCTS
+        is_run = not self._only_short or plan.is_fused or batch * width * spec.hidden_size <= most
+        free = self._free.setdefault((plan.implementation, request), [])
+        return self._sizes.setdefault((batch, request), _Size(free, is_run))
+
+    def run_cell(
+        self,
+        size: _Size,
+        parameters: Parameters,
+        x: Array,
+        initial: tuple[Array | None, ...] | None,
+    ) -> tuple[Array, ...]:
+        """All next states of the only layer, (N, H) each: new arrays.
+
+        :param x: in: (N, I), any strides.
+        :param initial: in: (N, H) each, None for zeros; None: all are.
+        """
+        steps, h = self._run(size, parameters, x, initial)
+        others = [state[0].copy() for state in steps.sides[1][1:]]
+        size.free.append(steps)
+        return (h, *others)
+
+    def run_layers(
+        self,
+        size: _Size,
+        parameters: Parameters,
+        x: Array,
+        initial: tuple[Array | None, ...] | None,
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """The last layer's next h (N, H), and all next states (L, N, H) each: new arrays.
+
+        :param x: in: (N, I), any strides.
+        :param initial: in: (L, N, H) each, None for zeros; None: all are.
+        """
+        steps, h = self._run(size, parameters, x, initial)
+        final = tuple([state.copy() for state in steps.sides[1]])
+        size.free.append(steps)
+        return h, final
+
+    def _run(
+        self,
+        size: _Size,
+        parameters: Parameters,
+        x: Array,
+        initial: tuple[Array | None, ...] | None,
+    ) -> tuple[StepExecutor, Array]:
+        """An executor that has run a step, and the last layer's next h."""
+        batch = x.shape[0]
+        try:
+            steps = size.free.pop()
+        except IndexError:  # the first call, or other threads have them
+            steps = StepExecutor(self.plan(batch), self._spec, batch)
+            steps.bind(parameters)
+        if steps.batch != batch:
+            steps.resize(batch)
+        for k, state in enumerate(steps.sides[0]):
+            value = None if initial is None else initial[k]
+            state[...] = 0.0 if value is None else value
+        reading, me = parameters.reading, get_ident()
+        readers = reading.readers
+        try:  # as `with reading:`, in less time
+            readers.add(me)
+            if WRITER in readers:
+                reading.wait_for_writers(me)
+            steps.follow(parameters)
+            h = steps.run(0, x, None, None)
+        finally:
+            readers.discard(me)
+            if WRITER in readers:
+                reading.notify_writers()
+        return steps, h

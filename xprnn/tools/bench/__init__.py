@@ -1,0 +1,1 @@
+"""`xprnn bench`: the speed of a layer beside torch and ONNX Runtime."""

@@ -1,0 +1,90 @@
+"""The measured setting, and the weights and inputs that all libraries get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...backend import BackendName, get_backend, to_numpy
+from ...diagnostics.verification.suite import LAYERS, PRECISIONS
+
+Results = dict[str, np.ndarray]
+
+
+class PeerUnavailableError(RuntimeError):
+    """A library cannot be measured; the message gives the reason."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One layer, T steps of N rows."""
+
+    cell: str = "gru"  # a name of `LAYERS`
+    hidden: int = 128
+    input: int = 128
+    batch: int = 32
+    steps: int = 100
+    kind: str = "float32"  # a name of `PRECISIONS`
+    backend: BackendName | None = None
+    directions: int = 1  # D
+
+    @property
+    def stored(self) -> str:
+        """The dtype of the products' operands, which is that of the peers' layers."""
+        return "float32" if self.kind == "tf32" else self.kind
+
+
+@dataclass(frozen=True)
+class Task:
+    """The layer of a setting, in eval mode, and its inputs on the host."""
+
+    setting: Setting
+    layer: Any
+    x: np.ndarray  # (T, N, I) in the layer's dtype, values representable in `setting.stored`
+    doutput: np.ndarray  # (T, N, D*H), likewise
+    states: tuple[np.ndarray, ...]  # (h,) or (h, c), each (N, H): the states before a single step
+
+    @property
+    def weights(self) -> Results:
+        """Copies of the layer's parameters by name, on the host."""
+        return {name: to_numpy(array).copy() for name, array in self.layer.parameters.items()}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One library: its calls and its results."""
+
+    name: str
+    forward: Callable[[], Any]  # saves nothing for a gradient
+    both: Callable[[], Any] | None  # forward and backward, all gradients; None: no gradients
+    results: Results  # output, and with `both` dx and the gradients of the weights
+    note: str  # version, device, dtypes and threads
+
+
+def make_task(setting: Setting) -> Task:
+    """Draw weights, x and the output's gradient from a fixed seed.
+
+    :raises ValueError, BackendUnavailableError: the dtype or the backend cannot be used.
+    """
+    family, options = LAYERS[setting.cell]
+    layer = family(
+        setting.input,
+        setting.hidden,
+        backend=get_backend(setting.backend).name,
+        seed=0,
+        bidirectional=setting.directions == 2,
+        **options,
+        **PRECISIONS[setting.kind],
+    )
+    rng = np.random.default_rng(0)
+
+    def drawn(width: int) -> np.ndarray:
+        values = rng.standard_normal((setting.steps, setting.batch, width))
+        return values.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
+
+    x, doutput = drawn(setting.input), drawn(setting.directions * setting.hidden)
+    names = layer._stack.cell.state_names
+    return Task(setting, layer, x, doutput, tuple([drawn(setting.hidden)[0] for _ in names]))
