@@ -1,4 +1,4 @@
-"""Reasons of the planner of sequence kernels: each names exactly what does not fit."""
+"""Reasons of the sequence kernels' planner: each names exactly what does not fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_reason_names_what_does_not_fit(
         (H200, {"N": 2**20, "T": 2047}, {"T": 2046}),
     ],
 )
-def test_a_reason_is_as_narrow_as_it_can_be(
+def test_the_limits_in_the_reasons_are_exact(
     device: DeviceProperties, change: dict[str, Any], fits: dict[str, Any]
 ) -> None:
     assert isinstance(plan(device, GRU._replace(**change)), str)
