@@ -1,14 +1,15 @@
 """How much Python runs in one recorded GRU call and its backward pass, by route.
 
-    python benchmarks/trace.py [ROUTE ...]
+    PYTHONPATH=. python benchmarks/trace.py [ROUTE ...]
 
 For each route the second call of one layer of one direction in train mode is traced with
 `sys.setprofile`: Python calls, distinct functions, distinct files, changes of file from one call to
 the next, and the depth of the stack. Only functions of the package are counted, and comprehensions
 only in the depth. The CUDA routes run on the tests' fake CuPy, whose kernels do nothing: the host
-code is the package's own. The script runs on older versions too:
+code is the package's own. The script runs on older versions too, here on the last one with one flat
+folder of tests:
 
-    PYTHONPATH=CHECKOUT python benchmarks/trace.py
+    PYTHONPATH=CHECKOUT:CHECKOUT/tests python benchmarks/trace.py
 """
 
 from __future__ import annotations
@@ -33,11 +34,10 @@ LARGE = {"T": 16, "N": 4, "I": 12, "H": 32}
 ROUTES = {
     "NumPy": ("numpy", "reference", LARGE),
     "Numba": ("numpy", "sequence", LARGE),
-    "CUDA sequence": ("strict", "sequence", SMALL),
-    "CUDA pointwise": ("strict", "pointwise", SMALL),
+    "CUDA sequence": ("fake_cupy", "sequence", SMALL),
+    "CUDA pointwise": ("fake_cupy", "pointwise", SMALL),
 }
 PACKAGE = str(Path(xprnn.__file__).parent)
-TESTS = Path(os.environ.get("XPRNN_TESTS", Path(__file__).parents[1] / "tests"))
 
 
 class Counts(NamedTuple):
@@ -84,17 +84,19 @@ def traced(call: Callable[[], Any]) -> tuple[Any, Counts]:
 @contextmanager
 def backend_of(name: str) -> Iterator[str]:
     """The name of a backend on which a route runs, as long as the block lasts."""
-    if name != "strict":
+    if name == "numpy":
         yield name
         return
-    sys.path[:0] = [str(path) for path in (TESTS, TESTS / "support") if path.is_dir()]
-    from strict_array import StrictBackend
-    from strict_sequence import Function, install
-
-    from xprnn import backend
-
+    if (Path(PACKAGE).parent / "tests/support/fake_cupy").is_dir():
+        from tests.support.fake_cupy.array import FakeCupyBackend
+        from tests.support.fake_cupy.sequence import Function, install
+        from xprnn.backend.registry import BACKENDS
+    else:  # an older version
+        from strict_array import StrictBackend as FakeCupyBackend
+        from strict_sequence import Function, install
+        from xprnn.backend import BACKENDS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backend.BACKENDS, name, StrictBackend)
+        patch.setitem(BACKENDS, name, FakeCupyBackend)
         install(patch)
         patch.setattr(Function, "__call__", lambda *arguments, **options: None)
         yield name
