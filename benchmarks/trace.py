@@ -94,6 +94,7 @@ def backend_of(name: str) -> Iterator[str]:
     else:  # an older version
         from strict_array import StrictBackend as FakeCupyBackend
         from strict_sequence import Function, install
+
         from xprnn.backend import BACKENDS
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKENDS, name, FakeCupyBackend)
