@@ -1,4 +1,4 @@
-"""The Python calls of a recorded call stay few: `benchmarks/trace.py`, and its table in the docs."""
+"""The Python calls of a recorded call stay few: `benchmarks/trace.py` and its table in the docs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_a_call_needs_at_most_half_of_the_calls_that_it_needed(
 ) -> None:
     monkeypatch.setenv("XPRNN_KERNELS", "auto")  # restores the variable that `measure` sets
     backend, kernels, sizes = trace.ROUTES[route]
-    for name, counts in zip(("forward", "backward"), trace.measure(backend, kernels, sizes)):
+    for name, counts in zip(
+        ("forward", "backward"), trace.measure(backend, kernels, sizes), strict=True
+    ):
         before, after = documented()[f"{route}, {name}"]
         assert counts.calls <= before / 2
         assert counts.calls == pytest.approx(after, abs=5)  # versions of Python differ a little
