@@ -58,8 +58,7 @@ class CudaRunner:
     ) -> LaunchPlan | Unsupported:
         """The launch of a pass."""
         problem = SequenceProblem(self._cell, str(kind), self._numbers, N, H, T, directions, layers)
-        found = plan(self._device, problem)
-        return Unsupported(found) if isinstance(found, str) else found
+        return plan(self._device, problem)
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
         """Why a pass over so many directions of a layer cannot be launched."""

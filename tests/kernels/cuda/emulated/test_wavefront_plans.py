@@ -23,6 +23,7 @@ from tests.support.emulated_wavefronts import check_wavefront, stack_of
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.emulator.sequence import Run, Tiling
 from tests.support.fake_cupy.sequence import Function
+from xprnn.kernels import Unsupported
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.plan import DeviceProperties, LaunchPlan, SequenceProblem, plan
 from xprnn.kernels.cuda.table import MAX_WAVEFRONT_LAYERS
@@ -43,7 +44,7 @@ def wrong(cell: str) -> tuple[list[str], Counter[str]]:
     counts: Counter[str] = Counter()
     for device, problem in sweep(cell):
         chosen = decide(device, problem)
-        counts[chosen[0] if isinstance(chosen, str) else "taken"] += 1
+        counts[chosen.reason[0] if isinstance(chosen, Unsupported) else "taken"] += 1
         if isinstance(chosen, LaunchPlan) and (problems := problems_of(chosen, device, problem)):
             return problems, counts
     return [], counts
@@ -64,7 +65,7 @@ def test_small_layers_fit_in_one_launch() -> None:
     assert (alone.grid, alone.tiling.k_blocks) == ((32, 1, 1), 2)
     assert (
         plan(H200, small._replace(layers=MAX_WAVEFRONT_LAYERS + 1))
-        == "9 layers: a wavefront has at most 8"
+        == Unsupported("9 layers: a wavefront has at most 8")
     )
 
 

@@ -19,6 +19,7 @@ from tests.kernels.cuda.planner.test_plan import (
     problems_of,
     sweep,
 )
+from xprnn.kernels import Unsupported
 from xprnn.kernels.cuda import plan as planner
 from xprnn.kernels.cuda.plan import LaunchPlan, SequenceProblem, plan
 
@@ -36,7 +37,7 @@ def test_every_choice_fits(cell: str) -> None:
             assert isinstance(alone, LaunchPlan)  # if two fit, so does one
             counts["both"] += 1
         elif isinstance(alone, LaunchPlan):
-            counts[APART if APART in both else both[0]] += 1
+            counts[APART if APART in both.reason else both.reason[0]] += 1
     assert (
         counts["both"] > 10_000 and counts["H"] > 1000 and counts["N"] > 50 and counts[APART] > 100
     )
@@ -57,7 +58,7 @@ def test_both_directions_of_the_speed_table_fit_in_one_launch(cell: str, work: s
 def test_directions_that_do_not_fit_are_refused_with_the_reason() -> None:
     wide = SequenceProblem("gru", "training", "bfloat16", 8, 1200, 100)
     assert plan(H200, wide).grid == (75, 1, 1)
-    assert plan(H200, wide._replace(directions=2)) == (
+    assert plan(H200, wide._replace(directions=2)) == Unsupported(
         "H=1200: 150 blocks must run at once, one for 16 units of each direction; this device "
         "holds 132"
     )
@@ -67,7 +68,7 @@ def test_directions_that_are_faster_separately_are_not_combined() -> None:
     """132 processors hold one group of 80 blocks, or three of 40: 3 passes instead of 1 and 1."""
     some = SequenceProblem("gru", "training", "bfloat16", 96, 640, 100)
     assert (plan(H200, some).groups, plan(H200, some).passes) == (3, 1)
-    assert plan(H200, some._replace(directions=2)) == (
+    assert plan(H200, some._replace(directions=2)) == Unsupported(
         "N=96: 3 passes per step for both directions in one launch are estimated to take longer "
         "than two launches with 1 each"
     )
