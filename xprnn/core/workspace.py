@@ -33,7 +33,7 @@ class Workspace:
         self._used = 0
         self._peak = 0
         self._idle = 0
-        self.is_small = False  # whether more was needed the last time
+        self.is_small: bool = False  # whether more was needed the last time
         self.captures: Any = None  # captured calls in memory of their own: see `replay.py`
 
     def aligned(self, size: int) -> Array:

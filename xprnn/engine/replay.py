@@ -239,10 +239,11 @@ class ReplayLoop:
     What is captured is kept in the workspace of the call, and so between calls of a layer.
     """
 
-    costs = RunnerCosts()
+    costs: RunnerCosts = RunnerCosts()
 
     def __init__(self, cell: Cell, dtype: np.dtype[Any]) -> None:
-        self.cell, self.compute_dtype = cell, dtype
+        self.cell: Cell = cell
+        self.compute_dtype: Any = dtype
         self._loop = StepLoop(np, cell, dtype)  # for short runs
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 FUSED = ("sequence", WAVE)  # requests that force sequence kernels
 # What "auto" selects from. The GPU's sequence kernels are right in emulation on a CPU; they are
 # added when a GPU has shown them right and faster.
-AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
+AUTOMATIC: dict[str, tuple[str, ...]] = {
+    "cuda": ("reference", "pointwise"),
+    "numba": IMPLEMENTATIONS,
+}
 UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 WAVE_UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} forces it"
 FEATURE_MAJOR = "a stepper's arrays are feature-major on a CPU, compiled parts read rows"

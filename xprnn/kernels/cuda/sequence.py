@@ -40,7 +40,7 @@ class CudaRunner:
     """
 
     unit = "launch"
-    costs = RunnerCosts()
+    costs: RunnerCosts = RunnerCosts()
 
     def __init__(self, backend: CupyBackend, cell: str, precision: PrecisionPolicy) -> None:
         self._backend = backend

@@ -51,7 +51,7 @@ class NumbaRunner:
         self._cell = cell
         self._dtype = precision.dtype
         scratch = gradients.BLOCK * width_of(self._dtype)
-        self.costs = RunnerCosts(packs_weights=True, scratch=scratch, input_rows=CHUNK)
+        self.costs: RunnerCosts = RunnerCosts(packs_weights=True, scratch=scratch, input_rows=CHUNK)
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
         """Why a pass cannot be run; any sizes and directions can."""

@@ -63,9 +63,8 @@ def test_small_layers_fit_in_one_launch() -> None:
     chosen, alone = plan(H200, small), plan(H200, small._replace(layers=1))
     assert (chosen.grid, chosen.blocks_per_processor, chosen.tiling.k_blocks) == ((32, 1, 4), 1, 4)
     assert (alone.grid, alone.tiling.k_blocks) == ((32, 1, 1), 2)
-    assert (
-        plan(H200, small._replace(layers=MAX_WAVEFRONT_LAYERS + 1))
-        == Unsupported("9 layers: a wavefront has at most 8")
+    assert plan(H200, small._replace(layers=MAX_WAVEFRONT_LAYERS + 1)) == Unsupported(
+        "9 layers: a wavefront has at most 8"
     )
 
 
