@@ -6,9 +6,9 @@ For each route the second call of one layer of one direction in train mode is tr
 `sys.setprofile`: Python calls, distinct functions, distinct files, changes of file from one call to
 the next, and the depth of the stack. Only functions of the package are counted, and comprehensions
 only in the depth. The CUDA routes run on the tests' fake CuPy, whose kernels do nothing: the host
-code is the package's own. The script runs on older versions too:
+code is the package's own. The other routes run on older versions too:
 
-    PYTHONPATH=CHECKOUT python benchmarks/trace.py
+    PYTHONPATH=CHECKOUT python benchmarks/trace.py NumPy Numba
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ LARGE = {"T": 16, "N": 4, "I": 12, "H": 32}
 ROUTES = {
     "NumPy": ("numpy", "reference", LARGE),
     "Numba": ("numpy", "sequence", LARGE),
-    "CUDA sequence": ("strict", "sequence", SMALL),
-    "CUDA pointwise": ("strict", "pointwise", SMALL),
+    "CUDA sequence": ("fake_cupy", "sequence", SMALL),
+    "CUDA pointwise": ("fake_cupy", "pointwise", SMALL),
 }
 PACKAGE = str(Path(xprnn.__file__).parent)
-TESTS = Path(os.environ.get("XPRNN_TESTS", Path(__file__).parents[1] / "tests"))
+ROOT = Path(__file__).parents[1]
 
 
 class Counts(NamedTuple):
@@ -84,17 +84,19 @@ def traced(call: Callable[[], Any]) -> tuple[Any, Counts]:
 @contextmanager
 def backend_of(name: str) -> Iterator[str]:
     """The name of a backend on which a route runs, as long as the block lasts."""
-    if name != "strict":
+    if name != "fake_cupy":
         yield name
         return
-    sys.path[:0] = [str(path) for path in (TESTS, TESTS / "support") if path.is_dir()]
-    from strict_array import StrictBackend
-    from strict_sequence import Function, install
-
+    sys.path.append(str(ROOT))
+    from tests.support.fake_cupy import array
+    from tests.support.fake_cupy.sequence import Function, install
     from xprnn import backend
+    from xprnn.backend.cupy import CupyBackend
+
+    (fake,) = (c for c in CupyBackend.__subclasses__() if c.__module__ == array.__name__)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backend.BACKENDS, name, StrictBackend)
+        patch.setitem(backend.BACKENDS, name, fake)
         install(patch)
         patch.setattr(Function, "__call__", lambda *arguments, **options: None)
         yield name

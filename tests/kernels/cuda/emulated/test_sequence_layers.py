@@ -116,7 +116,7 @@ def test_what_no_gpu_has_run_has_to_be_asked_for(
     assert layer.explain((4, 2, 3)).splitlines()[0].endswith(": sequence")
     select_kernels("auto")
     why = {row.check: row.reason for row in xprnn.verify(layer, (4, 2, 3)).absent}["sequence"]
-    assert why == kernels.UNTRIED and not Function.launches
+    assert why == kernels.EXPERIMENTAL and not Function.launches
 
 
 def test_steps_are_undone_one_by_one_where_no_kernel_fits(
