@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-from ..backend import AnyArray, Array, Given, Lengths, States, StateTypes
+from ..backend import AnyArray, Array, Lengths, States, StatesLike, StateTypes
 from ..core.checks import check_size
 from ..core.oom import translate_out_of_memory
 from ..engine.footprint import Footprint, training_step
@@ -26,13 +26,13 @@ class _NotGiven:
 NOT_GIVEN: Any = _NotGiven()
 
 
-class _Layer(StateTypes[Given, States], _Recurrent):
+class _Layer(StateTypes[StatesLike, States], _Recurrent):
     """The calls of a layer: any number of steps, layers and directions."""
 
     _warn_at_calls = 100
     _only_short_steps = True
-    _step_hint = "\n  faster still, for it keeps the states: layer.stepper({})"
-    num_layers: int = option("num_layers", "L, how many layers there are.")
+    _step_hint = "\n  layer.stepper({}) is faster still: it keeps the states"
+    num_layers: int = option("num_layers", "L, the number of layers.")
     batch_first: bool = option("batch_first", "Whether x and output are (N, T, ...).")
     dropout: float = option(
         "dropout", "The probability with which an element between layers is dropped."
@@ -42,33 +42,32 @@ class _Layer(StateTypes[Given, States], _Recurrent):
     )
 
     def __call__(
-        self, x: AnyArray, hx: Given | None = None, *, lengths: Lengths | None = None
+        self, x: AnyArray, hx: StatesLike | None = None, *, lengths: Lengths | None = None
     ) -> tuple[Array, States]:
         """Run the layer over a batch of sequences.
 
-        In train mode the call is recorded for `backward`. The arrays returned are the caller's.
+        In train mode the call is recorded for `backward`. The results are new arrays.
         In eval mode a short call of one step, of a layer of one direction on a CPU, is run as a
-        stepper's step, and not as a sequence of one step: within
-        `xprnn.diagnostics.tolerances.STEPWISE` of it in float64, unless kernels for
-        parts of a step or for sequences are forced.
+        stepper's step instead of a sequence of one step, unless pointwise or sequence kernels are
+        forced. In float64 the results differ by at most `xprnn.diagnostics.tolerances.STEPWISE`.
 
         :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); the layer's dtype
             and backend (CuPy accepts arrays of other libraries on its device by DLPack), any
             strides; only read.
         :param hx: h0 (L*D, N, H), unbatched (L*D, H); for an LSTM (h0, c0), either may be None.
             None: zeros.
-        :param lengths: N host integers from 0 to T, in any order: how many steps each row has.
+        :param lengths: N host integers from 0 to T, in any order: the number of steps of each row.
             Past a row's end x is not read and the output is zero; the reverse direction starts
             at each row's own end. None: all T.
         :return: output (T, N, D*H), laid out as x, and h_n (L*D, N, H), for an LSTM (h_n, c_n):
             the state of each row after its own last step; h0 where it has none.
         :raises TypeError: an argument has another type, dtype or backend.
-        :raises ValueError: an argument has another shape, or lengths leave 0..T.
-        :raises MemoryError: there is not enough; nothing is recorded, and what the call took is
-            free again though the error is kept.
+        :raises ValueError: an argument has another shape, or lengths are not within 0 to T.
+        :raises MemoryError: there is not enough memory; nothing is recorded, and the call's
+            memory is freed even while the error is referenced.
         """
         call = check_call(
-            self._stack, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
+            self._spec, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
         )
         steps, batch = call.sizes
         size = None
@@ -94,32 +93,32 @@ class _Layer(StateTypes[Given, States], _Recurrent):
     def backward(
         self,
         doutput: AnyArray | None = ...,
-        dhx: Given | None = ...,
+        dhx: StatesLike | None = ...,
         *,
         need_dx: Literal[True] = ...,
     ) -> tuple[Array, States]: ...
 
     @overload
     def backward(
-        self, doutput: AnyArray | None = ..., dhx: Given | None = ..., *, need_dx: bool
+        self, doutput: AnyArray | None = ..., dhx: StatesLike | None = ..., *, need_dx: bool
     ) -> tuple[Array | None, States]: ...
 
     def backward(
         self, doutput: AnyArray | None = NOT_GIVEN, dhx: Any = None, *, need_dx: bool = True
     ) -> tuple[Array | None, Any]:
-        """The backward pass of the last recorded call: gradients given those of its results.
+        """The backward pass of the last recorded call, from the gradients of its results.
 
         The parameters' gradients are added to `grads`. Of several recorded calls the last one comes
-        first. An error in the arguments leaves the record in place.
+        first. After an error in the arguments the recorded call can still be used.
 
         :param doutput: dL/doutput, of the output's shape; None: zeros. Only read.
         :param dhx: dL/dh_n, of h_n's shape; for an LSTM (dh_n, dc_n), either may be None: zeros.
-            One of the two has to be given: `backward(None, None)` says that both are zero.
+            At least one must be passed: `backward(None, None)` states that both are zero.
         :param need_dx: False: dx is not computed, and None is returned in its place.
         :return: dx of x's shape, zero past a row's end, and dh0 (for an LSTM (dh0, dc0)).
-        :raises RuntimeError: no recorded call is left, or the parameters have changed since.
-        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to,
-            or none is given.
+        :raises RuntimeError: there is no recorded call, or the parameters have changed since.
+        :raises TypeError, ValueError: a gradient has another type or shape than its result,
+            or none is passed.
 
         >>> import numpy as np, xprnn
         >>> rnn = xprnn.RNN(1, 1, nonlinearity="relu", bias=False, dtype="float64").train()
@@ -135,19 +134,20 @@ class _Layer(StateTypes[Given, States], _Recurrent):
         if doutput is NOT_GIVEN:
             if dhx is None:
                 raise ValueError(
-                    "backward: expected the gradient of the loss by the output, doutput, or by the "
-                    "last states, dhx, got neither; for zeros call backward(None, None)"
+                    "backward: expected the gradient of the loss with respect to the output, "
+                    "doutput, or the final states, dhx, got neither; for zeros call "
+                    "backward(None, None)"
                 )
             doutput = None
         doutput, dfinal = check_upstream(
-            self._stack, self._backend, self._dtype, record.tape, record.batched, doutput, dhx
+            self._spec, self._backend, self._dtype, record.tape, record.batched, doutput, dhx
         )
         return unwrap(*self._run_backward(record, doutput, dfinal, need_dx), record.batched)
 
-    def stepper(self, batch: int) -> Stepper[Given, States]:
-        """The layer one step at a time, for streams: see `xprnn.nn.stepper.Stepper`.
+    def stepper(self, batch: int) -> Stepper[StatesLike, States]:
+        """A stepper, which runs the layer one step at a time: see `xprnn.nn.stepper.Stepper`.
 
-        :param batch: N, how many streams go side by side, each begun and ended on its own.
+        :param batch: N, the number of streams, which start and end independently.
         :raises ValueError: the layer is bidirectional.
 
         >>> import numpy as np, xprnn
@@ -169,7 +169,7 @@ class _Layer(StateTypes[Given, States], _Recurrent):
 
     @property
     def recompute(self) -> int | None:
-        """The steps after which a recorded call keeps states, or None: see `RNN`."""
+        """The number of steps between saved states, or None: see `RNN`."""
         return self._recompute
 
     @recompute.setter
@@ -180,12 +180,12 @@ class _Layer(StateTypes[Given, States], _Recurrent):
         return {**super()._execution_options(), "recompute": self.recompute}
 
     def _memory_of(self, plan: ExecutionPlan, steps: int, batch: int) -> list[str]:
-        if plan.precision.narrow and plan.implementation == "reference":
+        if plan.precision.is_mixed and plan.implementation == "reference":
             return ["the memory of the plain code in low precision is not counted"]
         batch_first = self._options["batch_first"]
 
         def footprint(k: int | None) -> Footprint:
-            return training_step(self._stack, plan, (steps, batch), batch_first, k)
+            return training_step(self._spec, plan, (steps, batch), batch_first, k)
 
         if self.recompute is None:
             return [f"a training step takes about {footprint(None)}"]

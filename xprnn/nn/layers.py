@@ -8,9 +8,9 @@ from ..backend import (
     BackendName,
     ComputeDTypeLike,
     DTypeLike,
-    GivenPair,
     Nonlinearity,
     Pair,
+    PairLike,
     Precision,
 )
 from ..backend.exports import exported_from
@@ -182,7 +182,7 @@ class GRU(_Layer[AnyArray, Array]):
 
 @exported_from("xprnn")
 @file_kind("LSTM")
-class LSTM(_Layer[GivenPair, Pair]):
+class LSTM(_Layer[PairLike, Pair]):
     """Long short-term memory layers; the state is a pair (h, c).
 
     With σ the logistic function and ⊙ the element-wise product::
