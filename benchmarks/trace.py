@@ -6,10 +6,9 @@ For each route the second call of one layer of one direction in train mode is tr
 `sys.setprofile`: Python calls, distinct functions, distinct files, changes of file from one call to
 the next, and the depth of the stack. Only functions of the package are counted, and comprehensions
 only in the depth. The CUDA routes run on the tests' fake CuPy, whose kernels do nothing: the host
-code is the package's own. The script runs on older versions too, here on the last one with one flat
-folder of tests:
+code is the package's own. The other routes run on older versions too:
 
-    PYTHONPATH=CHECKOUT:CHECKOUT/tests python benchmarks/trace.py
+    PYTHONPATH=CHECKOUT python benchmarks/trace.py NumPy Numba
 """
 
 from __future__ import annotations
@@ -87,15 +86,10 @@ def backend_of(name: str) -> Iterator[str]:
     if name == "numpy":
         yield name
         return
-    if (Path(PACKAGE).parent / "tests/support/fake_cupy").is_dir():
-        from tests.support.fake_cupy.array import FakeCupyBackend
-        from tests.support.fake_cupy.sequence import Function, install
-        from xprnn.backend.registry import BACKENDS
-    else:  # an older version
-        from strict_array import StrictBackend as FakeCupyBackend
-        from strict_sequence import Function, install
+    from tests.support.fake_cupy.array import FakeCupyBackend
+    from tests.support.fake_cupy.sequence import Function, install
+    from xprnn.backend.registry import BACKENDS
 
-        from xprnn.backend import BACKENDS
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKENDS, name, FakeCupyBackend)
         install(patch)

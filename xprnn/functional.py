@@ -1,7 +1,7 @@
 """The layers as functions of explicit weights: one layer, one direction, no state kept.
 
-`gru(...)` runs; `gru_forward(...)` also returns a cache, and `gru_backward(doutput, dh_n,
-cache)` runs it backward and returns every gradient in a dict; likewise for `rnn` and `lstm`. The
+`gru(...)` runs a layer; `gru_forward(...)` also returns a cache, from which `gru_backward(doutput,
+dh_n, cache)` computes a dict of all gradients; likewise for `rnn` and `lstm`. The
 equations are at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. All of them share:
 
 - `x` (T, N, I), with `batch_first` (N, T, I), unbatched (T, I);
@@ -13,7 +13,7 @@ equations are at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. All of them share:
 - `output` (T, N, H), laid out as x, and `h_n` (1, N, H), for the LSTM (h_n, c_n).
 
 All arrays are float32 or all are float64, and are on one backend, that of
-`weight_ih`. TypeError or ValueError names the argument that does not fit.
+`weight_ih`. TypeError or ValueError names the invalid argument.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import kernels
-from .backend import AnyArray, Array, Backend, GivenPair, Lengths, Nonlinearity
+from .backend import AnyArray, Array, Backend, Lengths, Nonlinearity, PairLike
 from .cells import CELLS, Cell, Weights
 from .core.checks import check_flag
 from .core.oom import translate_out_of_memory
@@ -41,7 +41,7 @@ from .nn.arguments import check_call, check_upstream, unwrap
 class Cache:
     """What a forward call saves for its backward call; opaque, and used once."""
 
-    _stack: StackSpec
+    _spec: StackSpec
     _scratch: Workspace
     _batched: bool
     _tape: stack.Tape = field(repr=False)
@@ -152,7 +152,7 @@ def gru_forward(
 
 def lstm(
     x: AnyArray,
-    hx: GivenPair | None,
+    hx: PairLike | None,
     weight_ih: AnyArray,
     weight_hh: AnyArray,
     bias_ih: AnyArray | None = None,
@@ -177,7 +177,7 @@ def lstm(
 
 def lstm_forward(
     x: AnyArray,
-    hx: GivenPair | None,
+    hx: PairLike | None,
     weight_ih: AnyArray,
     weight_hh: AnyArray,
     bias_ih: AnyArray | None = None,
@@ -201,7 +201,7 @@ def lstm_forward(
 @translate_out_of_memory
 def backward(
     doutput: AnyArray | None,
-    dhx: AnyArray | GivenPair | None,
+    dhx: AnyArray | PairLike | None,
     cache: Cache,
     *,
     need_dx: bool = True,
@@ -211,13 +211,13 @@ def backward(
     :param doutput: dL/doutput, of the output's shape; None: zeros.
     :param dhx: dL/dh_n, of h_n's shape, for the LSTM the pair (dh_n, dc_n); None: zeros. At least
         one gradient must be given.
-    :param cache: what the forward call returned; it is used up.
-    :param need_dx: False leaves dx out.
+    :param cache: what the forward call returned; it can be used once.
+    :param need_dx: False omits dx.
     :return: new arrays dx, dh0 (and dc0), dweight_ih, dweight_hh and, where there are biases,
-        dbias_ih, dbias_hh, each of the shape of what it is the gradient of.
+        dbias_ih, dbias_hh, each of the shape of its argument.
     :raises RuntimeError: the cache has been used.
-    :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to, or
-        none is given; the cache can still be used.
+    :raises TypeError, ValueError: a gradient has another type or shape than its result, or none is
+        passed; the cache can still be used.
 
     >>> import numpy as np
     >>> output, h_n, cache = rnn_forward(np.ones((5, 3)), None, np.ones((4, 3)), np.eye(4))
@@ -226,13 +226,13 @@ def backward(
     """
     if not isinstance(cache, Cache):
         raise TypeError(f"cache: expected what a forward call returned, got {type(cache).__name__}")
-    tape, net = cache._tape, cache._stack
+    tape, spec = cache._tape, cache._spec
     backend, weights = tape.plan.backend, tape.weights.arrays[0][0]
     if tape.spent:
         raise RuntimeError("cache: it has been used; call the forward function again")
     dtype, batched = cache._scratch.dtype, cache._batched
     need_dx = check_flag("need_dx", need_dx)
-    doutput, dfinal = check_upstream(net, backend, dtype, tape, batched, doutput, dhx)
+    doutput, dfinal = check_upstream(spec, backend, dtype, tape, batched, doutput, dhx)
     if doutput is None and all(dstate is None for dstate in dfinal):
         raise ValueError(
             "backward: expected doutput or dhx, got None for every gradient; all results would be "
@@ -242,11 +242,11 @@ def backward(
         xp = tape.plan.xp
         dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])
         dx, dinitial = stack.backward(
-            net, tape, (doutput, dfinal), [[dweights]], need_dx, cache._scratch
+            spec, tape, (doutput, dfinal), [[dweights]], need_dx, cache._scratch
         )
     dx, _ = unwrap(dx, dinitial, batched)
     gradients = {} if dx is None else {"dx": dx}
-    for name, dstate in zip(net.cell.state_names, dinitial, strict=True):
+    for name, dstate in zip(spec.cell.state_names, dinitial, strict=True):
         gradients[f"d{name}0"] = dstate if batched else dstate[:, 0]
     for name, dweight in dweights._asdict().items():
         if dweight is not None:

@@ -43,7 +43,7 @@ def measured(layer: Any, steps: int = 3) -> dict[str, int]:
     """The same bytes counted, in the last of some steps."""
     outer = (N, T) if layer.options["batch_first"] else (T, N)
     x = np.ones((*outer, I), layer.dtype)
-    doutput = np.ones((*outer, H * layer._stack.num_directions), layer.dtype)
+    doutput = np.ones((*outer, H * layer._spec.num_directions), layer.dtype)
     layer(x)  # compiles and imports
     layer.backward(doutput)
     layer.eval().train()

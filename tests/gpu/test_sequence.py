@@ -20,7 +20,7 @@ from tests.support.fake_cupy.sequence import Function, install
 from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
 from xprnn.diagnostics.verification.suite import LAYERS
-from xprnn.kernels import has_sequences
+from xprnn.kernels import has_sequence_kernels
 from xprnn.kernels.cuda.plan import plan
 
 on_a_gpu = pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def trainer(
     kind, options = LAYERS[cell]
     options = {**options, "bidirectional": directions == 2, "num_layers": layers}
     layer = kind(16, H, seed=0, backend=backend.name, **options)
-    if not has_sequences(layer._stack.cell, backend):
+    if not has_sequence_kernels(layer._spec.cell, backend):
         pytest.skip(f"{cell} has no sequence kernels")
     layer.train()
     rng = np.random.default_rng(0)

@@ -27,7 +27,7 @@ def test_explain_names_the_selected_implementation(
     inputs = arguments(module)
     expected = run(module, inputs)
     monkeypatch.setenv("XPRNN_KERNELS", forced)
-    reason = "XPRNN_KERNELS=reference" if forced == "reference" else "the only one here"
+    reason = "XPRNN_KERNELS=reference" if forced == "reference" else "the only one available"
     text = module.explain(inputs["x"].shape)
     lines = text.splitlines()
     kind = type(module).__name__

@@ -17,12 +17,12 @@ from xprnn.cells import CELLS
 from xprnn.engine import replay
 from xprnn.engine.replay import ReplayLoop
 
-T = 3 * replay.ENOUGH
+T = 3 * replay.MIN_STEPS
 # batch sizes: small, and large enough for an input product in each step
-ROWS = (1, 3, replay.WIDE)
+ROWS = (1, 3, replay.MIN_INPUT_ROWS)
 LENGTHS: dict[str, Callable[[int], Any]] = {
     "full": lambda N: None,
-    "some end": lambda N: [T - replay.ENOUGH * (n % 3) for n in range(N)],
+    "some end": lambda N: [T - replay.MIN_STEPS * (n % 3) for n in range(N)],
     "short runs too": lambda N: [T - 3 * (n % 5) for n in range(N)],
 }
 

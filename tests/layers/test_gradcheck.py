@@ -43,7 +43,7 @@ def make_cell(kind: str, **options: Any) -> Any:
 def arguments(layer: Any, *, batch_first: bool = False, seed: int = 0) -> tuple[np.ndarray, Any]:
     """Random x and states for a layer."""
     rng = np.random.default_rng(seed)
-    net = layer._stack
+    net = layer._spec
     x = rng.standard_normal((N, T, I) if batch_first else (T, N, I)).astype(layer.dtype)
     shape = (net.num_layers * net.num_directions, N, H)
     states = tuple(rng.standard_normal(shape).astype(layer.dtype) for _ in net.cell.state_names)
@@ -53,7 +53,7 @@ def arguments(layer: Any, *, batch_first: bool = False, seed: int = 0) -> tuple[
 def cell_arguments(cell: Any) -> tuple[np.ndarray, Any]:
     """Random x and states for a cell."""
     rng = np.random.default_rng(0)
-    states = tuple(rng.standard_normal((N, H)) for _ in cell._stack.cell.state_names)
+    states = tuple(rng.standard_normal((N, H)) for _ in cell._spec.cell.state_names)
     return rng.standard_normal((N, I)), states if len(states) > 1 else states[0]
 
 
@@ -77,7 +77,7 @@ def test_every_option_of_the_layers_passes(
         x, hx = arguments(layer, batch_first=batch_first, seed=number)
         lengths = LENGTHS if ragged else None
         report = gradcheck(layer, x, hx, lengths=lengths, directions=1, seed=number)
-        names = ["x", *(f"{name}0" for name in layer._stack.cell.state_names), *layer.parameters]
+        names = ["x", *(f"{name}0" for name in layer._spec.cell.state_names), *layer.parameters]
         assert [row.name for row in report.rows] == names
         assert report.worst.excess <= 1
         assert all(abs(row.analytic) > 0 for row in report.rows)
@@ -89,7 +89,7 @@ def test_the_cells_pass(kind: str, bias: bool, implementation: str) -> None:
     cell = make_cell(kind, bias=bias)
     x, hx = cell_arguments(cell)
     report = gradcheck(cell, x, hx)
-    names = ["x", *cell._stack.cell.state_names, *cell.parameters]
+    names = ["x", *cell._spec.cell.state_names, *cell.parameters]
     assert [row.name for row in report.rows] == names
     unbatched = tuple(h[0] for h in hx) if isinstance(hx, tuple) else hx[0]
     gradcheck(cell, x[0], unbatched)
@@ -294,7 +294,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         gradcheck(layer, x, (h0, "c0"))
     with pytest.raises(ValueError, match="lengths: expected 0 to 4"):
         gradcheck(layer, x, (h0, c0), lengths=[1, 2, 5])
-    with pytest.raises(TypeError, match="lengths: expected None, a GRUCell takes one step"):
+    with pytest.raises(TypeError, match="lengths: expected None, a GRUCell runs one step"):
         gradcheck(cell, x[0], lengths=[1, 1, 1])
     with pytest.raises(ValueError, match="directions: expected at least 1"):
         gradcheck(layer, x, directions=0)

@@ -48,9 +48,9 @@ def torch_norms(
     torch: Any, layer: Any, x: np.ndarray, hx: Any, lengths: Any, doutput: np.ndarray, dhx: Any
 ) -> np.ndarray:
     """The same norms from torch's graph: one cell call a step, every row by itself."""
-    name, net = type(layer).__name__, layer._stack
+    name, net = type(layer).__name__, layer._spec
     D, T = net.num_directions, len(x)
-    weights = layer._stack.weights({n: torch.tensor(p) for n, p in layer.parameters.items()})
+    weights = layer._spec.weights({n: torch.tensor(p) for n, p in layer.parameters.items()})
     cell = {"RNN": torch.rnn_tanh_cell, "GRU": torch.gru_cell, "LSTM": torch.lstm_cell}[name]
     squares = np.zeros((net.num_layers * D, T))
     for row, length in enumerate(lengths):
@@ -104,7 +104,7 @@ def test_the_norms_are_those_of_torchs_graph(
     rng = np.random.default_rng(3)
     T, N, D = 6, 3, 2 if bidirectional else 1
     x, doutput = rng.standard_normal((T, N, I)), rng.standard_normal((T, N, D * H))
-    count = len(layer._stack.cell.state_names)
+    count = len(layer._spec.cell.state_names)
     hx = tuple(rng.standard_normal((layers * D, N, H)) for _ in range(count))
     dhx = tuple(rng.standard_normal((layers * D, N, H)) for _ in range(count))
 

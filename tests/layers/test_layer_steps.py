@@ -240,7 +240,7 @@ def test_explain_names_the_implementation_and_the_stepper(implementation: str) -
     lines = layer.explain((1, 4, 3)).splitlines()
     selected = "sequence" if implementation == "numba" else "reference"
     assert lines[0] == f"GRU(3, 5) on numpy, float64, L=2 N=4, one step: {selected}"
-    assert lines[-1] == "  faster still, for it keeps the states: layer.stepper(4)"
+    assert lines[-1] == "  layer.stepper(4) is faster still: it keeps the states"
     assert "stepper" not in layer.explain((2, 4, 3))
     assert "stepper" not in layer.train().explain((1, 4, 3))
     assert "layer.stepper" not in xprnn.GRUCell(3, 5).explain((4, 3))

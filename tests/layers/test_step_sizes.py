@@ -78,7 +78,7 @@ def test_biases_of_another_size_are_detected(
     def work_on(self: StepExecutor, captured: Any) -> None:
         self.sides, self._x, self._biases, self._calls = captured
 
-    monkeypatch.setattr(StepExecutor, "_work_on", work_on)
+    monkeypatch.setattr(StepExecutor, "_select", work_on)
     with pytest.raises(AssertionError, match="Mismatched elements"):
         test_results_do_not_depend_on_previous_sizes("gru", True, "float64")
 
@@ -127,7 +127,7 @@ def test_memory_stays_within_bounds() -> None:
     def round_trip() -> int:
         for N in range(1, 201):
             cell(*arguments("gru", N, 16, 16))
-        assert len(executor_of(cell)._captured) <= step.SIZES
+        assert len(executor_of(cell)._captured) <= step.MAX_SIZES
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
 

@@ -88,7 +88,7 @@ def assert_selected(implementation: str, layer: Any, T: int, N: int) -> None:
     """
     expected = implementation
     if implementation == "numba":
-        compiled = layer._stack.cell.name in SEQUENCE and T > 1 and N * T >= FEW_STEPS
+        compiled = layer._spec.cell.name in SEQUENCE and T > 1 and N * T >= FEW_STEPS
         expected = "sequence" if compiled else "pointwise"
     shape = (N, T) if layer.options["batch_first"] else (T, N)
     selected = layer.explain((*shape, layer.options["input_size"])).splitlines()[0]

@@ -55,7 +55,7 @@ def several(threads: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "usable", lambda: threads)
-        patch.setattr(sequence, "SHARED", 1)
+        patch.setattr(sequence, "PER_THREAD", 1)
         yield
 
 

@@ -90,7 +90,7 @@ def arguments(
 ) -> dict[str, np.ndarray]:
     """x, the initial states and the upstream gradients of a call, by their names in errors."""
     module = module_of(subject)
-    net, dtype = module._stack, module.dtype
+    net, dtype = module._spec, module.dtype
     names, seeds = net.cell.state_names, iter(range(seed * 100, seed * 100 + 100))
     if isinstance(module, tuple(kind for kind, _ in CELLS.values())):
         outer = (N,) if batched else ()

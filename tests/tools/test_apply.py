@@ -57,7 +57,7 @@ def test_it_writes_every_steps_output_final_states_and_their_scores(
     layer, readout, x = write_files(tmp_path, **options)
     output, final = layer(x, lengths=[6, 0, 2, 5, 1] if lengths else None)
     h_n = final[0] if isinstance(final, tuple) else final
-    ends = np.concatenate(list(h_n[-layer._stack.num_directions :]), axis=1)
+    ends = np.concatenate(list(h_n[-layer._spec.num_directions :]), axis=1)
     scores = readout(output)
     if lengths:  # nothing is scored past a row's end
         by_row = scores if layer.options["batch_first"] else scores.swapaxes(0, 1)

@@ -29,7 +29,7 @@ def test_a_task_follows_its_setting_and_is_reproducible(cell: str, kind: str) ->
     setting = replace(SMALL, cell=cell, kind=kind)
     task, again = make_task(setting), make_task(setting)
     assert task.x.shape == (6, 4, 3) and task.doutput.shape == (6, 4, 5)
-    assert (task.layer._stack.cell.name, task.layer.training) == (cell, False)
+    assert (task.layer._spec.cell.name, task.layer.training) == (cell, False)
     assert task.x.dtype == ("float64" if kind == "float64" else "float32")
     assert str(task.layer.arithmetic.compute_dtype) == setting.stored
     assert np.array_equal(task.x.astype(setting.stored), task.x)

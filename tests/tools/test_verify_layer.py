@@ -119,7 +119,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
             xprnn.verify(layer, shape)
     with pytest.raises(TypeError, match="shape: expected a tuple of integers"):
         xprnn.verify(layer, 5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="lengths: expected None, a GRUCell takes one step"):
+    with pytest.raises(TypeError, match="lengths: expected None, a GRUCell runs one step"):
         xprnn.verify(cell, (2, 3), lengths=[1, 1])
     with pytest.raises(ValueError, match="lengths: expected 0 to 4"):
         xprnn.verify(layer, (4, 2, 3), lengths=[1, 5])

@@ -41,7 +41,7 @@ def test_every_parameter_starts_on_64_bytes_and_padding_is_zero(name: str) -> No
         flat[...] += 1.0
     assert_padding_is_zero(module)
     module.parameters["weight_hh" if is_cell(name) else "weight_hh_l0"] = np.ones(
-        (module._stack.cell.gates * 5, 5), np.float32
+        (module._spec.cell.gates * 5, 5), np.float32
     )
     module.load_state_dict({n: p + 1.0 for n, p in module.state_dict().items()})
     assert_padding_is_zero(module)

@@ -28,7 +28,7 @@ def test_copies_keep_the_types_and_files_do_not(name: str, tmp_path: Path) -> No
     assert f"compute_dtype='{name}'" in repr(layer)
     layer.save(tmp_path / "m.safetensors")
     loaded = xprnn.load(tmp_path / "m.safetensors")
-    assert not loaded.arithmetic.narrow
+    assert not loaded.arithmetic.is_mixed
     assert loaded.to(compute_dtype=name).arithmetic == layer.arithmetic
 
 
@@ -89,7 +89,7 @@ def test_bfloat16_without_its_package_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(ValueError, match="pip install ml_dtypes"):
         make("gru", dtype="float32", compute_dtype="bfloat16")
-    assert make("gru", dtype="float32", compute_dtype="float16").arithmetic.narrow
+    assert make("gru", dtype="float32", compute_dtype="float16").arithmetic.is_mixed
 
 
 def test_tf32_changes_nothing_on_the_cpu() -> None:

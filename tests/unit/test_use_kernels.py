@@ -20,23 +20,23 @@ def nothing_requested(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels.asked() == "auto"
+    assert kernels.requested_name() == "auto"
     monkeypatch.setenv("XPRNN_KERNELS", "")
-    assert kernels.asked() == "auto"
+    assert kernels.requested_name() == "auto"
     monkeypatch.setenv("XPRNN_KERNELS", "sequence")
-    assert kernels.asked() == "sequence"
+    assert kernels.requested_name() == "sequence"
     with xprnn.use_kernels("reference") as name:
-        assert name == kernels.asked() == "reference"
+        assert name == kernels.requested_name() == "reference"
         with xprnn.use_kernels("auto"):
-            assert kernels.asked() == "auto"
-        assert kernels.asked() == "reference"
-    assert kernels.asked() == "sequence"
+            assert kernels.requested_name() == "auto"
+        assert kernels.requested_name() == "reference"
+    assert kernels.requested_name() == "sequence"
 
 
 def test_an_error_ends_the_block() -> None:
     with pytest.raises(KeyError), xprnn.use_kernels("reference"):
         raise KeyError
-    assert kernels.asked() == "auto"
+    assert kernels.requested_name() == "auto"
 
 
 @pytest.mark.parametrize("name", ["numba", "", "Reference", None, 3])
@@ -44,7 +44,7 @@ def test_a_wrong_name(name: object) -> None:
     expected = r"^name: expected auto, reference, pointwise, sequence, wave; got "
     with pytest.raises(ValueError, match=expected), xprnn.use_kernels(name):  # type: ignore[arg-type]
         pytest.fail("the block was entered")
-    assert kernels.asked() == "auto"
+    assert kernels.requested_name() == "auto"
 
 
 def test_a_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,18 +71,18 @@ def test_threads() -> None:
     barrier = threading.Barrier(len(names))
 
     def request(name: str) -> list[str]:
-        seen = [kernels.asked()]
+        seen = [kernels.requested_name()]
         for _ in range(50):
             with xprnn.use_kernels(name):
                 barrier.wait(10)
-                seen.append(kernels.asked())
+                seen.append(kernels.requested_name())
                 barrier.wait(10)
-            seen.append(kernels.asked())
+            seen.append(kernels.requested_name())
         return seen
 
     with xprnn.use_kernels("wave"), ThreadPoolExecutor(len(names)) as pool:
         found = list(pool.map(request, names))
-        assert kernels.asked() == "wave"
+        assert kernels.requested_name() == "wave"
     # a new thread begins with the default, as with `use_backend`
     assert found == [["auto", *[name, "auto"] * 50] for name in names]
 
@@ -91,12 +91,12 @@ def test_tasks() -> None:
     """A task sees the request of the code that created it, and its own; not that of others."""
 
     async def request(name: str) -> list[str]:
-        seen = [kernels.asked()]
+        seen = [kernels.requested_name()]
         with xprnn.use_kernels(name):
             for _ in range(5):
                 await asyncio.sleep(0)
-                seen.append(kernels.asked())
-        return [*seen, kernels.asked()]
+                seen.append(kernels.requested_name())
+        return [*seen, kernels.requested_name()]
 
     async def everything() -> list[list[str]]:
         with xprnn.use_kernels("wave"):
@@ -104,7 +104,7 @@ def test_tasks() -> None:
 
     expected = [["wave", *[name] * 5, "wave"] for name in ("reference", "sequence")]
     assert asyncio.run(everything()) == expected
-    assert kernels.asked() == "auto"
+    assert kernels.requested_name() == "auto"
 
 
 def test_verify_writes_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:

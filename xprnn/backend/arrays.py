@@ -11,19 +11,19 @@ import numpy as np
 if TYPE_CHECKING:
     from typing import Generic
 
-    from typing_extensions import TypeVar  # with a default: `Stepper` alone is one of any layer
+    from typing_extensions import TypeVar  # with a default: `Stepper` alone is that of any layer
 
-    Given = TypeVar("Given", default=Any)
+    StatesLike = TypeVar("StatesLike", default=Any)
     States = TypeVar("States", default=Any)
 
-    class StateTypes(Generic[Given, States]):
-        """The base of what takes states, or their gradients, and returns them.
+    class StateTypes(Generic[StatesLike, States]):
+        """The base of classes whose calls take and return states, or their gradients.
 
-        `Given` and `States` are an array for RNN and GRU, and a pair of h and c for LSTM.
+        `StatesLike` and `States` are an array for RNN and GRU, and a pair of h and c for LSTM.
         """
 
 else:
-    Given = States = Any
+    StatesLike = States = Any
 
     class StateTypes:
         """See above; at run time the types are dropped."""
@@ -187,4 +187,4 @@ Lengths: TypeAlias = Sequence[SupportsIndex] | np.ndarray  # N integers on the h
 Rows: TypeAlias = Sequence[SupportsIndex] | np.ndarray | slice  # of a stepper: integers or a mask
 Integers: TypeAlias = AnyArray | Sequence[Any]  # of any shape; lists may be nested
 Pair: TypeAlias = tuple[Array, Array]  # the states of an LSTM, (h, c)
-GivenPair: TypeAlias = tuple[AnyArray | None, AnyArray | None]
+PairLike: TypeAlias = tuple[AnyArray | None, AnyArray | None]

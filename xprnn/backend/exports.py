@@ -1,4 +1,4 @@
-"""Where a public name is imported from, whichever file holds it."""
+"""The module from which a public name is imported, independent of the file that defines it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ T = TypeVar("T")
 def exported_from(module: str) -> Callable[[T], T]:
     """Make a class or function name `module` as its own: in pickles, messages and documentation."""
 
-    def export(thing: T) -> T:
-        thing.__module__ = module
-        return thing
+    def export(exported: T) -> T:
+        exported.__module__ = module
+        return exported
 
     return export

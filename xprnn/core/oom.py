@@ -50,8 +50,8 @@ def translate(
     plain = error.with_traceback(None)
     if isinstance(plain, OutOfMemoryError):
         raise plain
-    asked = str(plain) or "no memory is left"
-    raise OutOfMemoryError(f"{_owner(function, arguments)}: {asked}") from plain
+    message = str(plain) or "no memory is left"
+    raise OutOfMemoryError(f"{_owner(function, arguments)}: {message}") from plain
 
 
 def _owner(function: Callable[..., Any], arguments: tuple[Any, ...]) -> str:

@@ -1,4 +1,4 @@
-"""A call's arguments, what a pass over a direction reads and writes, and what is saved between."""
+"""The arguments of a call and of a pass over a direction, saved activations and packed weights."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class PackedWeights:
     def get(self, use: str, make: Callable[[Any], Any]) -> Any:
         """The entry for a use; made if it is missing, in a reusable buffer or with None.
 
-        An entry is complete before it is stored, because other threads may read it. Two threads
-        that find none each make one, in separate memory.
+        An entry is complete before it is stored, because other threads may read it. If it is
+        missing in two threads, each makes one, in separate memory.
         """
-        found = self.entries.get(use)
-        if found is None:
-            found = self.entries[use] = make(self.reusable.pop(use, None))
-        return found
+        entry = self.entries.get(use)
+        if entry is None:
+            entry = self.entries[use] = make(self.reusable.pop(use, None))
+        return entry
 
     def invalidated(self) -> PackedWeights:
-        """Without entries, for weights that are about to be written; the buffers are reused."""
+        """An empty copy, for weights that are about to be written; it reuses the buffers."""
         return PackedWeights(reusable={**self.reusable, **self.entries})
 
 
@@ -50,17 +50,17 @@ class PackedWeightsCache(dict[tuple[int, int], PackedWeights]):
     """The packed weights of a stack, by layer and direction."""
 
     def __missing__(self, key: tuple[int, int]) -> PackedWeights:
-        """Those of a direction that has none yet."""
+        """Those of a direction without an entry."""
         return self.setdefault(key, PackedWeights())
 
     def invalidated(self) -> PackedWeightsCache:
-        """Without entries, for weights that are about to be written."""
-        # a list: other threads may add to this
+        """A copy with invalidated entries, for weights that are about to be written."""
+        # from a list: other threads may add entries
         return PackedWeightsCache([(key, packed.invalidated()) for key, packed in [*self.items()]])
 
 
 class StackWeights(NamedTuple):
-    """The weights of a stack, by layer and direction, and what kernels have packed of them."""
+    """The weights of a stack, by layer and direction, and their packed copies."""
 
     arrays: list[list[Weights]]
     packed: PackedWeightsCache

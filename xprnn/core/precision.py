@@ -1,4 +1,4 @@
-"""A layer's precision policy: dtypes of its results and of product operands, and tf32."""
+"""The precision policy of a layer: dtypes of results and of product operands, and tf32."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class PrecisionPolicy:
     precision: str
 
     @property
-    def narrow(self) -> bool:
+    def is_mixed(self) -> bool:
         """Whether the operands of products have a lower precision than `dtype`."""
         return self.compute_dtype != self.dtype
 
     def __str__(self) -> str:
         """As `explain` prints it: "float32", "float32 with tf32", "float32 with bfloat16"."""
-        if self.narrow:
+        if self.is_mixed:
             return f"{self.dtype} with {self.compute_dtype}"
         return f"{self.dtype} with tf32" if self.precision == "tf32" else str(self.dtype)
 

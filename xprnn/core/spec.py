@@ -25,9 +25,9 @@ class StackSpec:
 
     @property
     def widest_input(self) -> int:
-        """I of the layer in which it is largest."""
-        above = self.num_directions * self.hidden_size if self.num_layers > 1 else 0
-        return max(self.input_size, above)
+        """The largest input size of a layer."""
+        upper = self.num_directions * self.hidden_size if self.num_layers > 1 else 0
+        return max(self.input_size, upper)
 
     def weights(self, arrays: Mapping[str, Array]) -> list[list[Weights]]:
         """Named arrays as `Weights` by layer and direction; an absent name gives None."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import ALIGNMENT, Array, Backend
 
-PATIENCE = 8  # consecutive small calls before a large buffer is dropped
+MAX_IDLE = 8  # consecutive small calls before a large buffer is dropped
 
 
 class Workspace:
@@ -33,11 +33,11 @@ class Workspace:
         self._used = 0
         self._peak = 0
         self._idle = 0
-        self.is_small: bool = False  # whether more was needed the last time
-        self.captures: Any = None  # captured calls in memory of their own: see `replay.py`
+        self.is_small: bool = False  # whether the last use needed more
+        self.captures: Any = None  # `Captures` of engine/replay.py, in separate memory
 
     def aligned(self, size: int) -> Array:
-        """New memory for `captures`."""
+        """New memory for `captures`, aligned."""
         return self._backend.zeros_aligned(size, self.dtype)
 
     def empty(self, *shape: int, dtype: np.dtype[Any] | None = None) -> Array:
@@ -57,16 +57,16 @@ class Workspace:
         """Several uninitialised arrays, as `empty`."""
         if dtype is not None and dtype != self.dtype:
             return [self.empty(*shape, dtype=dtype) for shape in shapes]
-        found, grain, available = [], self._grain, self._buffer.size
+        arrays, grain, available = [], self._grain, self._buffer.size
         for shape in shapes:
             size, start = shape[0] * shape[1], self._used
             self._used = end = start + -(-size // grain) * grain
             if end > available:
-                found.append(self._backend.xp.empty(shape, self.dtype))
+                arrays.append(self._backend.xp.empty(shape, self.dtype))
             else:
-                found.append(self._buffer[start : start + size].reshape(shape))
+                arrays.append(self._buffer[start : start + size].reshape(shape))
         self._peak = max(self._peak, self._used)
-        return found
+        return arrays
 
     def mark(self) -> int:
         """The current end of the stack, for `rewind`."""
@@ -84,8 +84,8 @@ class Workspace:
         """
         size = self._buffer.shape[0]
         self._idle = self._idle + 1 if self._peak < size // 8 else 0
-        if self._peak > size or self._idle == PATIENCE:
-            if self._idle == PATIENCE:
+        if self._peak > size or self._idle == MAX_IDLE:
+            if self._idle == MAX_IDLE:
                 self.captures = None
             self._size = self._peak
             self._buffer = self._backend.xp.empty(0, self.dtype)
@@ -108,7 +108,7 @@ class WorkspacePool:
 
     def acquire(self) -> Workspace:
         """An unused workspace, either new or last used on the current stream."""
-        # a CPU has one queue of work, and to ask for it takes time
+        # a CPU has one stream, and a query takes time
         stream = self._backend.stream() if self._backend.on_gpu else 0
         free = self._free.setdefault(stream, [])
         try:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..backend import AnyArray, Array, Given, Lengths, asarray, to_numpy
+from ..backend import AnyArray, Array, Lengths, StatesLike, asarray, to_numpy
 from ..backend.exports import exported_from
 from ..core.checks import check_seed, check_size
 from ..nn.cells import _CellModule
-from ..nn.layer import _Layer
+from ..nn.layers import _Layer
 from ..nn.recurrent import _Recurrent
 
 R = TypeVar("R", bound=_Recurrent)
@@ -68,9 +68,9 @@ class GradcheckReport:
 
 @exported_from("xprnn")
 def gradcheck(
-    layer: _Layer[Given, Any] | _CellModule[Given, Any],
+    layer: _Layer[StatesLike, Any] | _CellModule[StatesLike, Any],
     x: AnyArray,
-    hx: Given | None = None,
+    hx: StatesLike | None = None,
     *,
     lengths: Lengths | None = None,
     directions: int = 3,
@@ -128,7 +128,7 @@ def gradcheck(
             f"layer: expected an RNN, GRU, LSTM or one of their cells, got {type(layer).__name__}"
         )
     if isinstance(layer, _CellModule) and lengths is not None:
-        raise TypeError(f"lengths: expected None, a {type(layer).__name__} takes one step")
+        raise TypeError(f"lengths: expected None, a {type(layer).__name__} runs one step")
     directions = check_size("directions", directions)
     rng = np.random.default_rng(check_seed(seed))
     with layer.backend.activate():
@@ -184,7 +184,7 @@ class _Function:
         self._xp = layer.backend.xp
         self._calls = layer._calls
         self._options = {} if isinstance(layer, _CellModule) else {"lengths": lengths}
-        self._states = layer._stack.cell.state_names
+        self._states = layer._spec.cell.state_names
         names = [name if isinstance(layer, _CellModule) else f"{name}0" for name in self._states]
         x, hx = as_float64(layer, x), as_float64(layer, hx)
 
@@ -255,8 +255,8 @@ class _Function:
 
     def _rounding(self, results: list[Array]) -> float:
         """An estimate of the rounding error of a computed L, derived in `gradcheck`."""
-        net, unit = self._layer._stack, np.finfo(np.float64).eps / 2
-        terms = max(net.input_size, net.num_directions * net.hidden_size) + net.hidden_size
+        spec, unit = self._layer._spec, np.finfo(np.float64).eps / 2
+        terms = max(spec.input_size, spec.num_directions * spec.hidden_size) + spec.hidden_size
         size = sum(_dot(abs(u), abs(r)) for u, r in zip(self._upstream, results, strict=True))
         size += sum(_norm(self._gradients[n]) * (_norm(value) + 1) for n, value in self.at.items())
         return float((terms + ROUNDINGS) * unit * size + np.finfo(np.float64).tiny)

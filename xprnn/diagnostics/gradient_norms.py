@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import AnyArray, Given, Lengths, to_numpy
+from ..backend import AnyArray, Lengths, StatesLike, to_numpy
 from ..backend.exports import exported_from
 from ..backend.floating_point import environment
 from ..core.spec import StackSpec
 from ..nn.arguments import check_upstream
-from ..nn.layer import _Layer
+from ..nn.layers import _Layer
 from .gradient_check import as_float64, float64_copy
 
 VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last state
@@ -51,13 +51,13 @@ class GradientFlow:
 
 @exported_from("xprnn")
 def gradient_flow(
-    layer: _Layer[Given, Any],
+    layer: _Layer[StatesLike, Any],
     x: AnyArray,
-    hx: Given | None = None,
+    hx: StatesLike | None = None,
     *,
     lengths: Lengths | None = None,
     doutput: AnyArray | None = None,
-    dhx: Given | None = None,
+    dhx: StatesLike | None = None,
 ) -> GradientFlow:
     """Measure the norm of the gradient at each time step of each layer and direction.
 
@@ -127,10 +127,10 @@ def _measure(
     calls = layer._calls
     layer.train()(x, hx, lengths=lengths)
     layer._calls = calls  # the same dropout masks in every call
-    net, record = layer._stack, layer._last_record()
+    spec, record = layer._spec, layer._last_record()
     tape, batched = record.tape, record.batched
-    doutput, dfinal = check_upstream(net, layer.backend, layer.dtype, tape, batched, doutput, dhx)
-    flow = layer.backend.xp.zeros((net.num_layers * net.num_directions, tape.batch.steps))
+    doutput, dfinal = check_upstream(spec, layer.backend, layer.dtype, tape, batched, doutput, dhx)
+    flow = layer.backend.xp.zeros((spec.num_layers * spec.num_directions, tape.batch.steps))
     layer._run_backward(record, doutput, dfinal, False, flow)
     return to_numpy(flow), tape.batch.counts
 
@@ -148,9 +148,9 @@ def _separate_upstreams(layer: _Layer, ends: Any) -> Iterator[Any]:
 
 
 def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFlow:
-    net = layer._stack
+    spec = layer._spec
     measured = [
-        _ratio_and_factor(norm if k % net.num_directions else norm[::-1])
+        _ratio_and_factor(norm if k % spec.num_directions else norm[::-1])
         for k, norm in enumerate(per_row)
     ]
     ratios, factors = np.array(measured).T
@@ -161,8 +161,8 @@ def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFl
         norms=norms,
         ratios=ratios,
         factors=factors,
-        spectral_radius=_spectral_radius(net, layer),
-        gates=net.cell.gate_names,
+        spectral_radius=_spectral_radius(spec, layer),
+        gates=spec.cell.gate_names,
         verdicts=tuple(_verdict(ratio) for ratio in ratios),
     )
 
@@ -179,10 +179,10 @@ def _ratio_and_factor(norms: np.ndarray) -> tuple[float, float]:
     return ratio, ratio ** (1 / (norms.size - 1 - nonzero[0]))
 
 
-def _spectral_radius(net: StackSpec, layer: _Layer) -> np.ndarray:
+def _spectral_radius(spec: StackSpec, layer: _Layer) -> np.ndarray:
     """The largest |eigenvalue| of each gate's H x H block of each W_hh, (L*D, G)."""
     weights = [to_numpy(p) for name, p in layer.parameters.items() if "weight_hh" in name]
-    blocks = np.stack(weights).reshape(-1, net.cell.gates, net.hidden_size, net.hidden_size)
+    blocks = np.stack(weights).reshape(-1, spec.cell.gates, spec.hidden_size, spec.hidden_size)
     radius: np.ndarray = np.abs(np.linalg.eigvals(blocks)).max(axis=-1)
     return radius
 

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: saved states every k steps, the rest computed again by `backward`.
+"""Gradient checkpointing: states saved every k steps, everything else recomputed by `backward`.
 
 A checkpointed direction saves the states before every k-th step. Its backward pass processes the
-segments between them last one first: it runs a segment forward again, with activations saved, and
-then backward. That is one more forward pass, for the memory of k steps instead of T.
+segments between them, the last one first: it runs a segment forward again, saving activations, and
+then backward. This costs one more forward pass, and takes the memory of k steps instead of T.
 
 T. Chen et al., "Training deep nets with sublinear memory cost" (2016).
 """
@@ -35,21 +35,21 @@ def cut(backend: Backend, batch: PackedBatch, k: int) -> tuple[Segment, ...]:
     lengths = None
     if batch.ragged is not None:  # longest first
         lengths = np.searchsorted(-np.array(batch.counts), -np.arange(batch.batch))
-    segments: list[Segment] = []
+    result: list[Segment] = []
     begin = 0
     for start in range(0, max(batch.steps, 1), k):
         stop = min(start + k, batch.steps)
-        left = None if lengths is None else np.clip(lengths - start, 0, stop - start)
-        part = make_packed_batch(backend, stop - start, batch.batch, left)
+        remaining = None if lengths is None else np.clip(lengths - start, 0, stop - start)
+        part = make_packed_batch(backend, stop - start, batch.batch, remaining)
         rows = slice(batch.starts[start], batch.starts[stop])
         saved = slice(begin, begin + part.running)
-        segments.append(Segment(part, slice(start, stop), rows, saved))
+        result.append(Segment(part, slice(start, stop), rows, saved))
         begin = saved.stop
-    return tuple(segments)
+    return tuple(result)
 
 
 class Checkpointed:
-    """A runner whose recorded calls save states every k steps.
+    """A runner whose recorded calls save the states every k steps.
 
     :param runner: runs the forward passes.
     :param backward_runner: runs the backward pass of a segment.
@@ -62,21 +62,21 @@ class Checkpointed:
         self.costs: RunnerCosts = runner.costs
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
-        """Every direction by itself."""
+        """Each direction separately."""
         return [range(d, d + 1) for d in range(directions)]
 
     def segments(self, call: CallContext) -> tuple[Segment, ...]:
-        """Those of a call; of rows of different lengths they are kept until its backward pass."""
+        """The segments of a call; those of a ragged batch are cached until its backward pass."""
         batch, backend = call.batch, call.plan.backend
         if batch.ragged is None:
             return cut(backend, batch, self.k)
         if self.k not in batch.splits:
             batch.splits[self.k] = cut(backend, batch, self.k)
-        found: tuple[Segment, ...] = batch.splits[self.k]
-        return found
+        segments: tuple[Segment, ...] = batch.splits[self.k]
+        return segments
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
-        """Run directions of one layer; what is saved are x and the states before each segment."""
+        """Run directions of one layer; saves x and the states before each segment."""
         segments = self.segments(call)
         return [self._forward(direction, segments, call) for direction in passes]
 
@@ -84,7 +84,7 @@ class Checkpointed:
         self, direction: ForwardPass, segments: Sequence[Segment], call: CallContext
     ) -> Activations:
         assert direction.output is not None
-        scratch, H, none = call.scratch, direction.output.shape[1], call.saved.empty(0, 0)
+        scratch, H, empty = call.scratch, direction.output.shape[1], call.saved.empty(0, 0)
         states = tuple([call.saved.empty(segments[-1].begin.stop, H) for _ in direction.ends])
         for batch, _, rows, begin in _walk(segments, direction.reverse):
             mark = scratch.mark()
@@ -93,7 +93,7 @@ class Checkpointed:
             part = direction._replace(x=direction.x[rows], output=direction.output[rows])
             self.runner.forward([part], CallContext(call.plan, batch, scratch, scratch, False))
             scratch.rewind(mark)
-        return Activations(direction.x, none, none, states)
+        return Activations(direction.x, empty, empty, states)
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
@@ -107,15 +107,15 @@ class Checkpointed:
         """Run each segment forward again and then backward; the last segment comes first."""
         activations, dweights, scratch = direction.activations, direction.dweights, call.scratch
         share = Weights(*[None if w is None else scratch.empty(*w.shape) for w in dweights])
-        written = dweights  # by the first segment; the other segments' gradients are added
+        written = dweights  # of the first segment; those of the others are added to it
         for batch, times, rows, begin in _walk(segments, not direction.reverse):
             mark = scratch.mark()
             context = CallContext(call.plan, batch, scratch, scratch, True)
             ends = tuple([state[begin] for state in activations.states])  # overwritten
-            again = ForwardPass(
+            forward_pass = ForwardPass(
                 direction.weights, direction.reverse, activations.x[rows], ends, direction.packed
             )
-            (recomputed,) = self.runner.forward([again], context)
+            (recomputed,) = self.runner.forward([forward_pass], context)
             part = direction._replace(
                 activations=recomputed,
                 doutput=None if direction.doutput is None else direction.doutput[rows],
@@ -133,5 +133,5 @@ class Checkpointed:
 
 
 def _walk(segments: Sequence[Segment], reverse: bool) -> Iterator[Segment]:
-    """The segments in the order of time, or in reverse order."""
+    """The segments in order of time, or in reverse."""
     return reversed(segments) if reverse else iter(segments)

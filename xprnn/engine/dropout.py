@@ -24,7 +24,7 @@ def _mix_host(value: int) -> int:
 
 
 def _mix(xp: Any, value: Array) -> Array:
-    """The same on an array of uint64, in place; products wrap around."""
+    """`_mix_host` on an array of uint64, in place; products wrap around."""
     shifted = xp.empty_like(value)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         xp.right_shift(value, xp.uint64(shift), out=shifted)

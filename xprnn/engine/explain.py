@@ -48,35 +48,35 @@ def explain(
 def _fused(
     spec: StackSpec, runner: KernelRunner, sizes: tuple[int, int], training: bool
 ) -> list[str]:
-    """What one launch or call runs, a line for each pass where that may differ."""
-    takes = f"one {runner.unit} runs all steps of a"
-    alone = f"{takes} direction of a layer"
+    """What one launch or call runs: a line, or one for each pass where they may differ."""
+    subject = f"one {runner.unit} runs all steps of a"
+    one_direction = f"{subject} direction of a layer"
     if spec.num_directions == 1:
-        return [f"  {alone}"]
+        return [f"  {one_direction}"]
     T, N = sizes
-    least = Sizes(max(N, 1), spec.widest_input, spec.hidden_size, max(T, 1))
+    nonempty = Sizes(max(N, 1), spec.widest_input, spec.hidden_size, max(T, 1))
     lines = []
-    for work in (Pass.TRAINING, Pass.BACKWARD) if training else (Pass.FORWARD,):
-        why_not = runner.unsupported(work, least, spec.num_directions)
+    for kind in (Pass.TRAINING, Pass.BACKWARD) if training else (Pass.FORWARD,):
+        why_not = runner.unsupported(kind, nonempty, spec.num_directions)
         if why_not is None:
-            lines.append(f"  {work}: {takes} layer, both directions")
-        elif runner.unsupported(work, least, 1) is None:
-            lines.append(f"  {work}: {alone}; both: {why_not}")
+            lines.append(f"  {kind}: {subject} layer, both directions")
+        elif runner.unsupported(kind, nonempty, 1) is None:
+            lines.append(f"  {kind}: {one_direction}; both: {why_not}")
     return lines
 
 
 def _wavefront(spec: StackSpec, plan: ExecutionPlan, training: bool) -> list[str]:
-    """Whether one launch runs all layers, where there could be one."""
+    """Whether one launch runs all layers, or why not; empty where none could."""
     if spec.num_layers == 1 or plan.backend.kernels != "cuda":
         return []
-    takes = "one launch runs all steps of all layers"
+    text = "one launch runs all steps of all layers"
     if isinstance(plan.wavefront, Unsupported):
-        takes = plan.wavefront.reason
-    return [f"  {Pass.TRAINING if training else Pass.FORWARD}, layers in a wavefront: {takes}"]
+        text = plan.wavefront.reason
+    return [f"  {Pass.TRAINING if training else Pass.FORWARD}, layers in a wavefront: {text}"]
 
 
 def explain_step(kind: str, spec: StackSpec, plan: StepPlan, batch: int) -> str:
-    """The text for a stepper of a layer of class `kind`, or for a cell that runs its steps."""
+    """The text for a step of a layer or cell of class `kind`."""
     lines = [
         f"{kind}({spec.input_size}, {spec.hidden_size}) on {plan.backend.name}, "
         f"{plan.precision}, L={spec.num_layers} N={batch}, one step: {plan.implementation}",
@@ -98,10 +98,10 @@ def explain_step(kind: str, spec: StackSpec, plan: StepPlan, batch: int) -> str:
 
 
 def moved(spec: StackSpec, plan: StepPlan, batch: int) -> tuple[int, int]:
-    """The bytes that one step of one direction has to read and write, forward and backward.
+    """The bytes that one step of one direction must read and write, forward and backward.
 
-    W_hh once and every buffer of `Cell`'s table as often as a step needs it: gh and the gates
-    are written and read, dgh is read once more by the product behind it.
+    W_hh counts once, and each buffer of `Cell`'s table as often as it is accessed: gh and the gates
+    are written and read, dgh is read once more by the product that follows.
     """
     cell, H = spec.cell, spec.hidden_size
     C, A = plan.precision.compute_dtype.itemsize, plan.precision.dtype.itemsize

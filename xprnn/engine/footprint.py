@@ -1,4 +1,4 @@
-"""How much memory a training step of a layer takes, computed beforehand."""
+"""An estimate of the memory of a layer's training step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from . import dropout
 
 
 class Footprint(NamedTuple):
-    """Bytes at the peak, which is the end of `backward`, of a call whose rows all run T steps."""
+    """Bytes at the peak, the end of `backward`, of a call in which every row runs T steps."""
 
-    kept: int  # from the call to `backward`
-    work: int  # of the module's own besides
+    saved: int  # from the call to `backward`
+    workspace: int  # other memory of the module
     results: int  # output and final states, dx and the gradients of the initial states
 
     def __str__(self) -> str:
-        """The bytes and what they are."""
+        """The total and its parts."""
         return (
-            f"{sum(self):,} bytes: {self.kept:,} kept for backward, {self.work:,} to work in, "
-            f"{self.results:,} of results and gradients"
+            f"{sum(self):,} bytes: {self.saved:,} saved for backward, {self.workspace:,} of "
+            f"workspace, {self.results:,} of results and gradients"
         )
 
 
@@ -33,7 +33,7 @@ def training_step(
     batch_first: bool,
     k: int | None,
 ) -> Footprint:
-    """The footprint of a layer with `recompute=k`, of one that has made a step like it before.
+    """The footprint of a layer with `recompute=k` that has run such a step before.
 
     :param sizes: T and N.
     """
@@ -43,7 +43,7 @@ def training_step(
     all_states = spec.num_layers * D * rows * spec.hidden_size * len(spec.cell.state_names) * A
 
     saved = S * (spec.input_size + (spec.num_layers - 1) * width) * C
-    work = _beside_steps(spec, plan, rows, k is not None)
+    work = _constant_part(spec, plan, rows, k is not None)
     if k is None:
         saved += spec.num_layers * D * _activations(spec, plan, steps, rows)
     else:
@@ -58,16 +58,16 @@ def training_step(
 
 
 def _activations(spec: StackSpec, plan: ExecutionPlan, steps: int, rows: int) -> int:
-    """What so many recorded steps of a direction save."""
+    """The bytes that `steps` recorded steps of a direction save."""
     low, others = activation_shapes(spec.cell, spec.hidden_size, rows, steps * rows, True)
     read = sum(prod(shape) for shape in low) * plan.precision.compute_dtype.itemsize
     return read + sum(prod(shape) for shape in others) * plan.precision.dtype.itemsize
 
 
-def _beside_steps(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: bool) -> int:
-    """What does not grow with T, roughly: a step's own arrays, packed weights, their gradients.
+def _constant_part(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: bool) -> int:
+    """The bytes that do not grow with T, roughly: a step's arrays, packed weights, gradients.
 
-    The gradients are summed up apart from those of earlier calls, and a segment's apart from these.
+    The gradients of a call have a buffer besides `grads`, and those of a segment another one.
     """
     cell, H, costs = spec.cell, spec.hidden_size, plan.forward.costs
     weights = sum(prod(shape) for shape in spec.shapes().values())

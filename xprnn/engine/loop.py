@@ -1,8 +1,7 @@
 """The step loop of one layer, in plain array code: the reference of every other runner.
 
-A forward pass is an input product for all steps, then the steps; a backward pass is the steps in
-reverse order, then one product for each weight. Arrays are packed, rows longest first:
-`packing.py` describes the layout.
+A forward pass is one input product for all steps, then the steps; a backward pass is the steps in
+reverse order, then one product for each weight. `core/packing.py` describes the layout of arrays.
 """
 
 from __future__ import annotations
@@ -30,37 +29,38 @@ class StepLoop:
         self.compute_dtype: Any = compute_dtype
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
-        """Every direction by itself."""
+        """Each direction separately."""
         return [range(d, d + 1) for d in range(directions)]
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
         """Run directions of one layer; outputs and final states are written."""
-        every = []
+        results = []
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
             input_projection(self.xp, self.cell, direction, activations.gates)
             for run in call.batch.walk(direction.reverse):
-                admit_rows(direction, activations, run)
+                copy_initial_states(direction, activations, run)
                 self.run_steps(direction, activations, run, call)
             write_results(direction, activations, call.batch)
-            every.append(activations)
-        return every
+            results.append(activations)
+        return results
 
     def run_steps(
         self, direction: ForwardPass, activations: Activations, run: StepRun, call: CallContext
     ) -> None:
-        """Run steps on the packed rows themselves."""
+        """Run steps on views of the packed rows."""
         xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
         gates, saved, record = activations.gates, activations.saved, call.record
         mark = scratch.mark()
         work = _step_scratch(scratch, rows, cell.forward_scratch, activations.states[0].shape[1])
-        # what one step writes the next one reads; CuPy takes microseconds for each view
+        # views are reused by the next step: CuPy takes microseconds to create one
         after = _block(activations.states, run.before[0], rows)
         for start, next_start in zip(run.gates, run.after, strict=True):
             before, after = after, _block(activations.states, next_start, rows)
-            kept = start if record else 0
-            own = gates[start : start + rows], saved[kept : kept + rows]
-            cell.forward(xp, direction.weights, Buffers(*own, before, after, (), work))
+            first = start if record else 0
+            saved_t = saved[first : first + rows]
+            step = Buffers(gates[start : start + rows], saved_t, before, after, (), work)
+            cell.forward(xp, direction.weights, step)
         scratch.rewind(mark)
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
@@ -85,8 +85,10 @@ class StepLoop:
                 dh += doutput[start : start + rows]
             if norms is not None:
                 norms[t] = sum((dstate * dstate).sum() for dstate in dstates) ** 0.5
-            own = activations.gates[start : start + rows], activations.saved[start : start + rows]
-            cell.backward(xp, direction.weights, Buffers(*own, before, after, dstates, work))
+            gates_t = activations.gates[start : start + rows]
+            saved_t = activations.saved[start : start + rows]
+            step = Buffers(gates_t, saved_t, before, after, dstates, work)
+            cell.backward(xp, direction.weights, step)
         scratch.rewind(mark)
 
 
@@ -95,14 +97,14 @@ def layer_step(
 ) -> None:
     """One step of one direction of one layer, from x (N, I).
 
-    `bias` is the cell's `input_bias`, for all rows or for each; the buffers are those of `Cell`.
+    `bias` is the cell's `input_bias`, (G*H,) or repeated for each row; the buffers are `Cell`'s.
     """
     project(xp, weights, bias, x, step.gates)
     cell.forward(xp, weights, step)
 
 
-def admit_rows(direction: ForwardPass, activations: Activations, run: StepRun) -> None:
-    """Copy in the initial states of the rows that begin with these steps."""
+def copy_initial_states(direction: ForwardPass, activations: Activations, run: StepRun) -> None:
+    """Copy the initial states of the rows that begin at the first of these steps."""
     if run.rows > run.joined:
         begin = slice(run.joined, run.rows)
         for state, end in zip(activations.states, direction.ends, strict=True):
@@ -111,8 +113,8 @@ def admit_rows(direction: ForwardPass, activations: Activations, run: StepRun) -
 
 def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...]:
     """The same rows of each array, as views."""
-    # a list first, here and in the callers: tuple(generator) leaves an entry in CPython's free
-    # list at each call, and a long run would seem to grow
+    # from a list, as in other files: tuple(generator) leaves an entry in CPython's free list at
+    # each call, which looks like a leak
     return tuple([array[start : start + rows] for array in arrays])
 
 

@@ -1,13 +1,13 @@
-"""Captured array calls, replayed: on small arrays the time goes into Python, not into arithmetic.
+"""Captured array calls, replayed: on small arrays Python's overhead exceeds the arithmetic.
 
-`capture` runs a function once on arrays that note the array calls made on them, together with the
-views they work on; nothing is computed. To replay the calls makes no view, no array and no
-decision. It is for the CPU what a CUDA graph is for a GPU.
+`capture` runs a function once on tracers, which capture the array calls made on them with the views
+that they operate on; nothing is computed. Replaying the calls creates neither views nor arrays and
+evaluates no conditions, like a CUDA graph on a GPU.
 
-`ReplayLoop` runs the steps of the plain code that way. A step works on feature-major arrays of its
-own: each gate is contiguous, on which an array function is several times as fast as on a part of
-every row, and the product reads torch's weights without a copy. What a step reads is copied in,
-what it computes is copied out to the packed rows.
+`ReplayLoop` runs the steps of the plain code in this way. A step uses feature-major arrays: each
+gate is contiguous, for which an array function is several times as fast as for a part of every row,
+and the product reads torch's weights without a copy. A step's inputs are copied from the packed
+rows, and its results are copied to them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.workspace import Workspace
 from ..kernels.interface import CallContext, Pass, RunnerCosts, Sizes
 from ..kernels.shared import allocate, input_projection, weight_gradients, write_results
-from .loop import StepLoop, admit_rows
+from .loop import StepLoop, copy_initial_states
 
 Calls = list[partial[Any]]
 Constants = dict[tuple[float, np.dtype[Any]], np.ndarray]  # numbers as arrays, one for each element
-# An array of a step, packed rows, and where each step's block of these starts
+# An array of a step, packed rows, and the first packed row of each step
 Copy = tuple[Array, Array, Sequence[int]]
 
-# `out` by position saves a third of a small call; for these two NumPy advises against it
-BY_NAME = (np.minimum, np.maximum)
+# `out` by position saves a third of a small call; for these two NumPy warns about it
+OUT_BY_NAME = (np.minimum, np.maximum)
 
-ENOUGH = 8  # steps for which replayed calls are faster: to set them up costs about as much
-APART = 272  # elements, of 4 or 8 bytes, that keep the alignment to 64 bytes
-WIDE = 16  # rows from which an input product a step costs no more than one for all steps
-MOST = 64  # captures that are kept; with one more the oldest is dropped
+MIN_STEPS = 8  # from which replaying is faster: the setup costs about as much
+GAP = 272  # elements, of 4 or 8 bytes, between arrays; a multiple of 64 bytes
+MIN_INPUT_ROWS = 16  # from which an input product per step costs no more than one for all steps
+MAX_CAPTURES = 64  # per workspace; then the oldest is dropped
 
 
 def capture(
@@ -51,9 +51,9 @@ def capture(
 
     :param function: takes an array module and `arguments`. It works in place: ufuncs and products
         with `out=`, `+=` and the like, `a[...] = b`, slices, `.T`. A use of the values
-        themselves cannot be captured and raises AttributeError or TypeError.
-    :param arguments: NumPy arrays, in tuples or not, and anything else, which is passed as it is.
-    :param constants: inout: arrays that captures share; None: this one has its own.
+        themselves cannot be captured, and raises AttributeError or TypeError.
+    :param arguments: NumPy arrays, in tuples or not, and anything else, which is passed unchanged.
+    :param constants: inout: arrays that captures share; None: they are not shared.
 
     >>> a = np.ones(2)
     >>> def twice(xp, a):
@@ -73,15 +73,15 @@ def capture(
 
 
 def repeating(calls: Calls) -> list[Iterator[Any]]:
-    """For each call an endless iterator that makes it whenever the next item is taken.
+    """For each call an endless iterator that makes it at each `next`.
 
-    `zip` over them makes all calls in turn, without running Python code between them.
+    `zip` over them makes all calls in order, without running Python code between them.
     """
-    found: list[Iterator[Any]] = []
+    iterators: list[Iterator[Any]] = []
     for call in calls:
         function = partial(call.func, **call.keywords) if call.keywords else call.func
-        found.append(map(function, *[repeat(operand) for operand in call.args]))
-    return found
+        iterators.append(map(function, *[repeat(operand) for operand in call.args]))
+    return iterators
 
 
 def _captured(item: Any, calls: Calls) -> Any:
@@ -94,7 +94,7 @@ def _captured(item: Any, calls: Calls) -> Any:
 
 
 def _constant(item: float, target: np.ndarray, constants: Constants) -> np.ndarray:
-    """A number for each element of `target`: the minimum with a scalar takes three times."""
+    """An array like `target` of one number: the minimum with a scalar takes three times as long."""
     key = item, target.dtype
     flat = constants.get(key)
     if flat is None or flat.size < target.size:
@@ -104,15 +104,15 @@ def _constant(item: float, target: np.ndarray, constants: Constants) -> np.ndarr
 
 
 class _Module:
-    """NumPy, as far as it writes into existing arrays."""
+    """NumPy's functions that write to `out`: they capture a call instead of making it."""
 
     def __init__(self, calls: Calls, constants: Constants) -> None:
         self._calls, self._constants = calls, constants
 
     def _operand(self, item: Any, target: np.ndarray, fully: bool) -> np.ndarray:
-        """An operand of a call; a number would be converted to an array at each call.
+        """An operand as an array: NumPy would convert a number at each call.
 
-        `fully`: to one with an element for each of the target's.
+        `fully`: with as many elements as the target.
         """
         if isinstance(item, _Tracer):
             return item.array
@@ -121,25 +121,25 @@ class _Module:
     def __getattr__(self, name: str) -> Callable[..., None]:
         function: np.ufunc = getattr(np, name)
 
-        def note(*operands: Any, out: _Tracer) -> None:
+        def capture_call(*operands: Any, out: _Tracer) -> None:
             target = out.array
-            inner = [self._operand(item, target, function in BY_NAME) for item in operands]
+            inner = [self._operand(item, target, function in OUT_BY_NAME) for item in operands]
             if function is np.matmul:
                 left, right = inner
                 if target.flags.f_contiguous:
-                    # the same product, as BLAS takes it without a copy: (A B)' = B' A'
+                    # the same product in the layout that BLAS reads without a copy: (A B)' = B' A'
                     left, right, target = right.T, left.T, target.T
                 self._calls += blas.calls(left, right, target)
-            elif function in BY_NAME:
+            elif function in OUT_BY_NAME:
                 self._calls.append(partial(function, *inner, out=target))
             else:
                 self._calls.append(partial(function, *inner, target))
 
-        return note
+        return capture_call
 
 
 class _Tracer:
-    """An array, or a view of one, that notes the calls that would write to it."""
+    """An array, or a view of one, that captures the calls that would write to it."""
 
     def __init__(self, array: np.ndarray, calls: Calls) -> None:
         self.array = array
@@ -148,7 +148,7 @@ class _Tracer:
 
     @property
     def T(self) -> _Tracer:  # noqa: N802
-        """As of an array."""
+        """The transposed view."""
         return _Tracer(self.array.T, self._calls)
 
     def __getitem__(self, key: Any) -> _Tracer:
@@ -178,21 +178,21 @@ class _Tracer:
 
 
 class Captured(NamedTuple):
-    """The captured calls of a step, and the arrays that they work on, feature-major."""
+    """The captured calls of a step, and the feature-major arrays that they operate on."""
 
-    weights: Weights  # that the calls read: a reference, so that its identity stays unique
-    source: Array  # in: gx or x of a step forward, doutput backward
+    weights: Weights  # read by the calls; the reference keeps its id unique
+    source: Array  # in: gx or x of a forward step, doutput of a backward step
     gates: Array
     saved: Array
     states: tuple[Array, ...]
     next_states: tuple[Array, ...]
     dstates: tuple[Array, ...]
-    biases: tuple[Array, Array]  # for each row; in: of the input product and of W_hh
+    biases: tuple[Array, Array]  # in: of the input side and of W_hh, repeated for each row
     calls: list[Iterator[Any]]
 
 
 class Captures:
-    """The captured steps of one workspace, in one buffer that they share."""
+    """The captured steps of one workspace; their arrays share one buffer."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
@@ -201,17 +201,17 @@ class Captures:
         self.constants: Constants = {}
 
     def add(self, key: tuple[Any, ...], captured: Captured) -> None:
-        """Keep a captured step."""
-        if len(self.by_key) >= MOST:
+        """Store a captured step."""
+        if len(self.by_key) >= MAX_CAPTURES:
             del self.by_key[next(iter(self.by_key))]
         self.by_key[key] = captured
 
     def reserve(self, rows: int, *steps: Sequence[int]) -> None:
         """Make the buffer large enough for steps with arrays of these widths."""
-        most = max(self._starts(rows, widths)[-1] for widths in steps)
-        if most > self._buffer.size:
-            self._buffer = self._workspace.aligned(most)
-            self.by_key.clear()  # they work on the old one
+        size = max(self._starts(rows, widths)[-1] for widths in steps)
+        if size > self._buffer.size:
+            self._buffer = self._workspace.aligned(size)
+            self.by_key.clear()  # they use the old buffer
 
     def arrays(self, rows: int, widths: Sequence[int]) -> list[Array]:
         """Arrays (rows, width) with contiguous columns, in the shared buffer."""
@@ -221,22 +221,22 @@ class Captures:
         ]
 
     def _starts(self, rows: int, widths: Sequence[int]) -> list[int]:
-        """Where arrays begin in the buffer, and where the last one ends.
+        """The start of each array in the buffer, and the end of the last one.
 
-        Arrays a power of two apart would compete for the same places of the cache: one call took
-        ten times as long. So `APART` elements are between them.
+        Arrays that are a power of two apart compete for the same cache sets: one call took ten
+        times as long. Therefore `GAP` elements separate them.
         """
         grain = ALIGNMENT // self._workspace.dtype.itemsize
         starts = [0]
         for width in widths:
-            starts.append(starts[-1] - (-(rows * width + APART) // grain) * grain)
+            starts.append(starts[-1] - (-(rows * width + GAP) // grain) * grain)
         return starts
 
 
 class ReplayLoop:
-    """Runs the steps of the plain code on NumPy by captured calls, where there are enough steps.
+    """Runs the plain code's steps on NumPy by replaying captured calls, if there are enough steps.
 
-    What is captured is kept in the workspace of the call, and so between calls of a layer.
+    Captured calls are stored in the workspace of a call, so that later calls of a layer use them.
     """
 
     costs: RunnerCosts = RunnerCosts()
@@ -247,25 +247,25 @@ class ReplayLoop:
         self._loop = StepLoop(np, cell, dtype)  # for short runs
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
-        """Every direction by itself."""
+        """Each direction separately."""
         return self._loop.groups(kind, sizes, directions)
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
         """Run directions of one layer; outputs and final states are written."""
-        every, with_input = [], multiplies_input(call.batch)
+        result, with_input = [], multiplies_input(call.batch)
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
             if not with_input:
                 input_projection(blas, self.cell, direction, activations.gates)
             for run in call.batch.walk(direction.reverse):
-                admit_rows(direction, activations, run)
+                copy_initial_states(direction, activations, run)
                 if is_replayed(run):
                     self.replay_steps(direction, activations, run, call, with_input)
                 else:
                     self._loop.run_steps(direction, activations, run, call)
             write_results(direction, activations, call.batch)
-            every.append(activations)
-        return every
+            result.append(activations)
+        return result
 
     def replay_steps(
         self,
@@ -275,12 +275,12 @@ class ReplayLoop:
         call: CallContext,
         with_input: bool,
     ) -> None:
-        """Run steps by captured calls; `with_input`: their input products too."""
+        """Replay steps; `with_input`: including their input products."""
         cell, weights, rows, after = self.cell, direction.weights, run.rows, run.after
         captures, largest = captures_of(call.scratch), weights.weight_hh.size
         if with_input:
             largest = max(largest, weights.weight_ih.size)
-        # large products are computed by as many threads as there are
+        # calls of large products are captured for a number of threads
         threads = usable() if rows * largest > blas.SLICE else 0
         key = id(weights), rows, with_input, threads
         captured = captures.by_key.get(key)
@@ -313,27 +313,28 @@ class ReplayLoop:
         biased, widths = weights.bias_hh is not None, self._forward_widths(weights, with_input)
         captures.reserve(rows, widths, self._backward_widths(weights, True))
         gates, saved, *arrays = captures.arrays(rows, widths)
-        own, (x, input_bias, bias_hh, *scratch) = tuple(arrays[:states]), arrays[states:]
+        step_states, (x, input_bias, bias_hh, *scratch) = tuple(arrays[:states]), arrays[states:]
         calls: Calls = []
         if with_input:
             calls += blas.calls(weights.weight_ih, x.T, gates.T)
             if biased:
                 calls.append(partial(np.add, gates, input_bias, gates))
-        step = Buffers(gates, saved, own, own, (), tuple(scratch))
-        # `_replace` would leave an entry in CPython's free list at each call, and seem to grow
+        step = Buffers(gates, saved, step_states, step_states, (), tuple(scratch))
+        # `_replace` leaves an entry in CPython's free list at each call, which looks like a leak
         read = Weights(
             weights.weight_ih, weights.weight_hh, weights.bias_ih, bias_hh if biased else None
         )
         calls += capture(cell.forward, read, step, constants=captures.constants)
         source = x if with_input else gates
+        both = step_states, step_states
         biases = input_bias, bias_hh
-        return Captured(weights, source, gates, saved, own, own, (), biases, repeating(calls))
+        return Captured(weights, source, gates, saved, *both, (), biases, repeating(calls))
 
     def _forward_widths(self, weights: Weights, with_input: bool) -> list[int]:
         cell, (width, H) = self.cell, weights.weight_hh.shape
         biased = weights.bias_hh is not None
         widths = [width, cell.saved * H, *[H] * len(cell.state_names)]
-        # a bias that there is for each row needs no buffer of NumPy's own
+        # NumPy adds a bias that is repeated for each row without a temporary buffer
         widths += [weights.weight_ih.shape[1] * with_input, width * (with_input and biased)]
         return [*widths, width * biased, *[w * H for w in cell.forward_scratch]]
 
@@ -350,7 +351,7 @@ class ReplayLoop:
     def replay_backward_steps(
         self, direction: BackwardPass, run: StepRun, call: CallContext
     ) -> None:
-        """Run the backward pass of steps by captured calls."""
+        """Replay the backward pass of steps."""
         cell, weights, rows = self.cell, direction.weights, run.rows
         activations, doutput = direction.activations, direction.doutput
         captures, with_doutput = captures_of(call.scratch), doutput is not None
@@ -360,8 +361,8 @@ class ReplayLoop:
         if captured is None:
             captured = self._capture_backward(captures, weights, rows, with_doutput)
             captures.add(key, captured)
-        for own, dstate in zip(captured.dstates, direction.dstates, strict=True):
-            own[...] = dstate[:rows]
+        for array, dstate in zip(captured.dstates, direction.dstates, strict=True):
+            array[...] = dstate[:rows]
         copies: dict[str, Copy] = {
             "gates": (captured.gates, activations.gates, run.gates),
             "saved": (captured.saved, activations.saved, run.gates),
@@ -373,8 +374,8 @@ class ReplayLoop:
         if doutput is not None:
             inputs.append((captured.source, doutput, run.gates))
         replay(captured.calls, inputs, [copies[name] for name in cell.backward_writes], run)
-        for own, dstate in zip(captured.dstates, direction.dstates, strict=True):
-            dstate[:rows] = own
+        for array, dstate in zip(captured.dstates, direction.dstates, strict=True):
+            dstate[:rows] = array
 
     def _capture_backward(
         self, captures: Captures, weights: Weights, rows: int, with_doutput: bool
@@ -389,8 +390,8 @@ class ReplayLoop:
         if with_doutput:
             calls.insert(0, partial(np.add, dstates[0], doutput, dstates[0]))
         biases = gates[:0], gates[:0]
-        found = weights, doutput, gates, saved, states, next_states, dstates, biases
-        return Captured(*found, repeating(calls))
+        inputs = weights, doutput, gates, saved, states, next_states, dstates, biases
+        return Captured(*inputs, repeating(calls))
 
     def _backward_widths(self, weights: Weights, with_doutput: bool) -> list[int]:
         cell, (width, H) = self.cell, weights.weight_hh.shape
@@ -399,48 +400,48 @@ class ReplayLoop:
 
 
 def is_replayed(run: StepRun) -> bool:
-    """Whether captured calls are faster for these steps."""
-    return run.rows > 0 and len(run.times) >= ENOUGH
+    """Whether replaying is faster for these steps."""
+    return run.rows > 0 and len(run.times) >= MIN_STEPS
 
 
 def multiplies_input(batch: PackedBatch) -> bool:
-    """Whether each step computes its gx, rather than one product for all steps."""
-    if batch.ragged is not None or batch.running < WIDE:
+    """Whether each step computes its gx, instead of one product for all steps."""
+    if batch.ragged is not None or batch.running < MIN_INPUT_ROWS:
         return False
     return all(is_replayed(run) for run in batch.walk(reverse=False))
 
 
 def captures_of(workspace: Workspace) -> Captures:
-    """What is captured in a workspace."""
+    """The captured steps of a workspace."""
     if workspace.captures is None:
         workspace.captures = Captures(workspace)
-    found: Captures = workspace.captures
-    return found
+    captures: Captures = workspace.captures
+    return captures
 
 
 def replay(
     calls: list[Iterator[Any]], inputs: Sequence[Copy], results: Sequence[Copy], run: StepRun
 ) -> None:
-    """Make the calls once for each step, between copies of its inputs and of its results."""
+    """For each step copy its inputs, make the calls, and copy its results."""
     set_block: Any = setitem
-    turns: list[Iterable[Any]] = [range(len(run.times))]
+    iterators: list[Iterable[Any]] = [range(len(run.times))]
     for array, packed, starts in inputs:
         if array.size:
             blocks = _blocks(packed, starts, run.rows)
-            turns.append(map(set_block, repeat(array), repeat(...), blocks))
-    turns += calls
+            iterators.append(map(set_block, repeat(array), repeat(...), blocks))
+    iterators += calls
     for array, packed, starts in results:
         if array.size:
             blocks = _blocks(packed, starts, run.rows)
-            turns.append(map(set_block, blocks, repeat(...), repeat(array)))
-    for _ in zip(*turns, strict=False):
+            iterators.append(map(set_block, blocks, repeat(...), repeat(array)))
+    for _ in zip(*iterators, strict=False):
         pass  # `zip` makes the calls
 
 
 def _blocks(packed: Array, starts: Sequence[int], rows: int) -> Iterable[Array]:
-    """Blocks of packed rows one after the other, as views."""
+    """Consecutive blocks of packed rows, as views."""
     low, high = sorted([starts[0], starts[-1]])
-    if high - low != rows * (len(starts) - 1):  # the lengths differ, and a block is elsewhere
+    if high - low != rows * (len(starts) - 1):  # with different lengths, blocks may be apart
         return [packed[start : start + rows] for start in starts]
     even = packed[low : high + rows].reshape(len(starts), rows, packed.shape[1])
     blocks: Iterable[Array] = even if low == starts[0] else even[::-1]

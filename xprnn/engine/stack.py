@@ -1,4 +1,4 @@
-"""Layers times directions: the order in which they are run, and the dropout between layers."""
+"""The layers and directions of a stack: the order in which they run, and dropout between layers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan_call(
     shape: CallShape,
     request: Request,
 ) -> ExecutionPlan:
-    """The plan of a call, with checkpoints where it recomputes."""
+    """The plan of a call, with gradient checkpointing if `shape` has `recompute`."""
     plan = dispatch(spec, backend, precision, shape, request, _plain_runner)
     if not shape.record or shape.recompute is None:
         return plan
@@ -65,20 +65,20 @@ def _plain_runner(xp: Any, cell: Cell, dtype: np.dtype[Any], replays: bool) -> L
 
 @dataclass
 class Tape:
-    """What a recorded call saves; used up by `backward`."""
+    """What a recorded call saves; `backward` can use it once."""
 
     plan: ExecutionPlan
-    weights: StackWeights  # as the products read them
+    weights: StackWeights  # matrices in the compute dtype
     batch: PackedBatch
     activations: list[list[Activations]]  # by layer and direction
     dropout_key: tuple[int, int]  # (seed, call)
-    shape: tuple[int, ...]  # of x, as the caller gave it, with a batch
+    shape: tuple[int, ...]  # of the caller's x, with a batch dimension
     batch_first: bool
     spent: bool = False  # its backward pass has begun
 
 
 class _Gradients(NamedTuple):
-    """The gradients that a backward pass writes, of all layers."""
+    """The gradients of all layers that a backward pass writes."""
 
     dstates: tuple[Array, ...]  # inout: (L*D, N, H) each
     dweights: list[list[Weights]]  # out, where an entry is not None
@@ -94,10 +94,10 @@ def forward(
 ) -> tuple[Array, tuple[Array, ...], Tape]:
     """Run every layer and direction; returns a new output, new final states, and the tape.
 
-    In a recorded call dropout acts, and the tape can be used by `backward`; its activations are in
-    `context.saved`. Otherwise `context.saved` may be `context.scratch`.
+    A recorded call applies dropout, and `backward` can use the tape, whose activations are in
+    `context.saved`. In other calls `context.saved` may be `context.scratch`.
 
-    :param weights: in; kernels add to what is packed of them.
+    :param weights: in; kernels add entries to the packed weights.
     :param call: in: x (T, N, I) or, batch first, (N, T, I), states (L*D, N, H) each, None for
         zeros.
     :return: (T, N, D*H), laid out as x, and (L*D, N, H) each.
@@ -108,7 +108,7 @@ def forward(
         cast = [[_to_compute(each, precision.compute_dtype) for each in p] for p in weights.arrays]
         weights = StackWeights(cast, weights.packed)
     width = spec.num_directions * spec.hidden_size
-    # where rows end early the output is zero past their ends
+    # past the end of a row the output is zero
     new = xp.empty if batch.ragged is None else xp.zeros
     output = new((*x.shape[:2], width), precision.dtype)
     ends = _sorted_states(xp, spec, batch, call.initial, precision.dtype)
@@ -172,14 +172,14 @@ def _run_wavefront(
     ends: tuple[Array, ...],
     context: CallContext,
 ) -> Array:
-    """Run all layers in one launch: the rows (S, H) of the last."""
+    """Run all layers in one launch; returns the packed output (S, H) of the last one."""
     passes = [
         ForwardPass(weights, False, x, tuple([end[layer] for end in ends]), PackedWeights())
         for layer, (weights,) in enumerate(tape.weights.arrays)
     ]
-    every = wavefront.forward(passes, context)
-    tape.activations = [[activations] for activations in every]
-    return context.batch.outputs(every[-1].states[0], False)
+    by_layer = wavefront.forward(passes, context)
+    tape.activations = [[activations] for activations in by_layer]
+    return context.batch.outputs(by_layer[-1].states[0], False)
 
 
 def backward(
@@ -193,7 +193,7 @@ def backward(
 ) -> tuple[Array | None, tuple[Array, ...]]:
     """The backward pass of `forward`; returns a new dx, None unless `need_dx`, and new dstates.
 
-    The tape is used up.
+    The tape cannot be used again.
 
     :param upstream: in: doutput, of the output's shape, and the gradients of the final states,
         (L*D, N, H) each; None stands for zeros.
@@ -214,11 +214,11 @@ def backward(
         above = scratch.empty(batch.total, width)
         batch.pack(doutput.transpose(1, 0, 2) if tape.batch_first else doutput, above)
     packed: Any = None if dx is None else _as_packed(batch, dx, tape.batch_first, dtype)
-    spare: list[Array] = []
+    reusable: list[Array] = []
     for layer in range(spec.num_layers - 1, -1, -1):
         below: Any = packed  # the gradient of its input
         if layer:
-            below = spare.pop() if spare else scratch.empty(batch.total, width)
+            below = reusable.pop() if reusable else scratch.empty(batch.total, width)
         elif dx is not None and packed is None:
             below = scratch.empty(batch.total, spec.input_size)
         start = mark = scratch.mark()
@@ -226,7 +226,7 @@ def backward(
         if spec.num_directions == 2:
             shares.append(None if below is None else scratch.empty(*below.shape))
             mark = scratch.mark()
-        tape.spent = True  # from here on it is overwritten
+        tape.spent = True  # its activations are overwritten from here on
         for group in plan.backward_groups:
             passes = _backward_passes(spec, tape, (layer, group), above, shares, gradients)
             plan.backward.backward(passes, context)
@@ -237,7 +237,7 @@ def backward(
         if layer:
             _drop(spec, tape, below, layer - 1)
         if above is not None:
-            spare.append(above)
+            reusable.append(above)
         above = below
     if dx is not None and packed is None:
         batch.unpack(above, dx.transpose(1, 0, 2) if tape.batch_first else dx)
@@ -284,7 +284,7 @@ def _sorted_states(
     values: tuple[Array | None, ...] | None,
     dtype: np.dtype[Any],
 ) -> tuple[Array, ...]:
-    """New arrays (L*D, N, H), one a state, with these values, longest rows first, or zeros."""
+    """New arrays (L*D, N, H), one per state: `values`, longest rows first, or zeros."""
     shape = (spec.num_layers * spec.num_directions, batch.batch, spec.hidden_size)
     states = []
     for value in values or (None,) * len(spec.cell.state_names):
@@ -298,7 +298,7 @@ def _sorted_states(
 
 
 def _to_compute(weights: Weights, dtype: np.dtype[Any]) -> Weights:
-    """The weights as products read them: the matrices in the compute dtype."""
+    """The weights with their matrices in the compute dtype."""
     return Weights(
         weights.weight_ih.astype(dtype),
         weights.weight_hh.astype(dtype),
@@ -308,7 +308,7 @@ def _to_compute(weights: Weights, dtype: np.dtype[Any]) -> Weights:
 
 
 def _drop(spec: StackSpec, tape: Tape, x: Array, layer: int) -> None:
-    """Dropout in place on the output of `layer`, x (S, D*H); its own gradient."""
+    """Apply dropout in place to the output of `layer`, x (S, D*H), or to its gradient."""
     if spec.dropout:
         xp = tape.plan.xp
         time, row = tape.batch.time_and_row(xp)
@@ -316,22 +316,23 @@ def _drop(spec: StackSpec, tape: Tape, x: Array, layer: int) -> None:
 
 
 def _packed_input(context: CallContext, x: Array, batch_first: bool) -> Array:
-    """x as packed rows (S, I): a copy, where the caller's own memory cannot be used.
+    """x as packed rows (S, I); a copy unless the caller's memory can be used.
 
-    Compiled code reads no read-only arrays, and a record must not change with the caller's array.
+    Compiled code does not accept read-only arrays, and a recorded call must not change with the
+    caller's array.
     """
     batch, plan = context.batch, context.plan
     if not (context.record or plan.backend.on_gpu) and x.flags.carray:
-        own = _as_packed(batch, x, batch_first, plan.precision.compute_dtype)
-        if own is not None:
-            return own
+        view = _as_packed(batch, x, batch_first, plan.precision.compute_dtype)
+        if view is not None:
+            return view
     packed = context.saved.empty(batch.total, x.shape[2], dtype=plan.precision.compute_dtype)
     batch.pack(x.transpose(1, 0, 2) if batch_first else x, packed)
     return packed
 
 
 def _as_packed(batch: PackedBatch, x: Array, batch_first: bool, dtype: Any) -> Array | None:
-    """A new array x (T, N, F) as the packed rows (S, F) that it is, or None."""
+    """A view of x (T, N, F) as packed rows (S, F); None if its layout or dtype differs."""
     if batch_first or batch.ragged is not None or x.dtype != dtype:
         return None
     return x.reshape(batch.total, x.shape[2])

@@ -1,7 +1,7 @@
 """One step of all layers of a stack: two copies of the states, the weights, and the calls.
 
-The plan decides how it is run: by captured calls of the plain code on NumPy, by kernels and
-products layer by layer, or by one call or launch for all layers.
+The plan determines how it runs: as captured calls of the plain code on NumPy, as products and
+kernels layer by layer, or as one call or launch for all layers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from ..kernels.numba.step import FusedStep as CompiledStep
 
 
-SIZES = 64  # numbers of rows whose captured calls are kept; with one more the oldest are dropped
+MAX_SIZES = 64  # batch sizes whose captured calls are kept; then the oldest is dropped
 
 
 class VersionedWeights(Protocol):
-    """The parameters of a stack: each write raises the version, and ends what is packed of them."""
+    """The parameters of a stack: a write increments `version` and invalidates packed weights."""
 
     @property
     def version(self) -> int:
@@ -35,39 +35,38 @@ class VersionedWeights(Protocol):
 
     @property
     def packed_weights(self) -> PackedWeightsCache:
-        """What kernels have packed of this version."""
+        """The weights of this version that kernels have packed."""
 
 
 class _Captured(NamedTuple):
-    """The arrays of steps of one number of rows, and their calls."""
+    """The arrays and calls of steps of one batch size."""
 
     sides: list[tuple[Array, ...]]
-    # the rest is for steps that are run call by call
+    # the other fields are only for steps of several calls
     x: Any = None  # (N, I)
-    biases: tuple[tuple[Array, Array], ...] = ()  # (N, G*H) each, and what is copied to each row
-    calls: tuple[Calls, ...] = ()  # from side 0 to 1, and back
+    biases: tuple[tuple[Array, Array], ...] = ()  # (N, G*H) each, and the bias in each row
+    calls: tuple[Calls, ...] = ()  # from side 0 to side 1, and back
 
 
 class StepExecutor:
     """The steps of N rows through a stack of one direction.
 
-    `sides` are the states (L, N, H) each, twice: a step reads one side and writes the other, so
-    that one that fails has changed nothing. h has the compute dtype, c the dtype of the layer.
+    `sides` holds two copies of the states, (L, N, H) each: a step reads one and writes the other,
+    so that a failed step changes nothing. h has the compute dtype, c the dtype of the layer.
 
-    `resize` changes N. All sizes share the buffers of the largest so far and the copies of the
-    weights; each has views of its own, laid out as if there were no other size, so that its results
-    are the same to the last bit.
+    `resize` changes N. All sizes share the buffers of the largest one so far and the copies of the
+    weights. The layout of a size does not depend on the others, nor do its results, bitwise.
     """
 
     def __init__(self, plan: StepPlan, spec: StackSpec, batch: int) -> None:
         self._plan, self._spec, self._backend = plan, spec, plan.backend
-        self._most = self.batch = batch
-        self._memory: dict[str, Array] = {}  # by use, for `_most` rows
+        self._max_batch = self.batch = batch
+        self._memory: dict[str, Array] = {}  # by use, for `_max_batch` rows
         self._constants: Constants = {}
         self.sides = self._states(batch)
 
     def bind(self, arrays: Mapping[str, Array]) -> None:
-        """Capture the steps from side 0 to 1 and back, on these parameters of the stack."""
+        """Capture the steps from side 0 to side 1 and back, with these parameters."""
         plan = self._plan
         self._version = -1  # of the parameters that the steps read
         self._compiled: CompiledStep | None = None
@@ -88,20 +87,20 @@ class StepExecutor:
         # whether a step sets the control bits of subnormal numbers itself
         self._flushes = self._compiled is not None and self._compiled.flushes
         self._captured: dict[int, _Captured] = {}
-        self._work_on(self._capture(self.batch))
+        self._select(self._capture(self.batch))
 
     def resize(self, batch: int) -> None:
-        """Continue with steps of so many rows; their states have to be written first."""
-        if batch > self._most:
-            self._most, self._memory, self._constants, self._captured = batch, {}, {}, {}
+        """Continue with steps of `batch` rows, whose states must be written first."""
+        if batch > self._max_batch:
+            self._max_batch, self._memory, self._constants, self._captured = batch, {}, {}, {}
         captured = self._captured.get(batch) or self._capture(batch)
         if self._compiled is not None:
             self._compiled.resize(batch)
         self.batch = batch
-        self._work_on(captured)
+        self._select(captured)
 
     def follow(self, parameters: VersionedWeights) -> None:
-        """Use the present values of the parameters, which no other thread writes meanwhile."""
+        """Use the current values of the parameters; the caller excludes writes."""
         version = parameters.version
         if version != self._version:
             with self._backend.activate():
@@ -109,7 +108,7 @@ class StepExecutor:
             self._version = version
 
     def _refresh(self, packed: PackedWeightsCache) -> None:
-        """Copy the present values of the parameters, or use what is packed of them."""
+        """Copy the current values of the parameters, or use packed weights."""
         if self._compiled is not None:
             self._compiled.refresh(packed[0, 0])
         for copy, matrix in self._copies:
@@ -119,9 +118,9 @@ class StepExecutor:
         for rows, bias in self._biases:
             rows[...] = bias
 
-    def _work_on(self, captured: _Captured) -> None:
+    def _select(self, captured: _Captured) -> None:
         self.sides, self._x, self._biases, self._calls = captured
-        for rows, bias in self._biases:  # another size has written its own there
+        for rows, bias in self._biases:  # in memory shared with other sizes
             rows[...] = bias
 
     def run(self, side: int, x: Array, waiting: Array | None, out: Array | None) -> Array:
@@ -132,7 +131,7 @@ class StepExecutor:
         """
         written: Any = None
         if self._flushes and self._compiled is not None and waiting is None:
-            # to enter a call's floating-point environment from Python takes a fifth of its time
+            # entering the floating-point environment in Python would take a fifth of the time
             written = self._new_h() if out is None else out
             self._compiled.launch(x, self.sides[side], self.sides[1 - side], written)
             return written
@@ -175,8 +174,8 @@ class StepExecutor:
             call()
 
     def _capture(self, batch: int) -> _Captured:
-        """The views and the calls of steps of so many rows, which are kept."""
-        if len(self._captured) >= SIZES:
+        """The arrays and calls of steps of `batch` rows, which are stored."""
+        if len(self._captured) >= MAX_SIZES:
             del self._captured[next(iter(self._captured))]
         sides = self._states(batch)
         captured = _Captured(sides) if self._plan.is_fused else self._calls_of(batch, sides)
@@ -184,10 +183,10 @@ class StepExecutor:
         return captured
 
     def _calls_of(self, batch: int, sides: list[tuple[Array, ...]]) -> _Captured:
-        """The steps that are run call by call.
+        """The steps that consist of several calls.
 
-        All layers share the arrays, except states, weights and biases. NumPy adds a bias that there
-        is for every row without a buffer of its own.
+        All layers share the arrays, except states, weights and biases. NumPy adds a bias that is
+        repeated for each row without a temporary buffer.
         """
         plan, cell, H = self._plan, self._plan.cell, self._spec.hidden_size
         C, A = plan.precision.compute_dtype, plan.precision.dtype
@@ -224,7 +223,7 @@ class StepExecutor:
         return _Captured(sides, x, tuple(filled), tuple(both))
 
     def _states(self, batch: int) -> list[tuple[Array, ...]]:
-        """The states of so many rows, on both sides."""
+        """The states of `batch` rows, on both sides."""
         spec, plan = self._spec, self._plan
         names = plan.cell.state_names
         types = [plan.precision.compute_dtype, *[plan.precision.dtype] * (len(names) - 1)]
@@ -239,15 +238,15 @@ class StepExecutor:
         ]
 
     def _empty(self, use: str, rows: int, width: int, dtype: Any, layers: int = 0) -> Array:
-        """An array (rows, width), or (layers, rows, width); zeros where it is the first of its use.
+        """An array (rows, width), or (layers, rows, width), at the start of the buffer for a use.
 
-        It is the beginning of a buffer for the most rows, with contiguous rows or, in captured
-        calls, columns: then each gate is contiguous, which saves more than half of a small call.
+        A new buffer is zeroed. Rows are contiguous or, in captured calls, columns: each gate is
+        then contiguous, which saves more than half the time of a small call.
         """
         size = max(layers, 1) * width
         flat = self._memory.get(use)
         if flat is None:
-            flat = self._backend.zeros_aligned(size * self._most, dtype)
+            flat = self._backend.zeros_aligned(size * self._max_batch, dtype)
             self._memory[use] = flat
         outer = (layers,) if layers else ()
         if self._plan.replays:
@@ -258,7 +257,7 @@ class StepExecutor:
         """A layer's weights as its step reads them.
 
         `_refresh` fills the copies: low-precision weights, and for captured calls all of them. BLAS
-        on a CPU reads weights with contiguous columns up to twice as fast, for one row too.
+        on a CPU reads weights with contiguous columns up to twice as fast, even for one row.
         """
         C = self._plan.precision.compute_dtype
         copies: dict[str, Array] = {}
@@ -274,14 +273,14 @@ class StepExecutor:
         return weights._replace(**copies)
 
     def _compiled_step(self) -> CompiledStep:
-        """A step of all layers in one call of compiled code."""
+        """The step of all layers in one call of compiled code."""
         from ..kernels.numba.step import FusedStep
 
         plan, name = self._plan, self._plan.cell.name
         return FusedStep(plan.backend, name, plan.precision.dtype, self._weights, self.batch)
 
     def _launched_step(self) -> LaunchedStep:
-        """A step of all layers in one launch."""
+        """The step of all layers in one launch."""
         from ..kernels.cuda.stack_step import FusedStep, StepSizes
 
         spec, plan = self._spec, self._plan

@@ -2,35 +2,35 @@
 
 from .dispatch import (
     AUTOMATIC,
-    MOST,
-    UNTRIED,
+    EXPERIMENTAL,
+    MAX_PLANS,
     CallShape,
     ExecutionPlan,
     KernelUnavailableError,
     Plans,
     StepPlan,
     forget_plans,
-    has_sequences,
+    has_sequence_kernels,
+    is_experimental,
     plan,
     plan_step,
-    untried,
 )
 from .interface import CallContext, LayerRunner, Pass, Unsupported
 from .request import (
     ENVIRONMENT_VARIABLE,
     IMPLEMENTATIONS,
     WAVE,
-    asked,
     requested,
+    requested_name,
     use_kernels,
 )
 
 __all__ = [
     "AUTOMATIC",
     "ENVIRONMENT_VARIABLE",
+    "EXPERIMENTAL",
     "IMPLEMENTATIONS",
-    "MOST",
-    "UNTRIED",
+    "MAX_PLANS",
     "WAVE",
     "CallContext",
     "CallShape",
@@ -41,12 +41,12 @@ __all__ = [
     "Plans",
     "StepPlan",
     "Unsupported",
-    "asked",
     "forget_plans",
-    "has_sequences",
+    "has_sequence_kernels",
+    "is_experimental",
     "plan",
     "plan_step",
     "requested",
-    "untried",
+    "requested_name",
     "use_kernels",
 ]

@@ -1,11 +1,11 @@
-"""Which implementation runs a call, and why no other one does.
+"""The choice of the implementation that runs a call, with the reasons against faster ones.
 
 A cell has up to three implementations: "reference", the plain code of `cells/`; "pointwise", with
 the element-wise parts of a step in one kernel each; "sequence", all steps of a layer in one launch
-or call. The plain code is the fallback and the reference of the others. A backend names its package
-of kernels, a folder here whose `package.py` is a `KernelPackage`. To add a kernel: a cell in the
-package's `POINTWISE`; for whole sequences its rows in `cuda/table.py`, from which `cuda/plan.py`
-decides which calls are supported, or a name in `numba/table.py`.
+or call. The plain code is the fallback and the reference for the others. A backend names its kernel
+package, a folder here whose `package.py` is a `KernelPackage`. To add a kernel: a cell in the
+package's `POINTWISE`; for full sequences its rows in `cuda/table.py`, from which `cuda/plan.py`
+derives which calls are supported, or a name in `numba/table.py`.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from ..cells import Cell
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
 from .interface import KernelPackage, KernelRunner, LayerRunner, Pass, Sizes, Unsupported
-from .mixed_precision import widened
-from .request import ENVIRONMENT_VARIABLE, IMPLEMENTATIONS, WAVE, Request, asked, requested
+from .mixed_precision import upcasting
+from .request import ENVIRONMENT_VARIABLE, IMPLEMENTATIONS, WAVE, Request, requested, requested_name
 
 if TYPE_CHECKING:
     from .cuda.sequence import Wavefront
 
 FUSED = ("sequence", WAVE)  # requests that force sequence kernels
-# What "auto" selects from. The GPU's sequence kernels are right in emulation on a CPU; they are
-# added when a GPU has shown them right and faster.
+# What "auto" selects from. The CUDA sequence kernels have only run in an emulator on a CPU; they
+# are added when they have been shown to be correct and faster on a GPU.
 AUTOMATIC: dict[str, tuple[str, ...]] = {
     "cuda": ("reference", "pointwise"),
     "numba": IMPLEMENTATIONS,
 }
-UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
-WAVE_UNTRIED = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} forces it"
-FEATURE_MAJOR = "a stepper's arrays are feature-major on a CPU, compiled parts read rows"
-MOST = 256  # plans of one layer that are kept
+EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
+WAVEFRONT_EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} forces it"
+FEATURE_MAJOR = "a stepper's arrays are feature-major on a CPU, pointwise kernels need batch-major"
+MAX_PLANS = 256  # of one layer; then they are dropped
 
 PlainRunner = Callable[[Any, Cell, np.dtype[Any], bool], LayerRunner]
 
 
 @exported_from("xprnn")
 class KernelUnavailableError(RuntimeError):
-    """The implementation that is forced, by `use_kernels` or `XPRNN_KERNELS`, is unsupported."""
+    """The implementation forced by `use_kernels` or `XPRNN_KERNELS` does not support a call."""
 
 
 class CallShape(NamedTuple):
-    """What of a call decides its plan."""
+    """The properties of a call that determine its plan."""
 
     steps: int  # T
     batch: int  # N
@@ -63,20 +63,20 @@ class CallShape(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a step of all layers is run: by which implementation, in which types."""
+    """How a step of all layers is run: the implementation and the types."""
 
     implementation: str
-    reason: str  # why this one
-    missing: tuple[tuple[str, str], ...]  # each faster implementation, and why not that one
+    reason: str  # for the selection
+    missing: tuple[tuple[str, str], ...]  # each faster implementation, and the reason against it
     backend: Backend
-    xp: Any  # the backend's array module, with products as precise as the layer asks for
+    xp: Any  # the backend's array module, with products of the requested precision
     cell: Cell
     precision: PrecisionPolicy
 
     @cached_property
     def is_mixed(self) -> bool:
-        """Whether products read another type than the layer's dtype."""
-        return self.precision.narrow
+        """Whether operands of products have a lower precision than the layer's dtype."""
+        return self.precision.is_mixed
 
     @property
     def replays(self) -> bool:
@@ -91,7 +91,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class ExecutionPlan(StepPlan):
-    """How a call is run: by which runners, and which directions of a layer together."""
+    """How a call is run: the runners, and the directions of a layer that run together."""
 
     forward: LayerRunner
     backward: LayerRunner
@@ -103,7 +103,7 @@ class ExecutionPlan(StepPlan):
 
 
 class Plans(dict[Any, ExecutionPlan]):
-    """The plans of one layer, by what decides them."""
+    """The cached plans of one layer."""
 
     __slots__ = ("__weakref__",)
 
@@ -114,7 +114,7 @@ class Plans(dict[Any, ExecutionPlan]):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type[Plans], tuple[()]]:
-        """A copy of a layer makes its own."""
+        """Empty: a copy of a layer makes its own plans."""
         return Plans, ()
 
 
@@ -122,7 +122,7 @@ _all_plans: WeakSet[Plans] = WeakSet()
 
 
 def forget_plans() -> None:
-    """Drop every plan: what they were made from has changed."""
+    """Drop all cached plans, because what they depend on has changed."""
     _select.cache_clear()
     for plans in [*_all_plans]:
         plans.clear()
@@ -139,16 +139,17 @@ def plan(
     request: Request,
     plain: PlainRunner,
 ) -> ExecutionPlan:
-    """How a call of a stack is run. Where a kernel supports only the forward pass, the backward
-    pass runs one step after the other.
+    """The plan of a call of a stack.
+
+    Where a kernel supports only the forward pass, the backward pass is that of the step loop.
 
     :param plain: makes the runner of the plain code from an array module, a cell, the compute dtype
-        and whether calls can be replayed.
+        and whether calls are replayed.
     :raises KernelUnavailableError: the request cannot be met.
     """
-    found = _plan(spec, backend, precision, shape, request, plain)
-    if _is_prepared(found, found.implementation, shape.record):
-        return found
+    candidate = _plan(spec, backend, precision, shape, request, plain)
+    if _is_prepared(candidate, candidate.implementation, shape.record):
+        return candidate
     return _plan(spec, backend, precision, shape, request, plain)
 
 
@@ -162,27 +163,27 @@ def _plan(
 ) -> ExecutionPlan:
     package = _package(backend.kernels)
     fused = _wants_fused(backend, request) and not package.unsupported(precision)
-    chosen = _select(spec.cell, backend, precision, _for_steps(request) if fused else request)
-    xp = backend.module(precision.precision, precision.narrow)
-    replays = xp is np and chosen.implementation == "reference"
-    steps = plain(xp, chosen.cell, precision.compute_dtype, replays)
+    selection = _select(spec.cell, backend, precision, _for_steps(request) if fused else request)
+    xp = backend.module(precision.precision, precision.is_mixed)
+    replays = xp is np and selection.implementation == "reference"
+    steps = plain(xp, selection.cell, precision.compute_dtype, replays)
     forward = backward = steps
     kernels: KernelRunner | None = None
     if fused:
         runner = package.layer_runner(spec.cell.name, backend, precision)
-        chosen = _with_fused(chosen, _sizes(spec, shape), shape.record, request, runner)
-    if chosen.implementation == "sequence":
+        selection = _with_fused(selection, _sizes(spec, shape), shape.record, request, runner)
+    if selection.implementation == "sequence":
         forward = kernels = runner
-        backward = steps if chosen.missing else runner
+        backward = steps if selection.missing else runner
     sizes, D = _sizes(spec, shape)._replace(N=shape.running), spec.num_directions
     kind = Pass.TRAINING if shape.record else Pass.FORWARD
-    found = ExecutionPlan(
-        chosen.implementation,
-        chosen.reason,
-        chosen.missing,
+    result = ExecutionPlan(
+        selection.implementation,
+        selection.reason,
+        selection.missing,
         backend,
         xp,
-        chosen.cell,
+        selection.cell,
         precision,
         forward,
         backward,
@@ -192,8 +193,8 @@ def _plan(
         Unsupported("there is one layer"),
     )
     if spec.num_layers == 1:
-        return found
-    return replace(found, wavefront=_wavefront(found, spec, shape, request))
+        return result
+    return replace(result, wavefront=_wavefront(result, spec, shape, request))
 
 
 def _sizes(spec: StackSpec, shape: CallShape) -> Sizes:
@@ -202,7 +203,7 @@ def _sizes(spec: StackSpec, shape: CallShape) -> Sizes:
 
 
 class Selection(NamedTuple):
-    """An implementation of a cell's step, and why it is selected."""
+    """An implementation of a cell, and the reasons for and against it."""
 
     implementation: str
     reason: str
@@ -213,24 +214,24 @@ class Selection(NamedTuple):
 def _with_fused(
     steps: Selection, sizes: Sizes, record: bool, request: Request, kernels: KernelRunner
 ) -> Selection:
-    """Sequence kernels, or the implementation of single steps and why they are not used.
+    """The selection of sequence kernels, or `steps` with the reason why they are not used.
 
-    If they support the forward pass only, `missing` has the reason.
+    If they support only the forward pass, `missing` has the reason.
     """
     # a call without rows or steps launches nothing, in any implementation
-    least = sizes._replace(N=sizes.N or 1, T=sizes.T or 1)
+    nonempty = sizes._replace(N=sizes.N or 1, T=sizes.T or 1)
     kinds = (Pass.TRAINING, Pass.BACKWARD) if record else (Pass.FORWARD,)
-    answers = [(kind, kernels.unsupported(kind, least, 1)) for kind in kinds]
-    refused = [f"{kind}: {why}" for kind, why in answers if why]
-    if refused and request.name in FUSED:
-        raise KernelUnavailableError(f"{request.source}: {refused[0]}")
-    why_not: object = refused[0] if answers[0][1] else None
+    results = [(kind, kernels.unsupported(kind, nonempty, 1)) for kind in kinds]
+    reasons = [f"{kind}: {why}" for kind, why in results if why]
+    if reasons and request.name in FUSED:
+        raise KernelUnavailableError(f"{request.source}: {reasons[0]}")
+    why_not: object = reasons[0] if results[0][1] else None
     if not why_not and request.name == "auto":
         why_not = kernels.not_profitable(sizes)
     if why_not:
         others = tuple([row for row in steps.missing if row[0] != "sequence"])
         return steps._replace(missing=(*others, ("sequence", str(why_not))))
-    missing = tuple([("sequence", why) for why in refused])
+    missing = tuple([("sequence", why) for why in reasons])
     return Selection("sequence", _reason(request), missing, steps.cell)
 
 
@@ -239,27 +240,27 @@ def _reason(request: Request) -> str:
 
 
 def _wavefront(
-    found: ExecutionPlan, spec: StackSpec, shape: CallShape, request: Request
+    plan: ExecutionPlan, spec: StackSpec, shape: CallShape, request: Request
 ) -> Wavefront | Unsupported:
     """One launch for all layers, in which a layer runs a step as soon as the one below has."""
-    answer = _supported_wavefront(found, spec, shape)
-    if isinstance(answer, Unsupported):
+    wavefront = _supported_wavefront(plan, spec, shape)
+    if isinstance(wavefront, Unsupported):
         if request.name == WAVE:
-            raise KernelUnavailableError(f"{request.source}: {answer}")
-        return answer
+            raise KernelUnavailableError(f"{request.source}: {wavefront}")
+        return wavefront
     if request.name != WAVE:
-        return Unsupported(WAVE_UNTRIED)
-    return answer if shape.running and shape.steps else Unsupported("there is nothing to launch")
+        return Unsupported(WAVEFRONT_EXPERIMENTAL)
+    return wavefront if shape.running and shape.steps else Unsupported("there is nothing to launch")
 
 
 def _supported_wavefront(
-    found: ExecutionPlan, spec: StackSpec, shape: CallShape
+    plan: ExecutionPlan, spec: StackSpec, shape: CallShape
 ) -> Wavefront | Unsupported:
-    if found.backend.kernels != "cuda":
-        return Unsupported(f"no kernel for it on backend '{found.backend.name}' in this version")
+    if plan.backend.kernels != "cuda":
+        return Unsupported(f"no kernel for it on backend '{plan.backend.name}' in this version")
     from .cuda.sequence import CudaRunner
 
-    if not isinstance(found.kernels, CudaRunner):
+    if not isinstance(plan.kernels, CudaRunner):
         return Unsupported("sequence kernels are not selected")
     if spec.num_directions > 1:
         return Unsupported("a layer above would wait for the end of a reverse direction")
@@ -269,7 +270,7 @@ def _supported_wavefront(
         return Unsupported("recomputed segments of a layer run one after the other")
     kind = Pass.TRAINING if shape.record else Pass.FORWARD
     sizes = Sizes(max(shape.running, 1), spec.widest_input, spec.hidden_size, max(shape.steps, 1))
-    return found.kernels.wavefront(kind, sizes, spec.num_layers)
+    return plan.kernels.wavefront(kind, sizes, spec.num_layers)
 
 
 # -- the plan of a step
@@ -278,16 +279,16 @@ def _supported_wavefront(
 def plan_step(
     spec: StackSpec, backend: Backend, precision: PrecisionPolicy, batch: int
 ) -> StepPlan:
-    """How a step of N rows is run; "sequence" is one launch or call for all layers.
+    """The plan of a step of N rows; "sequence" is one launch or call for all layers.
 
     :raises ValueError: `XPRNN_KERNELS` is none of the known names.
     :raises KernelUnavailableError: the request cannot be met.
     """
     request = requested()
-    found = _plan_step(spec, backend, precision, batch, request)
-    name = "step" if found.is_fused else found.implementation
-    if _is_prepared(found, name, False):
-        return found
+    candidate = _plan_step(spec, backend, precision, batch, request)
+    name = "step" if candidate.is_fused else candidate.implementation
+    if _is_prepared(candidate, name, False):
+        return candidate
     return _plan_step(spec, backend, precision, batch, request)
 
 
@@ -299,30 +300,38 @@ def _plan_step(
     if name == "pointwise" and not backend.on_gpu:
         raise KernelUnavailableError(f"{request.source}: {FEATURE_MAJOR}")
     if why_not is None and _wants_fused(backend, request):
-        chosen = _select(cell, backend, precision, _for_steps(request))
-        chosen = chosen._replace(implementation="sequence", reason=_reason(request), missing=())
+        selection = _select(cell, backend, precision, _for_steps(request))
+        selection = selection._replace(
+            implementation="sequence", reason=_reason(request), missing=()
+        )
     elif name in FUSED:
         raise KernelUnavailableError(f"{request.source}: {why_not}")
     elif name == "auto" and not backend.on_gpu:
         plain = Request("reference", request.source)
-        missing = ("pointwise", FEATURE_MAJOR), ("sequence", str(why_not or "not asked for"))
-        chosen = _select(cell, backend, precision, plain)
-        chosen = chosen._replace(reason="the fastest that fits", missing=missing)
+        missing = ("pointwise", FEATURE_MAJOR), ("sequence", str(why_not or "not requested"))
+        selection = _select(cell, backend, precision, plain)
+        selection = selection._replace(reason="the fastest that fits", missing=missing)
     else:
-        chosen = _select(cell, backend, precision, request)
-        others = [row for row in chosen.missing if row[0] != "sequence"]
-        why = str(why_not or (UNTRIED if name == "auto" else chosen.reason))
-        chosen = chosen._replace(missing=(*others, ("sequence", why)))
-    xp = backend.module(precision.precision, precision.narrow)
+        selection = _select(cell, backend, precision, request)
+        others = [row for row in selection.missing if row[0] != "sequence"]
+        why = str(why_not or (EXPERIMENTAL if name == "auto" else selection.reason))
+        selection = selection._replace(missing=(*others, ("sequence", why)))
+    xp = backend.module(precision.precision, precision.is_mixed)
     return StepPlan(
-        chosen.implementation, chosen.reason, chosen.missing, backend, xp, chosen.cell, precision
+        selection.implementation,
+        selection.reason,
+        selection.missing,
+        backend,
+        xp,
+        selection.cell,
+        precision,
     )
 
 
 def _unsupported_step(
     spec: StackSpec, backend: Backend, precision: PrecisionPolicy, batch: int, request: Request
 ) -> Unsupported | None:
-    """Why no kernel runs a step of all layers; None: one does, or none is wanted."""
+    """Why no kernel runs a step of all layers; None: one does, or none is requested."""
     L, N, I, H = spec.num_layers, batch, spec.input_size, spec.hidden_size  # noqa: E741
     if isinstance(backend, CupyBackend):
         from .cuda.stack_step import StepSizes, unsupported
@@ -331,14 +340,14 @@ def _unsupported_step(
     from .numba.package import step_not_profitable, step_unsupported
 
     if not _wants_fused(backend, request):
-        return None  # not looked for: importing Numba is slow
+        return None  # not checked: importing Numba is slow
     why_not = step_unsupported(spec.cell.name, precision)
     if why_not or request.name != "auto":
         return why_not
     return step_not_profitable(spec.cell.name, (L, N, I, H))
 
 
-# -- what both are made of
+# -- shared by both
 
 
 @cache
@@ -346,11 +355,13 @@ def _select(
     cell: Cell, backend: Backend, precision: PrecisionPolicy, request: Request
 ) -> Selection:
     """The implementation that runs steps one after the other."""
-    cells = {"reference": widened(cell, precision.dtype) if precision.narrow else cell}
+    cells = {"reference": upcasting(cell, precision.dtype) if precision.is_mixed else cell}
     package, name = _package(backend.kernels), request.name
-    known = {"sequence"} if has_sequences(cell, backend) else set()
-    absent: object = f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
-    if name == "reference":  # nothing else is looked for: importing Numba is slow
+    known = {"sequence"} if has_sequence_kernels(cell, backend) else set()
+    unavailable: object = (
+        f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
+    )
+    if name == "reference":  # the others are not checked: importing Numba is slow
         present = {"pointwise", *known}
     else:
         why_not = package.unsupported(precision)
@@ -360,34 +371,36 @@ def _select(
                 cells["pointwise"] = fused[cell.name]
             present = {*cells, *known}
         else:
-            absent, present = why_not, {*cells}
+            unavailable, present = why_not, {*cells}
     if name == "auto":
-        able = [each for each in AUTOMATIC[backend.kernels] if each in cells]
-        chosen = able[-1]
-        reason = f"the fastest of {len(able)}" if len(able) > 1 else "the only one here"
+        usable = [each for each in AUTOMATIC[backend.kernels] if each in cells]
+        selected = usable[-1]
+        reason = "the only one available"
+        if len(usable) > 1:
+            reason = f"the fastest of {len(usable)}"
     elif name in cells:
-        chosen, reason = name, request.source
+        selected, reason = name, request.source
     else:
-        raise KernelUnavailableError(f"{request.source}: {absent}")
-    faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(chosen) + 1 :]
-    why = UNTRIED if name == "auto" else request.source  # "auto" leaves out nothing else
-    missing = tuple([(each, why if each in present else str(absent)) for each in faster])
-    return Selection(chosen, reason, missing, cells[chosen])
+        raise KernelUnavailableError(f"{request.source}: {unavailable}")
+    faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(selected) + 1 :]
+    why = EXPERIMENTAL if name == "auto" else request.source  # "auto" omits nothing else
+    missing = tuple([(each, why if each in present else str(unavailable)) for each in faster])
+    return Selection(selected, reason, missing, cells[selected])
 
 
-def _is_prepared(found: ExecutionPlan | StepPlan, name: str, record: bool) -> bool:
-    """Whether the kernels of a plan are compiled; otherwise plans are made without them."""
+def _is_prepared(plan: ExecutionPlan | StepPlan, name: str, record: bool) -> bool:
+    """Compile the kernels of a plan; False if that failed, so that it cannot be used."""
     if name == "reference":
         return True
-    package = _package(found.backend.kernels)
-    if package.prepare(name, found.cell.name, found.precision, record):
+    package = _package(plan.backend.kernels)
+    if package.prepare(name, plan.cell.name, plan.precision, record):
         return True
     forget_plans()
     return False
 
 
 def _for_steps(request: Request) -> Request:
-    """The request for the implementation of single steps under sequence kernels."""
+    """The request for the implementation of single steps if sequence kernels are requested."""
     return Request("auto", request.source)
 
 
@@ -398,19 +411,19 @@ def _wants_fused(backend: Backend, request: Request) -> bool:
     return request.name in FUSED
 
 
-def untried(backend: Backend) -> bool:
-    """Whether sequence kernels have to be requested on a backend, and are not."""
-    return "sequence" not in AUTOMATIC[backend.kernels] and asked() not in FUSED
+def is_experimental(backend: Backend) -> bool:
+    """Whether a backend's sequence kernels run only on request, and are not requested."""
+    return "sequence" not in AUTOMATIC[backend.kernels] and requested_name() not in FUSED
 
 
-def has_sequences(cell: Cell, backend: Backend) -> bool:
+def has_sequence_kernels(cell: Cell, backend: Backend) -> bool:
     """Whether there are sequence kernels for a cell on a backend, for any sizes."""
-    return _package(backend.kernels).has_sequences(cell.name)
+    return _package(backend.kernels).has_sequence_kernels(cell.name)
 
 
 @lru_cache(2)
 def _package(name: str) -> KernelPackage:
-    """The package of kernels of this name, a folder here."""
+    """The kernel package of this name."""
     if name == "cuda":
         from .cuda import package as cuda
 

@@ -1,4 +1,4 @@
-"""What implementations of a layer offer: runners, and the packages of kernels that make them."""
+"""The interfaces of implementations: layer runners, fused steps, and kernel packages."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class Sizes(NamedTuple):
     """The sizes of a call that decide which implementation runs it."""
 
     N: int
-    I: int  # noqa: E741 - of the layer with the widest input
+    I: int  # noqa: E741 - the largest of all layers
     H: int
     T: int
 
 
 class RunnerCosts(NamedTuple):
-    """What a runner allocates besides the activations, in elements."""
+    """The memory that a runner allocates besides the activations, in elements."""
 
-    packs_weights: bool = False  # a copy of the weights for each pass is cached
+    packs_weights: bool = False  # it caches a copy of the weights for each pass
     scratch: int = 0
-    input_rows: int = 0  # rows of x and gx that are in scratch memory at a time
+    input_rows: int = 0  # rows of x and gx in scratch memory
 
 
 class CallContext(NamedTuple):
-    """What every function of one call needs."""
+    """The arguments that all functions of a call share."""
 
     plan: ExecutionPlan
     batch: PackedBatch
@@ -91,13 +91,13 @@ class LayerRunner(Protocol):
 class KernelRunner(LayerRunner, Protocol):
     """A runner that is one compiled function for all steps, for some sizes."""
 
-    unit: str  # what runs the steps, in the text of `explain`
+    unit: str  # "call" or "launch", for the text of `explain`
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
         """Why a pass over so many directions of a layer cannot be run."""
 
     def not_profitable(self, sizes: Sizes) -> Unsupported | None:
-        """Why "auto" leaves a call that is supported to other implementations."""
+        """Why "auto" does not select this runner for a call that it supports."""
 
 
 class FusedStep(Protocol):
@@ -106,28 +106,28 @@ class FusedStep(Protocol):
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
     ) -> None:
-        """Run a step; in: x (N, I), `now` (L, N, H) each; out: `after`, alike, and `out` (N, H)."""
+        """Run one step; in: x (N, I); in `now`, out `after`: (L, N, H) each; out: `out` (N, H)."""
 
 
 class KernelPackage(Protocol):
-    """The kernels for one kind of processor: a folder here, by its `__init__`."""
+    """The kernels for one kind of processor: a module `package.py` in a folder here."""
 
     def unsupported(self, precision: PrecisionPolicy) -> Unsupported | None:
         """Why no kernel can be used with this precision on this machine."""
 
     def fused_cells(self) -> Mapping[str, Cell]:
-        """The cells with fused element-wise parts, by name."""
+        """The cells with fused pointwise ops, by name."""
 
     def prepare(
         self, implementation: str, cell: str, precision: PrecisionPolicy, record: bool
     ) -> bool:
-        """Compile what a call needs; False if that failed: then `unsupported` has the reason.
+        """Compile the kernels of a call; False if that failed: `unsupported` then gives the reason.
 
         :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
         """
 
-    def has_sequences(self, cell: str) -> bool:
+    def has_sequence_kernels(self, cell: str) -> bool:
         """Whether there are sequence kernels for a cell, for any sizes."""
 
     def layer_runner(self, cell: str, backend: Backend, precision: PrecisionPolicy) -> KernelRunner:
-        """The runner of a cell, with a precision that is supported."""
+        """The runner of a cell, for a supported precision."""

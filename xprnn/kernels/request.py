@@ -19,7 +19,7 @@ CHOICES = ("auto", *IMPLEMENTATIONS, WAVE)
 
 
 class Request(NamedTuple):
-    """The implementation that is requested, and where it is requested."""
+    """The requested implementation, and where it is requested."""
 
     name: str  # one of `CHOICES`
     source: str  # for messages: "XPRNN_KERNELS=reference", "use_kernels('reference')"
@@ -36,7 +36,7 @@ def requested() -> Request:
     return _context.get() or _of_environment(os.environ.get(ENVIRONMENT_VARIABLE) or "auto")
 
 
-def asked() -> str:
+def requested_name() -> str:
     """The name of the request in force."""
     return requested().name
 

@@ -1,4 +1,4 @@
-"""What runners of a layer share: allocation, products over all steps, and results."""
+"""Functions shared by layer runners: allocation, products over all steps, and results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def allocate(
     call: CallContext,
     with_gates: bool = True,
 ) -> Activations:
-    """The activations of a direction, uninitialised but for x; `with_gates`: else of no rows."""
-    batch, saved, x = call.batch, call.saved, direction.x
+    """The activations of a direction, uninitialised except x; without gates, those are empty."""
+    batch, memory, x = call.batch, call.saved, direction.x
     H = direction.ends[0].shape[1]
     shapes, others = activation_shapes(cell, H, batch.running, batch.total, call.record)
-    gates = kept = x[:0]
+    gates = saved = x[:0]
     if with_gates:
-        h, gates, kept = saved.arrays(*shapes, dtype=dtype)
+        h, gates, saved = memory.arrays(*shapes, dtype=dtype)
     else:
-        (h,) = saved.arrays(shapes[0], dtype=dtype)
-    states = (h, *saved.arrays(*others)) if others else (h,)
-    return Activations(x, gates, kept, states)
+        (h,) = memory.arrays(shapes[0], dtype=dtype)
+    states = (h, *memory.arrays(*others)) if others else (h,)
+    return Activations(x, gates, saved, states)
 
 
 Shapes = tuple[tuple[int, int], ...]
@@ -47,7 +47,7 @@ def activation_shapes(
 
 
 def input_projection(products: Any, cell: Cell, direction: ForwardPass, gates: Array) -> None:
-    """Write gx of all steps to `gates` (S, G*H), in one product: see `project`."""
+    """Write gx of all steps to `gates` (S, G*H), by one product of `products.matmul`."""
     bias = cell.input_bias(direction.weights, gates.dtype)
     products.matmul(direction.x, direction.weights.weight_ih.T, out=gates)
     if bias is not None:
@@ -55,7 +55,7 @@ def input_projection(products: Any, cell: Cell, direction: ForwardPass, gates: A
 
 
 def project(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: Array) -> None:
-    """Write gx to `gates` (S, G*H), as `Cell` reads it; in: x (S, I) and `bias` (G*H,)."""
+    """Write gx to `gates`; in: x (S, I), `bias` (G*H,); out: `gates` (S, G*H)."""
     xp.matmul(x, weights.weight_ih.T, out=gates)
     if bias is not None:
         gates += bias
@@ -72,7 +72,7 @@ def write_results(direction: ForwardPass, activations: Activations, batch: Packe
 def weight_gradients(
     xp: Any, products: Any, cell: Cell, direction: BackwardPass, batch: PackedBatch
 ) -> None:
-    """One product over all steps per weight, and dx; the gates turn from dgh into dgx."""
+    """Compute dweights, each by one product over all steps, and dx; inout: gates, dgh -> dgx."""
     activations, dweights = direction.activations, direction.dweights
     dgates = activations.gates
     if dweights.weight_hh is not None:

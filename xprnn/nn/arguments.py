@@ -1,4 +1,4 @@
-"""The arguments of a call: from the forms that users pass to those of `stack.py`, and back."""
+"""The arguments of a call: from users' forms to those of `engine/stack.py`, and back."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ EXECUTION_OPTIONS = ("backend", "dtype", "precision", "compute_dtype", "recomput
 
 
 class Taped(Protocol):
-    """What of a recorded call its upstream gradients are checked against."""
+    """The attributes of a tape against which upstream gradients are checked."""
 
     shape: tuple[int, ...]
     batch: PackedBatch
 
 
 def check_call(
-    stack: StackSpec,
+    spec: StackSpec,
     backend: Backend,
     dtype: np.dtype[Any],
     x: Any,
@@ -45,14 +45,14 @@ def check_call(
     """Check the arguments of a layer's call; TypeError or ValueError names the invalid one."""
     batched = getattr(x, "ndim", 3) != 2
     outer = (("N", "T") if batch_first else ("T", "N")) if batched else ("T",)
-    x = check_array("x", x, backend, dtype, (*outer, stack.input_size))
+    x = check_array("x", x, backend, dtype, (*outer, spec.input_size))
     if not batched:
         batch_first, x = False, x[:, None]
     steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
     initial = None
     if hx is not None:
-        names = tuple([f"{name}0" for name in stack.cell.state_names])
-        shape = state_shape(stack, batch, batched)
+        names = tuple([f"{name}0" for name in spec.cell.state_names])
+        shape = state_shape(spec, batch, batched)
         initial = check_states(names, hx, backend, dtype, shape)
         if initial is not None and not batched:
             initial = tuple([None if state is None else state[:, None] for state in initial])
@@ -62,7 +62,7 @@ def check_call(
 
 
 def check_upstream(
-    stack: StackSpec,
+    spec: StackSpec,
     backend: Backend,
     dtype: np.dtype[Any],
     tape: Taped,
@@ -74,24 +74,24 @@ def check_upstream(
     gradient: Array | None = None
     if doutput is not None:
         outer = tape.shape[:2] if batched else tape.shape[:1]
-        width = stack.num_directions * stack.hidden_size
+        width = spec.num_directions * spec.hidden_size
         gradient = check_array("doutput", doutput, backend, dtype, (*outer, width))
         if not batched:
             gradient = gradient[:, None]
     if dhx is None:
-        return gradient, (None,) * len(stack.cell.state_names)
-    names = tuple([f"d{name}_n" for name in stack.cell.state_names])
-    shape = state_shape(stack, tape.batch.batch, batched)
+        return gradient, (None,) * len(spec.cell.state_names)
+    names = tuple([f"d{name}_n" for name in spec.cell.state_names])
+    shape = state_shape(spec, tape.batch.batch, batched)
     dfinal = check_states(names, dhx, backend, dtype, shape) or ()
     if not batched:
         dfinal = tuple([None if dstate is None else dstate[:, None] for dstate in dfinal])
     return gradient, dfinal
 
 
-def state_shape(stack: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:
+def state_shape(spec: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:
     """The shape of h0 and h_n: (L*D, N, H), unbatched (L*D, H)."""
-    outer = stack.num_layers * stack.num_directions
-    return (outer, batch, stack.hidden_size) if batched else (outer, stack.hidden_size)
+    outer = spec.num_layers * spec.num_directions
+    return (outer, batch, spec.hidden_size) if batched else (outer, spec.hidden_size)
 
 
 def unwrap(array: Array | None, states: tuple[Array, ...], batched: bool) -> tuple[Any, Any]:
@@ -121,15 +121,15 @@ def check_weights(cell: Cell, weights: Weights) -> tuple[Backend, StackSpec, Wei
     rows, width = weight_ih.shape
     if rows == 0 or rows % cell.gates:
         raise ValueError(f"weight_ih: expected {cell.gates}*H rows, got {rows}")
-    stack = StackSpec(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
-    shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, stack.hidden_size)}
+    spec = StackSpec(cell, width, rows // cell.gates, bias=weights.bias_ih is not None)
+    shapes: dict[str, tuple[int, ...]] = {"weight_hh": (rows, spec.hidden_size)}
     if weights.bias_ih is not None or weights.bias_hh is not None:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     checked = {
         name: check_array(name, getattr(weights, name), backend, weight_ih.dtype, shape)
         for name, shape in shapes.items()
     }
-    return backend, stack, weights._replace(weight_ih=weight_ih, **checked)
+    return backend, spec, weights._replace(weight_ih=weight_ih, **checked)
 
 
 def elman(options: Mapping[str, Any]) -> Cell:

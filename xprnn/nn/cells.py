@@ -10,12 +10,12 @@ from ..backend import (
     BackendName,
     ComputeDTypeLike,
     DTypeLike,
-    Given,
-    GivenPair,
     Nonlinearity,
     Pair,
+    PairLike,
     Precision,
     States,
+    StatesLike,
     StateTypes,
 )
 from ..backend.exports import exported_from
@@ -34,12 +34,12 @@ DEFAULTS: dict[str, Any] = {
 }  # of the options that choose a cell
 
 
-class _CellModule(StateTypes[Given, States], _Recurrent):
+class _CellModule(StateTypes[StatesLike, States], _Recurrent):
     """The calls of a cell: a layer of one step whose output is its next state."""
 
     _step_requests = ("auto", "reference", "sequence", "wave")
 
-    def __call__(self, x: AnyArray, hx: Given | None = None) -> States:
+    def __call__(self, x: AnyArray, hx: StatesLike | None = None) -> States:
         """Run one step; in train mode it is recorded for `backward`.
 
         :param x: (N, I), unbatched (I,); the cell's dtype and backend; only read.
@@ -48,14 +48,14 @@ class _CellModule(StateTypes[Given, States], _Recurrent):
         :return: the next h of h's shape, for an LSTMCell (h, c); fresh arrays.
         :raises TypeError, ValueError: an argument has another type, dtype, backend or shape.
         """
-        net = self._stack
+        spec = self._spec
         batched = getattr(x, "ndim", 2) != 1
-        shape: tuple[Any, ...] = ("N", net.input_size) if batched else (net.input_size,)
+        shape: tuple[Any, ...] = ("N", spec.input_size) if batched else (spec.input_size,)
         rows = check_array("x", x, self._backend, self._dtype, shape)
         if not batched:
             rows = rows[None]
-        shape = (rows.shape[0], net.hidden_size) if batched else (net.hidden_size,)
-        states = check_states(net.cell.state_names, hx, self._backend, self._dtype, shape)
+        shape = (rows.shape[0], spec.hidden_size) if batched else (spec.hidden_size,)
+        states = check_states(spec.cell.state_names, hx, self._backend, self._dtype, shape)
         size = self._step_size(len(rows))
         if size is None:
             if states is not None:
@@ -76,29 +76,31 @@ class _CellModule(StateTypes[Given, States], _Recurrent):
         return self._steps.run_cell(size, self._parameters, x, initial)
 
     @overload
-    def backward(self, dnext: Given, *, need_dx: Literal[True] = ...) -> tuple[Array, States]: ...
+    def backward(
+        self, dnext: StatesLike, *, need_dx: Literal[True] = ...
+    ) -> tuple[Array, States]: ...
 
     @overload
-    def backward(self, dnext: Given, *, need_dx: bool) -> tuple[Array | None, States]: ...
+    def backward(self, dnext: StatesLike, *, need_dx: bool) -> tuple[Array | None, States]: ...
 
     def backward(self, dnext: Any, *, need_dx: bool = True) -> tuple[Array | None, Any]:
-        """The backward pass of the last recorded step: gradients given that of the next state.
+        """The backward pass of the last recorded step, from the gradient of the next state.
 
-        The parameters' gradients are added to `grads`; of several recorded steps the last one comes
-        first, each given the dh that the one before returned (plus its own share of L).
+        The parameters' gradients are added to `grads`. Of several recorded steps the last one comes
+        first; the dh that it returns, plus the direct gradient of that state, is the next dnext.
 
         :param dnext: dL/dh', of h's shape; for an LSTMCell (dh', dc'), either may be None: zeros.
         :param need_dx: False: dx is not computed, and None is returned in its place.
         :return: dx of x's shape, and dh of h's (for an LSTMCell (dh, dc)).
-        :raises RuntimeError: no recorded step is left, or the parameters have changed since.
-        :raises TypeError, ValueError: a gradient has not the type or shape of what it belongs to.
+        :raises RuntimeError: there is no recorded step, or the parameters have changed since.
+        :raises TypeError, ValueError: a gradient has another type or shape than its state.
         """
         record = self._last_record()
-        net, batch = self._stack, record.tape.batch.batch
-        shape = (batch, net.hidden_size) if record.batched else (net.hidden_size,)
-        names = tuple([f"d{name}_next" for name in net.cell.state_names])
-        given = check_states(names, dnext, self._backend, self._dtype, shape)
-        dfinal = _with_layer(given or (None,) * len(names), record.batched)
+        spec, batch = self._spec, record.tape.batch.batch
+        shape = (batch, spec.hidden_size) if record.batched else (spec.hidden_size,)
+        names = tuple([f"d{name}_next" for name in spec.cell.state_names])
+        gradients = check_states(names, dnext, self._backend, self._dtype, shape)
+        dfinal = _with_layer(gradients or (None,) * len(names), record.batched)
         dx, dinitial = self._run_backward(record, None, dfinal, need_dx)
         if dx is not None:
             dx = dx[0] if record.batched else dx[0, 0]
@@ -132,11 +134,11 @@ class _CellModule(StateTypes[Given, States], _Recurrent):
         [3.0, 0.0]
         """
         weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-        backend, net, weights = check_weights(cls._cell({**DEFAULTS, **options}), weights)
+        backend, spec, weights = check_weights(cls._cell({**DEFAULTS, **options}), weights)
         cell = cls(
-            net.input_size,
-            net.hidden_size,
-            net.bias,
+            spec.input_size,
+            spec.hidden_size,
+            spec.bias,
             **options,
             backend=backend.name,
             dtype=weights.weight_ih.dtype,
@@ -264,7 +266,7 @@ class GRUCell(_CellModule[AnyArray, Array]):
 
 @exported_from("xprnn")
 @file_kind("LSTMCell")
-class LSTMCell(_CellModule[GivenPair, Pair]):
+class LSTMCell(_CellModule[PairLike, Pair]):
     """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations are at `xprnn.LSTM`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.

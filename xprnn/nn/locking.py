@@ -1,4 +1,4 @@
-"""A lock that any number of readers or one writer holds."""
+"""A lock for any number of readers or one writer."""
 
 from __future__ import annotations
 

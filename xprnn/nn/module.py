@@ -245,12 +245,12 @@ class Module:
         return self._records.waiting(self.parameters.version)
 
     def _prepare_record(self) -> None:
-        """Before a call is recorded: drop the memory of records that cannot be used any more."""
+        """Before a call is recorded, drop recorded calls that cannot be used any more."""
         self._parameters.check_not_in_writable_block("a recorded call")
         self._records.drop_older(self._parameters.version)
 
     def _record(self, record: Any) -> None:
-        """Add the record of a call, which has the `version` of its parameters."""
+        """Add a recorded call, which has the `version` of its parameters."""
         self._records.add(record, type(self).__name__)
 
     def _last_record(self) -> Any:
@@ -287,7 +287,7 @@ class Module:
         return self
 
     def _backend_changed(self) -> None:
-        """Called when backend or dtype are set: renew what depends on them."""
+        """Called when backend or dtype are set: recreate what depends on them."""
 
     def _execution_options(self) -> dict[str, Any]:
         """The constructor's arguments that define backend, dtypes and the way of computing."""

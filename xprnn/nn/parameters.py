@@ -80,7 +80,7 @@ class Gradients(Mapping[str, Array]):
         return iter(self._arrays)
 
     def __len__(self) -> int:
-        """How many parameters there are."""
+        """The number of parameters."""
         return len(self._arrays)
 
 
@@ -116,7 +116,7 @@ class Parameters(Mapping[str, Array]):
         self.reading = ReadersWriterLock()  # held for reading, the values do not change
         self._open = 0  # the number of active `writable` blocks
         self._retired = False  # whether the module has been moved to other parameters
-        self._packs = PackedWeightsCache()
+        self._packed_weights = PackedWeightsCache()
 
     def views(self, flat: Array) -> dict[str, Array]:
         """Each name as a view into a buffer laid out as `flat`."""
@@ -146,7 +146,7 @@ class Parameters(Mapping[str, Array]):
             finally:
                 self.version += 1
                 # before another call can use weights packed from these values
-                self._packs = self._packs.invalidated()
+                self._packed_weights = self._packed_weights.invalidated()
                 self._open -= 1
                 with self.backend.activate():
                     flat[self._padding] = self._zero
@@ -167,11 +167,13 @@ class Parameters(Mapping[str, Array]):
 
         Inside a `writable` block values may change at any time: the cache is for one call.
         """
-        return PackedWeightsCache() if self._open and self.in_writable_block else self._packs
+        return (
+            PackedWeightsCache() if self._open and self.in_writable_block else self._packed_weights
+        )
 
     def drop_packed_weights(self) -> None:
         """Release the memory of packed weights; calls in progress continue to use theirs."""
-        self._packs = PackedWeightsCache()
+        self._packed_weights = PackedWeightsCache()
 
     def check_not_in_writable_block(self, what: str) -> None:
         """RuntimeError inside a `writable` block of this thread: the values are incomplete."""
@@ -249,7 +251,7 @@ class Parameters(Mapping[str, Array]):
         return iter(self._arrays)
 
     def __len__(self) -> int:
-        """How many parameters there are."""
+        """The number of parameters."""
         return len(self._arrays)
 
 

@@ -1,4 +1,4 @@
-"""One recorded or unrecorded call of a stack and its backward pass: for layers and cells."""
+"""The base of layers and cells: recorded and unrecorded calls of a stack, and backward."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RecordedCall:
     tape: stack.Tape
     memory: Workspace
     version: int  # of the parameters
-    batched: bool  # whether the caller's arrays had a batch
+    batched: bool  # whether the caller's arrays had a batch dimension
 
 
 class _Recurrent(Module):
@@ -54,10 +54,10 @@ class _Recurrent(Module):
     hidden_size: int = option("hidden_size", "H, features of the state.")
     bias: bool = option("bias", "Whether there are b_ih and b_hh.")
 
-    _stack: StackSpec
+    _spec: StackSpec
     _recompute: int | None = None  # steps between checkpoints
-    _calls: int  # recorded so far: the dropout masks' clock
-    _step_requests: tuple[str, ...] = ("auto", "reference")  # under which a call may be a step
+    _calls: int  # recorded so far: selects the dropout masks
+    _step_requests: tuple[str, ...] = ("auto", "reference")  # for which a call may be run as a step
     _only_short_steps = False  # whether large calls of one step are run as sequences
     _step_hint = ""  # what `explain` adds to a call that is run as a step
 
@@ -70,29 +70,29 @@ class _Recurrent(Module):
         compute_dtype: Any = None,
     ) -> None:
         self._arithmetic = check_precision_policy(dtype, compute_dtype, precision)
-        self._stack = self._make_stack(options)
+        self._spec = self._make_spec(options)
         self._calls = 0
-        self._allocate(self._stack.shapes(), self._plain(options), backend, dtype)
+        self._allocate(self._spec.shapes(), self._plain(options), backend, dtype)
 
     def _construct(self, options: dict[str, Any], *execution: Any, **more: Any) -> None:
         super()._construct(options, *execution, **more)
-        if self._stack.dropout and self._stack.num_layers == 1:
+        if self._spec.dropout and self._spec.num_layers == 1:
             warnings.warn(
-                f"dropout={self._stack.dropout:g} has no effect with num_layers=1: it acts on what "
+                f"dropout={self._spec.dropout:g} has no effect with num_layers=1: it acts on what "
                 "one layer passes to the next",
                 stacklevel=3,  # the line that calls the constructor
             )
 
     def _bound(self) -> float:
-        return float(self._stack.hidden_size**-0.5)
+        return float(self._spec.hidden_size**-0.5)
 
     @staticmethod
     def _cell(options: Mapping[str, Any]) -> Cell:
-        """The cell that these options ask for."""
+        """The cell that the options define."""
         raise NotImplementedError
 
     @classmethod
-    def _make_stack(cls, options: Mapping[str, Any]) -> StackSpec:
+    def _make_spec(cls, options: Mapping[str, Any]) -> StackSpec:
         both = check_flag("bidirectional", options.get("bidirectional", False))
         return StackSpec(
             cell=cls._cell(options),
@@ -106,8 +106,8 @@ class _Recurrent(Module):
         )
 
     def _plain(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options as Python's own types, and the seed as drawn: what a file can hold."""
-        checked = {field.name: getattr(self._stack, field.name) for field in fields(StackSpec)}
+        """The options as JSON values, with the seed that is used."""
+        checked = {field.name: getattr(self._spec, field.name) for field in fields(StackSpec)}
         plain = {name: checked.get(name, value) for name, value in options.items()}
         for name in ("batch_first", "bidirectional", "reset_after"):
             if name in plain:
@@ -116,7 +116,7 @@ class _Recurrent(Module):
 
     @classmethod
     def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
-        return cls._make_stack(options).shapes()
+        return cls._make_spec(options).shapes()
 
     def to(
         self,
@@ -126,24 +126,24 @@ class _Recurrent(Module):
         compute_dtype: ComputeDTypeLike | None = None,
         precision: Precision | None = None,
     ) -> Self:
-        """Move the module in place, or change in which types it computes; None leaves as it is.
+        """Move the module in place, or change the types in which it computes; None keeps a setting.
 
-        A `compute_dtype` equal to the dtype ends mixed precision; a new dtype that does not go
-        with the present ones needs `compute_dtype` or `precision` too.
+        A `compute_dtype` equal to the dtype ends mixed precision; a new dtype that cannot be
+        combined with the current settings requires `compute_dtype` or `precision` too.
 
         :raises RuntimeError: recorded calls are waiting for `backward`.
         :raises ValueError, BackendUnavailableError: as the constructor; nothing is changed.
         """
-        now = self._arithmetic
-        if compute_dtype is None and now.narrow:
-            compute_dtype = now.compute_dtype
-        arithmetic = check_precision_policy(
-            now.dtype if dtype is None else dtype,
+        current = self._arithmetic
+        if compute_dtype is None and current.is_mixed:
+            compute_dtype = current.compute_dtype
+        policy = check_precision_policy(
+            current.dtype if dtype is None else dtype,
             compute_dtype,
-            now.precision if precision is None else precision,
+            current.precision if precision is None else precision,
         )
         super().to(backend, dtype=dtype)
-        self._arithmetic = arithmetic
+        self._arithmetic = policy
         self._plans = kernels.Plans()
         self._steps = self._new_steps()
         return self
@@ -161,28 +161,28 @@ class _Recurrent(Module):
         return self._plan_of(make_packed_batch(self._backend, steps, batch, None))
 
     def _plan_of(self, batch: PackedBatch) -> ExecutionPlan:
-        """The plan of a call; made once for each size, mode and request."""
+        """The plan of a call, cached by size, mode and request."""
         record, request = self._training, kernels.requested()
         recompute = self._recompute if record else None
         shape = CallShape(batch.steps, batch.batch, batch.running, record, recompute)
         key = shape, request
         plan = self._plans.get(key)
         if plan is None:
-            plan = stack.plan_call(self._stack, self._backend, self._arithmetic, shape, request)
-            if len(self._plans) >= kernels.MOST:
+            plan = stack.plan_call(self._spec, self._backend, self._arithmetic, shape, request)
+            if len(self._plans) >= kernels.MAX_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
         return plan
 
     def _backend_changed(self) -> None:
-        self._weights = self._stack.weights(self._parameters)
+        self._weights = self._spec.weights(self._parameters)
         self._plans = kernels.Plans()
         self._steps = self._new_steps()
         self._scratch = WorkspacePool(self._backend, self._dtype)
         self._memory = WorkspacePool(self._backend, self._dtype)
 
     def eval(self) -> Self:
-        """From here on calls are not recorded; waiting records and free memory are dropped."""
+        """Switch to eval mode: calls are not recorded; drop recorded calls and unused memory."""
         self._scratch = WorkspacePool(self._backend, self._dtype)
         self._memory = WorkspacePool(self._backend, self._dtype)
         self._steps = self._new_steps()
@@ -209,35 +209,35 @@ class _Recurrent(Module):
         >>> lines[2]
         '  a step moves at least 672 bytes forward, 640 backward'
         """
-        net = self._stack
-        steps, batch = self._steps_and_batch(check_shape(shape, net.input_size))
+        spec = self._spec
+        steps, batch = self._steps_and_batch(check_shape(shape, spec.input_size))
         if steps == 1 and self._step_size(batch) is not None:
             assert self._steps is not None
-            text = explain_step(type(self).__name__, net, self._steps.plan(batch), batch)
+            text = explain_step(type(self).__name__, spec, self._steps.plan(batch), batch)
             return text + self._step_hint.format(batch)
         plan = self._plan(steps, batch)
         memory = self._memory_of(plan, steps, batch)
-        return explain(type(self).__name__, net, plan, (steps, batch), self._training, memory)
+        return explain(type(self).__name__, spec, plan, (steps, batch), self._training, memory)
 
     def _memory_of(self, plan: ExecutionPlan, steps: int, batch: int) -> list[str]:
         """What `explain` says about the memory of a training step."""
         return []
 
     def _steps_and_batch(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """T and N of an x of this shape; ValueError if it has not the right dimensions."""
+        """T and N of an x of this shape; ValueError if its number of dimensions is wrong."""
         raise NotImplementedError
 
     def _new_steps(self) -> StepPool | None:
-        """The pool of steps for unrecorded calls of one step; None where there cannot be any."""
-        if self._backend.on_gpu or self._arithmetic.narrow or self._stack.num_directions != 1:
+        """The executors for unrecorded calls of one step; None if no call is run as a step."""
+        if self._backend.on_gpu or self._arithmetic.is_mixed or self._spec.num_directions != 1:
             return None
         requests, only_short = self._step_requests, self._only_short_steps
-        return StepPool(self._stack, self._backend, self._arithmetic, requests, only_short)
+        return StepPool(self._spec, self._backend, self._arithmetic, requests, only_short)
 
     def _step_size(self, batch: int) -> Any:
-        """The prepared steps that run a call of one step of N rows; None: it is run as a sequence.
+        """The executors for a call of one step of N rows; None: it is run as a sequence.
 
-        Inside a `writable` block the numbers may change without a new version.
+        Inside a `writable` block the parameters may change without a new version.
         """
         if self._steps is None or self._training or self._parameters.in_writable_block:
             return None
@@ -254,7 +254,7 @@ class _Recurrent(Module):
             scratch = self._scratch.acquire()
             saved = self._memory.acquire() if record else scratch
             output, final, tape = stack.forward(
-                self._stack,
+                self._spec,
                 StackWeights(self._weights, self._parameters.packed_weights),
                 call,
                 CallContext(plan, batch, saved, scratch, record),
@@ -270,8 +270,8 @@ class _Recurrent(Module):
         record: RecordedCall = super()._last_record()
         if record.tape.spent:
             raise RuntimeError(
-                "backward: an error ended it half way through the last recorded call, which "
-                "cannot be undone any more; drop the records with eval()"
+                "backward: it was interrupted by an error in the last recorded call, whose "
+                "activations are partly overwritten; drop recorded calls with eval()"
             )
         return record
 
@@ -284,7 +284,7 @@ class _Recurrent(Module):
         need_dx: bool,
         norms: Array | None = None,
     ) -> tuple[Array | None, tuple[Array, ...]]:
-        """Run the last recorded call backward; adds to `grads`, all or nothing."""
+        """The backward pass of the last recorded call; adds to `grads`, all or nothing."""
         if record.version != self._parameters.version:  # another thread has written since
             self._last_record()
         if need_dx is not True:
@@ -297,15 +297,15 @@ class _Recurrent(Module):
                 del dweights[name]
             scratch = self._scratch.acquire()
             dx, dinitial = stack.backward(
-                self._stack,
+                self._spec,
                 record.tape,
                 (doutput, dfinal),
-                self._stack.weights(dweights),
+                self._spec.weights(dweights),
                 need_dx,
                 scratch,
                 norms,
             )
-            self._scratch.release(scratch)  # may fail: before anything counts
+            self._scratch.release(scratch)  # may fail, so before `grads` are changed
             self._memory.release(record.memory)
             gradients += dflat
             self._records.pop()

@@ -1,7 +1,4 @@
-"""Prepared steps for unrecorded calls of one step, of a cell or a layer on a CPU.
-
-Most of such a call is then arithmetic.
-"""
+"""Prepared step executors for unrecorded calls of one step, of a cell or a layer on a CPU."""
 
 from __future__ import annotations
 
@@ -19,16 +16,16 @@ from ..kernels.request import Request
 from .locking import WRITER
 from .parameters import Parameters
 
-KNOWN = 1024  # batch sizes of which `_Size` is kept; with one more they are dropped
+MAX_SIZES = 1024  # batch sizes for which `_Size` is cached; then all are dropped
 # A layer's larger calls are run as sequences: their products take most of the time, and a step
-# would keep memory for so many rows, and copies of the weights.
-ROWS = 64
-PRODUCTS = 2_000_000  # multiply-adds of a layer's step by array calls, for several rows
-PRODUCTS_OF_ONE = 4_000_000  # for one row, to whose products contiguous columns mean more
+# executor would keep memory for as many rows, and copies of the weights
+MAX_ROWS = 64
+MAX_MULTIPLY_ADDS = 2_000_000  # of a layer's step by array calls, for several rows
+MAX_MULTIPLY_ADDS_OF_ONE = 4_000_000  # for one row, which gains more from contiguous columns
 
 
 class _Size(NamedTuple):
-    """What is known of the steps of a batch size."""
+    """The executors for a batch size, and whether they are used."""
 
     free: list[StepExecutor]  # those that are not in use
     is_run: bool  # whether calls are run as steps
@@ -37,11 +34,11 @@ class _Size(NamedTuple):
 class StepPool:
     """Runs steps of a stack from given states.
 
-    For each implementation there are as many executors as threads have been at work at once: lists
-    from which a call acquires one, last used for any batch size, and to which it returns it.
-    Compiled ones share the packed weights, the others have copies of their own.
+    For each implementation there is a list of executors, from which a call takes one, last used for
+    any batch size, and to which it returns it: as many as threads have called at the same time.
+    Compiled ones share the packed weights, the others have their own copies.
 
-    :param requests: those under which calls are run as steps.
+    :param requests: names of the requests for which calls are run as steps.
     :param only_short: whether large calls are run as sequences.
     """
 
@@ -59,12 +56,12 @@ class StepPool:
         self._sizes: dict[tuple[int, Request], _Size] = {}
 
     def plan(self, batch: int) -> StepPlan:
-        """How a step of so many rows is run."""
+        """The plan of a step of `batch` rows."""
         return kernels.plan_step(self._spec, self._backend, self._precision, batch)
 
     def size(self, batch: int) -> _Size | None:
-        """The executors for calls of one step of so many rows; None: they are run as sequences."""
-        if self._only_short and batch > ROWS:
+        """The executors for calls of one step of `batch` rows; None: they are run as sequences."""
+        if self._only_short and batch > MAX_ROWS:
             return None
         request = kernels.requested()
         size = self._sizes.get((batch, request)) or self._size(batch, request)
@@ -73,12 +70,12 @@ class StepPool:
     def _size(self, batch: int, request: Request) -> _Size:
         if request.name not in self._requests:
             return _Size([], False)
-        if len(self._sizes) >= KNOWN:
+        if len(self._sizes) >= MAX_SIZES:
             self._sizes = {}
         spec, plan = self._spec, self.plan(batch)
         width = (spec.widest_input + spec.hidden_size) * spec.cell.gates
-        most = PRODUCTS_OF_ONE if batch == 1 else PRODUCTS
-        is_run = not self._only_short or plan.is_fused or batch * width * spec.hidden_size <= most
+        limit = MAX_MULTIPLY_ADDS_OF_ONE if batch == 1 else MAX_MULTIPLY_ADDS
+        is_run = not self._only_short or plan.is_fused or batch * width * spec.hidden_size <= limit
         free = self._free.setdefault((plan.implementation, request), [])
         return self._sizes.setdefault((batch, request), _Size(free, is_run))
 
@@ -127,7 +124,7 @@ class StepPool:
         batch = x.shape[0]
         try:
             steps = size.free.pop()
-        except IndexError:  # the first call, or other threads have them
+        except IndexError:  # the first call, or other threads use them
             steps = StepExecutor(self.plan(batch), self._spec, batch)
             steps.bind(parameters)
         if steps.batch != batch:

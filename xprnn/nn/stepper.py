@@ -1,4 +1,4 @@
-"""A layer run one step at a time: streams that continue for as long as their source does."""
+"""A layer run one step at a time, on streams whose length is not known in advance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from threading import get_ident
 from typing import Any
 
 from .. import kernels
-from ..backend import AnyArray, Array, Backend, Given, Rows, States, StateTypes
+from ..backend import AnyArray, Array, Backend, Rows, States, StatesLike, StateTypes
 from ..backend.exports import exported_from
 from ..core.checks import check_array, check_rows, check_size, check_states
 from ..core.oom import translate_out_of_memory
@@ -20,17 +20,17 @@ from .recurrent import _Recurrent
 
 
 @exported_from("xprnn.stepper")
-class Stepper(StateTypes[Given, States]):
+class Stepper(StateTypes[StatesLike, States]):
     """The states of N streams, and the step that advances all layers of a stack by one.
 
     `layer.stepper(batch)` makes one. A step computes what the layer would at its next step in
     eval mode, h_t = layer(x_t, h_{t-1}), for every layer from the first to the last, in any mode of
-    the layer: nothing is recorded and nothing is dropped. Its memory is allocated once. It reads
-    the layer's own parameters: a permitted write to them takes effect at the next step. A layer
-    that moves to another backend or to other types needs a new stepper.
+    the layer: nothing is recorded, and dropout is not applied. Its memory is allocated once. It
+    reads the layer's parameters: a write to them takes effect at the next step. After the layer is
+    moved to another backend or other types, a new stepper is needed.
 
     A stepper is for one thread, and on a GPU for one stream; a layer may have any number of them,
-    in threads of their own. `use_kernels` or `XPRNN_KERNELS` is read when it is made.
+    one per thread. `use_kernels` or `XPRNN_KERNELS` is read when a stepper is made.
 
     :param layer: a layer of one direction.
     :param batch: N.
@@ -45,12 +45,12 @@ class Stepper(StateTypes[Given, States]):
     (True, True)
     """
 
-    batch: int = read_only("batch", "N, how many streams there are.", "make another stepper")
+    batch: int = read_only("batch", "N, the number of streams.", "make another stepper")
     backend: Backend = read_only("backend", "Where it computes.", "make another stepper")
     arithmetic: PrecisionPolicy = read_only(
         "arithmetic", "The types in which it computes.", "make another stepper"
     )
-    _internal: frozenset[str] = frozenset()  # the names of the attributes that no user has set
+    _internal: frozenset[str] = frozenset()  # the names of attributes not set by users
 
     def __init__(self, layer: _Recurrent, batch: int) -> None:
         with internal_attributes(self):
@@ -58,16 +58,16 @@ class Stepper(StateTypes[Given, States]):
 
     @translate_out_of_memory
     def _configure(self, layer: _Recurrent, batch: int) -> None:
-        spec = layer._stack
+        spec = layer._spec
         if spec.num_directions != 1:
             raise ValueError(
-                "stepper: expected a layer of one direction; a bidirectional one reads every row "
-                "from its end too, which a stream does not have yet"
+                "stepper: expected a layer of one direction, got a bidirectional one, which also "
+                "reads every row from its end: the end of a stream is not known yet"
             )
         self._batch = check_size("batch", batch)
         self._backend, self._arithmetic = layer.backend, layer.arithmetic
         self._layer, self._spec = layer, spec
-        self._side = 0  # the one of the two sides that holds the states
+        self._side = 0  # index of the side that holds the states
         self._plan = kernels.plan_step(spec, layer.backend, layer.arithmetic, self.batch)
         with self.backend.activate():
             self._steps = StepExecutor(self._plan, spec, self.batch)
@@ -77,28 +77,28 @@ class Stepper(StateTypes[Given, States]):
     def step(self, x: AnyArray, *, rows: Rows | None = None, out: Array | None = None) -> Array:
         """Run one step of every stream, or of some.
 
-        On a CPU a step with `out` allocates no array, but for the mask that `rows` become; the same
-        numbers give the same bits.
+        On a CPU a step with `out` allocates no array except a mask for `rows`; equal inputs give
+        bitwise equal results.
 
         :param x: (N, I), the next input of each stream, whatever the layer's `batch_first` says;
             the layer's dtype and backend, any strides; only read.
         :param rows: the streams that have an input now: a boolean mask (N,), integers from 0 to
-            N-1, on the host, or a slice. The others wait: their rows of x may hold anything, their
-            states stay as they are to the last bit. None: all.
+            N-1, on the host, or a slice. The others wait: their rows of x are ignored, and their
+            states do not change. None: all.
         :param out: (N, H), the layer's dtype and backend: written and returned. None: a new array.
-        :return: (N, H), the last layer's h of every stream; of one that waits its last one.
+        :return: (N, H), the last layer's h of every stream; of a waiting one that of its last step.
         :raises TypeError, ValueError: an argument has another type, dtype, backend, shape or
-            value, or the layer has moved; no stream has advanced.
+            value, or the layer has been moved; no stream has advanced.
         :raises RuntimeError: it is called inside a `writable()` block of the layer.
         """
         A, width = self._arithmetic.dtype, self._spec.input_size
         x = check_array("x", x, self._backend, A, (self._batch, width))
         target = out if out is None else self._target(out)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
-        there = None
+        mask = None
         if waiting is not None:
             with self._backend.activate():
-                there = self._backend.from_host(waiting)[:, None]
+                mask = self._backend.from_host(waiting)[:, None]
         reading, me = self._layer._parameters.reading, get_ident()
         readers = reading.readers
         try:  # as `with reading:`, in less time
@@ -106,8 +106,8 @@ class Stepper(StateTypes[Given, States]):
             if WRITER in readers:
                 reading.wait_for_writers(me)
             self._follow()
-            result = self._steps.run(self._side, x, there, target)
-            self._side = 1 - self._side  # the step counts from here
+            result = self._steps.run(self._side, x, mask, target)
+            self._side = 1 - self._side  # the step is done
         finally:
             readers.discard(me)
             if WRITER in readers:
@@ -118,39 +118,39 @@ class Stepper(StateTypes[Given, States]):
     def state(self) -> States:
         """The states of all streams: h (L, N, H), for an LSTM (h, c), as the layer returns h_n.
 
-        They are copies in the layer's dtype; the layer and `load` take them.
+        They are copies in the layer's dtype, which the layer and `load` accept.
         """
         with self.backend.activate():
-            now, dtype = self._steps.sides[self._side], self.arithmetic.dtype
-            states: Any = tuple([state.astype(dtype, order="C") for state in now])
+            current, dtype = self._steps.sides[self._side], self.arithmetic.dtype
+            states: Any = tuple([state.astype(dtype, order="C") for state in current])
         return states if len(states) > 1 else states[0]
 
-    def load(self, state: Given) -> None:
-        """Continue from a state, as `state` or the layer gives it: h (L, N, H), for an LSTM (h, c).
+    def load(self, state: StatesLike) -> None:
+        """Continue from a state returned by `state` or the layer: h (L, N, H), for an LSTM (h, c).
 
-        Of an LSTM's two either may be None: zeros.
+        Either one of an LSTM's two may be None: zeros.
 
-        :raises TypeError, ValueError: it is not that; nothing is changed.
+        :raises TypeError, ValueError: `state` is invalid; nothing is changed.
         """
         names, shape = self._spec.cell.state_names, state_shape(self._spec, self.batch)
-        given = check_states(names, state, self.backend, self.arithmetic.dtype, shape)
-        if given is None:
+        values = check_states(names, state, self.backend, self.arithmetic.dtype, shape)
+        if values is None:
             raise TypeError(f"state: expected {' and '.join(names)}, got None; reset() sets zeros")
         with self.backend.activate():
-            for mine, value in zip(self._steps.sides[self._side], given, strict=True):
-                mine[...] = 0.0 if value is None else value
+            for target, value in zip(self._steps.sides[self._side], values, strict=True):
+                target[...] = 0.0 if value is None else value
 
     def reset(self, rows: Rows | None = None) -> None:
-        """Restart some streams: their states become zero. A stream needs no other ending.
+        """Restart some streams: their states become zero. Ended streams need no other treatment.
 
         :param rows: as for `step`; None: all.
-        :raises TypeError, ValueError: `rows` is not that; nothing is changed.
+        :raises TypeError, ValueError: `rows` is invalid; nothing is changed.
         """
         chosen = check_rows(slice(None) if rows is None else rows, self.batch)
         with self.backend.activate():
-            there = self.backend.from_host(chosen)[:, None]
+            mask = self.backend.from_host(chosen)[:, None]
             for state in self._steps.sides[self._side]:
-                self._plan.xp.copyto(bits(state), 0, "unsafe", there)
+                self._plan.xp.copyto(bits(state), 0, "unsafe", mask)
 
     def explain(self) -> str:
         """Which implementation runs a step, why, and what a step costs.
@@ -164,13 +164,13 @@ class Stepper(StateTypes[Given, States]):
         return explain_step(kind, self._spec, self._plan, self.batch)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The layer, N, the states, and what users set.
+        """The layer, N, the states, and users' attributes.
 
-        :raises ValueError: the layer has moved: it would not take these states.
+        :raises ValueError: the layer has been moved, and would not accept the states.
         """
-        self._refuse_moved()
-        mine = {"layer": self._layer, "batch": self._batch, "state": self.state()}
-        return {**mine, **user_attributes(self)}
+        self._check_not_moved()
+        core = {"layer": self._layer, "batch": self._batch, "state": self.state()}
+        return {**core, **user_attributes(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the stepper of the layer, and continue from the states."""
@@ -180,17 +180,17 @@ class Stepper(StateTypes[Given, States]):
         restore_user_attributes(self, rest)
 
     def _follow(self) -> None:
-        """Use what was written to the parameters since the last step."""
+        """Use the current parameters."""
         layer = self._layer
         parameters = layer._parameters
         parameters.check_not_in_writable_block("step")
         if parameters is not self._parameters:
-            self._refuse_moved()
+            self._check_not_moved()
             with self._backend.activate():
                 self._bind()
         self._steps.follow(parameters)
 
-    def _refuse_moved(self) -> None:
+    def _check_not_moved(self) -> None:
         layer = self._layer
         if (layer.backend, layer.arithmetic) != (self.backend, self.arithmetic):
             raise ValueError(
@@ -206,14 +206,14 @@ class Stepper(StateTypes[Given, States]):
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""
         shape = self._batch, self._spec.hidden_size
-        found = check_array("out", out, self._backend, self._arithmetic.dtype, shape)
-        if not getattr(found.flags, "writeable", True):  # CuPy's have no such flag
+        array = check_array("out", out, self._backend, self._arithmetic.dtype, shape)
+        if not getattr(array.flags, "writeable", True):  # CuPy's have no such flag
             raise ValueError("out: expected an array that can be written, got a read-only one")
-        return found
+        return array
 
 
 def _rebuilt(layer: _Recurrent, batch: int, state: Any) -> Stepper:
-    """What the pickles of xprnn 0.1.0 call."""
+    """The function that pickles of xprnn 0.1.0 name."""
     stepper = Stepper(layer, batch)
     stepper.load(state)
     return stepper

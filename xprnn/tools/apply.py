@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import BackendName, asarray, to_numpy
 from ..core.checks import check_lengths, check_size
-from ..nn.layer import _Layer
+from ..nn.layers import _Layer
 from ..nn.linear import Linear
 from ..nn.module import load
 from ..nn.serialization import Location, check_outputs, replacing
@@ -110,7 +110,7 @@ def _results(
     """The output for a batch of rows, on the host."""
     output, final = layer(asarray(x, backend=layer.backend.name), lengths=lengths)
     if last:
-        h_n = (final[0] if isinstance(final, tuple) else final)[-layer._stack.num_directions :]
+        h_n = (final[0] if isinstance(final, tuple) else final)[-layer._spec.num_directions :]
         with layer.backend.activate():
             output = h_n.transpose(1, 0, 2).reshape(-1, _width(layer))
     if readout is None:
@@ -124,7 +124,7 @@ def _results(
 
 def _width(layer: _Layer) -> int:
     """D*H."""
-    return layer._stack.num_directions * layer._stack.hidden_size
+    return layer._spec.num_directions * layer._spec.hidden_size
 
 
 # -- inputs

@@ -151,7 +151,7 @@ def test_stale_packed_weights_are_detected(way: str, monkeypatch: pytest.MonkeyP
 
 def test_packed_weights_of_an_open_block_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """The injected fault: weights packed inside a block are kept until it ends."""
-    monkeypatch.setattr(Parameters, "packed_weights", property(lambda self: self._packs))
+    monkeypatch.setattr(Parameters, "packed_weights", property(lambda self: self._packed_weights))
     with pytest.raises(AssertionError):
         test_a_call_inside_a_block_reads_the_current_values()
 

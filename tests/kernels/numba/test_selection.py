@@ -57,7 +57,7 @@ def test_unsuitable_sizes_select_the_pointwise_kernels(
     layer = xprnn.GRU(3, 256, seed=0)
     first, *_, last = explained(layer, (2, 3, 3))
     assert first.endswith(": pointwise")
-    assert last == "  sequence: N=3 T=2: to pack the weights takes longer than so few steps"
+    assert last == "  sequence: N=3 T=2: packing the weights takes longer than so few steps"
     assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "8")
     assert explained(layer, (12, 64, 3))[0].endswith(": sequence")
@@ -187,6 +187,6 @@ def test_an_unrecorded_call_saves_no_gates(kind: str) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    states = 2 * len(layer._stack.cell.state_names)
+    states = 2 * len(layer._spec.cell.state_names)
     # the states of both directions, the layer's output, the call's output, and the rest
     assert peak < (states + 2 + 2 + 1) * 400 * 32 * 64 * 4

@@ -214,7 +214,7 @@ def test_work_for_many_threads_selects_the_blas(
     lines = xprnn.GRU(64, 1024, 2, seed=0).stepper(N).explain().splitlines()
     assert lines[0].endswith(f"one step: {selected}")
     if selected == "reference":
-        why = f"the products are worth the BLAS's {threads} threads"
+        why = f"the products are faster on the BLAS's {threads} threads"
         assert lines[-1] == f"  sequence: N={N} I=1024 H=1024: {why}"
     small = xprnn.GRU(64, 64, 2, seed=0).stepper(N)
     assert small.explain().splitlines()[0].endswith("one step: sequence")

@@ -14,7 +14,7 @@ from ...backend.exports import exported_from
 from ...backend.floating_point import environment
 from ...core.checks import check_seed, check_shape
 from ...nn.cells import _CellModule
-from ...nn.layer import _Layer
+from ...nn.layers import _Layer
 from ..gradient_check import _Function
 from .equations import CallArguments, Equations, Module, packed
 from .report import GRADCHECK, Absent, Row, VerifyReport
@@ -57,8 +57,8 @@ def verify(
             f"layer: expected an RNN, GRU, LSTM or one of their cells, got {type(layer).__name__}"
         )
     if isinstance(layer, _CellModule) and lengths is not None:
-        raise TypeError(f"lengths: expected None, a {type(layer).__name__} takes one step")
-    shape = check_shape(shape, layer._stack.input_size)
+        raise TypeError(f"lengths: expected None, a {type(layer).__name__} runs one step")
+    shape = check_shape(shape, layer._spec.input_size)
     layer._steps_and_batch(shape)
     seed = check_seed(seed)
     with environment():
@@ -74,7 +74,7 @@ def check(
 
     With `differences`, each implementation has a gradcheck.
     """
-    tested, cell = copy.copy(layer), layer._stack.cell.name
+    tested, cell = copy.copy(layer), layer._spec.cell.name
     with kernels.use_kernels("reference"):
         equations = Equations(tested, shape, lengths, seed)
     rows: list[Row] = []
@@ -87,11 +87,12 @@ def check(
         omitted = f"{equations.operand_type}, steps {steps} to {all_steps - 1}"
         reason = f"sums may exceed {equations.largest:.2g} there"
         absent.append(Absent(omitted, cell, reason))
-    net = layer._stack.cell, layer.backend
-    untried = kernels.has_sequences(*net) and kernels.untried(layer.backend)
+    spec, backend = layer._spec, layer.backend
+    experimental = kernels.is_experimental(backend)
+    experimental = experimental and kernels.has_sequence_kernels(spec.cell, backend)
     for implementation in kernels.IMPLEMENTATIONS:
-        if implementation == "sequence" and untried:
-            absent.append(Absent(implementation, cell, kernels.UNTRIED))
+        if implementation == "sequence" and experimental:
+            absent.append(Absent(implementation, cell, kernels.EXPERIMENTAL))
             continue
         with kernels.use_kernels(implementation):
             try:
@@ -123,4 +124,4 @@ def _gradcheck(layer: Module, arguments: CallArguments, implementation: str, see
         x, lengths = on_backend(arguments.x), arguments.options.get("lengths")
         function = _Function(layer, x, hx, lengths, rng)
         worst = max((function.compare(name, rng) for name in function.at), key=lambda r: r.excess)
-    return Row(layer._stack.cell.name, implementation, GRADCHECK, worst.excess, worst.name, 1.0)
+    return Row(layer._spec.cell.name, implementation, GRADCHECK, worst.excess, worst.name, 1.0)

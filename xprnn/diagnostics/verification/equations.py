@@ -11,7 +11,7 @@ import numpy as np
 
 from ...backend import asarray, to_numpy
 from ...nn.cells import _CellModule
-from ...nn.layer import _Layer
+from ...nn.layers import _Layer
 from ..tolerances import EPSILON, LARGEST, error_of, tolerance
 from .report import Row, worst_of
 
@@ -20,10 +20,10 @@ Results = dict[str, np.ndarray]
 Change = Callable[[np.ndarray], np.ndarray]
 
 NUDGE = 2.0**-40  # relative change of all values: visible in float64 results, too small for kinks
-CALM = 4.0  # relative change of a result / of the values up to which `tolerance` is unchanged
-MOST = 0.5  # a limit above this would accept results unrelated to the equations
+MAX_AMPLIFICATION = 4.0  # of a relative change of the values within `tolerance`
+MAX_LIMIT = 0.5  # a limit above this would accept results unrelated to the equations
 SQUARE = 2.0**511  # sums of squares of values up to this are finite in float64, for the gradcheck
-REACH, TRIES = 2, 5  # changes by this many ε, in this many directions, reach all relevant kinks
+REACH, TRIES = 2, 5  # changes by this many ε, in this many directions, cross all relevant kinks
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,22 @@ class Equations:
     The values are those that the layer's products read: its parameters rounded to its compute
     dtype, and normally distributed values drawn from `seed`, rounded likewise, for everything else.
     `limits` are those of `tolerance`, times the factor by which the equations amplify a small
-    change of their values more than CALM. If a kink of relu is so near that rounding decides on
-    which side of it a value lies, the gradients, which are discontinuous there, are omitted. If
-    values exceed the type's range, the call ends before the first step in which a sum may overflow,
-    because later results depend on the order of summation; `steps` is the number of steps compared.
+    change of their values more than MAX_AMPLIFICATION. If a kink of relu is so near that rounding
+    decides on which side of it a value lies, the gradients, which are discontinuous there, are
+    omitted. If values exceed the type's range, the call ends before the first step in which a sum
+    may overflow, because later results depend on the order of summation; `steps` is the number of
+    steps compared.
 
     :raises ValueError: `shape` is invalid, no step can be compared, or the limits would be
         meaningless.
     """
 
     def __init__(self, layer: Module, shape: tuple[int, ...], lengths: Any, seed: int) -> None:
-        types = layer.arithmetic
+        precision = layer.arithmetic
         self.operand_type: str = (
-            "tf32" if types.precision == "tf32" else str(types.compute_dtype.name)
+            "tf32" if precision.precision == "tf32" else str(precision.compute_dtype.name)
         )
-        self._compute_dtype = types.compute_dtype
+        self._compute_dtype = precision.compute_dtype
         self.largest: float = min(LARGEST[self.operand_type], SQUARE)
         self._layer = copy.copy(layer).to(
             "numpy", dtype="float64", compute_dtype="float64", precision="ieee"
@@ -85,7 +86,7 @@ class Equations:
         self.steps: int
         self.steps, batch = layer._steps_and_batch(self.arguments.x.shape)
         slopes = self._slopes(NUDGE, 0)
-        self.kinked: bool = layer._stack.cell.name == "rnn_relu" and self._is_kinked()
+        self.kinked: bool = layer._spec.cell.name == "rnn_relu" and self._is_kinked()
         if self.kinked:
             self.expected = {n: a for n, a in self.expected.items() if not n.startswith("d")}
         self.limits: dict[str, float] = self._limits(slopes, self.steps, batch)
@@ -93,7 +94,7 @@ class Equations:
     def compare(self, layer: Module, implementation: str) -> Row:
         """The array with the largest excess; `layer`, a copy, gets these parameters."""
         layer.load_state_dict(self.parameters)
-        unit, cell = EPSILON[self.operand_type], layer._stack.cell.name
+        unit, cell = EPSILON[self.operand_type], layer._spec.cell.name
         results = results_of(layer, self.arguments)
         rows = [
             Row(
@@ -125,7 +126,7 @@ class Equations:
 
         x = normal(shape)
         results = flat(self._layer.eval()(x, **options))
-        states = results[-len(self._layer._stack.cell.state_names) :]
+        states = results[-len(self._layer._spec.cell.state_names) :]
         return CallArguments(
             x, [normal(a.shape) for a in states], [normal(a.shape) for a in results], options
         )
@@ -149,7 +150,7 @@ class Equations:
             self.arguments = complete.first(max(fits, 1), axis)
         expected = self._at(lambda values: values)
         if not fits and not self._is_within(expected):
-            name = layer._stack.cell.name
+            name = layer._spec.cell.name
             for result, array in expected.items():
                 if not np.isfinite(array).all():
                     raise ValueError(f"layer: {name}'s float64 {result} is not finite")
@@ -205,13 +206,15 @@ class Equations:
         return False
 
     def _limits(self, slopes: dict[str, float], steps: int, batch: int) -> dict[str, float]:
-        net = self._layer._stack
-        between = net.num_directions * net.hidden_size if net.num_layers > 1 else 0
-        width = max(max(net.input_size, between) + net.hidden_size, batch)
-        base = tolerance(self.operand_type, steps=max(steps, 1), width=width, layers=net.num_layers)
-        limits = {name: base * max(1.0, slopes[name] / CALM) for name in self.expected}
+        spec = self._layer._spec
+        between = spec.num_directions * spec.hidden_size if spec.num_layers > 1 else 0
+        width = max(max(spec.input_size, between) + spec.hidden_size, batch)
+        base = tolerance(
+            self.operand_type, steps=max(steps, 1), width=width, layers=spec.num_layers
+        )
+        limits = {name: base * max(1.0, slopes[name] / MAX_AMPLIFICATION) for name in self.expected}
         worst = max(limits, key=lambda name: limits[name])
-        if limits[worst] > MOST:
+        if limits[worst] > MAX_LIMIT:
             raise ValueError(
                 f"shape: rounding to {self.operand_type} alone may change {worst} by "
                 f"{limits[worst]:.0%} of its largest element, which would hide any error; "
@@ -230,7 +233,7 @@ def results_of(layer: Module, arguments: CallArguments) -> Results:
     def on_backend(arrays: Iterable[np.ndarray]) -> list[Any]:
         return [asarray(a, backend=layer.backend.name, dtype=layer.dtype) for a in arrays]
 
-    cell, names = layer._stack.cell, layer._stack.cell.state_names
+    cell, names = layer._spec.cell, layer._spec.cell.state_names
     (x,), states = on_backend([arguments.x]), on_backend(arguments.states)
     upstream = on_backend(arguments.upstream)
     calls = layer._calls
@@ -250,7 +253,7 @@ def results_of(layer: Module, arguments: CallArguments) -> Results:
     named |= dict(zip(["dx", *starts], gradients, strict=True))
     for name, gradient in layer.grads.items():
         for k, gate in enumerate(cell.gate_names):
-            rows = slice(k * layer._stack.hidden_size, (k + 1) * layer._stack.hidden_size)
+            rows = slice(k * layer._spec.hidden_size, (k + 1) * layer._spec.hidden_size)
             named[f"d{name}[{gate}]" if gate else f"d{name}"] = gradient[rows]
     return {name: np.array(to_numpy(array)) for name, array in named.items()}
 

@@ -1,1 +1,1 @@
-"""Fused kernels for NVIDIA GPUs: a header of arithmetic per cell, and what launches it."""
+"""Fused kernels for NVIDIA GPUs: headers of arithmetic for each cell, and their launches."""

@@ -1,4 +1,4 @@
-// The time loop of sequence.backward as a persistent kernel: all backward steps of a direction in
+// The time loop of StepLoop.backward as a persistent kernel: all backward steps of a direction in
 // one launch, for cells with one recurrent product per step. Included after units.h and before a
 // cell's file.
 

@@ -17,7 +17,7 @@ class RNN(rnn.RNN):
 
     def __init__(self, nonlinearity: str) -> None:
         super().__init__(nonlinearity)
-        self.launches: tuple[int, int] | None = (2, 2)
+        self.kernel_launches: tuple[int, int] | None = (2, 2)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
@@ -34,7 +34,7 @@ class GRU(gru.GRU):
     """`cells.GRU` with fused pointwise operations."""
 
     backward_scratch: tuple[int, ...] = ()
-    launches: tuple[int, int] | None = (2, 2)
+    kernel_launches: tuple[int, int] | None = (2, 2)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""
@@ -60,7 +60,7 @@ class GRUResetBefore(gru.GRUResetBefore):
     """`cells.GRUResetBefore` with fused pointwise operations."""
 
     backward_scratch: tuple[int, ...] = (1,)
-    launches: tuple[int, int] | None = (4, 4)
+    kernel_launches: tuple[int, int] | None = (4, 4)
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """See `Cell`; the second product is accumulated into dh."""
@@ -96,7 +96,7 @@ class LSTM(lstm.LSTM):
     """`cells.LSTM` with fused pointwise operations."""
 
     backward_scratch: tuple[int, ...] = ()
-    launches: tuple[int, int] | None = (2, 2)
+    kernel_launches: tuple[int, int] | None = (2, 2)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:
         """See `Cell`."""

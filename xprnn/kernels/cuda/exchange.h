@@ -17,7 +17,7 @@ constexpr int K_BLOCK_WORDS = 16;  // a k-block: words of an exchange row that a
 constexpr bool WAVEFRONT = XP_WAVEFRONT;
 constexpr int MAX_WAVEFRONT_LAYERS = 8;
 
-// Iterates over the steps of a direction, in its order; as layout.walk.
+// Iterates over the steps of a direction, in its order; as PackedBatch.walk.
 struct Walk {
   const int* counts;  // (steps,) rows of each step, or null: N rows at every step
   int steps, N;       // N: rows that run at least one step

@@ -1,4 +1,4 @@
-// The time loop of sequence.forward as a persistent kernel: all steps of a direction in one launch,
+// The time loop of StepLoop.forward as a persistent kernel: all steps of a direction in one launch,
 // for cells with one recurrent product per step. Included after units.h and before a cell's file.
 //
 // In a wavefront the layers of a stack share a launch, and a layer runs a step as soon as the layer

@@ -1,5 +1,5 @@
 // The GRU, reset after the product, backward over a whole sequence in one launch:
-// sequence.backward with GRU.backward of cells/gru.py. Included after gru.h and backward.h.
+// StepLoop.backward with GRU.backward of cells/gru.py. Included after gru.h and backward.h.
 
 namespace xprnn {
 

@@ -1,4 +1,4 @@
-// The GRU, reset after the product, forward over a whole sequence in one launch: sequence.forward
+// The GRU, reset after the product, forward over a whole sequence in one launch: StepLoop.forward
 // with GRU.forward of cells/gru.py. Included after gru.h and forward.h.
 
 namespace xprnn {

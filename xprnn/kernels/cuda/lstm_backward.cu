@@ -1,4 +1,4 @@
-// The LSTM backward over a whole sequence in one launch: sequence.backward with LSTM.backward of
+// The LSTM backward over a whole sequence in one launch: StepLoop.backward with LSTM.backward of
 // cells/lstm.py. Included after lstm.h and backward.h.
 
 namespace xprnn {

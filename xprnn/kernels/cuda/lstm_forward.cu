@@ -1,4 +1,4 @@
-// The LSTM forward over a whole sequence in one launch: sequence.forward with LSTM.forward of
+// The LSTM forward over a whole sequence in one launch: StepLoop.forward with LSTM.forward of
 // cells/lstm.py. Included after lstm.h and forward.h. c is passed from step to step in its array:
 // an element is read only by the thread that wrote it.
 

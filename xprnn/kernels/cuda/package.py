@@ -1,4 +1,4 @@
-"""What this package of kernels offers: see `interface.KernelPackage`."""
+"""The CUDA kernels as a `KernelPackage` of `kernels/interface.py`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
-    """None: the element-wise kernels support every type that a layer has."""
+    """None: the pointwise kernels support every dtype of a layer."""
     return None
 
 
 def fused_cells() -> Mapping[str, Cell]:
-    """The cells whose parts are one kernel each, by name."""
+    """The cells whose pointwise ops are one kernel each, by name."""
     return POINTWISE
 
 
-def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
-    """True: CuPy compiles a kernel when it is first launched."""
+def prepare(implementation: str, cell: str, precision: PrecisionPolicy, record: bool) -> bool:
+    """True: CuPy compiles a kernel at its first launch."""
     return True
 
 
-def has_sequences(cell: str) -> bool:
+def has_sequence_kernels(cell: str) -> bool:
     """Whether there are sequence kernels for a cell, for any sizes."""
     return (cell, "forward") in KERNELS
 

@@ -1,12 +1,12 @@
-"""How a whole sequence is divided among the blocks of one launch, or why it does not fit a device.
+"""How a sequence is divided among the blocks of one launch, or why it does not fit a device.
 
-A block holds the recurrent weights of 16 units for the whole sequence: those of `in_registers`
+A block holds the recurrent weights of 16 units for all steps: those of `in_registers`
 k-blocks in registers, the others in shared memory. Its warps split the reduction. The grid is
-slices of units times groups of rows, and as all blocks wait for each other, all of them must be
-resident at once. Larger batches take several passes per step. Where blocks poll large amounts of
+slices of units times groups of rows; since the blocks wait for each other, all must be resident at
+once. Larger batches take several passes per step. Where blocks poll large amounts of
 data, they share it in clusters, if the device has them. Both directions of a layer share a launch
 if all their blocks fit and that is estimated to take no longer; the layers of a wavefront do
-wherever they fit. Plain Python; needs no GPU.
+whenever they fit. Plain Python; needs no GPU.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ class DeviceProperties(NamedTuple):
     @classmethod
     def of(cls, cupy: Any, number: int) -> DeviceProperties:
         """The properties that CuPy reports of a device."""
-        facts = cupy.cuda.runtime.getDeviceProperties(number)
+        properties = cupy.cuda.runtime.getDeviceProperties(number)
         return cls(
-            (facts["major"], facts["minor"]),
-            facts["multiProcessorCount"],
-            facts["regsPerMultiprocessor"],
-            facts["maxThreadsPerMultiProcessor"],
-            facts["maxBlocksPerMultiProcessor"],
-            facts["sharedMemPerMultiprocessor"],
-            facts["sharedMemPerBlockOptin"],
-            facts["reservedSharedMemPerBlock"],
-            bool(facts["cooperativeLaunch"]),
+            (properties["major"], properties["minor"]),
+            properties["multiProcessorCount"],
+            properties["regsPerMultiprocessor"],
+            properties["maxThreadsPerMultiProcessor"],
+            properties["maxBlocksPerMultiProcessor"],
+            properties["sharedMemPerMultiprocessor"],
+            properties["sharedMemPerBlockOptin"],
+            properties["reservedSharedMemPerBlock"],
+            bool(properties["cooperativeLaunch"]),
         )
 
 
@@ -123,9 +123,9 @@ MAX_REGISTERS = 255  # per thread
 BASE_REGISTERS = {"float32": MAX_REGISTERS, "tf32": 111, "bfloat16": 111, "float16": 111}
 
 
-def math_mode_of(arithmetic: PrecisionPolicy) -> str:
+def math_mode_of(precision: PrecisionPolicy) -> str:
     """The math mode of products, as in `SequenceProblem`."""
-    return "tf32" if arithmetic.precision == "tf32" else arithmetic.compute_dtype.name
+    return "tf32" if precision.precision == "tf32" else precision.compute_dtype.name
 
 
 @lru_cache(4096)
@@ -143,24 +143,25 @@ def plan(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | Uns
         t: t.warps * t.k_blocks * K_BLOCK_ELEMENTS[problem.math_mode]
         for t in kernel.tilings[problem.math_mode]
     }
-    able = [t for t in reach if _has(device, t.cluster)]
-    able = [t for t in able if not wavefront or in_wavefronts(problem.cell, problem.math_mode, t)]
-    fitting = [t for t in able if reach[t] >= length]
+    usable = [t for t in reach if _has(device, t.cluster)]
+    if wavefront:
+        usable = [t for t in usable if in_wavefronts(problem.cell, problem.math_mode, t)]
+    fitting = [t for t in usable if reach[t] >= length]
     if not fitting:
         grain = VECTOR_ELEMENTS[problem.math_mode]
-        most = max([reach[t] for t in able]) // times // grain * grain
-        held = f"hold at most H={most}{' and as many inputs' if wavefront else ''}"
-        return Unsupported(f"H={problem.H}: the kernels for {problem.math_mode} {held}")
+        most = max([reach[t] for t in usable]) // times // grain * grain
+        limit = f"hold at most H={most}{' and as many inputs' if wavefront else ''}"
+        return Unsupported(f"H={problem.H}: the kernels for {problem.math_mode} {limit}")
     attempts = [_attempt(device, problem, kernel, tiling) for tiling in fitting]
     plans = [attempt for attempt in attempts if isinstance(attempt, LaunchPlan)]
     if not plans:
         return attempts[0]
     best = min(plans, key=_cost)
-    alone = plan(device, problem._replace(directions=1)) if problem.directions > 1 else best
-    if isinstance(alone, LaunchPlan) and _time(best) > problem.directions * _time(alone):
+    single = plan(device, problem._replace(directions=1)) if problem.directions > 1 else best
+    if isinstance(single, LaunchPlan) and _time(best) > problem.directions * _time(single):
         return Unsupported(
             f"N={problem.N}: {best.passes} passes per step for both directions in one launch are "
-            f"estimated to take longer than two launches with {alone.passes} each"
+            f"estimated to take longer than two launches with {single.passes} each"
         )
     return best
 
@@ -184,14 +185,14 @@ def instantiations(
 
 
 def _unsupported(device: DeviceProperties, problem: SequenceProblem) -> Unsupported | None:
-    """Why no sequence kernel runs such a problem on the device, whatever its size."""
+    """Why no sequence kernel runs problems of this kind on the device."""
     if (problem.cell, problem.work) not in KERNELS:
         return Unsupported(
             NO_KERNEL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
         )
     if problem.math_mode not in K_BLOCK_ELEMENTS:
         return Unsupported(
-            f"{problem.math_mode}: sequence kernels multiply {', '.join(K_BLOCK_ELEMENTS)}"
+            f"{problem.math_mode}: sequence kernels support {', '.join(K_BLOCK_ELEMENTS)}"
         )
     if device.capability < (8, 0):
         major, minor = device.capability
@@ -225,22 +226,22 @@ def _attempt(
     cluster, tiles = tiling.cluster, -(-problem.N // TILE)
     slices = -(-problem.H // (UNITS * cluster)) * cluster
     blocks = slices * problem.directions * problem.layers  # of a group
-    processors = device.processors // cluster * cluster  # they come in pairs
+    processors = device.processors // cluster * cluster  # in complete clusters
     least = _shared(kernel, tiling, 1)
     if least > device.shared_block:
         return Unsupported(
             f"H={problem.H}: a block takes {least:,} bytes of shared memory, this device has "
             f"{device.shared_block:,}"
         )
-    together = occupancy(device, tiling, registers, least)
-    if blocks > processors * together:
+    resident = occupancy(device, tiling, registers, least)
+    if blocks > processors * resident:
         each = " of each layer" if problem.layers > 1 else ""
         each = " of each direction" if problem.directions > 1 else each
         return Unsupported(
             f"H={problem.H}: {blocks} blocks must run at once, one for {UNITS} units{each}; this "
-            f"device holds {processors * together}"
+            f"device holds {processors * resident}"
         )
-    for per_processor in range(-(-blocks // processors), together + 1):
+    for per_processor in range(-(-blocks // processors), resident + 1):
         groups = processors * per_processor // blocks
         passes = -(-tiles // (groups * tiling.row_tiles))
         if cluster > 1 and _polled(kernel, problem, blocks) < CLUSTER_MIN_BYTES * passes:

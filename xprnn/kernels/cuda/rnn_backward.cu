@@ -1,4 +1,4 @@
-// The Elman cell backward over a whole sequence in one launch: sequence.backward with RNN.backward
+// The Elman cell backward over a whole sequence in one launch: StepLoop.backward with RNN.backward
 // of cells/rnn.py. Included after rnn.h and backward.h.
 
 namespace xprnn {

@@ -1,4 +1,4 @@
-// The Elman cell forward over a whole sequence in one launch: sequence.forward with RNN.forward of
+// The Elman cell forward over a whole sequence in one launch: StepLoop.forward with RNN.forward of
 // cells/rnn.py. Included after rnn.h and forward.h. A recorded call saves nothing besides the
 // states.
 

@@ -1,5 +1,5 @@
-// One step of all layers of a stack in one launch, for a few rows: what step.py does with
-// loop.layer_step for one layer after the other. Included after the cells' headers and lanes.h.
+// One step of all layers of a stack in one launch, for a few rows: loop.layer_step for one layer
+// after the other, as in engine/step.py. Included after the cells' headers and lanes.h.
 //
 // The time is bound by reading every weight once. Each warp computes one unit at a time, its lanes
 // split the unit's rows of the weights, and nothing is kept from step to step. A layer reads
@@ -150,8 +150,8 @@ XP_FN void report_lowest(Word* report, Word tag, int layer) {
   if (reported > static_cast<Word>(layer)) store_to_host(report, tag + layer);
 }
 
-// This lane's share of the products of unit u's rows of the weights with all rows of v. Of v, rows
-// from N on may hold anything, and so may their sums; the other rows are zero past K.
+// This lane's share of the products of unit u's rows of the weights with all rows of v. Rows of v
+// from N on are undefined, and so are their sums; the other rows are zero past K.
 // weights  in (gates*H, K)
 // v        in (rows, K padded) shared memory
 template <int mode, int gates, int rows>

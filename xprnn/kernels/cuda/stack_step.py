@@ -25,17 +25,17 @@ UNITS = {  # of the cells
     "gru": "GruUnit",
     "lstm": "LstmUnit",
 }
-KINDS = {"float32": "TF32X3", "bfloat16": "BF16", "float16": "F16"}  # of what products read
-ROWS = (1, 4, 8)  # the most of an instantiation; for more rows products are faster
+KINDS = {"float32": "TF32X3", "bfloat16": "BF16", "float16": "F16"}  # math modes, by operand dtype
+ROWS = (1, 4, 8)  # maximum of each instantiation; for more rows products are faster
 WARPS = 4  # STEP_WARPS of the kernel
-PARTS = (  # of its source
+PARTS = (  # files of its source
     *("common.h", "gru.h", "lstm.h", "rnn.h", "device.h", "lanes.h", "math_mode.h"),
     "stack_step.cu",
 )
 
 
 class StepSizes(NamedTuple):
-    """Of a stack and its streams."""
+    """The sizes of a stack and the number of its streams."""
 
     L: int
     N: int
@@ -44,12 +44,12 @@ class StepSizes(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows of the instantiation for N rows."""
+        """The maximum rows of the instantiation for N rows."""
         return next(rows for rows in ROWS if rows >= self.N)
 
     @property
     def shared(self) -> int:
-        """Bytes of a block: the rows of a state and of an input, padded to eight numbers."""
+        """Bytes per block: the rows of a state and of an input, padded to eight floats."""
         widths = self.H, max(self.I, self.H)
         return 4 * self.rows * sum(-(-width // 8) * 8 for width in widths)
 
@@ -57,7 +57,7 @@ class StepSizes(NamedTuple):
 def unsupported(
     backend: CupyBackend, cell: str, precision: PrecisionPolicy, sizes: StepSizes
 ) -> Unsupported | None:
-    """Why the kernel cannot run the steps of such a stack."""
+    """Why the kernel cannot run the steps of a stack."""
     why = _why_not(DeviceProperties.of(backend.xp, backend.device), cell, precision, sizes)
     return Unsupported(why) if why else None
 
@@ -66,34 +66,37 @@ def _why_not(
     device: DeviceProperties, cell: str, precision: PrecisionPolicy, sizes: StepSizes
 ) -> str:
     if cell not in UNITS:
-        return f"cell {cell!r} exchanges twice in a step, the kernel of a step once a layer"
+        return f"cell {cell!r} needs two exchanges per step and layer, the step kernel has one"
     if precision.compute_dtype.name not in KINDS:
-        return "float64: blocks exchange words of 32 bits"
+        return "float64: the step kernel exchanges words of 32 bits"
     if ROWS[-1] < sizes.N:
-        return f"N={sizes.N}: the kernel of a step takes {ROWS[-1]} rows at most"
+        return f"N={sizes.N}: the step kernel supports at most {ROWS[-1]} rows"
     if device.capability < (8, 0) or not device.cooperative:
-        return "the device is older than compute capability 8.0, or launches nothing cooperatively"
+        return "the step kernel needs compute capability 8.0 and cooperative launches"
     if sizes.shared > device.shared_block:
-        return f"a block needs {sizes.shared} bytes of shared memory and gets {device.shared_block}"
+        return (
+            f"a block needs {sizes.shared:,} bytes of shared memory, the device has "
+            f"{device.shared_block:,}"
+        )
     return ""
 
 
 class FusedStep:
     """The launches of one stepper.
 
-    :param weights: of each layer, as products read them; they stay where they are.
+    :param weights: of each layer, matrices in the compute dtype; they are not moved or copied.
     """
 
     def __init__(
         self,
         backend: Any,
         cell: str,
-        arithmetic: PrecisionPolicy,
+        precision: PrecisionPolicy,
         sizes: StepSizes,
         weights: list[Weights],
     ) -> None:
         self._backend, self._sizes, self._weights = backend, sizes, weights
-        name = instantiation(UNITS[cell], KINDS[arithmetic.compute_dtype.name], sizes.rows)
+        name = instantiation(UNITS[cell], KINDS[precision.compute_dtype.name], sizes.rows)
         self._kernel = loading.kernel(backend.xp, source(), name)
         processors = DeviceProperties.of(backend.xp, backend.device).processors
         self._blocks = min(processors, -(-sizes.H // WARPS))
@@ -107,7 +110,7 @@ class FusedStep:
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
     ) -> None:
-        """Run a step; in: x (N, I) and the states `now`, (L, N, H) each.
+        """Run one step; in: x (N, I) and the states `now`, (L, N, H) each.
 
         out: `after` and `out` (N, H), the last layer's h. All are C-contiguous.
         """
@@ -121,7 +124,7 @@ class FusedStep:
             LaunchShape((1, self._blocks), 32 * WARPS, self._sizes.shared),
             (*arrays, *map(np.int32, sizes), np.uint32(MAX_POLLS)),
         )
-        self._exchange.reverse()  # this launch has emptied the other one
+        self._exchange.reverse()  # this launch has filled the other one with `SENTINEL`
 
 
 def instantiation(unit: str, kind: str, rows: int) -> str:
@@ -130,5 +133,5 @@ def instantiation(unit: str, kind: str, rows: int) -> str:
 
 
 def source() -> str:
-    """The text of the kernel, after all that it includes."""
+    """The source of the kernel with all that it includes."""
     return loading.text(*PARTS)

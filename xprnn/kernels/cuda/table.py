@@ -120,7 +120,7 @@ KERNELS: dict[tuple[str, str], SequenceKernel] = {  # by cell and work
         "rnn_backward<{}, true>", _ELMAN_BACK, 1, 8, 1280, 512, _RNN
     ),
 }
-NO_KERNEL = {  # by cell: why
+NO_KERNEL = {  # the reason, by cell
     "gru_reset_before": "reset_after=False takes two dependent products per step, which no "
     "sequence kernel supports"
 }

@@ -32,22 +32,22 @@ def compute(
     cell: Cell,
     directions: Sequence[BackwardPass],
     packed: Sequence[Array | None],
-    layout: PackedBatch,
+    batch: PackedBatch,
     scratch: Workspace,
     pool: ThreadPool,
 ) -> None:
-    """Write the requested dweights and dx of each direction; in the traces dgh becomes dgx.
+    """Write the requested dweights and dx of each direction; inout: the gates, dgh -> dgx.
 
     Rows of the weights and of dx are distributed among threads; the order of each sum does not
     depend on how.
 
     :param packed: in, W_ih in panels, for each direction with a dx.
     """
-    threads = pool.size  # number of calls per array: no more, since each call packs all inputs
+    threads = pool.size  # calls per array: more would cost time, as each call packs all inputs
     mark = scratch.mark()
     calls: list[Call] = []
     for each in directions:
-        previous = layout.previous(each.activations.states[0], each.reverse)
+        previous = batch.previous(each.activations.states[0], each.reverse)
         outputs = each.dweights.weight_hh, each.dweights.bias_hh
         calls += _weight_calls(each.activations.gates, previous, outputs, scratch, threads)
     pool.run(calls)

@@ -1,4 +1,4 @@
-"""What this package of kernels offers: see `interface.KernelPackage`."""
+"""The CPU's kernels as a `KernelPackage` of `kernels/interface.py`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from .sequence import NumbaRunner
 
 _log = logging.getLogger("xprnn")
-_failed: list[str] = []  # why a kernel could not be compiled: from then on none is used
+_failed: list[str] = []  # why a kernel could not be compiled; no kernel is used any more
 
 
 def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
     """Why no kernel can be used with this precision on this machine."""
-    if precision.narrow:
+    if precision.is_mixed:
         dtype = precision.compute_dtype
         return Unsupported(f"the CPU's kernels compute in float32 or float64, not in {dtype}")
     why = unusable()
@@ -32,7 +32,7 @@ def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
 
 
 def unusable() -> str:
-    """Why Numba, or what it compiles here, cannot be used in this process; "": it is imported."""
+    """Why Numba, or a kernel, cannot be used in this process; "" if it can."""
     return _lacks() or "".join(_failed[:1])
 
 
@@ -41,7 +41,7 @@ def _lacks() -> str:
     """Why Numba cannot be used, or ""; the first call imports it, and logs a failure."""
     try:
         numba = optional.load("numba", "xprnn[numba]")
-        for name in ("cells", "sequence", "step"):  # they need more of it
+        for name in ("cells", "sequence", "step"):  # they import more of Numba
             optional.load(f"{__package__}.{name}")
     except optional.OptionalPackageError as error:
         if not isinstance(error.__cause__, ModuleNotFoundError) or error.__cause__.name != "numba":
@@ -53,16 +53,16 @@ def _lacks() -> str:
 
 
 def _warn(why: str) -> str:
-    _log.warning("the plain code runs on the CPU, not Numba's: %s", why)
+    _log.warning("no compiled kernels on the CPU, only the plain code: %s", why)
     return why
 
 
-def prepare(implementation: str, cell: str, arithmetic: PrecisionPolicy, record: bool) -> bool:
-    """Compile what a call needs, the first time; False if that failed: see `unsupported`.
+def prepare(implementation: str, cell: str, precision: PrecisionPolicy, record: bool) -> bool:
+    """Compile the kernels of a call at their first use; False if that failed: see `unsupported`.
 
     :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
     """
-    return not _failed and _compiled(implementation, cell, arithmetic.dtype, record)
+    return not _failed and _compiled(implementation, cell, precision.dtype, record)
 
 
 @cache
@@ -83,13 +83,13 @@ def _compiled(implementation: str, cell: str, dtype: np.dtype[Any], record: bool
 
 
 def fused_cells() -> Mapping[str, Cell]:
-    """The cells whose parts are one compiled function each, by name."""
+    """The cells whose pointwise ops are one compiled function each, by name."""
     from .cells import POINTWISE
 
     return POINTWISE
 
 
-def has_sequences(cell: str) -> bool:
+def has_sequence_kernels(cell: str) -> bool:
     """Whether there are sequence kernels for a cell."""
     return cell in SEQUENCE
 
@@ -98,11 +98,11 @@ def step_unsupported(cell: str, precision: PrecisionPolicy) -> Unsupported | Non
     """Why no kernel runs a step of all layers of a cell in one call."""
     if cell in STEP:
         return unsupported(precision)
-    return unsupported(precision) or Unsupported(f"no kernel of a step for '{cell}'")
+    return unsupported(precision) or Unsupported(f"no step kernel for cell '{cell}'")
 
 
 def step_not_profitable(cell: str, sizes: tuple[int, int, int, int]) -> Unsupported | None:
-    """Why "auto" leaves the steps of a stack (L, N, I, H) to NumPy."""
+    """Why "auto" uses NumPy for the steps of a stack (L, N, I, H)."""
     from .step import not_profitable
 
     return not_profitable(cell, sizes)
@@ -116,7 +116,7 @@ def layer_runner(cell: str, backend: Backend, precision: PrecisionPolicy) -> Num
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """A function for each kernel, which compiles it or loads it from the cache on disk.
+    """Functions that each compile a kernel or load it from the cache on disk.
 
     :raises RuntimeError: Numba cannot be used; the message says why.
     """

@@ -1,7 +1,7 @@
-"""Whole sequences: one compiled function for all steps of a direction of a layer, from x to dW.
+"""Sequence kernels: compiled functions for all steps of a direction of a layer, and its gradients.
 
-It writes what the step loop of `xprnn/engine/loop.py` writes. Where several threads are faster,
-each runs a direction or some of its rows.
+The contents of the arrays are those of the step loop of `xprnn/engine/loop.py`. Where several
+threads are faster, each runs a direction or some of its rows.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
 from .table import SEQUENCE
 
-CHUNK = 64  # rows whose gx is computed at a time: enough to use each weight often
-FEW = 8  # rows of all steps
-# Multiply-adds of a call for which another thread pays, some 0.4 ms of one: with 13 million two
-# took as long as one
-SHARED = 20_000_000
-FEWEST = 4  # rows of a slice, whose first row is divisible by it: so the bits do not depend on it
-FINE = 8  # rows from which there are two slices a thread, so that a late thread runs fewer
-ALONE = threads.pool(1)  # the caller's thread
-_BESIDE = ("gru",)  # cells of which a part of dh does not go through the product
+INPUT_ROWS = 64  # rows whose gx is computed at a time: enough to reuse each weight often
+MIN_ROW_STEPS = 8  # rows times steps of a call
+# Multiply-adds of a call per thread, about 0.4 ms: with 13 million two threads took as long as one
+PER_THREAD = 20_000_000
+SLICE_MULTIPLE = 4  # of a slice's first row and size, so that the bits do not depend on slices
+TWO_SLICES = 8  # rows per thread from which there are two slices, so that a late thread gets fewer
+CALLER_ONLY = threads.pool(1)
+_WITH_DIRECT_TERM = ("gru",)  # cells with a term of dh that bypasses the product
 
 
 class NumbaRunner:
@@ -51,19 +50,21 @@ class NumbaRunner:
         self._cell = cell
         self._dtype = precision.dtype
         scratch = gradients.BLOCK * width_of(self._dtype)
-        self.costs: RunnerCosts = RunnerCosts(packs_weights=True, scratch=scratch, input_rows=CHUNK)
+        self.costs: RunnerCosts = RunnerCosts(
+            packs_weights=True, scratch=scratch, input_rows=INPUT_ROWS
+        )
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
-        """Why a pass cannot be run; any sizes and directions can."""
+        """Why a pass cannot be run, which depends on the cell only."""
         if self._cell not in SEQUENCE:
             return Unsupported(f"no sequence kernel for cell '{self._cell}'")
         return None
 
     def not_profitable(self, sizes: Sizes) -> Unsupported | None:
-        """Why "auto" leaves a call to the step loop, whose products are NumPy's BLAS's."""
+        """Why "auto" uses the step loop, with NumPy's products, for a call."""
         N, T = sizes.N, sizes.T
-        if T == 1 or N * T < FEW:
-            return Unsupported(f"N={N} T={T}: to pack the weights takes longer than so few steps")
+        if T == 1 or N * T < MIN_ROW_STEPS:
+            return Unsupported(f"N={N} T={T}: packing the weights takes longer than so few steps")
         return None
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
@@ -75,33 +76,33 @@ class NumbaRunner:
         batch, scratch, record = call.batch, call.scratch, call.record
         cell, dtype = CELLS[self._cell], self._dtype
         # an unrecorded call has no gates
-        every = [allocate(cell, dtype, each, call, with_gates=record) for each in passes]
+        results = [allocate(cell, dtype, each, call, with_gates=record) for each in passes]
         width, H = passes[0].weights.weight_hh.shape
         counts = _counts(batch)
         function = _forward(self._cell, dtype, record)
 
         def calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
-            found: list[threads.Call] = []
-            for direction, (x, gates, saved, states) in zip(passes, every, strict=True):
+            made: list[threads.Call] = []
+            for direction, (x, gates, saved, states) in zip(passes, results, strict=True):
                 arrays = direction.packed.get("forward", partial(self._packed, direction.weights))
                 ends = direction.ends
                 if batch.running < batch.batch:
-                    ends = _first(ends, batch)
+                    ends = _running_rows(ends, batch)
                 for part in parts:
-                    own = self._scratch(scratch, part, x.shape[1], arrays[1])
-                    kept = saved if record else None
-                    some = x, gates, kept, states, ends, counts, direction.reverse
-                    found.append(partial(function, *arrays, *own, *some, *part))
-            return found
+                    workspace = self._scratch(scratch, part, x.shape[1], arrays[1])
+                    outputs = gates, saved if record else None, states
+                    inputs = ends, counts, direction.reverse, *part
+                    made.append(partial(function, *arrays, *workspace, x, *outputs, *inputs))
+            return made
 
         weights = len(passes) * width * (passes[0].x.shape[1] + H)
         _run(calls, batch, weights, len(passes))
-        for direction, activations in zip(passes, every, strict=True):
+        for direction, activations in zip(passes, results, strict=True):
             write_results(direction, activations, batch)
-        return every
+        return results
 
     def _packed(self, weights: Weights, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
-        """The weights and biases of a direction as the loops forward read them."""
+        """The weights and biases of a direction in the layout of the forward loops."""
         ih, hh, filled, _ = old or (None,) * 4
         ih = self._panels("pack_transposed", weights.weight_ih, ih)
         hh = self._panels("pack_transposed", weights.weight_hh, hh)
@@ -116,10 +117,10 @@ class NumbaRunner:
     def _scratch(
         self, scratch: Workspace, part: tuple[int, int], width: int, panels: Array
     ) -> list[Array]:
-        """Uninitialised arrays for x and gx of some steps, and for a step's product."""
+        """Workspace for x and gx of a block of steps, and for a step's product."""
         rows, columns = part[1] - part[0], panels.shape[0] * panels.shape[2]
-        ahead = max(CHUNK, -(-rows // 4) * 4)
-        return scratch.arrays((ahead, width), (ahead, columns), (rows, columns))
+        input_rows = max(INPUT_ROWS, -(-rows // 4) * 4)
+        return scratch.arrays((input_rows, width), (input_rows, columns), (rows, columns))
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer; gates become dgx."""
@@ -129,7 +130,7 @@ class NumbaRunner:
         function = _backward(self._cell, self._dtype)
 
         def calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
-            found: list[threads.Call] = []
+            made: list[threads.Call] = []
             for direction in passes:
                 pack = partial(self._panels, "pack", direction.weights.weight_hh)
                 panels = direction.packed.get("backward", pack)
@@ -139,12 +140,12 @@ class NumbaRunner:
                     doutput = np.empty((0, H), self._dtype)
                 dstates = direction.dstates
                 if batch.running < batch.batch:
-                    dstates = _first(dstates, batch)
+                    dstates = _running_rows(dstates, batch)
                 for part in parts:
                     dh = scratch.empty(part[1] - part[0], panels.shape[0] * panels.shape[2])
-                    some = gates, saved, states, doutput, dstates, counts, direction.reverse
-                    found.append(partial(function, panels, dh, *some, *part))
-            return found
+                    arrays = gates, saved, states, doutput, dstates, counts
+                    made.append(partial(function, panels, dh, *arrays, direction.reverse, *part))
+            return made
 
         _run(calls, batch, len(passes) * width * H, len(passes))
         self._gradients(passes, batch, scratch)
@@ -152,7 +153,7 @@ class NumbaRunner:
     def _gradients(
         self, passes: Sequence[BackwardPass], batch: PackedBatch, scratch: Workspace
     ) -> None:
-        """The gradients of weights, biases and input, after the loops."""
+        """Compute the gradients of weights, biases and input, after the loops."""
         packed, weights = [], 0
         for each in passes:
             matrix, panels = each.weights.weight_ih, None
@@ -162,16 +163,16 @@ class NumbaRunner:
                 panels = each.packed.get("input", partial(self._panels, "pack", matrix))
             packed.append(panels)
         cell = CELLS[self._cell]
-        if batch.total * weights < SHARED:
-            gradients.compute(cell, passes, packed, batch, scratch, ALONE)
+        if batch.total * weights < PER_THREAD:
+            gradients.compute(cell, passes, packed, batch, scratch, CALLER_ONLY)
             return
-        with threads.pool(_worth(batch, weights)) as pool:
+        with threads.pool(_profitable_threads(batch, weights)) as pool:
             gradients.compute(cell, passes, packed, batch, scratch, pool)
 
     def _panels(self, how: str, matrix: Array, panels: Array | None) -> Array:
-        """A matrix (K, columns) by `pack`, or (columns, K) by `pack_transposed`.
+        """Panels of a matrix (K, columns), by `pack`, or (columns, K), by `pack_transposed`.
 
-        It is written to `panels`, or to a new array where None is given.
+        They are written to `panels`, or to a new array if that is None.
         """
         if panels is None:
             K, columns = matrix.shape if how == "pack" else matrix.shape[::-1]
@@ -187,36 +188,36 @@ def _run(
     weights: int,
     directions: int,
 ) -> None:
-    """Make the calls for slices of rows, in as many threads as are profitable."""
-    if batch.total * weights < SHARED:  # without acquiring threads
+    """Make the calls for slices of rows, in as many threads as is profitable."""
+    if batch.total * weights < PER_THREAD:  # without acquiring threads
         for call in calls([(0, batch.running)] if batch.running else []):
             call()
         return
-    with threads.pool(_worth(batch, weights)) as pool:
+    with threads.pool(_profitable_threads(batch, weights)) as pool:
         pool.run(calls(_slices(batch, pool.size, directions)))
 
 
-def _worth(batch: PackedBatch, weights: int) -> int:
-    """How many threads may be faster for the products of all rows and steps with these weights."""
-    return batch.total * weights // SHARED + 1
+def _profitable_threads(batch: PackedBatch, weights: int) -> int:
+    """The number of threads worth using for products of all rows and steps with the weights."""
+    return batch.total * weights // PER_THREAD + 1
 
 
 def _slices(batch: PackedBatch, threads: int, directions: int) -> list[tuple[int, int]]:
-    """The rows of each direction in slices of about as many steps, for so many threads."""
+    """The rows of each direction in slices with about equal numbers of steps."""
     rows = batch.running
-    parts = max(threads, min(2 * threads, directions * (rows // FINE))) // directions
-    parts = max(1, min(parts, rows // FEWEST)) if threads > 1 else 1
+    parts = max(threads, min(2 * threads, directions * (rows // TWO_SLICES))) // directions
+    parts = max(1, min(parts, rows // SLICE_MULTIPLE)) if threads > 1 else 1
     ends = [rows * part / parts for part in range(1, parts)]
     if batch.ragged is not None and ends:
         steps = np.searchsorted(-_counts(batch), -np.arange(rows))  # of each row
         shares = np.arange(1, parts) * batch.total / parts
         ends = (np.searchsorted(np.cumsum(steps), shares) + 1).tolist()
-    bounds = [0, *[round(end / FEWEST) * FEWEST for end in ends], rows]
+    bounds = [0, *[round(end / SLICE_MULTIPLE) * SLICE_MULTIPLE for end in ends], rows]
     return [part for part in pairwise(bounds) if part[0] < part[1]]
 
 
-def _first(states: tuple[Array, ...], batch: PackedBatch) -> tuple[Array, ...]:
-    """The rows that run at least one step, as views; a list first, as in `xprnn/engine/loop.py`."""
+def _running_rows(states: tuple[Array, ...], batch: PackedBatch) -> tuple[Array, ...]:
+    """The rows that run at least one step, as views."""
     return tuple([state[: batch.running] for state in states])
 
 
@@ -231,7 +232,7 @@ def _counts(batch: PackedBatch) -> np.ndarray:
 
 @cache
 def _packing(name: str, dtype: np.dtype[Any]) -> Any:
-    """`pack` or `pack_transposed` compiled."""
+    """The compiled `pack` or `pack_transposed`."""
     pack = getattr(product, name)
 
     def packing(matrix: Any, panels: Any) -> None:
@@ -244,29 +245,29 @@ def _packing(name: str, dtype: np.dtype[Any]) -> Any:
 
 @cache
 def _forward(cell: str, dtype: np.dtype[Any], record: bool) -> Any:
-    """The compiled loop of a cell."""
+    """The compiled forward loop of a cell."""
     number = number_of(dtype)
     matrix, panels, states = written(number, 2), written(number, 3), _states(cell, number)
     function = forward_loop(cell, getattr(by_element, f"{cell}_forward"))
     saved = matrix if record else types.none
-    before = panels, panels, matrix, read(number, 1), matrix, matrix, matrix, matrix, matrix
-    return compile_for(function, (*before, saved, states, states, *_WHICH))
+    inputs = panels, panels, matrix, read(number, 1), matrix, matrix, matrix, matrix, matrix
+    return compile_for(function, (*inputs, saved, states, states, *_SLICE_TYPES))
 
 
 @cache
 def _backward(cell: str, dtype: np.dtype[Any]) -> Any:
-    """The compiled loop of a cell."""
+    """The compiled backward loop of a cell."""
     number = number_of(dtype)
     matrix, states = written(number, 2), _states(cell, number)
     gates_of = getattr(by_element, f"{cell}_backward")
-    function = backward_loop(cell, gates_of, cell in _BESIDE)
+    function = backward_loop(cell, gates_of, cell in _WITH_DIRECT_TERM)
     doutput = types.Array(number, 2, "A", readonly=True)
-    before = written(number, 3), matrix, matrix, matrix, states, doutput, states
-    return compile_for(function, (*before, *_WHICH))
+    arrays = written(number, 3), matrix, matrix, matrix, states, doutput, states
+    return compile_for(function, (*arrays, *_SLICE_TYPES))
 
 
-# counts, reverse, low, high
-_WHICH = types.Array(types.intp, 1, "C"), types.boolean, types.intp, types.intp
+# of counts, reverse, low, high
+_SLICE_TYPES = types.Array(types.intp, 1, "C"), types.boolean, types.intp, types.intp
 
 
 def _states(cell: str, number: Any) -> types.UniTuple:
@@ -274,19 +275,19 @@ def _states(cell: str, number: Any) -> types.UniTuple:
 
 
 def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
-    """What compiles the loops of a cell, with `record` those of the backward pass too."""
-    found: list[Callable[[], Any]] = [
+    """Functions that compile the loops of a cell; with `record` the backward loops too."""
+    functions: list[Callable[[], Any]] = [
         partial(_packing, "pack_transposed", dtype),
         partial(_forward, cell, dtype, record),
     ]
     if record:
-        found += [partial(_packing, "pack", dtype), partial(_backward, cell, dtype)]
-        found += gradients.needed(dtype)
-    return found
+        functions += [partial(_packing, "pack", dtype), partial(_backward, cell, dtype)]
+        functions += gradients.needed(dtype)
+    return functions
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """A function for each loop and type that compiles it."""
+    """Functions that each compile a loop for one dtype."""
     dtypes = [np.dtype(dtype) for dtype in ("float32", "float64")]
     kinds = [(cell, dtype) for cell in SEQUENCE for dtype in dtypes]
     packing = [partial(_packing, name, t) for name in ("pack", "pack_transposed") for t in dtypes]

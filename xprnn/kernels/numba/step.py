@@ -1,4 +1,4 @@
-"""One step of all layers in one call, on weights packed once: for steppers and short calls.
+"""One step of all layers in one call, with packed weights: for steppers and short calls.
 
 It replaces the calls of `loop.layer_step` for one layer after the other, in `xprnn/engine/step.py`.
 """
@@ -25,9 +25,9 @@ from .jit import compile_for, inlined, number_of, read, written
 from .loops import copy_leading
 from .product import pack_transposed, panels_of, product, width_of
 
-# What a layer does behind its input product, by cell: `panels` are those of W_hh, `gh` (N, filled)
-# and `q` (N, H) are scratch, (h, c) are read and (h_next, c_next) written; where a cell has no c,
-# both are h's.
+# The step of a layer after its input product, by cell. in: `panels` of W_hh, `bias_hh`, h and c;
+# inout: gx; workspace: `gh` (N, columns padded), `q` (N, H); out: h_next and c_next. For a cell
+# without c, c and c_next are h and h_next.
 
 
 @inlined
@@ -84,43 +84,43 @@ RECURRENT = {
 }
 
 
-# Multiply-adds of a layer from which the BLAS's threads are faster than this one thread
-ALONE = 4_000_000
-# Rows for which a BLAS packs as much as it multiplies: up to four of its threads take longer.
-PACKED = range(2, 17)
+# Multiply-adds of a layer above which the BLAS's threads are faster than this one thread
+MAX_MULTIPLY_ADDS = 4_000_000
+# Rows for which a BLAS takes as long to pack as to multiply: up to four of its threads are slower
+PACKING_ROWS = range(2, 17)
 
 
 def not_profitable(cell: str, sizes: tuple[int, int, int, int]) -> Unsupported | None:
-    """Why "auto" leaves the steps of (L, N, I, H) to NumPy's BLAS."""
+    """Why "auto" uses NumPy's BLAS for the steps of a stack (L, N, I, H)."""
     L, N, I, H = sizes  # noqa: E741
     width, threads = max(I, H) if L > 1 else I, usable()
     work = N * (width + H) * H * CELLS[cell].gates
-    if work > ALONE and threads > (4 if N in PACKED else 1):
+    if work > MAX_MULTIPLY_ADDS and threads > (4 if N in PACKING_ROWS else 1):
         return Unsupported(
-            f"N={N} I={width} H={H}: the products are worth the BLAS's {threads} threads"
+            f"N={N} I={width} H={H}: the products are faster on the BLAS's {threads} threads"
         )
     return None
 
 
 def step_of(name: str, recurrent: Any) -> Callable[..., None]:
-    """The function that runs a step of all layers of a cell; `recurrent` is that of the cell."""
+    """The function that runs a step of all layers; `recurrent` is an entry of RECURRENT."""
 
     def step(
-        panels_in: Any,  # (panels, I, width), of the first layer's input, read
-        panels_up: Any,  # (L-1, panels, H, width), of the other layers' inputs, read
-        panels_hh: Any,  # (L, panels, H, width), read
-        bias: Any,  # (L, panels, width), of the input side, read
-        bias_hh: Any,  # (L, G*H), read
-        row: Any,  # (N, I), scratch: x in one piece
-        gx: Any,  # (N, panels * width), scratch
-        gh: Any,  # scratch
-        q: Any,  # (N, H), scratch
-        x: Any,  # (N, I), read
-        h: Any,  # (L, N, H), read, as c
+        panels_in: Any,  # in, (panels, I, width): of the first layer's input
+        panels_up: Any,  # in, (L-1, panels, H, width): of the other layers' inputs
+        panels_hh: Any,  # in, (L, panels, H, width)
+        bias: Any,  # in, (L, panels, width): of the input side
+        bias_hh: Any,  # in, (L, G*H)
+        row: Any,  # workspace, (N, I): x, contiguous
+        gx: Any,  # workspace, (N, panels * width)
+        gh: Any,  # workspace
+        q: Any,  # workspace, (N, H)
+        x: Any,  # in, (N, I)
+        h: Any,  # in, (L, N, H), like c
         c: Any,
-        h_next: Any,  # (L, N, H), written, as c_next
+        h_next: Any,  # out, (L, N, H), like c_next
         c_next: Any,
-        out: Any,  # (N, H), written when all else is done: it may share memory with x
+        out: Any,  # out, (N, H), written last: it may share memory with x
     ) -> None:
         control = flush_subnormals()
         copy_leading(x, row)
@@ -137,13 +137,13 @@ def step_of(name: str, recurrent: Any) -> Callable[..., None]:
 
 
 class FusedStep:
-    """The calls of one stepper, or of a cell or layer that runs steps.
+    """The compiled step of a stack, with its packed weights and workspace.
 
-    :param weights: of each layer; `refresh` reads their present values.
+    :param weights: of each layer; `refresh` reads their current values.
     :param batch: N, which `resize` changes.
     """
 
-    flushes = FLUSHES  # subnormal numbers by itself
+    flushes = FLUSHES  # whether it sets the control bits for subnormal numbers itself
 
     def __init__(
         self, backend: Backend, cell: str, dtype: np.dtype[Any], weights: list[Weights], batch: int
@@ -151,28 +151,30 @@ class FusedStep:
         self._weights, self._cell = weights, CELLS[cell]
         self._backend, self._dtype = backend, dtype
         (GH, H), I = weights[0].weight_hh.shape, weights[0].weight_ih.shape[1]  # noqa: E741
-        # the rows of W_hh whose products have to wait for one another
-        self._parts = (slice(0, 2 * H), slice(2 * H, GH)) if _waits(cell) else (slice(0, GH),)
+        # the rows of W_hh of each dependent product
+        self._parts = (
+            (slice(0, 2 * H), slice(2 * H, GH)) if _has_two_products(cell) else (slice(0, GH),)
+        )
         self._step, self._pack = _step(cell, dtype), _pack(dtype)
         self._recurrent = sum([panels_of(part.stop - part.start, dtype) for part in self._parts])
         widths = panels_of(GH, dtype) * width_of(dtype), self._recurrent * width_of(dtype)
-        self._widths, self._most = (I, *widths, H), -1
+        self._widths, self._max_batch = (I, *widths, H), -1
         self.resize(batch)
 
     def resize(self, batch: int) -> None:
-        """Continue with steps of so many rows, in the memory of the largest number so far."""
-        if batch > self._most:
-            self._most = batch
+        """Continue with steps of `batch` rows, in the memory of the largest batch so far."""
+        if batch > self._max_batch:
+            self._max_batch = batch
             self._scratch = [self._zeros(batch, width) for width in self._widths]
         self._rows = [array[:batch] for array in self._scratch]
 
-    def refresh(self, packs: PackedWeights) -> None:
-        """Use the present values of the weights, packed: all steps share them."""
-        self._arrays = packs.get("step", self._packed)
+    def refresh(self, packed: PackedWeights) -> None:
+        """Use the current values of the weights; executors share the packed ones."""
+        self._arrays = packed.get("step", self._packed)
 
     def _packed(self, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
-        """The weights and biases of all layers as the step reads them."""
-        panels_in, panels_up, panels_hh, bias, bias_hh = arrays = old or self._places()
+        """The weights and biases of all layers in the step's layout."""
+        panels_in, panels_up, panels_hh, bias, bias_hh = arrays = old or self._zeroed()
         for k, weights in enumerate(self._weights):
             self._pack(weights.weight_ih, panels_up[k - 1] if k else panels_in)
             first = 0
@@ -187,8 +189,8 @@ class FusedStep:
                 bias_hh[k] = weights.bias_hh
         return arrays
 
-    def _places(self) -> tuple[Array, ...]:
-        """Zeros for what `_packed` writes."""
+    def _zeroed(self) -> tuple[Array, ...]:
+        """New arrays for `_packed`, zeroed."""
         L, (GH, H) = len(self._weights), self._weights[0].weight_hh.shape
         I = self._weights[0].weight_ih.shape[1]  # noqa: E741
         count, width = panels_of(GH, self._dtype), width_of(self._dtype)
@@ -201,14 +203,14 @@ class FusedStep:
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
     ) -> None:
-        """Run a step; in: x (N, I) and the states `now`, (L, N, H) each.
+        """Run one step; in: x (N, I) and the states `now`, (L, N, H) each.
 
         out: `after` and `out` (N, H), the last layer's h; x and `out` may have any strides.
         """
         self._step(*self._arrays, *self._rows, x, now[0], now[-1], after[0], after[-1], out)
 
 
-def _waits(cell: str) -> bool:
+def _has_two_products(cell: str) -> bool:
     return cell == "gru_reset_before"
 
 
@@ -236,12 +238,12 @@ def _pack_one(matrix: Any, panels: Any) -> None:
 
 
 def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
-    """What compiles the step of a cell; steps are never recorded."""
+    """Functions that compile the step of a cell; steps are never recorded."""
     return [partial(_step, cell, dtype), partial(_pack, dtype)]
 
 
 def compilations() -> list[Callable[[], Any]]:
-    """A function for each step and type that compiles it."""
-    types_ = [np.dtype(name) for name in ("float32", "float64")]
-    steps = [partial(_step, cell, dtype) for cell in RECURRENT for dtype in types_]
-    return [*steps, *(partial(_pack, dtype) for dtype in types_)]
+    """Functions that each compile a step for one dtype."""
+    dtypes = [np.dtype(name) for name in ("float32", "float64")]
+    steps = [partial(_step, cell, dtype) for cell in RECURRENT for dtype in dtypes]
+    return [*steps, *(partial(_pack, dtype) for dtype in dtypes)]

@@ -19,7 +19,7 @@ from .task import Peer, PeerUnavailableError, Setting, Task, make_task
 
 __all__ = ["PEERS", "DisagreementError", "PeerUnavailableError", "Setting", "agreement", "run"]
 
-MOST = 0.5  # of an array's largest element: the largest difference accepted in any case
+MAX_LIMIT = 0.5  # of an array's largest element: the largest difference accepted in any case
 
 
 class DisagreementError(RuntimeError):
@@ -68,7 +68,7 @@ def _rows(peers: Sequence[Peer], task: Task) -> list[Row]:
     return [Row(what, name, s, seconds[what, "xprnn"]) for (what, name), s in seconds.items()]
 
 
-def agreement(setting: Setting, mine: Peer, peer: Peer) -> str:
+def agreement(setting: Setting, own: Peer, peer: Peer) -> str:
     """The largest difference of a peer's results from xprnn's; DisagreementError beyond the limit.
 
     Each may deviate by `tolerance`; a peer in low precision may also accumulate the gradients of
@@ -78,8 +78,8 @@ def agreement(setting: Setting, mine: Peer, peer: Peer) -> str:
     limit = 2 * tolerance(setting.kind, steps=setting.steps, width=width, layers=1)
     if setting.kind in ("float16", "bfloat16"):
         limit += LOW_PRECISION_DEVIATIONS * UNIT_ROUNDOFF[setting.kind] * sqrt(setting.steps)
-    limit = min(limit, MOST)
-    errors = {name: error_of(array, mine.results[name]) for name, array in peer.results.items()}
+    limit = min(limit, MAX_LIMIT)
+    errors = {name: error_of(array, own.results[name]) for name, array in peer.results.items()}
     worst = max(errors, key=lambda name: errors[name])
     if not all(error <= limit for error in errors.values()):
         raise DisagreementError(

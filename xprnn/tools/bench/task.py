@@ -86,5 +86,5 @@ def make_task(setting: Setting) -> Task:
         return values.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
 
     x, doutput = drawn(setting.input), drawn(setting.directions * setting.hidden)
-    names = layer._stack.cell.state_names
+    names = layer._spec.cell.state_names
     return Task(setting, layer, x, doutput, tuple([drawn(setting.hidden)[0] for _ in names]))

@@ -17,7 +17,7 @@ REASONS: list[tuple[DeviceProperties, dict[str, Any], str]] = [
     (H200, {"cell": "gru_reset_before"}, "reset_after=False takes two dependent products"),
     (H200, {"cell": "peephole"}, "no sequence kernel for cell 'peephole'"),
     (H200, {"cell": "lstm", "H": 1153}, "H=1153: the kernels for float32 hold at most H=1152"),
-    (H200, {"math_mode": "float64"}, "float64: sequence kernels multiply float32, tf32, bfloat16"),
+    (H200, {"math_mode": "float64"}, "float64: sequence kernels support float32, tf32, bfloat16"),
     (H200._replace(capability=(7, 5)), {}, "compute capability 7.5: sequence kernels need 8.0"),
     (H200._replace(cooperative=False), {}, "does not support cooperative launches"),
     (H200, {"T": 0}, "T=0 N=8: there is nothing to launch"),
