@@ -1,6 +1,6 @@
 """How much Python runs in one recorded GRU call and its backward pass, by route.
 
-    python benchmarks/trace.py [ROUTE ...]
+    PYTHONPATH=. python benchmarks/trace.py [ROUTE ...]
 
 For each route the second call of one layer of one direction in train mode is traced with
 `sys.setprofile`: Python calls, distinct functions, distinct files, changes of file from one call to
@@ -37,7 +37,6 @@ ROUTES = {
     "CUDA pointwise": ("fake_cupy", "pointwise", SMALL),
 }
 PACKAGE = str(Path(xprnn.__file__).parent)
-ROOT = Path(__file__).parents[1]
 
 
 class Counts(NamedTuple):
@@ -84,19 +83,16 @@ def traced(call: Callable[[], Any]) -> tuple[Any, Counts]:
 @contextmanager
 def backend_of(name: str) -> Iterator[str]:
     """The name of a backend on which a route runs, as long as the block lasts."""
-    if name != "fake_cupy":
+    if name == "numpy":
         yield name
         return
-    sys.path.append(str(ROOT))
-    from tests.support.fake_cupy import array
+    sys.path.append(str(Path(__file__).parents[1]))
+    from tests.support.fake_cupy.array import FakeCupyBackend
     from tests.support.fake_cupy.sequence import Function, install
-    from xprnn import backend
-    from xprnn.backend.cupy import CupyBackend
-
-    (fake,) = (c for c in CupyBackend.__subclasses__() if c.__module__ == array.__name__)
+    from xprnn.backend.registry import BACKENDS
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backend.BACKENDS, name, fake)
+        patch.setitem(BACKENDS, name, FakeCupyBackend)
         install(patch)
         patch.setattr(Function, "__call__", lambda *arguments, **options: None)
         yield name

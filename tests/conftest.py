@@ -13,7 +13,7 @@ import pytest
 import xprnn
 from tests.support import compile_once, forced_kernels, implementations, tiers
 from tests.support.context_check import ContextCheck
-from tests.support.fake_cupy.array import StrictBackend
+from tests.support.fake_cupy.array import FakeCupyBackend
 from tests.support.fake_cupy.cuda import LOG
 from tests.support.fake_cupy.sequence import install
 from tests.support.gpu_report import IMPLEMENTATION, GpuReport
@@ -42,18 +42,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import the other tiers' files where only the fast tier runs."""
+    """Do not import files of other tiers if only the fast tier runs."""
     return tiers.is_left_out(collection_path, config) or None
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest looks at what `-m` selects
+@pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test by its folder; leave out what needs a device or is frozen, unless named."""
+    """Mark tests by folder; deselect those that need a device or are frozen, unless named."""
     tiers.check_functions(items, config)
     tiers.mark(items)
-    kept = [item for item in items if tiers.is_wanted(item, config, lambda: _lacks("cupy"))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
-    items[:] = kept
+    selected = [item for item in items if tiers.is_wanted(item, config, lambda: _lacks("cupy"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in {*selected}])
+    items[:] = selected
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -62,9 +62,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def select_kernels() -> Iterator[SelectKernels]:
-    """`xprnn.use_kernels`, from a call of this to the end of the test.
+    """Like `xprnn.use_kernels`, but in effect until the end of the test.
 
-    The fixtures below select kernels by it, so that their requests end in the right order.
+    The fixtures below select kernels with it, so that selections end in reverse order.
     """
     with ExitStack() as stack:
         yield lambda name: stack.enter_context(use(name))
@@ -72,7 +72,7 @@ def select_kernels() -> Iterator[SelectKernels]:
 
 @pytest.fixture
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Numba is not found, as where it is not installed."""
+    """Let Numba appear not to be installed."""
 
     def forget() -> None:
         numba_kernels._lacks.cache_clear()
@@ -88,9 +88,9 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def fake_cupy(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> Iterator[Backend]:
     """The backend "fake_cupy", registered until the end of the test.
 
-    It runs the plain code, whose results are NumPy's bit for bit, unless the test selects others.
+    It runs the plain code, with NumPy's results bit for bit, unless the test selects other kernels.
     """
-    monkeypatch.setitem(backend_module.BACKENDS, "fake_cupy", StrictBackend)
+    monkeypatch.setitem(backend_module.BACKENDS, "fake_cupy", FakeCupyBackend)
     select_kernels("reference")
     LOG.clear()
     backend_module._opened.clear()
@@ -102,24 +102,24 @@ def fake_cupy(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) ->
 def device(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Iterator[Backend]:
-    """The fake CuPy on a current device, where "auto" tries every kernel."""
+    """The fake CuPy with a recent device, where "auto" considers every kernel."""
     install(monkeypatch)
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     select_kernels("auto")
-    plan.cache_clear()  # a test may change what it remembers
+    plan.cache_clear()  # a test may change the planner
     yield fake_cupy
     plan.cache_clear()
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """NumPy, and CuPy where there is a usable GPU."""
+    """NumPy, and CuPy if there is a usable GPU."""
     return _usable(request.param)
 
 
 @pytest.fixture(params=["numpy", "fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def any_backend(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
-    """NumPy, the fake CuPy, and CuPy where there is a usable GPU."""
+    """NumPy, the fake CuPy, and CuPy if there is a usable GPU."""
     return fake_cupy if request.param == "fake_cupy" else _usable(request.param)
 
 
@@ -143,7 +143,7 @@ def _lacks(name: str) -> str:
 def implementation(request: pytest.FixtureRequest, select_kernels: SelectKernels) -> str:
     """The implementation that runs the layers of a test.
 
-    Alone it is "reference" or "numba", on NumPy; with `backend`, each of every backend.
+    Without `backend` it is "reference" or "numba", on NumPy; else every one of each backend.
     """
     name: str = request.param
     if name == "numba" and not implementations.HAS_NUMBA:
@@ -154,7 +154,7 @@ def implementation(request: pytest.FixtureRequest, select_kernels: SelectKernels
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize `backend` and `implementation`, together where a test takes both."""
+    """Parametrize `backend` and `implementation`, together if a test has both."""
     marks = {mark.args[0]: mark.args[1] for mark in metafunc.definition.iter_markers("parametrize")}
     taken = {"backend", "implementation"} & {*metafunc.fixturenames}
     if any("implementation" in names for names in marks) or taken <= marks.keys():
@@ -172,5 +172,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def reference(select_kernels: SelectKernels) -> None:
-    """The plain code runs, on any backend."""
+    """Select the plain code on every backend."""
     select_kernels("reference")

@@ -72,7 +72,7 @@ def check(layer: Any) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("cell", LAYERS)
-def test_a_training_step_takes_what_is_stated(
+def test_a_training_step_needs_the_stated_memory(
     cell: str, kernels: str, network: str, k: int | None, select_kernels: SelectKernels
 ) -> None:
     if kernels == "sequence" and cell == "gru_reset_before":
@@ -109,7 +109,7 @@ def test_explain_states_what_recomputing_saves() -> None:
 def test_the_readme_states_the_same(kernels: str, select_kernels: SelectKernels) -> None:
     select_kernels(kernels)
     rows = re.findall("^[|] (.*) [|] (.*) MB [|] .* [|] (.*) MB [|]", README.read_text(), re.M)
-    assert [name for name, *_ in rows] == ["all is kept", "`recompute=32`"]
+    assert [name for name, *_ in rows] == ["everything is saved", "`recompute=32`"]
     for k, (_, compiled, plain) in zip((None, 32), rows, strict=True):
         text = make("gru", 256, 256, dtype="float32", recompute=k).explain((1000, 32, 256))
         (total,) = re.findall("a training step takes about ([0-9,]+)", text)
@@ -138,7 +138,7 @@ def test_alternating_calls_and_backward_keep_their_buffers(
 
 @pytest.mark.parametrize("fault", ["trace", "scratch"])
 def test_unstated_memory_is_detected(
-    fault: str, monkeypatch: pytest.MonkeyPatch, implementation: str
+    fault: str, monkeypatch: pytest.MonkeyPatch, reference: None
 ) -> None:
     """One more saved state in each call; segments that are not released."""
     layer = make("gru", I, H, recompute=None if fault == "trace" else 10)

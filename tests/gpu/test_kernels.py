@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kernels.cuda.emulated.test_common import check_sigmoid, places
+from tests.kernels.cuda.emulated.test_common import check_sigmoid, gate_offsets
 from tests.kernels.cuda.emulated.test_pointwise_values import SIZES, each_dtype, each_kernel, scaled
 from tests.support.pointwise_cases import draw, excess, needs_dtype, run_fused, with_specials
 from xprnn.backend import Backend
@@ -77,5 +77,5 @@ def test_the_sigmoid(dtype: str, elementwise: Any) -> None:
 @pytest.mark.parametrize("first", [0, 2**31 - 3, 2**40 + 1])
 def test_gate_offsets_in_arrays_of_any_size(first: int, elementwise: Any) -> None:
     element = np.arange(first, first + 5)
-    actual = places(first, 7, 4, elementwise)
+    actual = gate_offsets(first, 7, 4, elementwise)
     np.testing.assert_array_equal(actual, element // 7 * 28 + element % 7)

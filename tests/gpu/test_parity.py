@@ -20,9 +20,9 @@ from tests.support.cases import (
     Results,
     build,
     draw,
-    narrowed,
     numpy_run,
     product,
+    rounded,
     run,
 )
 from tests.support.cases import unroll as unrolled
@@ -156,7 +156,7 @@ def test_cell_equals_numpy(
     starts = tuple(state[0] for state in problem.initial)
     upstream = tuple(np.flip(problem.doutput, k) for k, _ in enumerate(starts))
     state = build(replace(case, directions=1)).state_dict()
-    weights = {n.removesuffix("_l0"): narrowed(array, case) for n, array in state.items()}
+    weights = {n.removesuffix("_l0"): rounded(array, case) for n, array in state.items()}
 
     def run_cell(backend_name: str, dtype: str, **types: Any) -> Results:
         cell = kind(

@@ -201,7 +201,7 @@ def test_explain_names_the_implementation_of_the_step(implementation: str) -> No
 
 
 def test_compiled_steps_share_packed_weights(implementation: str) -> None:
-    """Steps of all threads share them; steps of the reference code have their defaults copies."""
+    """Steps of all threads share them; steps of the reference code hold copies."""
     cell, every = make("gru"), []
     for N in (1, 2, 3):
         cell(*arguments("gru", N))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from tests.support.fault_injection import FAULTS, plain_product, plant, scaled_gate, scaled_state
+from tests.support.fault_injection import FAULTS, inject, plain_product, scaled_gate, scaled_state
 from xprnn.backend import Backend, to_numpy
 from xprnn.diagnostics.gradient_check import GradcheckReport, GradientError, Row, gradcheck
 
@@ -128,12 +128,12 @@ def test_a_relu_kink_within_a_step_does_not_matter(
     before = row @ x[0, 0] + layer.parameters["weight_hh_l0"][0] @ h0[0, 0]
     x[0, 0] += row * (1e-4 - before) / (row @ row)  # unit 0 is just above its kink
     assert gradcheck(layer, x, h0).worst.excess <= 1
-    module = importlib.import_module("xprnn.gradcheck")
+    module = importlib.import_module("xprnn.diagnostics.gradient_check")
     with monkeypatch.context() as patched, pytest.raises(GradientError):
         patched.setattr(module, "STEPS", module.STEPS[:1])  # this step alone crosses the kink
         gradcheck(layer, x, h0)
     # and a kink within a long step does not excuse a wrong gradient
-    plant("rnn_relu", scaled_gate(0, 1.0001), monkeypatch)
+    inject("rnn_relu", scaled_gate(0, 1.0001), monkeypatch)
     with pytest.raises(GradientError) as caught:
         gradcheck(layer, x, h0)
     wrong = [line.split()[0] for line in str(caught.value).splitlines() if line.endswith("wrong")]
@@ -210,7 +210,7 @@ def test_an_injected_fault_is_detected(
     kind: str, fault: str, monkeypatch: pytest.MonkeyPatch, reference: None
 ) -> None:
     layer, cell = make_layer(kind), make_cell(kind)
-    plant(kind, FAULTS[kind, fault], monkeypatch)
+    inject(kind, FAULTS[kind, fault], monkeypatch)
     with pytest.raises(GradientError, match="wrong gradient of"):
         gradcheck(layer, *arguments(layer))
     with pytest.raises(GradientError, match="wrong gradient of"):
@@ -223,14 +223,14 @@ def test_a_fault_of_a_few_parts_in_a_million_is_detected(
 ) -> None:
     # 5e-6 is more than the 1e-6 that the tolerance allows for truncation errors
     layer = make_layer(kind)
-    plant(kind, scaled_state(0, 1 + 5e-6), monkeypatch)
+    inject(kind, scaled_state(0, 1 + 5e-6), monkeypatch)
     with pytest.raises(GradientError):
         gradcheck(layer, *arguments(layer))
 
 
 def test_only_wrong_gradients_are_named(monkeypatch: pytest.MonkeyPatch, reference: None) -> None:
     layer = make_layer("gru_reset_before")
-    plant("gru_reset_before", plain_product, monkeypatch)
+    inject("gru_reset_before", plain_product, monkeypatch)
     with pytest.raises(GradientError) as caught:
         gradcheck(layer, *arguments(layer))
     first, _, *table = str(caught.value).splitlines()
@@ -257,7 +257,7 @@ def test_another_dropout_mask_in_backward_is_detected(
 
 def test_nan_gradients_are_wrong(monkeypatch: pytest.MonkeyPatch, reference: None) -> None:
     layer = make_layer("lstm")
-    plant("lstm", scaled_gate(2, np.nan), monkeypatch)
+    inject("lstm", scaled_gate(2, np.nan), monkeypatch)
     with pytest.raises(GradientError, match="weight_ih_l0"):
         gradcheck(layer, *arguments(layer))
 

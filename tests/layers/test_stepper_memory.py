@@ -14,7 +14,7 @@ import pytest
 
 import xprnn
 from tests.support.cases import LAYERS, Case, draw, move
-from tests.support.failing_memory import StrictMemory
+from tests.support.failing_memory import FakeMemory
 from tests.support.implementations import Pool
 from tests.support.streaming import assert_same, make, on_host, sides, stream
 from tests.support.targets import normal
@@ -184,7 +184,7 @@ def test_an_out_of_memory_error_names_the_module(
 ) -> None:
     case = Case("lstm", layers=2)
     layer, x = make(case, fake_cupy.name), move(fake_cupy, draw(case).x[0])
-    stepper, memory = layer.stepper(4), StrictMemory(fake_cupy, monkeypatch)
+    stepper, memory = layer.stepper(4), FakeMemory(fake_cupy, monkeypatch)
     for call in (lambda: layer.stepper(4), lambda: stepper.step(x), stepper.state):
         call()
         before, held = sides(stepper), memory.held()

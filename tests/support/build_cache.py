@@ -1,6 +1,6 @@
-"""What takes long to compile, compiled once for all processes and runs.
+"""Compiled files, built once for all processes and runs.
 
-It is kept in the folder of temporary files, by all that it is made from.
+They are stored in the temporary folder, keyed by everything that they are made from.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def once(
+def build_once(
     kind: str, suffix: str, made_from: tuple[object, ...], make: Callable[[Path], None]
 ) -> Path:
-    """The file that `make` writes to a path, made where it is not there yet."""
+    """The path of a file that `make` writes, unless it exists."""
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]
     folder = Path(tempfile.gettempdir()) / f"xprnn-{kind}-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / f"{key}{suffix}"
     if not target.exists():
-        mine = folder / f"{key}-{os.getpid()}{suffix}"
-        make(mine)
-        mine.replace(target)  # whole or not at all, also where another process makes it now
+        partial = folder / f"{key}-{os.getpid()}{suffix}"
+        make(partial)
+        partial.replace(target)  # atomic, even if another process builds it now
     return target

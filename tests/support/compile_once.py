@@ -1,6 +1,6 @@
-"""A pytest plugin: each Numba kernel is compiled by one process, the others take it from the cache.
+"""A pytest plugin: one process compiles each Numba kernel, the others load it from the cache.
 
-The fast tier asks for the kernels of `FAST` only; a test of it that compiles another one fails.
+The fast tier uses only the kernels of `FAST`: a test in it that compiles another one fails.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pytest
 
 SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
 PARTS = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
-FAST = frozenset(  # by the names of the compiled functions, in float32 and float64
+FAST = frozenset(  # names of compiled functions, in float32 and float64
     (
-        # whole sequences: each cell, the products over all steps, packed weights
+        # full sequences: each cell, the products over all steps, packed weights
         *(f"{cell}_{phase}" for cell in SEQUENCE for phase in ("forward", "backward")),
         *("weight_gradient", "input_gradient", "pack", "pack_transposed"),
         # the element-wise part of a step, and a step of all layers
@@ -31,26 +31,26 @@ FAST = frozenset(  # by the names of the compiled functions, in float32 and floa
         "_pack_one",
     )
 )
-_asked: list[str] = []  # names of the functions that this process compiled or read
+_requested: list[str] = []  # functions that this process compiled or loaded
 
 
 @pytest.fixture(autouse=True, scope="session")
 def kernels_compiled_once() -> Iterator[None]:
-    """Behind a lock for each kernel and cache folder."""
+    """Compile under a lock for each kernel and cache folder."""
     if importlib.util.find_spec("numba") is None:
         yield
         return
     from numba.core.dispatcher import Dispatcher
 
-    genuine = Dispatcher.compile
+    original = Dispatcher.compile
 
     def compile_alone(self: Any, signature: Any) -> Any:
         name, folder = self.py_func.__qualname__, self.stats.cache_path
-        if folder is None:  # not kept on disk
-            return genuine(self, signature)
-        _asked.append(name)
+        if folder is None:  # not cached on disk
+            return original(self, signature)
+        _requested.append(name)
         with _lock(f"{folder} {name} {signature}"):
-            return genuine(self, signature)
+            return original(self, signature)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Dispatcher, "compile", compile_alone)
@@ -59,25 +59,25 @@ def kernels_compiled_once() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Fail a test of the fast tier that asks for a kernel which is not in its list."""
-    _asked.clear()
+    """Fail a test of the fast tier that compiles a kernel outside `FAST`."""
+    _requested.clear()
     result = yield
-    others = sorted({name.rpartition("-")[0] for name in _asked} - FAST)
+    others = sorted({name.rpartition("-")[0] for name in _requested} - FAST)
     if others and item.get_closest_marker("fast"):
-        pytest.fail(f"the fast tier compiles no {', '.join(others)}: tests/support/compile_once.py")
+        pytest.fail(f"not in FAST of tests/support/compile_once.py: {', '.join(others)}")
     return result
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown() -> None:
-    """Leave torch one thread: as many workers as there are processors compare with it."""
+    """Let torch use one thread: there may be as many workers as processors."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
 
 @contextmanager
 def _lock(key: str) -> Iterator[None]:
-    """One process at a time; nothing where the system has no such locks."""
+    """Allow one process at a time, if the system has file locks."""
     try:
         import fcntl
     except ImportError:

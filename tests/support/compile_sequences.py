@@ -38,7 +38,7 @@ class Job(NamedTuple):
     registers: int  # that the planner assumes
     architecture: str
     cluster: int = 1  # blocks
-    wave: bool = False  # of layers
+    wave: bool = False  # whether it is a wavefront
 
     def sizes(self) -> list[int]:
         """The sizes in its name, such as warps and k-blocks: the larger, the more registers."""
@@ -78,7 +78,7 @@ def sample(every: Sequence[Job]) -> list[Job]:
 
 
 def largest_first(chosen: Sequence[Job]) -> list[Job]:
-    """The jobs in an order in which the last ones do not take long."""
+    """The jobs with those that take longest first."""
     return sorted(chosen, key=Job.sizes, reverse=True)
 
 
@@ -93,15 +93,15 @@ def compiled(job: Job) -> Usage:
 
 def wrong(job: Job, usage: Usage) -> list[str]:
     """How the usage differs from what the planner assumes."""
-    found = problems({job.name: usage}, {job.name: job.registers})
-    return [f"sm_{job.architecture}: {problem}" for problem in found]
+    messages = problems({job.name: usage}, {job.name: job.registers})
+    return [f"sm_{job.architecture}: {problem}" for problem in messages]
 
 
-def report(found: Iterable[tuple[Job, Usage]]) -> list[str]:
+def report(results: Iterable[tuple[Job, Usage]]) -> list[str]:
     """Print a line for each kernel and architecture; returns the problems."""
     lines: dict[tuple[str, ...], list[int]] = {}
     faults = []
-    for job, usage in found:
+    for job, usage in results:
         kind = ("wave",) * job.wave + ("cluster",) * (job.cluster > 1)
         lines.setdefault((*job.kernel, *kind, f"sm_{job.architecture}"), []).append(usage.registers)
         faults += wrong(job, usage)
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         usages = list(pool.map(compiled, ordered))
     faults = report(sorted(zip(ordered, usages, strict=True)))
-    print(*faults or ["none spills, none takes more than the planner counts on"], sep="\n")
+    print(*faults or ["none spills, none takes more registers than the planner assumes"], sep="\n")
     return 1 if faults else 0
 
 

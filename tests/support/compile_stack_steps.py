@@ -21,7 +21,7 @@ from tests.support.nvrtc import compile_instantiation, problems
 from xprnn.kernels.cuda.stack_step import KINDS, ROWS, UNITS, instantiation, source
 
 ARCHITECTURES = ("80", "90", "100")
-MOST = 255  # registers a thread: a block has 128, and one is on each multiprocessor
+MAX_REGISTERS = 255  # per thread: one block of 128 on each multiprocessor
 
 
 class Job(NamedTuple):
@@ -50,7 +50,8 @@ def wrong(job: Job) -> list[str]:
     name = instantiation(job.unit, job.kind, job.rows)
     usage = compile_instantiation(source(), name, job.architecture)
     return [
-        f"sm_{job.architecture}: {problem}" for problem in problems({name: usage}, {name: MOST})
+        f"sm_{job.architecture}: {problem}"
+        for problem in problems({name: usage}, {name: MAX_REGISTERS})
     ]
 
 
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = sample(JOBS) if parser.parse_args(arguments).sample else JOBS
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        faults = [fault for found in pool.map(wrong, jobs) for fault in found]
+        faults = [fault for faults_of_job in pool.map(wrong, jobs) for fault in faults_of_job]
     print(*faults, f"{len(jobs)} compiled, {len(faults)} wrong", sep="\n")
     return bool(faults)
 

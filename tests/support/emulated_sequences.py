@@ -23,9 +23,9 @@ CANARY, GUARD = 0xA5, 1 << 14  # bytes; a faulty kernel may read some rows too m
 
 def guarded(array: np.ndarray) -> np.ndarray:
     """A copy aligned to 16 bytes, with guard bytes on both sides."""
-    whole = np.full(array.nbytes + 2 * GUARD + 16, CANARY, np.uint8)
-    start = GUARD + -(whole.ctypes.data + GUARD) % 16
-    copy = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    base = np.full(array.nbytes + 2 * GUARD + 16, CANARY, np.uint8)
+    start = GUARD + -(base.ctypes.data + GUARD) % 16
+    copy = base[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
@@ -33,16 +33,16 @@ def guarded(array: np.ndarray) -> np.ndarray:
 def check_guards(arrays: Mapping[str, np.ndarray | None]) -> None:
     for name, array in arrays.items():
         if array is not None:
-            whole = array
-            while isinstance(whole.base, np.ndarray):
-                whole = whole.base
-            start = array.ctypes.data - whole.ctypes.data
-            outside = np.concatenate([whole[:start], whole[start + array.nbytes :]])
+            base = array
+            while isinstance(base.base, np.ndarray):
+                base = base.base
+            start = array.ctypes.data - base.ctypes.data
+            outside = np.concatenate([base[:start], base[start + array.nbytes :]])
             assert (outside == CANARY).all(), f"the kernel writes outside {name}"
 
 
 @dataclass
-class Left:
+class LaunchResult:
     """A kernel's results, in NumPy arrays by the names of its parameters."""
 
     outcome: str
@@ -58,29 +58,29 @@ def initial_rows(case: Case) -> np.ndarray:
     return layout.total + np.arange(first) if layout.ragged is None else layout.ragged.last
 
 
-def run_forward(case: Case, tiling: Tiling, **options: Any) -> Left:
+def run_forward(case: Case, tiling: Tiling, **options: Any) -> LaunchResult:
     """As `run_forwards`, for one direction."""
     return run_forwards([case], tiling, **options)[0]
 
 
 def run_forwards(
     cases: Sequence[Case], tiling: Tiling, apart: bool | None = None, **options: Any
-) -> list[Left]:
+) -> list[LaunchResult]:
     """Launch directions, or layers of a wavefront, at once; check the guards of all arrays."""
     every = [_forward_arrays(case, tiling, apart) for case in cases]
     for case, arrays, lower in zip(cases[1:], every[1:], every, strict=False):
         if tiling.wave:
             weight_ih = guarded(case.numbers["weight_ih"])
             arrays |= {"weight_ih": weight_ih, "lower_exchange": lower["exchange"]}
-    found = _run(cases, tiling, every, (), **options)
-    for case, left in zip(cases, found, strict=True):
-        exchange, h = left.arrays["exchange"], left.arrays["h"]
-        if left.outcome == "fine" and exchange is not h and not left.report:
+    results = _run(cases, tiling, every, (), **options)
+    for case, result in zip(cases, results, strict=True):
+        exchange, h = result.arrays["exchange"], result.arrays["h"]
+        if result.outcome == "fine" and exchange is not h and not result.report:
             assert np.array_equal(exchange[:, : case.H], h, equal_nan=True), (
                 "exchange and states differ"
             )
             assert not exchange[:, case.H :].any(), "padding is not zero"
-    return found
+    return results
 
 
 def _forward_arrays(case: Case, tiling: Tiling, apart: bool | None) -> dict[str, Any]:
@@ -117,52 +117,59 @@ def check_forward(case: Case, tiling: Tiling, second: Case | None = None, **opti
     the same launch.
     """
     cases = [case] if second is None else [case, second]
-    for each, left in zip(cases, run_forwards(cases, tiling, **options), strict=True):
-        check_ran(each, tiling, left)
+    for each, result in zip(cases, run_forwards(cases, tiling, **options), strict=True):
+        check_forward_result(each, tiling, result)
 
 
-def check_ran(case: Case, tiling: Tiling, left: Left) -> None:
-    check_left(case, case.plain(), tiling, left)
+def check_forward_result(case: Case, tiling: Tiling, result: LaunchResult) -> None:
+    check_result(case, case.plain(), tiling, result)
 
 
-def check_left(
-    case: Case, trace: Activations, tiling: Tiling, left: Left, of: str = "", layers: int = 1
+def check_result(
+    case: Case,
+    trace: Activations,
+    tiling: Tiling,
+    result: LaunchResult,
+    of: str = "",
+    layers: int = 1,
 ) -> None:
     """Fail unless a direction ended with the reference's results; `of` names it."""
-    assert left.outcome == "fine", left.outcome
-    assert left.report == 0
+    assert result.outcome == "fine", result.outcome
+    assert result.report == 0
     expected = dict(zip(case.cell.state_names, trace.states, strict=True))
     if tiling.work == "training" and case.cell.saved:
         expected |= {"gates": trace.gates, "saved": trace.saved}
     else:
-        assert left.arrays["gates"].tobytes() == case.numbers["gx"].tobytes(), "gates were written"
+        assert result.arrays["gates"].tobytes() == case.numbers["gx"].tobytes(), (
+            "gates were written"
+        )
     for name, value in expected.items():
-        compare(case, name + of, left.arrays[name], value, layers)
+        compare(case, name + of, result.arrays[name], value, layers)
 
 
-def run_backward(case: Case, tiling: Tiling, **options: Any) -> Left:
+def run_backward(case: Case, tiling: Tiling, **options: Any) -> LaunchResult:
     """As `run_backwards`, for one direction."""
     return run_backwards([case], tiling, **options)[0]
 
 
 def run_backwards(
     cases: Sequence[Case], tiling: Tiling, wide: int = 0, **options: Any
-) -> list[Left]:
+) -> list[LaunchResult]:
     """As `run_forwards`; the rows of doutput are `wide` elements longer than H."""
     every = [_backward_arrays(case, tiling, wide) for case in cases]
     names = cases[0].cell.state_names
     before = [{name: arrays[name].tobytes() for name in names} for arrays in every]
-    found = _run(cases, tiling, every, (cases[0].H + wide,), **options)
-    for case, left, states in zip(cases, found, before, strict=True):
+    results = _run(cases, tiling, every, (cases[0].H + wide,), **options)
+    for case, result, states in zip(cases, results, before, strict=True):
         for name, state in states.items():
-            assert left.arrays[name].tobytes() == state, f"{name} was written"
-        if left.outcome == "fine" and not left.report:
-            dgh, padding = np.split(left.arrays["exchange"], [case.H], axis=2)
+            assert result.arrays[name].tobytes() == state, f"{name} was written"
+        if result.outcome == "fine" and not result.report:
+            dgh, padding = np.split(result.arrays["exchange"], [case.H], axis=2)
             dgh = dgh.reshape(case.layout.total, -1)
-            same = np.array_equal(dgh, left.arrays["gates"], equal_nan=True)
+            same = np.array_equal(dgh, result.arrays["gates"], equal_nan=True)
             assert same, "exchange and gates differ"
             assert not padding.any(), "padding is not zero"
-    return found
+    return results
 
 
 def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
@@ -189,16 +196,16 @@ def _backward_arrays(case: Case, tiling: Tiling, wide: int) -> dict[str, Any]:
 def check_backward(case: Case, tiling: Tiling, second: Case | None = None, **options: Any) -> None:
     """As `check_forward`; also checks the weight gradients computed from the results."""
     cases = [case] if second is None else [case, second]
-    for each, left in zip(cases, run_backwards(cases, tiling, **options), strict=True):
-        check_undone(each, left)
+    for each, result in zip(cases, run_backwards(cases, tiling, **options), strict=True):
+        check_backward_result(each, result)
 
 
-def check_undone(case: Case, left: Left) -> None:
+def check_backward_result(case: Case, result: LaunchResult) -> None:
     trace = case.rounded_trace()
     expected = case.plain_backward(trace)
-    assert left.outcome == "fine", left.outcome
-    assert left.report == 0
-    wide, saved, H = left.arrays["gates"].astype(np.float64), left.arrays["saved"], case.H
+    assert result.outcome == "fine", result.outcome
+    assert result.report == 0
+    wide, saved, H = result.arrays["gates"].astype(np.float64), result.arrays["saved"], case.H
     previous = case.layout.previous(trace.states[0], case.reverse).astype(np.float64)
     dgx = wide.copy()
     case.cell.to_input_side(dgx, saved.astype(np.float64))
@@ -210,7 +217,7 @@ def check_undone(case: Case, left: Left) -> None:
     compare(case, "dgx", dgx, expected["dgx"])
     compare(case, "saved", saved, expected["saved"])
     for name in case.dstates:
-        compare(case, name, left.arrays[name], expected[name][: case.layout.running])
+        compare(case, name, result.arrays[name], expected[name][: case.layout.running])
     compare(case, "dweight_hh", dweight_hh, expected["dweight_hh"])
 
 
@@ -223,7 +230,7 @@ def _run(
     passes: int = 1,
     faults: Faults = (),
     max_polls: int = MAX_POLLS,
-) -> list[Left]:
+) -> list[LaunchResult]:
     """Launch with the arrays of each direction and the arguments of all kernels."""
     case = cases[0]  # all have the same sizes
     layout, H, n_0 = case.layout, case.H, case.layout.running
@@ -235,7 +242,7 @@ def _run(
     outcome = launch(tiling, arguments, grid, passes, run, faults)
     for arrays in every:
         check_guards({**arrays, "counts": counts, "report": report})
-    return [Left(outcome, arrays, int(report[0])) for arrays in every]
+    return [LaunchResult(outcome, arrays, int(report[0])) for arrays in every]
 
 
 def compare(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.emulated_sequences import Left, check_left, run_forwards
+from tests.support.emulated_sequences import LaunchResult, check_result, run_forwards
 from tests.support.emulator.sequence import DTYPES, Tiling
 from tests.support.pointwise_cases import needs_dtype
 from tests.support.sequence_cases import Case
@@ -46,13 +46,13 @@ def plain(cases: Sequence[Case]) -> list[Activations]:
     return traces
 
 
-def check_wave(cases: Sequence[Case], tiling: Tiling, **options: Any) -> None:
+def check_wavefront(cases: Sequence[Case], tiling: Tiling, **options: Any) -> None:
     """Fail unless the kernel ends and every layer agrees with the reference, within rounding."""
-    found = run_forwards(cases, tiling, **options)
+    results = run_forwards(cases, tiling, **options)
     for layer in range(len(cases)):
-        check_layer(cases, layer, tiling, found[layer])
+        check_layer(cases, layer, tiling, results[layer])
 
 
-def check_layer(cases: Sequence[Case], layer: int, tiling: Tiling, left: Left) -> None:
+def check_layer(cases: Sequence[Case], layer: int, tiling: Tiling, result: LaunchResult) -> None:
     trace = plain(cases[: layer + 1])[-1]
-    check_left(cases[layer], trace, tiling, left, f" of layer {layer}", layer + 1)
+    check_result(cases[layer], trace, tiling, result, f" of layer {layer}", layer + 1)

@@ -1,4 +1,4 @@
-"""Memory whose k-th allocation fails, and that knows how much of it is held."""
+"""Memory whose k-th allocation fails, and which reports the bytes in use."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.support.fake_cupy.cuda import LOG
 from xprnn.backend import Backend
 
 
-class StrictMemory:
-    """The memory of the stand-in."""
+class FakeMemory:
+    """The memory of the fake CuPy."""
 
     def __init__(self, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         self.backend = backend
         self._arrays: list[weakref.ref[np.ndarray]] = []
         new = fake_array._new
 
-        def noted(array: np.ndarray) -> Any:
-            found = new(array)
+        def new_and_recorded(array: np.ndarray) -> Any:
+            wrapped = new(array)
             self._arrays.append(weakref.ref(array))
-            return found
+            return wrapped
 
-        monkeypatch.setattr(fake_array, "_new", noted)
+        monkeypatch.setattr(fake_array, "_new", new_and_recorded)
 
     @contextmanager
     def failing(self, k: int) -> Iterator[None]:
@@ -40,21 +40,21 @@ class StrictMemory:
             LOG.fail_allocation(None)
 
     def held(self) -> int:
-        """The bytes in arrays that somebody holds."""
+        """The bytes of the arrays that are alive."""
         return sum(array.nbytes for ref in self._arrays if (array := ref()) is not None)
 
 
 class CupyMemory:
-    """The memory of a GPU, from an allocator of the caller's."""
+    """The memory of a GPU, from the caller's allocator."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._pool = backend.xp.cuda.MemoryPool()
-        self.asked: list[int] = []
+        self.requested: list[int] = []
         self._left = 0
 
     def __call__(self, size: int) -> Any:
-        self.asked.append(size)
+        self.requested.append(size)
         self._left -= bool(size)
         if not self._left and size:
             raise self.backend.xp.cuda.memory.OutOfMemoryError(size, self._pool.used_bytes())
@@ -70,5 +70,5 @@ class CupyMemory:
             self._left = 0
 
     def held(self) -> int:
-        """The bytes in arrays that somebody holds."""
+        """The bytes of the arrays that are alive."""
         return int(self._pool.used_bytes())

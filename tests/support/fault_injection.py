@@ -1,4 +1,4 @@
-"""Faults to plant in the cells' gradients: wrong signs, missing terms, factors of 1.001.
+"""Faults for the cells' gradients: wrong signs, missing terms, factors of 1.001.
 
 A fault is a function of a cell and of `patch(name, function)`, which replaces one of its methods.
 """
@@ -19,16 +19,16 @@ Patch = Callable[[str, Callable[..., None]], None]
 def after_backward(change: Callable[..., None]) -> Callable[[Any, Patch], None]:
     """A fault that changes dgh (N, G, H) and the states' gradients after each backward step."""
 
-    def plant(cell: Any, patch: Patch) -> None:
-        genuine = cell.backward
+    def inject(cell: Any, patch: Patch) -> None:
+        original = cell.backward
 
         def broken(xp: Any, weights: Any, step: Any) -> None:
-            genuine(xp, weights, step)
+            original(xp, weights, step)
             change(step.gates.reshape(len(step.gates), cell.gates, -1), step.dstates)
 
         patch("backward", broken)
 
-    return plant
+    return inject
 
 
 def scaled_gate(gate: int, factor: float) -> Callable[[Any, Patch], None]:
@@ -41,7 +41,7 @@ def scaled_gate(gate: int, factor: float) -> Callable[[Any, Patch], None]:
 
 
 def scaled_state(state: int, factor: float) -> Callable[[Any, Patch], None]:
-    """The gradient that is carried to the step before, times `factor`."""
+    """The gradient that is passed to the step before, times `factor`."""
 
     def change(dgates: np.ndarray, dstates: Any) -> None:
         dstates[state][...] *= factor
@@ -50,11 +50,11 @@ def scaled_state(state: int, factor: float) -> Callable[[Any, Patch], None]:
 
 
 def states_shifted(cell: Any, patch: Patch) -> None:
-    """dW_hh multiplies with the state of another row."""
-    genuine = cell.recurrent_gradient
+    """dW_hh from the state of another row."""
+    original = cell.recurrent_gradient
     patch(
         "recurrent_gradient",
-        lambda xp, dgh, states, *rest: genuine(xp, dgh, np.roll(states, 1, axis=0), *rest),
+        lambda xp, dgh, states, *rest: original(xp, dgh, np.roll(states, 1, axis=0), *rest),
     )
 
 
@@ -69,12 +69,12 @@ def no_derivative_of_tanh(cell: Any, patch: Patch) -> None:
 
 
 def one_gradient_for_both_sides(cell: Any, patch: Patch) -> None:
-    """The reset gate between the input and the recurrent side of n is forgotten."""
+    """The reset gate between the input and the recurrent side of n is missing."""
     patch("to_input_side", lambda dgates, saved: None)
 
 
 def plain_product(cell: Any, patch: Patch) -> None:
-    """dW_hn from h where the step read r h."""
+    """dW_hn from h instead of r h."""
 
     def broken(xp: Any, dgh: Any, states: Any, saved: Any, dweight_hh: Any) -> None:
         xp.matmul(dgh.T, states, out=dweight_hh)
@@ -108,6 +108,6 @@ FAULTS = {
 }
 
 
-def plant(kind: str, fault: Callable[[Any, Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Break the cell `kind` for the rest of a test."""
+def inject(kind: str, fault: Callable[[Any, Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inject a fault into the cell `kind` for the rest of a test."""
     fault(CELLS[kind], lambda name, broken: monkeypatch.setattr(CELLS[kind], name, broken))

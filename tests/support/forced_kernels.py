@@ -1,8 +1,9 @@
 """A pytest plugin for `XPRNN_KERNELS=sequence python -m pytest -m gpu`.
 
-The tests that let each implementation have its turn on the GPU are run, with that one alone. The
-variable is taken away from everything else, NumPy's oracles above all. A test that asks for what
-no such kernel does, float64 for one, is skipped with the kernel table's own reason.
+Only the tests with the fixture `implementation` run, with these kernels as the only implementation.
+The variable is removed from the environment, so that it does not affect other calls, such as the
+references on NumPy. A test of something that these kernels do not support, such as float64, is
+skipped with the reason of the error.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from xprnn.kernels import ENVIRONMENT_VARIABLE, KernelUnavailableError
 FIXTURE = "implementation"
 
 
-_asked = os.environ.get(ENVIRONMENT_VARIABLE, "")
-NAME = _asked if _asked == "sequence" else ""  # the kernels that alone have their turns, or ""
+_requested = os.environ.get(ENVIRONMENT_VARIABLE, "")
+NAME = _requested if _requested == "sequence" else ""  # the only kernels under test, or ""
 
 
 @pytest.fixture(autouse=True, scope="session")
-def nobody_else_is_forced() -> Iterator[None]:
-    """Not before the session: workers of xdist, started then, read the variable too."""
+def variable_is_removed() -> Iterator[None]:
+    """Remove the variable after the workers of xdist, which read it too, have started."""
     with pytest.MonkeyPatch.context() as patch:
         if NAME:
             patch.delenv(ENVIRONMENT_VARIABLE)
@@ -33,25 +34,25 @@ def nobody_else_is_forced() -> Iterator[None]:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Do not import files without such a test: most of the suite, whose import takes its time."""
+    """Do not import files without such tests, which are most of the suite."""
     if not NAME or not collection_path.is_file():
         return None
-    text = collection_path.read_bytes()  # data files are asked about, too
+    text = collection_path.read_bytes()  # pytest also passes data files
     return None if f"{FIXTURE}: str".encode() in text else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that would be the same without."""
+    """Deselect the tests that do not depend on the variable."""
     if not NAME:
         return
-    kept = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
-    config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
-    items[:] = kept
+    selected = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in {*selected}])
+    items[:] = selected
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Skip what no such kernel does."""
+    """Skip tests that these kernels do not support."""
     try:
         return (yield)
     except KernelUnavailableError as error:

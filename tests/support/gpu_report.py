@@ -1,9 +1,9 @@
-"""A pytest plugin: what the tests marked `gpu` saw, written to `benchmarks/results/`.
+"""A pytest plugin that writes a report of the tests marked `gpu` to `benchmarks/results/`.
 
 After a session in which such tests ran on a device it writes a JSON file and a short Markdown
-file: the device, versions, counts, and for each dtype the worst error with the test it came from.
-A session that was kept to a part of the suite writes to a file of its own, so that evidence about
-the whole is never replaced by evidence about a part. Works under pytest-xdist too.
+file: the device, versions, counts, and for each dtype the largest error with its test. A session
+with only a part of the suite writes to a separate file, so that it does not replace the report of
+the complete suite. It also works with pytest-xdist.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from xprnn.nn.serialization import replacing
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-CRASHED = "???"  # the phase that xdist names where a process ended within a test
+CRASHED = "???"  # the phase in xdist's report of a process that ended within a test
 ERRORS, IMPLEMENTATION = "gpu errors", "implementation"  # properties of a test's report
 
 
 class GpuReport:
-    """The plugin. `describe` says what the device is, None where there is none.
+    """The plugin. `describe` returns the description of the device, or None.
 
-    `forced` names the kernels that alone had their turns, "" if all did.
+    `forced` names the only kernels under test, or is "" for all.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GpuReport:
         self._message = ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Let a version of CuPy, NumPy or torch that nobody has tried warn; the report has it."""
+        """Report warnings, as of a new CuPy, NumPy or torch, instead of failing on them."""
         for item in items:
             if item.get_closest_marker("gpu") is not None:
                 item.add_marker(pytest.mark.filterwarnings("default"))
@@ -67,25 +67,25 @@ class GpuReport:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Note the errors that a test compares, in its report, which crosses to xdist's head."""
+        """Add the errors of a test to its report, which xdist sends to its main process."""
         if item.get_closest_marker("gpu") is None:
             return (yield)
         compared: list[tuple[str, float, float, str]] = []
 
-        def listen(*comparison: Any) -> None:
+        def record(*comparison: Any) -> None:
             compared.append(comparison)
 
-        tolerances.listeners.append(listen)
+        tolerances.listeners.append(record)
         passed = False
         try:
             result = yield
             passed = True
             return result
         finally:
-            tolerances.listeners.remove(listen)
-            # an error out of bounds in a test that passes is one that the test planted
-            found = worst([c for c in compared if not passed or c[1] <= c[2]])
-            item.user_properties.append((ERRORS, found))
+            tolerances.listeners.remove(record)
+            # in a test that passes, an error out of bounds is due to an injected fault
+            largest = worst([c for c in compared if not passed or c[1] <= c[2]])
+            item.user_properties.append((ERRORS, largest))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count, in the process that the user started."""
@@ -93,13 +93,13 @@ class GpuReport:
             return
         if "gpu" in report.keywords:
             if report.when == "setup" and report.passed:
-                self._describe()  # while the device still answers
+                self._describe()  # while the device still works
             self._seen.add(report)
         elif report.when == CRASHED and not self._seen.knows(report.nodeid):
             self._seen.add(report)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the files, if anything ran on a device."""
+        """Write the files if a test ran on a device."""
         if not self._seen.ran:
             return
         device = self._describe()
@@ -126,13 +126,13 @@ class GpuReport:
             self._message = f"not written: {error}"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say where the files are."""
+        """Print the path of the files."""
         if self._message:
             terminalreporter.write_line(f"GPU report: {self._message}")
 
 
 def worst(comparisons: list[tuple[str, float, float, str]]) -> list[list[Any]]:
-    """Of comparisons (dtype, error, tolerance, what) the one with the largest error per dtype."""
+    """Of comparisons (dtype, error, tolerance, what) the one with each dtype's largest error."""
     largest: dict[str, list[Any]] = {}
     for comparison in comparisons:
         if comparison[1] >= largest.get(comparison[0], comparison)[1]:
@@ -141,7 +141,7 @@ def worst(comparisons: list[tuple[str, float, float, str]]) -> list[list[Any]]:
 
 
 class Seen:
-    """What the reports of the tests add up to."""
+    """The sums of the tests' reports."""
 
     def __init__(self) -> None:
         self._counts = Counter(passed=0, failed=0, skipped=0, errors=0)
@@ -153,7 +153,7 @@ class Seen:
 
     @property
     def ran(self) -> bool:
-        """Whether a test did more than being skipped."""
+        """Whether a test ran that was not skipped."""
         return sum(self._counts.values()) > self._counts["skipped"]
 
     def knows(self, nodeid: str) -> bool:
@@ -161,7 +161,7 @@ class Seen:
         return nodeid in self._broken
 
     def add(self, report: pytest.TestReport) -> None:
-        """Take in the report of one phase of one test."""
+        """Add the report of one phase of a test."""
         if report.skipped:
             self._counts["skipped"] += 1
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "xfail"
@@ -175,7 +175,7 @@ class Seen:
             self._add_properties(report)
 
     def add_warning(self, warning: warnings.WarningMessage) -> None:
-        """Take in a warning that a test gave."""
+        """Add a warning of a test."""
         lines = str(warning.message).splitlines() or [""]
         self._warnings[f"{warning.category.__name__}: {lines[0]}"] += 1
 
@@ -184,9 +184,9 @@ class Seen:
             if name == IMPLEMENTATION:
                 self._implementations[str(value)] += 1
             for dtype, error, most, what in value if name == ERRORS else ():
-                found = {"error": error, "tolerance": most, "test": report.nodeid, "what": what}
+                entry = {"error": error, "tolerance": most, "test": report.nodeid, "what": what}
                 self._worst[dtype] = max(
-                    self._worst.get(dtype, found), found, key=lambda one: one["error"]
+                    self._worst.get(dtype, entry), entry, key=lambda one: one["error"]
                 )
 
     def as_dict(self) -> dict[str, Any]:
@@ -202,40 +202,40 @@ class Seen:
 
 
 def part_of(config: pytest.Config) -> str:
-    """How the command line leaves tests marked `gpu` out, or "" if it does not."""
+    """The option by which the command line excludes tests marked `gpu`, or ""."""
     options = config.option
     if options.markexpr not in ("", "gpu"):
         return "by -m"
     for flag in ("keyword", "deselect", "ignore", "ignore_glob", "lf", "stepwise"):
         if getattr(options, flag, None):
             return f"by --{flag}"
-    here = {Path(config.invocation_params.dir, argument).resolve() for argument in config.args}
-    whole = {config.rootpath, config.rootpath / "tests"}
-    return "" if here & whole else "by names on the command line"
+    paths = {Path(config.invocation_params.dir, argument).resolve() for argument in config.args}
+    suite = {config.rootpath, config.rootpath / "tests"}
+    return "" if paths & suite else "by names on the command line"
 
 
 def write(report: dict[str, Any], folder: Path) -> str:
-    """Write both files whole or not at all; returns the JSON file's path below `folder`."""
-    place = folder / slug(report["device"]["name"])
+    """Write both files atomically; returns the JSON file's path relative to `folder`."""
+    directory = folder / slug(report["device"]["name"])
     cupy = next((v for name, v in report["versions"].items() if name.startswith("cupy")), "none")
     name = f"gpu-suite-{cupy}-py{sys.version_info.major}.{sys.version_info.minor}"
     name += f"-{report['forced']}" if report["forced"] else ""
     name += "" if report["whole_suite"] else "-part"
-    place.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_finite(report), indent=2, allow_nan=False)
     for suffix, content in ((".json", text), (".md", markdown(report))):
-        with replacing(place / f"{name}{suffix}") as part:
+        with replacing(directory / f"{name}{suffix}") as part:
             part.write_text(content + "\n", "utf-8")
-    return f"{place.name}/{name}.json"
+    return f"{directory.name}/{name}.json"
 
 
 def slug(device: str) -> str:
-    """A device's name as that of a folder."""
+    """A device's name as the name of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def _finite(value: Any) -> Any:
-    """`value` with what JSON has no number for as text."""
+    """`value` with non-finite numbers as text, for JSON."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -244,7 +244,7 @@ def _finite(value: Any) -> Any:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     device, counts = report["device"], report["counts"]
     extent = f"suite in part ({report['left_out']})" if report["left_out"] else "whole suite"
     extent += f", {report['forced']} kernels alone," if report["forced"] else ""

@@ -25,19 +25,19 @@ NUMPY = ("reference", "numba")
 CUPY = (forced_kernels.NAME,) if forced_kernels.NAME else ("reference", "pointwise")
 IMPLEMENTATIONS = {"numpy": NUMPY, "cupy": CUPY}  # by kind of backend
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-FEW_STEPS = 8  # rows of all steps: fewer are not worth packing the weights
+FEW_STEPS = 8  # rows of all steps: for fewer, packing the weights does not pay
 
 
 def use(implementation: str) -> AbstractContextManager[Any]:
     """Run layers on an implementation inside the block.
 
-    "numba" requests nothing: it is what a user with Numba installed gets.
+    "numba" is the default of users with Numba installed: it forces no kernels.
     """
     return xprnn.use_kernels("auto" if implementation == "numba" else implementation)
 
 
 def parameter(kind: str, *implementation: str, case: Case | None = None, marks: Any = ()) -> Any:
-    """A case, a kind of backend and an implementation, as far as given, as a pytest parameter."""
+    """A pytest parameter of an optional case, a kind of backend and an optional implementation."""
     values = (kind, *implementation) if case is None else (case, kind, *implementation)
     marks = [*marks, pytest.mark.gpu] if kind == "cupy" else [*marks]
     return pytest.param(*values, marks=marks, id="-".join(map(str, values)))
@@ -64,9 +64,9 @@ def each(cases: Iterable[Case], backend: bool = True) -> pytest.MarkDecorator:
 
 
 def covering(cases: Iterable[Case], strength: int = 3) -> set[Case]:
-    """Cases in which any three options take every combination of values that they take in `cases`.
+    """A subset in which any three options have all combinations of values as in `cases`.
 
-    One pass, in an order that depends on the cases alone.
+    It is chosen in one pass, in an order that depends only on the cases.
     """
     cases = [*cases]
     varying = [name for name in vars(cases[0]) if len({getattr(case, name) for case in cases}) > 1]
@@ -83,8 +83,8 @@ def covering(cases: Iterable[Case], strength: int = 3) -> set[Case]:
 def assert_selected(implementation: str, layer: Any, T: int, N: int) -> None:
     """Fail unless `explain` says that T steps of N rows run on the implementation.
 
-    On "numba" the whole sequence is one compiled call where there is one for the cell and the
-    weights are worth packing; else the element-wise parts are compiled.
+    On "numba" the sequence is one compiled call if there is one for the cell and packing the
+    weights pays; else the pointwise ops are compiled.
     """
     expected = implementation
     if implementation == "numba":
@@ -95,22 +95,22 @@ def assert_selected(implementation: str, layer: Any, T: int, N: int) -> None:
     assert selected.endswith(f": {expected}"), selected
 
 
-def assert_equivalent(implementation: str, found: Any, expected: Any) -> None:
+def assert_equivalent(implementation: str, actual: Any, expected: Any) -> None:
     """Fail unless two nests of float64 arrays have the same bits, or are close on "numba".
 
-    There, calls that the plain code computes alike may run different kernels.
+    With Numba, calls that are equal in the plain code may run different kernels.
     """
     if implementation == "reference":
-        assert_same(found, expected)
-    for k, (one, other) in enumerate(zip(arrays(found), arrays(expected), strict=True)):
+        assert_same(actual, expected)
+    for k, (one, other) in enumerate(zip(arrays(actual), arrays(expected), strict=True)):
         assert_close(one, other, "float64", f"array {k}")
 
 
-# -- threads, which start with no kernels selected
+# -- threads, which do not inherit the selected kernels
 
 
 def new_thread(target: Callable[..., Any], *args: Any) -> Thread:
-    """A thread with the kernels that are selected here."""
+    """A thread with the kernels that are selected where it is created."""
     return Thread(target=copy_context().run, args=(target, *args))
 
 

@@ -1,4 +1,4 @@
-"""What a machine is, for reports: its GPU, whether it still answers, versions, the sources."""
+"""Description of the machine for reports: GPU, CUDA errors, versions, sources."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def describe_device() -> Description | None:
 
 
 def context_error(cupy: Any) -> str:
-    """What CUDA refuses every call of this process with from now on, or "" if it does not.
+    """The persistent CUDA error of this process, which every further call returns, or "".
 
-    What was wrong before is told by one synchronisation; what the next one tells again stays.
+    The first synchronisation also returns earlier errors; an error of the second one is persistent.
     """
     runtime = cupy.cuda.runtime
     for _ in range(2):
         try:
             runtime.deviceSynchronize()
         except runtime.CUDARuntimeError as error:
-            found = str(error)
+            message = str(error)
         else:
             return ""
-    return found
+    return message
 
 
 def _cuda_version(number: int) -> str:
@@ -66,25 +66,25 @@ def driver() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that take part."""
-    found = {"python": platform.python_version(), "system": platform.system()}
+    """The versions of Python and of the packages in use."""
+    installed = {"python": platform.python_version(), "system": platform.system()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit(root: Path) -> str:
-    """The commit checked out at `root`, "+changes" if files differ, "unknown" without git."""
+    """The commit checked out at `root`, with "+changes" if files differ; "unknown" without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if git("rev-parse", "--show-prefix"):  # a copy that lies in another repository
+        if git("rev-parse", "--show-prefix"):  # a copy inside another repository
             return "unknown"
         changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")
@@ -93,7 +93,7 @@ def commit(root: Path) -> str:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the package's sources: what ran, without git."""
+    """SHA-256 of the names and contents of the package's sources, for copies without git."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".py", ".h", ".cu"):

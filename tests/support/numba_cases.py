@@ -1,4 +1,4 @@
-"""What the tests of the CPU's kernels share: the skip, forced kernels, cases and faulty sources."""
+"""Shared by the tests of the Numba kernels: the skip, forced kernels, cases and faulty sources."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ needs_numba = pytest.mark.skipif(
     reason="Numba is not installed: pip install xprnn[numba]",
 )
 SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-# N, I, H: tiles of every height, whole and broken panels and transposes, vectors and their rests
+# N, I, H: tiles of every height, complete and partial panels and transposes, vectors and remainders
 SIZES = ((1, 1, 1), (1, 40, 33), (2, 16, 32), (3, 3, 17), (5, 17, 64), (7, 33, 16), (19, 8, 40))
 
 
 def sized(**options: Any) -> list[Case]:
-    """Cases of the sizes above in both types."""
+    """Cases of the sizes above in both dtypes."""
     types = ("float32", "float64")
     return [
         case
@@ -49,7 +49,7 @@ def forced(kernels: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def several(threads: int) -> Iterator[None]:
-    """So many threads, which take their share of any call, however small."""
+    """Let every call, however small, run on this number of threads."""
     from xprnn.kernels.numba import sequence
     from xprnn.kernels.numba import threads as pool
 
@@ -60,22 +60,22 @@ def several(threads: int) -> Iterator[None]:
 
 
 def compare(case: Case, kernels: str) -> Results:
-    """Run a case by these kernels, and compare everything with the equations in float64."""
+    """Run a case with these kernels, and compare all results with the reference in float64."""
     layer, problem = build(case), draw(case)
     expected = forced("reference", numpy_run, case, layer, problem)
-    found = forced(kernels, run, layer, case, problem)
-    assert found.keys() == expected.keys()
+    actual = forced(kernels, run, layer, case, problem)
+    assert actual.keys() == expected.keys()
     for name, values in expected.items():
-        assert_close(found[name], values.astype(np.float64), case.dtype, f"{case}: {name}")
-    return found
+        assert_close(actual[name], values.astype(np.float64), case.dtype, f"{case}: {name}")
+    return actual
 
 
 def faulty(module: ModuleType, *changes: tuple[str, str]) -> ModuleType:
-    """A module of the kernels anew, with substitutions in its source that fit in one place."""
+    """A new module of kernels from a source with substitutions; each must match exactly once."""
     name = module.__name__.rpartition(".")[2]
     source = (resources.files("xprnn.kernels.numba") / f"{name}.py").read_text("utf-8")
     for old, new in changes:
-        assert source.count(old) == 1, f"{old!r} fits {source.count(old)} times"
+        assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times"
         source = source.replace(old, new)
     broken = ModuleType(module.__name__)
     broken.__package__ = module.__package__
@@ -84,7 +84,7 @@ def faulty(module: ModuleType, *changes: tuple[str, str]) -> ModuleType:
 
 
 def uncached(function: Any, signature: Any) -> Any:
-    """As `compile_for`, leaving nothing on disk."""
+    """As `compile_for`, without a cache on disk."""
     import numba
 
     from xprnn.kernels.numba.jit import OPTIONS
@@ -93,8 +93,8 @@ def uncached(function: Any, signature: Any) -> Any:
 
 
 def python(code: str, folder: Path | None = None, **environment: str) -> str:
-    """What a new process, in a folder of its own, prints."""
-    done = subprocess.run(
+    """The output of a new process."""
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=folder,
         env={**os.environ, **environment},
@@ -103,5 +103,5 @@ def python(code: str, folder: Path | None = None, **environment: str) -> str:
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout

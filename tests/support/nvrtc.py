@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.support.build_cache import once
+from tests.support.build_cache import build_once
 from tests.support.pointwise_cases import TYPES, dtype_of
 from xprnn.kernels.cuda.pointwise import KERNELS, build
 
@@ -26,7 +26,7 @@ ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 FLAGS = ("-ftz=true", "--device-as-default-execution-space")  # as cupy.cuda.compiler adds them
 ENTRY, REGISTERS = re.compile(r"Compiling entry function '(\w+)'"), re.compile(r"Used (\d+) reg")
 MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-NDARRAY, INDEXER, SCALAR = 1, 2, 3  # CuPy's numbers for kinds of arguments
+NDARRAY, INDEXER, SCALAR = 1, 2, 3  # CuPy's codes for kinds of arguments
 
 
 class Usage(NamedTuple):
@@ -40,24 +40,24 @@ class Usage(NamedTuple):
 def usages(log: str) -> dict[str, Usage]:
     """The usage of each kernel, by its name in the assembler's log."""
     _, *parts = ENTRY.split(log)
-    found = {}
+    usage_of = {}
     for name, text in zip(parts[::2], parts[1::2], strict=True):
         stack, stores, loads = (
             sum(map(int, sizes)) for sizes in zip(*MEMORY.findall(text), strict=True)
         )
-        found[name] = Usage(max(map(int, REGISTERS.findall(text))), stack, stores + loads)
-    return found
+        usage_of[name] = Usage(max(map(int, REGISTERS.findall(text))), stack, stores + loads)
+    return usage_of
 
 
 def problems(usage: Mapping[str, Usage], most: Mapping[str, int]) -> list[str]:
     """Problems of compiled kernels: missing, spilled to memory, or too many registers."""
-    found = [f"{name}: not compiled" for name in sorted(most.keys() - usage.keys())]
+    messages = [f"{name}: not compiled" for name in sorted(most.keys() - usage.keys())]
     for name, used in usage.items():
         if used.stack or used.spilled:
-            found.append(f"{name}: {used.stack} bytes of stack, {used.spilled} spilled")
+            messages.append(f"{name}: {used.stack} bytes of stack, {used.spilled} spilled")
         if used.registers > most[name]:
-            found.append(f"{name}: {used.registers} registers, expected at most {most[name]}")
-    return found
+            messages.append(f"{name}: {used.registers} registers, expected at most {most[name]}")
+    return messages
 
 
 def cupy_source(kernel: Any, C: str, large: bool = False) -> str:
@@ -69,11 +69,11 @@ def cupy_source(kernel: Any, C: str, large: bool = False) -> str:
     from cupy._core import _carray, _kernel, _scalar
 
     types = {"C": dtype_of(C), "A": dtype_of(TYPES[C])}
-    given = [
+    dtypes = [
         tuple([types[p.ctype] if p.raw else None for p in parameters])
         for parameters in (kernel.in_params, kernel.out_params)
     ]
-    ins, outs, type_map = kernel._decide_params_type(*given)
+    ins, outs, type_map = kernel._decide_params_type(*dtypes)
     infos = []
     for parameter, dtype in zip(kernel.in_params + kernel.out_params, ins + outs, strict=True):
         if parameter.raw:
@@ -129,7 +129,7 @@ def _compile(
         path.write_text(json.dumps(_log(source, options, instantiations)), "utf-8")
 
     made_from = _versions(), source, options, instantiations
-    log, names = json.loads(once("nvrtc", ".json", made_from, compile_to).read_text("utf-8"))
+    log, names = json.loads(build_once("nvrtc", ".json", made_from, compile_to).read_text("utf-8"))
     return log, names
 
 

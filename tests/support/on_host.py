@@ -11,29 +11,29 @@ from tests.support import targets
 from xprnn.backend import to_numpy
 
 
-def forward(subject: Any, given: dict[str, np.ndarray], **options: Any) -> Any:
-    """Call with x and the initial states; what it returns."""
-    return _there_and_back(targets.forward, subject, given, **options)
+def forward(subject: Any, inputs: dict[str, np.ndarray], **options: Any) -> Any:
+    """The result of a call with x and the initial states."""
+    return _with_numpy_arrays(targets.forward, subject, inputs, **options)
 
 
-def backward(subject: Any, given: dict[str, np.ndarray], **options: Any) -> Any:
-    """Undo the last call with the upstream gradients; what it returns."""
-    return _there_and_back(targets.backward, subject, given, **options)
+def backward(subject: Any, inputs: dict[str, np.ndarray], **options: Any) -> Any:
+    """The result of backward of the last call with the upstream gradients."""
+    return _with_numpy_arrays(targets.backward, subject, inputs, **options)
 
 
-def run(subject: Any, given: dict[str, np.ndarray], **options: Any) -> list[np.ndarray]:
-    """Call and undo: every result and every gradient; `grads` are zero before and after."""
-    found: list[np.ndarray] = _there_and_back(targets.run, subject, given, **options)
-    return found
+def run(subject: Any, inputs: dict[str, np.ndarray], **options: Any) -> list[np.ndarray]:
+    """All results and gradients of forward and backward; `grads` are zero before and after."""
+    results: list[np.ndarray] = _with_numpy_arrays(targets.run, subject, inputs, **options)
+    return results
 
 
-def _there_and_back(
-    call: Callable[..., Any], subject: Any, given: dict[str, np.ndarray], **options: Any
+def _with_numpy_arrays(
+    call: Callable[..., Any], subject: Any, inputs: dict[str, np.ndarray], **options: Any
 ) -> Any:
-    place = targets.module_of(subject).backend
-    if place.kind == "numpy":
-        return call(subject, given, **options)
-    moved = {name: place.from_host(array) for name, array in given.items()}
+    backend = targets.module_of(subject).backend
+    if backend.kind == "numpy":
+        return call(subject, inputs, **options)
+    moved = {name: backend.from_host(array) for name, array in inputs.items()}
     return _on_host(call(subject, moved, **options))
 
 

@@ -1,4 +1,4 @@
-"""Calls of all public functions and methods of the package that work on arrays."""
+"""Calls of all public functions and methods of the package that use arrays."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from xprnn.backend import Backend
 Case = tuple[Any, dict[str, Callable[[], Any]]]  # a module, and calls that leave it unchanged
 
 
-def moved(device: Backend, given: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: device.from_host(array) for name, array in given.items()}
+def moved(device: Backend, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: device.from_host(array) for name, array in inputs.items()}
 
 
 def quarter(device: Backend, module: Any) -> None:
@@ -38,14 +38,14 @@ def of_a_layer(device: Backend, folder: Path) -> Case:
     layer = make("gru", backend=device.name)
     state = layer.state_dict()
     on_host = {name: device.to_host(array) for name, array in state.items()}
-    given = moved(device, arguments(layer))
-    forward(layer, given)
+    inputs = moved(device, arguments(layer))
+    forward(layer, inputs)
     quarter(device, layer)
     idle = make("gru", backend=device.name)
-    here = make("gru")
+    host_layer = make("gru")
     idle.save(folder / "gru")
     return layer, {
-        "backward": lambda: backward(layer, given),
+        "backward": lambda: backward(layer, inputs),
         "state_dict": layer.state_dict,
         "load_state_dict": lambda: layer.load_state_dict(state),
         "load_state_dict from the host": lambda: layer.load_state_dict(on_host),
@@ -59,18 +59,18 @@ def of_a_layer(device: Backend, folder: Path) -> Case:
         "GRU.load": lambda: xprnn.GRU.load(folder / "gru", backend=device.name),
         "to another dtype": lambda: idle.to(dtype="float32"),
         "to the host": lambda: idle.to("numpy"),
-        "to the device": lambda: here.to(device.name),
+        "to the device": lambda: host_layer.to(device.name),
         "copy": lambda: copy.copy(layer),
         "deepcopy": lambda: copy.deepcopy(layer),
         "pickle": lambda: pickle.dumps(layer),
-        "gradcheck": lambda: xprnn.gradcheck(layer, given["x"]),
-        "gradient_flow": lambda: xprnn.gradient_flow(layer, given["x"]),
-        "verify": lambda: xprnn.verify(layer, given["x"].shape),
+        "gradcheck": lambda: xprnn.gradcheck(layer, inputs["x"]),
+        "gradient_flow": lambda: xprnn.gradient_flow(layer, inputs["x"]),
+        "verify": lambda: xprnn.verify(layer, inputs["x"].shape),
         "asarray": lambda: xprnn.asarray([1.0], backend=device.name),
         "asarray of another dtype": lambda: xprnn.asarray(
-            given["x"], backend=device.name, dtype="float32"
+            inputs["x"], backend=device.name, dtype="float32"
         ),
-        "to_numpy": lambda: xprnn.to_numpy(given["x"]),
+        "to_numpy": lambda: xprnn.to_numpy(inputs["x"]),
         "synchronize": device.synchronize,
     }
 
@@ -140,24 +140,26 @@ def of_optimizers(device: Backend, folder: Path) -> Case:
         path = folder / kind.__name__
         optimizer.save(path)
 
-        def unchanged(call: Callable[[], Any], it: Any = optimizer, was: Any = state) -> None:
+        def unchanged(
+            call: Callable[[], Any], target: Any = optimizer, before: Any = state
+        ) -> None:
             try:
                 call()
             except RuntimeError:
-                assert (it.steps, it.lr) == (was["steps"], was["lr"])
+                assert (target.steps, target.lr) == (before["steps"], before["lr"])
                 raise
 
         calls |= {
             kind.__name__: lambda kind=kind, o=options: kind([layer], lr=0.1, **o),
-            f"{kind.__name__}.step": lambda it=optimizer, u=unchanged: u(it.step),
+            f"{kind.__name__}.step": lambda target=optimizer, u=unchanged: u(target.step),
             f"{kind.__name__}.zero_grad": optimizer.zero_grad,
             f"{kind.__name__}.state_dict": optimizer.state_dict,
-            f"{kind.__name__}.load_state_dict": lambda it=optimizer, h=on_host, u=unchanged: u(
-                lambda: it.load_state_dict(h)
+            f"{kind.__name__}.load_state_dict": lambda target=optimizer, h=on_host, u=unchanged: u(
+                lambda: target.load_state_dict(h)
             ),
-            f"{kind.__name__}.save": lambda it=optimizer: it.save(folder / "other"),
-            f"{kind.__name__}.load": lambda it=optimizer, p=path, u=unchanged: u(
-                lambda: it.load(p)
+            f"{kind.__name__}.save": lambda target=optimizer: target.save(folder / "other"),
+            f"{kind.__name__}.load": lambda target=optimizer, p=path, u=unchanged: u(
+                lambda: target.load(p)
             ),
         }
     return layer, calls

@@ -1,6 +1,6 @@
-"""What the files in `parent/` hold: one object of each kind, and one call that shows its values.
+"""The contents of the files in `parent/`: objects of each kind, and calls that return their values.
 
-The program that wrote the files and the test that reads them share this module.
+This module is shared by the program that wrote the files and the test that reads them.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def module(name: str) -> Any:
-    """A module in train mode with a frozen parameter, gradients, and an attribute of its user."""
+    """A module in train mode with a frozen parameter, gradients and a user's attribute."""
     kind, options = MODULES[name]
-    made = getattr(xprnn, kind)(I, H, seed=len(name), **options).train()
-    made.note = name
-    outputs = arrays(made(argument(made)))
-    made.backward(*_upstream(made, outputs))
-    made.freeze([*made.parameters][-1])
-    return made
+    instance = getattr(xprnn, kind)(I, H, seed=len(name), **options).train()
+    instance.note = name
+    outputs = arrays(instance(argument(instance)))
+    instance.backward(*_upstream(instance, outputs))
+    instance.freeze([*instance.parameters][-1])
+    return instance
 
 
-def argument(made: Any) -> Any:
-    """What to call a module with: as many numbers of each kind as it takes."""
-    if isinstance(made, xprnn.Embedding):
+def argument(instance: Any) -> Any:
+    """The argument of a call of a module, with its dtype and shape."""
+    if isinstance(instance, xprnn.Embedding):
         return [[0, 1], [2, 0]]
-    batch_first = made.options.get("batch_first", False)
+    batch_first = instance.options.get("batch_first", False)
     rows = (N, T) if batch_first else (T, N)
-    shape = (*rows, I) if "num_layers" in made.options else (N, I)
-    return _drawn(shape, made.dtype)
+    shape = (*rows, I) if "num_layers" in instance.options else (N, I)
+    return _drawn(shape, instance.dtype)
 
 
-def call(made: Any) -> dict[str, np.ndarray]:
+def call(instance: Any) -> dict[str, np.ndarray]:
     """The results of one call in eval mode, by number."""
-    found = made.eval()(argument(made))
-    return {str(k): array for k, array in enumerate(arrays(found))}
+    results = instance.eval()(argument(instance))
+    return {str(k): array for k, array in enumerate(arrays(results))}
 
 
 def optimizer(name: str) -> Any:
@@ -76,41 +76,41 @@ def optimizer(name: str) -> Any:
     kind, options = OPTIMIZERS[name]
     modules = [module("gru"), module("linear_float64")]
     modules[1].unfreeze()
-    made = getattr(xprnn.optim, kind)(modules, **options)
-    made.note = name
+    instance = getattr(xprnn.optim, kind)(modules, **options)
+    instance.note = name
     for _ in range(2):
-        made.step()
-    return made
+        instance.step()
+    return instance
 
 
-def schedule(made: Any) -> Any:
-    decay = xprnn.optim.CosineDecay(made, steps=5, lr_min=0.001)
+def schedule(instance: Any) -> Any:
+    decay = xprnn.optim.CosineDecay(instance, steps=5, lr_min=0.001)
     decay.step()
     return decay
 
 
-def next_step(made: Any) -> dict[str, np.ndarray]:
+def next_step(instance: Any) -> dict[str, np.ndarray]:
     """The parameters of an optimiser's modules after its next step."""
-    made.step()
+    instance.step()
     return {
         f"{k}.{name}": np.array(array)
-        for k, one in enumerate(made.modules)
+        for k, one in enumerate(instance.modules)
         for name, array in one.parameters.items()
     }
 
 
 def stepper(name: str) -> Any:
-    """A stepper after two steps, the second of one row alone."""
-    made = module(name).eval().stepper(N)
-    made.step(_drawn((N, I), made.arithmetic.dtype))
-    made.step(_drawn((N, I), made.arithmetic.dtype), rows=[1])
-    return made
+    """A stepper after two steps, the second of one row only."""
+    instance = module(name).eval().stepper(N)
+    instance.step(_drawn((N, I), instance.arithmetic.dtype))
+    instance.step(_drawn((N, I), instance.arithmetic.dtype), rows=[1])
+    return instance
 
 
-def steps_on(made: Any) -> dict[str, np.ndarray]:
+def steps_on(instance: Any) -> dict[str, np.ndarray]:
     """The states of a stepper, and the result of its next step."""
-    states = {f"state{k}": array for k, array in enumerate(arrays(made.state()))}
-    return {**states, "y": made.step(_drawn((N, I), made.arithmetic.dtype))}
+    states = {f"state{k}": array for k, array in enumerate(arrays(instance.state()))}
+    return {**states, "y": instance.step(_drawn((N, I), instance.arithmetic.dtype))}
 
 
 def arrays(value: Any) -> list[np.ndarray]:
@@ -121,13 +121,13 @@ def arrays(value: Any) -> list[np.ndarray]:
 
 
 def pickled() -> dict[str, Any]:
-    """All of them, in the one object that each pickle holds; what belongs together is shared."""
+    """The object of each pickle, with all of the above; schedules share the optimizers."""
     optimizers = {name: optimizer(name) for name in OPTIMIZERS}
     return {
         "modules": {name: module(name) for name in MODULES},
         "steppers": {name: stepper(name) for name in STEPPERS},
         "optimizers": optimizers,
-        "schedules": {name: schedule(made) for name, made in optimizers.items()},
+        "schedules": {name: schedule(instance) for name, instance in optimizers.items()},
     }
 
 
@@ -138,10 +138,10 @@ SHOWN: dict[str, Callable[[Any], dict[str, np.ndarray]]] = {
 }
 
 
-def _upstream(made: Any, outputs: list[np.ndarray]) -> tuple[Any, ...]:
+def _upstream(instance: Any, outputs: list[np.ndarray]) -> tuple[Any, ...]:
     """Gradients of the results, in the form that `backward` takes."""
     drawn = [_drawn(output.shape, output.dtype) for output in outputs]
-    if "num_layers" in made.options:
+    if "num_layers" in instance.options:
         return drawn[0], drawn[1] if len(drawn) == 2 else tuple(drawn[1:])
     return (drawn[0] if len(drawn) == 1 else tuple(drawn),)
 

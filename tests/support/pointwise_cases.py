@@ -50,7 +50,7 @@ ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "floa
 UNDERFLOW = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 0.0}
 
 SIGMOID = ("r", "z", "i", "f", "o")  # gates in (0, 1); the others lie in (-1, 1)
-WIDTHS = {"gh_rz": 2}  # in units of H; the others have 1, gates and gh one for each gate
+WIDTHS = {"gh_rz": 2}  # in units of H; others have 1, gates and gh 1 per gate
 SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e3, -1e3, 0.5]
 GUARD = 64  # guard elements before and after each array
 CANARY = 0xA5
@@ -119,15 +119,15 @@ def run_fused(
     kernel: PointwiseKernel, arrays: Arrays, elementwise: type = HostElementwiseKernel
 ) -> Arrays:
     """Run the fused cell's method on copies; fail if it writes outside its outputs."""
-    whole = {name: np.empty(a.size + 2 * GUARD, a.dtype) for name, a in arrays.items()}
+    guarded = {name: np.empty(a.size + 2 * GUARD, a.dtype) for name, a in arrays.items()}
     copies: Arrays = {}
     for name, array in arrays.items():
-        whole[name].view(np.uint8)[...] = CANARY
-        copies[name] = whole[name][GUARD:-GUARD].reshape(array.shape)
+        guarded[name].view(np.uint8)[...] = CANARY
+        copies[name] = guarded[name][GUARD:-GUARD].reshape(array.shape)
         copies[name][...] = array
     xp = SimpleNamespace(ElementwiseKernel=elementwise)
     _call(POINTWISE[kernel.cell], kernel.method, xp, copies, ())
-    for name, array in whole.items():
+    for name, array in guarded.items():
         guards = np.concatenate([array[:GUARD], array[-GUARD:]]).view(np.uint8)
         assert (guards == CANARY).all(), f"{kernel.name} writes outside {name}"
     for buffer in kernel.inputs:
@@ -149,7 +149,7 @@ def run_plain(kernel: PointwiseKernel, arrays: Arrays, xp: Any = np) -> Arrays:
 
 
 def _call(cell: Any, part: str, xp: Any, arrays: Arrays, scratch: tuple[Any, ...]) -> None:
-    """Call a method with the arrays that its parameters name; None for what it does not use."""
+    """Call a method with the arrays that its parameters name, or None."""
     function = getattr(cell, part)
     step = Buffers(
         gates=arrays.get("gates"),
@@ -159,8 +159,8 @@ def _call(cell: Any, part: str, xp: Any, arrays: Arrays, scratch: tuple[Any, ...
         dstates=tuple([arrays.get(f"d{name}") for name in cell.state_names]),
         scratch=scratch,
     )
-    given = {**arrays, "xp": xp, "step": step}
-    function(**{name: given.get(name) for name in inspect.signature(function).parameters})
+    arguments = {**arrays, "xp": xp, "step": step}
+    function(**{name: arguments.get(name) for name in inspect.signature(function).parameters})
 
 
 def _same(a: Any, *_: Any, out: np.ndarray) -> None:
@@ -199,7 +199,7 @@ def _ratio(actual: np.ndarray, expected: np.ndarray, majorant: np.ndarray, A: st
     """The largest error in units of its bound, in one array."""
     stored = actual.dtype.name
     with np.errstate(over="ignore", invalid="ignore"):
-        rounded = expected.astype(actual.dtype).astype(float)  # a narrow type may overflow
+        rounded = expected.astype(actual.dtype).astype(float)  # a 16-bit type may overflow
     actual, finite = actual.astype(float), np.isfinite(rounded)
     special = np.where(np.isfinite(actual), 0, actual)
     if not np.array_equal(special, np.where(finite, 0, rounded), equal_nan=True):

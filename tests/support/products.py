@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from tests.support.fake_cupy.array import StrictArray, StrictBackend
+from tests.support.fake_cupy.array import FakeArray, FakeCupyBackend
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
 from xprnn.backend import Backend
 from xprnn.backend.cublas import CudaModule
@@ -24,7 +24,7 @@ RESULTS = {  # (dtype of the factors, of the result)
 }
 SIZES = ((1, 1, 1), (1, 5, 1), (3, 1, 4), (1, 4, 6), (5, 3, 1), (4, 7, 5), (17, 40, 19))
 
-# name: the array that holds a matrix (r, c), and how the matrix is cut from it
+# name: the shape of an array that contains a matrix (r, c), and the view of the matrix
 LAYOUTS: dict[str, tuple[Callable[[int, int], tuple[int, int]], Callable[..., Any]]] = {
     "by rows": (lambda r, c: (r, c), lambda x, r, c: x),
     "by columns": (lambda r, c: (c, r), lambda x, r, c: x.T),
@@ -36,7 +36,7 @@ LAYOUTS: dict[str, tuple[Callable[[int, int], tuple[int, int]], Callable[..., An
 COPIED = {
     "every other column": (lambda r, c: (r, 2 * c), lambda x, r, c: x[:, ::2]),
     "upside down": (lambda r, c: (r, c), lambda x, r, c: x[::-1]),
-    "both ways apart": (lambda r, c: (2 * r, 3 * c), lambda x, r, c: x[::2, ::3]),
+    "every other row and third column": (lambda r, c: (2 * r, 3 * c), lambda x, r, c: x[::2, ::3]),
 }
 OUTPUTS = ("by rows", "rows of more", "every other row", "columns of more")
 
@@ -47,7 +47,7 @@ def numpy_type(name: str) -> np.dtype[Any]:
     return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
-PLACES = ("fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu))
+BACKENDS = ("fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu))
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def opened(name: str) -> Iterator[Backend]:
     """The fake CuPy, or CuPy if there is a usable GPU."""
     if name == "fake_cupy":
         LOG.clear()
-        yield StrictBackend.open("")
+        yield FakeCupyBackend.open("")
         return
     try:
         backend = xprnn.get_backend(name)
@@ -65,8 +65,8 @@ def opened(name: str) -> Iterator[Backend]:
         yield backend
 
 
-def zeros(*shape: int, dtype: Any = "float32") -> StrictArray:
-    return StrictArray(np.zeros(shape, dtype))
+def zeros(*shape: int, dtype: Any = "float32") -> FakeArray:
+    return FakeArray(np.zeros(shape, dtype))
 
 
 def draw(rng: np.random.Generator, rows: int, columns: int, name: str, layout: str) -> np.ndarray:
@@ -93,7 +93,7 @@ def assert_product(
     The bound is that of an inner product of k terms in any order and one rounding of the result,
     |error| <= (k + 1) u |a| |b| + u' |out| (N. J. Higham, "Accuracy and Stability of Numerical
     Algorithms", 3.1), u of the sums and u' of the result; `roundoff` is that of the factors.
-    Narrow factors are multiplied by tensor cores, which cut sums off instead of rounding them, so
+    16-bit factors are multiplied by tensor cores, which truncate sums instead of rounding them, so
     that u is 2^-23 (M. Fasi et al., "Numerical behavior of NVIDIA tensor cores", PeerJ Comput.
     Sci. 7, 2021).
     """
@@ -105,8 +105,8 @@ def assert_product(
     device = [any_backend.from_host(array) for array in host]
     a, b, out = (cut(x, *s, layout) for x, s, layout in zip(device, shapes, layouts, strict=True))
     module = CudaModule(any_backend.xp, precision)
-    found = module.add_matmul(a, b, out) if add else module.matmul(a, b, out=out)
-    assert found is out
+    returned = module.add_matmul(a, b, out) if add else module.matmul(a, b, out=out)
+    assert returned is out
 
     a, b, before = (
         cut(x, *s, layout).astype(np.float64)
@@ -121,4 +121,4 @@ def assert_product(
     bound += UNIT_ROUNDOFF[types[1]] * (np.abs(expected) + bound)
     assert (np.abs(written.astype(np.float64) - expected) <= bound).all()
     cut(host[2], m, n, layouts[2])[...] = written
-    assert after.tobytes() == host[2].tobytes(), "something beside `out` was written"
+    assert after.tobytes() == host[2].tobytes(), "memory outside `out` was written"

@@ -1,4 +1,4 @@
-"""Every public call that computes on a CPU, by name, on float32 numbers of a given size."""
+"""Every public call that computes on a CPU, by name, on float32 values of a given magnitude."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.support.targets import (
 )
 from xprnn import feature_first, optim
 
-Call = Callable[[float], list[np.ndarray]]  # what it computed, but for copies of its arguments
+Call = Callable[[float], list[np.ndarray]]  # its results, without copies of its arguments
 
 
 def _times(array: np.ndarray, size: float) -> np.ndarray:
-    """In float32; that numbers are small here is meant."""
+    """The product in float32, where underflow is intended."""
     with np.errstate(under="ignore"):
         return (array * np.float64(size)).astype(np.float32)
 
@@ -37,23 +37,23 @@ def _drawn(size: float, *shape: int) -> np.ndarray:
 
 
 def _recorded(name: str, **options: Any) -> Call:
-    """A call, unrecorded and recorded, and its gradients."""
+    """The results of a call in eval and in train mode, and its gradients."""
 
     def call(size: float) -> list[np.ndarray]:
         subject = make(name, dtype="float32", **options)
-        given = {n: _times(a, size) for n, a in arguments(subject).items()}
+        inputs = {n: _times(a, size) for n, a in arguments(subject).items()}
         module_of(subject).eval()
-        found = copies(forward(subject, given))
+        results = copies(forward(subject, inputs))
         module_of(subject).train()
-        return found + run(subject, given)
+        return results + run(subject, inputs)
 
     return call
 
 
 def _ragged(size: float) -> list[np.ndarray]:
     layer = make("lstm", dtype="float32", num_layers=2, bidirectional=True, dropout=0.5)
-    given = {n: _times(a, size) for n, a in arguments(layer).items()}
-    return run(layer, given, lengths=[4, 1, 2])
+    inputs = {n: _times(a, size) for n, a in arguments(layer).items()}
+    return run(layer, inputs, lengths=[4, 1, 2])
 
 
 def _stepper(name: str) -> Call:
@@ -63,23 +63,23 @@ def _stepper(name: str) -> Call:
         zeros = stepper.state()
         drawn = tuple([_drawn(size, *state.shape) for state in arrays(zeros)])
         stepper.load(drawn if len(drawn) > 1 else drawn[0])
-        found = [stepper.step(x[0]), stepper.step(x[1], out=np.empty((2, 5), np.float32))]
+        results = [stepper.step(x[0]), stepper.step(x[1], out=np.empty((2, 5), np.float32))]
         stepper.reset([1])
-        found += [stepper.step(x[2], rows=[0]), *arrays(stepper.state())]
-        return found
+        results += [stepper.step(x[2], rows=[0]), *arrays(stepper.state())]
+        return results
 
     return call
 
 
 def _feature_first(size: float) -> list[np.ndarray]:
-    ones = {"ba": np.zeros((4, 1), np.float32), "by": np.zeros((2, 1), np.float32)}
-    W = {"Wax": _drawn(1, 4, 3), "Waa": _drawn(1, 4, 4), "Wya": _drawn(1, 2, 4), **ones}
+    biases = {"ba": np.zeros((4, 1), np.float32), "by": np.zeros((2, 1), np.float32)}
+    W = {"Wax": _drawn(1, 4, 3), "Waa": _drawn(1, 4, 4), "Wya": _drawn(1, 2, 4), **biases}
     x, a0 = _drawn(size, 3, 5, 6), _drawn(size, 4, 5)
     a, y, caches = feature_first.rnn_forward(x, a0, W)
-    found = [a, y, *feature_first.rnn_backward(_times(a, size), caches, _times(y, size)).values()]
+    results = [a, y, *feature_first.rnn_backward(_times(a, size), caches, _times(y, size)).values()]
     a, y, cache = feature_first.rnn_cell_forward(x[:, :, 0], a0, W)
     return [
-        *found,
+        *results,
         a,
         y,
         *feature_first.rnn_cell_backward(_times(a, size), cache, _times(y, size)).values(),
@@ -93,7 +93,7 @@ def _linear(size: float) -> list[np.ndarray]:
 
 
 def _cross_entropy(size: float) -> list[np.ndarray]:
-    """One class whose probability is about `size`, or far below it where `size` is large."""
+    """One class with a probability of about `size`, or far smaller if `size` is large."""
     logits = np.zeros((2, 3), np.float32)
     logits[:, 0] = np.log(size) if size < 1 else -size
     loss, dlogits = xprnn.softmax_cross_entropy(logits, [1, 2])
@@ -118,7 +118,7 @@ def _optimizer(kind: Any, **options: Any) -> Call:
 
 
 def slots_of(optimizer: optim.Optimizer) -> list[np.ndarray]:
-    """What an optimiser of one module keeps of its gradients."""
+    """The state that an optimiser of one module derives from gradients."""
     state = optimizer.state_dict()
     return [state[name] for name in state if name.startswith("0.") and name != "0.steps"]
 
@@ -131,7 +131,7 @@ def _clip(size: float) -> list[np.ndarray]:
 
 
 def _conversions(size: float) -> list[np.ndarray]:
-    """What moves numbers from one type to another."""
+    """Conversions between dtypes."""
     wide = {"weight": np.full((3, 4), size * 1e-6), "bias": np.full(3, size * 1e-50)}
     linear = xprnn.Linear(4, 3, seed=0)
     linear.load_state_dict(wide)
@@ -152,7 +152,7 @@ def _diagnostics(size: float) -> list[np.ndarray]:
     x = _drawn(size, 5, 2, 3)
     xprnn.gradient_flow(gru, x)
     xprnn.gradient_flow(gru, x, dhx=_drawn(size, 1, 2, 4))
-    if size <= 1:  # of the derivatives of saturated gates differences say nothing
+    if size <= 1:  # finite differences of saturated gates are meaningless
         xprnn.gradcheck(gru, x, directions=1)
     return []
 

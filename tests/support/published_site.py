@@ -1,4 +1,4 @@
-"""The site that `asv publish` makes of the filed results, opened in a real browser.
+"""The site that `asv publish` makes from the stored results, opened in a real browser.
 
     python -m tests.support.published_site OUT.png
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "asv"
 GRU_GRAPH = "layers.Forward.time_forward"
 
-# The site's scripts come from networks that a test cannot count on; npm has the same files.
+# The site loads scripts from CDNs, which a test cannot rely on; npm has the same files.
 PACKAGES = (
     "jquery@3.3.1",
     "flot@0.8.3",
@@ -53,7 +53,7 @@ SAME_BYTES = {
     ),
 }
 CDNJS = "https://cdnjs.cloudflare.com/ajax/libs"
-OTHER_BYTES = {  # npm has flot as it was written, and a later release of the plugin
+OTHER_BYTES = {  # npm has flot unminified, and a later release of the plugin
     f"{CDNJS}/flot/0.8.3/jquery.flot.min.js": "flot/jquery.flot.js",
     f"{CDNJS}/flot/0.8.3/jquery.flot.time.min.js": "flot/jquery.flot.time.js",
     f"{CDNJS}/flot/0.8.3/jquery.flot.selection.min.js": "flot/jquery.flot.selection.js",
@@ -62,8 +62,8 @@ OTHER_BYTES = {  # npm has flot as it was written, and a later release of the pl
 }
 LIBRARIES = SAME_BYTES | OTHER_BYTES
 
-# What is drawn: each curve's label and points, and how many of these have a curve's colour near
-# them (not always their own: another curve may lie above).
+# Each drawn curve's label and points, and the number of points with a curve's colour nearby (not
+# always its own: another curve may cover it).
 CURVES = """() => {
     const plot = $('#main-graph').data('plot');
     if (!plot) return [];
@@ -87,7 +87,7 @@ CURVES = """() => {
 
 
 def lacks() -> str:
-    """What publishing and looking need and this machine has not, or ""."""
+    """The requirement of the tests that this machine lacks, or ""."""
     for module in ("asv", "playwright"):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed"
@@ -103,7 +103,7 @@ def lacks() -> str:
 
 
 def install_libraries(folder: Path) -> str:
-    """Put the site's scripts in a folder; says why where npm cannot."""
+    """Install the site's scripts in a folder; returns the error of npm, or ""."""
     flags = ["--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
     flags += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=30000"]
     done = subprocess.run(
@@ -118,7 +118,7 @@ def install_libraries(folder: Path) -> str:
 
 
 def publish(site: Path, config: Path = ROOT / "asv.conf.json") -> str:
-    """Make the site, and return what asv said; only integrity that npm cannot meet is dropped."""
+    """Make the site and return asv's output; integrity hashes that npm's files lack are removed."""
     done = subprocess.run(
         [sys.executable, "-m", "asv", "publish", "--config", str(config), "-o", str(site)],
         capture_output=True,
@@ -136,12 +136,12 @@ def publish(site: Path, config: Path = ROOT / "asv.conf.json") -> str:
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Say nothing: what goes wrong is seen by the browser."""
+        """Print nothing: errors are reported by the browser."""
 
 
 @contextmanager
-def serve(site: Path) -> Iterator[str]:
-    """The site's address for as long as the block runs."""
+def http_server(site: Path) -> Iterator[str]:
+    """Run an HTTP server for the site inside the block; the value is its address."""
     handler = partial(_Quiet, directory=str(site))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -155,16 +155,16 @@ def serve(site: Path) -> Iterator[str]:
 def visit(
     site: Path, libraries: Path, width: int = 1280, height: int = 900, patience: float = 60
 ) -> Iterator[Page]:
-    """A browser's page with the site open; raises whatever went wrong on it while it was used.
+    """A browser page with the site open; raises if any error occurred on it.
 
-    `patience` is for what a click should bring, in seconds.
+    `patience` is the timeout of actions in seconds.
     """
     from playwright.sync_api import sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with (
-        serve(site) as address,
+        http_server(site) as address,
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags) as browser,
     ):
@@ -174,14 +174,14 @@ def visit(
         try:
             page.goto(address, wait_until="networkidle")
             yield page
-            page.wait_for_timeout(100)  # for errors of what was asked for last
+            page.wait_for_timeout(100)  # for errors of the last requests
         finally:
             assert not faults, "on the published site:\n" + "\n".join(faults)
             assert "error.html" not in page.url, "the site says that it lacks a script"
 
 
 def _watch(page: Page, address: str, libraries: Path) -> list[str]:
-    """The list in which all faults of the page are going to be; answers for the networks."""
+    """The list to which all errors of the page are added; requests to CDNs get local files."""
     faults: list[str] = []
 
     def answer(route: Route) -> None:
@@ -190,64 +190,70 @@ def _watch(page: Page, address: str, libraries: Path) -> list[str]:
             file = libraries / "node_modules" / LIBRARIES[url]
             route.fulfill(path=file, headers={"Access-Control-Allow-Origin": "*"})
         else:
-            faults.append(f"asked for {url}, which is outside the site")
+            faults.append(f"request of {url}, which is outside the site")
             route.abort()
 
     page.route(lambda url: not url.startswith(address), answer)
     page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
     page.on(
         "console",
-        lambda said: faults.append(f"console: {said.text}") if said.type == "error" else None,
+        lambda message: (
+            faults.append(f"console: {message.text}") if message.type == "error" else None
+        ),
     )
     page.on(
         "response",
-        lambda got: faults.append(f"{got.status} {got.url}") if got.status >= 400 else None,
+        lambda response: (
+            faults.append(f"{response.status} {response.url}") if response.status >= 400 else None
+        ),
     )
-    page.on("requestfailed", lambda asked: faults.append(f"failed: {asked.url} {asked.failure}"))
+    page.on(
+        "requestfailed", lambda request: faults.append(f"failed: {request.url} {request.failure}")
+    )
     return faults
 
 
 def choose(page: Page, values: dict[str, list[str]]) -> None:
-    """Click buttons beside the graph until in each panel named these, and no others, are pressed.
+    """Click buttons until exactly these are pressed in each of the panels.
 
-    Until a panel is clicked the site chooses in it anew after each click elsewhere.
+    The site selects buttons of untouched panels again after each click elsewhere.
     """
     while any(_press(page, panel, names) for panel, names in values.items()):
         pass
 
 
 def _press(page: Page, panel: str, values: list[str]) -> bool:
-    """Click what is to be changed in a panel; whether there was anything."""
+    """Click the buttons to be changed in a panel; returns whether there were any."""
     heading = page.locator(".panel-heading", has_text=re.compile(rf"^{panel}$"))
     buttons = page.locator("#graph-display .panel", has=heading).locator("a.btn")
     names = buttons.all_inner_texts()
     assert set(values) <= set(names), f"{panel} has no button {set(values) - set(names)}: {names}"
     clicked = False
-    # first those to press: with none pressed there is nothing to draw
+    # press first: with none pressed nothing is drawn
     for name in sorted(names, key=lambda name: name not in values):
         button = buttons.nth(names.index(name))
         pressed = "active" in (button.get_attribute("class") or "").split()
         if pressed != (name in values):
             element = button.element_handle()
             button.click()
-            page.wait_for_function("button => !button.isConnected", arg=element)  # all are renewed
+            page.wait_for_function("button => !button.isConnected", arg=element)  # all are replaced
             clicked = True
     return clicked
 
 
 def picture(page: Page, file: Path) -> None:
-    """All that was measured of the GRU in one size, on the machine with the most commits."""
+    """All measurements of the GRU with one size, on the machine with the most commits."""
     page.locator(f"a[href='#{GRU_GRAPH}']").first.click()
     page.locator("#even-spacing").click()
     machine = max(RESULTS.glob("*/"), key=lambda folder: len(list(folder.glob("*-*.json")))).name
     chosen = {"machine": [machine], "cell": ["gru"], "dtype": ["float32"]}
     chosen |= {"size": ["N=32 H=128 T=128"]}
     choose(page, chosen)
-    page.wait_for_timeout(1000)  # the graphs are fetched
+    page.wait_for_timeout(1000)  # until the graphs are loaded
     drawn = [curve["label"] for curve in page.evaluate(CURVES) if curve["points"]]
     names = [name for label in drawn for name in re.findall("implementation-([^;]+)", label)]
     choose(page, chosen | {"implementation": names})
-    page.mouse.move(700, 80)  # nothing is explained in a box
+    page.mouse.move(700, 80)  # no tooltip
     page.locator("#graphdisplay-navigation").evaluate("panel => panel.scrollTop = 0")
     page.wait_for_timeout(1000)
     graph = page.locator("#main-graph").bounding_box()

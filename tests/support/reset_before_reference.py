@@ -1,4 +1,4 @@
-"""The GRU whose reset gate acts before the product, written down once more, slowly.
+"""The GRU whose reset gate acts before the product, in a slow independent implementation.
 
 From K. Cho et al., "Learning phrase representations using RNN encoder-decoder" (2014),
 equations 5 to 8, and the GRU operator of ONNX with `linear_before_reset=0`: one row and one step
@@ -69,7 +69,7 @@ def direction(
 
 @on_one_thread
 def reference_run(case: Case, parameters: Results, problem: Problem) -> Results:
-    """What `cases.run` finds with the layer, found with the equations above."""
+    """The results of `cases.run`, computed with the equations above."""
 
     def leaf(array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array.astype(np.float64), requires_grad=True)
@@ -91,6 +91,6 @@ def reference_run(case: Case, parameters: Results, problem: Problem) -> Results:
     h_n = torch.stack(finals)
     upstream = [torch.tensor(d.astype(np.float64)) for d in (problem.doutput, *problem.dfinal)]
     torch.autograd.backward([output, h_n], upstream)
-    found = {"output": output, "h_n": h_n, "dx": x.grad, "dh0": h0.grad}
-    found |= {f"d{name}": weight.grad for name, weight in weights.items()}
-    return {name: tensor.detach().numpy() for name, tensor in found.items()}
+    results = {"output": output, "h_n": h_n, "dx": x.grad, "dh0": h0.grad}
+    results |= {f"d{name}": weight.grad for name, weight in weights.items()}
+    return {name: tensor.detach().numpy() for name, tensor in results.items()}

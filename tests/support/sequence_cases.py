@@ -49,7 +49,7 @@ class Case:
     lengths: tuple[int, ...]
     reverse: bool = False
     bias: bool = True
-    upstream: bool = True  # whether a gradient of the outputs arrives
+    upstream: bool = True  # whether there is a gradient of the outputs
     seed: int = 0
     special: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # array, index, value
     numbers: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
@@ -99,10 +99,10 @@ class Case:
         self.numbers["c0"] = rng.uniform(-1, 1, (N, H)).astype(np.float32)
         for name in self.dstates:
             self.numbers[name] = rng.normal(0, 1, (N, H)).astype(np.float32)
-        weight_ih = rng.uniform(-scale, scale, (G * H, H))  # of an upper layer of a wave
+        weight_ih = rng.uniform(-scale, scale, (G * H, H))  # of an upper layer of a wavefront
         self.numbers["weight_ih"] = weight_ih.astype(self.dtype)
-        for name, place, value in self.special:
-            self.numbers[name][place] = value
+        for name, index, value in self.special:
+            self.numbers[name][index] = value
 
     @property
     def dstates(self) -> tuple[str, ...]:
@@ -159,11 +159,11 @@ class Case:
         with np.errstate(all="ignore"):
             dweights = Weights(None, dweight_hh, None, None)
             trace = Activations(*wide, states)
-            given = self.weights, self.reverse, trace, doutput, tuple(dstates)
-            undoing = BackwardPass(*given, dweights, None, PackedWeights())
+            arguments = self.weights, self.reverse, trace, doutput, tuple(dstates)
+            undoing = BackwardPass(*arguments, dweights, None, PackedWeights())
             self.loop.backward([undoing], self.context())
-        found = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
-        return found | dict(zip(self.dstates, dstates, strict=True))
+        results = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
+        return results | dict(zip(self.dstates, dstates, strict=True))
 
 
 def workspace() -> Workspace:

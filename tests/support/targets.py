@@ -1,4 +1,4 @@
-"""Everything that can be called and undone, behind one face: layers, cells and functions."""
+"""Everything with a forward and a backward, under one interface: layers, cells and functions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FUNCTIONS = tuple(f"{name}_function" for name in LAYERS)
 
 
 class Function:
-    """`xprnn.functional` on the weights of a one-layer module, called and undone like it."""
+    """`xprnn.functional` on the weights of a one-layer module, with the module's interface."""
 
     def __init__(self, name: str, layer: Any) -> None:
         family = name.partition("_")[0]
@@ -36,7 +36,7 @@ class Function:
         self.weights = [layer.parameters.get(f"{kind}_l0") for kind in WEIGHTS]
         self.options = {**LAYERS[name][1], "batch_first": layer.options["batch_first"]}
         self.forward = getattr(functional, f"{family}_forward")
-        self.undo = getattr(functional, f"{family}_backward")
+        self.function_backward = getattr(functional, f"{family}_backward")
         self.caches: list[functional.Cache] = []
 
     def __call__(self, x: Any, hx: Any = None, *, lengths: Any = None) -> tuple[Any, Any]:
@@ -45,7 +45,7 @@ class Function:
         return output, final
 
     def backward(self, doutput: Any, dhx: Any, *, need_dx: Any = True) -> tuple[Any, Any]:
-        gradients = self.undo(doutput, dhx, self.caches[-1], need_dx=need_dx)
+        gradients = self.function_backward(doutput, dhx, self.caches[-1], need_dx=need_dx)
         self.caches.pop()
         dinitial = tuple(gradients[name] for name in ("dh0", "dc0") if name in gradients)
         for kind in WEIGHTS:
@@ -59,7 +59,7 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def make(name: str, I: int = 3, H: int = 5, **options: Any) -> Any:  # noqa: E741
-    """A layer, cell or function in train mode; float64 and seed 0 unless told otherwise."""
+    """A layer, cell or function in train mode; float64 and seed 0 by default."""
     options = {"dtype": "float64", "seed": 0, **options}
     if name in FUNCTIONS:
         name = name.removesuffix("_function")
@@ -88,7 +88,7 @@ def normal(seed: int, *shape: int, dtype: Any = "float64") -> np.ndarray:
 def arguments(
     subject: Any, T: int = 4, N: int = 3, seed: int = 0, batched: bool = True
 ) -> dict[str, np.ndarray]:
-    """x, the initial states and the upstream gradients of a call, by the names in its errors."""
+    """x, the initial states and the upstream gradients of a call, by their names in errors."""
     module = module_of(subject)
     net, dtype = module._spec, module.dtype
     names, seeds = net.cell.state_names, iter(range(seed * 100, seed * 100 + 100))
@@ -107,37 +107,37 @@ def arguments(
     return {name: normal(next(seeds), *shape, dtype=dtype) for name, shape in shapes.items()}
 
 
-def initial_names(given: dict[str, Any]) -> list[str]:
+def initial_names(inputs: dict[str, Any]) -> list[str]:
     """The names of the initial states among a call's arguments."""
-    return [name for name in given if name in ("h", "c", "h0", "c0")]
+    return [name for name in inputs if name in ("h", "c", "h0", "c0")]
 
 
-def forward(subject: Any, given: dict[str, Any], **options: Any) -> Any:
-    """Call with x and the initial states; what it returns, unchanged."""
-    return subject(given["x"], _packed(given, initial_names(given)), **options)
+def forward(subject: Any, inputs: dict[str, Any], **options: Any) -> Any:
+    """The unchanged result of a call with x and the initial states."""
+    return subject(inputs["x"], _packed(inputs, initial_names(inputs)), **options)
 
 
-def backward(subject: Any, given: dict[str, Any], **options: Any) -> Any:
-    """Undo the last call with the upstream gradients; what it returns, unchanged."""
-    names = [name for name in given if name.startswith("d") and name != "doutput"]
-    upstream = _packed(given, names)
-    if "doutput" in given:
-        return subject.backward(given["doutput"], upstream, **options)
+def backward(subject: Any, inputs: dict[str, Any], **options: Any) -> Any:
+    """The unchanged result of backward of the last call with the upstream gradients."""
+    names = [name for name in inputs if name.startswith("d") and name != "doutput"]
+    upstream = _packed(inputs, names)
+    if "doutput" in inputs:
+        return subject.backward(inputs["doutput"], upstream, **options)
     return subject.backward(upstream, **options)
 
 
-def run(subject: Any, given: dict[str, Any], **options: Any) -> list[np.ndarray]:
-    """Call and undo: every result and every gradient; `grads` are zero before and after."""
+def run(subject: Any, inputs: dict[str, Any], **options: Any) -> list[np.ndarray]:
+    """All results and gradients of forward and backward; `grads` are zero before and after."""
     module = module_of(subject)
     module.zero_grad()
-    found = arrays(forward(subject, given, **options)) + arrays(backward(subject, given))
-    found += [grad.copy() for grad in module.grads.values()]
+    results = arrays(forward(subject, inputs, **options)) + arrays(backward(subject, inputs))
+    results += [grad.copy() for grad in module.grads.values()]
     module.zero_grad()
-    return found
+    return results
 
 
 def arrays(results: Any) -> list[np.ndarray]:
-    """The arrays in nested tuples, in order; None is left out."""
+    """The arrays in nested tuples, in order, without None."""
     if results is None:
         return []
     if isinstance(results, (tuple, list)):
@@ -159,7 +159,7 @@ def assert_same(actual: Any, expected: Any, what: str = "") -> None:
 
 
 def state_of(subject: Any) -> list[np.ndarray]:
-    """What a refused call must leave alone: parameters, gradients, records and the call counter."""
+    """What a refused call must not change: parameters, gradients, recorded calls, counters."""
     module = module_of(subject)
     counts = [len(module._records), module._calls, len(getattr(subject, "caches", []))]
     versions = [module.parameters.version, int(module.training)]
@@ -167,5 +167,5 @@ def state_of(subject: Any) -> list[np.ndarray]:
     return [*flat, np.array(counts + versions)]
 
 
-def _packed(given: dict[str, Any], names: list[str]) -> Any:
-    return tuple([given[name] for name in names]) if len(names) > 1 else given[names[0]]
+def _packed(inputs: dict[str, Any], names: list[str]) -> Any:
+    return tuple([inputs[name] for name in names]) if len(names) > 1 else inputs[names[0]]

@@ -1,8 +1,8 @@
-"""The tiers of the suite: markers by folder, what a session leaves out, and what it requires.
+"""The tiers of the suite: markers by folder, and the tests that a session excludes or requires.
 
-Every test has `fast` or the marker of another tier. A plain `pytest` runs the fast tier,
-`-m "not fast"` all others, `-m ""` everything. Tests that need a CUDA device are left out where
-there is none, unless `-m` names `gpu`; tests of frozen kernels run only where `-m` names `frozen`.
+Every test has the marker `fast` or that of another tier. `pytest` runs the fast tier,
+`-m "not fast"` all others, `-m ""` everything. Tests that need a CUDA device are deselected without
+one, unless `-m` names `gpu`; tests of frozen kernels run only if `-m` names `frozen`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-FOLDERS = {  # in `tests/`: the tier of the tests below them, the longest path first
+FOLDERS = {  # in `tests/`: the tier of the tests in them, longer paths first
     "unit": "fast",
     "layers": "fast",
     "typing": "fast",
@@ -31,7 +31,7 @@ FOLDERS = {  # in `tests/`: the tier of the tests below them, the longest path f
     "endurance": "endurance",
     "gpu": "gpu",
 }
-FUNCTIONS = {  # tests of another tier than their folder's
+FUNCTIONS = {  # tests of a tier other than their folder's
     "kernels/cuda/planner/test_bidirectional_plans.py::test_every_choice_fits": "exhaustive",
     "kernels/cuda/planner/test_plan.py::test_every_choice_fits": "exhaustive",
     "layers/test_gradcheck.py::test_an_injected_fault_is_detected": "mutation",
@@ -39,9 +39,9 @@ FUNCTIONS = {  # tests of another tier than their folder's
     "layers/test_recorded_calls.py::test_skipped_batches_leave_no_memory": "endurance",
     "gpu/test_smoke.py::test_there_is_a_kind_for_every_kernel": "kernels",
 }
-# what takes a test out of the fast tier where the test has it itself
+# markers that take a test out of the fast tier
 OWN = ("kernels", "mutation", "tools", "endurance", "exhaustive", "gpu", "frozen")
-SLOW = 2.0  # seconds from which a test of the fast tier is listed at the end
+SLOW = 2.0  # seconds; slower tests of the fast tier are listed at the end
 
 
 def add_option(parser: pytest.Parser) -> None:
@@ -49,14 +49,14 @@ def add_option(parser: pytest.Parser) -> None:
         "--required",
         metavar="MARKERS",
         default="",
-        help="markers, by commas: fail if no test with one of them runs, or one is skipped",
+        help="markers, separated by commas: fail if no test of one runs, or one is skipped",
     )
     parser.addoption(
         "--allow-skip",
         metavar="TEXT",
         action="append",
         default=[],
-        help="let required tests be skipped for a reason with this text",
+        help="allow required tests to be skipped for a reason that contains this text",
     )
 
 
@@ -65,7 +65,7 @@ def required(config: pytest.Config) -> list[str]:
 
 
 def check_expression(config: pytest.Config) -> None:
-    """Refuse names in `-m` and `--required` that no marker has."""
+    """Refuse unknown markers in `-m` and `--required`."""
     known = {re.match(r"\w*", line)[0] for line in config.getini("markers")}
     names = {*re.findall(r"\w+", config.option.markexpr)} - {"and", "or", "not"}
     if unknown := sorted((names | {*required(config)}) - known):
@@ -73,7 +73,7 @@ def check_expression(config: pytest.Config) -> None:
 
 
 def run_what_is_named(config: pytest.Config) -> None:
-    """Without `-m`, run files of any tier that the command line names."""
+    """Without `-m`, run the files named on the command line, whatever their tier."""
     options = config.invocation_params.args
     if any(str(word).startswith("-m") for word in options):
         return
@@ -83,16 +83,16 @@ def run_what_is_named(config: pytest.Config) -> None:
 
 
 def tier_of(path: Path) -> str:
-    """That of a file or folder by its place, or ""."""
+    """The tier of a file or folder by its path, or ""."""
     if not path.is_relative_to(TESTS):
         return ""
     parts = path.relative_to(TESTS).parts
-    places = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    return next((FOLDERS[place] for place in places if place in FOLDERS), "")
+    ancestors = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((FOLDERS[path] for path in ancestors if path in FOLDERS), "")
 
 
 def is_left_out(path: Path, config: pytest.Config) -> bool:
-    """Whether only the fast tier runs, and a path has none of its tests: it is not imported."""
+    """Whether only the fast tier runs and a path has no tests of it, so that it is not imported."""
     return config.option.markexpr == "fast" and tier_of(path) not in ("fast", "")
 
 
@@ -109,11 +109,11 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def _tier(item: pytest.Item) -> str:
-    place = item.path.relative_to(TESTS).as_posix()
+    name = item.path.relative_to(TESTS).as_posix()
     tier = tier_of(item.path)
     if not tier:
-        raise pytest.UsageError(f"tests/{place} is in no tier's folder: {', '.join(FOLDERS)}")
-    tier = FUNCTIONS.get(f"{place}::{getattr(item, 'originalname', '')}", tier)
+        raise pytest.UsageError(f"tests/{name} is in no tier's folder: {', '.join(FOLDERS)}")
+    tier = FUNCTIONS.get(f"{name}::{getattr(item, 'originalname', '')}", tier)
     if tier in ("fast", "gpu") and item.get_closest_marker("compiler"):
         return "kernels"  # emulated
     return (_own(item) or tier) if tier == "fast" else tier
@@ -124,27 +124,27 @@ def _own(item: pytest.Item) -> str | None:
 
 
 def check_functions(items: list[pytest.Item], config: pytest.Config) -> None:
-    """Refuse names in `FUNCTIONS` that no test has, where all tests are collected.
+    """Refuse unknown tests in `FUNCTIONS`, if all tests of their files are collected.
 
-    :raises pytest.UsageError: one names no test.
+    :raises pytest.UsageError: an entry names no test.
     """
-    found = {
+    collected = {
         f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', '')}"
         for item in items
         if item.path.is_relative_to(TESTS)
     }
-    files = {name.partition("::")[0] for name in found}
+    files = {name.partition("::")[0] for name in collected}
     names = [name for name in FUNCTIONS if name.partition("::")[0] in files]
-    whole = not any("::" in word for word in config.args)
-    if whole and (missing := [name for name in names if name not in found]):
+    all_collected = not any("::" in word for word in config.args)
+    if all_collected and (missing := [name for name in names if name not in collected]):
         raise pytest.UsageError(f"no test named {', '.join(missing)}: tests/support/tiers.py")
 
 
 def is_wanted(item: pytest.Item, config: pytest.Config, lacks_device: Callable[[], str]) -> bool:
     """Whether `-m` may select a test.
 
-    A frozen one only if `-m` names `frozen`; one that needs a device if there is a device or `-m`
-    names `gpu`.
+    A frozen test only if `-m` names `frozen`; a test that needs a device only if there is one or
+    `-m` names `gpu`.
     """
     named = config.option.markexpr
     if item.get_closest_marker("frozen") and "frozen" not in named:
@@ -153,15 +153,15 @@ def is_wanted(item: pytest.Item, config: pytest.Config, lacks_device: Callable[[
 
 
 def skip_without_compiler(item: pytest.Item) -> None:
-    """Skip a test marked `compiler` where there is none."""
+    """Skip a test marked `compiler` if there is no compiler."""
     if item.get_closest_marker("compiler") and shutil.which("g++") is None:
-        pytest.skip("there is no g++ here to compile the kernels for the host with")
+        pytest.skip("there is no g++ to compile the kernels for the host")
 
 
 class Required:
-    """A pytest plugin: tests with each required marker run, and none of them is skipped.
+    """A pytest plugin that fails unless tests with each required marker run, none of them skipped.
 
-    It also lists what is slow in the fast tier.
+    It also lists slow tests of the fast tier.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -185,14 +185,14 @@ class Required:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Fail the session where something required is missing."""
+        """Fail the session if a required test is missing."""
         if not session.config.option.collectonly:
             self._wrong += [f"no test ran that is {n}" for n in self._names if not self._ran[n]]
         if self._wrong and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """List both."""
+        """List missing and slow tests."""
         for line in self._wrong:
             terminalreporter.write_line(line, red=True)
         for seconds, test in sorted(self._slow, reverse=True)[:20]:

@@ -1,7 +1,7 @@
-"""The table of tolerances, `xprnn/diagnostics/tolerances.py`, with the sizes of these tests.
+"""The table of tolerances, `xprnn/diagnostics/tolerances.py`, for the sizes of these tests.
 
-For the sizes below float32's is 1.6e-5: a fault of 1e-4 of the largest element does not pass, and
-`test_parity.py` checks that it does not.
+For the sizes below float32's tolerance is 1.6e-5, so that an error of 1e-4 of the largest element
+fails, as `test_parity.py` checks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from xprnn.diagnostics import tolerances
 from xprnn.diagnostics.tolerances import error_of
 
-STEPS, WIDTH, LAYERS = 8, 16, 3  # the largest T, K and L unless a test says otherwise
+STEPS, WIDTH, LAYERS = 8, 16, 3  # the default T, K and L, the largest of most tests
 
-listeners: list[Callable[[str, float, float, str], None]] = []  # told dtype, error, bound, what
+listeners: list[Callable[[str, float, float, str], None]] = []  # of dtype, error, bound, what
 
 
 def tolerance(
@@ -28,7 +28,7 @@ def tolerance(
 ) -> float:
     """The largest error, relative to the largest element, that rounding explains.
 
-    `dtype` is that of the array; `compute_dtype`, "tf32" among them, that of what products read.
+    `dtype` is that of the array, `compute_dtype` that of the products' operands, or "tf32".
 
     >>> tolerance("float64"), f"{tolerance('float32'):.1e}"
     (1e-10, '1.6e-05')

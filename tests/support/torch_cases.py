@@ -15,9 +15,9 @@ from xprnn.backend import Backend
 
 
 def torch_device(backend: Backend) -> str:
-    """Where torch computes what a backend's results are compared with.
+    """The device on which torch computes the reference for a backend.
 
-    On CUDA for CuPy, with TF32 off; a torch that cannot skips the test.
+    CUDA for CuPy, with TF32 off; the test is skipped if torch has no CUDA.
     """
     if backend.kind != "cupy":
         return "cpu"
@@ -26,7 +26,7 @@ def torch_device(backend: Backend) -> str:
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__} has no CUDA device to compare with")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer versions of torch advise other names
+        warnings.simplefilter("ignore")  # newer versions of torch deprecate these names
         for kind in (torch.backends.cuda.matmul, torch.backends.cudnn):
             kind.allow_tf32 = False
             assert not kind.allow_tf32
@@ -34,7 +34,7 @@ def torch_device(backend: Backend) -> str:
 
 
 def on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let torch run on one thread: several take a hundred times as long for cases this small."""
+    """Run torch on one thread: for such small cases several take a hundred times as long."""
 
     @wraps(function)
     def call(*args: Any) -> Any:
@@ -52,7 +52,7 @@ def on_one_thread(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @on_one_thread
 def torch_run(case: Case, layer: Any, problem: Problem) -> Results:
-    """As `run`, through torch's layer, in float64 on the same numbers, widened."""
+    """As `run`, with torch's layer in float64, from the same values."""
     import torch
 
     device = torch_device(layer.backend)
@@ -89,7 +89,7 @@ def torch_run(case: Case, layer: Any, problem: Problem) -> Results:
     given = [d.astype(np.float64) for d in (problem.doutput, *problem.dfinal)]
     upstream = [torch.tensor(d, device=device) for d in given]
     torch.autograd.backward([output, *ends], upstream)
-    found = {"output": output, "dx": x.grad}
-    found |= by_name(case, tuple(ends), tuple(state.grad for state in initial))
-    found |= {f"d{name}": parameter.grad for name, parameter in other.named_parameters()}
-    return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
+    results = {"output": output, "dx": x.grad}
+    results |= by_name(case, tuple(ends), tuple(state.grad for state in initial))
+    results |= {f"d{name}": parameter.grad for name, parameter in other.named_parameters()}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in results.items()}

@@ -1,6 +1,6 @@
-"""Write the files in `parent/`: pickles and safetensors files, with the values that they hold.
+"""Write the files in `parent/`: pickles and safetensors files, with their values.
 
-They were written once, by commit 8003e28, and are never written again::
+They were written once, by commit 8003e28, and are not to be written again::
 
     git worktree add ../parent 8003e28
     XPRNN_KERNELS=reference PYTHONPATH=../parent python tests/support/write_parent_files.py
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def facts_of(module: Any) -> dict[str, Any]:
-    """What a module is, beside its arrays."""
+    """The properties of a module other than its arrays."""
     return {
         "kind": type(module).__name__,
         "options": dict(module.options),

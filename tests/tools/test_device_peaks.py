@@ -20,7 +20,7 @@ from benchmarks.device.problems import BOTH, FORWARD, Problem
 from tests.support.emulator.build import OUTCOMES, compiled, emulator_source
 from tests.support.emulator.elementwise import COMPILER, needs_compiler
 from tests.support.fake_cupy import sequence as fake_sequence
-from tests.support.fake_cupy.array import StrictModule
+from tests.support.fake_cupy.array import FakeModule
 from tests.support.fake_cupy.devices import H200
 from xprnn.backend import Backend
 from xprnn.kernels.cuda import loading
@@ -167,7 +167,7 @@ def test_timed_kernels_are_launched_with_all_of_their_blocks(
             return self.function
 
     fake_sequence.install(monkeypatch)
-    monkeypatch.setattr(StrictModule, "RawModule", RawModule)
+    monkeypatch.setattr(FakeModule, "RawModule", RawModule)
     monkeypatch.setattr(Launched, "blocks", [])
     monkeypatch.setattr(peaks, "timer", lambda backend: clock._seconds)
     monkeypatch.setattr(peaks, "BUDGET", 0.0)

@@ -31,11 +31,11 @@ def collected(*options: str) -> set[str]:
     return {line.rpartition("/")[2] for line in lines}
 
 
-WAVE = "test_wavefront.py::test_as_many_layers_as_may_be"
-CLUSTER = "test_bidirectional.py::test_both_in_clusters"
+WAVE = "test_wavefront.py::test_the_maximum_number_of_layers"
+CLUSTER = "test_bidirectional.py::test_both_directions_in_clusters"
 ON_A_GPU = "test_sequence.py::test_wavefronts_in_a_row"
 BOTH_WAYS = "test_sequence.py::test_both_directions_in_a_row"
-UNSUPPORTED = "test_wavefront_layers.py::test_what_cannot_go_in_a_wave_is_refused"
+UNSUPPORTED = "test_wavefront_layers.py::test_unsupported_stacks_are_refused_with_the_reason"
 CASES = {  # -m, what of it runs, and what does not
     "": ({UNSUPPORTED}, {WAVE, CLUSTER, ON_A_GPU}),
     "not fast": ({UNSUPPORTED}, {WAVE, CLUSTER, ON_A_GPU}),

@@ -204,7 +204,7 @@ def test_a_broken_threadpoolctl_sets_no_limit(content: str, tmp_path: Path) -> N
 import contextlib
 with contextlib.suppress(OSError):
     import threadpoolctl
-from xprnn import processors
+from xprnn.backend import processors
 print(processors.usable())
 """
     assert python(code, OMP_NUM_THREADS="1", **broken(tmp_path, "threadpoolctl", content)) == "1\n"

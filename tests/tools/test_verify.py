@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from tests.support.fault_injection import FAULTS, plant
+from tests.support.fault_injection import FAULTS, inject
 from tests.support.targets import make
 from xprnn import kernels
 from xprnn.backend import Backend
@@ -137,7 +137,7 @@ def test_the_layers_of_the_command_leave_out_no_comparison(fake_cupy: Backend) -
 def test_a_wrong_gradient_of_the_plain_code_fails_the_gradcheck(
     cell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(cell, FAULTS[cell, "gate 0 times 1.001"], monkeypatch)
+    inject(cell, FAULTS[cell, "gate 0 times 1.001"], monkeypatch)
     other = "gru" if cell == "lstm" else "lstm"
     report = verify_cells("numpy", [other, cell], ["float32"])
     assert not report.ok

@@ -1,4 +1,4 @@
-"""Exit with an error unless pyright knows the types of 99 % of what the package exports."""
+"""Exit with an error unless pyright knows the types of 99 % of the package's public names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users write, and type checkers must accept; see `test_typing.py`."""
+"""Users' code that type checkers must accept; see `test_typing.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ output, (h, c) = lstm(x, (h, c), lengths=(5, 3))
 output, (h, c) = lstm(x, (h, None))
 dx, (dh, dc) = lstm.backward(None, (h, None))
 
-# A result is an array: what NumPy's have
+# Results are arrays, with the attributes of NumPy's
 first, last, length = output[0], output[-1, :, 2:], len(output)
 steps, batch, width = output.shape
 total: float = output.sum()
@@ -48,9 +48,9 @@ output[0] = 0.0
 positive = (output > 0).any() and (output == output).all()
 moved = output.astype(np.float64).reshape(-1, width).transpose(1, 0).copy()
 print(output.dtype.name, output.ndim, output.size, output.tolist(), float(output[0, 0, 0]))
-kept: Array = output
+annotated: Array = output
 
-# and what NumPy takes
+# and NumPy's functions accept them
 np.linalg.norm(output)
 np.concatenate([h[-1], c[-1]], axis=1)
 np.stack([h, c])
@@ -86,7 +86,7 @@ decay = xprnn.optim.CosineDecay(adam, steps=10)
 norm = optim.clip_grad_norm([gru], 1.0) * 2
 rate: float = decay.lr_max
 
-# Parameters, files, places
+# Parameters, files, backends
 gru.parameters["weight_ih_l0"] = np.ones((12, 3))
 gru.grads["weight_ih_l0"][...] *= 0.5
 weights: Mapping[str, Array] = gru.state_dict()
@@ -107,8 +107,8 @@ def choose(device: int | None) -> BackendName:
     return "numpy" if device is None else "cupy"
 
 
-with xprnn.use_backend(choose(0)) as place:
-    print(place.name, xprnn.get_backend().describe())
+with xprnn.use_backend(choose(0)) as selected:
+    print(selected.name, xprnn.get_backend().describe())
 
 # Streams
 stepper = gru.stepper(2)

@@ -1,7 +1,7 @@
-"""Users' code, right and wrong, as mypy and pyright judge it.
+"""Users' code, right and wrong, checked by mypy and pyright.
 
-`right.py` and the README's examples must have no error; `wrong.py` must have an error on each line
-that says so and on no other.
+`right.py` and the README's examples must have no error; `wrong.py` must have an error on each
+marked line and on no other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Errors = dict[str, dict[int, str]]  # by file and line
 
 
 def errors_of(checker: str, folder: Path) -> Errors:
-    """All files in one run."""
+    """The errors in all files, from one run of a checker."""
     readme = (ROOT / "README.md").read_text()
     examples = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert examples
@@ -58,7 +58,7 @@ def _pyright(files: list[str], folder: Path) -> Errors:
 
 
 def _run(module: str, arguments: list[str], folder: Path) -> str:
-    """What a checker prints when it looks at this copy of xprnn."""
+    """The output of a checker, with this copy of xprnn."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

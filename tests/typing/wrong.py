@@ -1,4 +1,4 @@
-"""What type checkers must reject: one error on each line marked so, and no other."""
+"""Code that type checkers must reject: one error on each marked line, and no others."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ number: int = xprnn.to_numpy(output)  # error
 output.no_such_method()  # error
 Path(output)  # error
 
-# of as many parts as there are
+# Tuples have a fixed length
 output, h, c = lstm(x)  # error
 lstm(x)[1].sum()  # error
 lstm.stepper(2).state().sum()  # error
 lstm_cell(x[0]).sum()  # error
 gru.backward(output, need_dx=False)[0].sum()  # error
 
-# Places and types
+# Backends and dtypes
 xprnn.GRU(3, 4, backend="gpu")  # error
 xprnn.GRU(3, 4, backend="cuda:0")  # error
 xprnn.GRU(3, 4, dtype="float23")  # error
@@ -82,6 +82,6 @@ optim.SGD([gru], lr="0.1")  # error
 optim.SGD([x], lr=0.1)  # error
 optim.clip_grad_norm(gru, 1.0)  # error
 
-# Names are the public ones
+# Only public names exist
 xprnn.GRUcell(3, 4)  # error
 xprnn.optim.Adagrad([gru])  # error

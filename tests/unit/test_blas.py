@@ -287,7 +287,7 @@ def test_eight_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FORK = """
 import os, numpy as np
-from xprnn import blas
+from xprnn.backend import blas
 blas.usable = lambda: 3
 left, right = np.ones((1536, 512)), np.ones((512, 64))
 def product():
@@ -315,7 +315,7 @@ def test_a_forked_process_starts_its_own_threads() -> None:
 
 BUSY = """
 import sys, time, numpy as np, xprnn
-from xprnn import blas
+from xprnn.backend import blas
 blas.SLICE = int(sys.argv[1])
 x = np.ones((128, 8, 64), "f")
 layers = [make(64, 64, seed=0).train() for make in (xprnn.GRU, xprnn.LSTM)]

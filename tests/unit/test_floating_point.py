@@ -179,14 +179,15 @@ def test_moved_parameters_keep_subnormal_numbers() -> None:
 
 @needs_flushing
 def test_environments_nest_and_keep_other_control_bits() -> None:
-    for bits in (0, control_bits.UPWARD, control_bits.FOUND[2] & -control_bits.FOUND[2]):
+    flush = control_bits.FENV_LAYOUT[2]
+    for bits in (0, control_bits.UPWARD, flush & -flush):
         with control_bits.with_bits(bits):
             before = control()
             with environment():
                 inside = control()
                 with environment():
                     assert control() == inside
-                assert control() == inside == before | control_bits.FOUND[2]
+                assert control() == inside == before | control_bits.FENV_LAYOUT[2]
             assert control() == before
     assert control() != inside
 

@@ -48,7 +48,7 @@ def test_a_process_limited_to_one_processor_uses_one_thread() -> None:
 import os
 from pathlib import Path
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from xprnn import processors
+from xprnn.backend import processors
 print(processors.usable())
 """
     assert python(code, OMP_NUM_THREADS="8", OPENBLAS_NUM_THREADS="8") == "1\n"

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import xprnn
-import xprnn.nn.stepper
+import xprnn.stepper
 from xprnn import feature_first, functional, optim
 
 LIST = Path(__file__).parents[1] / "data" / "public_names.txt"
@@ -28,7 +28,7 @@ def listed() -> Iterator[str]:
     yield from of_module(optim, optim.__all__)
     for module in (functional, feature_first):
         yield from of_module(module, own_names(module))
-    yield from of_class("xprnn.nn.stepper.Stepper", xprnn.nn.stepper.Stepper)
+    yield from of_class("xprnn.stepper.Stepper", xprnn.stepper.Stepper)
 
 
 def own_names(module: ModuleType) -> list[str]:

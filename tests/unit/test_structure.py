@@ -1,7 +1,7 @@
-"""The package's own imports: they go downwards, in few levels and no circle; names hide no module.
+"""The package's own imports go downwards, in few levels and without cycles; no name hides a module.
 
-Checked by reading the source, but for the last test, which imports everything. Imports that run
-later, inside a function, count; those for type checkers alone do not.
+The tests read the source; only the last one imports all modules. Imports inside functions count,
+imports under `TYPE_CHECKING` do not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import xprnn
 
 ROOT = Path(xprnn.__file__).parent
-# Each may import from those behind it.
+# Each may import from later ones.
 ORDER = (
     "tools",
     "io",
@@ -36,15 +36,15 @@ ORDER = (
 LATER = {"io", "distributed"}
 LEVELS = 12
 PUBLIC_FILES = {"__init__.py", "__main__.py", "functional.py", "feature_first.py"}
-# Where pickles and documentation of earlier versions say that things are; each hands names on.
+# Module paths of earlier versions, in pickles and documentation; each re-exports names.
 ALIASES = {"modules", "cell_modules", "readout", "module", "embedding", "stepper", "optim.updates"}
 
-Edge = tuple[str, str, int]  # a module, one that it imports, and the line
+Edge = tuple[str, str, int]  # a module, a module that it imports, and the line
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module and package by its name without "xprnn."; "" is the package itself."""
+    """The path of every module by its name without "xprnn."; "" is the package itself."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -81,7 +81,7 @@ def imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def source_of(name: str, statement: ast.ImportFrom) -> str | None:
-    """The module of ours that `from ... import` names; None where it is another's."""
+    """The module of the package that `from ... import` names, or None for other packages."""
     where = statement.module or ""
     if statement.level == 0:
         first, _, rest = where.partition(".")
@@ -93,7 +93,7 @@ def source_of(name: str, statement: ast.ImportFrom) -> str | None:
 
 
 def defining(module: str, name: str, seen: frozenset[str] = frozenset()) -> str:
-    """The module that a name comes from, through the `__init__` files that hand it on."""
+    """The module that defines a name, through `__init__` files that re-export it."""
     inner = f"{module}.{name}".lstrip(".")
     if inner in modules():
         return inner
@@ -112,7 +112,7 @@ def defining(module: str, name: str, seen: frozenset[str] = frozenset()) -> str:
 
 @cache
 def edges() -> tuple[Edge, ...]:
-    """What each module imports of the package; `__init__` files and aliases only hand names on."""
+    """The imports of each module from the package, without `__init__` files and aliases."""
     found: list[Edge] = []
     for name in modules():
         if is_package(name) or name in ALIASES:
@@ -141,7 +141,9 @@ def longest_chain(pairs: Iterable[tuple[str, str]]) -> list[str]:
     chains: dict[str, list[str]] = {}
 
     def walk(name: str, path: tuple[str, ...]) -> list[str]:
-        assert name not in path, f"a circle: {' -> '.join((*path[path.index(name) :], name))}"
+        assert name not in path, (
+            f"an import cycle: {' -> '.join((*path[path.index(name) :], name))}"
+        )
         if name not in chains:
             rest = [walk(one, (*path, name)) for one in sorted(below.get(name, ()))]
             chains[name] = [name, *max(rest, key=len, default=[])]
@@ -192,12 +194,12 @@ def test_aliases_are_one_import(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in modules() if is_package(name)])
-def test_init_files_only_hand_names_on(name: str) -> None:
-    wrong = [ast.unparse(node)[:60] for node in tree(name).body if not _hands_on(node)]
+def test_init_files_only_export_names(name: str) -> None:
+    wrong = [ast.unparse(node)[:60] for node in tree(name).body if not _only_exports(node)]
     assert not wrong, f"xprnn/{name}: {wrong}"
 
 
-def _hands_on(node: ast.stmt) -> bool:
+def _only_exports(node: ast.stmt) -> bool:
     match node:
         case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
             return True
@@ -206,12 +208,12 @@ def _hands_on(node: ast.stmt) -> bool:
         case ast.FunctionDef(name="__getattr__" | "__dir__"):
             return True
         case ast.If(test=test) if "TYPE_CHECKING" in ast.unparse(test):
-            return all(_hands_on(inner) for inner in [*node.body, *node.orelse])
+            return all(_only_exports(inner) for inner in [*node.body, *node.orelse])
     return False
 
 
 def test_no_name_hides_a_module() -> None:
-    """With everything imported, each module is the attribute of that name of its package."""
+    """After all imports, each module is the attribute of that name of its package."""
     hidden = []
     for name in filter(None, modules()):
         path = f"xprnn.{name}"
@@ -219,7 +221,7 @@ def test_no_name_hides_a_module() -> None:
             continue
         try:
             importlib.import_module(path)
-        except ImportError:  # of a package that is not installed
+        except ImportError:  # an optional package is not installed
             continue
         parent, _, last = path.rpartition(".")
         if getattr(sys.modules[parent], last) is not sys.modules[path]:

@@ -33,7 +33,7 @@ class Workspace:
         self._used = 0
         self._peak = 0
         self._idle = 0
-        self.is_small = False  # whether the last use needed more
+        self.is_small: bool = False  # whether the last use needed more
         self.captures: Any = None  # `Captures` of engine/replay.py, in separate memory
 
     def aligned(self, size: int) -> Array:

@@ -116,9 +116,8 @@ def gradcheck(
     N. J. Higham, "Accuracy and stability of numerical algorithms" (2002), chapter 3.
 
     >>> import numpy as np, xprnn
-    >>> from xprnn import gradcheck
     >>> x = np.linspace(-1, 1, 30, dtype=np.float32).reshape(5, 2, 3)
-    >>> report = gradcheck(xprnn.GRU(3, 4, seed=0), x, lengths=[5, 3])
+    >>> report = xprnn.gradcheck(xprnn.GRU(3, 4, seed=0), x, lengths=[5, 3])
     >>> [row.name for row in report.rows]
     ['x', 'h0', 'weight_ih_l0', 'weight_hh_l0', 'bias_ih_l0', 'bias_hh_l0']
     >>> report.worst.excess <= 1

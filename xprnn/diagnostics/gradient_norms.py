@@ -97,10 +97,9 @@ def gradient_flow(
     (2013).
 
     >>> import numpy as np, xprnn
-    >>> from xprnn import gradient_flow
     >>> rnn = xprnn.RNN(3, 2, dtype="float64", seed=0)
     >>> rnn.parameters["weight_hh_l0"] = 0.5 * np.eye(2)
-    >>> flow = gradient_flow(rnn, np.zeros((9, 1, 3)))
+    >>> flow = xprnn.gradient_flow(rnn, np.zeros((9, 1, 3)))
     >>> flow.norms.shape, flow.spectral_radius.tolist(), flow.verdicts
     ((1, 9), [[0.5]], ('vanishing',))
     """

@@ -18,7 +18,7 @@ from ..backend import Backend
 from ..cells import Weights
 from ..core.packing import PackedBatch, make_packed_batch
 from ..core.passes import Activations, BackwardPass, ForwardPass
-from ..kernels.interface import CallContext, LayerRunner, Pass, Sizes
+from ..kernels.interface import CallContext, LayerRunner, Pass, RunnerCosts, Sizes
 
 
 class Segment(NamedTuple):
@@ -56,8 +56,10 @@ class Checkpointed:
     """
 
     def __init__(self, runner: LayerRunner, backward_runner: LayerRunner, k: int) -> None:
-        self.runner, self.backward_runner, self.k = runner, backward_runner, k
-        self.costs = runner.costs
+        self.runner: LayerRunner = runner
+        self.backward_runner: LayerRunner = backward_runner
+        self.k: int = k
+        self.costs: RunnerCosts = runner.costs
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
         """Each direction separately."""

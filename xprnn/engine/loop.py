@@ -21,10 +21,12 @@ from ..kernels.shared import allocate, input_projection, project, weight_gradien
 class StepLoop:
     """Runs one step after another, with any array module and any cell."""
 
-    costs = RunnerCosts()
+    costs: RunnerCosts = RunnerCosts()
 
     def __init__(self, xp: Any, cell: Cell, compute_dtype: Any) -> None:
-        self.xp, self.cell, self.compute_dtype = xp, cell, compute_dtype
+        self.xp: Any = xp
+        self.cell: Cell = cell
+        self.compute_dtype: Any = compute_dtype
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:
         """Each direction separately."""

@@ -239,10 +239,11 @@ class ReplayLoop:
     Captured calls are stored in the workspace of a call, so that later calls of a layer use them.
     """
 
-    costs = RunnerCosts()
+    costs: RunnerCosts = RunnerCosts()
 
     def __init__(self, cell: Cell, dtype: np.dtype[Any]) -> None:
-        self.cell, self.compute_dtype = cell, dtype
+        self.cell: Cell = cell
+        self.compute_dtype: Any = dtype
         self._loop = StepLoop(np, cell, dtype)  # for short runs
 
     def groups(self, kind: Pass, sizes: Sizes, directions: int) -> list[range]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..backend import Backend
 from ..backend.cupy import CupyBackend
+from ..backend.exports import exported_from
 from ..cells import Cell
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 FUSED = ("sequence", WAVE)  # requests that force sequence kernels
 # What "auto" selects from. The CUDA sequence kernels have only run in an emulator on a CPU; they
 # are added when they have been shown to be correct and faster on a GPU.
-AUTOMATIC = {"cuda": ("reference", "pointwise"), "numba": IMPLEMENTATIONS}
+AUTOMATIC: dict[str, tuple[str, ...]] = {
+    "cuda": ("reference", "pointwise"),
+    "numba": IMPLEMENTATIONS,
+}
 EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 WAVEFRONT_EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} forces it"
 FEATURE_MAJOR = "a stepper's arrays are feature-major on a CPU, pointwise kernels need batch-major"
@@ -42,6 +46,7 @@ MAX_PLANS = 256  # of one layer; then they are dropped
 PlainRunner = Callable[[Any, Cell, np.dtype[Any], bool], LayerRunner]
 
 
+@exported_from("xprnn")
 class KernelUnavailableError(RuntimeError):
     """The implementation forced by `use_kernels` or `XPRNN_KERNELS` does not support a call."""
 

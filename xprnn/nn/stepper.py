@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import kernels
 from ..backend import AnyArray, Array, Backend, Rows, States, StatesLike, StateTypes
+from ..backend.exports import exported_from
 from ..core.checks import check_array, check_rows, check_size, check_states
 from ..core.oom import translate_out_of_memory
 from ..core.precision import PrecisionPolicy
@@ -18,6 +19,7 @@ from .locking import WRITER
 from .recurrent import _Recurrent
 
 
+@exported_from("xprnn.stepper")
 class Stepper(StateTypes[StatesLike, States]):
     """The states of N streams, and the step that advances all layers of a stack by one.
 

@@ -1,4 +1,4 @@
-"""CUDA sources compiled by g++ for the emulator, `host/fibers.h`; cached by content."""
+"""CUDA sources compiled by g++ for the emulator, `host/emulator.h`; cached by content."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from tests.support.build_cache import once
+from tests.support.build_cache import build_once
 from tests.support.emulator.elementwise import COMPILER
 from tests.support.emulator.elementwise import FLAGS as COMMON
 from xprnn.kernels.cuda import sequence
 
 HOST = Path(__file__).parent / "host"
 CUDA = Path(sequence.__file__).parent
-OUTCOMES = (  # as `Outcome` of fibers.h
+OUTCOMES = (  # as `Outcome` in emulator.h
     *("fine", "deadlock", "shared memory overrun", "diverged warp", "unaligned vector"),
     *("sent to a block that has ended", "barrier misused", "incomplete cluster"),
 )
@@ -23,7 +23,7 @@ OUTCOMES = (  # as `Outcome` of fibers.h
 # two thirds of the time with -O1 compared to -O2
 WARNINGS = ("-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-Wno-unused-variable")
 FLAGS = (*COMMON, "-O1", *WARNINGS, "-U_FORTIFY_SOURCE")
-STAND_INS = {"device.h": HOST / "warps.h", "lanes.h": HOST / "lanes.h"}
+SUBSTITUTES = {"device.h": HOST / "warps.h", "lanes.h": HOST / "lanes.h"}
 Faults = tuple[tuple[str, str], ...]  # text that occurs once in the source, and its replacement
 
 
@@ -32,8 +32,8 @@ def emulator_source(parts: Iterable[str | Path], faults: Faults = ()) -> str:
 
     The text of each fault must occur exactly once.
     """
-    paths = [HOST / "fibers.h", HOST / "clusters.h", HOST / "device.h"]
-    paths += [STAND_INS.get(str(part), CUDA / part) for part in parts]
+    paths = [HOST / "emulator.h", HOST / "clusters.h", HOST / "device.h"]
+    paths += [SUBSTITUTES.get(str(part), CUDA / part) for part in parts]
     text = "\n".join([path.read_text("utf-8") for path in paths])
     for old, new in faults:
         if text.count(old) != 1:
@@ -49,7 +49,7 @@ def compiled(name: str, source: str) -> ctypes.CDLL:
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """
     if COMPILER is None:
-        raise RuntimeError("there is no g++ here to compile the kernels for the host with")
+        raise RuntimeError("there is no g++ to compile the kernels for the host")
 
     def compile_to(path: Path) -> None:
         command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(path))
@@ -58,4 +58,4 @@ def compiled(name: str, source: str) -> ctypes.CDLL:
             raise RuntimeError(f"g++ refuses {name}:\n{outcome.stderr[:4000]}")
 
     made_from = COMPILER, FLAGS, source
-    return ctypes.CDLL(str(once("host-sequences", ".so", made_from, compile_to)))
+    return ctypes.CDLL(str(build_once("host-sequences", ".so", made_from, compile_to)))

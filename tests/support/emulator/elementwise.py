@@ -1,7 +1,7 @@
 """CuPy's ElementwiseKernel on the host: the same source, compiled by g++, run on NumPy arrays.
 
-It is stricter than CuPy, as the kernels require it: every array is raw and C-contiguous, outputs
-are passed by the caller, and the size of the loop is given.
+It is stricter than CuPy, as the kernels require: every array is raw and C-contiguous, outputs are
+passed by the caller, and the size of the loop is explicit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ needs_compiler = pytest.mark.compiler
 class Parameter(NamedTuple):
     """One parameter of a kernel: `raw C gates` or `int32 H`."""
 
-    type: str  # a dtype's name, or a capital letter for the dtype of the arrays
+    type: str  # the name of a dtype, or a capital letter for the dtype of the arrays
     name: str
     raw: bool
     const: bool
@@ -74,7 +74,7 @@ class HostElementwiseKernel:
         self.preamble = preamble
         self._functions: dict[tuple[Any, ...], Any] = {}  # by the dtypes of the type parameters
         if not no_return:
-            raise ValueError(f"{name}: expected no_return=True, outputs are the caller's")
+            raise ValueError(f"{name}: expected no_return=True, outputs are passed by the caller")
         if any(not p.raw for p in self.parameters if not p.const):
             raise ValueError(f"{name}: expected every output to be raw")
 
@@ -97,7 +97,7 @@ class HostElementwiseKernel:
         )
 
     def source(self, types: dict[str, np.dtype[Any]]) -> str:
-        """The C++ source for given dtypes of the type parameters."""
+        """The C++ source for dtypes of the type parameters."""
         typedefs = [f"typedef {C_TYPES[types[t].name]} {t};" for t in sorted(types)]
         head = ", ".join(["ptrdiff_t size_", "bool backwards_", *map(_declare, self.parameters)])
         body = (
@@ -157,7 +157,7 @@ def _library(source: str) -> ctypes.CDLL:
     :raises RuntimeError: g++ is missing, or does not accept the source.
     """
     if COMPILER is None:
-        raise RuntimeError("there is no g++ here to compile the kernels for the host with")
+        raise RuntimeError("there is no g++ to compile the kernels for the host")
     # A folder for each, so that threads compiling the same source do not conflict
     target = Path(tempfile.mkdtemp(dir=_folder())) / "kernel.so"
     command = (COMPILER, *FLAGS, "-x", "c++", "-", "-o", str(target), "-lm")
@@ -172,8 +172,8 @@ def with_fault(old: str, new: str) -> type[HostElementwiseKernel]:
 
     class Faulty(HostElementwiseKernel):
         def __init__(self, *args: Any, preamble: str, **kwargs: Any) -> None:
-            if preamble.count(old) != 1:  # not an assertion: a test may wait for one
-                raise ValueError(f"the source does not have this once: {old!r}")
+            if preamble.count(old) != 1:  # not an assertion: a test may expect one
+                raise ValueError(f"the source does not contain this exactly once: {old!r}")
             super().__init__(*args, preamble=preamble.replace(old, new), **kwargs)
 
     return Faulty

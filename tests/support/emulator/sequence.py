@@ -1,7 +1,7 @@
 """Sequence kernels, from their CUDA source, compiled by g++ and run on the emulator.
 
-See `host/fibers.h`. A library contains one kernel with one tiling, and the faults that a
-test injects into its source.
+See `host/emulator.h`. A library contains one kernel with one tiling, with the faults that a test
+injects into its source.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xprnn.kernels.cuda.table import KERNELS, MAX_WAVEFRONT_LAYERS
 SHARED_HEADER = 128  # SHARED_HEADER of products.h
 K_BLOCK_ELEMENTS = {"BF16": 32, "F16": 32, "TF32": 16, "TF32X3": 16}  # of a k-block
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "TF32": "float32", "TF32X3": "float32"}
-# v: by value, as CuPy passes a NumPy array; here by its address, and copied for each thread
+# v: by value, as CuPy passes a NumPy array; the emulator gets its address and copies it per thread
 C = {"v": ctypes.c_void_p, "p": ctypes.c_void_p, "i": ctypes.c_int, "u": ctypes.c_uint}
 
 
@@ -36,7 +36,7 @@ class Tiling(NamedTuple):
     in_registers: int
     row_tiles: int
     cluster: int = 1
-    wave: bool = False  # of layers
+    wave: bool = False  # whether it is a wavefront
 
     @property
     def file(self) -> str:
@@ -136,12 +136,12 @@ def launch(
     """
     loaded = library(tiling, faults)
     assert arguments[0].nbytes == loaded.bytes_by_value()
-    given = [
+    values = [
         C[kind](value.ctypes.data if isinstance(value, np.ndarray) else value)
         for kind, value in zip(tiling.parameters, arguments, strict=True)
     ]
     shape = (*grid, tiling.shared(passes), run.seed, run.resident)
-    return OUTCOMES[loaded.run(*given, *shape)]
+    return OUTCOMES[loaded.run(*values, *shape)]
 
 
 def grouped_arguments(tiling: Tiling, every: Sequence[Mapping[str, Any]]) -> np.ndarray:

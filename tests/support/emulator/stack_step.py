@@ -54,8 +54,8 @@ def launch(
     faults: Faults = (),
 ) -> str:
     """Run it on NumPy arrays and integers; returns one of `OUTCOMES`."""
-    given = [
+    values = [
         C[kind](value.ctypes.data if isinstance(value, np.ndarray) else value)
         for kind, value in zip(KINDS, arguments, strict=True)
     ]
-    return OUTCOMES[library(name, faults).run(*given, *grid, shared, run.seed, run.resident)]
+    return OUTCOMES[library(name, faults).run(*values, *grid, shared, run.seed, run.resident)]

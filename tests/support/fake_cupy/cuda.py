@@ -1,7 +1,7 @@
 """A fake `cupy.cuda` for machines without a GPU: cuBLAS, kernels, streams, out-of-memory errors.
 
-gemmEx reads its pointers as cuBLAS does, matrices stored by columns, refuses what cuBLAS refuses,
-and reports a product that leaves its arrays. All that is asked of the device is counted in `LOG`.
+gemmEx reads column-major matrices at addresses as cuBLAS does, rejects what cuBLAS rejects, and
+reports accesses outside the arrays. `LOG` counts all operations on the device.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ INT_MAX = 2**31 - 1
 
 
 class OutOfMemoryError(MemoryError):
-    """As `cupy.cuda.memory.OutOfMemoryError`."""
+    """Like `cupy.cuda.memory.OutOfMemoryError`."""
 
 
 class Log:
-    """The operations on the device since `clear`, and which allocation is to fail."""
+    """The operations on the device since `clear`, and the allocation that fails."""
 
     def __init__(self) -> None:
         self.clear()
@@ -44,7 +44,7 @@ class Log:
         self.kernels = 0  # launches of an ElementwiseKernel
         self.products = 0  # launches of cuBLAS
         self.others = 0  # launches of CuPy's own: ufuncs, reductions, copies, fills
-        self.memory: list[int] = []  # the bytes of each new array
+        self.memory: list[int] = []  # bytes of each new array
 
     @property
     def launches(self) -> int:
@@ -76,7 +76,7 @@ LOG = Log()
 
 
 class Stream:
-    """As `cupy.cuda.Stream`: current inside `with`, in its own thread."""
+    """Like `cupy.cuda.Stream`: current inside `with`, per thread."""
 
     _current = threading.local()
     _count = 0
@@ -85,7 +85,7 @@ class Stream:
         Stream._count += 1
         self.ptr = Stream._count * 16
         self._capturing = False
-        self.captured: list[Callable[[], object]] = []  # launches, executed when the graph is
+        self.captured: list[Callable[[], object]] = []  # launches, which run with the graph
         self._before: list[Stream] = []
 
     def __enter__(self) -> Stream:
@@ -108,11 +108,11 @@ class Stream:
         return self._capturing
 
     def synchronize(self) -> None:
-        """Nothing is ever under way."""
+        """There is no pending work."""
 
 
 class Graph:
-    """As `cupy.cuda.Graph`."""
+    """Like `cupy.cuda.Graph`."""
 
     def __init__(self, launches: list[Callable[[], object]]) -> None:
         self._launches = launches
@@ -131,7 +131,7 @@ def get_current_stream() -> Stream:
 
 
 class Device:
-    """As `cupy.cuda.Device`, of which there is number 0."""
+    """Like `cupy.cuda.Device`, with number 0 only."""
 
     def __init__(self, device: int = 0) -> None:
         if device != 0:
@@ -145,14 +145,14 @@ class Device:
         """There is only one device."""
 
     def synchronize(self) -> None:
-        """Nothing is ever under way."""
+        """There is no pending work."""
 
 
 # -- kernels
 
 
 class ElementwiseKernel:
-    """As `cupy.ElementwiseKernel`: the same source, compiled for the host."""
+    """Like `cupy.ElementwiseKernel`: the same source, compiled for the host."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._kernel = HostElementwiseKernel(*args, **kwargs)
@@ -191,11 +191,11 @@ def root_of(array: np.ndarray) -> np.ndarray:
 
 
 class CUBLASError(RuntimeError):
-    """As `cupy.cuda.cublas.CUBLASError`."""
+    """Like `cupy.cuda.cublas.CUBLASError`."""
 
 
 class Cublas:
-    """As `cupy.cuda.cublas`, with one handle."""
+    """Like `cupy.cuda.cublas`, with one handle."""
 
     CUBLASError = CUBLASError
     CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
@@ -288,7 +288,7 @@ def _transposed(
     if leading < max(1, rows):
         raise CUBLASError(f"CUBLAS_STATUS_INVALID_VALUE: ld{name.lower()} {leading}, rows {rows}")
     if not isinstance(pointer, Pointer) or pointer.owner() is None:
-        raise CUBLASError(f"{name}: not an address of a device array that lives")
+        raise CUBLASError(f"{name}: not the address of a device array that is alive")
     low, high = pointer.bounds
     end = pointer + ((columns - 1) * leading + rows) * dtype.itemsize
     if not low <= pointer <= end <= high:

@@ -1,4 +1,4 @@
-"""What CuPy's runtime says of a device, for the stand-ins: as `getDeviceProperties` names it."""
+"""Device properties of the fake CuPy, as `getDeviceProperties` of CuPy's runtime returns them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays of another library, lent by DLPack, and a stand-in for CuPy that borrows them."""
+"""Arrays of another library that exports DLPack, and a fake CuPy that imports them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.fake_cupy.array import StrictArray, StrictBackend, StrictModule
+from tests.support.fake_cupy.array import FakeArray, FakeCupyBackend, FakeModule
 from xprnn.backend import Backend
 
 CPU, CUDA, MANAGED = 1, 2, 13  # DLPack's kinds of device
 
 
-class Lent:
-    """A tensor of another library: its memory and its place are all that is to be had of it."""
+class ForeignArray:
+    """A tensor of another library, accessible only by DLPack."""
 
     def __init__(self, array: np.ndarray, kind: int = CUDA, number: int = 0) -> None:
         self.memory = array
-        self.place = kind, number
+        self.device = kind, number
         self.ndim, self.shape = array.ndim, array.shape
-        self.dtype = f"other.{array.dtype}"  # a type of the library's own
-        self.streams: list[int] = []  # that the borrowers were on
+        self.dtype = f"other.{array.dtype}"  # a type of that library
+        self.streams: list[int] = []  # of the imports
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.place
+        return self.device
 
     def __dlpack__(self, *, stream: int, **_: Any) -> np.ndarray:
         self.streams.append(stream)
@@ -33,8 +33,8 @@ class Lent:
         raise TypeError("this tensor is not on the host")
 
 
-class Unwilling(Lent):
-    """One that its library does not lend."""
+class UnexportableArray(ForeignArray):
+    """An array whose export raises an error."""
 
     def __init__(self, array: np.ndarray, error: Exception, requires_grad: bool = False) -> None:
         super().__init__(array)
@@ -44,23 +44,23 @@ class Unwilling(Lent):
         raise self.error
 
 
-class BorrowingModule(StrictModule):
-    """The stand-in for the module `cupy`, with its `from_dlpack`."""
+class DlpackModule(FakeModule):
+    """The fake module `cupy` with `from_dlpack`."""
 
-    def from_dlpack(self, array: Any) -> StrictArray:
+    def from_dlpack(self, array: Any) -> FakeArray:
         stream = self.cuda.get_current_stream().ptr or 1  # DLPack's number of the null stream
-        return StrictArray(array.__dlpack__(stream=stream, max_version=(1, 0), copy=None))
+        return FakeArray(array.__dlpack__(stream=stream, max_version=(1, 0), copy=None))
 
 
-class BorrowingBackend(StrictBackend):
-    """The backend "cupy:0", on the stand-in."""
+class DlpackBackend(FakeCupyBackend):
+    """The backend "cupy:0", with the fake CuPy."""
 
     kind = "cupy"
 
     @classmethod
     def open(cls, index: str) -> Backend:
-        return cls("cupy:0", BorrowingModule(), 0)
+        return cls("cupy:0", DlpackModule(), 0)
 
     @classmethod
     def name_of(cls, array: object) -> str | None:
-        return "cupy:0" if isinstance(array, StrictArray) else None
+        return "cupy:0" if isinstance(array, FakeArray) else None

@@ -94,7 +94,7 @@ class Gpu:
     """A device that holds a number of blocks, and a fake module `cupy` for it."""
 
     def __init__(self, processors: int, each: int = 1) -> None:
-        self.room = processors * each
+        self.capacity = processors * each
         self.streams: list[Stream] = []
         facts = {"multiProcessorCount": processors, "sharedMemPerBlockOptin": 232448}
         self.cupy = SimpleNamespace(
@@ -123,12 +123,12 @@ class Gpu:
 
         :raises StarvedError: some of them can never run.
         """
-        lot, free, placed = random.Random(seed), self.room, dict.fromkeys(self.streams, 0)
+        rng, free, placed = random.Random(seed), self.capacity, dict.fromkeys(self.streams, 0)
         while busy := [stream for stream in self.streams if stream.queue]:
             ready = [stream for stream in busy if self._may_go_on(stream.queue[0], free)]
             if not ready:
-                raise StarvedError(f"{len(busy)} streams wait, {free} of {self.room} places free")
-            stream = lot.choice(ready)
+                raise StarvedError(f"{len(busy)} streams wait, {free} of {self.capacity} free")
+            stream = rng.choice(ready)
             kind, *what = stream.queue[0]
             if kind == "launch":
                 placed[stream], free = placed[stream] + 1, free - 1
@@ -148,7 +148,7 @@ class Gpu:
 
 
 def times_out(step: int) -> Callable[..., None]:
-    """The effect of a kernel that ends at `step`, as `CooperativeKernels.launch` wants it."""
+    """The effect of a kernel that times out at `step`, for `CooperativeKernels.launch`."""
 
     def effect(*arguments: Any) -> None:
         report, tag = arguments[-2:]

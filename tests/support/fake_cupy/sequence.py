@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.emulator.sequence import Run, Tiling, launch
 from tests.support.fake_cupy import cuda as fake_cuda
-from tests.support.fake_cupy.array import StrictArray, StrictModule
+from tests.support.fake_cupy.array import FakeArray, FakeModule
 from tests.support.fake_cupy.devices import H200
 from tests.support.fake_cupy.launch import PinnedMemory
 from xprnn.backend import driver
@@ -22,7 +22,7 @@ from xprnn.kernels.cuda.table import KERNELS
 
 NAME = re.compile(r"(\w+<)xprnn::(\w+), (\d+), (\d+), (\d+), (\d+)((?:, true|, false)?>)")
 CLUSTER = re.compile(r"#define XP_CLUSTER (\d)\n")
-WAVE = "#define XP_WAVEFRONT 1\n"
+WAVEFRONT = "#define XP_WAVEFRONT 1\n"
 WORKS = {kernel.template: key for key, kernel in KERNELS.items()}
 
 
@@ -53,7 +53,7 @@ class Function:
 
 def _plain(argument: Any) -> Any:
     """An argument in the form that the emulator takes."""
-    if isinstance(argument, StrictArray):
+    if isinstance(argument, FakeArray):
         return argument._inner
     if isinstance(argument, np.ndarray) and argument.size == 1:
         return argument  # by value
@@ -73,8 +73,8 @@ class RawModule:
         name_expressions: tuple[str, ...],
         enable_cooperative_groups: bool,
     ) -> None:
-        said = CLUSTER.match(code)
-        self.cluster, self.wave = int(said[1]) if said else 1, WAVE in code
+        cluster = CLUSTER.match(code)
+        self.cluster, self.wave = int(cluster[1]) if cluster else 1, WAVEFRONT in code
         assert options == ("--std=c++17",) and enable_cooperative_groups == (self.cluster == 1)
         assert all(
             name.partition("<")[0].removeprefix("xprnn::") in code for name in name_expressions
@@ -102,13 +102,13 @@ def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
     everything = {**H200, **facts}
     monkeypatch.setattr(cuda.runtime, "getDeviceProperties", lambda device: everything, False)
     monkeypatch.setattr(fake_cuda.Stream, "wait_event", lambda self, event: None, False)
-    monkeypatch.setattr(StrictModule, "RawModule", RawModule, False)
+    monkeypatch.setattr(FakeModule, "RawModule", RawModule, False)
     monkeypatch.setattr(cuda, "Event", Event, False)
     monkeypatch.setattr(cuda, "PinnedMemory", PinnedMemory, False)
     pointer = lambda memory, offset: memoryview(memory.bytes)[offset:]  # noqa: E731
     monkeypatch.setattr(cuda, "PinnedMemoryPointer", pointer, False)
-    says = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *launch: 1)
-    monkeypatch.setattr(cuda, "driver", says, False)
+    driver_functions = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *launch: 1)
+    monkeypatch.setattr(cuda, "driver", driver_functions, False)
     pairs = everything["multiProcessorCount"] // 2
     monkeypatch.setattr(driver, "active_clusters", lambda kernel, grid, threads, shared: pairs)
     monkeypatch.setattr(Function, "launches", [])

@@ -14,7 +14,7 @@ from tests.support.emulator.sequence import Run
 from tests.support.emulator.stack_step import THREADS, launch
 from tests.support.fake_cupy import cuda as fake_cuda
 from tests.support.fake_cupy import sequence as fake_sequence
-from tests.support.fake_cupy.array import StrictArray, StrictModule
+from tests.support.fake_cupy.array import FakeArray, FakeModule
 
 
 class Function:
@@ -38,10 +38,10 @@ class Function:
             return
         assert block == (THREADS,) and shared_mem <= self.max_dynamic_shared_size_bytes
         run = self.run._replace(seed=self.run.seed and self.run.seed + len(self.launches))
-        given = [a._inner if isinstance(a, StrictArray) else a for a in args]
-        assert all(a is None or isinstance(a, (np.ndarray, np.integer)) for a in given)
-        assert all(a.flags.c_contiguous for a in given if isinstance(a, np.ndarray))
-        plain = [int(a) if isinstance(a, np.integer) else a for a in given]
+        values = [a._inner if isinstance(a, FakeArray) else a for a in args]
+        assert all(a is None or isinstance(a, (np.ndarray, np.integer)) for a in values)
+        assert all(a.flags.c_contiguous for a in values if isinstance(a, np.ndarray))
+        plain = [int(a) if isinstance(a, np.integer) else a for a in values]
         plain[-3] = self.max_polls
         outcome = launch(self.name, plain, grid, shared_mem, run, self.faults)
         if outcome != "fine":
@@ -61,6 +61,6 @@ class RawModule(fake_sequence.RawModule):
 def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
     """Let the fake CuPy launch steps of stacks; `facts` override the H200's properties."""
     fake_sequence.install(monkeypatch, **facts)
-    monkeypatch.setattr(StrictModule, "RawModule", RawModule, False)
+    monkeypatch.setattr(FakeModule, "RawModule", RawModule, False)
     for name, value in (("launches", []), ("run", Run()), ("faults", ()), ("max_polls", 1 << 23)):
         monkeypatch.setattr(Function, name, value)

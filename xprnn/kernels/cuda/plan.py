@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ...core.precision import PrecisionPolicy
+from ..interface import Unsupported
 from .table import (
     KERNELS,
     MAX_WAVEFRONT_LAYERS,
@@ -128,13 +129,13 @@ def math_mode_of(precision: PrecisionPolicy) -> str:
 
 
 @lru_cache(4096)
-def plan(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | str:
+def plan(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | Unsupported:
     """The launch for a problem on a device, or the reason why there is none.
 
     For two directions, one reason is that a launch for each of them takes less time.
     """
-    if reason := _unsupported(device, problem):
-        return reason
+    if unsupported := _unsupported(device, problem):
+        return unsupported
     kernel, wavefront = KERNELS[problem.cell, problem.work], problem.layers > 1
     times = kernel.reduction * (1 + wavefront)  # a wavefront also reduces over the layer below
     length = times * padded(problem.H, problem.math_mode)
@@ -150,7 +151,7 @@ def plan(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | str
         grain = VECTOR_ELEMENTS[problem.math_mode]
         most = max([reach[t] for t in usable]) // times // grain * grain
         limit = f"hold at most H={most}{' and as many inputs' if wavefront else ''}"
-        return f"H={problem.H}: the kernels for {problem.math_mode} {limit}"
+        return Unsupported(f"H={problem.H}: the kernels for {problem.math_mode} {limit}")
     attempts = [_attempt(device, problem, kernel, tiling) for tiling in fitting]
     plans = [attempt for attempt in attempts if isinstance(attempt, LaunchPlan)]
     if not plans:
@@ -158,7 +159,7 @@ def plan(device: DeviceProperties, problem: SequenceProblem) -> LaunchPlan | str
     best = min(plans, key=_cost)
     single = plan(device, problem._replace(directions=1)) if problem.directions > 1 else best
     if isinstance(single, LaunchPlan) and _time(best) > problem.directions * _time(single):
-        return (
+        return Unsupported(
             f"N={problem.N}: {best.passes} passes per step for both directions in one launch are "
             f"estimated to take longer than two launches with {single.passes} each"
         )
@@ -183,25 +184,33 @@ def instantiations(
                 yield _name(kernel, math_mode, tiling), _registers(kernel, math_mode, tiling)
 
 
-def _unsupported(device: DeviceProperties, problem: SequenceProblem) -> str:
-    """Why no sequence kernel runs problems of this kind on the device, or ""."""
+def _unsupported(device: DeviceProperties, problem: SequenceProblem) -> Unsupported | None:
+    """Why no sequence kernel runs problems of this kind on the device."""
     if (problem.cell, problem.work) not in KERNELS:
-        return NO_KERNEL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
+        return Unsupported(
+            NO_KERNEL.get(problem.cell, f"no sequence kernel for cell '{problem.cell}'")
+        )
     if problem.math_mode not in K_BLOCK_ELEMENTS:
-        return f"{problem.math_mode}: sequence kernels support {', '.join(K_BLOCK_ELEMENTS)}"
+        return Unsupported(
+            f"{problem.math_mode}: sequence kernels support {', '.join(K_BLOCK_ELEMENTS)}"
+        )
     if device.capability < (8, 0):
         major, minor = device.capability
-        return f"compute capability {major}.{minor}: sequence kernels need 8.0"
+        return Unsupported(f"compute capability {major}.{minor}: sequence kernels need 8.0")
     if not device.cooperative:
-        return "the device does not support cooperative launches"
+        return Unsupported("the device does not support cooperative launches")
     if not problem.T or not problem.N:
-        return f"T={problem.T} N={problem.N}: there is nothing to launch"
+        return Unsupported(f"T={problem.T} N={problem.N}: there is nothing to launch")
     if problem.layers > MAX_WAVEFRONT_LAYERS:
-        return f"{problem.layers} layers: a wavefront has at most {MAX_WAVEFRONT_LAYERS}"
+        return Unsupported(
+            f"{problem.layers} layers: a wavefront has at most {MAX_WAVEFRONT_LAYERS}"
+        )
     if problem.N * (problem.T + 1) >= MAX_PACKED_ROWS:
         rows = problem.N * (problem.T + 1)
-        return f"N * (T + 1) = {rows:,}: sequence kernels count less than {MAX_PACKED_ROWS:,} rows"
-    return ""
+        return Unsupported(
+            f"N * (T + 1) = {rows:,}: sequence kernels count less than {MAX_PACKED_ROWS:,} rows"
+        )
+    return None
 
 
 def _has(device: DeviceProperties, cluster: int) -> bool:
@@ -211,7 +220,7 @@ def _has(device: DeviceProperties, cluster: int) -> bool:
 
 def _attempt(
     device: DeviceProperties, problem: SequenceProblem, kernel: SequenceKernel, tiling: Tiling
-) -> LaunchPlan | str:
+) -> LaunchPlan | Unsupported:
     """The launch of a tiling with as few blocks per multiprocessor as possible, or why not."""
     registers = _registers(kernel, problem.math_mode, tiling)
     cluster, tiles = tiling.cluster, -(-problem.N // TILE)
@@ -220,7 +229,7 @@ def _attempt(
     processors = device.processors // cluster * cluster  # in complete clusters
     least = _shared(kernel, tiling, 1)
     if least > device.shared_block:
-        return (
+        return Unsupported(
             f"H={problem.H}: a block takes {least:,} bytes of shared memory, this device has "
             f"{device.shared_block:,}"
         )
@@ -228,7 +237,7 @@ def _attempt(
     if blocks > processors * resident:
         each = " of each layer" if problem.layers > 1 else ""
         each = " of each direction" if problem.directions > 1 else each
-        return (
+        return Unsupported(
             f"H={problem.H}: {blocks} blocks must run at once, one for {UNITS} units{each}; this "
             f"device holds {processors * resident}"
         )
@@ -236,7 +245,7 @@ def _attempt(
         groups = processors * per_processor // blocks
         passes = -(-tiles // (groups * tiling.row_tiles))
         if cluster > 1 and _polled(kernel, problem, blocks) < CLUSTER_MIN_BYTES * passes:
-            return "the blocks poll too little data for a cluster to pay"
+            return Unsupported("the blocks poll too little data for a cluster to pay")
         shared = _shared(kernel, tiling, passes)
         if shared <= device.shared_block and (
             occupancy(device, tiling, registers, shared) >= per_processor
@@ -245,7 +254,7 @@ def _attempt(
             name = _name(kernel, problem.math_mode, tiling)
             grid = slices, groups, problem.directions, problem.layers
             return LaunchPlan(name, tiling, *grid, passes, shared, registers, per_processor)
-    return (
+    return Unsupported(
         f"N={problem.N}: a block takes {shared:,} bytes of shared memory for {passes} passes; this "
         f"device has {device.shared_block:,} for one, {device.shared:,} for {per_processor}"
     )

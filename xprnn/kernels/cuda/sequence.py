@@ -40,7 +40,7 @@ class CudaRunner:
     """
 
     unit = "launch"
-    costs = RunnerCosts()
+    costs: RunnerCosts = RunnerCosts()
 
     def __init__(self, backend: CupyBackend, cell: str, precision: PrecisionPolicy) -> None:
         self._backend = backend
@@ -60,8 +60,7 @@ class CudaRunner:
         problem = SequenceProblem(
             self._cell, str(kind), self._math_mode, N, H, T, directions, layers
         )
-        launch = plan(self._device, problem)
-        return Unsupported(launch) if isinstance(launch, str) else launch
+        return plan(self._device, problem)
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
         """Why a pass over so many directions of a layer cannot be launched."""

@@ -50,7 +50,9 @@ class NumbaRunner:
         self._cell = cell
         self._dtype = precision.dtype
         scratch = gradients.BLOCK * width_of(self._dtype)
-        self.costs = RunnerCosts(packs_weights=True, scratch=scratch, input_rows=INPUT_ROWS)
+        self.costs: RunnerCosts = RunnerCosts(
+            packs_weights=True, scratch=scratch, input_rows=INPUT_ROWS
+        )
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
         """Why a pass cannot be run, which depends on the cell only."""

@@ -1,4 +1,4 @@
-"""What the real CuPy does where it cannot work, each time in a process of its own."""
+"""The real CuPy in environments where it cannot work, each in a new process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[4]
 needs_cupy = pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy is not installed")
 pytestmark = needs_cupy
 
-ASK = """
+PROGRAM = """
 import logging, os, sys
 logging.basicConfig(format="%(levelname)s %(message)s")
 import xprnn
@@ -30,8 +30,8 @@ print("memory", os.environ.get("CUPY_CACHE_IN_MEMORY"))
 
 
 def run(code: str, tmp_path: Path, *options: str, **environment: str) -> str:
-    """What a program prints, stdout and stderr."""
-    done = subprocess.run(
+    """The output of a program, stdout and stderr."""
+    process = subprocess.run(
         [sys.executable, *options, "-c", code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -39,41 +39,43 @@ def run(code: str, tmp_path: Path, *options: str, **environment: str) -> str:
         text=True,
         timeout=120,
     )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    return process.stdout + process.stderr
 
 
 @cache
 def driver() -> int:
-    """The version of the NVIDIA driver; 0: there is none."""
+    """The version of the NVIDIA driver, or 0 without one."""
     code = "import cupy; print(cupy.cuda.runtime.driverGetVersion())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return int(process.stdout)
 
 
-def no_driver() -> None:
+def skip_with_driver() -> None:
     if driver():
         pytest.skip("there is an NVIDIA driver here")
 
 
-def refusals(printed: str) -> list[str]:
-    found = re.findall("^refused (.*)$", printed, re.MULTILINE)
-    assert len(found) == 2, printed
-    assert found[0] == found[1], "the second time it says something else"
-    return found
+def unavailable_reasons(printed: str) -> list[str]:
+    reasons = re.findall("^refused (.*)$", printed, re.MULTILINE)
+    assert len(reasons) == 2, printed
+    assert reasons[0] == reasons[1], "the second message differs"
+    return reasons
 
 
 # -- no driver, no device
 
 
-def test_no_driver(tmp_path: Path) -> None:
-    no_driver()
-    (text, _) = refusals(run(ASK, tmp_path))
+def test_a_missing_driver_is_reported(tmp_path: Path) -> None:
+    skip_with_driver()
+    (text, _) = unavailable_reasons(run(PROGRAM, tmp_path))
     assert re.match(r"backend 'cupy': CuPy \d+\.\d+\.\d+ finds no NVIDIA driver", text)
 
 
 def test_auto_and_info_without_a_driver(tmp_path: Path) -> None:
-    no_driver()
+    skip_with_driver()
     code = (
         "import logging; logging.basicConfig(format='%(levelname)s %(message)s')\n"
         "import xprnn; from xprnn import cli\n"
@@ -88,23 +90,23 @@ def test_auto_and_info_without_a_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_no_device(tmp_path: Path) -> None:
+def test_a_missing_device_is_reported(tmp_path: Path) -> None:
     if not driver():
         pytest.skip("there is no NVIDIA driver here")
-    (text, _) = refusals(run(ASK, tmp_path, CUDA_VISIBLE_DEVICES=""))
+    (text, _) = unavailable_reasons(run(PROGRAM, tmp_path, CUDA_VISIBLE_DEVICES=""))
     assert "find no GPU; CUDA_VISIBLE_DEVICES is ''" in text
 
 
-# -- a home that cannot be written
+# -- a home directory that cannot be written
 
 
 def unwritable(kind: str, tmp_path: Path) -> dict[str, str]:
-    """Environments in which CuPy has no place for compiled kernels, not even as root."""
+    """Environments in which CuPy cannot store compiled kernels, not even as root."""
     (tmp_path / "file").touch()
     cache = str(tmp_path / "file" / "cache")
     return {
         "home is no folder": {"HOME": str(tmp_path / "file")},
-        "home cannot be made": {"HOME": "/proc/nobody"},
+        "home cannot be made": {"HOME": "/proc/missing"},
         "folder cannot be made": {"CUPY_CACHE_DIR": cache},
         "folder cannot be written": {"CUPY_CACHE_DIR": "/proc"},
         "folder has no name": {"CUPY_CACHE_DIR": ""},
@@ -128,7 +130,7 @@ def test_cupy_works_where_its_folder_cannot_be_written(
 ) -> None:
     without_cache_variables(monkeypatch)
     environment = unwritable(kind, tmp_path)
-    printed = run(ASK, tmp_path, **environment)
+    printed = run(PROGRAM, tmp_path, **environment)
     assert "fails to import" not in printed
     assert "chose cupy:0" in printed or "finds no NVIDIA driver" in printed
     assert "memory 1" in printed
@@ -136,8 +138,10 @@ def test_cupy_works_where_its_folder_cannot_be_written(
 
 
 @pytest.mark.parametrize("kind", UNWRITABLE)
-def test_cupy_alone_does_not(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the test before is about: the import of CuPy fails, or the first kernel does."""
+def test_cupy_alone_fails_where_its_folder_cannot_be_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason for the previous test: the import of CuPy or its first kernel fails."""
     without_cache_variables(monkeypatch)
     code = (
         "try:\n"
@@ -148,23 +152,21 @@ def test_cupy_alone_does_not(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert "failed" in run(code, tmp_path, **unwritable(kind, tmp_path))
 
 
-def test_a_folder_that_can_be_written_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writable_cache_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_cache_variables(monkeypatch)
-    printed = run(ASK, tmp_path, CUPY_CACHE_DIR=str(tmp_path / "new"))
+    printed = run(PROGRAM, tmp_path, CUPY_CACHE_DIR=str(tmp_path / "new"))
     assert "memory None" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-def test_no_place_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_writable_folder_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_cache_variables(monkeypatch)
     code = (
         "import tempfile\n"
         "def nowhere(): raise FileNotFoundError(2, 'No usable temporary directory found')\n"
-        f"tempfile.gettempdir = nowhere\n{ASK}"
+        f"tempfile.gettempdir = nowhere\n{PROGRAM}"
     )
-    (text, _) = refusals(run(code, tmp_path, HOME="/proc/nobody"))
+    (text, _) = unavailable_reasons(run(code, tmp_path, HOME="/proc/missing"))
     assert "CuPy fails to import" in text
     assert "No usable temporary directory" in text
     assert "set CUPY_CACHE_DIR to a folder that can be written" in text
@@ -195,12 +197,12 @@ def test_kernels_are_compiled_without_a_folder(
     assert printed.count(advice) == 1
 
 
-# -- installations that do not fit
+# -- unusable installations
 
 
 @pytest.fixture
 def second_package(tmp_path: Path) -> str:
-    """The path of a folder in which another CuPy package seems to be installed."""
+    """The path of a folder that appears to contain another CuPy package."""
     folder = tmp_path / "cupy_cuda11x-13.0.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: cupy-cuda11x\nVersion: 13.0.0\n")
@@ -208,23 +210,25 @@ def second_package(tmp_path: Path) -> str:
     return os.pathsep.join([str(ROOT), str(tmp_path)])
 
 
-def test_two_packages_that_cupy_warns_of(tmp_path: Path, second_package: str) -> None:
-    no_driver()
-    printed = run(ASK, tmp_path, PYTHONPATH=second_package)
+def test_two_installed_packages_are_reported(tmp_path: Path, second_package: str) -> None:
+    skip_with_driver()
+    printed = run(PROGRAM, tmp_path, PYTHONPATH=second_package)
     assert "multiple CuPy packages are installed" in printed  # CuPy's own warning
-    (text, _) = refusals(printed)
+    (text, _) = unavailable_reasons(printed)
     assert "finds no NVIDIA driver" in text
     assert re.search(r"cupy-cuda11x and cupy\S* are both installed: uninstall all of them", text)
 
 
 def test_two_packages_where_warnings_are_errors(tmp_path: Path, second_package: str) -> None:
-    (text, _) = refusals(run(ASK, tmp_path, "-W", "error::UserWarning", PYTHONPATH=second_package))
+    (text, _) = unavailable_reasons(
+        run(PROGRAM, tmp_path, "-W", "error::UserWarning", PYTHONPATH=second_package)
+    )
     assert "CuPy fails to import: CuPy may not function correctly because multiple" in text
     assert re.search(r"cupy-cuda11x and cupy\S* are both installed", text)
 
 
 @pytest.mark.parametrize("library", ["cublas", "nvrtc"])
-def test_a_library_of_cuda_that_is_not_found(library: str, tmp_path: Path) -> None:
+def test_a_missing_cuda_library_is_reported(library: str, tmp_path: Path) -> None:
     code = (
         "from cuda import pathfinder\n"
         "find = pathfinder.load_nvidia_dynamic_lib\n"
@@ -234,7 +238,7 @@ def test_a_library_of_cuda_that_is_not_found(library: str, tmp_path: Path) -> No
         "pathfinder.load_nvidia_dynamic_lib = missing\n"
         "import xprnn; from xprnn.backend import cuda\n"
         "cupy, _ = cuda.load()\n"
-        # it is looked for first, and a machine for compiling only has none
+        # it is checked first, and a machine without a GPU may not have it
         f"if '{library}' != 'cublas': cupy.cuda.cublas = None\n"
         "try: cuda.check_libraries(cupy)\n"
         "except xprnn.BackendUnavailableError as error: print('refused', error)\n"

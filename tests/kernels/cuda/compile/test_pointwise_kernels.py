@@ -51,9 +51,9 @@ def pool(cupy: Any) -> Iterator[Executor]:
 
 
 def most_registers(header: str, dtype: str) -> dict[str, int]:
-    """The maximum number of registers of each kernel of a header."""
-    narrow, single, double = REGISTERS[header]
-    most = {"float32": single, "float64": double}.get(dtype, narrow)
+    """The largest allowed number of registers of each kernel of a header."""
+    half, single, double = REGISTERS[header]
+    most = {"float32": single, "float64": double}.get(dtype, half)
     return {f"xprnn_{kernel.name}": most for kernel in KERNELS if kernel.header == header}
 
 
@@ -62,16 +62,16 @@ def test_every_kernel_compiles_without_spilling(pool: Executor, dtype: str) -> N
     needs_dtype(dtype)
     targets = [*[(sm, False) for sm in ARCHITECTURES], ("90", True)]
     jobs = [(header, dtype, *target) for header in HEADERS for target in targets]
-    found = []
+    failures = []
     for job, usage in zip(jobs, pool.map(compile_header, *zip(*jobs, strict=True)), strict=True):
         header, _, architecture, large = job
         where = f"sm_{architecture}{' large' * large}"
         wrong = problems(usage, most_registers(header, dtype))
-        found += [f"{where}: {problem}" for problem in wrong]
-    assert not found
+        failures += [f"{where}: {problem}" for problem in wrong]
+    assert not failures
 
 
-def test_every_header_has_its_limit() -> None:
+def test_every_header_has_a_register_limit() -> None:
     assert {kernel.header for kernel in KERNELS} == set(HEADERS) == REGISTERS.keys()
 
 
@@ -83,36 +83,38 @@ def test_cupy_compiles_with_these_flags(cupy: Any) -> None:
 
 
 HEAVY = """
-    A kept[400];
+    A values[400];
     #pragma unroll
-    for (int k = 0; k < 400; ++k) kept[k] = gh[k * H];
+    for (int k = 0; k < 400; ++k) values[k] = gh[k * H];
     __syncthreads();
     #pragma unroll
-    for (int k = 0; k < 400; ++k) h_next[k] = static_cast<C>(kept[399 - k] * kept[k / 2]);
+    for (int k = 0; k < 400; ++k) h_next[k] = static_cast<C>(values[399 - k] * values[k / 2]);
 """
 INDEXED = """
-    A kept[64] = {};
-    for (int k = 0; k < H; ++k) kept[static_cast<int>(gates[k]) & 63] += gh[k];
-    h_next[i] = static_cast<C>(kept[static_cast<int>(gates[i]) & 63]);
+    A values[64] = {};
+    for (int k = 0; k < H; ++k) values[static_cast<int>(gates[k]) & 63] += gh[k];
+    h_next[i] = static_cast<C>(values[static_cast<int>(gates[i]) & 63]);
 """
-PLANTED = [
+FAULTS = [
     (HEAVY, 255, "bytes of stack, [1-9][0-9]* spilled"),
     (INDEXED, 255, "256 bytes of stack, 0 spilled"),
     ("h_next[i] = gates[i];", 8, "registers, expected at most 8"),
 ]
 
 
-@pytest.mark.parametrize(("operation", "most", "message"), PLANTED)
-def test_a_kernel_that_takes_too_much_shows(
+@pytest.mark.parametrize(("operation", "most", "message"), FAULTS)
+def test_excess_registers_and_spills_are_detected(
     cupy: Any, operation: str, most: int, message: str
 ) -> None:
     head = ("int32 H, raw C gates, raw A gh", "raw C h_next", operation, "with_fault")
     kernel = cupy.ElementwiseKernel(*head, no_return=True)
     usage = compile_sources([cupy_source(kernel, "float32")], "80")
-    assert [found for found in problems(usage, {"with_fault": most}) if re.search(message, found)]
+    assert [
+        problem for problem in problems(usage, {"with_fault": most}) if re.search(message, problem)
+    ]
 
 
-def test_a_syntax_error_shows(cupy: Any) -> None:
+def test_a_syntax_error_is_reported(cupy: Any) -> None:
     source = cupy_source(build(cupy.ElementwiseKernel, "rnn_tanh_forward_gates"), "float32")
     broken = source.replace("return tanh_of(a);", "return tanh_of(a)")
     assert broken != source
@@ -120,5 +122,5 @@ def test_a_syntax_error_shows(cupy: Any) -> None:
         compile_sources([broken], "80")
 
 
-def test_a_kernel_that_is_not_there_shows() -> None:
+def test_a_missing_kernel_is_reported() -> None:
     assert problems({}, {"xprnn_gone": 255}) == ["xprnn_gone: not compiled"]

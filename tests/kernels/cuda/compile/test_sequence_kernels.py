@@ -37,7 +37,7 @@ def cupy() -> Any:
 
 
 def largest(which: Iterable[tuple[int, bool]]) -> list[Job]:
-    """The sample, for one architecture of each file and numbers; all meet every architecture."""
+    """The sample, with one architecture per file and math mode; every architecture occurs."""
     groups: dict[tuple[str, str, int, bool], list[Job]] = {}
     for job in sorted(sample(jobs(which))):
         groups.setdefault(job.group()[:4], []).append(job)
@@ -56,12 +56,12 @@ def faults_of(job: Job) -> list[str]:
     ],
     ids=lambda job: f"{job.name}{' wave' * job.wave} sm_{job.architecture}",
 )
-def test_the_largest_fit_in_the_registers_that_the_planner_counts_on(job: Job) -> None:
+def test_the_largest_kernels_fit_in_the_registers_that_the_planner_assumes(job: Job) -> None:
     assert not faults_of(job)
 
 
-def test_a_sample_has_one_of_each_file_numbers_and_architecture() -> None:
-    """No other of its group has more registers; nothing of what is frozen is in it."""
+def test_a_sample_has_one_of_each_file_math_mode_and_architecture() -> None:
+    """Each has the most registers of its group; frozen kernels are separate."""
     for which in (PLAIN, FROZEN):
         every, some = jobs(which), sample(jobs(which))
         assert {*some} <= {*every} and {job.group() for job in every} == {
@@ -78,11 +78,11 @@ def test_a_sample_has_one_of_each_file_numbers_and_architecture() -> None:
 
 
 SMALL = Job(("gru", "forward"), "xprnn::gru_forward<xprnn::BF16, 8, 1, 1, 1, false>", 135, "90")
-TOO_MANY = "xprnn::gru_forward<xprnn::TF32X3, 8, 10, 10, 1, true>"  # chunks held
+TOO_MANY = "xprnn::gru_forward<xprnn::TF32X3, 8, 10, 10, 1, true>"  # k-blocks in registers
 SPILLING = SMALL._replace(name=TOO_MANY, registers=255)
 
 
-def test_a_promise_too_low_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_assumed_registers_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SMALL in jobs()
     assert not faults_of(SMALL)
     monkeypatch.setitem(plan.BASE_REGISTERS, "bfloat16", 64)
@@ -91,12 +91,12 @@ def test_a_promise_too_low_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault.endswith("registers, expected at most 88")
 
 
-def test_an_instantiation_that_is_not_there_shows() -> None:
+def test_a_missing_instantiation_is_reported() -> None:
     with pytest.raises(RuntimeError, match="sm_90: NVRTC refuses"):
         compiled(SMALL._replace(name=SMALL.name.replace("BF16", "BF17")))
 
 
-def test_what_a_function_that_is_called_spills_shows() -> None:
+def test_spills_of_called_functions_are_counted() -> None:
     memory = "ptxas . {} bytes stack frame, {} bytes spill stores, {} bytes spill loads\n"
     log = f"Compiling entry function 'k' for 'sm_90'\n{memory.format(0, 0, 0)}"
     log += f"Function properties for called\n{memory.format(8, 4, 2)}Used 40 registers\n"
@@ -104,7 +104,7 @@ def test_what_a_function_that_is_called_spills_shows() -> None:
 
 
 @pytest.mark.parametrize("spills", (False, True))
-def test_the_command_names_more_held_chunks_than_fit(
+def test_the_command_reports_spilling_kernels(
     spills: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(compile_sequences, "jobs", lambda which: [SMALL, *[SPILLING] * spills])
@@ -115,7 +115,7 @@ def test_the_command_names_more_held_chunks_than_fit(
 
 
 @pytest.mark.parametrize("options", ([], ["--sample"], ["--frozen"], ["--frozen", "--sample"]))
-def test_the_options_choose_what_is_compiled(
+def test_the_options_select_the_jobs(
     options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     smaller = SMALL._replace(registers=SMALL.registers - 1)

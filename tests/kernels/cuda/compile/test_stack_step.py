@@ -1,4 +1,4 @@
-"""The largest instantiations of `stack_step.cu` compile without a spill.
+"""The largest instantiations of `stack_step.cu` compile without spilling.
 
 `compile_stack_steps.py` compiles all of them, which takes minutes.
 """
@@ -28,19 +28,19 @@ def test_most_gates_and_rows_do_not_spill(kind: str, architecture: str) -> None:
 
 
 @pytest.mark.parametrize("poll", ("ld.relaxed.gpu.global.v4.u32", "ld.relaxed.gpu.global.u32"))
-def test_eight_polls_are_on_their_way_before_what_came_is_stored(poll: str) -> None:
+def test_eight_polls_are_issued_before_their_results_are_stored(poll: str) -> None:
     """The emulator does not model the time of serialized loads."""
     text = ptx(source(), instantiation("GruUnit", "BF16", ROWS[-1]))
     between_stores = re.split(r"\bst\.", text)
     assert max(part.count(poll) for part in between_stores) == 8
 
 
-def test_a_kernel_that_takes_too_much_shows() -> None:
+def test_a_spilling_kernel_is_detected() -> None:
     assert wrong(Job("LstmUnit", "F16", 32, "90"))
 
 
 @pytest.mark.parametrize("options", ([], ["--sample"]))
-def test_the_command_compiles_what_is_asked_for(
+def test_the_command_compiles_the_requested_instantiations(
     options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fitting = Job("RnnUnit<false>", "F16", ROWS[0], "90")
@@ -48,8 +48,8 @@ def test_the_command_compiles_what_is_asked_for(
     monkeypatch.setattr(compile_stack_steps, "JOBS", [fitting, spilling])
     monkeypatch.setattr(compile_stack_steps, "sample", lambda every: every[:1])
     assert main(options) == (not options)
-    said = "1 compiled, 0 wrong" if options else "2 compiled, 1 wrong"
-    assert capsys.readouterr().out.splitlines()[-1] == said
+    summary = "1 compiled, 0 wrong" if options else "2 compiled, 1 wrong"
+    assert capsys.readouterr().out.splitlines()[-1] == summary
 
 
 def test_a_sample_has_every_unit_kind_and_architecture() -> None:
@@ -58,5 +58,5 @@ def test_a_sample_has_every_unit_kind_and_architecture() -> None:
     assert {job.rows for job in some} == {max(ROWS)}
 
 
-def test_there_are_not_too_many() -> None:
+def test_the_number_of_instantiations_is_limited() -> None:
     assert len({job[:3] for job in JOBS}) == len(JOBS) // len(ARCHITECTURES) <= 40

@@ -1,4 +1,4 @@
-"""Bidirectional layers on sequence kernels: in one launch if they fit, else in two."""
+"""Bidirectional layers on sequence kernels: one launch if both directions fit, else two."""
 
 from __future__ import annotations
 
@@ -31,48 +31,48 @@ def grids() -> list[tuple[str, tuple[int, ...]]]:
 
 
 @pytest.fixture
-def narrow(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """As `device`, but it holds only the two blocks of one direction with up to 32 units."""
+def small_device(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """As `device`, but too small for both directions: it holds the two blocks of up to 32 units."""
     install(monkeypatch, multiProcessorCount=3)
     sequences = xprnn.kernels._sequences
-    sequences.cache_clear()  # they hold the device's properties
+    sequences.cache_clear()  # they keep the device's properties
     yield device
     sequences.cache_clear()
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
-def test_a_layer_takes_one_launch_a_pass(cell: str, device: Backend) -> None:
+def test_a_layer_needs_one_launch_per_pass(cell: str, device: Backend) -> None:
     for case, layers in ((CASE, 2), (FLAT, 1)):
         Function.launches.clear()
         compare(cell, run_layer(cell, device.name, case, True), case, True, "float32")
         blocks = -(-case[1] // 16), 1, 2
         family = cell.partition("_")[0]
-        wanted = [f"{family}_{way}" for way in ("forward", "backward") for _ in range(layers)]
-        assert grids() == [(name, blocks) for name in wanted]
+        expected = [f"{family}_{way}" for way in ("forward", "backward") for _ in range(layers)]
+        assert grids() == [(name, blocks) for name in expected]
 
 
-def test_two_that_do_not_fit_take_turns(narrow: Backend) -> None:
-    compare("gru", run_layer("gru", narrow.name, CASE, True), CASE, True, "float32")
-    wanted = ["gru_forward"] * 4 + ["gru_backward"] * 4
-    assert grids() == [(name, (2, 1, 1)) for name in wanted]
+def test_directions_that_do_not_fit_are_launched_separately(small_device: Backend) -> None:
+    compare("gru", run_layer("gru", small_device.name, CASE, True), CASE, True, "float32")
+    expected = ["gru_forward"] * 4 + ["gru_backward"] * 4
+    assert grids() == [(name, (2, 1, 1)) for name in expected]
 
 
-def test_the_passes_are_asked_one_by_one(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_pass_is_planned_separately(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward in one launch, backward in two."""
 
     def forward_only(self: Any, work: Pass, *sizes: int) -> Any:
         if work is Pass.BACKWARD and sizes[3] == 2:
             return Unsupported("no")
-        return genuine(self, work, *sizes)
+        return original(self, work, *sizes)
 
-    genuine = sequence.CudaRunner.plan
+    original = sequence.CudaRunner.plan
     monkeypatch.setattr(sequence.CudaRunner, "plan", forward_only)
     compare("lstm", run_layer("lstm", device.name, CASE, True), CASE, True, "float32")
     assert [grid[2] for _, grid in grids()] == [2, 2, 1, 1, 1, 1]
 
 
-def test_explain_says_which(narrow: Backend) -> None:
-    layer = xprnn.GRU(3, 20, seed=0, bidirectional=True, backend=narrow.name)
+def test_explain_reports_the_launches(small_device: Backend) -> None:
+    layer = xprnn.GRU(3, 20, seed=0, bidirectional=True, backend=small_device.name)
     alone = "one launch runs all steps of a direction of a layer"
     blocks = "both: H=20: 4 blocks must run at once, one for 16 units of each direction; this "
     why = f"{blocks}device holds 3"
@@ -80,16 +80,16 @@ def test_explain_says_which(narrow: Backend) -> None:
     assert layer.train().explain((4, 2, 3)).splitlines()[4:] == [
         f"  {work}: {alone}; {why}" for work in ("training", "backward")
     ]
-    layer = xprnn.GRU(3, 16, seed=0, bidirectional=True, backend=narrow.name).eval()
+    layer = xprnn.GRU(3, 16, seed=0, bidirectional=True, backend=small_device.name).eval()
     assert layer.explain((4, 2, 3)).splitlines()[4:] == [
         "  forward: one launch runs all steps of a layer, both directions"
     ]
-    layer = xprnn.GRU(3, 16, seed=0, backend=narrow.name).eval()
+    layer = xprnn.GRU(3, 16, seed=0, backend=small_device.name).eval()
     assert layer.explain((4, 2, 3)).splitlines()[4:] == [f"  {alone}"]
 
 
 @pytest.mark.parametrize("cell", [xprnn.GRU, xprnn.LSTM])
-def test_verify_finds_both_right(cell: Any, device: Backend) -> None:
+def test_verify_accepts_both_directions(cell: Any, device: Backend) -> None:
     report = xprnn.verify(cell(3, 9, seed=0, bidirectional=True, backend=device.name), (4, 3, 3))
     assert report.ok, report
     assert {grid[2] for _, grid in grids()} == {2}
@@ -97,23 +97,23 @@ def test_verify_finds_both_right(cell: Any, device: Backend) -> None:
 
 
 def test_the_argument_by_value_has_one_element(device: Backend) -> None:
-    """CuPy passes only such NumPy arrays by value; the bytes are two rows of addresses."""
+    """CuPy passes only such NumPy arrays by value; its bytes are two rows of addresses."""
     a, b = (device.from_host(np.zeros(4, np.float32)) for _ in range(2))
-    for every, wanted in (
+    for every, expected in (
         ([[a, None]], [[int(a.data.ptr), 0], [0, 0]]),
         ([[a, b], [None, a]], [[int(a.data.ptr), int(b.data.ptr)], [0, int(a.data.ptr)]]),
     ):
         table = sequence.grouped_arguments(every, 2)
         assert table.size == 1 and table.nbytes == 32
-        assert np.frombuffer(table.tobytes(), np.uint64).reshape(2, 2).tolist() == wanted
+        assert np.frombuffer(table.tobytes(), np.uint64).reshape(2, 2).tolist() == expected
 
 
-def swapped(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, slots: genuine(every[::-1], slots)
+def swapped(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda every, slots: original(every[::-1], slots)
 
 
-def first_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, slots: genuine([every[0]] * len(every), slots)
+def first_twice(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda every, slots: original([every[0]] * len(every), slots)
 
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
@@ -122,13 +122,13 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "the other direction's first states": (
         sequence,
         "_first",
-        lambda genuine: lambda layout, reverse: genuine(layout, not reverse),
+        lambda original: lambda layout, reverse: original(layout, not reverse),
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_in_the_launcher_is_seen(
+def test_a_fault_in_the_launcher_is_detected(
     name: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, what, fault = FAULTS[name]

@@ -1,4 +1,4 @@
-"""`common.h`, shared by all kernels, and the host's substitute for the device."""
+"""`common.h`, which all kernels include, and the emulation of elementwise kernels on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xprnn.kernels.cuda.pointwise import source
 pytestmark = needs_compiler
 
 COMMON = source("rnn.h")
-MOST = {"float32": 88.0, "float64": 709.0}  # the clamp of the exponent
+MAX_EXPONENT = {"float32": 88.0, "float64": 709.0}  # the clamp of the exponent
 Elementwise = type[HostElementwiseKernel]
 
 
@@ -26,20 +26,20 @@ def host_kernel(
 
 
 def check_sigmoid(dtype: str, elementwise: Elementwise = HostElementwiseKernel) -> None:
-    """σ to six units in the last place; beyond the clamp, and for NaN, as `numerics.sigmoid`.
+    """σ to six units in the last place; beyond the clamp and for NaN equal to `numerics.sigmoid`.
 
-    CuPy lets the device take float32 below its smallest normal number for zero.
+    CuPy compiles with subnormal float32 numbers flushed to zero.
     """
     kernel = host_kernel("raw A a", "raw A y", "y[i] = xprnn::sigmoid(a[i])", elementwise)
     limits, flushed = np.finfo(dtype), np.finfo(dtype).tiny if dtype == "float32" else 0.0
-    a = np.linspace(-MOST[dtype], MOST[dtype], 4001).astype(dtype)
+    a = np.linspace(-MAX_EXPONENT[dtype], MAX_EXPONENT[dtype], 4001).astype(dtype)
     actual, exact = np.empty_like(a), 1 / (1 + np.exp(-a.astype(np.longdouble)))
     kernel(a, actual, size=a.size)
     normal = exact >= 2 * limits.tiny
     assert normal.sum() > 3900
     assert (abs(actual - exact)[normal] <= 6 * limits.eps * exact[normal]).all()
 
-    beyond = np.array([-MOST[dtype], -1e3, -np.inf, np.inf, np.nan], dtype)
+    beyond = np.array([-MAX_EXPONENT[dtype], -1e3, -np.inf, np.inf, np.nan], dtype)
     actual = np.empty_like(beyond)
     kernel(beyond, actual, size=5)
     sigmoid(np, beyond)
@@ -47,8 +47,8 @@ def check_sigmoid(dtype: str, elementwise: Elementwise = HostElementwiseKernel) 
     assert actual[0] == actual[1] == actual[2]
 
 
-@pytest.mark.parametrize("dtype", MOST)
-def test_a_closed_gate_is_as_exact_as_an_open_one(dtype: str) -> None:
+@pytest.mark.parametrize("dtype", MAX_EXPONENT)
+def test_sigmoid_is_as_accurate_near_zero_as_near_one(dtype: str) -> None:
     check_sigmoid(dtype)
 
 
@@ -64,15 +64,15 @@ def test_a_closed_gate_is_as_exact_as_an_open_one(dtype: str) -> None:
         ("float64", "exponent = largest_exponent(a)", "exponent += 0"),
     ],
 )
-def test_a_fault_in_the_sigmoid_shows(dtype: str, old: str, new: str) -> None:
+def test_a_fault_in_the_sigmoid_is_detected(dtype: str, old: str, new: str) -> None:
     with pytest.raises(AssertionError):
         check_sigmoid(dtype, with_fault(old, new))
 
 
-def places(
+def gate_offsets(
     first: int, H: int, blocks: int, elementwise: Elementwise = HostElementwiseKernel
 ) -> np.ndarray:
-    """Offsets of five elements of the state from `first` on, in an array of several gates."""
+    """Offsets of five elements of the state, from `first` on, in an array of several gates."""
     at = np.empty(5, np.int64)
     operation = "at[i] = xprnn::gate_offset(first + i, H, blocks)"
     kernel = host_kernel(
@@ -84,10 +84,10 @@ def places(
 
 @pytest.mark.parametrize("first", [0, 2**31 - 3, 2**32 - 3, 2**40 + 1])
 @pytest.mark.parametrize(("H", "blocks"), [(1, 3), (7, 4), (1024, 3), (2**20 + 1, 4), (12, 1)])
-def test_elements_are_found_in_arrays_of_any_size(first: int, H: int, blocks: int) -> None:
+def test_gate_offsets_in_arrays_of_any_size(first: int, H: int, blocks: int) -> None:
     element = np.arange(first, first + 5)
     expected = element // H * blocks * H + element % H
-    np.testing.assert_array_equal(places(first, H, blocks), expected)
+    np.testing.assert_array_equal(gate_offsets(first, H, blocks), expected)
 
 
 @pytest.mark.parametrize(
@@ -100,27 +100,31 @@ def test_elements_are_found_in_arrays_of_any_size(first: int, H: int, blocks: in
         ("typedef long long Index", "typedef int Index"),
     ],
 )
-def test_a_fault_in_the_index_shows(old: str, new: str) -> None:
+def test_a_fault_in_the_offset_is_detected(old: str, new: str) -> None:
     with pytest.raises(AssertionError):
         for first in (2**31 - 3, 2**40 + 1):
             element = np.arange(first, first + 5)
-            actual = places(first, 7, 4, with_fault(old, new))
+            actual = gate_offsets(first, 7, 4, with_fault(old, new))
             np.testing.assert_array_equal(actual, element // 7 * 28 + element % 7)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_narrow_types_on_the_host_round_as_numpys(dtype: str) -> None:
+def test_16_bit_types_on_the_host_round_as_in_numpy(dtype: str) -> None:
     needs_dtype(dtype)
     bits = np.random.default_rng(3).integers(0, 2**32, 300_000, dtype=np.uint32)
     ties = np.arange(2**16, dtype=np.uint32) << 16 | 0x8000  # between two bfloat16
-    wide = np.concatenate([bits, ties, ties - 1, ties + 1]).view(np.float32)
-    narrow, back = np.empty(wide.size, dtype_of(dtype)), np.empty_like(wide)
-    host_kernel("raw A a", "raw C y", "y[i] = static_cast<C>(a[i])")(wide, narrow, size=wide.size)
-    host_kernel("raw C a", "raw A y", "y[i] = static_cast<A>(a[i])")(narrow, back, size=wide.size)
+    values = np.concatenate([bits, ties, ties - 1, ties + 1]).view(np.float32)
+    rounded, restored = np.empty(values.size, dtype_of(dtype)), np.empty_like(values)
+    host_kernel("raw A a", "raw C y", "y[i] = static_cast<C>(a[i])")(
+        values, rounded, size=values.size
+    )
+    host_kernel("raw C a", "raw A y", "y[i] = static_cast<A>(a[i])")(
+        rounded, restored, size=values.size
+    )
     with np.errstate(all="ignore"):
-        expected = wide.astype(dtype_of(dtype))
-    np.testing.assert_array_equal(narrow.astype(np.float32), expected.astype(np.float32))
-    np.testing.assert_array_equal(back, expected.astype(np.float32))
+        expected = values.astype(dtype_of(dtype))
+    np.testing.assert_array_equal(rounded.astype(np.float32), expected.astype(np.float32))
+    np.testing.assert_array_equal(restored, expected.astype(np.float32))
 
 
 ARRAY = np.ones((2, 3), np.float32)
@@ -139,7 +143,7 @@ READ_ONLY.flags.writeable = False
         ((3, None, ARRAY), TypeError, "x: expected an array"),
     ],
 )
-def test_the_stand_in_refuses_what_a_kernel_would_misread(
+def test_invalid_kernel_arguments_are_rejected(
     args: tuple[Any, ...], error: type[Exception], message: str
 ) -> None:
     kernel = host_kernel("int32 H, raw C x", "raw C y", "y[i] = x[i] * H")
@@ -147,7 +151,7 @@ def test_the_stand_in_refuses_what_a_kernel_would_misread(
         kernel(*args, size=6)
 
 
-def test_the_stand_in_takes_raw_outputs_of_the_caller_only() -> None:
+def test_outputs_must_be_raw_and_passed_by_the_caller() -> None:
     head = ("raw C x", "raw C y", "y[i] = x[i]", "copy")
     with pytest.raises(ValueError, match="no_return=True"):
         HostElementwiseKernel(*head)

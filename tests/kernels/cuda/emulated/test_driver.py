@@ -1,4 +1,4 @@
-"""The call of CUDA's driver: what it is given, and what it says."""
+"""The call of CUDA's driver: its arguments and its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xprnn.backend import driver
 
 pytestmark = needs_compiler
 FIELDS = [name for name, _ in driver.LaunchConfig._fields_]
-# Says so many clusters as there are rows of blocks, unless anything is not as the test gives it
+# Returns as many clusters as the grid has rows, or an error if any argument is not the expected one
 LIBRARY = """
 struct Config { unsigned gx, gy, gz, bx, by, bz, shared; void *stream, *attributes; unsigned n; };
 extern "C" int cuOccupancyMaxActiveClusters(int* count, void* kernel, const Config* c) {
@@ -34,8 +34,8 @@ def build(source: str, target: Path, *options: str) -> None:
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A library in place of the driver's."""
+def fake_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replace the driver's library."""
     build(LIBRARY, tmp_path / "driver.so", "-shared", "-fPIC")
     library = ctypes.CDLL(str(tmp_path / "driver.so"))
     monkeypatch.setattr(driver, "CDLL", lambda name: library)
@@ -44,17 +44,17 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     driver._library.cache_clear()
 
 
-def test_the_driver_gets_the_launch_and_says_how_many(stand_in: None) -> None:
+def test_the_number_of_active_clusters_of_a_launch(fake_driver: None) -> None:
     for rows in (1, 66):
         assert driver.active_clusters(0x123456789ABC, (64, rows), 256, 200_000) == rows
 
 
-def test_a_refusal_is_an_error(stand_in: None) -> None:
+def test_a_driver_error_is_raised(fake_driver: None) -> None:
     with pytest.raises(RuntimeError, match="cuOccupancyMaxActiveClusters: error 2 of the CUDA"):
         driver.active_clusters(0x123456789ABC, (64, 2), 256, 1)
 
 
-def test_the_structure_is_that_of_cuda(tmp_path: Path) -> None:
+def test_the_structure_matches_cudas_header(tmp_path: Path) -> None:
     folder = Path(sysconfig.get_path("purelib")) / "nvidia" / "cuda_runtime" / "include"
     if not (folder / "cuda.h").exists():
         pytest.skip("CUDA's headers are not installed: pip install 'xprnn[nvrtc]'")
@@ -63,6 +63,8 @@ def test_the_structure_is_that_of_cuda(tmp_path: Path) -> None:
 int sizes[] = {{{offsets}, (int)sizeof(CUlaunchConfig)}};
 int main() {{ for (int size : sizes) printf("%d ", size); }}"""
     build(source, tmp_path / "sizes", f"-I{folder}")
-    said = subprocess.run([tmp_path / "sizes"], capture_output=True, text=True, check=True).stdout
-    ours = [getattr(driver.LaunchConfig, name).offset for name in FIELDS]
-    assert list(map(int, said.split())) == [*ours, ctypes.sizeof(driver.LaunchConfig)]
+    printed = subprocess.run(
+        [tmp_path / "sizes"], capture_output=True, text=True, check=True
+    ).stdout
+    actual = [getattr(driver.LaunchConfig, name).offset for name in FIELDS]
+    assert list(map(int, printed.split())) == [*actual, ctypes.sizeof(driver.LaunchConfig)]

@@ -1,4 +1,4 @@
-"""Every fused kernel, compiled for the host, compared with the reference that it replaces."""
+"""Every fused kernel, compiled for the host and compared with the reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ each_dtype = pytest.mark.parametrize("dtype", TYPES)
 
 @each_dtype
 @each_kernel
-def test_a_kernel_has_the_values_of_the_plain_part(kernel: PointwiseKernel, dtype: str) -> None:
+def test_a_kernel_matches_the_reference(kernel: PointwiseKernel, dtype: str) -> None:
     needs_dtype(dtype)
     for N, H in SIZES:
         ratio = excess(kernel, draw(kernel, dtype, N, H))
@@ -41,15 +41,15 @@ def test_a_kernel_has_the_values_of_the_plain_part(kernel: PointwiseKernel, dtyp
 
 
 def scaled(arrays: Arrays, factor: float) -> Arrays:
-    """Scaled values, except for gates and states, which lie in (-1, 1)."""
+    """Scaled values; gates and states, which lie in (-1, 1), are unchanged."""
     large = {n: factor * a if np.nanmax(abs(a), initial=0) > 1 else a for n, a in arrays.items()}
     return {name: array.astype(arrays[name].dtype) for name, array in large.items()}
 
 
 @each_dtype
 @each_kernel
-def test_large_numbers_saturate(kernel: PointwiseKernel, dtype: str) -> None:
-    """Pre-activations and gradients up to 1e3 and beyond: finite where the reference is."""
+def test_large_values_saturate(kernel: PointwiseKernel, dtype: str) -> None:
+    """Pre-activations and gradients up to 1e3 and beyond: finite wherever the reference is."""
     needs_dtype(dtype)
     arrays = scaled(draw(kernel, dtype, 9, 33), 200.0)
     if kernel.method.startswith("forward"):
@@ -60,9 +60,7 @@ def test_large_numbers_saturate(kernel: PointwiseKernel, dtype: str) -> None:
 
 @each_dtype
 @each_kernel
-def test_nan_and_infinity_go_where_the_plain_part_lets_them(
-    kernel: PointwiseKernel, dtype: str
-) -> None:
+def test_nan_and_infinity_match_the_reference(kernel: PointwiseKernel, dtype: str) -> None:
     needs_dtype(dtype)
     arrays = with_specials(kernel, dtype)
     plain = run_plain(kernel, arrays)
@@ -70,7 +68,7 @@ def test_nan_and_infinity_go_where_the_plain_part_lets_them(
     assert excess(kernel, arrays) <= 1
 
 
-class Backwards(HostElementwiseKernel):
+class ReverseOrder(HostElementwiseKernel):
     """Processes the elements in reverse order."""
 
     backwards = True
@@ -81,11 +79,11 @@ class Backwards(HostElementwiseKernel):
 def test_the_order_of_elements_does_not_matter(kernel: PointwiseKernel, dtype: str) -> None:
     needs_dtype(dtype)
     arrays = draw(kernel, dtype, 7, 19)
-    there, back = run_fused(kernel, arrays), run_fused(kernel, arrays, Backwards)
-    assert all(there[name].tobytes() == back[name].tobytes() for name in arrays)
+    in_order, in_reverse = run_fused(kernel, arrays), run_fused(kernel, arrays, ReverseOrder)
+    assert all(in_order[name].tobytes() == in_reverse[name].tobytes() for name in arrays)
 
 
-def test_the_table_has_every_part_of_every_cell() -> None:
+def test_the_table_has_every_pointwise_op_of_every_cell() -> None:
     parts = {(name, part) for name, cell in CELLS.items() for part in cell.pointwise_ops}
     assert {(kernel.cell, kernel.method) for kernel in KERNELS} == parts
     assert POINTWISE.keys() == CELLS.keys()
@@ -107,8 +105,8 @@ class Products(SimpleNamespace):
         out += a.astype(out.dtype) @ b.astype(out.dtype)
 
 
-def take_step(cell: Any, xp: Any, dtype: str, bias: bool) -> tuple[Arrays, tuple[int, int]]:
-    """One step forward and back on the same numbers whatever the cell; its launches."""
+def run_step(cell: Any, xp: Any, dtype: str, bias: bool) -> tuple[Arrays, tuple[int, int]]:
+    """The results of a step forward and backward, from equal values for all cells; its launches."""
     rng, N, H, G = np.random.default_rng(2), 6, 11, cell.gates
 
     def normal(*shape: int) -> np.ndarray:
@@ -136,7 +134,7 @@ def take_step(cell: Any, xp: Any, dtype: str, bias: bool) -> tuple[Arrays, tuple
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_fused_step_is_the_plain_step(
+def test_a_fused_step_matches_the_reference_step(
     name: str, dtype: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     xp, run = Products(), HostElementwiseKernel.__call__
@@ -146,8 +144,8 @@ def test_a_fused_step_is_the_plain_step(
         run(self, *args, size=size)
 
     monkeypatch.setattr(HostElementwiseKernel, "__call__", count)
-    fused, launches = take_step(POINTWISE[name], xp, dtype, bias)
-    plain, _ = take_step(CELLS[name], np, "float64", bias)
+    fused, launches = run_step(POINTWISE[name], xp, dtype, bias)
+    plain, _ = run_step(CELLS[name], np, "float64", bias)
     assert fused.keys() == plain.keys()
     for what, expected in plain.items():
         if expected.size:

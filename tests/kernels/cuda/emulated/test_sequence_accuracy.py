@@ -5,10 +5,10 @@ terms of a product, in units of u = 2^-24, for positive data, whose truncation e
 sign:
 
 - A value has 24 significant bits, its high part 11, its low part the other 13, of which a product
-  reads 11. Low times low is left out: a low part is uniform in 2^-10 of the value's power of two,
-  and the mean value is 1.5 times that power, so 2^-22 / 2.25 = 1.8 u. The truncation of low is
-  3.5 / 4 of 2^-23 of that power on average, in each of two operands: 2 * 0.875 / 1.5 * 2^-23 =
-  2.3 u.
+  reads 11. The product of the low parts is left out: a low part is uniform in 2^-10 of the value's
+  power of two, and the mean value is 1.5 times that power, so 2^-22 / 2.25 = 1.8 u. The truncation
+  of a low part is 3.5 / 4 of 2^-23 of that power on average, in each of two operands:
+  2 * 0.875 / 1.5 * 2^-23 = 2.3 u.
 - A k-block of 16 terms is two sums of parts of its high terms, each truncated to 24 bits, by half
   of 2^-23 of its power of two on average: 2/3 u for the second, half as much for the first; and 8
   products, truncated at two more bits: 8 / 2 * 2^-25 of a sum's power of two: 1.3 u. Total 2.3 u.
@@ -35,29 +35,29 @@ U = 2.0**-24
 
 
 def error(tiling: Tiling, H: int, faults: Faults = ()) -> float:
-    """The largest error of the saved gh_n of a GRU step, relative to its terms, in U."""
+    """The largest error of a GRU step's saved gh_n, relative to the sum of its terms, in U."""
     case = Case("gru", tiling.kind, H, (1,) * 8, bias=False)
     for name in ("weight_hh", "h0"):
         case.numbers[name] = np.abs(case.numbers[name])
-    left = run_forward(case, tiling, faults=faults)
-    assert left.outcome == "fine"
+    result = run_forward(case, tiling, faults=faults)
+    assert result.outcome == "fine"
     weights, h0 = case.wide("weight_hh")[2 * H :], case.layout.sort(case.wide("h0"))
     exact = h0 @ weights.T
-    return float(np.max(np.abs(left.arrays["saved"] - exact) / exact)) / U
+    return float(np.max(np.abs(result.arrays["saved"] - exact) / exact)) / U
 
 
-@pytest.mark.parametrize(("warps", "chunks", "H"), [(1, 16, 256), (2, 8, 256), (4, 2, 128)])
-def test_products_are_as_exact_as_float32_allows(warps: int, chunks: int, H: int) -> None:
-    tiling = Tiling("gru", "training", "TF32X3", warps, chunks, chunks, 1)
-    found, most = error(tiling, H), 6.4 + 2 * np.sqrt(chunks + warps)
-    assert found <= most, f"{found:.1f} u, at most {most:.1f} u"
+@pytest.mark.parametrize(("warps", "k_blocks", "H"), [(1, 16, 256), (2, 8, 256), (4, 2, 128)])
+def test_products_are_as_accurate_as_float32_allows(warps: int, k_blocks: int, H: int) -> None:
+    tiling = Tiling("gru", "training", "TF32X3", warps, k_blocks, k_blocks, 1)
+    actual, most = error(tiling, H), 6.4 + 2 * np.sqrt(k_blocks + warps)
+    assert actual <= most, f"{actual:.1f} u, at most {most:.1f} u"
 
 
-def test_a_sum_that_goes_on_from_piece_to_piece_shows() -> None:
-    """Also shows that mma rounds toward zero: with rounding to nearest it would be 32 u."""
+def test_a_sum_carried_from_block_to_block_is_detected() -> None:
+    """It also shows that mma rounds toward zero: rounding to nearest would give 32 u."""
     tiling = Tiling("gru", "training", "TF32X3", 1, 16, 16, 1)
-    goes_on = (
+    carried_sum = (
         ("block_sum[i] = zero_after(before[i]);", "block_sum[i] = c[i];"),
         ("c[i] += block_sum[i];", "c[i] = block_sum[i];"),
     )
-    assert error(tiling, 256, goes_on) > 60
+    assert error(tiling, 256, carried_sum) > 60

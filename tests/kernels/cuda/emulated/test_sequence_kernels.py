@@ -36,7 +36,7 @@ LENGTHS = {
     "one row, one step": (1,),
     "one row": (7,),
     "one step": (1,) * 9,
-    "a whole tile": (3,) * 8,
+    "a complete tile": (3,) * 8,
     "two groups": (4,) * 17,
     "ragged": RAGGED,
     "one long row": (6, *[1] * 10),
@@ -44,8 +44,8 @@ LENGTHS = {
 }
 WIDTHS = (1, 2, 15, 16, 17, 31, 33, 40, 56, 64)
 FEW_WIDTHS = (1, 17, 40)
-# warps, k-blocks, of these in registers, row tiles: all weights in registers, half of them, none;
-# with more k-blocks than are polled at once; several tiles, with several rows per thread
+# warps, k-blocks, those in registers, row tiles: all weights in registers, half of them, none (with
+# more k-blocks than are polled at once); several tiles, with several rows per thread
 TILINGS = ((4, 1, 1, 1), (4, 2, 1, 2), (2, 9, 0, 1), (2, 2, 2, 4))
 
 
@@ -57,11 +57,14 @@ def dtype(request: pytest.FixtureRequest) -> None:
 
 def tiling(cell: str, work: str, kind: str, which: int = 0) -> Tiling:
     """One of `TILINGS`; the backward reduction is longer by the number of gates."""
-    warps, chunks, held, tiles = TILINGS[which]
+    warps, k_blocks, in_registers, row_tiles = TILINGS[which]
     if work == "backward":
         G = CELLS[cell].gates
-        chunks, held = max(chunks, chunks * G if which != 2 else 6 * G), held * G
-    return Tiling(cell, work, kind, warps, chunks, held, tiles)
+        k_blocks, in_registers = (
+            max(k_blocks, k_blocks * G if which != 2 else 6 * G),
+            in_registers * G,
+        )
+    return Tiling(cell, work, kind, warps, k_blocks, in_registers, row_tiles)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -105,56 +108,54 @@ def test_both_passes_in_any_order(cell: str, kind: str) -> None:
 @pytest.mark.parametrize("cell", ("gru", "lstm", "rnn_tanh"))
 def test_the_bits_are_the_same_in_any_order(cell: str) -> None:
     case = Case(cell, "TF32X3", 48, RAGGED)
-    there, back = [tiling(cell, work, "TF32X3") for work in ("training", "backward")]
+    forward, backward = [tiling(cell, work, "TF32X3") for work in ("training", "backward")]
     results = {
         tuple(
             [
-                left.arrays[name].tobytes()
-                for left in (run_forward(case, there, run=Run(seed)), undone)
+                result.arrays[name].tobytes()
+                for result in (run_forward(case, forward, run=Run(seed)), backward_result)
                 for name in ("gates", *case.cell.state_names)
             ]
         )
         for seed in range(8)
-        for undone in [run_backward(case, back, run=Run(seed))]
+        for backward_result in [run_backward(case, backward, run=Run(seed))]
     }
     assert len(results) == 1
 
 
 def test_forward_with_an_exchange_buffer_of_its_own() -> None:
-    """If rows are multiples of 16 bytes it is not required, but allowed."""
+    """It is not required if rows are multiples of 16 bytes, but allowed."""
     case = Case("gru", "TF32X3", 32, RAGGED)
     check_forward(case, tiling("gru", "training", "TF32X3"), apart=True)
 
 
-def places(forward: bool) -> list[tuple[str, str, str]]:
+def special_cases(forward: bool) -> list[tuple[str, str, str]]:
     """Cell, kind, and an array that receives a special value."""
     names = ("gx", "weight_hh", "h0", "c0") if forward else ("doutput", "weight_hh", "dh", "dc")
     return [(cell, kind, name) for cell, kind in FEW for name in names[: 3 + (cell == "lstm")]]
 
 
-@pytest.mark.parametrize(("cell", "kind", "where"), places(forward=True))
-def test_infinities_and_nans_go_where_the_plain_loop_has_them(
-    cell: str, kind: str, where: str
-) -> None:
+@pytest.mark.parametrize(("cell", "kind", "where"), special_cases(forward=True))
+def test_infinities_and_nans_match_the_reference(cell: str, kind: str, where: str) -> None:
     for value in (np.nan, np.inf, -np.inf):
-        for H, place in ((33, (1, 4)), (33, (0, 32)), (32, (2, 7))):
-            case = Case(cell, kind, H, (4, 4, 3, 2), special=((where, place, value),))
+        for H, index in ((33, (1, 4)), (33, (0, 32)), (32, (2, 7))):
+            case = Case(cell, kind, H, (4, 4, 3, 2), special=((where, index, value),))
             check_forward(case, tiling(cell, "training", kind), run=Run(3))
 
 
-@pytest.mark.parametrize(("cell", "kind", "where"), places(forward=False))
-def test_infinities_and_nans_go_back_where_the_plain_loop_has_them(
+@pytest.mark.parametrize(("cell", "kind", "where"), special_cases(forward=False))
+def test_infinities_and_nans_of_gradients_match_the_reference(
     cell: str, kind: str, where: str
 ) -> None:
     for value in (np.nan, np.inf, -np.inf):
-        for H, place in ((33, (1, 4)), (33, (0, 32)), (32, (2, 7))):
-            case = Case(cell, kind, H, (4, 4, 3, 2), special=((where, place, value),))
+        for H, index in ((33, (1, 4)), (33, (0, 32)), (32, (2, 7))):
+            case = Case(cell, kind, H, (4, 4, 3, 2), special=((where, index, value),))
             check_backward(case, tiling(cell, "backward", kind), run=Run(3))
 
 
 @pytest.mark.parametrize(("cell", "kind"), FEW)
-def test_a_nan_of_any_bits_is_not_waited_for(cell: str, kind: str) -> None:
-    """All bits set is the sentinel, which the kernel must not publish."""
+def test_a_nan_with_the_sentinels_bits_does_not_block(cell: str, kind: str) -> None:
+    """The sentinel has all bits set; the kernel must not publish it."""
     case = Case(cell, kind, 32, (3,) * 8)
     gx = case.numbers["gx"]
     gx.view(f"u{gx.itemsize}")[2, -case.H :] = 2 ** (8 * gx.itemsize) - 1  # the last gate's
@@ -162,33 +163,33 @@ def test_a_nan_of_any_bits_is_not_waited_for(cell: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("cell", "kind"), FEW)
-def test_blocks_that_are_not_resident_are_a_deadlock(cell: str, kind: str) -> None:
+def test_blocks_that_are_not_resident_cause_a_deadlock(cell: str, kind: str) -> None:
     case = Case(cell, kind, 64, (3,) * 8)
-    there, back = tiling(cell, "forward", kind), tiling(cell, "backward", kind)
+    forward, backward = tiling(cell, "forward", kind), tiling(cell, "backward", kind)
     for resident, outcome in ((1, "deadlock"), (2, "deadlock"), (3, "deadlock"), (4, "fine")):
-        assert run_forward(case, there, run=Run(1, resident)).outcome == outcome
-        assert run_backward(case, back, run=Run(1, resident)).outcome == outcome
+        assert run_forward(case, forward, run=Run(1, resident)).outcome == outcome
+        assert run_backward(case, backward, run=Run(1, resident)).outcome == outcome
 
 
 @pytest.mark.parametrize("reverse", (False, True), ids=("", "reverse"))
 @pytest.mark.parametrize(("cell", "kind"), FEW)
-def test_the_poll_limit_ends_a_wait_and_says_so(cell: str, kind: str, reverse: bool) -> None:
+def test_the_poll_limit_ends_a_wait_and_is_reported(cell: str, kind: str, reverse: bool) -> None:
     case = Case(cell, kind, 64, (5, 4, 4, 2), reverse)
-    there, back = tiling(cell, "training", kind), tiling(cell, "backward", kind)
+    forward, backward = tiling(cell, "training", kind), tiling(cell, "backward", kind)
     for resident in (1, 2, 3):
-        left = run_forward(case, there, run=Run(resident, resident), max_polls=20)
-        assert left.outcome == "fine"
-        assert 0 < left.report - TAG < 5, hex(left.report)
+        result = run_forward(case, forward, run=Run(resident, resident), max_polls=20)
+        assert result.outcome == "fine"
+        assert 0 < result.report - TAG < 5, hex(result.report)
         for name in case.cell.state_names:
-            final = case.layout.final(left.arrays[name], reverse).astype(np.float32)
+            final = case.layout.final(result.arrays[name], reverse).astype(np.float32)
             assert np.isnan(final).all(), name
 
-        undone = run_backward(case, back, run=Run(resident, resident), max_polls=20)
-        assert undone.outcome == "fine"
-        assert 0 <= undone.report - TAG < 5, hex(undone.report)
+        backward_result = run_backward(case, backward, run=Run(resident, resident), max_polls=20)
+        assert backward_result.outcome == "fine"
+        assert 0 <= backward_result.report - TAG < 5, hex(backward_result.report)
         for name in case.dstates:
-            assert np.isnan(undone.arrays[name]).all(), name
+            assert np.isnan(backward_result.arrays[name]).all(), name
         if resident == 1:  # the first block ran alone
             for name in ("gates", "saved") if cell == "gru" else ("gates",):
-                gradients = undone.arrays[name].astype(np.float32).reshape(-1, 64)
+                gradients = backward_result.arrays[name].astype(np.float32).reshape(-1, 64)
                 assert np.isnan(gradients[:, :16]).all(), name

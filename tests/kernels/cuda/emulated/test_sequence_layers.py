@@ -47,12 +47,12 @@ OTHERS = {
     "rnn_relu": ("float16",),
 }
 CALLS = [  # cell, case, type
-    *[("gru", name, numbers) for name in CASES for numbers in TYPES],
+    *[("gru", name, mode) for name in CASES for mode in TYPES],
     *[
-        (cell, name, numbers)
+        (cell, name, mode)
         for cell in OTHERS
         for name in ("odd H", "no bias", "lengths")
-        for numbers in OTHERS[cell]
+        for mode in OTHERS[cell]
     ],
 ]
 
@@ -70,39 +70,39 @@ def run_layer(
     layer = targets.make(cell, 3, H, backend=backend, dtype=dtype, **options, **types)
     if not training:
         layer.eval()
-    place = layer.backend
+    layer_backend = layer.backend
     drawn = targets.arguments(layer, T, N).items()
-    given = {name: place.from_host(array.astype(dtype)) for name, array in drawn}
-    found = targets.arrays(targets.forward(layer, given, lengths=lengths))
+    inputs = {name: layer_backend.from_host(array.astype(dtype)) for name, array in drawn}
+    results = targets.arrays(targets.forward(layer, inputs, lengths=lengths))
     if training:
-        found += [*targets.arrays(targets.backward(layer, given)), *layer.grads.values()]
-    return [place.to_host(array) for array in found]
+        results += [*targets.arrays(targets.backward(layer, inputs)), *layer.grads.values()]
+    return [layer_backend.to_host(array) for array in results]
 
 
 def compare(
-    cell: str, found: list[np.ndarray], case: tuple[Any, ...], training: bool, numbers: str
+    cell: str, results: list[np.ndarray], case: tuple[Any, ...], training: bool, mode: str
 ) -> None:
     with xprnn.use_kernels("reference"):
         expected = run_layer(cell, "numpy", case, training, "float64")
-    for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
-        assert_close(array, wanted, "float32", f"array {k}", numbers)
+    for k, (array, wanted) in enumerate(zip(results, expected, strict=True)):
+        assert_close(array, wanted, "float32", f"array {k}", mode)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
-@pytest.mark.parametrize(("cell", "name", "numbers"), CALLS)
-def test_calls_have_the_values_of_the_equations(
-    cell: str, name: str, numbers: str, training: bool, device: Backend
+@pytest.mark.parametrize(("cell", "name", "mode"), CALLS)
+def test_calls_match_the_reference(
+    cell: str, name: str, mode: str, training: bool, device: Backend
 ) -> None:
-    if numbers == "bfloat16":
+    if mode == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
     case = CASES[name]
-    found = run_layer(cell, device.name, case, training, **TYPES[numbers])
-    compare(cell, found, case, training, numbers)
+    results = run_layer(cell, device.name, case, training, **TYPES[mode])
+    compare(cell, results, case, training, mode)
     layers, directions = case[3].get("num_layers", 1), 1 + case[3].get("bidirectional", False)
     assert [grid[2] for _, grid in Function.launches] == [directions] * layers * (1 + training)
 
 
-def test_what_no_gpu_has_run_has_to_be_asked_for(
+def test_kernels_that_no_gpu_has_run_must_be_forced(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     install(monkeypatch)
@@ -119,7 +119,7 @@ def test_what_no_gpu_has_run_has_to_be_asked_for(
     assert why == kernels.EXPERIMENTAL and not Function.launches
 
 
-def test_steps_are_undone_one_by_one_where_no_kernel_fits(
+def test_the_backward_pass_runs_step_by_step_where_no_kernel_fits(
     device: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     monkeypatch.delitem(KERNELS, ("gru", "backward"))
@@ -135,7 +135,7 @@ def test_steps_are_undone_one_by_one_where_no_kernel_fits(
 
 @pytest.fixture
 def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """The fake CuPy, with only clusters of two for the GRU, for calls of any size."""
+    """The fake CuPy, with clusters of two as the only tilings of the GRU, for calls of any size."""
     monkeypatch.setattr(planner, "CLUSTER_MIN_BYTES", 0)
     for work, tiling in (
         ("forward", Tiling(2, 4, 2, 4, cluster=2)),
@@ -148,12 +148,12 @@ def pairs(device: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
 
 
 @pytest.mark.frozen
-def test_calls_of_clusters_have_the_values_of_the_equations(pairs: Backend) -> None:
+def test_calls_in_clusters_match_the_reference(pairs: Backend) -> None:
     for name in ("two groups", "padded lengths"):
         compare(
             "gru", run_layer("gru", pairs.name, CASES[name], True), CASES[name], True, "float32"
         )
-    assert {grid for _, grid in Function.launches} == {(2, 1, 2)}  # 17 units make two blocks, 6 too
+    assert {grid for _, grid in Function.launches} == {(2, 1, 2)}  # 17 units: 2 blocks; 6: too
 
 
 @pytest.mark.frozen
@@ -168,12 +168,12 @@ def test_more_clusters_than_the_driver_allows_are_not_launched(
 
 
 @pytest.mark.parametrize("layer", [xprnn.GRU, xprnn.LSTM, xprnn.RNN])
-def test_verify_finds_the_sequence_kernels_right(layer: Any, device: Backend) -> None:
+def test_verify_accepts_the_sequence_kernels(layer: Any, device: Backend) -> None:
     report = xprnn.verify(layer(3, 9, seed=0, backend=device.name), (4, 3, 3))
     assert report.ok, report
     assert [row.check for row in report.rows if row.implementation == "sequence"] == ["float32"]
     why = {row.check: row.reason for row in report.absent}["sequence"]
-    assert why.startswith("training: float64: ")  # in which a gradcheck computes
+    assert why.startswith("training: float64: ")  # used by the gradcheck
 
 
 @pytest.mark.parametrize(("N", "T"), [(0, 3), (2, 0), (0, 0)])
@@ -181,17 +181,17 @@ def test_a_call_without_rows_or_steps_runs(
     N: int, T: int, device: Backend, select_kernels: SelectKernels
 ) -> None:
     select_kernels("sequence")
-    found = run_layer("gru", device.name, (N, 5, T, {}, None), True)
+    results = run_layer("gru", device.name, (N, 5, T, {}, None), True)
     select_kernels("reference")
     for array, wanted in zip(
-        found, run_layer("gru", "numpy", (N, 5, T, {}, None), True), strict=True
+        results, run_layer("gru", "numpy", (N, 5, T, {}, None), True), strict=True
     ):
         np.testing.assert_array_equal(array, wanted)
     assert not Function.launches
 
 
-def test_launches_are_few(device: Backend) -> None:
-    """The loop's grow with T; these do not."""
+def test_the_number_of_launches_does_not_depend_on_the_steps(device: Backend) -> None:
+    """Unlike the launches of the loop they do not grow with T."""
     counts = []
     for T in (2, 12):
         LOG.clear()
@@ -200,15 +200,15 @@ def test_launches_are_few(device: Backend) -> None:
     assert counts[0] == counts[1]
 
 
-REFUSALS = [
+UNSUPPORTED = [
     ({"multiProcessorCount": 1}, "forward: H=17: 2 blocks must run at once, .* holds 1"),
     ({"major": 7, "minor": 5}, "forward: compute capability 7.5: sequence kernels need 8.0"),
     ({"sharedMemPerBlockOptin": 30000}, "forward: H=17: .* 30,848 bytes .* has 30,000"),
 ]
 
 
-@pytest.mark.parametrize(("facts", "reason"), REFUSALS)
-def test_what_does_not_fit_is_reported_and_runs_otherwise(
+@pytest.mark.parametrize(("facts", "reason"), UNSUPPORTED)
+def test_unsupported_calls_are_reported_and_run_otherwise(
     facts: dict[str, int],
     reason: str,
     fake_cupy: Backend,
@@ -230,22 +230,22 @@ def test_what_does_not_fit_is_reported_and_runs_otherwise(
         layer.explain((3, 2, 3))
 
 
-def test_no_value_is_taken_for_the_sentinel(device: Backend) -> None:
-    """A NaN in h0 with the sentinel's bits causes no deadlock and stays in its row."""
+def test_no_value_is_mistaken_for_the_sentinel(device: Backend) -> None:
+    """A NaN with the sentinel's bits in h0 causes no deadlock and affects only its row."""
     layer = xprnn.GRU(3, 16, seed=0, backend=device.name)
     h0 = np.zeros((1, 3, 16), np.float32)
     h0.view(np.uint32)[0, 1] = 0xFFFFFFFF
     output, _ = layer(device.from_host(np.ones((4, 3, 3), np.float32)), device.from_host(h0))
-    found = np.isnan(device.to_host(output)).all(axis=(0, 2))
-    assert found.tolist() == [False, True, False]
+    is_nan = np.isnan(device.to_host(output)).all(axis=(0, 2))
+    assert is_nan.tolist() == [False, True, False]
     assert np.isfinite(device.to_host(output)[:, [0, 2]]).all()
 
 
 @pytest.mark.parametrize("cell", ["gru", *OTHERS])
-def test_a_kernel_that_gives_up_is_reported(
+def test_a_kernel_that_times_out_is_reported(
     cell: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only one of two blocks runs: the states of the other never arrive."""
+    """Only one of two blocks is resident: the states of the other never arrive."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
     monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     layer = targets.make(cell, 3, 32, backend=device.name, dtype="float32").eval()
@@ -259,17 +259,17 @@ def test_a_kernel_that_gives_up_is_reported(
 
 
 FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "an old exchange buffer": ("SENTINEL", lambda genuine: 0),
+    "an old exchange buffer": ("SENTINEL", lambda original: 0),
     "the other direction's first states": (
         "_first",
-        lambda genuine: lambda layout, reverse: genuine(layout, not reverse),
+        lambda original: lambda layout, reverse: original(layout, not reverse),
     ),
-    "rows of another width": ("padded", lambda genuine: lambda H, numbers: genuine(H + 8, numbers)),
+    "rows of another width": ("padded", lambda original: lambda H, mode: original(H + 8, mode)),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_in_the_launcher_is_seen(
+def test_a_fault_in_the_launcher_is_detected(
     name: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     what, fault = FAULTS[name]
@@ -280,4 +280,4 @@ def test_a_fault_in_the_launcher_is_seen(
         compare("gru", run_layer("gru", device.name, case, False), case, False, "float32")
     except (AssertionError, RuntimeError, IndexError, ValueError):
         return
-    pytest.fail("nobody noticed")
+    pytest.fail("the fault was not detected")

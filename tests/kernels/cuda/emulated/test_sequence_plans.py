@@ -1,7 +1,7 @@
 """Plans run as planned: instantiation, grid, passes and shared memory.
 
-On the emulator, compared with the reference in float64, at the sizes of real layers. The other
-tests of these kernels run small tilings of their own.
+On the emulator, compared with the reference in float64, with the sizes of real layers. The other
+tests of these kernels run their own small tilings.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from xprnn.kernels.cuda.table import KERNELS
 pytestmark = needs_compiler
 
 FEW = H200._replace(processors=8)  # few blocks: several passes of several tiles
-GROUPS = H200._replace(processors=16)  # the same in two groups
-TWICE = FEW._replace(processors=4, registers=131072, shared=466944)  # two blocks on each
-PROBLEMS = [  # device, cell, work, numbers, N, H, T
+GROUPS = H200._replace(processors=16)  # the same, in two groups
+TWICE = FEW._replace(processors=4, registers=131072, shared=466944)  # two blocks per multiprocessor
+PROBLEMS = [  # device, cell, work, math mode, N, H, T
     *[
-        (H200, "gru", work, numbers, 2, 1024, 2)
-        for numbers in ("float32", "tf32", "bfloat16", "float16")
+        (H200, "gru", work, mode, 2, 1024, 2)
+        for mode in ("float32", "tf32", "bfloat16", "float16")
         for work in ("training", "backward")
     ],
-    # H no multiple of 16; with 16 bits, part of the weights in shared memory
+    # H is not a multiple of 16; in 16-bit modes part of the weights is in shared memory
     (H200, "gru", "forward", "float32", 1, 1000, 2),
     (H200, "gru", "backward", "float16", 3, 1001, 2),
     (H200, "gru", "training", "bfloat16", 2, 1032, 2),
@@ -55,25 +55,25 @@ PROBLEMS = [  # device, cell, work, numbers, N, H, T
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    """Of a planner that a test has changed."""
+def clear_plan_cache() -> Iterator[None]:
+    """Forget the plans of a planner that a test has changed."""
     yield
     plan.cache_clear()
 
 
 def planned(
-    device: DeviceProperties, cell: str, work: str, numbers: str, N: int, H: int, T: int
+    device: DeviceProperties, cell: str, work: str, mode: str, N: int, H: int, T: int
 ) -> LaunchPlan:
     plan.cache_clear()
-    chosen = plan(device, SequenceProblem(cell, work, numbers, N, H, T))
+    chosen = plan(device, SequenceProblem(cell, work, mode, N, H, T))
     assert isinstance(chosen, LaunchPlan), chosen
     return chosen
 
 
 def run(chosen: LaunchPlan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch) -> None:
-    """Fail unless it ends on the planned device with the reference's values."""
+    """Fail unless the plan completes on its device with the reference's results."""
     device, cell, work, _, N, H, T = problem
-    tiling, genuine = Function(chosen.name).tiling, emulated_sequences.launch
+    tiling, original = Function(chosen.name).tiling, emulated_sequences.launch
     needs_dtype(DTYPES[tiling.kind])
     check = check_backward if work == "backward" else check_forward
     case = Case(cell, tiling.kind, H, (T, *[T - 1] * (N - 1)), reverse=N % 2 > 0, seed=N)
@@ -83,19 +83,19 @@ def run(chosen: LaunchPlan, problem: tuple[Any, ...], patch: pytest.MonkeyPatch)
         patched.setattr(
             emulated_sequences,
             "launch",
-            lambda tiling, given, grid, *rest: genuine(tiling, given, chosen.grid, *rest),
+            lambda tiling, arguments, grid, *rest: original(tiling, arguments, chosen.grid, *rest),
         )
         check(case, tiling, passes=chosen.passes, run=resident, max_polls=5000)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: "-".join(map(str, problem[1:])))
-def test_a_plan_runs_and_has_the_values_of_the_plain_loop(
+def test_a_plan_runs_and_matches_the_reference(
     problem: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(planned(*problem), problem, monkeypatch)
 
 
-def test_the_plans_are_of_all_kinds() -> None:
+def test_the_plans_cover_all_kinds() -> None:
     plans = [planned(*problem) for problem in PROBLEMS]
     assert {p.tiling.warps for p in plans} == {8}
     assert {p.tiling.in_registers < p.tiling.k_blocks for p in plans} == {False, True}
@@ -106,7 +106,7 @@ def test_the_plans_are_of_all_kinds() -> None:
 FORWARD = (FEW, "gru", "training", "float16", 41, 100, 3)
 BACKWARD = (FEW, "gru", "backward", "float32", 64, 125, 3)
 APART = (H200, "gru", "forward", "float32", 8, 520, 1)
-PLANTED: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
+FAULTS: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
     "too little shared memory": (FORWARD, {"shared": -32}),
     "too little shared memory for dh": (BACKWARD, {"shared": -32}),
     "too few slices": (FORWARD, {"slices": -1}),
@@ -117,12 +117,14 @@ PLANTED: dict[str, tuple[tuple[Any, ...], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_a_plan_with_less_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, less = PLANTED[name]
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_plan_with_fewer_resources_is_detected(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, reductions = FAULTS[name]
     chosen = planned(*problem)
     run(chosen, problem, monkeypatch)
-    change = {name: getattr(chosen, name) + by for name, by in less.items()}
+    change = {name: getattr(chosen, name) + by for name, by in reductions.items()}
     with pytest.raises(AssertionError):
         run(chosen._replace(**change), problem, monkeypatch)
 
@@ -132,10 +134,10 @@ def test_a_plan_with_less_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     [(FORWARD, {"sums": 3824}), (BACKWARD, {"carried": 448}), (APART, {"weights": 23})],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
 )
-def test_a_planner_that_asks_for_too_little_shared_memory_shows(
+def test_too_little_planned_shared_memory_is_detected(
     problem: tuple[Any, ...], change: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = problem[1:3]  # by a little: beyond a KiB the emulator itself would fail
+    key = problem[1:3]  # slightly: beyond a KiB the emulator itself would crash
     run(planned(*problem), problem, monkeypatch)
     monkeypatch.setitem(KERNELS, key, KERNELS[key]._replace(**change))
     with pytest.raises(AssertionError, match="shared memory overrun"):

@@ -1,4 +1,4 @@
-"""A stepper's step in one launch: the kernel runs on the emulator, called by the package."""
+"""A stepper's step in one launch of a kernel, called by the package and run on the emulator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xprnn
 from tests.support.cases import Case, draw, move
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.emulator.sequence import Run
-from tests.support.fake_cupy.array import StrictModule
+from tests.support.fake_cupy.array import FakeModule
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
 from tests.support.fake_cupy.stack_step import Function, install
 from tests.support.implementations import SelectKernels
@@ -34,24 +34,26 @@ from xprnn.kernels.cuda.stack_step import UNITS
 
 pytestmark = needs_compiler
 
-PROCESSORS = 2  # so that a warp computes several units from nine units on
+PROCESSORS = 2  # with nine units or more, a warp computes several
 CASES = [
-    replace(Case(cell, layers, bias=bias, dtype="float32", T=4), compute_dtype=narrow, **sizes)
+    replace(
+        Case(cell, layers, bias=bias, dtype="float32", T=4), compute_dtype=compute_dtype, **sizes
+    )
     for cell in UNITS
-    for narrow in (None, "float16", "bfloat16")
+    for compute_dtype in (None, "float16", "bfloat16")
     for layers, bias, sizes in (
         (1, True, {"N": 1, "I": 3, "H": 5}),
         (3, False, {"N": 3, "I": 12, "H": 5}),
         (1, True, {"N": 2, "I": 300, "H": 5}),
         (2, True, {"N": 8, "I": 40, "H": 33}),
     )
-    if bias or cell != "rnn_relu" or not narrow  # without one, rounding decides at its kink
+    if bias or cell != "rnn_relu" or not compute_dtype  # rounding decides at its kink
 ]
-# a thread loads several items of a matrix, and more than are in flight at once: words, vectors, and
-# of x; every number of rows
+# a thread loads several items of a matrix or of x, more than are in flight at once (words,
+# vectors); every number of rows
 WIDE = [
-    replace(Case(cell, 2, dtype="float32", T=2), compute_dtype=narrow, **sizes)
-    for cell, narrow, sizes in (
+    replace(Case(cell, 2, dtype="float32", T=2), compute_dtype=compute_dtype, **sizes)
+    for cell, compute_dtype, sizes in (
         ("gru", None, {"N": 8, "I": 300, "H": 129}),
         ("lstm", "bfloat16", {"N": 8, "I": 20, "H": 68}),
         ("rnn_tanh", None, {"N": 8, "I": 5, "H": 516}),
@@ -64,7 +66,7 @@ WIDE = [
 def device(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Iterator[Backend]:
-    """The fake CuPy on a small current device; the kernel for a step of all layers is forced."""
+    """The fake CuPy with a small device; the kernel for a step of all layers is forced."""
     install(monkeypatch, multiProcessorCount=PROCESSORS)
     select_kernels("sequence")
     kernel.cache_clear()
@@ -78,7 +80,7 @@ def shaped(case: Case) -> str:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("case", [*CASES, *WIDE], ids=shaped)
-def test_steps_have_the_values_of_the_equations(
+def test_steps_match_the_reference(
     case: Case, seed: int, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if case.compute_dtype == "bfloat16" and BFLOAT16 is None:
@@ -90,7 +92,7 @@ def test_steps_have_the_values_of_the_equations(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [*CASES, *WIDE], ids=shaped)
-def test_on_a_gpu(case: Case, select_kernels: SelectKernels) -> None:
+def test_steps_on_a_gpu_match_the_reference(case: Case, select_kernels: SelectKernels) -> None:
     try:
         backend = xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
@@ -102,22 +104,22 @@ def test_on_a_gpu(case: Case, select_kernels: SelectKernels) -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("aware", [True, False])
-def test_out_may_be_x(aware: bool, device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks write it while others still read; without the check for that, results are wrong."""
+@pytest.mark.parametrize("checked", [True, False])
+def test_out_may_be_x(checked: bool, device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks write it while others still read it; without the overlap check results are wrong."""
     case = Case("gru", dtype="float32", I=20, H=20, T=1)
     layer, x = make(case, device.name), draw(case).x[0]
     wanted = stream(layer.stepper(4), x[None])[0]
-    if not aware:
-        monkeypatch.setattr(StrictModule, "may_share_memory", lambda self, a, b: False, False)
+    if not checked:
+        monkeypatch.setattr(FakeModule, "may_share_memory", lambda self, a, b: False, False)
 
     def right(seed: int) -> bool:
         monkeypatch.setattr(Function, "run", Run(seed))
-        given = move(device, x)
-        assert layer.stepper(4).step(given, out=given) is given
-        return np.array_equal(device.to_host(given), wanted)
+        buffer = move(device, x)
+        assert layer.stepper(4).step(buffer, out=buffer) is buffer
+        return np.array_equal(device.to_host(buffer), wanted)
 
-    assert all(right(seed) for seed in range(1, 20)) == aware
+    assert all(right(seed) for seed in range(1, 20)) == checked
 
 
 @pytest.mark.parametrize("cell", UNITS)
@@ -126,21 +128,22 @@ def test_a_step_is_one_launch(cell: str, device: Backend) -> None:
     stepper, x = make(case, device.name).stepper(4), move(device, draw(case).x[0])
     out = device.xp.empty((4, 33), np.float32)
     stepper.step(x)  # reloads the parameters
-    for given in ({}, {"out": out}):
+    for options in ({}, {"out": out}):
         LOG.clear()
-        stepper.step(x, **given)
+        stepper.step(x, **options)
         assert (LOG.kernels, LOG.launches) == (1, 1)
     LOG.clear()
     stepper.step(x, rows=[1])
-    more = 3 if cell == "lstm" else 2
-    assert LOG.launches == 1 + more
+    extra_launches = 3 if cell == "lstm" else 2
+    assert LOG.launches == 1 + extra_launches
     lines = stepper.explain().splitlines()
     assert lines[0].endswith("one step: sequence")
-    assert lines[2] == f"  one launch runs a step of all layers, and {more} more where streams wait"
+    extra = f"and {extra_launches} more where streams wait"
+    assert lines[2] == f"  one launch runs a step of all layers, {extra}"
     assert Function.launches[-1][1] == (1, min(PROCESSORS, 9))
 
 
-def test_tf32_is_float32_here(device: Backend) -> None:
+def test_tf32_gives_the_results_of_float32(device: Backend) -> None:
     x = move(device, np.ones((1, 3), np.float32))
     layers = [
         xprnn.GRU(3, 5, 2, precision=precision, backend="fake_cupy", seed=0)
@@ -151,12 +154,12 @@ def test_tf32_is_float32_here(device: Backend) -> None:
 
 
 @pytest.mark.parametrize("cell", UNITS)
-def test_streams_come_and_go(cell: str, device: Backend) -> None:
+def test_streams_start_and_end_independently(cell: str, device: Backend) -> None:
     case = Case(cell, layers=2, dtype="float32")
     assert_streams_apart(case, make(case, device.name))
 
 
-REFUSED = {
+UNSUPPORTED = {
     "gru_reset_before": ({"reset_after": False}, 1, "needs two exchanges per step"),
     "float64": ({"dtype": "float64"}, 1, "float64: blocks exchange words of 32 bits"),
     "nine streams": ({}, 9, "N=9: the step kernel supports at most 8 rows"),
@@ -164,11 +167,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_says_so(
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_steps_are_refused_with_the_reason(
     name: str, device: Backend, select_kernels: SelectKernels
 ) -> None:
-    options, N, words = REFUSED[name]
+    options, N, words = UNSUPPORTED[name]
     layer = xprnn.GRU(3, **{"hidden_size": 5, **options}, backend="fake_cupy", seed=0)
     with pytest.raises(xprnn.KernelUnavailableError, match=words):
         layer.stepper(N)
@@ -176,7 +179,7 @@ def test_what_does_not_fit_says_so(
     assert words in layer.stepper(N).explain()
 
 
-def test_what_no_gpu_has_run_has_to_be_asked_for(
+def test_kernels_that_no_gpu_has_run_must_be_forced(
     device: Backend, select_kernels: SelectKernels
 ) -> None:
     select_kernels("auto")
@@ -185,23 +188,23 @@ def test_what_no_gpu_has_run_has_to_be_asked_for(
 
 
 @pytest.mark.parametrize("cell", UNITS)
-def test_infinities_and_nans_go_where_the_plain_loop_has_them(cell: str, device: Backend) -> None:
+def test_infinities_and_nans_match_the_reference(cell: str, device: Backend) -> None:
     case = Case(cell, layers=2, dtype="float32", H=9)
     layer, x = make(case, device.name), draw(case).x
-    empty = np.full(1, 0xFFFFFFFF, np.uint32).view(np.float32)[
+    sentinel = np.full(1, 0xFFFFFFFF, np.uint32).view(np.float32)[
         0
     ]  # what an exchange buffer is before
-    for row, value in enumerate((np.nan, empty, np.inf)):
+    for row, value in enumerate((np.nan, sentinel, np.inf)):
         x[2, row, row] = value
-    found = stream(layer.stepper(4), x)
+    actual = stream(layer.stepper(4), x)
     with np.errstate(all="ignore"):
         problem = replace(draw(case), x=x, initial=(np.zeros((2, 4, 9), np.float32),) * 2)
         if cell != "lstm":
             problem = replace(problem, initial=problem.initial[:1])
         wanted, *_ = expected(case, layer, problem)
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
-    good = np.isfinite(wanted)
-    np.testing.assert_allclose(found[good], wanted[good], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(wanted))
+    finite = np.isfinite(wanted)
+    np.testing.assert_allclose(actual[finite], wanted[finite], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", UNITS)
@@ -212,13 +215,13 @@ def test_a_nan_that_equals_the_sentinel_is_detected(
     monkeypatch.setattr(Function, "faults", (("canonical_nan(word_of(v.x))", "word_of(v.x)"),))
     monkeypatch.setattr(Function, "max_polls", 1000)
     with pytest.raises((AssertionError, xprnn.KernelStoppedError)):
-        test_infinities_and_nans_go_where_the_plain_loop_has_them(cell, device)
+        test_infinities_and_nans_match_the_reference(cell, device)
 
 
 # -- waits, and injected faults
 
 
-def test_blocks_that_are_not_resident_are_a_deadlock(
+def test_blocks_that_are_not_resident_cause_a_deadlock(
     device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("gru", layers=2, dtype="float32")
@@ -258,10 +261,10 @@ BARRIERS = (
 FAULTS = {
     "no wait": (WAIT, ""),
     "three words of four": (" && w.w != SENTINEL", ""),
-    "rows without their padding": ("pitch == K ? i : i / K * pitch + i % K", "i"),
+    "rows without padding": ("pitch == K ? i : i / K * pitch + i % K", "i"),
     "a layer's buffer is shared": (BARRIERS[0], "    //"),
-    "the old state is read at once": (BARRIERS[1], "    float gh_sums"),
-    "the input is read at once": (BARRIERS[2], "\n    for (int u"),
+    "no barrier before the old state is read": (BARRIERS[1], "    float gh_sums"),
+    "no barrier before the input is read": (BARRIERS[2], "\n    for (int u"),
     "the next exchange buffer is not cleared": (
         "next_exchange[i] = SENTINEL;",
         "(void)next_exchange;",
@@ -276,7 +279,7 @@ FAULTS = {
         "publish(exchange + at, SENTINEL)",
     ),
     "a sign in GRU": ("return n + z * (h - n);", "return n - z * (h - n);"),
-    "a bias is lost": ("gh[g] += bias_hh[g * H + u];", ";"),
+    "a missing bias": ("gh[g] += bias_hh[g * H + u];", ";"),
     "a gate's row": (
         "weights + (static_cast<Index>(g) * H + u) * K",
         "weights + (g * H + u + 1) % H * K",
@@ -291,16 +294,16 @@ def test_injected_faults_are_detected(
     fault: str, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("gru", layers=3, dtype="float32", N=3, I=40, H=20)
-    assert finds(FAULTS[fault], case, device, monkeypatch)
+    assert is_detected(FAULTS[fault], case, device, monkeypatch)
 
 
-NOTHING = "namespace emulator {\n\nenum", "namespace emulator {\n\n\nenum"
+NO_CHANGE = "namespace emulator {\n\nenum", "namespace emulator {\n\n\nenum"
 FIRST = WAIT, WAIT.replace("(!batch", "(j || !batch")
 WIDE_FAULTS = {  # the fault, H
     "only the first vector of a batch is waited for": (FIRST, 68),
     "only the first word of a batch is waited for": (FIRST, 35),
     "items between batches": (("+= IN_FLIGHT * THREADS", "+= (IN_FLIGHT + 1) * THREADS"), 35),
-    "no zeros behind a row": (("to[row * pitch + k] = 0;", ";"), 35),
+    "no zeros after a row": (("to[row * pitch + k] = 0;", ";"), 35),
 }
 
 
@@ -310,14 +313,14 @@ def test_injected_faults_are_detected_where_a_thread_has_more_items(
 ) -> None:
     substitution, H = WIDE_FAULTS[fault]
     case = Case("gru", layers=2, dtype="float32", N=8, I=150, H=H, T=2)
-    assert not finds(NOTHING, case, device, monkeypatch)
-    assert finds(substitution, case, device, monkeypatch)
+    assert not is_detected(NO_CHANGE, case, device, monkeypatch)
+    assert is_detected(substitution, case, device, monkeypatch)
 
 
-def finds(
+def is_detected(
     fault: tuple[str, str], case: Case, device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> bool:
-    """Whether the fault shows in one of several thread orders."""
+    """Whether the fault is detected in one of several thread orders."""
     monkeypatch.setattr(Function, "faults", (fault,))
 
     def fails(seed: int) -> bool:
@@ -332,14 +335,14 @@ def finds(
     return any(fails(seed) for seed in range(1, 200, 20))
 
 
-def test_without_a_fault_nothing_is_found(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cases_pass_without_a_fault(device: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("gru", layers=3, dtype="float32", N=3, I=40, H=20)
     for seed in range(1, 200, 20):
         monkeypatch.setattr(Function, "run", Run(seed))
         assert_streams(case, make(case, device.name))
 
 
-def test_a_stepper_whose_launch_fails_goes_on(device: Backend, monkeypatch: Any) -> None:
+def test_a_stepper_remains_usable_after_a_failed_launch(device: Backend, monkeypatch: Any) -> None:
     case = Case("lstm", layers=2, dtype="float32")
     layer, x = make(case, device.name), draw(case).x
     stepper, other = layer.stepper(4), layer.stepper(4)

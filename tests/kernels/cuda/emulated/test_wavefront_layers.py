@@ -1,4 +1,4 @@
-"""Stacks with a forced wavefront: one launch forward, or a reason why not."""
+"""Stacks with a forced wavefront: one launch forward, or the reason for an error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = {  # N, H, T, options, lengths
     "dropout": (3, 16, 4, {"num_layers": 2, "dropout": 0.5}, None),
 }
 CASE = CASES["lengths, batch first"]
-CALLS = [  # cell, case, type, whether it is recorded
+CALLS = [  # cell, case, dtype, whether it is recorded
     *[("gru", name, "float32", training) for name in CASES for training in (False, True)],
     ("gru", "lengths, batch first", "float16", True),
     ("lstm", "three layers, H padded", "float32", True),
@@ -42,7 +42,7 @@ CALLS = [  # cell, case, type, whether it is recorded
 def device(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> Backend:
-    """The fake CuPy on a current device, with a forced wavefront."""
+    """The fake CuPy with a recent device and a forced wavefront."""
     install(monkeypatch)
     select_kernels("wave")
     return fake_cupy
@@ -57,53 +57,53 @@ def layers_of_launches() -> list[tuple[str, int]]:
 
 
 @pytest.mark.frozen
-@pytest.mark.parametrize(("cell", "name", "numbers", "training"), CALLS)
-def test_calls_have_the_values_of_the_equations(
-    cell: str, name: str, numbers: str, training: bool, device: Backend
+@pytest.mark.parametrize(("cell", "name", "mode", "training"), CALLS)
+def test_calls_match_the_reference(
+    cell: str, name: str, mode: str, training: bool, device: Backend
 ) -> None:
     case = CASES[name]
     if training and "dropout" in case[3]:
         with pytest.raises(xprnn.KernelUnavailableError, match=r"=wave: dropout=0\.5 acts between"):
-            run_layer(cell, device.name, case, training, **TYPES[numbers])
+            run_layer(cell, device.name, case, training, **TYPES[mode])
         return
-    found = run_layer(cell, device.name, case, training, **TYPES[numbers])
-    compare_on_numpy(cell, found, case, training, numbers)
+    results = run_layer(cell, device.name, case, training, **TYPES[mode])
+    compare_on_numpy(cell, results, case, training, mode)
     layers, family = case[3]["num_layers"], cell.partition("_")[0]
-    back = [(f"{family}_backward", 1)] * (layers if training else 0)
-    assert layers_of_launches() == [(f"{family}_forward", layers), *back]
+    backward_launches = [(f"{family}_backward", 1)] * (layers if training else 0)
+    assert layers_of_launches() == [(f"{family}_forward", layers), *backward_launches]
 
 
 @pytest.mark.frozen
-@pytest.mark.parametrize("numbers", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn_tanh"])
 @pytest.mark.parametrize("backend", [pytest.param("cupy", marks=pytest.mark.gpu)], indirect=True)
-def test_a_gpu_has_the_values_of_the_equations(
-    cell: str, numbers: str, backend: Backend, select_kernels: SelectKernels
+def test_calls_on_a_gpu_match_the_reference(
+    cell: str, mode: str, backend: Backend, select_kernels: SelectKernels
 ) -> None:
     select_kernels("wave")
     for N, H, layers in ((3, 512, 2), (40, 200, 4), (5, 100, 8)):
         case = (N, H, 7, {"num_layers": layers}, [*range(1, 8), *[7] * N][:N])
-        found = run_layer(cell, backend.name, case, True, **TYPES[numbers])
+        results = run_layer(cell, backend.name, case, True, **TYPES[mode])
         with xprnn.use_kernels("reference"):
             expected = run_layer(cell, "numpy", case, True, "float64")
         sizes = {"steps": 7, "width": 2 * H, "layers": layers}
-        for k, (array, wanted) in enumerate(zip(found, expected, strict=True)):
-            assert_close(array, wanted, "float32", f"array {k}", numbers, **sizes)
+        for k, (array, wanted) in enumerate(zip(results, expected, strict=True)):
+            assert_close(array, wanted, "float32", f"array {k}", mode, **sizes)
 
 
 def compare_on_numpy(cell: str, *rest: Any) -> None:
-    """`compare`, without a forced wavefront for the reference."""
+    """`compare`, with the plain code for the reference."""
     with xprnn.use_kernels("reference"):
         compare(cell, *rest)
 
 
-def test_one_layer_runs_as_by_sequence(device: Backend) -> None:
+def test_one_layer_runs_the_sequence_kernels(device: Backend) -> None:
     case = (5, 20, 4, {"bidirectional": True}, LENGTHS)
     compare_on_numpy("gru", run_layer("gru", device.name, case, True), case, True, "float32")
     assert layers_of_launches() == [("gru_forward", 2), ("gru_backward", 2)]
 
 
-REFUSED = [
+UNSUPPORTED = [
     ({"bidirectional": True}, "a layer above would wait for the end of a reverse direction"),
     ({"num_layers": 9}, "9 layers: a wavefront has at most 8"),
     ({"hidden_size": 840}, "H=840: the kernels for float32 hold at most H=832 and as many inputs"),
@@ -112,8 +112,8 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "reason"), REFUSED)
-def test_what_cannot_run_in_a_wavefront_is_refused(
+@pytest.mark.parametrize(("options", "reason"), UNSUPPORTED)
+def test_unsupported_stacks_are_refused_with_the_reason(
     options: dict[str, Any], reason: str, device: Backend, select_kernels: SelectKernels
 ) -> None:
     options = {"hidden_size": 16, "num_layers": 2, **options}
@@ -127,23 +127,23 @@ def test_what_cannot_run_in_a_wavefront_is_refused(
     assert f"  forward, layers in a wavefront: {reason}" in layer.explain(x.shape).splitlines()
 
 
-@pytest.mark.parametrize("asked", ["wave", "sequence"])
-def test_the_reason_of_no_sequence_kernel_names_what_was_requested(
-    asked: str, device: Backend, select_kernels: SelectKernels
+@pytest.mark.parametrize("requested", ["wave", "sequence"])
+def test_the_error_names_the_requested_kernels(
+    requested: str, device: Backend, select_kernels: SelectKernels
 ) -> None:
-    """A layer, its arithmetic, and a stepper; the explanation of a supported one as well."""
-    select_kernels(asked)
+    """For a layer, its precision policy and a stepper, and in a supported layer's explanation."""
+    select_kernels(requested)
     wide = xprnn.GRU(3, 2000, seed=0, backend=device.name)
     double = xprnn.GRU(3, 4, seed=0, backend=device.name, dtype="float64")
     for call in (lambda: wide.explain((2, 1, 3)), lambda: double.explain((2, 1, 3)),
                  lambda: double.stepper(1)):  # fmt: skip
-        with pytest.raises(xprnn.KernelUnavailableError, match=rf"^\w+\W+{asked}\W*: "):
+        with pytest.raises(xprnn.KernelUnavailableError, match=rf"^\w+\W+{requested}\W*: "):
             call()
     one = xprnn.GRU(3, 4, seed=0, backend=device.name)
-    assert re.search(rf"reason: .*{asked}", one.explain((2, 1, 3)))
+    assert re.search(rf"reason: .*{requested}", one.explain((2, 1, 3)))
 
 
-def test_segments_that_are_recomputed_are_refused(device: Backend) -> None:
+def test_checkpointed_layers_are_refused(device: Backend) -> None:
     layer = xprnn.GRU(3, 4, seed=0, num_layers=2, recompute=2, backend=device.name).train()
     x = device.from_host(np.ones((3, 1, 3), np.float32))
     for call in (lambda: layer(x), lambda: layer.explain(x.shape)):
@@ -153,7 +153,7 @@ def test_segments_that_are_recomputed_are_refused(device: Backend) -> None:
     assert layers_of_launches() == [("gru_forward", 2)]
 
 
-def test_a_cpu_has_none(select_kernels: SelectKernels) -> None:
+def test_cpus_have_no_wavefront(select_kernels: SelectKernels) -> None:
     pytest.importorskip("numba", reason="sequence kernels of a CPU need Numba")
     select_kernels("wave")
     layer = xprnn.GRU(3, 4, seed=0, num_layers=2).eval()
@@ -161,7 +161,7 @@ def test_a_cpu_has_none(select_kernels: SelectKernels) -> None:
         layer(np.ones((2, 1, 3), np.float32))
 
 
-def test_a_wave_has_to_be_asked_for(device: Backend, select_kernels: SelectKernels) -> None:
+def test_a_wavefront_must_be_forced(device: Backend, select_kernels: SelectKernels) -> None:
     layer = xprnn.GRU(3, 16, seed=0, num_layers=2, backend=device.name).eval()
     line = "  forward, layers in a wavefront: {}"
     wanted = line.format("one launch runs all steps of all layers")
@@ -184,7 +184,7 @@ def test_a_call_without_rows_or_steps_runs(N: int, T: int, device: Backend) -> N
 def test_a_wavefront_that_times_out_is_reported(
     device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only one of the two blocks of each layer runs."""
+    """Only one of the two blocks of each layer is resident."""
     monkeypatch.setattr(Function, "run", Run(resident=1))
     monkeypatch.setattr(sequence, "MAX_POLLS", 50)
     layer = targets.make("gru", 3, 32, num_layers=2, backend=device.name, dtype="float32").eval()
@@ -193,25 +193,25 @@ def test_a_wavefront_that_times_out_is_reported(
         device.to_host(layer(x)[0])
 
 
-def first_layer_twice(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, slots: genuine([every[0]] * len(every), slots)
+def first_layer_twice(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda every, slots: original([every[0]] * len(every), slots)
 
 
-def nothing_below(genuine: Callable[..., Any]) -> Callable[..., Any]:
-    """The upper layers' last argument, the exchange buffer of the layer below, is null."""
-    return lambda every, slots: genuine([[*row[:-1], None] for row in every], slots)
+def no_lower_exchange(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The last argument of upper layers, the exchange buffer of the layer below, is null."""
+    return lambda every, slots: original([[*row[:-1], None] for row in every], slots)
 
 
-def own_exchange(genuine: Callable[..., Any]) -> Callable[..., Any]:
+def own_exchange(original: Callable[..., Any]) -> Callable[..., Any]:
     """Each upper layer polls its own exchange buffer."""
-    return lambda every, slots: genuine(
+    return lambda every, slots: original(
         [every[0], *[[*row[:-1], row[-3]] for row in every[1:]]], slots
     )
 
 
 @pytest.mark.frozen
-@pytest.mark.parametrize("fault", [first_layer_twice, nothing_below, own_exchange])
-def test_a_fault_in_the_launcher_is_seen(
+@pytest.mark.parametrize("fault", [first_layer_twice, no_lower_exchange, own_exchange])
+def test_a_fault_in_the_launcher_is_detected(
     fault: Callable[[Any], Any], device: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequence, "grouped_arguments", fault(sequence.grouped_arguments))

@@ -1,4 +1,4 @@
-"""The fake CuPy: each thing that it must refuse, and what it must not."""
+"""The fake CuPy: the operations that it must reject, and those that it must accept."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 
 import xprnn
 from tests.support.cases import Case, build, draw, run
-from tests.support.fake_cupy.array import StrictArray, StrictModule
+from tests.support.fake_cupy.array import FakeArray, FakeModule
 from xprnn.backend import Backend
 
 HOST = np.arange(1.0, 7.0).reshape(2, 3)
-xp = StrictModule()
+xp = FakeModule()
 
 
-def device(array: Any = HOST) -> StrictArray:
-    return StrictArray(np.array(array))
+def device(array: Any = HOST) -> FakeArray:
+    return FakeArray(np.array(array))
 
 
 def in_place(left: Any, right: Any) -> None:
@@ -30,9 +30,9 @@ def write(target: Any, key: Any, value: Any) -> None:
     target[key] = value
 
 
-Refusals = dict[str, Callable[[StrictArray], Any]]
+Attempts = dict[str, Callable[[FakeArray], Any]]
 
-TO_NUMPY: Refusals = {
+TO_NUMPY: Attempts = {
     "asarray": lambda a: np.asarray(a),
     "array": lambda a: np.array(a),
     "write into a NumPy array": lambda a: write(HOST.copy(), ..., a),
@@ -47,7 +47,7 @@ TO_NUMPY: Refusals = {
     "item": lambda a: a[0, 0].item(),
     "tolist": lambda a: a.tolist(),
 }
-NUMPY_OPERANDS: Refusals = {
+NUMPY_OPERANDS: Attempts = {
     "on the right": lambda a: a + HOST,
     "on the left": lambda a: HOST + a,
     "compared": lambda a: a == HOST,
@@ -66,7 +66,7 @@ NUMPY_OPERANDS: Refusals = {
     "a list as an index": lambda a: a[[0, 1]],
     "reshaped by": lambda a: a.reshape(np.array([3, 2])),
 }
-WAITING: Refusals = {
+WAITING: Attempts = {
     "bool": lambda a: bool(a[0, 0]),
     "if": lambda a: 1 if a[0, 0] > 0 else 2,
     "float": lambda a: float(a[0, 0]),
@@ -81,7 +81,7 @@ WAITING: Refusals = {
     "contains": lambda a: 1.0 in a,
     "boolean index": lambda a: a[a > 2],
 }
-ARGUMENTS: Refusals = {
+ARGUMENTS: Attempts = {
     "ufunc where": lambda a: xp.add(a, a, where=a > 2),
     "ufunc where=True": lambda a: xp.add(a, a, where=True),
     "ufunc order": lambda a: xp.add(a, a, order="F"),
@@ -89,7 +89,7 @@ ARGUMENTS: Refusals = {
     "sum initial": lambda a: a.sum(initial=1.0),
     "zeros like": lambda a: xp.zeros(3, like=a),
 }
-PRODUCTS: Refusals = {
+PRODUCTS: Attempts = {
     "matmul": lambda a: xp.matmul(a.T, a),
     "operator": lambda a: a.T @ a,
     "operator, reflected": lambda a: HOST.T @ a,
@@ -97,36 +97,36 @@ PRODUCTS: Refusals = {
     "einsum": lambda a: xp.einsum("ij,ij->i", a, a),
     "tensordot": lambda a: xp.tensordot(a.T, a, axes=1),
 }
-MISSING: Refusals = {
-    "a planted name": lambda a: xp.nonexistent,
+MISSING: Attempts = {
+    "an unknown name": lambda a: xp.nonexistent,
     "a NumPy name that CuPy lacks": lambda a: xp.errstate,
     "another": lambda a: xp.longdouble,
     "a CuPy name that NumPy lacks": lambda a: xp.asnumpy,
     "a submodule": lambda a: xp.linalg,
-    "a planted attribute": lambda a: a.nonexistent,
+    "an unknown attribute": lambda a: a.nonexistent,
     "an ndarray attribute that CuPy lacks": lambda a: a.ctypes,
     "an ndarray method that CuPy lacks": lambda a: a.setflags(write=False),
 }
 
 
-def cases(refusals: Refusals) -> Any:
-    return pytest.mark.parametrize("attempt", refusals.values(), ids=refusals.keys())
+def cases(attempts: Attempts) -> Any:
+    return pytest.mark.parametrize("attempt", attempts.values(), ids=attempts.keys())
 
 
 @cases(TO_NUMPY | NUMPY_OPERANDS | WAITING | ARGUMENTS)
-def test_refused_with_type_error(attempt: Callable[[StrictArray], Any]) -> None:
+def test_rejected_with_type_error(attempt: Callable[[FakeArray], Any]) -> None:
     with pytest.raises(TypeError):
         attempt(device())
 
 
 @cases(PRODUCTS)
-def test_cupys_own_products_are_refused(attempt: Callable[[StrictArray], Any]) -> None:
-    with pytest.raises(TypeError, match=r"heed CUPY_TF32 and copy; ask Backend.module"):
+def test_cupys_own_products_are_rejected(attempt: Callable[[FakeArray], Any]) -> None:
+    with pytest.raises(TypeError, match=r"depend on CUPY_TF32 and copy; use Backend.module"):
         attempt(device())
 
 
 @cases(MISSING)
-def test_a_name_that_is_not_there(attempt: Callable[[StrictArray], Any]) -> None:
+def test_unknown_names_raise_attribute_error(attempt: Callable[[FakeArray], Any]) -> None:
     with pytest.raises(AttributeError):
         attempt(device())
 
@@ -151,22 +151,22 @@ ALLOWED: dict[str, Callable[[Any, Any], Any]] = {
 
 @pytest.mark.parametrize("expression", ALLOWED.values(), ids=ALLOWED.keys())
 def test_allowed_and_equal_to_numpy(expression: Callable[[Any, Any], Any]) -> None:
-    found, expected = expression(xp, device()), np.asarray(expression(np, HOST))
-    assert isinstance(found, StrictArray)
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    assert found._inner.tobytes() == expected.tobytes()
+    actual, expected = expression(xp, device()), np.asarray(expression(np, HOST))
+    assert isinstance(actual, FakeArray)
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    assert actual._inner.tobytes() == expected.tobytes()
 
 
-def test_writes_go_where_numpy_puts_them() -> None:
-    found, expected = device(), HOST.copy()
-    for m, array in ((xp, found), (np, expected)):
+def test_writes_match_numpy() -> None:
+    actual, expected = device(), HOST.copy()
+    for m, array in ((xp, actual), (np, expected)):
         array *= 2.0
         array[:, 1] += array[:, 0]
         row = array[0]
         row -= 1.0
         array[m.arange(2), m.arange(2)] = 0.5
         m.tanh(array, out=array)
-    assert found._inner.tobytes() == expected.tobytes()
+    assert actual._inner.tobytes() == expected.tobytes()
 
 
 def test_new_memory_is_poisoned() -> None:
@@ -175,20 +175,20 @@ def test_new_memory_is_poisoned() -> None:
         assert np.isnan(xp.empty_like(device(np.ones(3, dtype)))._inner).all()
 
 
-def test_the_backend_moves_and_knows_its_arrays(fake_cupy: Backend) -> None:
+def test_the_backend_converts_and_recognises_its_arrays(fake_cupy: Backend) -> None:
     a = xprnn.asarray(HOST, backend="fake_cupy")
-    assert isinstance(a, StrictArray) and fake_cupy.owns(a)
+    assert isinstance(a, FakeArray) and fake_cupy.owns(a)
     assert not fake_cupy.owns(HOST) and not xprnn.get_backend("numpy").owns(a)
     assert np.array_equal(xprnn.to_numpy(a), HOST)
     layer = build(Case("gru"), "fake_cupy")
     output, h_n = layer(a.reshape(2, 1, 3))
     for array in (output, h_n, *layer.parameters.values(), *layer.grads.values()):
-        assert isinstance(array, StrictArray)
+        assert isinstance(array, FakeArray)
     with pytest.raises(TypeError, match="backend 'fake_cupy'"):
         layer(HOST.reshape(2, 1, 3))
 
 
-def test_a_cell_that_calls_numpy_is_caught(fake_cupy: Backend, monkeypatch: Any) -> None:
+def test_a_cell_that_calls_numpy_is_detected(fake_cupy: Backend, monkeypatch: Any) -> None:
     monkeypatch.setattr("xprnn.cells.gru.sigmoid", lambda xp, a: np.tanh(a, out=a))
     case = Case("gru")
     run(build(case), case, draw(case))
@@ -196,7 +196,7 @@ def test_a_cell_that_calls_numpy_is_caught(fake_cupy: Backend, monkeypatch: Any)
         run(build(case, "fake_cupy"), case, draw(case))
 
 
-def test_a_cell_that_leaves_its_state_unwritten_is_caught(
+def test_a_cell_that_leaves_its_state_unwritten_is_detected(
     fake_cupy: Backend, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("xprnn.cells.gru._update", lambda *arrays: None)

@@ -1,4 +1,4 @@
-"""Inside a caller's stream capture everything is refused, clearly and before anything is done."""
+"""Inside a caller's stream capture every call is refused, before it has any effect."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from xprnn.backend import Backend
 from xprnn.nn.module import Module
 
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
-REFUSAL = r"backend '{}': the current stream is being captured.*cuBLAS.*nothing has been done"
-NOTHING = {  # public names that launch nothing, or whose members are called below
+CAPTURE_ERROR = r"backend '{}': the current stream is being captured.*cuBLAS.*nothing has been done"
+WITHOUT_LAUNCHES = {  # public names that launch nothing, or whose members are called below
     *("BackendUnavailableError", "GradientError", "KernelStoppedError", "KernelUnavailableError"),
     *("feature_first", "functional", "optim", "get_backend", "use_backend"),
     "use_kernels",
@@ -42,7 +42,7 @@ NOTHING = {  # public names that launch nothing, or whose members are called bel
 
 @pytest.fixture(params=["fake_cupy", pytest.param("cupy", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
-    """The stand-in, and CuPy where there is a usable GPU."""
+    """The fake CuPy, and CuPy if there is a usable GPU."""
     try:
         return xprnn.get_backend(request.param)
     except xprnn.BackendUnavailableError as error:
@@ -50,7 +50,7 @@ def device(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
 
 
 def attempt(device: Backend, call: Callable[[], Any]) -> None:
-    """Call inside a capture; fail unless it is refused by name with nothing launched."""
+    """Call inside a capture; fail unless it is refused with nothing launched."""
     cupy = device.xp
     stream = (
         cupy.cuda.Stream() if device.kind == "fake_cupy" else cupy.cuda.Stream(non_blocking=True)
@@ -59,38 +59,38 @@ def attempt(device: Backend, call: Callable[[], Any]) -> None:
         stream.begin_capture()
         LOG.clear()
         try:
-            with pytest.raises(RuntimeError, match=REFUSAL.format(device.name)):
+            with pytest.raises(RuntimeError, match=CAPTURE_ERROR.format(device.name)):
                 call()
         finally:
-            stream.end_capture()  # on a GPU raises if anything invalidated the capture
+            stream.end_capture()  # on a GPU this raises if the capture was invalidated
     assert not LOG.launches and not LOG.memory
 
 
-def seen(device: Backend, results: Any) -> list[np.ndarray]:
+def on_host(device: Backend, results: Any) -> list[np.ndarray]:
     return [device.to_host(a) if device.owns(a) else a for a in arrays(results)]
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_calls_and_their_undoing(name: str, training: bool, device: Backend) -> None:
+def test_calls_and_their_backward(name: str, training: bool, device: Backend) -> None:
     subject = make(name, backend=device.name)
-    given = moved(device, arguments(subject))
-    expected = seen(device, run(subject, given))
-    forward(subject, given)
+    inputs = moved(device, arguments(subject))
+    expected = on_host(device, run(subject, inputs))
+    forward(subject, inputs)
     if not training:
         module_of(subject).eval()
-    before = seen(device, state_of(subject))
-    attempt(device, lambda: forward(subject, given))
+    before = on_host(device, state_of(subject))
+    attempt(device, lambda: forward(subject, inputs))
     if training or name in FUNCTIONS:
-        attempt(device, lambda: backward(subject, given))
-    assert_same(seen(device, state_of(subject)), before)
+        attempt(device, lambda: backward(subject, inputs))
+    assert_same(on_host(device, state_of(subject)), before)
     if training:
-        backward(subject, given)
+        backward(subject, inputs)
     module_of(subject).train()
-    assert_same(seen(device, run(subject, given)), expected)
+    assert_same(on_host(device, run(subject, inputs)), expected)
 
 
-# -- everything else that has a public name
+# -- all other public names
 
 
 @pytest.fixture(params=PARTS, ids=lambda part: part.__name__)
@@ -98,7 +98,7 @@ def case(request: pytest.FixtureRequest, device: Backend, tmp_path: Path) -> Cas
     return request.param(device, tmp_path)
 
 
-def test_everything_is_refused(case: Case, device: Backend, tmp_path: Path) -> None:
+def test_every_operation_is_refused(case: Case, device: Backend, tmp_path: Path) -> None:
     module, calls = case
     before = _state(device, module)
     files = sorted(path.name for path in tmp_path.iterdir())
@@ -109,7 +109,7 @@ def test_everything_is_refused(case: Case, device: Backend, tmp_path: Path) -> N
             raise AssertionError(name) from error
         assert_same(_state(device, module), before, name)
         assert sorted(path.name for path in tmp_path.iterdir()) == files, name
-    for call in calls.values():  # and afterwards all of it goes, in this order
+    for call in calls.values():  # afterwards all of them work, in this order
         call()
 
 
@@ -117,13 +117,13 @@ def _state(device: Backend, module: Module) -> list[np.ndarray]:
     flat = [module.parameters.flat, module.grads.flat]
     counts = [module.parameters.version, len(module._records), int(module.training)]
     counts += [getattr(module, "_calls", 0), len(module.frozen), module.parameters._open]
-    return [*seen(device, flat), np.array(counts)]
+    return [*on_host(device, flat), np.array(counts)]
 
 
-def test_the_list_is_complete(fake_cupy: Backend, tmp_path: Path) -> None:
-    """A public name that is added is attempted above, or known to launch nothing."""
+def test_the_list_of_operations_is_complete(fake_cupy: Backend, tmp_path: Path) -> None:
+    """A new public name must be among the operations, or known to launch nothing."""
     names = {name for part in PARTS for name in part(fake_cupy, tmp_path)[1]}
-    assert set(xprnn.__all__) - NOTHING <= names, "xprnn"
+    assert set(xprnn.__all__) - WITHOUT_LAUNCHES <= names, "xprnn"
     assert set(optim.__all__) - {"CosineDecay", "Optimizer"} <= names, "xprnn.optim"
     steps = {name for name in dir(feature_first) if name.startswith("rnn_")}
     assert steps <= names, "xprnn.feature_first"
@@ -140,7 +140,7 @@ def _methods(kind: type) -> set[str]:
     return {name for name in names if callable(getattr(kind, name))}
 
 
-def test_what_launches_nothing_still_goes(device: Backend) -> None:
+def test_operations_without_launches_are_allowed(device: Backend) -> None:
     layer = make("gru", backend=device.name)
     stream = device.xp.cuda.Stream(non_blocking=True) if device.kind == "cupy" else None
     stream = stream or device.xp.cuda.Stream()
@@ -153,29 +153,29 @@ def test_what_launches_nothing_still_goes(device: Backend) -> None:
         stream.end_capture()
 
 
-def test_an_operation_that_forgets_is_found(
+def test_a_missing_check_is_detected(
     fake_cupy: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planted fault: where `activate` does not refuse, the attempts above fail."""
+    """The injected fault: if `activate` does not refuse, the tests above fail."""
     for part in PARTS:
         _, calls = part(fake_cupy, tmp_path)
         with monkeypatch.context() as patched:
             patched.setattr(type(fake_cupy), "activate", lambda self: nullcontext())
             for name, call in calls.items():
                 if name == "synchronize":
-                    continue  # the stand-in has nothing to wait for
+                    continue  # the fake CuPy has nothing to wait for
                 with pytest.raises((AssertionError, pytest.fail.Exception, NotImplementedError)):
                     attempt(fake_cupy, call)
 
 
 def test_a_block_that_ends_in_a_capture(fake_cupy: Backend) -> None:
-    """`writable` begun outside cannot clear its padding inside, says so, and is closed."""
+    """`writable`, entered outside, cannot clear its padding inside; it raises and is closed."""
     layer = make("gru", backend="fake_cupy")
     stream, block = fake_cupy.xp.cuda.Stream(), layer.writable()
     block.__enter__()
     with stream:
         stream.begin_capture()
-        with pytest.raises(RuntimeError, match=REFUSAL.format("fake_cupy")):
+        with pytest.raises(RuntimeError, match=CAPTURE_ERROR.format("fake_cupy")):
             block.__exit__(None, None, None)
         stream.end_capture()
     run(layer, moved(fake_cupy, arguments(layer)))
@@ -183,24 +183,24 @@ def test_a_block_that_ends_in_a_capture(fake_cupy: Backend) -> None:
         pass
 
 
-def test_functions_keep_their_cache(fake_cupy: Backend) -> None:
+def test_functions_keep_their_cache_after_a_refused_call(fake_cupy: Backend) -> None:
     subject = make("gru_function", backend="fake_cupy")
-    given = moved(fake_cupy, arguments(subject))
-    output, h_n, cache = functional.gru_forward(given["x"], given["h0"], *subject.weights)
+    inputs = moved(fake_cupy, arguments(subject))
+    output, h_n, cache = functional.gru_forward(inputs["x"], inputs["h0"], *subject.weights)
     attempt(fake_cupy, lambda: functional.gru_backward(output, h_n, cache))
     functional.gru_backward(output, h_n, cache)
 
 
 @pytest.mark.gpu
-def test_a_capture_goes_on_after_a_refusal() -> None:
-    """What the caller captured before and after the refusal is what his graph runs."""
+def test_a_capture_continues_after_a_refused_call() -> None:
+    """The graph runs what the caller captured before and after the refused call."""
     try:
         device = xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
         pytest.skip(str(error))
     cupy = device.xp
     layer = make("gru", backend=device.name)
-    given = moved(device, arguments(layer))
+    inputs = moved(device, arguments(layer))
     a = cupy.ones(5)
     a *= 1.0  # compiled
     a += 1.0
@@ -210,8 +210,8 @@ def test_a_capture_goes_on_after_a_refusal() -> None:
     with cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
         a *= 2.0
-        with pytest.raises(RuntimeError, match=REFUSAL.format(device.name)):
-            forward(layer, given)
+        with pytest.raises(RuntimeError, match=CAPTURE_ERROR.format(device.name)):
+            forward(layer, inputs)
         a += 1.0
         graph = stream.end_capture()
         graph.launch()

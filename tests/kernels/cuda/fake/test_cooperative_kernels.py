@@ -22,20 +22,18 @@ from xprnn.backend.cooperative import CooperativeKernels, LaunchShape
 from xprnn.backend.cupy import CupyBackend
 
 SEEDS = range(50)
-SHAPE = LaunchShape(
-    (3, 2), 256, 100_000
-)  # on a device that holds 8 blocks: no two launches at once
+SHAPE = LaunchShape((3, 2), 256, 100_000)  # the device holds 8 blocks: no two launches at once
 
 
 def launches(gpu: Gpu, count: int) -> None:
     """`count` launches from each of two threads, on two streams, in any order."""
-    resident = CooperativeKernels(gpu.cupy, 0)
+    kernels = CooperativeKernels(gpu.cupy, 0)
     kernel, streams = gpu.kernel(), [Stream(gpu) for _ in range(2)]
 
     def submit(stream: Stream) -> None:
         with stream:
             for _ in range(count):
-                resident.launch("k", kernel, SHAPE, (np.int32(5),))
+                kernels.launch("k", kernel, SHAPE, (np.int32(5),))
 
     threads = [threading.Thread(target=submit, args=(stream,)) for stream in streams]
     for thread in threads:
@@ -44,7 +42,7 @@ def launches(gpu: Gpu, count: int) -> None:
         thread.join()
 
 
-def test_two_streams_take_turns() -> None:
+def test_launches_of_two_streams_are_serialized() -> None:
     for seed in SEEDS:
         gpu = Gpu(processors=8)
         launches(gpu, 5)
@@ -60,13 +58,13 @@ def starves(gpu: Gpu) -> bool:
     return False
 
 
-def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The injected faults: no wait, no record."""
-    monkeypatch.setattr(Stream, "wait_event", lambda self, event: None)
-    gpu = Gpu(processors=8)
-    launches(gpu, 5)
-    assert starves(gpu)
-    monkeypatch.undo()
+def test_launches_that_are_not_serialized_starve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected faults: no wait, then no record."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "wait_event", lambda self, event: None)
+        gpu = Gpu(processors=8)
+        launches(gpu, 5)
+        assert starves(gpu)
     gpu = Gpu(processors=8)
     monkeypatch.setattr(gpu.cupy.cuda.Event, "record", lambda self, stream: None)
     launches(gpu, 5)
@@ -77,26 +75,26 @@ def test_without_turns_they_starve(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that wait for the same previous launch would run concurrently."""
     gpu = Gpu(processors=8)
-    resident, streams = CooperativeKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
-    kernel, both = gpu.kernel(), threading.Barrier(2)
+    kernels, streams = CooperativeKernels(gpu.cupy, 0), [Stream(gpu) for _ in range(2)]
+    kernel, barrier = gpu.kernel(), threading.Barrier(2)
     if not locked:
-        monkeypatch.setattr(resident, "_lock", nullcontext())
+        monkeypatch.setattr(kernels, "_lock", nullcontext())
     with streams[0]:
-        resident.launch("k", kernel, SHAPE, ())
+        kernels.launch("k", kernel, SHAPE, ())
     wait = Stream.wait_event
 
-    def hesitate(self: Stream, event: Any) -> None:
+    def wait_for_the_other(self: Stream, event: Any) -> None:
         wait(self, event)
         try:
-            both.wait(0.2 if locked else None)
+            barrier.wait(0.2 if locked else None)
         except threading.BrokenBarrierError:
             assert locked  # the other thread may not have arrived yet
 
-    monkeypatch.setattr(Stream, "wait_event", hesitate)
+    monkeypatch.setattr(Stream, "wait_event", wait_for_the_other)
 
     def submit(stream: Stream) -> None:
         with stream:
-            resident.launch("k", kernel, SHAPE, ())
+            kernels.launch("k", kernel, SHAPE, ())
 
     threads = [threading.Thread(target=submit, args=(stream,)) for stream in streams]
     for thread in threads:
@@ -108,11 +106,11 @@ def test_the_lock_is_needed(locked: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
     gpu = Gpu(processors=8)
-    resident = CooperativeKernels(gpu.cupy, 0)
+    kernels = CooperativeKernels(gpu.cupy, 0)
     message = "kernel k: 9 blocks of 256 threads and 100000 bytes .* the device holds 8"
     for grid in ((9, 1), (1, 9), (3, 3)):
         with Stream(gpu) as stream, pytest.raises(RuntimeError, match=message):
-            resident.launch("k", gpu.kernel(), SHAPE._replace(grid=grid), ())
+            kernels.launch("k", gpu.kernel(), SHAPE._replace(grid=grid), ())
         assert not stream.queue
     with stream:  # two of them on each multiprocessor
         CooperativeKernels(Gpu(processors=8, each=2).cupy, 0).launch(
@@ -123,13 +121,13 @@ def test_a_kernel_that_does_not_fit_is_not_launched() -> None:
 
 def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
     gpu = Gpu(processors=8)
-    resident, kernel = CooperativeKernels(gpu.cupy, 0), gpu.kernel()
+    kernels, kernel = CooperativeKernels(gpu.cupy, 0), gpu.kernel()
     with Stream(gpu):
         for shared in (200_000, 1000, 200_000, 0, 232_432):
-            resident.launch("k", kernel, SHAPE._replace(shared=shared), ())
+            kernels.launch("k", kernel, SHAPE._replace(shared=shared), ())
         with pytest.raises(RuntimeError, match="INVALID_VALUE"):
-            resident.launch("k", kernel, SHAPE._replace(shared=232_448), ())
-        resident.launch("k", kernel, SHAPE, ())  # the lock is free
+            kernels.launch("k", kernel, SHAPE._replace(shared=232_448), ())
+        kernels.launch("k", kernel, SHAPE, ())  # the lock is free
     gpu.run(seed=0)
 
 
@@ -138,15 +136,15 @@ def test_shared_memory_of_one_launch_does_not_limit_the_next() -> None:
 
 @pytest.fixture
 def stopped(fake_cupy: Backend) -> Any:
-    """Let a kernel on the backend "fake_cupy" time out at a step."""
+    """Let a kernel time out at a step, on the backend "fake_cupy"."""
     gpu = Gpu(processors=8)
-    fake_cupy.resident = CooperativeKernels(gpu.cupy, 0)
+    fake_cupy.cooperative = CooperativeKernels(gpu.cupy, 0)
     stream = Stream(gpu)
 
     def stop(name: str = "gru_forward", step: int = 17) -> None:
         with stream:
-            fake_cupy.resident.launch("other", gpu.kernel(), SHAPE, ())
-            fake_cupy.resident.launch(name, gpu.kernel(times_out(step)), SHAPE, (np.int32(5),))
+            fake_cupy.cooperative.launch("other", gpu.kernel(), SHAPE, ())
+            fake_cupy.cooperative.launch(name, gpu.kernel(times_out(step)), SHAPE, (np.int32(5),))
         gpu.run(seed=0)
 
     return stop
@@ -171,11 +169,11 @@ def test_the_next_call_names_kernel_and_step(
         wait()
 
 
-def test_a_kernel_that_ends_well_reports_nothing(fake_cupy: Backend) -> None:
+def test_a_kernel_that_completes_reports_nothing(fake_cupy: Backend) -> None:
     gpu = Gpu(processors=8)
-    fake_cupy.resident = CooperativeKernels(gpu.cupy, 0)
+    fake_cupy.cooperative = CooperativeKernels(gpu.cupy, 0)
     with Stream(gpu):
-        fake_cupy.resident.launch("k", gpu.kernel(), SHAPE, ())
+        fake_cupy.cooperative.launch("k", gpu.kernel(), SHAPE, ())
     xprnn.synchronize()
     gpu.run(seed=0)
     xprnn.synchronize()
@@ -200,43 +198,43 @@ def test_every_operation_reports_before_it_changes_anything(
         call()
 
 
-def test_an_operation_that_has_begun_goes_on(stopped: Any, fake_cupy: Backend) -> None:
-    """It raises for what happened meanwhile when the next one begins."""
+def test_a_started_operation_completes(stopped: Any, fake_cupy: Backend) -> None:
+    """The timeout that happened meanwhile is reported by the next operation."""
     layer = make("gru", backend="fake_cupy")
-    given = {name: fake_cupy.from_host(array) for name, array in arguments(layer).items()}
-    expected = arrays(run(layer, given))
+    inputs = {name: fake_cupy.from_host(array) for name, array in arguments(layer).items()}
+    expected = arrays(run(layer, inputs))
     with fake_cupy.activate():
         stopped()
-        found = arrays(run(layer, given))
+        actual = arrays(run(layer, inputs))
         fake_cupy.synchronize()
     with pytest.raises(xprnn.KernelStoppedError):
-        forward(layer, given)
-    for one, other in zip(found, expected, strict=True):
+        forward(layer, inputs)
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(fake_cupy.to_host(one), fake_cupy.to_host(other))
 
 
-def test_what_happens_while_the_host_waits_is_seen(
+def test_a_timeout_during_a_wait_is_reported(
     stopped: Any, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake_cupy.xp.cuda.Device, "synchronize", lambda self: stopped())
-    slow = SimpleNamespace(get=stopped)  # an array that is waited for
+    slow = SimpleNamespace(get=stopped)  # an array whose `get` waits
     for wait in (fake_cupy.synchronize, lambda: CupyBackend.to_host(fake_cupy, slow)):
         with pytest.raises(xprnn.KernelStoppedError):
             wait()
 
 
-def test_one_of_many_threads_gets_the_report(stopped: Any, fake_cupy: Backend) -> None:
+def test_a_timeout_is_reported_to_one_thread_only(stopped: Any, fake_cupy: Backend) -> None:
     stopped()
     start, raised = threading.Barrier(8), []
 
-    def ask() -> None:
+    def check() -> None:
         start.wait()
         try:
-            fake_cupy.resident.check()
+            fake_cupy.cooperative.check()
         except xprnn.KernelStoppedError as error:
             raised.append(error)
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
+    threads = [threading.Thread(target=check) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -244,7 +242,7 @@ def test_one_of_many_threads_gets_the_report(stopped: Any, fake_cupy: Backend) -
     assert len(raised) == 1
 
 
-# -- the real one, where it is installed; none of this needs a GPU
+# -- the real CuPy, if it is installed; this needs no GPU
 
 
 def test_cupy_has_what_launches_need() -> None:

@@ -1,6 +1,6 @@
-"""The products of the CUDA backend by value: every type, size and layout; what is refused.
+"""Products of the CUDA backend in every dtype, size and layout, and the operands that are rejected.
 
-They run on the stand-in for CuPy, whose gemmEx reads memory as cuBLAS does, and on a GPU.
+They run on the fake CuPy, whose gemmEx reads memory as cuBLAS does, and on a GPU.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.fake_cupy.array import StrictArray, StrictModule
+from tests.support.fake_cupy.array import FakeArray, FakeModule
 from tests.support.fake_cupy.cuda import BFLOAT16, CUDA, LOG
 from tests.support.products import (
+    BACKENDS,
     COPIED,
     LAYOUTS,
     OUTPUTS,
-    PLACES,
     RESULTS,
     SIZES,
     assert_product,
@@ -33,10 +33,10 @@ from tests.support.products import (
 from xprnn.backend import Backend
 from xprnn.backend.cublas import CudaModule
 
-IEEE = CudaModule(StrictModule(), "ieee")
+IEEE = CudaModule(FakeModule(), "ieee")
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=BACKENDS)
 def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with opened(request.param) as backend:
         yield backend
@@ -61,22 +61,22 @@ def test_every_layout(types: tuple[str, str], out: str, any_backend: Backend) ->
 
 
 @st.composite
-def strided(draw: Any, rows: int, columns: int, dtype: str) -> StrictArray:
-    """A matrix of small whole numbers, which every dtype multiplies exactly, cut from a larger."""
+def strided(draw: Any, rows: int, columns: int, dtype: str) -> FakeArray:
+    """A view of a larger matrix, of small integers, whose products are exact in every dtype."""
     cuts, shape = [], []
     for size in (rows, columns):
         step, before, after = draw(st.integers(1, 3)), draw(st.integers(0, 3)), draw(st.booleans())
         cuts.append(slice(before, before + size * step, step))
         shape.append(before + size * step + after)
-    numbers = np.random.default_rng(draw(st.integers(0, 99))).integers(-3, 4, shape)
-    matrix = numbers.astype(numpy_type(dtype), order=draw(st.sampled_from("CF")))[tuple(cuts)]
+    values = np.random.default_rng(draw(st.integers(0, 99))).integers(-3, 4, shape)
+    matrix = values.astype(numpy_type(dtype), order=draw(st.sampled_from("CF")))[tuple(cuts)]
     for axis in (0, 1):
         if draw(st.integers(0, 9)) == 0:
             matrix = np.flip(matrix, axis)
-    return StrictArray(matrix)
+    return FakeArray(matrix)
 
 
-@settings(deadline=None)  # of a busy machine
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.data(),
     st.sampled_from([t for t in RESULTS if BFLOAT16 or t[0] != "bfloat16"]),
@@ -87,8 +87,8 @@ def test_any_shape_and_stride(data: Any, types: tuple[str, str], add: bool) -> N
     a = data.draw(strided(m, k, types[0]))
     b = data.draw(strided(k, n, types[0]))
     out = data.draw(strided(m, n, types[1]))
-    numbers = [array._inner.astype(np.float64) for array in (a, b, out)]
-    expected = numbers[0] @ numbers[1] + (numbers[2] if add else 0.0)
+    values = [array._inner.astype(np.float64) for array in (a, b, out)]
+    expected = values[0] @ values[1] + (values[2] if add else 0.0)
     call = IEEE.add_matmul if add else IEEE.matmul
     contiguous = out.strides[1] == out.dtype.itemsize or n == 1
     distance = out.strides[0] // out.dtype.itemsize
@@ -105,9 +105,9 @@ def test_a_new_result_has_the_type_of_the_factors(
     types: tuple[str, str], any_backend: Backend
 ) -> None:
     a = any_backend.from_host(np.full((2, 3), 2.0).astype(numpy_type(types[0])))
-    found = CudaModule(any_backend.xp, "ieee").matmul(a, a.T)
-    assert found.dtype == a.dtype and found.shape == (2, 2)
-    assert (any_backend.to_host(found) == 12.0).all()
+    actual = CudaModule(any_backend.xp, "ieee").matmul(a, a.T)
+    assert actual.dtype == a.dtype and actual.shape == (2, 2)
+    assert (any_backend.to_host(actual) == 12.0).all()
 
 
 @pytest.mark.parametrize("add", [False, True], ids=["=", "+="])
@@ -119,15 +119,15 @@ def test_empty_products(size: tuple[int, int, int], add: bool, any_backend: Back
     out = base[:, 1 : 1 + n]
     a, b = (any_backend.from_host(np.ones(shape)) for shape in ((m, k), (k, n)))
     assert (xp.add_matmul if add else xp.matmul)(a, b, out) is out
-    found = any_backend.to_host(base)
-    assert (found[:, 1 : 1 + n] == k + 7.0 * add).all()
-    assert (found[:, 0] == 7.0).all() and (found[:, -1] == 7.0).all()
+    actual = any_backend.to_host(base)
+    assert (actual[:, 1 : 1 + n] == k + 7.0 * add).all()
+    assert (actual[:, 0] == 7.0).all() and (actual[:, -1] == 7.0).all()
 
 
-# -- what is refused
+# -- rejected operands
 
 
-REFUSED: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
+REJECTED: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
     "k differs": lambda: (zeros(2, 3), zeros(4, 5), zeros(2, 5)),
     "m differs": lambda: (zeros(2, 3), zeros(3, 5), zeros(3, 5)),
     "n differs": lambda: (zeros(2, 3), zeros(3, 5), zeros(2, 4)),
@@ -163,14 +163,14 @@ REFUSED: dict[str, Callable[[], tuple[Any, Any, Any]]] = {
 }
 
 
-def strided_zeros(shape: tuple[int, int], strides: tuple[int, int]) -> StrictArray:
-    """An array of these strides, whatever they are; nothing is read from it."""
-    return StrictArray(np.lib.stride_tricks.as_strided(np.zeros(64, "float32"), shape, strides))
+def strided_zeros(shape: tuple[int, int], strides: tuple[int, int]) -> FakeArray:
+    """An array with arbitrary strides; nothing is read from it."""
+    return FakeArray(np.lib.stride_tricks.as_strided(np.zeros(64, "float32"), shape, strides))
 
 
 @pytest.mark.parametrize("name", ["matmul", "add_matmul"])
-@pytest.mark.parametrize("arrays", REFUSED.values(), ids=REFUSED.keys())
-def test_what_does_not_fit_is_refused(arrays: Callable[[], Any], name: str) -> None:
+@pytest.mark.parametrize("arrays", REJECTED.values(), ids=REJECTED.keys())
+def test_invalid_operands_are_rejected(arrays: Callable[[], Any], name: str) -> None:
     a, b, out = arrays()
     LOG.clear()
     with pytest.raises(ValueError, match=rf"^{name}: expected CuPy arrays a \(m, k\)") as caught:
@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(arrays: Callable[[], Any], name: str) -> N
     assert not LOG.launches
 
 
-def test_nothing_is_multiplied_in_a_captured_stream() -> None:
+def test_products_in_a_captured_stream_are_rejected() -> None:
     stream = CUDA.Stream()
     out = zeros(2, 2)
     with stream:
@@ -190,12 +190,12 @@ def test_nothing_is_multiplied_in_a_captured_stream() -> None:
     IEEE.matmul(zeros(2, 2), zeros(2, 2), out=out)
 
 
-# -- memory, and the rest of CuPy
+# -- memory, and other names of CuPy
 
 
 @pytest.mark.parametrize("a", LAYOUTS | COPIED)
-def test_memory_is_taken_for_copies_only(a: str) -> None:
-    base = StrictArray(draw(np.random.default_rng(0), 4, 6, "float32", a))
+def test_memory_is_allocated_only_for_copies(a: str) -> None:
+    base = FakeArray(draw(np.random.default_rng(0), 4, 6, "float32", a))
     matrix, b, out = cut(base, 4, 6, a), zeros(5, 6).T, zeros(4, 8)[:, 2:7]
     LOG.clear()
     IEEE.matmul(matrix, b, out=out)
@@ -206,8 +206,8 @@ def test_memory_is_taken_for_copies_only(a: str) -> None:
     assert LOG.memory[copies:] == [4 * 5 * 4, *[4 * 6 * 4] * (a in COPIED)]
 
 
-def test_everything_else_is_cupys() -> None:
+def test_other_names_come_from_cupy() -> None:
     assert IEEE.tanh(zeros(2))._inner.tolist() == [0.0, 0.0]
-    assert IEEE.ndarray is StrictArray
+    assert IEEE.ndarray is FakeArray
     with pytest.raises(AttributeError, match="nonexistent"):
         IEEE.nonexistent  # noqa: B018

@@ -1,4 +1,4 @@
-"""How exact the products of the CUDA backend are, and what cuBLAS is told of that."""
+"""The precision of the CUDA backend's products, and the arguments of cuBLAS that determine it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.fake_cupy.array import StrictBackend
+from tests.support.fake_cupy.array import FakeCupyBackend
 from tests.support.fake_cupy.cuda import CUDA, tf32
-from tests.support.products import PLACES, RESULTS, SIZES, assert_product, numpy_type, opened, zeros
+from tests.support.products import (
+    BACKENDS,
+    RESULTS,
+    SIZES,
+    assert_product,
+    numpy_type,
+    opened,
+    zeros,
+)
 from xprnn.backend import Backend
 from xprnn.backend.cublas import CudaModule
 
-STRICT = StrictBackend.open("")
+FAKE_CUPY = FakeCupyBackend.open("")
 
 COMPUTE = {  # (factors, result, precision): the type of the sums, the math mode, None for any
     ("float16", "float16", "ieee"): ("CUBLAS_COMPUTE_32F", 16),
@@ -31,7 +39,7 @@ COMPUTE = {  # (factors, result, precision): the type of the sums, the math mode
 }
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=BACKENDS)
 def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with opened(request.param) as backend:
         yield backend
@@ -39,7 +47,7 @@ def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 @pytest.fixture
 def handle(any_backend: Backend) -> Iterator[Callable[..., int]]:
-    """Sets the math mode of the handle if given one, and says which it has."""
+    """A function that sets the handle's math mode, if it gets one, and returns the current one."""
     cublas, number = any_backend.xp.cuda.cublas, any_backend.xp.cuda.device.get_cublas_handle()
 
     def mode(new: int | None = None) -> int:
@@ -56,32 +64,32 @@ def handle(any_backend: Backend) -> Iterator[Callable[..., int]]:
 
 @pytest.mark.parametrize("variable", ["0", "1"])
 @pytest.mark.parametrize("key", COMPUTE, ids=" ".join)
-def test_what_cublas_is_told(
+def test_the_compute_type_and_math_mode_of_a_product(
     key: tuple[str, str, str], variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds, (compute, mode) = [numpy_type(name) for name in key[:2]], COMPUTE[key]
     monkeypatch.setenv("CUPY_TF32", variable)
-    told = []
-    genuine = CUDA.cublas.gemmEx
+    calls = []
+    original = CUDA.cublas.gemmEx
 
-    def listen(*call: int) -> None:
-        told.append((*call[-2:], CUDA.cublas._math_mode))
-        genuine(*call)
+    def record(*call: int) -> None:
+        calls.append((*call[-2:], CUDA.cublas._math_mode))
+        original(*call)
 
-    monkeypatch.setattr(CUDA.cublas, "gemmEx", listen)
+    monkeypatch.setattr(CUDA.cublas, "gemmEx", record)
     a, out = zeros(2, 2, dtype=kinds[0]), zeros(2, 2, dtype=kinds[1])
-    module = CudaModule(STRICT.xp, key[2])
-    for held in (0, 3):
-        monkeypatch.setattr(CUDA.cublas, "_math_mode", held)
+    module = CudaModule(FAKE_CUPY.xp, key[2])
+    for previous in (0, 3):
+        monkeypatch.setattr(CUDA.cublas, "_math_mode", previous)
         module.matmul(a, a, out=out)
-        expected = held if mode is None else mode
-        assert told.pop() == (getattr(CUDA.cublas, compute), -1, expected)
-        assert CUDA.cublas._math_mode == held, "the handle is as it was"
+        expected = previous if mode is None else mode
+        assert calls.pop() == (getattr(CUDA.cublas, compute), -1, expected)
+        assert CUDA.cublas._math_mode == previous, "the handle has changed"
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2, 3, 16, 19])
 @pytest.mark.parametrize("types", RESULTS, ids=RESULTS.values())
-def test_full_precision_whatever_the_handle_allows(
+def test_full_precision_in_every_math_mode_of_the_handle(
     types: tuple[str, str], mode: int, any_backend: Backend, handle: Callable[..., int]
 ) -> None:
     numpy_type(types[0])
@@ -91,8 +99,8 @@ def test_full_precision_whatever_the_handle_allows(
 
 
 @pytest.mark.gpu
-def test_cupys_own_switch_changes_nothing() -> None:
-    with opened("cupy"):  # or there is none
+def test_cupy_tf32_has_no_effect() -> None:
+    with opened("cupy"):  # skips without a GPU
         code = """
 from tests.support.products import assert_product, opened
 with opened("cupy") as any_backend:
@@ -104,19 +112,19 @@ with opened("cupy") as any_backend:
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
 
 
-def test_the_bound_tells_precisions_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_distinguishes_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     layouts = ("by rows", "by rows", "by rows")
-    arguments = STRICT, (64, 64, 64), ("float32", "float32"), layouts, False
+    arguments = FAKE_CUPY, (64, 64, 64), ("float32", "float32"), layouts, False
     with pytest.raises(AssertionError):
         assert_product(*arguments, precision="tf32")
     assert_product(*arguments, precision="tf32", roundoff=2.0**-11)
     monkeypatch.setattr("xprnn.backend.cublas.DISALLOW_REDUCED_PRECISION_REDUCTION", 0)
     with pytest.raises(AssertionError):
-        assert_product(STRICT, (64, 64, 64), ("float16", "float16"), layouts, False)
+        assert_product(FAKE_CUPY, (64, 64, 64), ("float16", "float16"), layouts, False)
 
 
-def test_tf32_rounds_the_factors_and_no_more(any_backend: Backend) -> None:
-    # hardware may cut instead of rounding: 2^-10
+def test_tf32_rounds_only_the_factors(any_backend: Backend) -> None:
+    # hardware may truncate instead of rounding: 2^-10
     for size in SIZES:
         layouts = ("by rows", "by columns", "by rows")
         assert_product(any_backend, size, ("float32", "float32"), layouts, True, "tf32", 2.0**-10)
@@ -131,9 +139,9 @@ def test_tf32_rounds_the_factors_and_no_more(any_backend: Backend) -> None:
         assert tf32(np.array([value], "float32"))[0] == np.float32(expected)
 
 
-def test_the_mode_comes_back_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_math_mode_is_restored_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CUDA.cublas, "_math_mode", 3)
     monkeypatch.setattr(CUDA.cublas, "gemmEx", lambda *call: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        CudaModule(STRICT.xp, "ieee").matmul(zeros(2, 2), zeros(2, 2))
+        CudaModule(FAKE_CUPY.xp, "ieee").matmul(zeros(2, 2), zeros(2, 2))
     assert CUDA.cublas._math_mode == 3

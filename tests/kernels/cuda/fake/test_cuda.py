@@ -1,4 +1,4 @@
-"""What stands for `cupy.cuda`: it refuses what cuBLAS refuses, counts, and is like the real one."""
+"""The fake `cupy.cuda` rejects what cuBLAS rejects, counts launches and matches the real one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.support.emulator.elementwise import needs_compiler
-from tests.support.fake_cupy.array import StrictArray, StrictModule
+from tests.support.fake_cupy.array import FakeArray, FakeModule
 from tests.support.fake_cupy.cuda import CUDA, HANDLE, LOG, CUBLASError, OutOfMemoryError, Pointer
 from tests.support.products import zeros
 from xprnn.backend.cublas import CudaModule
 
-xp = StrictModule()
+xp = FakeModule()
 NAMES = (  # in the order of gemmEx
     *("handle", "transa", "transb", "m", "n", "k", "alpha", "A", "Atype", "lda"),
     *("B", "Btype", "ldb", "beta", "C", "Ctype", "ldc", "computeType", "algo"),
@@ -35,7 +35,7 @@ def swapped(one: str, other: str) -> Change:
     return lambda call: call.update({one: call[other], other: call[one]})
 
 
-# each of them, alone, is a product that reads or writes what it must not, or a wrong one
+# each of them makes the product read or write out of bounds, or gives a wrong result
 FAULTS: dict[str, Change] = {
     **{f"{ld} + 1": added(ld, 1) for ld in ("lda", "ldb", "ldc")},
     **{f"{ld} - 1": added(ld, -1) for ld in ("lda", "ldb", "ldc")},
@@ -46,9 +46,9 @@ FAULTS: dict[str, Change] = {
     "lda and ldb": swapped("lda", "ldb"),
     "A transposed": lambda call: call.update(transa=1 - call["transa"]),
     "B transposed": lambda call: call.update(transb=1 - call["transb"]),
-    "A one element on": lambda call: call.update(A=call["A"].moved(4)),
+    "A one element further": lambda call: call.update(A=call["A"].moved(4)),
     "C one element back": lambda call: call.update(C=call["C"].moved(-4)),
-    "a bare number": lambda call: call.update(A=int(call["A"])),
+    "an address without its array": lambda call: call.update(A=int(call["A"])),
     "freed memory": lambda call: call.update(C=Pointer(np.zeros((3, 5), "float32"))),
     "beta = 1": swapped("beta", "alpha"),
     "another handle": set_to(handle=1),
@@ -60,7 +60,7 @@ FAULTS: dict[str, Change] = {
 
 @pytest.mark.parametrize("change", FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize("transposed", [False, True], ids=["by rows", "by columns"])
-def test_a_planted_fault_in_the_call_is_noticed(
+def test_an_injected_fault_in_the_call_is_detected(
     change: Change, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
@@ -68,19 +68,19 @@ def test_a_planted_fault_in_the_call_is_noticed(
     expected = a @ b
     left, right = (x.T.copy().T if transposed else x for x in (a, b))
     out = xp.empty((3, 5), "float32")
-    module, genuine = CudaModule(xp, "ieee"), CUDA.cublas.gemmEx
-    module.matmul(StrictArray(left), StrictArray(right), out=out)
+    module, original = CudaModule(xp, "ieee"), CUDA.cublas.gemmEx
+    module.matmul(FakeArray(left), FakeArray(right), out=out)
     assert out._inner.tobytes() == expected.tobytes()
 
     def broken(*arguments: Any) -> None:
         call = dict(zip(NAMES, arguments, strict=True))
         change(call)
-        genuine(*call.values())
+        original(*call.values())
 
     monkeypatch.setattr(CUDA.cublas, "gemmEx", broken)
     out._inner[...] = np.nan
     try:
-        module.matmul(StrictArray(left), StrictArray(right), out=out)
+        module.matmul(FakeArray(left), FakeArray(right), out=out)
     except (CUBLASError, KeyError):
         return
     assert not np.array_equal(out._inner, expected)
@@ -100,27 +100,27 @@ def test_overlapping_products_are_reported() -> None:
     module.matmul(base[:, :3], zeros(3, 3), out=base[:, 3:])
 
 
-def test_streams_as_cupy_has_them() -> None:
+def test_streams_behave_as_in_cupy() -> None:
     null = CUDA.get_current_stream()
-    found: list[Any] = []
+    streams: list[Any] = []
     with CUDA.Stream() as stream:
         assert CUDA.get_current_stream() is stream
         assert stream.ptr != null.ptr == 0
-        other = threading.Thread(target=lambda: found.append(CUDA.get_current_stream()))
+        other = threading.Thread(target=lambda: streams.append(CUDA.get_current_stream()))
         other.start()
         other.join()
         with CUDA.Stream() as inner:
             assert CUDA.get_current_stream() is inner
         assert CUDA.get_current_stream() is stream
-    assert found == [null] and CUDA.get_current_stream() is null
+    assert streams == [null] and CUDA.get_current_stream() is null
     with pytest.raises(RuntimeError, match="invalid device ordinal"):
         CUDA.Device(1)
 
 
-# -- what is counted
+# -- counts
 
 
-COUNTED: dict[str, tuple[Callable[[StrictArray], Any], int, int]] = {
+COUNTED: dict[str, tuple[Callable[[FakeArray], Any], int, int]] = {
     # (expression, launches, new arrays)
     "a ufunc": (lambda a: xp.tanh(a), 1, 1),
     "a ufunc into out": (lambda a: xp.tanh(a, out=a), 1, 0),
@@ -161,11 +161,11 @@ def test_launches_and_memory_are_counted(case: Any) -> None:
 
 
 @needs_compiler
-def test_kernels_are_counted_and_take_device_arrays_only() -> None:
+def test_kernels_are_counted_and_accept_only_device_arrays() -> None:
     kernel = xp.ElementwiseKernel(
-        "int32 H, raw T x", "raw T y", "y[i] = x[i] * T(H)", "scaled", no_return=True
+        "int32 H, raw C x", "raw C y", "y[i] = x[i] * C(H)", "scaled", no_return=True
     )
-    x, y = StrictArray(np.arange(3.0)), xp.empty(3)
+    x, y = FakeArray(np.arange(3.0)), xp.empty(3)
     LOG.clear()
     kernel(2, x, y, size=3)
     kernel(2, x, y, size=0)
@@ -180,7 +180,7 @@ def test_kernels_are_counted_and_take_device_arrays_only() -> None:
     assert LOG.kernels == 1
 
 
-def test_memory_ends_when_it_is_told_to() -> None:
+def test_allocations_fail_on_request() -> None:
     a = zeros(2, 3)
     LOG.clear()
     LOG.fail_allocation(2)
@@ -194,28 +194,28 @@ def test_memory_ends_when_it_is_told_to() -> None:
     a.copy()
 
 
-# -- the real one, where it is installed; none of this needs a GPU
+# -- the real CuPy, if it is installed; this needs no GPU
 
 
 @pytest.fixture(scope="module")
 def cupy() -> Any:
     module = pytest.importorskip("cupy", reason="CuPy is not installed")
     try:
-        module.cuda.cublas  # noqa: B018 - loaded when it is named
+        module.cuda.cublas  # noqa: B018 - loaded on access
     except ImportError as error:
         pytest.skip(f"CuPy finds no cuBLAS: {error}")
     return module
 
 
-def test_constants_and_names_are_cupys(cupy: Any) -> None:
-    for stand_in, real in (
+def test_constants_and_names_match_cupy(cupy: Any) -> None:
+    for fake, real in (
         (CUDA.cublas, cupy.cuda.cublas),
         (CUDA.runtime, cupy.cuda.runtime),
     ):
-        constants = [name for name in dir(stand_in) if name.startswith("CU") and name.isupper()]
+        constants = [name for name in dir(fake) if name.startswith("CU") and name.isupper()]
         assert len(constants) >= 4
         for name in constants:
-            assert getattr(stand_in, name) == getattr(real, name), name
+            assert getattr(fake, name) == getattr(real, name), name
     parameters = cupy.cuda.cublas.gemmEx.__doc__.partition("(")[2].rpartition(")")[0].split(",")
     assert tuple(parameter.split()[-1] for parameter in parameters) == NAMES
     for path in ("Device", "get_current_stream", "memory.OutOfMemoryError"):
@@ -227,13 +227,13 @@ def test_constants_and_names_are_cupys(cupy: Any) -> None:
     assert text.startswith("Out of memory allocating 4,096 bytes (allocated so far: 24 bytes")
 
 
-def test_cublas_is_told_the_same_of_cupys_arrays(
+def test_cublas_gets_the_same_arguments_for_cupys_arrays(
     cupy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CuPy's arrays, at addresses that nobody reads, lead to the call that the stand-in checks."""
-    told: list[dict[str, Any]] = []
+    """CuPy's arrays, at addresses that are not read, give the same call as the fake CuPy's."""
+    calls: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        CUDA.cublas, "gemmEx", lambda *call: told.append(dict(zip(NAMES, call, strict=True)))
+        CUDA.cublas, "gemmEx", lambda *call: calls.append(dict(zip(NAMES, call, strict=True)))
     )
     memory = cupy.cuda.memory.UnownedMemory(2**32, 2**20, None, device_id=0)
     start = cupy.cuda.memory.MemoryPointer(memory, 0)
@@ -246,9 +246,9 @@ def test_cublas_is_told_the_same_of_cupys_arrays(
     ):
         a, b, out = make(8, 6), make(5, 9), make(4, 16)
         module.add_matmul(a[1:5, 2:], b[:, :4].T, out[:, 3:8])
-        call = told[-1]
+        call = calls[-1]
         for name, array in (("A", b), ("B", a), ("C", out)):
             call[name] -= array.data.ptr
         assert call.pop("alpha") == call.pop("beta") == module._numbers["float32"].ctypes.data + 4
         assert (call["A"], call["B"], call["C"]) == (0, 4 * (6 + 2), 4 * 3)
-    assert told[0] == told[1]
+    assert calls[0] == calls[1]

@@ -1,4 +1,4 @@
-"""Where memory runs out: who asked for how much, nothing is kept, nothing is half-changed."""
+"""Out-of-memory errors: they name the call and the size, leak nothing and change nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xprnn
-from tests.support.failing_memory import CupyMemory, StrictMemory
+from tests.support.failing_memory import CupyMemory, FakeMemory
 from tests.support.implementations import SelectKernels
 from tests.support.on_device import backward, forward, run
 from tests.support.operations import moved
@@ -39,25 +39,27 @@ SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 def memory(
     request: pytest.FixtureRequest, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Any]:
-    """The stand-in's memory, and that of a GPU."""
+    """The memory of the fake CuPy, and that of a GPU."""
     if request.param == "fake_cupy":
-        yield StrictMemory(fake_cupy, monkeypatch)
+        yield FakeMemory(fake_cupy, monkeypatch)
         return
     try:
         backend = xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
         pytest.skip(str(error))
-    found = CupyMemory(backend)
-    with backend.xp.cuda.using_allocator(found):
-        yield found
+    allocator = CupyMemory(backend)
+    with backend.xp.cuda.using_allocator(allocator):
+        yield allocator
 
 
-def check_failure(memory: Any, error: MemoryError, who: str, before: int, exact: bool) -> None:
-    """Fail unless the error says what it should, and nothing is held by those who hold it."""
-    text = rf"{who} on {memory.backend.name}: Out of memory allocating [\d,]+ bytes"
+def check_failure(memory: Any, error: MemoryError, source: str, before: int, exact: bool) -> None:
+    """Fail unless the error names its source, and no array is leaked while the error is alive."""
+    text = rf"{source} on {memory.backend.name}: Out of memory allocating [\d,]+ bytes"
     assert re.match(text, str(error)), error
-    held = memory.held()
-    assert held == before if exact else held <= before, f"{held - before} bytes are held"
+    held_after = memory.held()
+    assert held_after == before if exact else held_after <= before, (
+        f"{held_after - before} bytes are held"
+    )
 
 
 def on_host(memory: Any, results: Any) -> list[np.ndarray]:
@@ -75,30 +77,30 @@ def state(memory: Any, subject: Any) -> list[np.ndarray]:
 
 
 class Trials:
-    """A subject for each allocation of a call, new or used, and what it should give."""
+    """A subject for each allocation of a call, new or used before, and the expected results."""
 
     def __init__(self, name: str, memory: Any, used: bool) -> None:
-        wide = {"num_layers": 2, "bidirectional": True} if name in LAYERS else {}
-        self._make = lambda: make(name, backend=memory.backend.name, **wide)
+        layer_options = {"num_layers": 2, "bidirectional": True} if name in LAYERS else {}
+        self._make = lambda: make(name, backend=memory.backend.name, **layer_options)
         self._memory, self._used = memory, used
         first = self._make()
-        self.given = moved(memory.backend, arguments(first))
-        self.expected = on_host(memory, run(first, self.given))
+        self.inputs = moved(memory.backend, arguments(first))
+        self.expected = on_host(memory, run(first, self.inputs))
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         for k in range(1, 1000):
             subject = self._make()
             if self._used:
-                run(subject, self.given)
+                run(subject, self.inputs)
             yield k, subject
 
     def check(self, subject: Any) -> None:
-        """Fail unless the subject goes on as if nothing had been."""
+        """Fail unless the subject works as if nothing had happened."""
         module_of(subject).train()
-        assert_same(on_host(self._memory, run(subject, self.given)), self.expected)
+        assert_same(on_host(self._memory, run(subject, self.inputs)), self.expected)
 
 
-CASES = (  # whose, on which code, after a call or before the first
+CASES = (  # subject, kernels, whether it was called before
     *((name, "reference", used) for name in SUBJECTS for used in (False, True)),
     *((name, "auto", False) for name in ("rnn_relu", "gru", "gru_reset_before", "lstm")),
 )
@@ -123,7 +125,7 @@ def check_forward(trials: Trials, training: bool, memory: Any, exact: bool) -> N
         unchanged, before = state(memory, subject), memory.held()
         with memory.failing(k):
             try:
-                forward(subject, trials.given)
+                forward(subject, trials.inputs)
                 break
             except MemoryError as error:
                 check_failure(memory, error, name_of(subject), before, exact)
@@ -136,57 +138,57 @@ def check_forward(trials: Trials, training: bool, memory: Any, exact: bool) -> N
 def test_backward(
     name: str, kernels: str, used: bool, memory: Any, select_kernels: SelectKernels
 ) -> None:
-    """After it the call can be undone again or, where its record was written, says it cannot."""
+    """Afterwards backward works or, if saved arrays were overwritten, refuses the call."""
     select_kernels(kernels)
     trials, repeated = Trials(name, memory, used), []
     for _, subject in trials:
         module = module_of(subject)
-        forward(subject, trials.given)
+        forward(subject, trials.inputs)
         unchanged, before = state(memory, subject), memory.held()
         with memory.failing(len(repeated) + 1):
             try:
-                backward(subject, trials.given)
+                backward(subject, trials.inputs)
                 break
             except MemoryError as error:
                 check_failure(memory, error, name_of(subject), before, exact=False)
         assert_same(state(memory, subject), unchanged)
         try:
-            found = on_host(memory, backward(subject, trials.given))
+            results = on_host(memory, backward(subject, trials.inputs))
         except RuntimeError as error:
             assert re.search("was interrupted|has been used", str(error))
             repeated.append(False)
             module.eval()
         else:
-            found += on_host(memory, list(module.grads.values()))
-            assert_same(found, trials.expected[-len(found) :])
+            results += on_host(memory, list(module.grads.values()))
+            assert_same(results, trials.expected[-len(results) :])
             repeated.append(True)
         trials.check(subject)
     assert len(repeated) > 2
     assert repeated[0], "nothing had been written yet"
 
 
-def test_memory_that_is_kept_is_found(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: an error that says what it should, and keeps what the call had taken."""
-    memory, whole = StrictMemory(fake_cupy, monkeypatch), _Recurrent._run.__wrapped__
+def test_a_leak_is_detected(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The injected fault: a correct error that keeps the call's arrays alive."""
+    memory, original = FakeMemory(fake_cupy, monkeypatch), _Recurrent._run.__wrapped__
 
-    def keeping(self: Any, call: Any) -> Any:
+    def leaking(self: Any, call: Any) -> Any:
         try:
-            return whole(self, call)
+            return original(self, call)
         except MemoryError as error:
             raise OutOfMemoryError(f"GRU on fake_cupy: {error}") from error
 
-    monkeypatch.setattr(_Recurrent, "_run", keeping)
+    monkeypatch.setattr(_Recurrent, "_run", leaking)
     with pytest.raises(AssertionError, match="bytes are held"):
         check_forward(Trials("gru", memory, False), True, memory, exact=True)
 
 
-# -- the rest of what computes
+# -- other calls
 
 LINEAR = {"dtype": "float64", "seed": 0}
 
 
-def others(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
-    """Whose name stands in the error, and a call that can be made again and again."""
+def other_calls(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """The name in the error, and a call that can be repeated."""
     name, device = memory.backend.name, memory.backend
     x, y = device.from_host(normal(0, 4, 3)), device.from_host(normal(1, 4, 5))
     linear = xprnn.Linear(3, 5, backend=name, **LINEAR)
@@ -199,7 +201,7 @@ def others(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
     W = {key: device.from_host(normal(k, *s)) for k, (key, s) in enumerate(shapes.items())}
     sequence, a0 = device.from_host(normal(5, 3, 4, 6)), device.from_host(normal(6, 5, 4))
     first = r"xprnn\.(functional|feature_first\.rnn_forward)"
-    losses = r"xprnn\.readout\."
+    losses = r"xprnn\."
     return {
         "Linear": ("Linear", lambda: linear(x)),
         "Linear.backward": ("Linear", lambda: trained.backward(y)),
@@ -213,21 +215,21 @@ def others(memory: Any) -> dict[str, tuple[str, Callable[[], Any]]]:
         "rnn_forward": (first, lambda: feature_first.rnn_forward(sequence, a0, W)),
         "Adam": (r"xprnn\.optim\.optimizer", lambda: optim.Adam([trained], lr=0.1)),
         "clip_grad_norm": (
-            r"xprnn\.optim\.schedule\.clip_grad_norm",
+            r"xprnn\.optim\.clip_grad_norm",
             lambda: optim.clip_grad_norm([trained], 1.0),
         ),
     }
 
 
-WHAT = (
+OTHER_CALLS = (
     *("Linear", "Linear.backward", "softmax_cross_entropy", "mse_loss", "rnn_forward"),
     *("Embedding", "Embedding.backward", "Adam", "clip_grad_norm"),
 )
 
 
-@pytest.mark.parametrize("what", WHAT)
-def test_others(what: str, memory: Any) -> None:
-    who, call = others(memory)[what]
+@pytest.mark.parametrize("what", OTHER_CALLS)
+def test_other_calls(what: str, memory: Any) -> None:
+    source, call = other_calls(memory)[what]
     for k in range(1, 1000):
         before = memory.held()
         with memory.failing(k):
@@ -235,53 +237,53 @@ def test_others(what: str, memory: Any) -> None:
                 call()
                 break
             except MemoryError as error:
-                check_failure(memory, error, who, before, exact=True)
+                check_failure(memory, error, source, before, exact=True)
     assert k > 1
 
 
 def test_the_callers_allocator_is_used(memory: Any) -> None:
     layer = make("gru", backend=memory.backend.name)
-    others, before = elsewhere(memory), memory.held()
+    default_pool_before, before = default_pool_bytes(memory), memory.held()
     output = forward(layer, moved(memory.backend, arguments(layer)))[0]
     assert memory.held() - before >= output.nbytes
-    assert elsewhere(memory) == others
+    assert default_pool_bytes(memory) == default_pool_before
 
 
-def elsewhere(memory: Any) -> int:
-    """The bytes in CuPy's own pool, which is not the caller's."""
+def default_pool_bytes(memory: Any) -> int:
+    """The bytes used in CuPy's default pool."""
     xp = memory.backend.xp
     return xp.get_default_memory_pool().used_bytes() if memory.backend.kind == "cupy" else 0
 
 
-# -- a GPU that is full
+# -- a full GPU
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_gpu_that_is_full(name: str) -> None:
+def test_a_full_gpu(name: str) -> None:
     try:
         backend = xprnn.get_backend("cupy")
     except xprnn.BackendUnavailableError as error:
         pytest.skip(str(error))
     layer = make(name, 64, 64, backend="cupy", dtype="float32")
-    given = moved(backend, arguments(layer, T=200, N=128))
-    expected = on_host(SimpleNamespace(backend=backend), run(layer, given))
+    inputs = moved(backend, arguments(layer, T=200, N=128))
+    expected = on_host(SimpleNamespace(backend=backend), run(layer, inputs))
     layer.eval().train()
     pool = backend.xp.get_default_memory_pool()
     pool.free_all_blocks()
     before = pool.used_bytes()
     pool.set_limit(size=pool.total_bytes() + (8 << 20))
     try:
-        forward(layer, given)
+        forward(layer, inputs)
     except MemoryError as error:
         text = rf"{type(layer).__name__} on cupy:0: Out of memory allocating [\d,]+ bytes"
         assert re.match(text, str(error))
         assert pool.used_bytes() <= before
-        small = {key: array[:1] if array.ndim == 3 else array for key, array in given.items()}
-        forward(layer, {**small, **{n: given[n] for n in given if n.endswith("0")}})
+        small = {key: array[:1] if array.ndim == 3 else array for key, array in inputs.items()}
+        forward(layer, {**small, **{n: inputs[n] for n in inputs if n.endswith("0")}})
         layer.eval().train()
     else:
-        pytest.fail("there was room enough")
+        pytest.fail("the memory was sufficient")
     finally:
         pool.set_limit(size=0)
-    assert_same(on_host(SimpleNamespace(backend=backend), run(layer, given)), expected)
+    assert_same(on_host(SimpleNamespace(backend=backend), run(layer, inputs)), expected)

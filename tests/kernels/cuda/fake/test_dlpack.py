@@ -1,4 +1,4 @@
-"""Arrays of other libraries that live on the same CUDA device are taken as they are, uncopied."""
+"""Arrays of other libraries on the same CUDA device are used without copying."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.support.fake_cupy.foreign_arrays import (
     CPU,
     CUDA,
     MANAGED,
-    BorrowingBackend,
-    Lent,
-    Unwilling,
+    DlpackBackend,
+    ForeignArray,
+    UnexportableArray,
 )
 from tests.support.implementations import SelectKernels
 from tests.support.on_device import backward, forward, run
@@ -43,47 +43,47 @@ SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 
 @pytest.fixture
 def cupy(monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels) -> Iterator[Backend]:
-    """The backend "cupy", on the stand-in that borrows, with the equations that NumPy runs."""
+    """The backend "cupy", with a fake CuPy that imports arrays by DLPack, and the plain code."""
     select_kernels("reference")
-    monkeypatch.setitem(backend_module.BACKENDS, "cupy", BorrowingBackend)
+    monkeypatch.setitem(backend_module.BACKENDS, "cupy", DlpackBackend)
     backend_module._opened.clear()
     yield xprnn.get_backend("cupy")
     backend_module._opened.clear()
 
 
-def lent(given: dict[str, Any], kind: int = CUDA, number: int = 0) -> dict[str, Any]:
-    return {name: Lent(array, kind, number) for name, array in given.items()}
+def foreign(inputs: dict[str, Any], kind: int = CUDA, number: int = 0) -> dict[str, Any]:
+    return {name: ForeignArray(array, kind, number) for name, array in inputs.items()}
 
 
 def on_host(backend: Backend, results: Any) -> list[np.ndarray]:
     return [backend.to_host(array) for array in arrays(results)]
 
 
-# -- taken
+# -- accepted
 
 
 @pytest.mark.parametrize("kind", [CUDA, MANAGED])
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_they_give_the_same_bits(name: str, kind: int, cupy: Backend) -> None:
-    given = arguments(make(name))
-    expected = on_host(cupy, run(make(name, backend="cupy"), moved(cupy, given)))
-    found = run(make(name, backend="cupy"), lent(given, kind))
-    assert_same(on_host(cupy, found), expected)
-    assert_same(expected, run(make(name), given), "the stand-in")
+def test_foreign_arrays_give_the_same_bits(name: str, kind: int, cupy: Backend) -> None:
+    inputs = arguments(make(name))
+    expected = on_host(cupy, run(make(name, backend="cupy"), moved(cupy, inputs)))
+    actual = run(make(name, backend="cupy"), foreign(inputs, kind))
+    assert_same(on_host(cupy, actual), expected)
+    assert_same(expected, run(make(name), inputs), "the fake CuPy")
 
 
-def taken(subject: Any, given: dict[str, Any]) -> list[int]:
-    """The sizes of all arrays that a call and its undoing allocate."""
-    for _ in range(3):  # until its own memory is as large as it gets
+def allocations(subject: Any, inputs: dict[str, Any]) -> list[int]:
+    """The sizes of all arrays that a call and its backward allocate."""
+    for _ in range(3):  # until its workspace has its final size
         LOG.clear()
-        run(subject, given)
+        run(subject, inputs)
     return list(LOG.memory)
 
 
 def check_nothing_is_copied(name: str, cupy: Backend) -> None:
     subject = make(name, backend="cupy")
-    given = arguments(subject)
-    assert taken(subject, lent(given)) == taken(subject, moved(cupy, given))
+    inputs = arguments(subject)
+    assert allocations(subject, foreign(inputs)) == allocations(subject, moved(cupy, inputs))
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -91,55 +91,61 @@ def test_nothing_is_copied(name: str, cupy: Backend) -> None:
     check_nothing_is_copied(name, cupy)
 
 
-def test_a_copy_is_found(cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    borrow = cupy.from_dlpack
+def test_a_copy_is_detected(cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from_dlpack = cupy.from_dlpack
     monkeypatch.setattr(
-        cupy, "from_dlpack", lambda array: array if cupy.owns(array) else borrow(array).copy()
+        cupy, "from_dlpack", lambda array: array if cupy.owns(array) else from_dlpack(array).copy()
     )
     with pytest.raises(AssertionError):
         check_nothing_is_copied("gru", cupy)
 
 
 def test_weights_of_another_library(cupy: Backend) -> None:
-    """A function computes where its weights are, a cell is built there."""
-    given = arguments(make("gru_function"))
+    """A function runs on the device of its weights, and a cell is built on it."""
+    inputs = arguments(make("gru_function"))
     subject = make("gru_function")
-    expected = run(subject, given)
+    expected = run(subject, inputs)
     weights = [np.array(weight) for weight in subject.weights]
     ours = make("gru_function", backend="cupy")
-    ours.weights = [Lent(weight) for weight in weights]
-    assert_same(on_host(cupy, run(ours, lent(given))), expected)
+    ours.weights = [ForeignArray(weight) for weight in weights]
+    assert_same(on_host(cupy, run(ours, foreign(inputs))), expected)
 
     one = arguments(make("gru_cell"))
-    cells = [xprnn.GRUCell.from_weights(*given).train() for given in (weights, map(Lent, weights))]
+    cells = [
+        xprnn.GRUCell.from_weights(*inputs).train()
+        for inputs in (weights, map(ForeignArray, weights))
+    ]
     assert cells[1].backend is cupy
-    assert_same(on_host(cupy, run(cells[1], lent(one))), run(cells[0], one))
+    assert_same(on_host(cupy, run(cells[1], foreign(one))), run(cells[0], one))
 
 
 def test_parameters_by_name(cupy: Backend) -> None:
     layer = xprnn.GRU(3, 5, backend="cupy", seed=0)
     values = normal(3, 15, dtype="float32")
-    layer.parameters["bias_ih_l0"] = Lent(values)
+    layer.parameters["bias_ih_l0"] = ForeignArray(values)
     assert_same(cupy.to_host(layer.parameters["bias_ih_l0"]), values)
-    values[...] = 0.0  # the layer has its own
+    values[...] = 0.0  # the layer has a copy
     assert cupy.to_host(layer.parameters["bias_ih_l0"]).all()
 
 
 def test_readout_and_losses(cupy: Backend) -> None:
     x, dy, targets = normal(0, 4, 3), normal(1, 4, 2), np.array([1, 0, 1, 1])
-    here, there = (
+    on_numpy, on_cupy = (
         xprnn.Linear(3, 2, dtype="float64", backend=name, seed=0).train()
         for name in ("numpy", "cupy")
     )
-    assert_same(cupy.to_host(there(Lent(x))), here(x))
-    assert_same(cupy.to_host(there.backward(Lent(dy))), here.backward(dy))
-    assert_same(cupy.to_host(there.grads.flat), here.grads.flat)
-    for given in (Lent(targets), cupy.from_host(targets), targets, targets.tolist()):
-        found = xprnn.softmax_cross_entropy(Lent(dy), given)
+    assert_same(cupy.to_host(on_cupy(ForeignArray(x))), on_numpy(x))
+    assert_same(cupy.to_host(on_cupy.backward(ForeignArray(dy))), on_numpy.backward(dy))
+    assert_same(cupy.to_host(on_cupy.grads.flat), on_numpy.grads.flat)
+    for inputs in (ForeignArray(targets), cupy.from_host(targets), targets, targets.tolist()):
+        actual = xprnn.softmax_cross_entropy(ForeignArray(dy), inputs)
         expected = xprnn.softmax_cross_entropy(dy, targets)
-        assert_same(on_host(cupy, found), [*map(np.asarray, expected)])
-    found, expected = xprnn.mse_loss(Lent(x), Lent(2 * x)), xprnn.mse_loss(x, 2 * x)
-    assert_same(on_host(cupy, found), [*map(np.asarray, expected)])
+        assert_same(on_host(cupy, actual), [*map(np.asarray, expected)])
+    actual, expected = (
+        xprnn.mse_loss(ForeignArray(x), ForeignArray(2 * x)),
+        xprnn.mse_loss(x, 2 * x),
+    )
+    assert_same(on_host(cupy, actual), [*map(np.asarray, expected)])
 
 
 def test_feature_first(cupy: Backend) -> None:
@@ -147,19 +153,19 @@ def test_feature_first(cupy: Backend) -> None:
     weights = {name: normal(k, *shape) for k, (name, shape) in enumerate(shapes.items())}
     x, a0, da, dy = normal(5, 3, 4, 6), normal(6, 5, 4), normal(7, 5, 4, 6), normal(8, 2, 4, 6)
 
-    def both_ways(lend: Callable[[np.ndarray], Any]) -> list[Any]:
-        moved = {name: lend(weight) for name, weight in weights.items()}
-        a, y, caches = feature_first.rnn_forward(lend(x), lend(a0), moved)
-        gradients = feature_first.rnn_backward(lend(da), caches, lend(dy))
-        a1, y1, cache = feature_first.rnn_cell_forward(lend(x[:, :, 0]), lend(a0), moved)
-        ones = feature_first.rnn_cell_backward(lend(da[:, :, 0]), cache, lend(dy[:, :, 0]))
+    def both_ways(convert: Callable[[np.ndarray], Any]) -> list[Any]:
+        moved = {name: convert(weight) for name, weight in weights.items()}
+        a, y, caches = feature_first.rnn_forward(convert(x), convert(a0), moved)
+        gradients = feature_first.rnn_backward(convert(da), caches, convert(dy))
+        a1, y1, cache = feature_first.rnn_cell_forward(convert(x[:, :, 0]), convert(a0), moved)
+        ones = feature_first.rnn_cell_backward(convert(da[:, :, 0]), cache, convert(dy[:, :, 0]))
         return [a, y, *gradients.values(), a1, y1, *ones.values()]
 
-    assert_same(on_host(cupy, both_ways(Lent)), both_ways(np.array))
+    assert_same(on_host(cupy, both_ways(ForeignArray)), both_ways(np.array))
 
 
-def test_they_are_borrowed_on_the_current_stream(cupy: Backend) -> None:
-    x = Lent(normal(0, 4, 3, 3))
+def test_arrays_are_imported_on_the_current_stream(cupy: Backend) -> None:
+    x = ForeignArray(normal(0, 4, 3, 3))
     layer = make("gru", backend="cupy")
     layer(x)
     with cupy.xp.cuda.Stream() as stream:
@@ -170,24 +176,26 @@ def test_they_are_borrowed_on_the_current_stream(cupy: Backend) -> None:
 # -- refused
 
 
-def refuses(subject: Any, given: dict[str, Any], argument: str, value: Any, *texts: str) -> None:
-    """Fail unless `value` for `argument` is a TypeError with these texts, and does no harm."""
-    expected = run(subject, given)
-    forward(subject, given)
+def check_refused(
+    subject: Any, inputs: dict[str, Any], argument: str, value: Any, *texts: str
+) -> None:
+    """Fail unless `value` for `argument` is a TypeError with these texts that changes nothing."""
+    expected = run(subject, inputs)
+    forward(subject, inputs)
     before = state_of(subject)
     call = backward if argument.startswith("d") else forward
     with pytest.raises(TypeError) as caught:
-        call(subject, {**given, argument: value})
+        call(subject, {**inputs, argument: value})
     for text in (argument, *texts):
         assert text in str(caught.value), caught.value
     backend = module_of(subject).backend
     moved = [on_host(backend, state[:-1]) for state in (state_of(subject), before)]
     assert_same(*moved)
-    backward(subject, given)
-    assert_same(on_host(backend, run(subject, given)), on_host(backend, expected))
+    backward(subject, inputs)
+    assert_same(on_host(backend, run(subject, inputs)), on_host(backend, expected))
 
 
-PLACES = {
+LOCATIONS = {
     "host": (CPU, 0, "on the CPU"),
     "another device": (CUDA, 1, "on CUDA device 1"),
     "page-locked": (3, 0, "on the CPU, page-locked"),
@@ -195,110 +203,129 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("location", LOCATIONS)
 @pytest.mark.parametrize("name", ["lstm", "lstm_cell", "lstm_function"])
-def test_arrays_that_are_elsewhere(name: str, place: str, cupy: Backend) -> None:
+def test_arrays_on_other_devices_are_refused(name: str, location: str, cupy: Backend) -> None:
     subject = make(name, backend="cupy")
     host = arguments(subject)
-    kind, number, where = PLACES[place]
+    kind, number, where = LOCATIONS[location]
     for argument, array in host.items():
         advice = f"xprnn.asarray({argument}, backend='cupy:0', dtype='float64')"
-        value = Lent(array, kind, number)
-        refuses(subject, moved(cupy, host), argument, value, f"got Lent {where}", advice)
+        value = ForeignArray(array, kind, number)
+        check_refused(
+            subject, moved(cupy, host), argument, value, f"got ForeignArray {where}", advice
+        )
 
 
 @pytest.mark.parametrize("name", ["gru", "gru_cell", "gru_function"])
-def test_numpy_arrays(name: str, cupy: Backend) -> None:
+def test_numpy_arrays_are_refused(name: str, cupy: Backend) -> None:
     subject = make(name, backend="cupy")
     host = arguments(subject)
     for argument, array in host.items():
         advice = f"on backend 'numpy'; convert it with xprnn.asarray({argument}, backend='cupy:0'"
-        refuses(subject, moved(cupy, host), argument, array, "on backend 'cupy:0', got", advice)
+        check_refused(
+            subject, moved(cupy, host), argument, array, "on backend 'cupy:0', got", advice
+        )
 
 
-def test_numpy_layers_borrow_nothing(cupy: Backend) -> None:
+def test_numpy_layers_import_no_arrays(cupy: Backend) -> None:
     host = arguments(make("gru"))
-    for place, where in (((CPU, 0), "the CPU"), ((CUDA, 0), "CUDA device 0")):
+    for location, where in (((CPU, 0), "the CPU"), ((CUDA, 0), "CUDA device 0")):
         for argument, array in host.items():
             advice = f"xprnn.asarray({argument}, backend='numpy'"
-            value = Lent(array, *place)
-            refuses(make("gru"), host, argument, value, f"got Lent on {where}", advice)
+            value = ForeignArray(array, *location)
+            check_refused(
+                make("gru"), host, argument, value, f"got ForeignArray on {where}", advice
+            )
 
 
-REFUSALS = {
+EXPORT_ERRORS = {
     "a tensor with a gradient": (BufferError("requires grad"), True, "pass it with .detach()"),
     "conjugated": (BufferError("a conjugate bit"), False, "a conjugate bit"),
     "bfloat16": (NotImplementedError("install ml_dtypes"), False, "install ml_dtypes"),
 }
 
 
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_arrays_that_are_not_lent(refusal: str, cupy: Backend) -> None:
-    error, requires_grad, text = REFUSALS[refusal]
+@pytest.mark.parametrize("kind", EXPORT_ERRORS)
+def test_arrays_that_cannot_be_exported_are_refused(kind: str, cupy: Backend) -> None:
+    error, requires_grad, text = EXPORT_ERRORS[kind]
     subject = make("gru", backend="cupy")
     host = arguments(subject)
     for argument, array in host.items():
-        value = Unwilling(array, error, requires_grad)
-        refuses(subject, moved(cupy, host), argument, value, "export to CuPy, got Unwilling", text)
+        value = UnexportableArray(array, error, requires_grad)
+        check_refused(
+            subject,
+            moved(cupy, host),
+            argument,
+            value,
+            "export to CuPy, got UnexportableArray",
+            text,
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int64", "bool", "complex128"])
-def test_other_dtypes(dtype: str, cupy: Backend) -> None:
+def test_other_dtypes_are_refused(dtype: str, cupy: Backend) -> None:
     subject = make("gru", backend="cupy")
     host = arguments(subject)
     for argument, array in host.items():
         texts = f"expected dtype float64, got {dtype}", f"xprnn.asarray({argument}, backend='cupy:"
-        refuses(subject, moved(cupy, host), argument, Lent(array.astype(dtype)), *texts)
+        check_refused(
+            subject, moved(cupy, host), argument, ForeignArray(array.astype(dtype)), *texts
+        )
 
 
-def test_bfloat16(cupy: Backend) -> None:
+def test_bfloat16_is_refused(cupy: Backend) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     subject = make("gru", backend="cupy", dtype="float32")
     host = arguments(subject)
-    value = Lent(host["x"].astype(ml_dtypes.bfloat16))
-    refuses(subject, moved(cupy, host), "x", value, "expected dtype float32, got bfloat16")
+    value = ForeignArray(host["x"].astype(ml_dtypes.bfloat16))
+    check_refused(subject, moved(cupy, host), "x", value, "expected dtype float32, got bfloat16")
 
 
-def test_other_shapes(cupy: Backend) -> None:
+def test_other_shapes_are_refused(cupy: Backend) -> None:
     layer = make("gru", backend="cupy")
     for shape in ((4, 3, 4), (3,), (1, 4, 3, 3)):
         with pytest.raises(ValueError, match=rf"x: expected shape .* got {re.escape(str(shape))}"):
-            layer(Lent(np.zeros(shape)))
+            layer(ForeignArray(np.zeros(shape)))
 
 
 def test_lengths_stay_on_the_host(cupy: Backend) -> None:
     layer = make("gru", backend="cupy")
-    x, lengths = Lent(normal(0, 4, 3, 3)), np.array([4, 2, 1])
+    x, lengths = ForeignArray(normal(0, 4, 3, 3)), np.array([4, 2, 1])
     for value, where in (
-        (Lent(lengths), "Lent on CUDA device 0"),
+        (ForeignArray(lengths), "ForeignArray on CUDA device 0"),
         (cupy.from_host(lengths), "an array on backend 'cupy:0'"),
     ):
         with pytest.raises(TypeError, match=rf"lengths: expected .*{where}.*xprnn.to_numpy\("):
             layer(x, lengths=value)
 
 
-def test_leaders_that_are_elsewhere(cupy: Backend) -> None:
-    weights = [Lent(normal(0, 15, 3), CPU), Lent(normal(1, 15, 5), CPU)]
+def test_reference_arrays_on_other_devices_are_refused(cupy: Backend) -> None:
+    weights = [ForeignArray(normal(0, 15, 3), CPU), ForeignArray(normal(1, 15, 5), CPU)]
     for name, call in {
-        "weight_ih": lambda: xprnn.functional.gru(Lent(normal(0, 4, 3, 3)), None, *weights),
-        "logits": lambda: xprnn.softmax_cross_entropy(Lent(normal(0, 4, 3), CPU), [0] * 4),
-        "prediction": lambda: xprnn.mse_loss(Lent(normal(0, 4), CPU), normal(0, 4)),
+        "weight_ih": lambda: xprnn.functional.gru(ForeignArray(normal(0, 4, 3, 3)), None, *weights),
+        "logits": lambda: xprnn.softmax_cross_entropy(ForeignArray(normal(0, 4, 3), CPU), [0] * 4),
+        "prediction": lambda: xprnn.mse_loss(ForeignArray(normal(0, 4), CPU), normal(0, 4)),
     }.items():
         advice = rf"xprnn\.asarray\({name}\)"
-        with pytest.raises(TypeError, match=f"{name}: expected .*got Lent on the CPU; {advice}"):
+        with pytest.raises(
+            TypeError, match=f"{name}: expected .*got ForeignArray on the CPU; {advice}"
+        ):
             call()
-    with pytest.raises(TypeError, match=r"targets: expected 4 integers, got Lent on CUDA device 1"):
-        targets = Lent(np.zeros(4, int), CUDA, 1)
+    with pytest.raises(
+        TypeError, match=r"targets: expected 4 integers, got ForeignArray on CUDA device 1"
+    ):
+        targets = ForeignArray(np.zeros(4, int), CUDA, 1)
         xprnn.softmax_cross_entropy(cupy.from_host(normal(0, 4, 3)), targets)
     with pytest.raises(ValueError, match=r"targets: expected \(4,\) integers, got float64 \(4,\)"):
-        xprnn.softmax_cross_entropy(cupy.from_host(normal(0, 4, 3)), Lent(np.zeros(4)))
+        xprnn.softmax_cross_entropy(cupy.from_host(normal(0, 4, 3)), ForeignArray(np.zeros(4)))
 
 
-# -- moved
+# -- converted
 
 
-def test_asarray_lends_what_is_there(cupy: Backend) -> None:
-    tensor = Lent(normal(0, 3, 4))
+def test_asarray_imports_without_copying(cupy: Backend) -> None:
+    tensor = ForeignArray(normal(0, 3, 4))
     LOG.clear()
     same = xprnn.asarray(tensor, backend="cupy")
     assert same._inner is tensor.memory and not LOG.memory

@@ -1,4 +1,4 @@
-"""Page-locked memory of the caller, which CuPy reads later: as the CuPy here does, on the host."""
+"""The caller's page-locked memory, which CuPy, and a fake here, reads asynchronously."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xprnn.backend.cupy import CupyBackend
 
 
 class LateCupy:
-    """As CuPy 14.2: from memory in `locked` it copies when the device comes to it."""
+    """Like CuPy 14.2: copies from memory in `locked` are made later, by `run`."""
 
     def __init__(self) -> None:
         self.locked: list[np.ndarray] = []
@@ -32,19 +32,19 @@ class LateCupy:
         return SimpleNamespace(type=int(any(inside)))
 
     def asarray(self, array: np.ndarray) -> np.ndarray:
-        there = np.full_like(array, np.nan)
+        target = np.full_like(array, np.nan)
 
         def copy() -> None:
-            there[...] = array
+            target[...] = array
 
         if self._attributes(array.ctypes.data).type and array.flags.forc:
             self._waiting.append(copy)
         else:
             copy()
-        return there
+        return target
 
     def run(self) -> None:
-        """The device comes to all that it was given."""
+        """Make all pending copies."""
         for copy in self._waiting:
             copy()
         self._waiting = []
@@ -56,7 +56,7 @@ def cupy() -> LateCupy:
 
 
 def changed_after(cupy: LateCupy, move: Callable[[np.ndarray], Any], array: np.ndarray) -> Any:
-    """What is on the device in the end, where the array is changed as soon as it is moved."""
+    """The final array on the device, if the caller changes the array right after the call."""
     moved = move(array)
     array[...] = -1.0
     cupy.run()
@@ -65,17 +65,19 @@ def changed_after(cupy: LateCupy, move: Callable[[np.ndarray], Any], array: np.n
 
 @pytest.mark.parametrize("view", [np.s_[:], np.s_[1:], np.s_[:, ::2], np.s_[:0]])
 @pytest.mark.parametrize("locked", [True, False])
-def test_the_array_may_be_changed_at_once(cupy: LateCupy, locked: bool, view: Any) -> None:
-    whole = np.arange(12.0, dtype=np.float32).reshape(3, 4)
-    cupy.locked += [whole] * locked
-    expected, backend = whole[view].copy(), CupyBackend("cupy:0", cupy, 0)
-    found = changed_after(cupy, backend.from_host, whole[view])
-    np.testing.assert_array_equal(found, expected)
+def test_the_array_may_be_changed_after_from_host(cupy: LateCupy, locked: bool, view: Any) -> None:
+    base = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    cupy.locked += [base] * locked
+    expected, backend = base[view].copy(), CupyBackend("cupy:0", cupy, 0)
+    actual = changed_after(cupy, backend.from_host, base[view])
+    np.testing.assert_array_equal(actual, expected)
 
 
-def test_so_it_may_when_it_goes_by_asarray(cupy: LateCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_array_may_be_changed_after_asarray(
+    cupy: LateCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(backend_module._opened, "cupy", CupyBackend("cupy:0", cupy, 0))
     array = np.arange(3.0)
     cupy.locked.append(array)
-    found = changed_after(cupy, lambda a: backend_module.asarray(a, backend="cupy"), array)
-    np.testing.assert_array_equal(found, [0.0, 1.0, 2.0])
+    actual = changed_after(cupy, lambda a: backend_module.asarray(a, backend="cupy"), array)
+    np.testing.assert_array_equal(actual, [0.0, 1.0, 2.0])

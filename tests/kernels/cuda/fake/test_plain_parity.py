@@ -58,12 +58,12 @@ LOW_PRECISION = tuple(
 )
 
 
-def assert_same_bits(found: Results, expected: Results) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_bits(actual: Results, expected: Results) -> None:
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
         assert np.isfinite(array).all(), name
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert actual[name].dtype == array.dtype and actual[name].shape == array.shape, name
+        assert actual[name].tobytes() == array.tobytes(), name
 
 
 @pytest.mark.parametrize("case", MATRIX + DROPOUT + LOW_PRECISION, ids=str)
@@ -73,15 +73,15 @@ def test_layer(case: Case, fake_cupy: Backend) -> None:
     problem = draw(case)
     expected = run(build(case), case, problem)
     assert_same_bits(run(build(case, fake_cupy.name), case, problem), expected)
-    assert LOG.products and not LOG.kernels, "the plain code serves"
+    assert LOG.products and not LOG.kernels, "the plain code runs"
 
 
 def test_dropout_changes_the_results() -> None:
     case = Case("gru", layers=2, dropout=0.25)
     layer, problem = build(case), draw(case)
     trained, _ = layer(problem.x)
-    kept, _ = layer.eval()(problem.x)
-    assert not np.array_equal(trained, kept)
+    evaluated, _ = layer.eval()(problem.x)
+    assert not np.array_equal(trained, evaluated)
 
 
 @pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == 2 and c.bias], ids=str)
@@ -92,11 +92,11 @@ def test_eval_equals_train(case: Case, fake_cupy: Backend) -> None:
     hx = move(fake_cupy, *problem.initial) if case.states else None
     output, final = layer(move(fake_cupy, problem.x), hx, lengths=problem.lengths)
     ends = final if isinstance(final, tuple) else (final,)
-    found = {"output": fake_cupy.to_host(output)}
-    found |= {
+    actual = {"output": fake_cupy.to_host(output)}
+    actual |= {
         f"{n}_n": fake_cupy.to_host(end) for n, end in zip(case.state_names, ends, strict=True)
     }
-    assert_same_bits(found, {name: expected[name] for name in found})
+    assert_same_bits(actual, {name: expected[name] for name in actual})
 
 
 @pytest.mark.parametrize("lengths", ["full", "zero"])

@@ -1,4 +1,4 @@
-"""Who serves on a CUDA backend, and what a step costs there: launches counted, no new memory."""
+"""The selected kernels on a CUDA backend, and the launches and allocations of a step."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from xprnn.backend import Backend
 from xprnn.kernels.cuda import pointwise
 
 IMPLEMENTATIONS = (pytest.param("pointwise", marks=needs_compiler), "reference")
-PRODUCTS = {"gru_reset_before": 2}  # in a step; 1 for the others
+PRODUCTS = {"gru_reset_before": 2}  # per step; 1 for the others
 
 
-def moved(backend: Backend, given: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {name: backend.from_host(array) for name, array in given.items()}
+def moved(backend: Backend, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: backend.from_host(array) for name, array in inputs.items()}
 
 
-def call(module: Any, given: dict[str, Any], upstream: bool = True) -> tuple[Any, ...]:
-    """Call and undo; what LOG counted of either: kernels, products, others, new arrays."""
-    states = tuple(given[name] for name in ("h", "c", "h0", "c0") if name in given)
+def call(module: Any, inputs: dict[str, Any], upstream: bool = True) -> tuple[Any, ...]:
+    """Forward and backward; the counts of each: kernels, products, other launches, new arrays."""
+    states = tuple(inputs[name] for name in ("h", "c", "h0", "c0") if name in inputs)
     counted = []
     for part in (
-        lambda: module(given["x"], states if len(states) > 1 else states[0]),
-        lambda: module.backward(given["doutput"] if upstream else None, dstates(given)),
+        lambda: module(inputs["x"], states if len(states) > 1 else states[0]),
+        lambda: module.backward(inputs["doutput"] if upstream else None, dstates(inputs)),
     ):
         LOG.clear()
         part()
@@ -38,27 +38,27 @@ def call(module: Any, given: dict[str, Any], upstream: bool = True) -> tuple[Any
     return tuple(counted)
 
 
-def dstates(given: dict[str, Any]) -> Any:
-    found = tuple(given[name] for name in ("dh_n", "dc_n") if name in given)
-    return found if len(found) > 1 else found[0]
+def dstates(inputs: dict[str, Any]) -> Any:
+    gradients = tuple(inputs[name] for name in ("dh_n", "dc_n") if name in inputs)
+    return gradients if len(gradients) > 1 else gradients[0]
 
 
 def per_step(
     backend: Backend, name: str, upstream: bool = True, **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What one more step adds to a call and to its inverse: a long call less a short one."""
+    """What one more step adds to forward and to backward: a long call minus a short one."""
     counted = []
     for T in (9, 4):
         layer = make(name, backend=backend.name, **options)
-        given = moved(backend, arguments(layer, T=T))
-        for _ in range(3):  # scratch has found its size
-            found = call(layer, given, upstream)
-        counted.append(found)
+        inputs = moved(backend, arguments(layer, T=T))
+        for _ in range(3):  # until the workspace has its final size
+            counts = call(layer, inputs, upstream)
+        counted.append(counts)
     return tuple((long - short) / 5 for long, short in zip(*counted, strict=True))
 
 
-def promised(layer: Any) -> tuple[int, int, int]:
-    """The launches that `explain` says a step takes: forward, backward, and for the output."""
+def stated_launches(layer: Any) -> tuple[int, int, int]:
+    """The launches of a step according to `explain`: forward, backward, and for the output."""
     text = layer.explain((4, 3, 3))
     match = re.search(r"takes (\d+) launches forward, (\d+) backward and (one) more", text)
     assert match, text
@@ -69,7 +69,7 @@ def promised(layer: Any) -> tuple[int, int, int]:
 @pytest.mark.parametrize("compute_dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", LAYERS)
 @needs_compiler
-def test_a_fused_step_is_kernels_and_products_and_takes_no_memory(
+def test_a_fused_step_only_launches_kernels_and_products(
     name: str, compute_dtype: str, bias: bool, fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
     if compute_dtype == "bfloat16" and BFLOAT16 is None:
@@ -77,15 +77,15 @@ def test_a_fused_step_is_kernels_and_products_and_takes_no_memory(
     select_kernels("pointwise")
     options = {"dtype": "float32", "compute_dtype": compute_dtype, "bias": bias}
     count = PRODUCTS.get(name, 1)
-    there, back = per_step(fake_cupy, name, **options)
-    assert there.tolist() == [count, count, 0, 0]
-    assert back.tolist() == [count, count, 1, 0]
-    _, back = per_step(fake_cupy, name, upstream=False, **options)
-    assert back.tolist() == [count, count, 0, 0]
+    per_forward, per_backward = per_step(fake_cupy, name, **options)
+    assert per_forward.tolist() == [count, count, 0, 0]
+    assert per_backward.tolist() == [count, count, 1, 0]
+    _, per_backward = per_step(fake_cupy, name, upstream=False, **options)
+    assert per_backward.tolist() == [count, count, 0, 0]
 
 
 @needs_compiler
-def test_a_step_that_takes_memory_is_noticed(
+def test_an_allocating_step_is_detected(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     def wasteful(xp: Any, name: str, shape: tuple[int, int], *arrays: Any) -> None:
@@ -93,28 +93,28 @@ def test_a_step_that_takes_memory_is_noticed(
 
     select_kernels("pointwise")
     monkeypatch.setattr("xprnn.kernels.cuda.cells.launch", wasteful)
-    there, back = per_step(fake_cupy, "lstm")
-    assert there.tolist() == [1, 1, 1, 1]
-    assert back.tolist() == [1, 1, 2, 1]
+    per_forward, per_backward = per_step(fake_cupy, "lstm")
+    assert per_forward.tolist() == [1, 1, 1, 1]
+    assert per_backward.tolist() == [1, 1, 2, 1]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", LAYERS)
-def test_explain_tells_the_launches_of_a_step(
+def test_explain_states_the_launches_of_a_step(
     name: str, implementation: str, fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
     select_kernels(implementation)
-    forward, backward, output = promised(make(name, backend=fake_cupy.name))
-    there, back = per_step(fake_cupy, name)
+    forward, backward, output = stated_launches(make(name, backend=fake_cupy.name))
+    per_forward, per_backward = per_step(fake_cupy, name)
     _, without = per_step(fake_cupy, name, upstream=False)
-    assert there[:3].sum() == forward
-    assert back[:3].sum() == backward + output
+    assert per_forward[:3].sum() == forward
+    assert per_backward[:3].sum() == backward + output
     assert without[:3].sum() == backward
-    assert there[3] == back[3] == 0
-    assert (there[0] > 0) == (back[0] > 0) == (implementation == "pointwise")
+    assert per_forward[3] == per_backward[3] == 0
+    assert (per_forward[0] > 0) == (per_backward[0] > 0) == (implementation == "pointwise")
 
 
-# -- who serves
+# -- the selected kernels
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_explain_tells_the_launches_of_a_step(
     ],
 )
 @pytest.mark.parametrize("name", MODULES)
-def test_the_table_chooses_by_name(
+def test_the_kernel_table_selects_by_name(
     name: str,
     forced: str,
     expected: str,
@@ -137,27 +137,27 @@ def test_the_table_chooses_by_name(
 ) -> None:
     select_kernels(forced or "auto")
     module = make(name, backend=fake_cupy.name)
-    given = arguments(module)
-    lines = module.explain(given["x"].shape).splitlines()
+    inputs = arguments(module)
+    lines = module.explain(inputs["x"].shape).splitlines()
     assert lines[0].endswith(f" N=3: {expected}") and re.search(f"  reason: .*{reason}", lines[1])
     assert any(re.match(f"  sequence: (no kernel|not yet run|.*{reason})", line) for line in lines)
     assert any(line.startswith("  pointwise: ") for line in lines) == (expected == "reference")
     LOG.clear()
-    hx = [fake_cupy.from_host(given[key]) for key in ("h", "c", "h0", "c0") if key in given]
-    module(fake_cupy.from_host(given["x"]), tuple(hx) if len(hx) > 1 else hx[0])
+    hx = [fake_cupy.from_host(inputs[key]) for key in ("h", "c", "h0", "c0") if key in inputs]
+    module(fake_cupy.from_host(inputs["x"]), tuple(hx) if len(hx) > 1 else hx[0])
     assert (LOG.kernels > 0) == (expected == "pointwise")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_whole_sequences_cannot_be_forced(
+def test_sequence_kernels_cannot_be_forced(
     name: str, fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
     module = make(name, backend=fake_cupy.name)
-    given = arguments(module)
-    x = fake_cupy.from_host(given["x"])
+    inputs = arguments(module)
+    x = fake_cupy.from_host(inputs["x"])
     select_kernels("sequence")
     LOG.clear()
-    for ask in (lambda: module(x), lambda: module.explain(x.shape)):
+    for attempt in (lambda: module(x), lambda: module.explain(x.shape)):
         with pytest.raises(xprnn.KernelUnavailableError, match=r"sequence\W*: [ft]"):
-            ask()
+            attempt()
     assert not LOG.launches

@@ -1,7 +1,7 @@
-"""Layers, cells and functions through the fused kernels, on the stand-in: NumPy's within rounding.
+"""Layers, cells and functions with the fused kernels on the fake CuPy: NumPy's results to rounding.
 
-The package's own CUDA path runs here, its kernels compiled for the host and its products by the
-stand-in's gemmEx; only the hardware is missing.
+The package's own CUDA code runs, its kernels compiled for the host and its products computed by the
+fake gemmEx; only the hardware is missing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.support.cases import (
     TORCH_CELLS,
     Case,
     Results,
+    as_float64,
     build,
     draw,
     numpy_run,
@@ -27,7 +28,6 @@ from tests.support.cases import (
     run,
     run_functional,
     unroll,
-    widened,
 )
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
@@ -71,7 +71,7 @@ LOW_PRECISION = tuple(
         lengths=("full", "zero"),
         states=(True, False),
     )
-    if case.bias or case.cell != "rnn_relu"  # without one it is at its kink, where rounding decides
+    if case.bias or case.cell != "rnn_relu"  # without a bias, rounding decides at its kink
 )
 TYPES = (("float64", None), ("float32", None), ("float32", "float16"), ("float32", "bfloat16"))
 
@@ -80,7 +80,7 @@ Made = TypeVar("Made")
 
 
 def fused(function: Callable[..., Made], *arguments: Any) -> Made:
-    """Call a function where every layer is served by the pointwise kernels, or not at all."""
+    """Call a function with the pointwise kernels forced for every layer."""
     with xprnn.use_kernels("pointwise"):
         return function(*arguments)
 
@@ -90,22 +90,22 @@ def check_type(compute_dtype: str | None) -> None:
         pytest.skip("ml_dtypes is not installed: NumPy has no bfloat16")
 
 
-def assert_all_close(case: Case, found: Results, expected: Results, **sizes: int) -> None:
-    assert found.keys() == expected.keys()
+def assert_all_close(case: Case, actual: Results, expected: Results, **sizes: int) -> None:
+    assert actual.keys() == expected.keys()
     for name, reference in expected.items():
-        alive = reference.any() or case.cell == "rnn_relu"  # whose units may all be off
-        assert alive, f"{case}: {name} is all zero and tests nothing"
+        nonzero = reference.any() or case.cell == "rnn_relu"  # its units may all be zero
+        assert nonzero, f"{case}: {name} is all zero, which tests nothing"
         reference, what = reference.astype(np.float64), f"{case}: {name}"
-        assert_close(found[name], reference, case.dtype, what, case.compute_dtype, **sizes)
+        assert_close(actual[name], reference, case.dtype, what, case.compute_dtype, **sizes)
 
 
 def compare(case: Case, backend: Backend, **sizes: int) -> Results:
     """Run a case on a backend, and compare it with NumPy in float64."""
     layer, problem = build(case, backend.name), draw(case)
     expected = numpy_run(case, layer, problem)
-    found = fused(run, layer, case, problem)
-    assert_all_close(case, found, expected, **sizes)
-    return found
+    actual = fused(run, layer, case, problem)
+    assert_all_close(case, actual, expected, **sizes)
+    return actual
 
 
 @pytest.mark.parametrize("case", MATRIX + DROPOUT, ids=str)
@@ -115,12 +115,12 @@ def test_layer(case: Case, fake_cupy: Backend) -> None:
 
 
 @pytest.mark.parametrize("case", LOW_PRECISION, ids=str)
-def test_narrow_layer(case: Case, fake_cupy: Backend) -> None:
+def test_low_precision_layer(case: Case, fake_cupy: Backend) -> None:
     check_type(case.compute_dtype)
     sizes = {"steps": case.T, "layers": case.layers}
-    found = compare(case, fake_cupy, **sizes)
+    actual = compare(case, fake_cupy, **sizes)
     plain = run(build(case), case, draw(case))
-    assert_all_close(case, found, plain, **sizes)
+    assert_all_close(case, actual, plain, **sizes)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_layer_equals_torch(case: Case, fake_cupy: Backend) -> None:
 
 @pytest.mark.parametrize("case", [c for c in MATRIX if c.layers == c.directions == 1], ids=str)
 def test_functional(case: Case, fake_cupy: Backend) -> None:
-    problem, wide = draw(case), replace(case, dtype="float64")
-    layer, other = build(case, fake_cupy.name), build(wide)
-    other.load_state_dict(layer.state_dict())
-    expected = run_functional(wide, other, widened(problem))
+    problem, reference_case = draw(case), replace(case, dtype="float64")
+    layer, reference_layer = build(case, fake_cupy.name), build(reference_case)
+    reference_layer.load_state_dict(layer.state_dict())
+    expected = run_functional(reference_case, reference_layer, as_float64(problem))
     assert_all_close(case, fused(run_functional, case, layer, problem), expected)
 
 
@@ -157,7 +157,7 @@ def test_cell(name: str, dtype: str, compute_dtype: str | None, fake_cupy: Backe
     starts = tuple(state[0] for state in problem.initial)
     upstream = tuple(np.flip(problem.doutput, axis) for axis, _ in enumerate(starts))
 
-    def undone(backend: str, dtype: str, compute_dtype: str | None) -> Results:
+    def run_cell(backend: str, dtype: str, compute_dtype: str | None) -> Results:
         cell = kind(
             *(case.I, case.H),
             **options,
@@ -166,12 +166,12 @@ def test_cell(name: str, dtype: str, compute_dtype: str | None, fake_cupy: Backe
             compute_dtype=compute_dtype,
         ).train()
         cell.load_state_dict(weights)
-        given = [tuple(a.astype(dtype) for a in arrays) for arrays in (starts, upstream)]
-        return unroll(cell, problem.x.astype(dtype), *given)
+        states = [tuple(a.astype(dtype) for a in arrays) for arrays in (starts, upstream)]
+        return unroll(cell, problem.x.astype(dtype), *states)
 
-    expected = undone("numpy", "float64", None)
-    found = fused(undone, fake_cupy.name, dtype, compute_dtype)
-    assert_all_close(case, found, expected, steps=3, layers=1)
+    expected = run_cell("numpy", "float64", None)
+    actual = fused(run_cell, fake_cupy.name, dtype, compute_dtype)
+    assert_all_close(case, actual, expected, steps=3, layers=1)
 
 
 @pytest.mark.parametrize("N", [1, 3])
@@ -188,10 +188,10 @@ def test_no_steps_or_no_rows(cell: str, sizes: dict[str, int], fake_cupy: Backen
     case = Case(cell, layers=2, directions=2, **sizes)
     problem = draw(case)
     expected = run(build(case), case, problem)
-    found = fused(run, build(case, fake_cupy.name), case, problem)
+    actual = fused(run, build(case, fake_cupy.name), case, problem)
     for name, array in expected.items():
-        assert found[name].shape == array.shape
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-10, err_msg=name)
+        assert actual[name].shape == array.shape
+        np.testing.assert_allclose(actual[name], array, rtol=0, atol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize(("dtype", "compute_dtype"), TYPES, ids=str)
@@ -207,13 +207,13 @@ def test_two_runs_give_the_same_bits(
     again = build(case, fake_cupy.name)
     fused(run, again, case, problem)
     again.zero_grad()
-    again._calls = 0  # the clock of the dropout masks
-    third = fused(run, again, case, problem)  # in memory that was used before
+    again._calls = 0  # the counter of the dropout masks
+    third = fused(run, again, case, problem)  # in memory used before
     assert all(third[name].tobytes() == array.tobytes() for name, array in first.items())
 
 
 @pytest.mark.parametrize("cell", LAYERS)
-def test_tf32_is_used_where_it_is_allowed_and_only_there(cell: str, fake_cupy: Backend) -> None:
+def test_tf32_is_used_only_where_it_is_allowed(cell: str, fake_cupy: Backend) -> None:
     kind, options = LAYERS[cell]
     case = Case(cell, dtype="float32")
     problem = draw(case)
@@ -221,11 +221,11 @@ def test_tf32_is_used_where_it_is_allowed_and_only_there(cell: str, fake_cupy: B
     layer = kind(case.I, case.H, **options, backend=fake_cupy.name, precision="tf32").train()
     layer.load_state_dict(full.state_dict())
     expected = numpy_run(case, full, problem)
-    found, exact = (fused(run, each, case, problem) for each in (layer, full))
+    actual, exact = (fused(run, each, case, problem) for each in (layer, full))
     for name, reference in expected.items():
-        assert_close(found[name], reference, "float32", name, "tf32", steps=case.T, layers=1)
+        assert_close(actual[name], reference, "float32", name, "tf32", steps=case.T, layers=1)
         assert_close(exact[name], reference, "float32", name)
-    error = np.abs(found["output"] - expected["output"]).max() / np.abs(expected["output"]).max()
+    error = np.abs(actual["output"] - expected["output"]).max() / np.abs(expected["output"]).max()
     assert error > tolerance("float32")
 
 
@@ -233,8 +233,8 @@ def test_tf32_is_used_where_it_is_allowed_and_only_there(cell: str, fake_cupy: B
 
 
 @pytest.fixture
-def clean() -> Iterator[None]:
-    """Kernels are built from the sources that there are, before and after."""
+def rebuilt_kernels() -> Iterator[None]:
+    """Rebuild the kernels from their sources, before and after the test."""
     pointwise.build.cache_clear()
     yield
     pointwise.build.cache_clear()
@@ -255,26 +255,26 @@ FLIPPED = [  # (cell, in its header, one sign flipped)
 ]
 
 
-@pytest.mark.parametrize(("cell", "sound", "flipped"), FLIPPED)
+@pytest.mark.parametrize(("cell", "correct", "flipped"), FLIPPED)
 @pytest.mark.parametrize(("dtype", "compute_dtype"), TYPES, ids=str)
-def test_a_flipped_sign_in_a_header_fails(
+def test_a_flipped_sign_in_a_header_is_detected(
     cell: str,
-    sound: str,
+    correct: str,
     flipped: str,
     dtype: str,
     compute_dtype: str | None,
     fake_cupy: Backend,
-    clean: None,
+    rebuilt_kernels: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check_type(compute_dtype)
     case = Case(cell, dtype=dtype, compute_dtype=compute_dtype)
-    genuine = pointwise.source
+    original = pointwise.source
 
     def source(header: str) -> str:
-        text = genuine(header)
-        assert text.count(sound) == 1
-        return text.replace(sound, flipped)
+        text = original(header)
+        assert text.count(correct) == 1
+        return text.replace(correct, flipped)
 
     monkeypatch.setattr(pointwise, "source", source)
     with pytest.raises(AssertionError, match="relative error"):

@@ -1,4 +1,4 @@
-"""Reasons of the planner of sequence kernels: each names exactly what does not fit."""
+"""Reasons of the sequence kernels' planner: each names exactly what does not fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from xprnn.kernels import Unsupported
 from xprnn.kernels.cuda.plan import DeviceProperties, LaunchPlan, SequenceProblem, plan
 
 GRU = SequenceProblem("gru", "training", "float32", 8, 512, 100)
@@ -46,8 +47,8 @@ def test_the_reason_names_what_does_not_fit(
 ) -> None:
     assert isinstance(plan(H200, GRU), LaunchPlan)
     answer = plan(device, GRU._replace(**change))
-    assert isinstance(answer, str), answer
-    assert re.search(reason, answer), answer
+    assert isinstance(answer, Unsupported), answer
+    assert re.search(reason, answer.reason), answer
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,8 @@ def test_the_reason_names_what_does_not_fit(
         (H200, {"N": 2**20, "T": 2047}, {"T": 2046}),
     ],
 )
-def test_a_reason_is_as_narrow_as_it_can_be(
+def test_the_limits_in_the_reasons_are_exact(
     device: DeviceProperties, change: dict[str, Any], fits: dict[str, Any]
 ) -> None:
-    assert isinstance(plan(device, GRU._replace(**change)), str)
+    assert isinstance(plan(device, GRU._replace(**change)), Unsupported)
     assert isinstance(plan(device, GRU._replace(**{**change, **fits})), LaunchPlan)

@@ -1,6 +1,7 @@
-// Emulation of accesses to the shared memory of other blocks of a cluster. Included after fibers.h.
+// Emulation of accesses to the shared memory of other blocks of a cluster. Included after
+// emulator.h.
 //
-// A store to another block is performed late and in any order, as is an arrival at its mbarrier;
+// A store to another block takes effect late and in any order, as does an arrival at its mbarrier;
 // the bytes of a store are counted at the mbarrier with its data or later, never before. The
 // cluster's barrier waits for arrivals made before it, but not for such stores. Reported are
 // stores and arrivals at a block that has ended, and misused mbarriers: not initialised, with more
@@ -83,7 +84,7 @@ inline void send_words(unsigned char* to, uint4 value, unsigned char* barrier) {
   const bool in_two_parts = grid->random() % 2;
   const auto part = [=]() mutable {
     if (!block->members) {
-      report(GONE);
+      report(BLOCK_ENDED);
       return true;
     }
     if (!written) {
@@ -101,7 +102,7 @@ inline void send_arrival(unsigned char* barrier) {
   if (!block) return fail(MISUSED);
   const auto part = [=] {
     if (!block->members)
-      report(GONE);
+      report(BLOCK_ENDED);
     else if (Mbarrier* mbarrier = mbarrier_at(*block, barrier))
       count(*mbarrier, 1, 0);
     return true;

@@ -1,4 +1,4 @@
-// kernels/cuda/device.h for the emulator; included after fibers.h and clusters.h.
+// kernels/cuda/device.h for the emulator; included after emulator.h and clusters.h.
 
 #define threadIdx (emulator::current->thread_index)
 #define blockIdx (emulator::current->block_index)
@@ -17,7 +17,7 @@ inline bool all_lanes(bool p) {
     if (!all[lane][0]) return false;
   return true;
 }
-inline void pause() { emulator::spin(); }
+inline void pause() { emulator::poll_again(); }
 inline void sync_warp() {
   const unsigned nothing = 0;
   emulator::collect(5, &nothing, 1);

@@ -1,12 +1,12 @@
 // A grid of CUDA threads on one thread of the host.
 //
-// An emulator: every CUDA thread has its own stack, and the threads run in turn. They switch only
-// at barriers of a warp or a block and between polls. The next thread is drawn at random from a
-// seed, and now and then one warp is delayed for long. Published stores reach memory late and in
-// any order, except for the thread that made them. Therefore a missing barrier or poll gives wrong
-// values (shared memory is filled with NaN at first). Deadlocks, diverged warps, unaligned vectors
-// and writes past the end of shared memory are reported. Not emulated: time, and the accuracy of
-// intrinsics. For the shared memory of clusters see clusters.h.
+// An emulator: every CUDA thread has its own stack, and one thread runs at a time. Threads switch
+// only at barriers of a warp or a block and between polls. The next thread is drawn at random from
+// a seed, and sometimes one warp is delayed for a long time. Published stores reach memory late and
+// in any order, except for the thread that made them. Therefore a missing barrier or poll gives
+// wrong values (shared memory is filled with NaN at first). Deadlocks, diverged warps, unaligned
+// vectors and writes past the end of shared memory are reported. Not emulated: time, and the
+// accuracy of intrinsics. For the shared memory of clusters see clusters.h.
 
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -30,10 +30,12 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 
 namespace emulator {
 
-enum Outcome { FINE, DEADLOCK, SHARED_OVERRUN, DIVERGED, UNALIGNED, GONE, MISUSED, UNDIVIDED };
+enum Outcome {
+  FINE, DEADLOCK, SHARED_OVERRUN, DIVERGED, UNALIGNED, BLOCK_ENDED, MISUSED, UNDIVIDED
+};
 
 constexpr size_t STACK = 64 << 10, GUARD = 1024;
-constexpr unsigned char FRESH = 0xff;  // NaN
+constexpr unsigned char UNINITIALISED = 0xff;  // NaN
 
 struct SyncGroup {  // a cluster, a block or a warp, at its barriers
   int arrived = 0, members = 0;
@@ -128,7 +130,7 @@ inline void delay_warp(Warp* warp) {
   grid->delayed_warp = warp;
   grid->delay_left = 1 + grid->random() % (64 * grid->all_threads.size());
 }
-// Barrier of a block; sometimes one of its warps is delayed for long afterwards.
+// Barrier of a block; sometimes one of its warps is delayed for a long time afterwards.
 inline void barrier() {
   Block& block = *current->parent;
   grid->idle = 0;
@@ -136,7 +138,7 @@ inline void barrier() {
     if (grid->random() % 4 == 0) delay_warp(&block.warps[grid->random() % block.warps.size()]);
   arrive_and_wait(block);
 }
-inline void spin() {
+inline void poll_again() {
   ++grid->idle;
   grid->ready.push_back(index_of(current));
   yield();
@@ -273,7 +275,7 @@ inline Outcome launch(Dim size, int threads, size_t shared, unsigned seed, int r
     block.members = threads;
     block.cluster = &g.clusters[b / cluster];
     block.rank = b % cluster;
-    block.shared.assign(shared + GUARD, FRESH);
+    block.shared.assign(shared + GUARD, UNINITIALISED);
     block.warps.resize(threads / 32);
     for (Warp& warp : block.warps) warp.members = 32;
     for (int t = 0; t < threads; ++t) {
@@ -294,7 +296,7 @@ inline Outcome launch(Dim size, int threads, size_t shared, unsigned seed, int r
   while (!g.pending_sends.empty()) deliver(0);
   for (const Block& block : g.blocks)
     for (size_t i = shared; i < block.shared.size(); ++i)
-      if (block.shared[i] != FRESH && g.outcome == FINE) g.outcome = SHARED_OVERRUN;
+      if (block.shared[i] != UNINITIALISED && g.outcome == FINE) g.outcome = SHARED_OVERRUN;
   munmap(g.stacks, STACK * count * threads);
   grid = nullptr;
   return g.outcome;
