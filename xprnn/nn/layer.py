@@ -134,8 +134,9 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         if doutput is NOT_GIVEN:
             if dhx is None:
                 raise ValueError(
-                    "backward: expected the gradient of the loss with respect to the output, doutput, "
-                    "or the final states, dhx, got neither; for zeros call backward(None, None)"
+                    "backward: expected the gradient of the loss with respect to the output, "
+                    "doutput, or the final states, dhx, got neither; for zeros call "
+                    "backward(None, None)"
                 )
             doutput = None
         doutput, dfinal = check_upstream(

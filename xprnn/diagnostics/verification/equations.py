@@ -58,8 +58,9 @@ class Equations:
     `limits` are those of `tolerance`, times the factor by which the equations amplify a small
     change of their values more than MAX_AMPLIFICATION. If a kink of relu is so near that rounding
     decides on which side of it a value lies, the gradients, which are discontinuous there, are
-    omitted. If values exceed the type's range, the call ends before the first step in which a sum may overflow,
-    because later results depend on the order of summation; `steps` is the number of steps compared.
+    omitted. If values exceed the type's range, the call ends before the first step in which a sum
+    may overflow, because later results depend on the order of summation; `steps` is the number of
+    steps compared.
 
     :raises ValueError: `shape` is invalid, no step can be compared, or the limits would be
         meaningless.
