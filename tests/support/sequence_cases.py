@@ -160,8 +160,8 @@ class Case:
             dweights = Weights(None, dweight_hh, None, None)
             trace = Activations(*wide, states)
             arguments = self.weights, self.reverse, trace, doutput, tuple(dstates)
-            undoing = BackwardPass(*arguments, dweights, None, PackedWeights())
-            self.loop.backward([undoing], self.context())
+            backward_pass = BackwardPass(*arguments, dweights, None, PackedWeights())
+            self.loop.backward([backward_pass], self.context())
         results = {"dgx": wide[1], "saved": wide[2], "dweight_hh": dweight_hh}
         return results | dict(zip(self.dstates, dstates, strict=True))
 

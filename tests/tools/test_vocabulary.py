@@ -97,7 +97,6 @@ def test_each_pattern_matches_its_sample(entry: Entry) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: what is tracked is unknown")
-@pytest.mark.xfail(strict=True, reason="not all files have been revised yet")
 def test_no_tracked_text_uses_the_old_vocabulary() -> None:
     patterns = entries()
     assert [hit for path, text in tracked() for hit in matches(path, text, patterns)] == []

@@ -72,11 +72,11 @@ def of_class(path: str, kind: type) -> Iterator[str]:
 def signature_of(function: Any) -> str:
     """Names, kinds and defaults of the parameters."""
     signature = inspect.signature(function)
-    bare = [
+    unannotated = [
         parameter.replace(annotation=inspect.Parameter.empty)
         for parameter in signature.parameters.values()
     ]
-    return str(inspect.Signature(bare))
+    return str(inspect.Signature(unannotated))
 
 
 def test_all_names_are_there_as_they_were() -> None:

@@ -13,7 +13,7 @@ from ..backend import AnyArray, Array, Lengths, StatesLike, asarray, to_numpy
 from ..backend.exports import exported_from
 from ..core.checks import check_seed, check_size
 from ..nn.cells import _CellModule
-from ..nn.layer import _Layer
+from ..nn.layers import _Layer
 from ..nn.recurrent import _Recurrent
 
 R = TypeVar("R", bound=_Recurrent)

@@ -13,7 +13,7 @@ from ..backend.exports import exported_from
 from ..backend.floating_point import environment
 from ..core.spec import StackSpec
 from ..nn.arguments import check_upstream
-from ..nn.layer import _Layer
+from ..nn.layers import _Layer
 from .gradient_check import as_float64, float64_copy
 
 VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last state

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import BackendName, asarray, to_numpy
 from ..core.checks import check_lengths, check_size
-from ..nn.layer import _Layer
+from ..nn.layers import _Layer
 from ..nn.linear import Linear
 from ..nn.module import load
 from ..nn.serialization import Location, check_outputs, replacing

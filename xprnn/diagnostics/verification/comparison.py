@@ -14,7 +14,7 @@ from ...backend.exports import exported_from
 from ...backend.floating_point import environment
 from ...core.checks import check_seed, check_shape
 from ...nn.cells import _CellModule
-from ...nn.layer import _Layer
+from ...nn.layers import _Layer
 from ..gradient_check import _Function
 from .equations import CallArguments, Equations, Module, packed
 from .report import GRADCHECK, Absent, Row, VerifyReport

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...backend import asarray, to_numpy
 from ...nn.cells import _CellModule
-from ...nn.layer import _Layer
+from ...nn.layers import _Layer
 from ..tolerances import EPSILON, LARGEST, error_of, tolerance
 from .report import Row, worst_of
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from ...backend import Backend, BackendName, get_backend, optional, to_numpy
 from ...backend.floating_point import environment
-from ...nn.layer import _Layer
-from ...nn.layers import GRU, LSTM, RNN
+from ...nn.layers import GRU, LSTM, RNN, _Layer
 from ..tolerances import EPSILON
 from .comparison import check
 from .report import GRADCHECK, Absent, Row, VerifyReport, worst_of
