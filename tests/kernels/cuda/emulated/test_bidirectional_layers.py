@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "the first direction twice": (sequence, "grouped_arguments", first_twice),
     "the other direction's first states": (
         sequence,
-        "_first",
+        "_initial_rows",
         lambda original: lambda layout, reverse: original(layout, not reverse),
     ),
 }

@@ -261,7 +261,7 @@ def test_a_kernel_that_times_out_is_reported(
 FAULTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "an old exchange buffer": ("SENTINEL", lambda original: 0),
     "the other direction's first states": (
-        "_first",
+        "_initial_rows",
         lambda original: lambda layout, reverse: original(layout, not reverse),
     ),
     "rows of another width": ("padded", lambda original: lambda H, mode: original(H + 8, mode)),
