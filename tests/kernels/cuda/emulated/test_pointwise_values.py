@@ -150,4 +150,4 @@ def test_a_fused_step_matches_the_reference_step(
     for what, expected in plain.items():
         if expected.size:
             assert_close(fused[what], expected, dtype, what, steps=1, width=11, layers=1)
-    assert launches == POINTWISE[name].launches
+    assert launches == POINTWISE[name].kernel_launches
