@@ -78,7 +78,7 @@ def compared(problem: StepProblem, backend: Backend) -> tuple[list[Row], list[Ro
     """The rows of a problem without times, and kernels that do not support it."""
     layer = rounded_layer(problem, backend)
     x = values(problem, COMPARED, 0, layer)
-    count = len(layer._stack.cell.state_names)
+    count = len(layer._spec.cell.state_names)
     states = [values(problem, problem.layers, 1 + k, layer) for k in range(count)]
     expected = equations(layer, x, states)
     limits = dict.fromkeys(expected, _tolerance(problem))

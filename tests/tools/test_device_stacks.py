@@ -104,7 +104,7 @@ def test_a_stack_that_does_not_fit_in_a_wavefront_is_reported(device: Backend) -
     (row,), (absent,) = stacks.compared(SMALL._replace(layers=9, H=4), device)
     assert row["kernels"] == "sequence" and not row["wrong"]
     assert absent["kernels"] == "wave" and absent["layers"] == 9
-    assert absent["reason"] == "XPRNN_KERNELS=wave: 9 layers: a wavefront has at most 8"
+    assert absent["reason"] == "use_kernels('wave'): 9 layers: a wavefront has at most 8"
     assert {name for name, _ in Function.launches} and layers_of_launches()[0][1] == 1
 
 

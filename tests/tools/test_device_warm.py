@@ -17,6 +17,7 @@ from tests.gpu import test_smoke as smoke
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy import sequence as fake_sequence
 from tests.support.fake_cupy import stack_step as fake_stack
+from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
 from xprnn.diagnostics.verification.suite import PROBLEMS
 from xprnn.kernels.cuda import stack_step
@@ -56,7 +57,7 @@ def test_the_reports_kernels_are_among_them(every: list[Job]) -> None:
         for operand_type in ("float32", "tf32", "bfloat16", "float16"):
             check(cell, operand_type, one.N, one.H, one.T, one.directions)
     for one in step_problems(("gru", "lstm", "rnn_tanh"), ("float32", "float16")):
-        rows = stack_step.Sizes(one.layers, one.N, one.H, one.H).rows
+        rows = stack_step.StepSizes(one.layers, one.N, one.H, one.H).rows
         unit, kind = stack_step.UNITS[one.cell], stack_step.KINDS[one.dtype]
         assert stack_step.instantiation(unit, kind, rows) in names
 
@@ -113,10 +114,10 @@ def test_a_job_compiles_what_a_launch_requests(
 
 
 def test_a_layer_is_called_without_the_kernels_that_wait(
-    fake: Backend, monkeypatch: pytest.MonkeyPatch
+    fake: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     fake_sequence.install(monkeypatch)
-    monkeypatch.delenv("XPRNN_KERNELS")
+    select_kernels("auto")
     monkeypatch.setitem(xprnn.kernels.AUTOMATIC, "cuda", ("reference", "pointwise"))
     Job("layer", "gru float32").compile(fake)
     assert not fake_sequence.Function.launches

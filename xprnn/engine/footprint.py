@@ -79,4 +79,5 @@ def _constant_part(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: 
         elements += sum(prod(s) * (1 + ("weight" in n)) for n, s in spec.shapes().items())
     if recomputes:  # for a segment's forward pass
         elements += costs.input_rows * (spec.widest_input + cell.gates * H)
-    return (elements + costs.scratch) * plan.precision.dtype.itemsize
+    kept = costs.bytes_per_direction * spec.num_layers * spec.num_directions
+    return (elements + costs.scratch) * plan.precision.dtype.itemsize + kept

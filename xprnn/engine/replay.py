@@ -42,6 +42,7 @@ MIN_STEPS = 8  # from which replaying is faster: the setup costs about as much
 GAP = 272  # elements, of 4 or 8 bytes, between arrays; a multiple of 64 bytes
 MIN_INPUT_ROWS = 16  # from which an input product per step costs no more than one for all steps
 MAX_CAPTURES = 64  # per workspace; then the oldest is dropped
+CAPTURED_BYTES = 16 << 10  # of the captured calls of a direction, roughly
 
 
 def capture(
@@ -239,7 +240,7 @@ class ReplayLoop:
     Captured calls are stored in the workspace of a call, so that later calls of a layer use them.
     """
 
-    costs: RunnerCosts = RunnerCosts()
+    costs: RunnerCosts = RunnerCosts(bytes_per_direction=CAPTURED_BYTES)
 
     def __init__(self, cell: Cell, dtype: np.dtype[Any]) -> None:
         self.cell: Cell = cell
