@@ -155,7 +155,7 @@ def _demo() -> Any:
     try:
         from xprnn.tools import demo
     except ImportError:
-        from xprnn.tools import demo
+        from xprnn import demo
     return demo
 
 

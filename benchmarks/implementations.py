@@ -214,4 +214,4 @@ def _peer(task: str, library: str, cell: str, backend: Any, dtype: str, size: st
 
 
 def _bench_module(name: str) -> Any:
-    return module_of(f"xprnn.tools.bench.{name}", f"xprnn.tools.bench.run.{name}")
+    return module_of(f"xprnn.tools.bench.{name}", f"xprnn.bench.{name}")

@@ -67,7 +67,7 @@ class DemoEpoch(Program):
 
     def prepare(self, cell: str) -> None:
         try:
-            data = module_of("xprnn.tools.data", "xprnn.tools.data.japanese_vowels")
+            data = module_of("xprnn.tools.data.japanese_vowels", "xprnn.data")
         except ImportError as error:
             raise UnusableError(f"this version of xprnn has no demo: {error}") from error
         self.data, _ = data.japanese_vowels()
@@ -78,7 +78,7 @@ class DemoEpoch(Program):
 
             train_in_torch(cell, self.data, 1, 0, self.device)
         else:
-            demo = module_of("xprnn.tools.demo", "xprnn.tools.demo")
+            demo = module_of("xprnn.tools.demo", "xprnn.demo")
             model = demo.build(cell, 0, self.backend.name)
             demo.train(model, self.data, 1, 0, lambda *_: None)
 

@@ -18,7 +18,7 @@ IMPLEMENTATIONS = ("reference", "pointwise", "sequence") if COMPILED else ("refe
 
 def run_with(code, *arguments, cwd):
     """The command in a process where `code` ran first."""
-    script = f"import sys; from xprnn import cli\n{code}\nsys.exit(cli.main(sys.argv[1:]))"
+    script = f"import sys; from xprnn.tools import cli\n{code}\nsys.exit(cli.main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=cwd,
@@ -81,7 +81,7 @@ def test_verify_and_bench_without_a_gpu_report_the_reason(tmp_path):
 
 def test_bench_measures_the_layer_and_its_peers(tmp_path):
     pytest.importorskip("torch")
-    quick = "from xprnn.tools.bench.run import clock; clock.BUDGET = 0.0"
+    quick = "from xprnn.tools.bench import clock; clock.BUDGET = 0.0"
     sizes = ["--hidden", "16", "--input", "3", "--batch", "2", "--steps", "5", "--cell", "lstm"]
     done = run_with(quick, "bench", *sizes, "--against", "torch", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -117,7 +117,7 @@ def test_arguments_that_verify_and_bench_refuse(arguments, text, status, tmp_pat
 def test_bench_measures_installed_peers_and_says_how_to_install_the_others(tmp_path):
     gone = (
         "sys.modules['onnxruntime'] = None; "
-        "from xprnn.tools.bench.run import clock; clock.BUDGET = 0.0"
+        "from xprnn.tools.bench import clock; clock.BUDGET = 0.0"
     )
     sizes = ["--hidden", "4", "--batch", "2", "--steps", "5"]
     done = run_with(gone, "bench", *sizes, "--against", "onnxruntime", cwd=tmp_path)

@@ -35,14 +35,14 @@ def _slow(part):
         return slower
 
     def injected(cell, xp, *arguments):
-        program = getattr(xp, "_program", None)
-        if program is None:
+        calls = getattr(xp, "_calls", None)
+        if calls is None:
             slow(part)(cell, xp, *arguments)
         else:  # its calls are captured, and run later
-            first = len(program)
+            first = len(calls)
             part(cell, xp, *arguments)
-            program[first:] = [
-                partial(slow(call.func), *call.args, **call.keywords) for call in program[first:]
+            calls[first:] = [
+                partial(slow(call.func), *call.args, **call.keywords) for call in calls[first:]
             ]
 
     return injected

@@ -54,7 +54,7 @@ def test_the_copy_that_is_imported_is_named(
 
 def test_a_copy_may_be_installed_or_not(tmp_path: Path) -> None:
     """A copy in a folder of packages, in a process that searches only this folder."""
-    code = "from xprnn import info; print(info._copy())"
+    code = "from xprnn.tools import info; print(info._copy())"
     for origin in (None, "installed"):
         site = tmp_path / str(origin)
         site.mkdir()
@@ -76,7 +76,7 @@ def test_a_copy_may_be_installed_or_not(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="Numba is not installed")
 def test_kernels_are_counted_in_numbas_cache(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from xprnn import info\n"
+        "from pathlib import Path; from xprnn.tools import info\n"
         "from xprnn.kernels.numba.package import compilations\n"
         "print(info.installation()['kernels'])\n"
         "compilations()[-1]()\n"

@@ -20,7 +20,7 @@ RUN = """
 import logging, sys, numpy as np
 logging.basicConfig(stream=sys.stdout, format="logged %(levelname)s %(message)s")
 import xprnn
-from xprnn import info
+from xprnn.tools import info
 gru = xprnn.GRU(3, 4, seed=0).train()
 x = np.random.default_rng(0).standard_normal((12, 2, 3)).astype("f")
 output, h_n = gru(x)
@@ -178,7 +178,7 @@ def test_an_unreadable_cache_entry_is_compiled_again(
 def test_a_broken_ml_dtypes(tmp_path: Path) -> None:
     code = """
 import xprnn
-from xprnn import info
+from xprnn.tools import info
 from xprnn.diagnostics.verification.suite import types_of
 print(xprnn.GRU(3, 4, compute_dtype="float16", seed=0).arithmetic)
 print("bfloat16" in types_of(xprnn.get_backend("numpy")))
@@ -213,7 +213,8 @@ print(processors.usable())
 @pytest.mark.parametrize("name", ["torch", "onnxruntime"])
 def test_a_broken_peer_is_not_measured(name: str, tmp_path: Path) -> None:
     code = f"""
-from xprnn.tools.bench.run import PeerUnavailableError, peers
+from xprnn.tools.bench import peers
+from xprnn.tools.bench.run import PeerUnavailableError
 from xprnn.tools.bench.task import Setting, make_task
 try:
     peers.PEERS[{name!r}](make_task(Setting(hidden=3, input=2, batch=1, steps=2)))
@@ -229,7 +230,7 @@ except PeerUnavailableError as error:
 def test_a_broken_cupy(kind: str, tmp_path: Path) -> None:
     code = """
 import xprnn
-from xprnn import info
+from xprnn.tools import info
 print(xprnn.GRU(3, 4, backend="auto").backend.name)
 print(info.backends()["cupy"])
 """

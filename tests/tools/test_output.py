@@ -19,7 +19,7 @@ from benchmarks import reports, result_store
 from xprnn.diagnostics.verification.report import Absent, Row, VerifyReport
 from xprnn.tools import cli, output
 from xprnn.tools.bench import clock
-from xprnn.tools.bench import run as bench
+from xprnn.tools.bench import report as bench_report
 
 ROOT = Path(__file__).parents[2]
 ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8"]
@@ -41,7 +41,7 @@ def run_command(
 ) -> tuple[int, str]:
     """The status of a command, and its output on a stream of this encoding."""
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding=encoding, errors="fake_cupy", newline="\n")
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict", newline="\n")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         try:
@@ -111,8 +111,8 @@ ROWS = (
     Row("gru", "pointwise", "gradcheck", 0.25, "h0", 1.0),
 )
 VERIFIED = VerifyReport("every cell", ROWS, (Absent("sequence", "gru", "no kernel"),))
-MEASURED = bench.report.BenchReport(
-    "a GRU", 10, 4, (bench.report.Row("with backward", "onnxruntime", [1.0] * 5, [2.0] * 5),), ()
+MEASURED = bench_report.BenchReport(
+    "a GRU", 10, 4, (bench_report.Row("with backward", "onnxruntime", [1.0] * 5, [2.0] * 5),), ()
 )
 
 
@@ -254,7 +254,7 @@ def test_closed_streams_are_not_an_error(folder: Path) -> None:
 
 def test_a_benchmarks_table_is_printed_to_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(raw, encoding="ascii", errors="fake_cupy")
+    stream = io.TextIOWrapper(raw, encoding="ascii", errors="strict")
     monkeypatch.setattr(sys, "stdout", stream)
     with output.standard_output():
         print("| — | … | µ |")

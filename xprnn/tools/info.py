@@ -70,7 +70,7 @@ def installation() -> dict[str, str]:
 
 def _copy() -> str:
     """The folder of this copy, and whether it is the installed one."""
-    this = Path(__file__).parent
+    this = Path(__file__).parents[1]
     try:
         installed = distribution("xprnn")
     except PackageNotFoundError:
