@@ -86,6 +86,7 @@ def backend_of(name: str) -> Iterator[str]:
     if name == "numpy":
         yield name
         return
+    sys.path.append(str(Path(__file__).parents[1]))
     from tests.support.fake_cupy.array import FakeCupyBackend
     from tests.support.fake_cupy.sequence import Function, install
     from xprnn.backend.registry import BACKENDS

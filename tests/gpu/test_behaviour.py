@@ -19,7 +19,7 @@ from tests.support.implementations import SelectKernels
 from tests.support.targets import arguments, make
 from tests.unit.test_dropout import X, revealing
 from xprnn.backend import Backend, to_numpy
-from xprnn.kernels.cuda import POINTWISE
+from xprnn.kernels.cuda.cells import POINTWISE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("backend", ["cupy"], indirect=True)]
 

@@ -53,7 +53,7 @@ def both(name: str, N: int, lengths: Any, replayed: list[str], **options: Any) -
     assert {"replay_steps", "replay_backward_steps"} <= {*replayed}
     replayed.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "ENOUGH", T + 1)
+        patch.setattr(replay, "MIN_STEPS", T + 1)
         batch_major = run(layer, inputs, lengths=lengths)
     assert not replayed
     return feature_major, batch_major

@@ -36,7 +36,7 @@ import pytest
 
 from tests.support.emulator.elementwise import HostElementwiseKernel
 from xprnn.cells import CELLS, Buffers
-from xprnn.kernels.cuda import POINTWISE
+from xprnn.kernels.cuda.cells import POINTWISE
 from xprnn.kernels.cuda.pointwise import PointwiseKernel
 
 try:

@@ -12,7 +12,7 @@ from tests.support.cases import CELLS, LAYERS, Case, build, draw, product, run
 from tests.support.implementations import Pool, assert_selected, covering, new_thread, use
 from tests.support.targets import make
 from xprnn.cells import CELLS as PLAIN
-from xprnn.kernels import asked
+from xprnn.kernels import requested_name
 
 MATRIX = tuple(
     product(
@@ -78,21 +78,21 @@ def test_another_implementation_is_found() -> None:
 
 
 def test_threads_take_it_along(implementation: str) -> None:
-    expected, found = asked(), list[str]()
+    expected, found = requested_name(), list[str]()
     assert expected == {"reference": "reference", "numba": "auto"}[implementation]
     with use("pointwise"), Pool(2) as pool:
-        other = new_thread(lambda: found.append(asked()))
-        assert [*pool.map(lambda _: asked(), range(4))] == ["pointwise"] * 4
+        other = new_thread(lambda: found.append(requested_name()))
+        assert [*pool.map(lambda _: requested_name(), range(4))] == ["pointwise"] * 4
     other.start()
     other.join()
     assert found == ["pointwise"]
-    assert asked() == expected
+    assert requested_name() == expected
 
 
 def test_the_last_request_counts_and_all_end(select_kernels: Any, fake_cupy: Any) -> None:
-    assert asked() == "reference"
+    assert requested_name() == "reference"
     select_kernels("numba")
-    assert asked() == "auto"
+    assert requested_name() == "auto"
 
 
 @pytest.mark.parametrize("strength", [2, 3])

@@ -78,7 +78,7 @@ def test_auto_and_info_without_a_driver(tmp_path: Path) -> None:
     skip_with_driver()
     code = (
         "import logging; logging.basicConfig(format='%(levelname)s %(message)s')\n"
-        "import xprnn; from xprnn import cli\n"
+        "import xprnn; from xprnn.tools import cli\n"
         "for _ in range(3): assert xprnn.GRU(3, 4, backend='auto').backend.name == 'numpy'\n"
         "cli.main(['info'])"
     )

@@ -21,7 +21,7 @@ from tests.support.pointwise_cases import (
 )
 from tests.support.tolerances import assert_close
 from xprnn.cells import CELLS, Buffers, Weights
-from xprnn.kernels.cuda import POINTWISE
+from xprnn.kernels.cuda.cells import POINTWISE
 from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, PointwiseKernel
 
 SIZES = [(0, 5), (1, 1), (1, 7), (5, 1), (3, 33), (8, 16), (2, 257)]  # N, H
@@ -150,4 +150,4 @@ def test_a_fused_step_matches_the_reference_step(
     for what, expected in plain.items():
         if expected.size:
             assert_close(fused[what], expected, dtype, what, steps=1, width=11, layers=1)
-    assert launches == POINTWISE[name].launches
+    assert launches == POINTWISE[name].kernel_launches

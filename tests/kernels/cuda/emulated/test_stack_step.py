@@ -161,7 +161,7 @@ def test_streams_start_and_end_independently(cell: str, device: Backend) -> None
 
 UNSUPPORTED = {
     "gru_reset_before": ({"reset_after": False}, 1, "needs two exchanges per step"),
-    "float64": ({"dtype": "float64"}, 1, "float64: blocks exchange words of 32 bits"),
+    "float64": ({"dtype": "float64"}, 1, "float64: the step kernel exchanges words of 32 bits"),
     "nine streams": ({}, 9, "N=9: the step kernel supports at most 8 rows"),
     "too wide": ({"hidden_size": 4000}, 8, "bytes of shared memory, the device has 232,448"),
 }

@@ -242,16 +242,16 @@ def rebuilt_kernels() -> Iterator[None]:
 
 FLIPPED = [  # (cell, in its header, one sign flipped)
     ("rnn_tanh", "A a = gx + gh;", "A a = gx - gh;"),
-    ("rnn_tanh", "return dh * (1 - h_next", "return dh * (1 + h_next"),
+    ("rnn_tanh", "return dh_next * (1 - h_next", "return dh_next * (1 + h_next"),
     ("rnn_relu", "return a < 0", "return a > 0"),
     ("gru", "return n + z * (h - n);", "return n - z * (h - n);"),
     ("gru", "dgx_z = dn * (h - n)", "dgx_z = dn * (h + n)"),
-    ("gru", "dgx_r = dgx_n * gh_n", "dgx_r = -dgx_n * gh_n"),
+    ("gru", "dr = dgx_n * gh_n", "dr = -dgx_n * gh_n"),
     ("gru_reset_before", "n = tanh_of(gx_n + gh_n);", "n = tanh_of(gx_n - gh_n);"),
     ("gru_reset_before", "return dq * r;", "return -dq * r;"),
     ("lstm", "c_next = f * c + i * g;", "c_next = f * c - i * g;"),
-    ("lstm", "dc += dh * o", "dc -= dh * o"),
-    ("lstm", "return dc * f;", "return -dc * f;"),
+    ("lstm", "dc_next += dh_next * o", "dc_next -= dh_next * o"),
+    ("lstm", "return dc_next * f;", "return -dc_next * f;"),
 ]
 
 
