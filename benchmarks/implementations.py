@@ -1,4 +1,4 @@
-"""The same work in each implementation, timed by asv's benchmarks of layers.
+"""The calls that asv's benchmarks of layers time: one task in each implementation.
 
 xprnn is used through its public interface, because older versions are measured too.
 """
@@ -28,7 +28,7 @@ ARITHMETIC = {
     "bfloat16": {"compute_dtype": "bfloat16"},
 }
 BACKENDS = {"cpu": "numpy", "cuda": "cupy"}  # by a peer's device
-CHOSEN = "auto"  # as kernels: xprnn's default choice
+AUTO = "auto"  # as `kernels`: xprnn selects them
 CPU_DTYPES = ("float32", "float64")
 CPU_WORK = 2**34  # most multiplications of a forward pass on a CPU
 
@@ -71,7 +71,7 @@ def prepare(task: str, cell: str, implementation: str, dtype: str, size: str) ->
 
     asv runs the setup before each sample; built implementations are cached.
 
-    :raises UnusableError: the implementation does not support this here.
+    :raises UnusableError: the implementation cannot run this task on this machine.
     """
     if kernels := parts(implementation).kernels:
         os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
@@ -83,11 +83,11 @@ def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> 
     library, backend_name, kernels = parts(implementation)
     if backend_name == "numpy":
         _check_cpu(cell, dtype, size)
-        if kernels == CHOSEN and importlib.util.find_spec("numba") is None:
+        if kernels == AUTO and importlib.util.find_spec("numba") is None:
             raise UnusableError("Numba is not installed, and without it the plain code is chosen")
     backend = usable_backend(backend_name)
     if library == "xprnn":
-        call = OURS[task](cell, backend, kernels, dtype, size)
+        call = XPRNN_CALLS[task](cell, backend, kernels, dtype, size)
     else:
         call = _peer(task, library, cell, backend, dtype, size)
     call()  # compile, allocate, choose algorithms
@@ -96,24 +96,31 @@ def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> 
 
 def _check_cpu(cell: str, dtype: str, size: str) -> None:
     if dtype not in CPU_DTYPES:
-        raise UnusableError(f"{dtype}: on a CPU xprnn's is a reference, not optimised for speed")
+        raise UnusableError(
+            f"{dtype}: on a CPU xprnn has only its reference, not optimised for speed"
+        )
     n = numbers(size)
     gates = {"gru": 3, "lstm": 4}.get(cell.partition("_")[0], 1)
     if 2 * gates * n["T"] * n["N"] * n["H"] ** 2 > CPU_WORK:
         raise UnusableError(f"{size}: a size for GPUs")
 
 
+def _constructor(cell: str, backend: Any, dtype: str) -> tuple[str, dict[str, Any]]:
+    """The name of xprnn's layer, and its options."""
+    name, options = LAYERS[cell]
+    return name, {**options, **ARITHMETIC[dtype], "backend": backend.name, "seed": 0}
+
+
 def _layer(cell: str, backend: Any, kernels: str, dtype: str, size: str, suffix: str = "") -> Any:
     """xprnn's layer, or its cell with the suffix "Cell", checked to run these kernels."""
     import xprnn
 
-    n, (name, options) = numbers(size), LAYERS[cell]
-    options = {**options, **ARITHMETIC[dtype], "backend": backend.name, "seed": 0}
+    n, (name, options) = numbers(size), _constructor(cell, backend, dtype)
     try:
         layer = getattr(xprnn, name + suffix)(n["H"], n["H"], **options)
     except (TypeError, ValueError) as error:  # an older version; an unknown dtype
         raise UnusableError(f"{dtype}: {error}") from error
-    if kernels not in ("reference", CHOSEN):  # the oldest versions have no others
+    if kernels not in ("reference", AUTO):  # the oldest versions have no others
         _check_kernels(layer, kernels, (n["N"], n["H"]) if suffix else (n["T"], n["N"], n["H"]))
     return layer
 
@@ -131,7 +138,7 @@ def _check_kernels(layer: Any, kernels: str, shape: tuple[int, ...]) -> None:
         raise UnusableError(f"{kernels}: this version of xprnn has no such kernels")
 
 
-def _drawn(layer: Any, *shape: int, seed: int = 0) -> Any:
+def _draw(layer: Any, *shape: int, seed: int = 0) -> Any:
     import numpy as np
 
     import xprnn
@@ -142,13 +149,13 @@ def _drawn(layer: Any, *shape: int, seed: int = 0) -> Any:
 
 def _forward(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Callable[[], Any]:
     layer, n = _layer(cell, backend, kernels, dtype, size), numbers(size)
-    x = _drawn(layer, n["T"], n["N"], n["H"])
+    x = _draw(layer, n["T"], n["N"], n["H"])
     return lambda: layer(x)
 
 
 def _training(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Callable[[], Any]:
     layer, n = _layer(cell, backend, kernels, dtype, size).train(), numbers(size)
-    x, doutput = (_drawn(layer, n["T"], n["N"], n["H"], seed=seed) for seed in (0, 1))
+    x, doutput = (_draw(layer, n["T"], n["N"], n["H"], seed=seed) for seed in (0, 1))
 
     def call() -> Any:
         layer.zero_grad()
@@ -160,7 +167,7 @@ def _training(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> C
 
 def _step(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Callable[[], Any]:
     layer, n = _layer(cell, backend, kernels, dtype, size, "Cell"), numbers(size)
-    x, h, c = (_drawn(layer, n["N"], n["H"], seed=seed) for seed in range(3))
+    x, h, c = (_draw(layer, n["N"], n["H"], seed=seed) for seed in range(3))
     hx = (h, c) if cell == "lstm" else h
     return lambda: layer(x, hx)
 
@@ -168,8 +175,7 @@ def _step(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Calla
 def _stepper(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Callable[[], Any]:
     import xprnn
 
-    n, (name, options) = numbers(size), LAYERS[cell]
-    options = {**options, **ARITHMETIC[dtype], "backend": backend.name, "seed": 0}
+    n, (name, options) = numbers(size), _constructor(cell, backend, dtype)
     layer = getattr(xprnn, name)(n["H"], n["H"], 3, **options)
     if not hasattr(layer, "stepper"):
         raise UnusableError("this version of xprnn has no stepper")
@@ -177,11 +183,16 @@ def _stepper(cell: str, backend: Any, kernels: str, dtype: str, size: str) -> Ca
         stepper = layer.stepper(n["N"])
     except xprnn.KernelUnavailableError as error:
         raise UnusableError(str(error)) from error
-    x, out = (_drawn(layer, n["N"], n["H"], seed=seed) for seed in range(2))
+    x, out = (_draw(layer, n["N"], n["H"], seed=seed) for seed in range(2))
     return lambda: stepper.step(x, out=out)
 
 
-OURS = {"forward": _forward, "training": _training, "step": _step, "stepper": _stepper}
+XPRNN_CALLS = {
+    "forward": _forward,
+    "training": _training,
+    "step": _step,
+    "stepper": _stepper,
+}
 
 
 def _peer(task: str, library: str, cell: str, backend: Any, dtype: str, size: str) -> Any:

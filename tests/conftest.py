@@ -51,7 +51,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark tests by folder; deselect those that need a device or are frozen, unless named."""
     tiers.check_functions(items, config)
     tiers.mark(items)
-    selected = [item for item in items if tiers.is_wanted(item, config, lambda: _lacks("cupy"))]
+    selected = [
+        item for item in items if tiers.is_wanted(item, config, lambda: _why_unavailable("cupy"))
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in {*selected}])
     items[:] = selected
 
@@ -75,7 +77,7 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let Numba appear not to be installed."""
 
     def forget() -> None:
-        numba_kernels._lacks.cache_clear()
+        numba_kernels._numba_unusable.cache_clear()
         kernels.forget_plans()
 
     forget()
@@ -124,13 +126,13 @@ def any_backend(request: pytest.FixtureRequest, fake_cupy: Backend) -> Backend:
 
 
 def _usable(name: str) -> Backend:
-    if reason := _lacks(name):
+    if reason := _why_unavailable(name):
         pytest.skip(reason)
     return xprnn.get_backend(name)
 
 
 @cache
-def _lacks(name: str) -> str:
+def _why_unavailable(name: str) -> str:
     """Why a backend cannot be used, or ""."""
     try:
         xprnn.get_backend(name)

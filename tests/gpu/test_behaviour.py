@@ -38,7 +38,7 @@ each_cell = pytest.mark.parametrize("cell", LAYERS)
 
 @pytest.fixture
 def keep_busy(backend: Backend) -> Callable[[], Any]:
-    """Occupies the current stream for `SLOW` seconds; returns an event recorded after it."""
+    """Occupies the current stream for `SLOW` seconds; returns an event recorded after that work."""
     spin = backend.xp.RawKernel(SPIN, "spin")
 
     def start() -> Any:
@@ -129,7 +129,7 @@ def test_waiting_is_detected(backend: Backend, keep_busy: Callable[[], Any]) -> 
 def test_work_runs_on_the_current_stream(
     cell: str, backend: Backend, keep_busy: Callable[[], Any], implementation: str
 ) -> None:
-    """x is filled late on another stream: only calls on that stream read the values."""
+    """x is filled by pending work of another stream: only calls on that stream read the values."""
     case = Case(cell, layers=2, directions=2)
     layer, problem = build(case, backend.name).eval(), draw(case)
     cupy, values = backend.xp, backend.from_host(problem.x)
@@ -140,8 +140,8 @@ def test_work_runs_on_the_current_stream(
         keep_busy()
         x[...] = values
         actual, _ = layer(x)
-    elsewhere, _ = layer(x)
-    assert np.isnan(to_numpy(elsewhere)).all()
+    too_early, _ = layer(x)
+    assert np.isnan(to_numpy(too_early)).all()
     stream.synchronize()
     assert to_numpy(actual).tobytes() == to_numpy(expected).tobytes()
 
@@ -150,7 +150,7 @@ def test_work_runs_on_the_current_stream(
 
 
 @each_cell
-def test_the_pointwise_kernels_are_selected_unless_forced(
+def test_the_pointwise_kernels_are_selected_unless_others_are_forced(
     cell: str, backend: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
 ) -> None:
     layer = build(Case(cell), backend.name)
@@ -166,7 +166,7 @@ def test_the_pointwise_kernels_are_selected_unless_forced(
 
 
 def launched(call: Callable[[], Any], folder: Path) -> Counter[str]:
-    """The kernels that a call launches, by name, as CUDA's own profiler sees them."""
+    """The kernels that a call launches, by name, as CUDA's profiler reports them."""
     torch = pytest.importorskip("torch")
     profiler = torch.profiler
     if profiler.ProfilerActivity.CUDA not in profiler.supported_activities():
@@ -179,13 +179,13 @@ def launched(call: Callable[[], Any], folder: Path) -> Counter[str]:
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     kernels = Counter(event["name"] for event in events if event.get("cat") == "kernel")
     if not kernels:
-        pytest.skip("the profiler sees no kernels on this machine")
+        pytest.skip("the profiler reports no kernels on this machine")
     return kernels
 
 
 @each_cell
 def test_a_step_launches_its_kernels_once(cell: str, backend: Backend, tmp_path: Path) -> None:
-    """In the profiler each op of a cell is one fused kernel per step, forward and backward."""
+    """Each op of a cell is one launch per step, forward and backward."""
     case = Case(cell, T=7)
     layer, problem = build(case, backend.name), draw(case)
 
@@ -196,8 +196,8 @@ def test_a_step_launches_its_kernels_once(cell: str, backend: Backend, tmp_path:
     call()
     actual = launched(call, tmp_path)
     fused = Counter({name: count for name, count in actual.items() if name.startswith("xprnn_")})
-    parts = POINTWISE[case.cell].pointwise_ops
-    assert len(fused) == len(parts) and set(fused.values()) == {case.T}, actual
+    ops = POINTWISE[case.cell].pointwise_ops
+    assert len(fused) == len(ops) and set(fused.values()) == {case.T}, actual
 
 
 # -- memory
@@ -220,14 +220,15 @@ def test_repeated_calls_allocate_no_more_memory(
 def test_a_memory_leak_is_detected(backend: Backend) -> None:
     pool, step = backend.xp.get_default_memory_pool(), trainer("gru", backend, None)
     step()
-    before, held = pool.used_bytes(), [step()]
+    before = pool.used_bytes()
+    held = [step()]
     assert pool.used_bytes() > before and held
 
 
 # -- what is refused
 
 
-def test_arrays_of_the_host_are_refused(backend: Backend) -> None:
+def test_host_arrays_are_refused(backend: Backend) -> None:
     layer = make("gru", backend=backend.name)
     inputs = arguments(layer)
     with pytest.raises(TypeError, match=r"x: .*xprnn\.asarray\(.*backend='cupy:0'"):
@@ -259,11 +260,13 @@ def test_dropout_masks_equal_numpys(p: float, lengths: Any, dtype: str, backend:
         assert 0.0 < np.mean(on_host == 0.0) < 1.0
 
 
-# -- moving
+# -- moving and copying
 
 
 @each_cell
-def test_layers_move_and_keep_their_bits(cell: str, backend: Backend, tmp_path: Path) -> None:
+def test_moved_and_copied_layers_compute_the_same_bits(
+    cell: str, backend: Backend, tmp_path: Path
+) -> None:
     case = Case(cell, layers=2, directions=2, dropout=0.5)
     layer, problem = build(case, backend.name), draw(case)
     x = backend.from_host(problem.x)
@@ -287,5 +290,5 @@ def test_layers_move_and_keep_their_bits(cell: str, backend: Backend, tmp_path: 
         assert actual == state, what
         if "file" not in what:
             assert to_numpy(other.grads.flat).tobytes() == gradients, what
-        output, _ = other.train()(x)  # with the mask of the call that comes next
+        output, _ = other.train()(x)  # the same call number, and so the same dropout mask
         assert to_numpy(output).tobytes() == to_numpy(expected).tobytes(), what

@@ -46,7 +46,7 @@ def test_waiting_calls_are_counted(name: str, implementation: str) -> None:
     assert counts == [0, 1, 2, 1, 2, 1, 0]
     forward(module, inputs)
     change(module)
-    assert module.recorded_calls == 0, "it cannot be used any more"
+    assert module.recorded_calls == 0, "it can no longer be used"
     forward(module, inputs)
     assert module.recorded_calls == 1
     module.eval()

@@ -22,12 +22,12 @@ def describe_device() -> Description | None:
     except xprnn.BackendUnavailableError:
         return None
     runtime = backend.xp.cuda.runtime
-    facts = runtime.getDeviceProperties(backend.device)
+    properties = runtime.getDeviceProperties(backend.device)
     return {
-        "name": facts["name"].decode(),
-        "compute_capability": f"{facts['major']}.{facts['minor']}",
-        "multiprocessors": facts["multiProcessorCount"],
-        "memory_GiB": round(facts["totalGlobalMem"] / 2**30, 1),
+        "name": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": properties["multiProcessorCount"],
+        "memory_GiB": round(properties["totalGlobalMem"] / 2**30, 1),
         "devices": runtime.getDeviceCount(),
         "driver": driver(),
         "cuda_driver": _cuda_version(runtime.driverGetVersion()),

@@ -20,7 +20,10 @@ torch = pytest.importorskip("torch")
 
 
 class Gates(NamedTuple):
-    """The parameters of one direction of one layer, unpacked by gate; W acts on x, R on h."""
+    """The parameters of one direction of one layer, by gate, named as in ONNX.
+
+    W and Wb are the matrix and the bias for x, R and Rb those for h.
+    """
 
     W_r: torch.Tensor  # (H, I)
     W_z: torch.Tensor
@@ -53,7 +56,7 @@ def step(p: Gates, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     return (1 - z) * candidate + z * h
 
 
-def direction(
+def run_direction(
     p: Gates, x: torch.Tensor, h0: torch.Tensor, lengths: list[int], reverse: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (T, N, H) and final states (N, H) of x (T, N, I) from h0 (N, H)."""
@@ -80,13 +83,13 @@ def reference_run(case: Case, parameters: Results, problem: Problem) -> Results:
     lengths = [case.T] * case.N if problem.lengths is None else list(problem.lengths)
     current, finals = x.transpose(0, 1) if case.batch_first else x, []
     for layer in range(case.layers):
-        both = []
+        outputs = []
         for d in range(case.directions):
             p = gates_of(weights, f"_l{layer}" + "_reverse" * d)
-            output, final = direction(p, current, h0[len(finals)], lengths, reverse=d == 1)
-            both.append(output)
+            output, final = run_direction(p, current, h0[len(finals)], lengths, reverse=d == 1)
+            outputs.append(output)
             finals.append(final)
-        current = torch.cat(both, dim=2)
+        current = torch.cat(outputs, dim=2)
     output = current.transpose(0, 1) if case.batch_first else current
     h_n = torch.stack(finals)
     upstream = [torch.tensor(d.astype(np.float64)) for d in (problem.doutput, *problem.dfinal)]

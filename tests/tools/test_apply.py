@@ -1,4 +1,4 @@
-"""`xprnn run`: what it writes, that it overwrites no input, and that it leaves no file open."""
+"""`xprnn run`, and the files that the demo writes: contents, overwritten files, open files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH, CLASSES = 4, 3
 
 
 def write_files(folder: Path, **options: Any) -> tuple[Any, Any, np.ndarray]:
-    """A layer, a read-out of it and an x in `folder`, with lengths and labels."""
+    """Write a layer, a read-out, x, lengths and labels to `folder`; returns the first three."""
     kind = options.pop("kind", xprnn.GRU)
     layer = kind(3, WIDTH, seed=0, **options)
     features = WIDTH * (2 if layer.options["bidirectional"] else 1)
@@ -35,8 +35,8 @@ def write_files(folder: Path, **options: Any) -> tuple[Any, Any, np.ndarray]:
 
 
 def inputs(folder: Path, *names: str) -> Inputs:
-    known = {"readout": "r.safetensors", "lengths": "lengths.npy", "labels": "labels.npy"}
-    chosen = {name: folder / known[name] for name in names}
+    files = {"readout": "r.safetensors", "lengths": "lengths.npy", "labels": "labels.npy"}
+    chosen = {name: folder / files[name] for name in names}
     return Inputs(folder / "m.safetensors", folder / "x.npy", **chosen)
 
 
@@ -57,9 +57,9 @@ def test_it_writes_every_steps_output_final_states_and_their_scores(
     layer, readout, x = write_files(tmp_path, **options)
     output, final = layer(x, lengths=[6, 0, 2, 5, 1] if lengths else None)
     h_n = final[0] if isinstance(final, tuple) else final
-    ends = np.concatenate(list(h_n[-layer._spec.num_directions :]), axis=1)
+    final_states = np.concatenate(list(h_n[-layer._spec.num_directions :]), axis=1)
     scores = readout(output)
-    if lengths:  # nothing is scored past a row's end
+    if lengths:  # no scores after the end of a row
         by_row = scores if layer.options["batch_first"] else scores.swapaxes(0, 1)
         for row, length in enumerate([6, 0, 2, 5, 1]):
             by_row[row, length:] = 0
@@ -68,8 +68,8 @@ def test_it_writes_every_steps_output_final_states_and_their_scores(
     for wanted, more, last in (
         (output, [], False),
         (scores, ["readout"], False),
-        (ends, [], True),
-        (readout(ends), ["readout"], True),
+        (final_states, [], True),
+        (readout(final_states), ["readout"], True),
     ):
         y = tmp_path / "y.npy"
         written = apply(inputs(tmp_path, *names, *more), y, last=last, batch=batch)
@@ -92,7 +92,7 @@ def test_unbatched_and_empty(shape: tuple[int, ...], last: bool, tmp_path: Path)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_accuracy_is_the_share_of_rows_with_the_right_largest_score(tmp_path: Path) -> None:
+def test_accuracy_is_the_share_of_rows_with_the_labels_score_largest(tmp_path: Path) -> None:
     layer, readout, x = write_files(tmp_path)
     predicted = readout(layer(x)[1][-1]).argmax(axis=1)
     for wrong in range(6):
@@ -226,12 +226,12 @@ def test_an_interrupted_demo_leaves_no_partial_file(
 
 
 def opened(name: str) -> set[str]:
-    """The handles and mappings by which this process has files with `name` in their path open."""
+    """The open files and the mapped files of this process whose paths contain `name`."""
     handles = set()
     for handle in Path("/proc/self/fd").iterdir():
         try:
             target = str(handle.readlink())
-        except FileNotFoundError:  # that of the listing itself
+        except FileNotFoundError:  # the descriptor of this listing
             continue
         if name in target:
             handles.add(f"open: {target}")
@@ -261,10 +261,10 @@ def test_the_output_is_not_open_when_it_is_replaced(
     monkeypatch.chdir(tmp_path)
     for arguments in (line, [*line, "--last", *more]):
         assert cli.main(arguments) == 0
-        assert opened(str(tmp_path)) == set()  # inputs too
+        assert opened(str(tmp_path)) == set()  # the inputs are closed too
     assert [handles for _, handles in seen] == [set(), set()]
     assert all(name.endswith(".part") for name, _ in seen)
-    with (tmp_path / "x.npy").open("rb"):  # the check can fail
+    with (tmp_path / "x.npy").open("rb"):  # an open file is detected
         assert opened(str(tmp_path)) == {f"open: {tmp_path / 'x.npy'}"}
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     assert any(handle.startswith("mapped") for handle in opened(str(tmp_path))) and mapped.size
@@ -284,7 +284,7 @@ def test_memory_in_use_is_that_of_a_batch(batch_first: bool, last: bool, tmp_pat
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < T * N * H * 4 / 4  # of the 25.6 MB of all outputs
+    assert peak < T * N * H * 4 / 4  # a quarter of the outputs of all steps, 25.6 MB
     actual = np.load(y, mmap_mode="r")
     one = xprnn.load(files.model)(np.ones((1, T, 2) if batch_first else (T, 1, 2), np.float32))
     wanted = one[1][0, 0] if last else (one[0][0] if batch_first else one[0][:, 0])

@@ -31,8 +31,8 @@ def test_a_task_follows_its_setting_and_is_reproducible(cell: str, kind: str) ->
     assert task.x.shape == (6, 4, 3) and task.doutput.shape == (6, 4, 5)
     assert (task.layer._spec.cell.name, task.layer.training) == (cell, False)
     assert task.x.dtype == ("float64" if kind == "float64" else "float32")
-    assert str(task.layer.arithmetic.compute_dtype) == setting.stored
-    assert np.array_equal(task.x.astype(setting.stored), task.x)
+    assert str(task.layer.arithmetic.compute_dtype) == setting.operand_dtype
+    assert np.array_equal(task.x.astype(setting.operand_dtype), task.x)
     assert np.array_equal(task.x, again.x) and np.array_equal(task.doutput, again.doutput)
     assert all(np.array_equal(w, again.weights[n]) for n, w in task.weights.items())
 
@@ -59,14 +59,17 @@ def test_torch_gets_the_same_inputs_and_agrees(cell: str, kind: str) -> None:
         theirs.both()
     assert [recorded for *_, recorded in seen] == [False, True]
     for layer, x, _ in seen:
-        assert x.dtype == getattr(torch, task.setting.stored)
+        assert x.dtype == getattr(torch, task.setting.operand_dtype)
         assert np.array_equal(x.detach().numpy(), task.x)
         for name, weight in layer.named_parameters():
-            expected = task.weights[name].astype(task.setting.stored)
+            expected = task.weights[name].astype(task.setting.operand_dtype)
             assert np.array_equal(weight.detach().numpy(), expected)
     ours = peers.xprnn_peer(task)
     assert theirs.results.keys() == ours.results.keys()
-    assert f"torch.{task.setting.stored} on cpu" in theirs.note and torch.__version__ in theirs.note
+    assert (
+        f"torch.{task.setting.operand_dtype} on cpu" in theirs.note
+        and torch.__version__ in theirs.note
+    )
     assert "torch's results: at most" in bench.agreement(task.setting, ours, theirs)
 
 

@@ -47,7 +47,7 @@ def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Back
     monkeypatch.setattr(stacks, "timer", lambda backend: clock._seconds)
     where = torch, torch.device("cpu")
     monkeypatch.setattr(
-        stacks, "torch_for", lambda task: (*where, getattr(torch, task.setting.stored))
+        stacks, "torch_for", lambda task: (*where, getattr(torch, task.setting.operand_dtype))
     )
     return fake_cupy
 

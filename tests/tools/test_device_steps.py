@@ -48,7 +48,7 @@ def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Back
     monkeypatch.setattr(steps, "measure_read", lambda backend, nbytes: nbytes / 1e13)
     where = torch, torch.device("cpu")
     monkeypatch.setattr(
-        steps, "torch_for", lambda task: (*where, getattr(torch, task.setting.stored))
+        steps, "torch_for", lambda task: (*where, getattr(torch, task.setting.operand_dtype))
     )
     loading.kernel.cache_clear()
     yield fake_cupy

@@ -255,11 +255,11 @@ def test_the_digest_follows_the_sources(tmp_path: Path) -> None:
 
 
 def test_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The facts under CuPy's names."""
-    facts = {"name": b"NVIDIA H200", "major": 9, "minor": 0}
-    facts |= {"multiProcessorCount": 132, "totalGlobalMem": 2**37}
+    """The device's properties under CuPy's names."""
+    properties = {"name": b"NVIDIA H200", "major": 9, "minor": 0}
+    properties |= {"multiProcessorCount": 132, "totalGlobalMem": 2**37}
     runtime = SimpleNamespace(
-        getDeviceProperties=lambda device: facts,
+        getDeviceProperties=lambda device: properties,
         getDeviceCount=lambda: 1,
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 12090,

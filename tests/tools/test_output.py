@@ -100,7 +100,7 @@ def test_what_is_printed_is_ascii_except_for_what_users_name() -> None:
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                known = id(node) in docstrings or node.value in output.ENCODABLE
+                known = id(node) in docstrings or node.value in output.REPLACEMENTS
                 assert known or node.value.isascii(), f"{path.name}:{node.lineno}: {node.value!r}"
 
 

@@ -134,7 +134,7 @@ def _ours(name: str) -> bool:
 
 
 def longest_chain(pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """The longest chain of imports downwards; AssertionError if there is a circle."""
+    """The longest chain of imports downwards; AssertionError if there is a cycle."""
     below: dict[str, set[str]] = {}
     for name, imported in pairs:
         below.setdefault(name, set()).add(imported)
@@ -175,12 +175,12 @@ def test_nothing_is_imported_upwards() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_circle_of_modules() -> None:
+def test_no_import_cycles() -> None:
     longest_chain((name, imported) for name, imported, _ in edges())
 
 
 def test_few_levels_of_packages() -> None:
-    """And no circle: of the packages and the public files, drawn as one each."""
+    """And no cycles, where each package and each public file is one node."""
     pairs = [(top_level(name), top_level(imported)) for name, imported, _ in edges()]
     longest = longest_chain(pair for pair in pairs if pair[0] != pair[1])
     assert len(longest) <= LEVELS, " -> ".join(longest)

@@ -128,11 +128,11 @@ class CooperativeKernels:
         key = kernel, shape
         if key not in self._capacities:
             cuda = self._cupy.cuda
-            facts = cuda.runtime.getDeviceProperties(self._device)
+            properties = cuda.runtime.getDeviceProperties(self._device)
             # the device's maximum, not this launch's size: the next launch may need more
-            most = facts["sharedMemPerBlockOptin"] - kernel.shared_size_bytes
+            most = properties["sharedMemPerBlockOptin"] - kernel.shared_size_bytes
             kernel.max_dynamic_shared_size_bytes = most
-            self._capacities[key] = self._count(kernel, shape, facts["multiProcessorCount"])
+            self._capacities[key] = self._count(kernel, shape, properties["multiProcessorCount"])
         return self._capacities[key]
 
     def _count(self, kernel: Any, shape: LaunchShape, processors: int) -> int:

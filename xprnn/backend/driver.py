@@ -1,7 +1,7 @@
 """An occupancy query of the CUDA driver that CuPy does not wrap: resident clusters of blocks.
 
 A cluster runs within one group of multiprocessors, and groups differ in size, so the number of
-clusters does not follow from the occupancy of a multiprocessor. Only the driver knows it.
+clusters does not follow from the occupancy of a multiprocessor. Only the driver can compute it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class StepLoop:
         return [range(d, d + 1) for d in range(directions)]
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
-        """Run directions of one layer; outputs and final states are written."""
+        """Run directions of one layer; writes outputs and final states."""
         results = []
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
@@ -71,7 +71,7 @@ class StepLoop:
             weight_gradients(self.xp, self.xp, self.cell, direction, call.batch)
 
     def run_backward_steps(self, direction: BackwardPass, run: StepRun, call: CallContext) -> None:
-        """Run the backward pass of steps: gates become dgh, `dstates` are overwritten."""
+        """Run the backward pass of steps; overwrites gates with dgh, and `dstates`."""
         xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
         activations, doutput, norms = direction.activations, direction.doutput, direction.norms
         mark = scratch.mark()

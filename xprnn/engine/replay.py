@@ -252,7 +252,7 @@ class ReplayLoop:
         return self._loop.groups(kind, sizes, directions)
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
-        """Run directions of one layer; outputs and final states are written."""
+        """Run directions of one layer; writes outputs and final states."""
         result, with_input = [], multiplies_input(call.batch)
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)

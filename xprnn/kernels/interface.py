@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
 class RunnerCosts(NamedTuple):
     """The memory that a runner allocates besides the activations, in elements."""
 
-    packs_weights: bool = False  # it caches a copy of the weights for each pass
+    packs_weights: bool = False  # whether it caches a copy of the weights for each pass
     scratch: int = 0
     input_rows: int = 0  # rows of x and gx in scratch memory
     bytes_per_direction: int = 0  # of Python objects that are kept between calls
@@ -80,7 +80,7 @@ class LayerRunner(Protocol):
     costs: RunnerCosts
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
-        """Run directions of one layer; outputs and final states are written."""
+        """Run directions of one layer; writes outputs and final states."""
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
@@ -90,12 +90,12 @@ class LayerRunner(Protocol):
 
 
 class KernelRunner(LayerRunner, Protocol):
-    """A runner that is one compiled function for all steps, for some sizes."""
+    """A runner of sequence kernels, which support some sizes only."""
 
     unit: str  # "call" or "launch", for the text of `explain`
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
-        """Why a pass over so many directions of a layer cannot be run."""
+        """Why a pass over this number of directions of a layer cannot be run."""
 
     def not_profitable(self, sizes: Sizes) -> Unsupported | None:
         """Why "auto" does not select this runner for a call that it supports."""
@@ -107,11 +107,17 @@ class FusedStep(Protocol):
     def launch(
         self, x: Array, now: tuple[Array, ...], after: tuple[Array, ...], out: Array
     ) -> None:
-        """Run one step; in: x (N, I); in `now`, out `after`: (L, N, H) each; out: `out` (N, H)."""
+        """Run one step.
+
+        :param x: in: (N, I).
+        :param now: in: the states before the step, (L, N, H) each.
+        :param after: out: the states after it, likewise.
+        :param out: out: (N, H), the last layer's h.
+        """
 
 
 class KernelPackage(Protocol):
-    """The kernels for one kind of processor: a module `package.py` in a folder here."""
+    """The kernels for one kind of processor: the modules cuda/package.py and numba/package.py."""
 
     def unsupported(self, precision: PrecisionPolicy) -> Unsupported | None:
         """Why no kernel can be used with this precision on this machine."""

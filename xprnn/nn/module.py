@@ -245,7 +245,7 @@ class Module:
         return self._records.waiting(self.parameters.version)
 
     def _prepare_record(self) -> None:
-        """Before a call is recorded, drop recorded calls that cannot be used any more."""
+        """Before a call is recorded, drop recorded calls that can no longer be used."""
         self._parameters.check_not_in_writable_block("a recorded call")
         self._records.drop_older(self._parameters.version)
 

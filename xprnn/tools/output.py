@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE = 80  # columns, without a terminal
-ENCODABLE = {"…": "...", "—": "-"}  # rich truncates lines with the first
+REPLACEMENTS = {"…": "...", "—": "-"}  # rich truncates lines with the first
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def standard_output() -> Iterator[None]:
 
 
 class _Output:
-    """A text stream that accepts every character and survives a closed pipe."""
+    """A text stream that accepts every character, and discards output once its pipe is closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -58,10 +58,11 @@ class _Output:
         self._try(self._stream.flush)
 
     def _try(self, action: Callable[[], object]) -> None:
+        """Write or flush; after an error the stream discards all further output."""
         try:
             action()
         except OSError as error:
-            # buffered output must not fail again when the interpreter exits
+            # or the interpreter would fail again at exit, when it flushes what is buffered
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
@@ -74,7 +75,7 @@ def _encodable(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    escaped = [ENCODABLE.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text]
+    escaped = [REPLACEMENTS.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text]
     return "".join(escaped), error.end
 
 

@@ -96,14 +96,14 @@ class Gpu:
     def __init__(self, processors: int, each: int = 1) -> None:
         self.capacity = processors * each
         self.streams: list[Stream] = []
-        facts = {"multiProcessorCount": processors, "sharedMemPerBlockOptin": 232448}
+        properties = {"multiProcessorCount": processors, "sharedMemPerBlockOptin": 232448}
         self.cupy = SimpleNamespace(
             cuda=SimpleNamespace(
                 Event=Event,
                 PinnedMemory=PinnedMemory,
                 PinnedMemoryPointer=lambda memory, offset: memoryview(memory.bytes)[offset:],
                 get_current_stream=Stream.current,
-                runtime=SimpleNamespace(getDeviceProperties=lambda device: facts),
+                runtime=SimpleNamespace(getDeviceProperties=lambda device: properties),
                 driver=SimpleNamespace(
                     occupancyMaxActiveBlocksPerMultiprocessor=lambda ptr, threads, shared: each
                 ),

@@ -96,11 +96,13 @@ class Event:
         self.records += 1
 
 
-def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
-    """Let the fake CuPy launch sequence kernels; `facts` override the H200's properties."""
+def install(monkeypatch: pytest.MonkeyPatch, **properties: int) -> None:
+    """Make the fake CuPy launch sequence kernels; `properties` override those of the H200."""
     cuda = fake_cuda.CUDA
-    everything = {**H200, **facts}
-    monkeypatch.setattr(cuda.runtime, "getDeviceProperties", lambda device: everything, False)
+    device_properties = {**H200, **properties}
+    monkeypatch.setattr(
+        cuda.runtime, "getDeviceProperties", lambda device: device_properties, False
+    )
     monkeypatch.setattr(fake_cuda.Stream, "wait_event", lambda self, event: None, False)
     monkeypatch.setattr(FakeModule, "RawModule", RawModule, False)
     monkeypatch.setattr(cuda, "Event", Event, False)
@@ -109,6 +111,6 @@ def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
     monkeypatch.setattr(cuda, "PinnedMemoryPointer", pointer, False)
     driver_functions = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *launch: 1)
     monkeypatch.setattr(cuda, "driver", driver_functions, False)
-    pairs = everything["multiProcessorCount"] // 2
+    pairs = device_properties["multiProcessorCount"] // 2
     monkeypatch.setattr(driver, "active_clusters", lambda kernel, grid, threads, shared: pairs)
     monkeypatch.setattr(Function, "launches", [])

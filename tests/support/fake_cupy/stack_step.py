@@ -37,12 +37,13 @@ class Function:
             stream.captured.append(partial(self, grid, block, args, shared_mem=shared_mem))
             return
         assert block == (THREADS,) and shared_mem <= self.max_dynamic_shared_size_bytes
+        # a seed of 0 runs the threads in their order, in every launch
         run = self.run._replace(seed=self.run.seed and self.run.seed + len(self.launches))
         values = [a._inner if isinstance(a, FakeArray) else a for a in args]
         assert all(a is None or isinstance(a, (np.ndarray, np.integer)) for a in values)
         assert all(a.flags.c_contiguous for a in values if isinstance(a, np.ndarray))
         plain = [int(a) if isinstance(a, np.integer) else a for a in values]
-        plain[-3] = self.max_polls
+        plain[-3] = self.max_polls  # followed by the report and the tag
         outcome = launch(self.name, plain, grid, shared_mem, run, self.faults)
         if outcome != "fine":
             raise RuntimeError(f"{self.name}: {outcome}")
@@ -58,9 +59,9 @@ class RawModule(fake_sequence.RawModule):
         return Function(name)
 
 
-def install(monkeypatch: pytest.MonkeyPatch, **facts: int) -> None:
-    """Let the fake CuPy launch steps of stacks; `facts` override the H200's properties."""
-    fake_sequence.install(monkeypatch, **facts)
+def install(monkeypatch: pytest.MonkeyPatch, **properties: int) -> None:
+    """Make the fake CuPy launch steps of stacks; `properties` override those of the H200."""
+    fake_sequence.install(monkeypatch, **properties)
     monkeypatch.setattr(FakeModule, "RawModule", RawModule, False)
     for name, value in (("launches", []), ("run", Run()), ("faults", ()), ("max_polls", 1 << 23)):
         monkeypatch.setattr(Function, name, value)

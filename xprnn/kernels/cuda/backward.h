@@ -16,18 +16,19 @@ struct StateGradients {
   int begin, end;
 
   XP_FN Row of(int n) const { return {slots + (n - begin) * count * PAIRS}; }
-  // Loads the slots from the arrays `dstates` (N, H), or with `back` stores them there.
+  // Copies the arrays `dstates` (N, H) to the slots, or with `to_arrays` the slots to them.
   template <int rows, int stride, int mode>
-  XP_FN void move(const Units<mode>& units, float* const (&dstates)[count], bool back) const {
+  XP_FN void copy(const Units<mode>& units, float* const (&dstates)[count],
+                  bool to_arrays) const {
     for (int first = begin; first < end; first += rows)
       for (int row = threadIdx.x / PAIRS; row < smaller(rows, end - first); row += stride)
 #pragma unroll
         for (int state = 0; state < count; ++state) {
           float2& slot = of(first + row)[state];
           float* const dstate = dstates[state] + static_cast<Index>(first + row) * units.H;
-          if (!back) slot.x = slot.y = 0;
-          if (units.u < units.H && back) units.write(dstate, slot);
-          if (units.u < units.H && !back) slot = units.read(dstate);
+          if (!to_arrays) slot.x = slot.y = 0;
+          if (units.u < units.H && to_arrays) units.write(dstate, slot);
+          if (units.u < units.H && !to_arrays) slot = units.read(dstate);
         }
   }
 };
@@ -76,8 +77,8 @@ struct BackwardCell : Units<mode_> {
   }
 };
 
-// After a timeout: fills everything that the block should have written with NaN, so that other
-// blocks do not wait for it and the results are not used.
+// After a timeout: reports it and fills everything that the block should have written with NaN, so
+// that other blocks do not wait for it and the results are not used.
 template <int rows, int stride, class Cell>
 XP_FN void time_out(const Cell& cell, const StateGradients<Cell::state_count>& gradients,
                     float* const (&dstates)[Cell::state_count], const Sequence& sequence,
@@ -94,7 +95,8 @@ XP_FN void time_out(const Cell& cell, const StateGradients<Cell::state_count>& g
 }
 
 // Source of the weights of the block's units: columns of W_hh, gate after gate. This lane's share
-// starts at `word` of such a column, in which each gate has `words` words.
+// starts at `word` of such a column, in which each gate has `words` words. The first argument, the
+// gate of WeightRows, is always 0.
 template <int mode, int G>
 struct WeightColumns {
   const typename Operand<mode>::Element* weight_hh;  // in (G*H, H)
@@ -149,7 +151,7 @@ XP_FN void backward_steps(const Cell& cell, const typename Cell::Element* weight
       reinterpret_cast<float2*>(in_shared + warps * warp_vectors) + thread % PAIRS;
   const StateGradients<Cell::state_count> gradients = {
       slots, begin, smaller(begin + rows * sequence.passes, sequence.N)};
-  gradients.template move<rows, stride>(cell, dstates, false);
+  gradients.template copy<rows, stride>(cell, dstates, false);
   if (thread < 2) timed_out[thread] = 0;
   sync_block();
 
@@ -199,7 +201,7 @@ XP_FN void backward_steps(const Cell& cell, const typename Cell::Element* weight
       dh.y = direct[i].y + sum.y;
     }
   }
-  gradients.template move<rows, stride>(cell, dstates, true);
+  gradients.template copy<rows, stride>(cell, dstates, true);
   stage.close();
 }
 

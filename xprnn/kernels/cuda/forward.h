@@ -71,8 +71,8 @@ struct ForwardCell : Units<mode_> {
   XP_FN void poison(Index after) const { store(nan_pair(), after); }
 };
 
-// After a timeout: fills all states of the block's rows and units with NaN, so that other blocks do
-// not wait for them and the results are not used.
+// After a timeout: reports it and fills all states of the block's rows and units with NaN, so that
+// other blocks do not wait for them and the results are not used.
 template <int rows, int stride, class Cell>
 XP_FN void time_out(const Cell& cell, const Sequence& sequence, int step) {
   if (threadIdx.x == 0) sequence.report_timeout(step);

@@ -63,7 +63,7 @@ class CudaRunner:
         return plan(self._device, problem)
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
-        """Why a pass over so many directions of a layer cannot be launched."""
+        """Why a pass over this number of directions of a layer cannot be launched."""
         launch = self.plan(kind, sizes.N, sizes.H, sizes.T, directions)
         return launch if isinstance(launch, Unsupported) else None
 
@@ -85,7 +85,7 @@ class CudaRunner:
     # -- a layer
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
-        """Run directions of one layer; outputs and final states are written."""
+        """Run directions of one layer; writes outputs and final states."""
         cell, dtype = CELLS[self._cell], self._compute_dtype
         results = [allocate(cell, dtype, direction, call) for direction in passes]
         for direction, activations in zip(passes, results, strict=True):
@@ -167,7 +167,7 @@ class CudaRunner:
         return exchange
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
-        """Run the backward pass of directions of one layer; gates become dgx."""
+        """Run the backward pass of directions of one layer; overwrites the gates with dgx."""
         batch = call.batch
         if batch.total:
             self._launch_backward(passes, batch, call.scratch)

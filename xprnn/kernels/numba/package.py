@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .sequence import NumbaRunner
 
 _log = logging.getLogger("xprnn")
-_failed: list[str] = []  # why a kernel could not be compiled; no kernel is used any more
+_failed: list[str] = []  # why a kernel could not be compiled; from then on none is used
 
 
 def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
@@ -33,15 +33,15 @@ def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
 
 def unusable() -> str:
     """Why Numba, or a kernel, cannot be used in this process; "" if it can."""
-    return _lacks() or "".join(_failed[:1])
+    return _numba_unusable() or "".join(_failed[:1])
 
 
 @cache
-def _lacks() -> str:
+def _numba_unusable() -> str:
     """Why Numba cannot be used, or ""; the first call imports it, and logs a failure."""
     try:
         numba = optional.load("numba", "xprnn[numba]")
-        for name in ("cells", "sequence", "step"):  # they import more of Numba
+        for name in ("cells", "sequence", "step"):  # these import further modules of Numba
             optional.load(f"{__package__}.{name}")
     except optional.OptionalPackageError as error:
         if not isinstance(error.__cause__, ModuleNotFoundError) or error.__cause__.name != "numba":
@@ -53,12 +53,15 @@ def _lacks() -> str:
 
 
 def _warn(why: str) -> str:
+    """Log a reason, and return it."""
     _log.warning("no compiled kernels on the CPU, only the plain code: %s", why)
     return why
 
 
 def prepare(implementation: str, cell: str, precision: PrecisionPolicy, record: bool) -> bool:
-    """Compile the kernels of a call at their first use; False if that failed: see `unsupported`.
+    """Compile the kernels of a call at their first use; False if that failed.
+
+    `unsupported` then gives the reason.
 
     :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
     """

@@ -35,7 +35,8 @@ MIN_ROW_STEPS = 8  # rows times steps of a call
 # Multiply-adds of a call per thread, about 0.4 ms: with 13 million two threads took as long as one
 PER_THREAD = 20_000_000
 SLICE_MULTIPLE = 4  # of a slice's first row and size, so that the bits do not depend on slices
-TWO_SLICES = 8  # rows per thread from which there are two slices, so that a late thread gets fewer
+# Minimum rows of a slice where threads get two each, of which a late thread leaves one to others
+MIN_SLICE_ROWS = 8
 CALLER_ONLY = threads.pool(1)
 _WITH_DIRECT_TERM = ("gru",)  # cells with a term of dh that bypasses the product
 
@@ -72,7 +73,7 @@ class NumbaRunner:
         return [range(directions)]
 
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
-        """Run directions of one layer; outputs and final states are written."""
+        """Run directions of one layer; writes outputs and final states."""
         batch, scratch, record = call.batch, call.scratch, call.record
         cell, dtype = CELLS[self._cell], self._dtype
         # an unrecorded call has no gates
@@ -81,8 +82,8 @@ class NumbaRunner:
         counts = _counts(batch)
         function = _forward(self._cell, dtype, record)
 
-        def calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
-            made: list[threads.Call] = []
+        def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
+            calls: list[threads.Call] = []
             for direction, (x, gates, saved, states) in zip(passes, results, strict=True):
                 arrays = direction.packed.get("forward", partial(self._packed, direction.weights))
                 ends = direction.ends
@@ -92,11 +93,11 @@ class NumbaRunner:
                     workspace = self._scratch(scratch, part, x.shape[1], arrays[1])
                     outputs = gates, saved if record else None, states
                     inputs = ends, counts, direction.reverse, *part
-                    made.append(partial(function, *arrays, *workspace, x, *outputs, *inputs))
-            return made
+                    calls.append(partial(function, *arrays, *workspace, x, *outputs, *inputs))
+            return calls
 
-        weights = len(passes) * width * (passes[0].x.shape[1] + H)
-        _run(calls, batch, weights, len(passes))
+        weight_count = len(passes) * width * (passes[0].x.shape[1] + H)
+        _run(make_calls, batch, weight_count, len(passes))
         for direction, activations in zip(passes, results, strict=True):
             write_results(direction, activations, batch)
         return results
@@ -123,14 +124,14 @@ class NumbaRunner:
         return scratch.arrays((input_rows, width), (input_rows, columns), (rows, columns))
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
-        """Run the backward pass of directions of one layer; gates become dgx."""
+        """Run the backward pass of directions of one layer; overwrites the gates with dgx."""
         batch, scratch = call.batch, call.scratch
         width, H = passes[0].weights.weight_hh.shape
         counts = _counts(batch)
         function = _backward(self._cell, self._dtype)
 
-        def calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
-            made: list[threads.Call] = []
+        def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
+            calls: list[threads.Call] = []
             for direction in passes:
                 pack = partial(self._panels, "pack", direction.weights.weight_hh)
                 panels = direction.packed.get("backward", pack)
@@ -144,29 +145,29 @@ class NumbaRunner:
                 for part in parts:
                     dh = scratch.empty(part[1] - part[0], panels.shape[0] * panels.shape[2])
                     arrays = gates, saved, states, doutput, dstates, counts
-                    made.append(partial(function, panels, dh, *arrays, direction.reverse, *part))
-            return made
+                    calls.append(partial(function, panels, dh, *arrays, direction.reverse, *part))
+            return calls
 
-        _run(calls, batch, len(passes) * width * H, len(passes))
+        _run(make_calls, batch, len(passes) * width * H, len(passes))
         self._gradients(passes, batch, scratch)
 
     def _gradients(
         self, passes: Sequence[BackwardPass], batch: PackedBatch, scratch: Workspace
     ) -> None:
         """Compute the gradients of weights, biases and input, after the loops."""
-        packed, weights = [], 0
+        packed, weight_count = [], 0
         for each in passes:
             matrix, panels = each.weights.weight_ih, None
-            weights += matrix.size + each.weights.weight_hh.size
+            weight_count += matrix.size + each.weights.weight_hh.size
             if each.dx is not None:
-                weights += matrix.size
+                weight_count += matrix.size
                 panels = each.packed.get("input", partial(self._panels, "pack", matrix))
             packed.append(panels)
         cell = CELLS[self._cell]
-        if batch.total * weights < PER_THREAD:
+        if batch.total * weight_count < PER_THREAD:
             gradients.compute(cell, passes, packed, batch, scratch, CALLER_ONLY)
             return
-        with threads.pool(_profitable_threads(batch, weights)) as pool:
+        with threads.pool(_profitable_threads(batch, weight_count)) as pool:
             gradients.compute(cell, passes, packed, batch, scratch, pool)
 
     def _panels(self, how: str, matrix: Array, panels: Array | None) -> Array:
@@ -183,29 +184,29 @@ class NumbaRunner:
 
 
 def _run(
-    calls: Callable[[Sequence[tuple[int, int]]], list[threads.Call]],
+    make_calls: Callable[[Sequence[tuple[int, int]]], list[threads.Call]],
     batch: PackedBatch,
-    weights: int,
+    weight_count: int,
     directions: int,
 ) -> None:
-    """Make the calls for slices of rows, in as many threads as is profitable."""
-    if batch.total * weights < PER_THREAD:  # without acquiring threads
-        for call in calls([(0, batch.running)] if batch.running else []):
+    """Run the calls for slices of rows, in as many threads as is profitable."""
+    if batch.total * weight_count < PER_THREAD:  # without acquiring threads
+        for call in make_calls([(0, batch.running)] if batch.running else []):
             call()
         return
-    with threads.pool(_profitable_threads(batch, weights)) as pool:
-        pool.run(calls(_slices(batch, pool.size, directions)))
+    with threads.pool(_profitable_threads(batch, weight_count)) as pool:
+        pool.run(make_calls(_slices(batch, pool.size, directions)))
 
 
-def _profitable_threads(batch: PackedBatch, weights: int) -> int:
+def _profitable_threads(batch: PackedBatch, weight_count: int) -> int:
     """The number of threads worth using for products of all rows and steps with the weights."""
-    return batch.total * weights // PER_THREAD + 1
+    return batch.total * weight_count // PER_THREAD + 1
 
 
 def _slices(batch: PackedBatch, threads: int, directions: int) -> list[tuple[int, int]]:
     """The rows of each direction in slices with about equal numbers of steps."""
     rows = batch.running
-    parts = max(threads, min(2 * threads, directions * (rows // TWO_SLICES))) // directions
+    parts = max(threads, min(2 * threads, directions * (rows // MIN_SLICE_ROWS))) // directions
     parts = max(1, min(parts, rows // SLICE_MULTIPLE)) if threads > 1 else 1
     ends = [rows * part / parts for part in range(1, parts)]
     if batch.ragged is not None and ends:
@@ -222,6 +223,7 @@ def _running_rows(states: tuple[Array, ...], batch: PackedBatch) -> tuple[Array,
 
 
 def _counts(batch: PackedBatch) -> np.ndarray:
+    """The number of rows of each step."""
     if batch.ragged is None:
         full = np.empty(batch.steps, np.intp)
         full.fill(batch.batch)
@@ -266,7 +268,7 @@ def _backward(cell: str, dtype: np.dtype[Any]) -> Any:
     return compile_for(function, (*arrays, *_SLICE_TYPES))
 
 
-# of counts, reverse, low, high
+# the last arguments of the loops: counts, reverse, and the first and last row of a slice
 _SLICE_TYPES = types.Array(types.intp, 1, "C"), types.boolean, types.intp, types.intp
 
 

@@ -91,7 +91,7 @@ def torch_for(task: Task) -> tuple[Any, Any, Any]:
             raise PeerUnavailableError(f"torch: {torch.__version__} has no usable CUDA device")
         device = torch.device("cuda", backend.device)
         _set_tf32(torch, setting.kind == "tf32")
-    return torch, device, getattr(torch, setting.stored)
+    return torch, device, getattr(torch, setting.operand_dtype)
 
 
 def _set_tf32(torch: Any, allowed: bool) -> None:
@@ -112,7 +112,7 @@ def onnxruntime_peer(task: Task) -> Peer:
     session, how = session_for(
         task, lambda weights: onnx.model(setting.cell, weights, task.x.shape)
     )
-    forward, results = runner(session, {"x": task.x.astype(setting.stored)}, task)
+    forward, results = runner(session, {"x": task.x.astype(setting.operand_dtype)}, task)
     note = f"onnxruntime: {how}, forward only"
     return Peer("onnxruntime", forward, None, {"output": results()[0][:, 0]}, note)
 
@@ -124,8 +124,10 @@ def session_for(task: Task, model: Callable[[Results], bytes]) -> tuple[Any, str
     """
     ort = imported("onnxruntime")
     setting, backend = task.setting, task.layer.backend
-    if setting.stored not in ("float16", "float32"):
-        raise PeerUnavailableError(f"onnxruntime: its recurrent operators take no {setting.stored}")
+    if setting.operand_dtype not in ("float16", "float32"):
+        raise PeerUnavailableError(
+            f"onnxruntime: its recurrent operators take no {setting.operand_dtype}"
+        )
     options, threads = ort.SessionOptions(), int(os.environ.get(THREADS) or processors())
     options.intra_op_num_threads = threads
     provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
@@ -139,11 +141,11 @@ def session_for(task: Task, model: Callable[[Results], bytes]) -> tuple[Any, str
         raise PeerUnavailableError(
             f"onnxruntime: this build has no {provider[0]}; pip install onnxruntime-gpu"
         )
-    weights = {name: array.astype(setting.stored) for name, array in task.weights.items()}
+    weights = {name: array.astype(setting.operand_dtype) for name, array in task.weights.items()}
     session = ort.InferenceSession(model(weights), options, providers=[provider])
     if session.get_providers()[0] != provider[0]:  # ONNX Runtime only warns
         raise PeerUnavailableError(f"onnxruntime: {provider[0]} does not start on this machine")
-    return session, f"{ort.__version__}, {provider[0]}, {setting.stored}, {how}"
+    return session, f"{ort.__version__}, {provider[0]}, {setting.operand_dtype}, {how}"
 
 
 def runner(

@@ -55,7 +55,7 @@ def onnxruntime_step(task: Task) -> Step:
     session, _ = session_for(
         task, lambda w: onnx.step_model(setting.cell, w, task.x.shape[1:], names)
     )
-    inputs = {name: array.astype(setting.stored) for name, array in arrays.items()}
+    inputs = {name: array.astype(setting.operand_dtype) for name, array in arrays.items()}
     step, results = runner(session, inputs, task)
     return step, lambda: results()[0][0]
 

@@ -23,17 +23,17 @@ class Setting:
     """One layer, T steps of N rows."""
 
     cell: str = "gru"  # a name of `LAYERS`
-    hidden: int = 128
-    input: int = 128
-    batch: int = 32
-    steps: int = 100
+    hidden: int = 128  # H
+    input: int = 128  # I
+    batch: int = 32  # N
+    steps: int = 100  # T
     kind: str = "float32"  # a name of `PRECISIONS`
     backend: BackendName | None = None
     directions: int = 1  # D
 
     @property
-    def stored(self) -> str:
-        """The dtype of the products' operands, which is that of the peers' layers."""
+    def operand_dtype(self) -> str:
+        """The dtype in which operands of products are stored: that of the peers' layers."""
         return "float32" if self.kind == "tf32" else self.kind
 
 
@@ -43,7 +43,7 @@ class Task:
 
     setting: Setting
     layer: Any
-    x: np.ndarray  # (T, N, I) in the layer's dtype, values representable in `setting.stored`
+    x: np.ndarray  # (T, N, I) in the layer's dtype, values representable in `setting.operand_dtype`
     doutput: np.ndarray  # (T, N, D*H), likewise
     states: tuple[np.ndarray, ...]  # (h,) or (h, c), each (N, H): the states before a single step
 
@@ -81,10 +81,10 @@ def make_task(setting: Setting) -> Task:
     )
     rng = np.random.default_rng(0)
 
-    def drawn(width: int) -> np.ndarray:
+    def draw(width: int) -> np.ndarray:
         values = rng.standard_normal((setting.steps, setting.batch, width))
         return values.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
 
-    x, doutput = drawn(setting.input), drawn(setting.directions * setting.hidden)
+    x, doutput = draw(setting.input), draw(setting.directions * setting.hidden)
     names = layer._spec.cell.state_names
-    return Task(setting, layer, x, doutput, tuple([drawn(setting.hidden)[0] for _ in names]))
+    return Task(setting, layer, x, doutput, tuple([draw(setting.hidden)[0] for _ in names]))

@@ -207,15 +207,15 @@ UNSUPPORTED = [
 ]
 
 
-@pytest.mark.parametrize(("facts", "reason"), UNSUPPORTED)
+@pytest.mark.parametrize(("properties", "reason"), UNSUPPORTED)
 def test_unsupported_calls_are_reported_and_run_otherwise(
-    facts: dict[str, int],
+    properties: dict[str, int],
     reason: str,
     fake_cupy: Backend,
     monkeypatch: pytest.MonkeyPatch,
     select_kernels: SelectKernels,
 ) -> None:
-    install(monkeypatch, **facts)
+    install(monkeypatch, **properties)
     monkeypatch.setitem(kernels.AUTOMATIC, "cuda", kernels.IMPLEMENTATIONS)
     select_kernels("auto")
     case = (2, 17, 3, {}, None)

@@ -1,4 +1,4 @@
-"""Stacks with a forced wavefront: one launch forward, or the reason for an error."""
+"""A forced wavefront: the forward pass of a stack in one launch, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def test_calls_on_a_gpu_match_the_reference(
         with xprnn.use_kernels("reference"):
             expected = run_layer(cell, "numpy", case, True, "float64")
         sizes = {"steps": 7, "width": 2 * H, "layers": layers}
-        for k, (array, wanted) in enumerate(zip(results, expected, strict=True)):
-            assert_close(array, wanted, "float32", f"array {k}", mode, **sizes)
+        for k, (array, reference) in enumerate(zip(results, expected, strict=True)):
+            assert_close(array, reference, "float32", f"array {k}", mode, **sizes)
 
 
 def compare_on_numpy(cell: str, *rest: Any) -> None:
-    """`compare`, with the plain code for the reference."""
+    """`compare`, with the plain code as the reference."""
     with xprnn.use_kernels("reference"):
         compare(cell, *rest)
 
@@ -166,11 +166,11 @@ def test_cpus_have_no_wavefront(select_kernels: SelectKernels) -> None:
 def test_a_wavefront_must_be_forced(device: Backend, select_kernels: SelectKernels) -> None:
     layer = xprnn.GRU(3, 16, seed=0, num_layers=2, backend=device.name).eval()
     line = "  forward, layers in a wavefront: {}"
-    wanted = line.format("one launch runs all steps of all layers")
-    assert wanted in layer.explain((4, 2, 3)).splitlines()
+    selected = line.format("one launch runs all steps of all layers")
+    assert selected in layer.explain((4, 2, 3)).splitlines()
     select_kernels("sequence")
-    wanted = line.format("not yet run on a GPU; XPRNN_KERNELS=wave forces it")
-    assert wanted in layer.explain((4, 2, 3)).splitlines()
+    not_selected = line.format("not yet run on a GPU; XPRNN_KERNELS=wave forces it")
+    assert not_selected in layer.explain((4, 2, 3)).splitlines()
     layer(device.from_host(np.ones((4, 2, 3), np.float32)))
     assert layers_of_launches() == [("gru_forward", 1)] * 2
 
@@ -196,18 +196,19 @@ def test_a_wavefront_that_times_out_is_reported(
 
 
 def first_layer_twice(original: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda every, slots: original([every[0]] * len(every), slots)
+    """Each layer has the arguments of the first."""
+    return lambda layers, slots: original([layers[0]] * len(layers), slots)
 
 
 def no_lower_exchange(original: Callable[..., Any]) -> Callable[..., Any]:
     """The last argument of upper layers, the exchange buffer of the layer below, is null."""
-    return lambda every, slots: original([[*row[:-1], None] for row in every], slots)
+    return lambda layers, slots: original([[*layer[:-1], None] for layer in layers], slots)
 
 
 def own_exchange(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Each upper layer polls its own exchange buffer."""
-    return lambda every, slots: original(
-        [every[0], *[[*row[:-1], row[-3]] for row in every[1:]]], slots
+    """Each upper layer polls its own exchange buffer, the third argument from the end."""
+    return lambda layers, slots: original(
+        [layers[0], *[[*layer[:-1], layer[-3]] for layer in layers[1:]]], slots
     )
 
 
