@@ -69,11 +69,12 @@ def test_results_do_not_depend_on_previous_sizes(name: str, bias: bool, dtype: s
 
 
 def test_biases_of_another_size_are_detected(
-    implementation: str, monkeypatch: pytest.MonkeyPatch
+    reference: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The injected fault: a size reuses the biases of another one in the shared memory."""
-    if implementation != "reference":
-        pytest.skip("compiled steps read one bias for all rows")
+    """The injected fault: a size reuses the biases of another one in the shared memory.
+
+    Compiled steps read one bias for all rows.
+    """
 
     def work_on(self: StepExecutor, captured: Any) -> None:
         self.sides, self._x, self._biases, self._calls = captured

@@ -116,8 +116,7 @@ def test_arguments_that_verify_and_bench_refuse(arguments, text, status, tmp_pat
 
 def test_bench_measures_installed_peers_and_says_how_to_install_the_others(tmp_path):
     gone = (
-        "sys.modules['onnxruntime'] = None; "
-        "from xprnn.tools.bench import clock; clock.BUDGET = 0.0"
+        "sys.modules['onnxruntime'] = None; from xprnn.tools.bench import clock; clock.BUDGET = 0.0"
     )
     sizes = ["--hidden", "4", "--batch", "2", "--steps", "5"]
     done = run_with(gone, "bench", *sizes, "--against", "onnxruntime", cwd=tmp_path)
