@@ -240,7 +240,7 @@ def test_a_forced_kernel_that_does_not_fit_raises(
     fake_cupy: Backend, select_kernels: SelectKernels
 ) -> None:
     select_kernels("sequence")
-    with pytest.raises(xprnn.KernelUnavailableError, match="needs compute capability 8.0"):
+    with pytest.raises(xprnn.KernelUnavailableError, match=r"needs compute capability 8\.0"):
         xprnn.GRU(3, 4, backend=fake_cupy.name).stepper(1)
 
 
