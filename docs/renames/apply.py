@@ -10,8 +10,8 @@ the moves. A map has four kinds of entries:
 - `[moves]` `"old path" = "new path"`: a file, moved after its text has been changed;
 - `[modules]` `"xprnn.old" = "xprnn.new"`: a module, moved with every import of it.
 
-`files`, a glob or a list of globs over paths before the moves, limits a `word` or `text` to some
-files. What an entry puts in is not seen by entries before it.
+`files`, a glob or a list of globs over paths before or after the moves, limits a `word` or `text` to
+some files. What an entry puts in is not seen by entries before it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def main(folder: str, *maps: str) -> None:
 
 def apply(root: Path, maps: list[dict[str, Any]]) -> None:
     """Change the texts of tracked files by each map, then move files."""
-    before_moves = _old_paths()
+    moved = _moved_paths()
     for entries in maps:
-        _change_texts(root, entries, before_moves)
+        _change_texts(root, entries, moved)
     for entries in maps:
         for old, new in entries.get("moves", {}).items():
             _move(root, old, new)
@@ -51,16 +51,16 @@ def apply(root: Path, maps: list[dict[str, Any]]) -> None:
             _move_modules(root, moved)
 
 
-def _change_texts(root: Path, entries: dict[str, Any], before_moves: dict[str, str]) -> None:
+def _change_texts(root: Path, entries: dict[str, Any], moved: dict[str, str]) -> None:
     rules = [
         (_pattern(kind, e["old"]), e) for kind in ("word", "text") for e in entries.get(kind, [])
     ]
     for path in _tracked(root):
+        names = path, moved.get(path, path)
         mine = [
             (rule, e["new"])
             for rule, e in rules
-            if _matches(path, e.get("files", "*"))
-            or _matches(before_moves.get(path, path), e.get("files", "*"))
+            if any(_matches(name, e.get("files", "*")) for name in names)
         ]
         before = after = (root / path).read_text()
         for rule, new in mine:
@@ -69,15 +69,16 @@ def _change_texts(root: Path, entries: dict[str, Any], before_moves: dict[str, s
             (root / path).write_text(after)
 
 
-def _old_paths() -> dict[str, str]:
-    """The path before the moves of every moved file."""
-    old: dict[str, str] = {}
+def _moved_paths() -> dict[str, str]:
+    """The new path of each file that moves, and the old path of each new one."""
+    paths: dict[str, str] = {}
     for name in HERE.glob("*.toml"):
         entries = tomllib.loads(name.read_text())
-        old |= {new: path for path, new in entries.get("moves", {}).items()}
-        for module, moved in entries.get("modules", {}).items():
-            old[moved.replace(".", "/") + ".py"] = module.replace(".", "/") + ".py"
-    return old
+        moves = dict(entries.get("moves", {}))
+        for old, new in entries.get("modules", {}).items():
+            moves[old.replace(".", "/") + ".py"] = new.replace(".", "/") + ".py"
+        paths |= moves | {new: old for old, new in moves.items()}
+    return paths
 
 
 def _move_modules(root: Path, moved: dict[str, str]) -> None:
