@@ -22,11 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-import numpy as np
-import pytest
-
-import xprnn
-
 COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 SMALL = {"T": 3, "N": 2, "I": 4, "H": 16}
 LARGE = {"T": 16, "N": 4, "I": 12, "H": 32}
@@ -36,7 +31,6 @@ ROUTES = {
     "CUDA sequence": ("fake_cupy", "sequence", SMALL),
     "CUDA pointwise": ("fake_cupy", "pointwise", SMALL),
 }
-PACKAGE = str(Path(xprnn.__file__).parent)
 
 
 class Counts(NamedTuple):
@@ -55,12 +49,15 @@ class Counts(NamedTuple):
 
 def traced(call: Callable[[], Any]) -> tuple[Any, Counts]:
     """The result of a call, and what it did."""
+    import xprnn
+
+    package = str(Path(xprnn.__file__).parent)
     codes: list[Any] = []
     depth, deepest = 0, 0
 
     def note(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal depth, deepest
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(package):
             return
         if event == "call":
             depth += 1
@@ -87,6 +84,8 @@ def backend_of(name: str) -> Iterator[str]:
         yield name
         return
     sys.path.append(str(Path(__file__).parents[1]))
+    import pytest
+
     from tests.support.fake_cupy.array import FakeCupyBackend
     from tests.support.fake_cupy.sequence import Function, install
     from xprnn.backend.registry import BACKENDS
@@ -100,6 +99,10 @@ def backend_of(name: str) -> Iterator[str]:
 
 def measure(backend: str, kernels: str, sizes: dict[str, int]) -> tuple[Counts, Counts]:
     """The second forward call and its backward pass."""
+    import numpy as np
+
+    import xprnn
+
     T, N, I, H = sizes.values()  # noqa: E741
     os.environ["XPRNN_KERNELS"] = kernels
     layer = xprnn.GRU(I, H, seed=0, backend=backend).train()
@@ -113,6 +116,8 @@ def measure(backend: str, kernels: str, sizes: dict[str, int]) -> tuple[Counts, 
 
 def main(routes: list[str]) -> None:
     """Print a table of the routes named, of all if none is."""
+    from xprnn import KernelUnavailableError
+
     print(f"{'route':26} " + " ".join(f"{name:>9}" for name in Counts._fields))
     for route, (name, kernels, sizes) in ROUTES.items():
         if routes and route not in routes:
@@ -120,7 +125,7 @@ def main(routes: list[str]) -> None:
         try:
             with backend_of(name) as backend:
                 found = measure(backend, kernels, sizes)
-        except (ImportError, xprnn.KernelUnavailableError) as error:
+        except (ImportError, KernelUnavailableError) as error:
             print(f"{route:26} {error}")
             continue
         for what, counts in zip(("forward", "backward"), found, strict=True):

@@ -104,10 +104,10 @@ def test_forced_kernels_are_those_that_run(
         return implementations._layer("gru", fake_cupy, kernels, "float32", size, suffix)
 
     assert forced_layer("pointwise").options["hidden_size"] == 5
-    with pytest.raises(UnusableError, match="XPRNN_KERNELS=sequence: forward: "):
+    with pytest.raises(UnusableError, match=r"use_kernels\('sequence'\): forward: "):
         forced_layer("sequence")
     with pytest.raises(UnusableError, match="expected one of the kernels"):
-        forced_layer("fast")
+        implementations._layer("gru", fake_cupy, "fast", "float32", size, suffix)
     layer = forced_layer("reference")
     with pytest.raises(UnusableError, match="this version of xprnn has no such kernels"):
         implementations._check_kernels(layer, "pointwise", (2, 5) if suffix else (3, 2, 5))

@@ -1,6 +1,6 @@
 """No tracked text uses the vocabulary listed in `data/old_vocabulary.txt`.
 
-    python tests/test_vocabulary.py [PATH...]
+    python tests/tools/test_vocabulary.py [PATH...]
 
 prints the matches of each file; a path limits it to a file or a folder.
 """
