@@ -10,8 +10,8 @@ the moves. A map has four kinds of entries:
 - `[moves]` `"old path" = "new path"`: a file, moved after its text has been changed;
 - `[modules]` `"xprnn.old" = "xprnn.new"`: a module, moved with every import of it.
 
-`files`, a glob or a list of globs over paths before or after the moves, limits a `word` or `text` to
-some files. What an entry puts in is not seen by entries before it.
+`files`, a glob or a list of globs over paths before or after the moves, limits a `word` or `text`
+to some files. What an entry puts in is not seen by entries before it.
 """
 
 from __future__ import annotations
