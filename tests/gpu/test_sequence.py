@@ -136,8 +136,11 @@ def test_two_processes_at_once(cell: str, backend: Backend) -> None:
 
 
 @pytest.fixture
-def device(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def device(
+    fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch, select_kernels: SelectKernels
+) -> Backend:
     install(monkeypatch)
+    select_kernels("sequence")
     return fake_cupy
 
 

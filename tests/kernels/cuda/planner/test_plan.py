@@ -163,13 +163,14 @@ def test_every_choice_fits(cell: str) -> None:
             assert not problems_of(answer, device, problem), (device, problem, answer)
             if answer.blocks_per_processor > 1:  # as few as possible
                 assert isinstance(
-                    decide(device._replace(blocks=answer.blocks_per_processor - 1), problem), str
+                    decide(device._replace(blocks=answer.blocks_per_processor - 1), problem),
+                    Unsupported,
                 )
             taken[answer.blocks_per_processor] += 1
             chosen.add((answer.name, answer.cluster))
         else:
-            assert re.match(r"[HN]=\d+: .*\d", answer), answer
-            refused[answer[0]] += 1
+            assert re.match(r"[HN]=\d+: .*\d", answer.reason), answer
+            refused[answer.reason[0]] += 1
     assert taken[1] > 10_000 and taken[2] > 200 and refused["H"] > 1000 and refused["N"] > 10
     listed = {
         (name, cluster)
