@@ -1,6 +1,6 @@
 """A short forward call against another version of xprnn, in alternating processes.
 
-    python benchmarks/short_calls_vs_parent.py [--parent REV] [--rounds 200]
+    python -m benchmarks.short_calls_vs_parent [--parent REV] [--rounds 200]
 
 For each implementation two processes, one with each version, time the same eval-mode call in turn,
 and each pair of times gives a ratio (older / newer). Printed are the medians of the times, and the
@@ -88,11 +88,13 @@ def main() -> None:
     if options.worker:
         worker()
         return
+    from .gate import extract_parent
+
     print(f"GRU({H}, {H}), T={T} N={N}, eval mode, {options.rounds} pairs")
     with tempfile.TemporaryDirectory() as folder:
-        archive = ["git", "archive", options.parent, "xprnn"]
-        packed = subprocess.run(archive, cwd=ROOT, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "x", "-C", folder], input=packed, check=True)
+        commit, reason = extract_parent(Path(folder), options.parent)
+        if not commit:
+            raise SystemExit(reason)
         for name, kernels in IMPLEMENTATIONS.items():
             line = compare(Path(folder), kernels, options.rounds)
             print(f"{name:10} {line}", flush=True)

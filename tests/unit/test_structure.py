@@ -1,7 +1,7 @@
 """The package's own imports go downwards, in few levels and without cycles; no name hides a module.
 
-The tests read the source; only the last one imports all modules. Imports inside functions count,
-imports under `TYPE_CHECKING` do not.
+The tests read the source; only the last one imports all modules. Imports inside functions and under
+`TYPE_CHECKING` count too.
 """
 
 from __future__ import annotations
@@ -69,15 +69,10 @@ def package_of(name: str) -> str:
 
 
 def imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements in a tree, without those under `if TYPE_CHECKING:`."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            for other in child.orelse:
-                yield from imports(other)
-        elif isinstance(child, (ast.Import, ast.ImportFrom)):
+    """The import statements in a tree."""
+    for child in ast.walk(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
-        else:
-            yield from imports(child)
 
 
 def source_of(name: str, statement: ast.ImportFrom) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,16 +14,20 @@ from ..core.passes import Activations, BackwardPass, Call, ForwardPass, PackedWe
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
 from ..core.workspace import Workspace
-from ..kernels import CallContext, CallShape, ExecutionPlan, LayerRunner, Unsupported
+from ..kernels import (
+    CallContext,
+    CallShape,
+    ExecutionPlan,
+    LayerRunner,
+    Unsupported,
+    WavefrontRunner,
+)
 from ..kernels import plan as dispatch
 from ..kernels.request import Request
 from . import dropout
 from .checkpointing import Checkpointed
 from .loop import StepLoop
 from .replay import ReplayLoop
-
-if TYPE_CHECKING:
-    from ..kernels.cuda.sequence import Wavefront
 
 
 def plan_call(
@@ -166,7 +170,7 @@ def _forward_passes(
 
 
 def _run_wavefront(
-    wavefront: Wavefront,
+    wavefront: WavefrontRunner,
     tape: Tape,
     x: Array,
     ends: tuple[Array, ...],

@@ -5,17 +5,23 @@ from .dispatch import (
     EXPERIMENTAL,
     MAX_PLANS,
     CallShape,
-    ExecutionPlan,
     KernelUnavailableError,
     Plans,
-    StepPlan,
     forget_plans,
     has_sequence_kernels,
     is_experimental,
     plan,
     plan_step,
 )
-from .interface import CallContext, LayerRunner, Pass, Unsupported
+from .interface import (
+    CallContext,
+    ExecutionPlan,
+    LayerRunner,
+    Pass,
+    StepPlan,
+    Unsupported,
+    WavefrontRunner,
+)
 from .request import (
     ENVIRONMENT_VARIABLE,
     IMPLEMENTATIONS,
@@ -41,6 +47,7 @@ __all__ = [
     "Plans",
     "StepPlan",
     "Unsupported",
+    "WavefrontRunner",
     "forget_plans",
     "has_sequence_kernels",
     "is_experimental",

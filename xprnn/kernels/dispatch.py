@@ -11,9 +11,9 @@ derives which calls are supported, or a name in `numba/table.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from dataclasses import replace
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -24,12 +24,19 @@ from ..backend.exports import exported_from
 from ..cells import Cell
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
-from .interface import KernelPackage, KernelRunner, LayerRunner, Pass, Sizes, Unsupported
+from .interface import (
+    ExecutionPlan,
+    KernelPackage,
+    KernelRunner,
+    LayerRunner,
+    Pass,
+    Sizes,
+    StepPlan,
+    Unsupported,
+    WavefrontRunner,
+)
 from .mixed_precision import upcasting
 from .request import ENVIRONMENT_VARIABLE, IMPLEMENTATIONS, WAVE, Request, requested, requested_name
-
-if TYPE_CHECKING:
-    from .cuda.sequence import Wavefront
 
 FUSED = ("sequence", WAVE)  # requests that force sequence kernels
 # What "auto" selects from. The CUDA sequence kernels have only run in an emulator on a CPU; they
@@ -59,47 +66,6 @@ class CallShape(NamedTuple):
     running: int  # rows that run at least one step
     record: bool
     recompute: int | None = None
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """How a step of all layers is run: the implementation and the types."""
-
-    implementation: str
-    reason: str  # for the selection
-    missing: tuple[tuple[str, str], ...]  # each faster implementation, and the reason against it
-    backend: Backend
-    xp: Any  # the backend's array module, with products of the requested precision
-    cell: Cell
-    precision: PrecisionPolicy
-
-    @cached_property
-    def is_mixed(self) -> bool:
-        """Whether operands of products have a lower precision than the layer's dtype."""
-        return self.precision.is_mixed
-
-    @property
-    def replays(self) -> bool:
-        """Whether the plain code runs on NumPy itself, so that its calls can be captured."""
-        return self.xp is np and self.implementation == "reference"
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether one launch or call runs all steps, or a step of all layers."""
-        return self.implementation == "sequence"
-
-
-@dataclass(frozen=True)
-class ExecutionPlan(StepPlan):
-    """How a call is run: the runners, and the directions of a layer that run together."""
-
-    forward: LayerRunner
-    backward: LayerRunner
-    kernels: KernelRunner | None  # sequence kernels, if they are selected
-    forward_groups: tuple[range, ...]  # of directions
-    backward_groups: tuple[range, ...]
-    # all layers in one launch, or why they run one after the other
-    wavefront: Wavefront | Unsupported
 
 
 class Plans(dict[Any, ExecutionPlan]):
@@ -241,7 +207,7 @@ def _reason(request: Request) -> str:
 
 def _wavefront(
     plan: ExecutionPlan, spec: StackSpec, shape: CallShape, request: Request
-) -> Wavefront | Unsupported:
+) -> WavefrontRunner | Unsupported:
     """One launch for all layers, in which a layer runs a step as soon as the one below has."""
     wavefront = _supported_wavefront(plan, spec, shape)
     if isinstance(wavefront, Unsupported):
@@ -255,7 +221,7 @@ def _wavefront(
 
 def _supported_wavefront(
     plan: ExecutionPlan, spec: StackSpec, shape: CallShape
-) -> Wavefront | Unsupported:
+) -> WavefrontRunner | Unsupported:
     if plan.backend.kernels != "cuda":
         return Unsupported(f"no kernel for it on backend '{plan.backend.name}' in this version")
     from .cuda.sequence import CudaRunner

@@ -1,11 +1,14 @@
-"""The interfaces of implementations: layer runners, fused steps, and kernel packages."""
+"""The interfaces of implementations: runners, plans made of them, and kernel packages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from ..backend import Array, Backend
 from ..cells import Cell
@@ -13,9 +16,6 @@ from ..core.packing import PackedBatch
 from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.precision import PrecisionPolicy
 from ..core.workspace import Workspace
-
-if TYPE_CHECKING:
-    from .dispatch import ExecutionPlan
 
 
 class Pass(Enum):
@@ -99,6 +99,54 @@ class KernelRunner(LayerRunner, Protocol):
 
     def not_profitable(self, sizes: Sizes) -> Unsupported | None:
         """Why "auto" does not select this runner for a call that it supports."""
+
+
+class WavefrontRunner(Protocol):
+    """Runs all layers of a stack of one direction at the same time."""
+
+    def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
+        """Run a pass over each layer; x of the upper layers is the output of the one below."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a step of all layers is run: the implementation and the types."""
+
+    implementation: str
+    reason: str  # for the selection
+    missing: tuple[tuple[str, str], ...]  # each faster implementation, and the reason against it
+    backend: Backend
+    xp: Any  # the backend's array module, with products of the requested precision
+    cell: Cell
+    precision: PrecisionPolicy
+
+    @cached_property
+    def is_mixed(self) -> bool:
+        """Whether operands of products have a lower precision than the layer's dtype."""
+        return self.precision.is_mixed
+
+    @property
+    def replays(self) -> bool:
+        """Whether the plain code runs on NumPy itself, so that its calls can be captured."""
+        return self.xp is np and self.implementation == "reference"
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether one launch or call runs all steps, or a step of all layers."""
+        return self.implementation == "sequence"
+
+
+@dataclass(frozen=True)
+class ExecutionPlan(StepPlan):
+    """How a call is run: the runners, and the directions of a layer that run together."""
+
+    forward: LayerRunner
+    backward: LayerRunner
+    kernels: KernelRunner | None  # sequence kernels, if they are selected
+    forward_groups: tuple[range, ...]  # of directions
+    backward_groups: tuple[range, ...]
+    # all layers in one launch, or why they run one after the other
+    wavefront: WavefrontRunner | Unsupported
 
 
 class FusedStep(Protocol):

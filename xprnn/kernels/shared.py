@@ -49,9 +49,7 @@ def activation_shapes(
 def input_projection(products: Any, cell: Cell, direction: ForwardPass, gates: Array) -> None:
     """Write gx of all steps to `gates` (S, G*H), by one product of `products.matmul`."""
     bias = cell.input_bias(direction.weights, gates.dtype)
-    products.matmul(direction.x, direction.weights.weight_ih.T, out=gates)
-    if bias is not None:
-        gates += bias
+    project(products, direction.weights, bias, direction.x, gates)
 
 
 def project(xp: Any, weights: Weights, bias: Array | None, x: Array, gates: Array) -> None:
