@@ -19,7 +19,7 @@ from xprnn.engine.step import StepExecutor
 
 MANY = 64  # sizes whose captured calls are kept
 __all__ = ["switch_threads_often"]
-pytestmark = pytest.mark.usefixtures("implementation")
+each_implementation = pytest.mark.usefixtures("implementation")
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def same(actual: Any, expected: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@each_implementation
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", CELLS)
@@ -84,6 +85,7 @@ def test_biases_of_another_size_are_detected(
         test_results_do_not_depend_on_previous_sizes("gru", True, "float64")
 
 
+@each_implementation
 def test_repeated_sizes_create_nothing(created: list[str]) -> None:
     """As in a decoder whose hypotheses end one after the other."""
     cell, inputs = make("gru"), [arguments("gru", N) for N in range(MANY, 0, -1)]
@@ -108,6 +110,7 @@ def test_a_larger_size_keeps_the_weights(implementation: str) -> None:
         assert one is other
 
 
+@each_implementation
 def test_all_sizes_share_one_buffer() -> None:
     cell = make("lstm")
     for N in (5, 4, 1):
@@ -121,6 +124,7 @@ def test_all_sizes_share_one_buffer() -> None:
                 assert state.ctypes.data == full.ctypes.data
 
 
+@each_implementation
 def test_memory_stays_within_bounds() -> None:
     """Sizes 1 to 200 in order: a further round allocates nothing that stays."""
     cell = make("gru", 16, 16)
@@ -145,6 +149,7 @@ def test_memory_stays_within_bounds() -> None:
     assert sum(array.nbytes for array in held) < 200 * 30 * 16 * 8
 
 
+@each_implementation
 def test_written_parameters_take_effect_at_every_size() -> None:
     cell = make("gru")
     for N in (4, 2):
@@ -158,6 +163,7 @@ def test_written_parameters_take_effect_at_every_size() -> None:
         same(cell(*arguments("gru", N)), fresh(*arguments("gru", N)))
 
 
+@each_implementation
 def test_threads_with_different_sizes(switch_threads_often: None) -> None:
     cell, threads, rounds = make("lstm", 16, 16), 8, 40
     sizes = [[1 + (k + r) % 7 for r in range(rounds)] for k in range(threads)]

@@ -69,6 +69,7 @@ def test_cells_run_on_it(
 
 
 def test_another_implementation_is_found() -> None:
+    pytest.importorskip("numba")
     layer = build(Case("gru"))
     with use("reference"), pytest.raises(AssertionError, match="reference"):
         assert_selected("numba", layer, 6, 4)

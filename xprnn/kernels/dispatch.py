@@ -173,7 +173,7 @@ class Selection(NamedTuple):
 
     implementation: str
     reason: str
-    missing: tuple[tuple[str, str], ...]
+    missing: tuple[tuple[str, Unsupported], ...]
     cell: Cell
 
 
@@ -188,15 +188,15 @@ def _with_fused(
     nonempty = sizes._replace(N=sizes.N or 1, T=sizes.T or 1)
     kinds = (Pass.TRAINING, Pass.BACKWARD) if record else (Pass.FORWARD,)
     results = [(kind, kernels.unsupported(kind, nonempty, 1)) for kind in kinds]
-    reasons = [f"{kind}: {why}" for kind, why in results if why]
+    reasons = [Unsupported(f"{kind}: {why}") for kind, why in results if why]
     if reasons and request.name in FUSED:
         raise KernelUnavailableError(f"{request.source}: {reasons[0]}")
-    why_not: object = reasons[0] if results[0][1] else None
+    why_not = reasons[0] if results[0][1] else None
     if not why_not and request.name == "auto":
         why_not = kernels.not_profitable(sizes)
     if why_not:
         others = tuple([row for row in steps.missing if row[0] != "sequence"])
-        return steps._replace(missing=(*others, ("sequence", str(why_not))))
+        return steps._replace(missing=(*others, ("sequence", why_not)))
     missing = tuple([("sequence", why) for why in reasons])
     return Selection("sequence", _reason(request), missing, steps.cell)
 
@@ -274,13 +274,16 @@ def _plan_step(
         raise KernelUnavailableError(f"{request.source}: {why_not}")
     elif name == "auto" and not backend.on_gpu:
         plain = Request("reference", request.source)
-        missing = ("pointwise", FEATURE_MAJOR), ("sequence", str(why_not or "not requested"))
+        missing = (
+            ("pointwise", Unsupported(FEATURE_MAJOR)),
+            ("sequence", why_not or Unsupported("not requested")),
+        )
         selection = _select(cell, backend, precision, plain)
         selection = selection._replace(reason="the fastest that fits", missing=missing)
     else:
         selection = _select(cell, backend, precision, request)
         others = [row for row in selection.missing if row[0] != "sequence"]
-        why = str(why_not or (EXPERIMENTAL if name == "auto" else selection.reason))
+        why = why_not or Unsupported(EXPERIMENTAL if name == "auto" else selection.reason)
         selection = selection._replace(missing=(*others, ("sequence", why)))
     xp = backend.module(precision.precision, precision.is_mixed)
     return StepPlan(
@@ -324,7 +327,7 @@ def _select(
     cells = {"reference": upcasting(cell, precision.dtype) if precision.is_mixed else cell}
     package, name = _package(backend.kernels), request.name
     known = {"sequence"} if has_sequence_kernels(cell, backend) else set()
-    unavailable: object = (
+    unavailable = Unsupported(
         f"no kernel for cell '{cell.name}' on backend '{backend.name}' in this version"
     )
     if name == "reference":  # the others are not checked: importing Numba is slow
@@ -349,8 +352,9 @@ def _select(
     else:
         raise KernelUnavailableError(f"{request.source}: {unavailable}")
     faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(selected) + 1 :]
-    why = EXPERIMENTAL if name == "auto" else request.source  # "auto" omits nothing else
-    missing = tuple([(each, why if each in present else str(unavailable)) for each in faster])
+    # "auto" omits nothing but experimental kernels
+    why = Unsupported(EXPERIMENTAL if name == "auto" else request.source)
+    missing = tuple([(each, why if each in present else unavailable) for each in faster])
     return Selection(selected, reason, missing, cells[selected])
 
 

@@ -114,7 +114,7 @@ class StepPlan:
 
     implementation: str
     reason: str  # for the selection
-    missing: tuple[tuple[str, str], ...]  # each faster implementation, and the reason against it
+    missing: tuple[tuple[str, Unsupported], ...]  # each faster implementation, and why not
     backend: Backend
     xp: Any  # the backend's array module, with products of the requested precision
     cell: Cell

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .sequence import NumbaRunner
 
 _log = logging.getLogger("xprnn")
-_failed: list[str] = []  # why a kernel could not be compiled; from then on none is used
+_failed: list[Unsupported] = []  # why a kernel could not be compiled; from then on none is used
 
 
 def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
@@ -27,18 +27,17 @@ def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
     if precision.is_mixed:
         dtype = precision.compute_dtype
         return Unsupported(f"the CPU's kernels compute in float32 or float64, not in {dtype}")
-    why = unusable()
-    return Unsupported(why) if why else None
+    return unusable()
 
 
-def unusable() -> str:
-    """Why Numba, or a kernel, cannot be used in this process; "" if it can."""
-    return _numba_unusable() or "".join(_failed[:1])
+def unusable() -> Unsupported | None:
+    """Why Numba, or a kernel, cannot be used in this process."""
+    return _numba_unusable() or next(iter(_failed), None)
 
 
 @cache
-def _numba_unusable() -> str:
-    """Why Numba cannot be used, or ""; the first call imports it, and logs a failure."""
+def _numba_unusable() -> Unsupported | None:
+    """Why Numba cannot be used; the first call imports it, and logs a failure."""
     try:
         numba = optional.load("numba", "xprnn[numba]")
         for name in ("cells", "sequence", "step"):  # these import further modules of Numba
@@ -46,16 +45,16 @@ def _numba_unusable() -> str:
     except optional.OptionalPackageError as error:
         if not isinstance(error.__cause__, ModuleNotFoundError) or error.__cause__.name != "numba":
             _warn(str(error))
-        return f"fused kernels for the CPU need Numba; {error}"
+        return Unsupported(f"fused kernels for the CPU need Numba; {error}")
     if numba.config.DISABLE_JIT:
         return _warn("NUMBA_DISABLE_JIT is set: Numba compiles nothing")
-    return ""
+    return None
 
 
-def _warn(why: str) -> str:
+def _warn(why: str) -> Unsupported:
     """Log a reason, and return it."""
     _log.warning("no compiled kernels on the CPU, only the plain code: %s", why)
-    return why
+    return Unsupported(why)
 
 
 def prepare(implementation: str, cell: str, precision: PrecisionPolicy, record: bool) -> bool:
@@ -124,7 +123,7 @@ def compilations() -> list[Callable[[], Any]]:
     :raises RuntimeError: Numba cannot be used; the message says why.
     """
     if reason := unusable():
-        raise RuntimeError(reason)
+        raise RuntimeError(str(reason))
     from . import cells, sequence, step
 
     return [*sequence.compilations(), *step.compilations(), *cells.compilations()]
