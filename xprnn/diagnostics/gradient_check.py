@@ -85,7 +85,7 @@ def gradcheck(
         D(s) = (8 (L(θ+sd) - L(θ-sd)) - (L(θ+2sd) - L(θ-2sd))) / 12s
 
     They may differ by the error of D. Its truncation error is s⁴ L⁽⁵⁾/30 + O(s⁶), so the error of
-    D(2s) is 16 times as large and |D(2s) - D(s)| is 15 times the error of D(s). Its rounding
+    D(2s) is 16 times as large, and D(2s) - D(s) is 15 times the error of D(s). Its rounding
     error is 18/12s times that of one L. A computed L is close to the exact value for arguments
     changed by K units of rounding ε/2, where K is the length of the sums in a step; the norm of
     the displaced argument is at most ‖θ‖ + 1. So, summed over all θ in R::

@@ -76,7 +76,8 @@ def gradient_flow(
     Gradients that enter later, from outputs, from the layer above or at the ends of shorter rows,
     are included in ratio and factor. Without any step both are 1.
 
-    For an Elman layer the spectral radius of W_hh, max |eigenvalue|, would be the factor per step
+    For an Elman layer the spectral radius of W_hh, the largest modulus of its
+    eigenvalues, would be the factor per step
     without the nonlinearity; for gated layers it is given for each gate's block.
 
     All computations use a copy in float64, in train mode; the layer is not changed.

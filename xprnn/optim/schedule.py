@@ -94,8 +94,8 @@ def clip_grad_norm(
 ) -> Array:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`.
 
-    dθ <- dθ min(1, max_norm / (|dθ| + 1e-6)). R. Pascanu, T. Mikolov, Y. Bengio (2013); as
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html.
+    dθ <- dθ min(1, max_norm / (‖dθ‖ + 1e-6)). R. Pascanu, T. Mikolov, Y. Bengio (2013); as
+    `torch <https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html>`__.
     The norm is computed in float64, so that gradients whose squares overflow in float32 are
     clipped correctly.
 
