@@ -2,8 +2,8 @@
 Forecast from histories of different lengths
 ============================================
 
-Hourly demand with a daily and a weekly pattern: a GRU reads 24 to 96 hours of history, as many as there
-are of each series, and forecasts the next 24. Rows of different lengths are one call.
+Hourly demand with a daily and a weekly pattern: a GRU reads 24 to 96 hours of history, as many as
+there are of each series, and forecasts the next 24. Rows of different lengths are one call.
 """
 
 import matplotlib.pyplot as plt
@@ -16,7 +16,7 @@ HORIZON, LONGEST, SERIES = 24, 96, 256
 
 
 def make_series(count, hours):
-    """Demand (count, hours): a daily and a weekly pattern, each with its own phase and size."""
+    """Demand (count, hours): a daily and a weekly pattern, with random phases and sizes."""
     t = np.arange(hours) + rng.integers(0, 168, (count, 1))
     daily = rng.uniform(0.5, 1.5, (count, 1)) * np.sin(2 * np.pi * t / 24)
     weekend = rng.uniform(0.2, 0.8, (count, 1)) * (t // 24 % 7 >= 5)
@@ -27,8 +27,8 @@ series = make_series(SERIES, LONGEST + HORIZON)
 lengths = rng.integers(24, LONGEST + 1, SERIES)
 
 # %%
-# A row of the batch begins with the first hour of its history; what is beyond its length is not read and
-# may be anything, here zero. The targets are the 24 hours that follow.
+# A row of the batch begins with the first hour of its history; what is beyond its length is not
+# read and may be anything, here zero. The targets are the 24 hours that follow.
 
 x = np.zeros((LONGEST, SERIES, 1))
 targets = np.zeros((SERIES, HORIZON))
@@ -49,7 +49,7 @@ optimizer = xprnn.optim.Adam([layer, readout], lr=1e-2)
 decay = xprnn.optim.CosineDecay(optimizer, steps=80)
 losses = []
 for _ in range(80):
-    output, h_n = layer(x[:, train], lengths=lengths[train])
+    _, h_n = layer(x[:, train], lengths=lengths[train])
     loss, dforecast = xprnn.mse_loss(readout(h_n[0]), targets[train])
     optimizer.zero_grad()
     layer.backward(None, readout.backward(dforecast)[None])
@@ -62,7 +62,7 @@ for _ in range(80):
 # Against a simple forecast on series that were not seen: the last 24 hours again.
 
 layer.eval(), readout.eval()
-output, h_n = layer(x[:, test], lengths=lengths[test])
+_, h_n = layer(x[:, test], lengths=lengths[test])
 forecast = xprnn.to_numpy(readout(h_n[0]))
 actual = xprnn.to_numpy(targets[test])
 yesterday = np.stack(

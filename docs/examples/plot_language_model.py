@@ -2,15 +2,16 @@
 A language model with carried state
 ===================================
 
-An LSTM reads English text character by character in windows of 40. The state at the end of a window is
-the initial state of the next one, so the model remembers more than a window; the gradient stays within
-it (truncated back-propagation through time). Then the model writes: a stepper runs it one character at a
-time.
+An LSTM reads English text character by character in windows of 40. The state at the end of a window
+is the initial state of the next one, so the model remembers more than a window; the gradient stays
+within it (truncated back-propagation through time). Then the model generates text: a stepper runs it
+one character at a time.
 """
+
+from pydoc_data.topics import topics  # the reference manual that comes with Python
 
 import matplotlib.pyplot as plt
 import numpy as np
-from pydoc_data.topics import topics  # the reference manual that comes with Python
 
 import xprnn
 
@@ -20,8 +21,8 @@ index = {character: k for k, character in enumerate(alphabet)}
 print(f"{len(text)} characters, {len(alphabet)} different ones")
 
 # %%
-# The text is cut into 32 streams that are read side by side: symbols are (steps, streams). Targets are
-# the characters that follow.
+# The text is cut into 32 streams that are read side by side: inputs are (steps, streams). Targets
+# are the characters that follow.
 
 STREAMS, WINDOW = 32, 40
 symbols = np.array([index[character] for character in text])
@@ -35,14 +36,14 @@ readout = xprnn.Linear(96, len(alphabet), seed=2)
 model = [embedding, layer, readout]
 
 # %%
-# A recorded call for each window. The carried state is passed as an array: what ``backward`` returns
-# for it is not used, and nothing is detached.
+# A recorded call for each window. The carried state is passed as an array: no gradient flows into
+# it, and what ``backward`` returns for it is not used.
 
 for module in model:
     module.train()
 optimizer = xprnn.optim.Adam(model, lr=1e-2)
 bits = []
-for epoch in range(4):
+for _ in range(4):
     state = None
     for start in range(0, steps, WINDOW):
         window = slice(start, start + WINDOW)
@@ -56,22 +57,22 @@ for epoch in range(4):
         bits.append(float(xprnn.to_numpy(loss)) / np.log(2))
 
 # %%
-# The model writes. The stepper keeps the state; each character is drawn from the predicted distribution,
-# with a temperature of 0.6.
+# Generate text. The stepper keeps the state; each character is drawn from the predicted
+# distribution, with a temperature of 0.6.
 
 for module in model:
     module.eval()
 stepper = layer.stepper(1)
 rng = np.random.default_rng(0)
-written = "The "
+generated = "The "
 for k in range(200):
-    # the first characters are read, the others are those that the model has written
-    output = stepper.step(embedding([index[written[k]]]))
-    if k + 1 == len(written):
+    # the first characters are given, the others are those that the model has generated
+    output = stepper.step(embedding([index[generated[k]]]))
+    if k + 1 == len(generated):
         logits = xprnn.to_numpy(readout(output))[0].astype(float) / 0.6
         p = np.exp(logits - logits.max())
-        written += alphabet[rng.choice(len(alphabet), p=p / p.sum())]
-print(written)
+        generated += alphabet[rng.choice(len(alphabet), p=p / p.sum())]
+print(generated)
 
 # %%
 # Bits per character, beside those of a model that knows only how frequent each character is:

@@ -2,9 +2,9 @@
 Classify recordings of different lengths
 ========================================
 
-A bidirectional GRU tells nine speakers apart by two Japanese vowels: 270 training recordings of 7 to
-26 frames, 370 test recordings, 12 numbers a frame. This is what ``xprnn demo`` does, written out; put
-your own arrays in the place of the data.
+A bidirectional GRU distinguishes nine speakers by two Japanese vowels: 270 training recordings of 7
+to 26 frames, 370 test recordings, 12 numbers a frame. This is what ``xprnn demo`` does, written out;
+to train on your own data, replace the arrays.
 """
 
 import matplotlib.pyplot as plt
@@ -26,7 +26,8 @@ xp = layer.xp
 
 
 def scores(x, lengths):
-    output, h_n = layer(layer.asarray(x), lengths=lengths)
+    """The scores (N, 9) of recordings x (N, T, 12)."""
+    _, h_n = layer(layer.asarray(x), lengths=lengths)
     return readout(xp.concatenate([h_n[0], h_n[1]], axis=1))
 
 
@@ -38,7 +39,7 @@ layer.train(), readout.train()
 optimizer = xprnn.optim.Adam([layer, readout], lr=3e-3)
 rng = np.random.default_rng(0)
 losses = []
-for epoch in range(15):
+for _ in range(15):
     order = rng.permutation(len(train.speakers))
     for rows in np.split(order, 9):
         loss, dscores = xprnn.softmax_cross_entropy(
