@@ -4,8 +4,8 @@ A language model with carried state
 
 An LSTM reads English text character by character in windows of 40. The state at the end of a window
 is the initial state of the next one, so the model remembers more than a window; the gradient stays
-within it (truncated back-propagation through time). Then the model generates text: a stepper runs it
-one character at a time.
+within it (truncated back-propagation through time). Then the model generates text: a stepper runs
+it one character at a time.
 """
 
 from pydoc_data.topics import topics  # the reference manual that comes with Python

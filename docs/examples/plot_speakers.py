@@ -3,7 +3,7 @@ Classify recordings of different lengths
 ========================================
 
 A bidirectional GRU distinguishes nine speakers by two Japanese vowels: 270 training recordings of 7
-to 26 frames, 370 test recordings, 12 numbers a frame. This is what ``xprnn demo`` does, written out;
+to 26 frames, 370 test recordings, 12 numbers a frame. This is what ``xprnn demo`` does, spelt out;
 to train on your own data, replace the arrays.
 """
 
