@@ -29,11 +29,13 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "examples", "renames"]
 default_role = "py:obj"  # a name in single backticks: a link, where it is documented
 needs_sphinx = "9.0"
+highlight_language = "none"  # of blocks that name none, such as equations
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"undoc-members": True}
+autodoc_member_order = "groupwise"  # methods, then attributes
 autodoc_typehints = "none"  # the text gives shapes and dtypes, which types do not
 autosummary_ignore_module_all = False
 
