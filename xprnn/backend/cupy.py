@@ -176,9 +176,13 @@ class CupyBackend(Backend):
 
     def describe(self) -> str:
         """The GPU's name, its compute capability and its memory."""
+        name, capability, memory = self.device_facts()
+        return f"{name}, compute capability {capability}, {memory / 2**30:.0f} GiB"
+
+    def device_facts(self) -> tuple[str, str, int]:
+        """The GPU's name, its compute capability and its memory in bytes."""
         properties = self.xp.cuda.runtime.getDeviceProperties(self.device)
         name = properties["name"]
         name = name.decode() if isinstance(name, bytes) else name
         capability = f"{properties['major']}.{properties['minor']}"
-        memory = properties["totalGlobalMem"] / 2**30
-        return f"{name}, compute capability {capability}, {memory:.0f} GiB"
+        return name, capability, properties["totalGlobalMem"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -46,6 +47,16 @@ def processors() -> int:
 @lru_cache(1)
 def _quota_within(second: int) -> int | None:
     return quota() if sys.platform == "linux" else None
+
+
+@cache
+def processor_name() -> str:
+    """The model of the processor, or its architecture where the system does not name it."""
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return " ".join(value.split())
+    return platform.processor() or platform.machine()
 
 
 def quota(root: Path = Path("/")) -> int | None:

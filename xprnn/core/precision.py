@@ -37,6 +37,11 @@ class PrecisionPolicy:
         """Whether the operands of products have a lower precision than `dtype`."""
         return self.compute_dtype != self.dtype
 
+    @property
+    def name(self) -> str:
+        """The type of the products' operands: a dtype's name, or "tf32"."""
+        return "tf32" if self.precision == "tf32" else self.compute_dtype.name
+
     def __str__(self) -> str:
         """As `explain` prints it: "float32", "float32 with tf32", "float32 with bfloat16"."""
         if self.is_mixed:

@@ -10,10 +10,11 @@ derives which calls are supported, or a name in `numba/table.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, lru_cache
-from typing import Any, NamedTuple, cast
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..backend.exports import exported_from
 from ..cells import Cell
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
+from . import qualification
 from .interface import (
     ExecutionPlan,
     KernelPackage,
@@ -36,6 +38,7 @@ from .interface import (
     WavefrontRunner,
 )
 from .mixed_precision import upcasting
+from .qualification import Shape
 from .request import ENVIRONMENT_VARIABLE, IMPLEMENTATIONS, WAVE, Request, requested, requested_name
 
 FUSED = ("sequence", WAVE)  # requests that force sequence kernels
@@ -50,6 +53,7 @@ WAVEFRONT_EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} f
 FEATURE_MAJOR = "a stepper's arrays are feature-major on a CPU, pointwise kernels need batch-major"
 MAX_PLANS = 256  # of one layer; then they are dropped
 
+P = TypeVar("P", bound=StepPlan)
 PlainRunner = Callable[[Any, Cell, np.dtype[Any], bool], LayerRunner]
 
 
@@ -90,6 +94,7 @@ _all_plans: WeakSet[Plans] = WeakSet()
 def forget_plans() -> None:
     """Drop all cached plans, because what they depend on has changed."""
     _select.cache_clear()
+    _qualification.cache_clear()
     for plans in [*_all_plans]:
         plans.clear()
 
@@ -113,10 +118,17 @@ def plan(
         and whether calls are replayed.
     :raises KernelUnavailableError: the request cannot be met.
     """
-    candidate = _plan(spec, backend, precision, shape, request, plain)
+    sizes = _sizes(spec, shape)
+    call = Call("training" if shape.record else "forward", Shape(sizes.N, sizes.H, sizes.T))
+
+    def select() -> ExecutionPlan:
+        make = partial(_plan, spec, backend, precision, shape, plain)
+        return _qualified(make(request), call, request, make)
+
+    candidate = select()
     if _is_prepared(candidate, candidate.implementation, shape.record):
         return candidate
-    return _plan(spec, backend, precision, shape, request, plain)
+    return select()
 
 
 def _plan(
@@ -124,8 +136,8 @@ def _plan(
     backend: Backend,
     precision: PrecisionPolicy,
     shape: CallShape,
-    request: Request,
     plain: PlainRunner,
+    request: Request,
 ) -> ExecutionPlan:
     package = _package(backend.kernels)
     fused = _wants_fused(backend, request) and not package.unsupported(precision)
@@ -251,11 +263,17 @@ def plan_step(
     :raises KernelUnavailableError: the request cannot be met.
     """
     request = requested()
-    candidate = _plan_step(spec, backend, precision, batch, request)
+    call = Call("step", Shape(batch, spec.hidden_size, 1))
+
+    def select() -> StepPlan:
+        make = partial(_plan_step, spec, backend, precision, batch)
+        return _qualified(make(request), call, request, make)
+
+    candidate = select()
     name = "step" if candidate.is_fused else candidate.implementation
     if _is_prepared(candidate, name, False):
         return candidate
-    return _plan_step(spec, backend, precision, batch, request)
+    return select()
 
 
 def _plan_step(
@@ -317,6 +335,43 @@ def _unsupported_step(
 
 
 # -- shared by both
+
+
+class Call(NamedTuple):
+    """What a qualification depends on in a call."""
+
+    kind: str  # one of `qualification.PASSES`
+    shape: Shape
+
+
+def _qualified(default: P, call: Call, request: Request, make: Callable[[Request], P]) -> P:
+    """The plan that this machine's qualification selects for "auto", or the default."""
+    package = _package(default.backend.kernels)
+    if request.name != "auto" or package.unsupported(default.precision):
+        return default
+    found = _qualification(default.backend, os.environ.get(qualification.ENVIRONMENT_VARIABLE))
+    if found.qualification is None:
+        if not found.why_not:
+            return default
+        reason = "qualification", Unsupported(found.why_not)
+        return replace(default, missing=(*default.missing, reason))
+    dtype, name = default.precision.name, default.implementation
+    choice = found.qualification.choice(default.cell.name, dtype, call.kind, call.shape, name)
+    if choice is None:
+        return default
+    try:
+        return make(Request(choice.implementation, choice.reason))
+    except KernelUnavailableError:  # at a size between those that were measured
+        return default
+
+
+@cache
+def _qualification(backend: Backend, requested: str | None) -> qualification.Found:
+    """This machine's file for a backend; `requested` is the value of the environment variable."""
+    package = _package(backend.kernels)
+    found = qualification.find(backend.kernels, lambda: package.identity(backend))
+    package.configure(found.qualification.settings if found.qualification else {})
+    return found
 
 
 @cache

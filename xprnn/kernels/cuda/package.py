@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...cells import Cell
 from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
+from ..qualification import sources_digest
 from .cells import POINTWISE
 from .table import KERNELS
 
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
     """None: the pointwise kernels support every dtype of a layer."""
     return None
+
+
+def identity(backend: CupyBackend) -> dict[str, str]:
+    """What a qualification depends on."""
+    cuda = backend.xp.cuda.runtime
+    name, capability, _ = backend.device_facts()
+    return {
+        "device": name,
+        "capability": capability,
+        "driver": str(cuda.driverGetVersion()),
+        "runtime": str(cuda.runtimeGetVersion()),
+        "cupy": str(backend.xp.__version__),
+        "sources": sources_digest(__package__),
+    }
+
+
+def configure(settings: Mapping[str, int]) -> None:
+    """CUDA kernels have no constants to measure."""
 
 
 def fused_cells() -> Mapping[str, Cell]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...backend import Backend, optional
+from ...backend.processors import processor_name
 from ...cells import Cell
 from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
+from ..qualification import sources_digest
 from .table import SEQUENCE, STEP
 
 if TYPE_CHECKING:
@@ -28,6 +30,25 @@ def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
         dtype = precision.compute_dtype
         return Unsupported(f"the CPU's kernels compute in float32 or float64, not in {dtype}")
     return unusable()
+
+
+def identity(backend: Backend) -> dict[str, str]:
+    """What a qualification depends on."""
+    import numba
+
+    return {
+        "device": processor_name(),
+        "numba": numba.__version__,
+        "numpy": np.__version__,
+        "sources": sources_digest(__package__),
+    }
+
+
+def configure(settings: Mapping[str, int]) -> None:
+    """Use the measured constants of a qualification; others are the defaults."""
+    from . import sequence
+
+    sequence.per_thread = settings.get("per_thread", sequence.PER_THREAD)
 
 
 def unusable() -> Unsupported | None:
