@@ -50,6 +50,7 @@ AUTOMATIC: dict[str, tuple[str, ...]] = {
 }
 EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 WAVEFRONT_EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} forces it"
+SLOWER = "slower here, or not right, by the qualification"
 FEATURE_MAJOR = "a stepper's arrays are feature-major on a CPU, pointwise kernels need batch-major"
 MAX_PLANS = 256  # of one layer; then they are dropped
 
@@ -350,6 +351,7 @@ def _qualified(default: P, call: Call, request: Request, make: Callable[[Request
     if request.name != "auto" or package.unsupported(default.precision):
         return default
     found = _qualification(default.backend, os.environ.get(qualification.ENVIRONMENT_VARIABLE))
+    package.configure(found.qualification.settings if found.qualification else {})
     if found.qualification is None:
         if not found.why_not:
             return default
@@ -360,18 +362,20 @@ def _qualified(default: P, call: Call, request: Request, make: Callable[[Request
     if choice is None:
         return default
     try:
-        return make(Request(choice.implementation, choice.reason))
+        plan = make(Request(choice.implementation, choice.reason))
     except KernelUnavailableError:  # at a size between those that were measured
         return default
+    missing = [
+        (n, Unsupported(SLOWER) if why.reason == choice.reason else why) for n, why in plan.missing
+    ]
+    return replace(plan, missing=tuple(missing))
 
 
 @cache
 def _qualification(backend: Backend, requested: str | None) -> qualification.Found:
     """This machine's file for a backend; `requested` is the value of the environment variable."""
     package = _package(backend.kernels)
-    found = qualification.find(backend.kernels, lambda: package.identity(backend))
-    package.configure(found.qualification.settings if found.qualification else {})
-    return found
+    return qualification.find(backend.kernels, lambda: package.identity(backend))
 
 
 @cache

@@ -16,11 +16,11 @@ import json
 import logging
 import math
 import os
-import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import date
 from functools import cached_property
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from reprlib import repr as shown  # shortened
@@ -36,7 +36,8 @@ MAX_TEXT = 1000
 MAX_SIZE = 1 << 40
 MARGIN = 1.05  # how much faster than the default a selected implementation must be
 
-OUTCOMES = ("right", "wrong", "timed out", "ended its process", "raised", "unsupported")
+FAULTS = ("wrong", "timed out", "ended its process", "raised")
+OUTCOMES = ("right", *FAULTS, "unsupported")
 # Constants that the kernels read, with their limits: multiply-adds of a call for each thread
 SETTINGS = {"per_thread": (1_000_000, 1 << 40)}
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
@@ -66,6 +67,11 @@ class Row:
     def right(self) -> bool:
         """Whether it was compared, was right, and was timed."""
         return self.outcome == "right" and self.microseconds is not None
+
+    @property
+    def faulty(self) -> bool:
+        """Whether it must not run such a call."""
+        return self.outcome in FAULTS
 
 
 class Shape(NamedTuple):
@@ -119,8 +125,9 @@ class Qualification:
     def choice(self, cell: str, dtype: str, kind: str, shape: Shape, default: str) -> Choice | None:
         """What "auto" selects for a call instead of `default`; None: the default.
 
-        The default is replaced if another implementation is right and faster at every shape of the
-        grid around the call's, or if the default was not right at one of them and another was.
+        Another implementation must have been right at every shape of the grid around the call's.
+        It is selected if the default was right and slower at each, or had a fault at one of them.
+        Where the default was not compared, it stays.
         """
         corners = around(shape, self._grids.get((cell, dtype, kind), {}))
         if not corners:
@@ -130,31 +137,35 @@ class Qualification:
             for name in IMPLEMENTATIONS
             if all(name in corner and corner[name].right for corner in corners)
         ]
-        if not right:
+        faulty = any(default in corner and corner[default].faulty for corner in corners)
+        better = [
+            name
+            for name in right
+            if faulty
+            or (default in right and all(_ratio(each, default, name) >= MARGIN for each in corners))
+        ]
+        if not better:
             return None
-        best = min(right, key=lambda name: _mean(corners, name))
-        if best == default:
-            return None
-        if default in right and not all(
-            _ratio(corner, default, best) >= MARGIN for corner in corners
-        ):
-            return None
-        return Choice(best, self._reason(corners, best, right, default))
+        best = min(better, key=lambda name: _mean(corners, name))
+        return Choice(
+            best, self._reason(corners, best, [name for name in right if name != best], default)
+        )
 
     def _reason(
-        self, corners: Sequence[Mapping[str, Row]], best: str, right: list[str], default: str
+        self, corners: Sequence[Mapping[str, Row]], best: str, others: list[str], default: str
     ) -> str:
+        """Why an implementation is selected; `others` were right too."""
         worst = max(corner[best].error or 0.0 for corner in corners)
         text = (
             f"qualified {self.date} on {self.device} (file {self.digest}), worst error {worst:.2g} "
             "of the limit"
         )
-        others = [name for name in right if name != best]
         if others:
-            second = min(others, key=lambda name: _mean(corners, name))
-            faster = _mean(corners, second) / _mean(corners, best)
-            text += f", {faster:.1f} times as fast as {second}"
-        if default not in right:
+            other = (
+                default if default in others else min(others, key=lambda name: _mean(corners, name))
+            )
+            text += f", {_mean(corners, other) / _mean(corners, best):.1f} times as fast as {other}"
+        if default not in others:
             text += f"; {default} was not right there"
         return text
 
@@ -233,9 +244,7 @@ def parse(data: bytes) -> Qualification:
     identity, facts = (_texts(name, content[name]) for name in ("identity", "facts"))
     if "device" not in identity:
         raise QualificationError("identity: expected a field 'device'")
-    date = content["date"]
-    if not (isinstance(date, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", date, re.ASCII)):
-        raise QualificationError(f"date: expected YYYY-MM-DD, got {shown(date)}")
+    day = _day(content["date"])
     seconds = _number("seconds", content["seconds"])
     if not isinstance(content["rows"], list):
         raise QualificationError("rows: expected a list")
@@ -245,7 +254,16 @@ def parse(data: bytes) -> Qualification:
     }
     if len(keys) < len(rows):
         raise QualificationError("rows: two have the same call and implementation")
-    return Qualification(identity, facts, date, seconds, _settings(content["settings"]), rows)
+    return Qualification(identity, facts, day, seconds, _settings(content["settings"]), rows)
+
+
+def _day(value: Any) -> str:
+    try:
+        if date.fromisoformat(value).isoformat() == value:
+            return str(value)
+    except (TypeError, ValueError):
+        pass
+    raise QualificationError(f"date: expected YYYY-MM-DD, got {shown(value)}")
 
 
 def _settings(value: Any) -> dict[str, int]:
@@ -347,44 +365,55 @@ def find(kernels: str, identity: Callable[[], Mapping[str, str]]) -> Found:
     """
     requested = os.environ.get(ENVIRONMENT_VARIABLE) or ""
     if requested == OFF:
-        return Found(None, None, f"{ENVIRONMENT_VARIABLE}={OFF}")
+        return NOTHING
     try:
         paths = _candidates(kernels, requested)
     except OSError as error:
-        return Found(None, None, f"{requested}: {error.strerror}")
+        return Found(None, None, _named(error.filename, error))
+    if requested and not paths:
+        return Found(None, None, _named(requested, f"no file {kernels}-*.json"))
     here = identity() if paths else {}
-    usable: list[tuple[str, Found]] = []
+    usable: list[tuple[Qualification, Path]] = []
     reasons: list[str] = []
     for path in paths:
         try:
             qualification = parse(read(path))
+            if differing := difference(qualification.identity, here):
+                raise QualificationError(differing)
         except (OSError, QualificationError) as error:
-            reasons.append(f"{path}: {error}")
-            continue
-        if why_not := difference(qualification.identity, here):
-            reasons.append(f"{path}: {why_not}")
+            reasons.append(_named(path, error))
         else:
-            usable.append((qualification.date, Found(qualification, path, "")))
+            usable.append((qualification, path))
     if usable:
-        return max(usable, key=lambda pair: pair[0])[1]
+        return Found(*max(usable, key=lambda pair: pair[0].date), "")
     if not reasons:
         return NOTHING
     _log.warning("qualification not used: %s", "; ".join(reasons))
-    return Found(None, None, reasons[-1])
+    more = f"; nor {len(reasons) - 1} other files" if len(reasons) > 1 else ""
+    return Found(None, None, reasons[-1] + more)
+
+
+def _named(path: Path | str, why: OSError | QualificationError | str) -> str:
+    """A reason with its file, printable whatever the bytes of its path are."""
+    text = (isinstance(why, OSError) and why.strerror) or why
+    return f"{os.fsencode(path).decode(errors='backslashreplace')}: {text}"
 
 
 def _candidates(kernels: str, requested: str) -> list[Path]:
     """The files that are read; a file that is requested by name must exist."""
     place = Path(requested) if requested else folder()
-    if place is None or (not requested and not place.is_dir()):
-        return []
-    if place.is_dir():
-        return sorted(place.glob(f"{kernels}-*.json"))[:100]
-    return [place]
+    if place is not None and place.is_dir():
+        return sorted(path for path in place.iterdir() if path.match(f"{kernels}-*.json"))
+    return [Path(requested)] if requested else []
 
 
 def read(path: Path) -> bytes:
-    """The content of a file, or of its first bytes if it is too large."""
+    """The content of a file, or of its first bytes if it is too large.
+
+    :raises QualificationError: it is not a file; a pipe, for example, would block.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise QualificationError("not a regular file")
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)
 
@@ -400,6 +429,8 @@ def difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
 
 def sources_digest(package: str) -> str:
     """A hash of the source files of a package of kernels, sixteen hexadecimal digits."""
+    from importlib import resources  # which `import xprnn` does not need
+
     files = [f for f in resources.files(package).iterdir() if f.name.endswith((".py", ".cu", ".h"))]
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.name):

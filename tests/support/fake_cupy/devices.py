@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-T4 = {  # too old for sequence kernels
+T4: dict[str, Any] = {  # too old for sequence kernels
+    "name": b"Fake T4",
+    "totalGlobalMem": 16 << 30,
     "major": 7,
     "minor": 5,
     "multiProcessorCount": 40,
@@ -16,7 +18,9 @@ T4 = {  # too old for sequence kernels
     "reservedSharedMemPerBlock": 0,
     "cooperativeLaunch": 1,
 }
-H200 = {
+H200: dict[str, Any] = {
+    "name": b"Fake H200",
+    "totalGlobalMem": 141 << 30,
     "major": 9,
     "minor": 0,
     "multiProcessorCount": 132,
@@ -33,6 +37,8 @@ RUNTIME: dict[str, Any] = {  # of `cupy.cuda.runtime`
     "CUDA_R_16BF": 14,
     "CUDA_R_32F": 0,
     "CUDA_R_64F": 1,
+    "driverGetVersion": lambda: 13000,
+    "runtimeGetVersion": lambda: 12090,
     "getDeviceCount": lambda: 1,
     "getDeviceProperties": lambda device: T4,
 }
