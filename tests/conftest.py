@@ -19,6 +19,7 @@ from tests.support.fake_cupy.cuda import LOG
 from tests.support.fake_cupy.sequence import install
 from tests.support.gpu_report import IMPLEMENTATION, GpuReport
 from tests.support.implementations import SelectKernels, parameter, use
+from tests.support.qualifications import Qualify
 from xprnn import kernels
 from xprnn.backend import Backend
 from xprnn.backend import registry as backend_module
@@ -115,6 +116,14 @@ def device(
     plan.cache_clear()  # a test may change the planner
     yield fake_cupy
     plan.cache_clear()
+
+
+@pytest.fixture
+def qualify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qualify]:
+    """Writes the qualification that "auto" reads until the end of the test."""
+    with monkeypatch.context() as patch:
+        yield Qualify(tmp_path / "qualification.json", patch)
+    kernels.forget_plans()
 
 
 @pytest.fixture

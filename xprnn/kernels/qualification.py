@@ -342,7 +342,10 @@ def folder() -> Path | None:
     """The folder of this user's files; None where there is no home folder."""
     from platformdirs import user_cache_path
 
-    path = user_cache_path("xprnn", appauthor=False) / "qualified"
+    try:
+        path = user_cache_path("xprnn", appauthor=False) / "qualified"
+    except RuntimeError:
+        return None
     return path if path.is_absolute() else None
 
 
@@ -369,7 +372,7 @@ def find(kernels: str, identity: Callable[[], Mapping[str, str]]) -> Found:
     try:
         paths = _candidates(kernels, requested)
     except OSError as error:
-        return Found(None, None, _named(error.filename, error))
+        return Found(None, None, _named(error.filename or requested, error))
     if requested and not paths:
         return Found(None, None, _named(requested, f"no file {kernels}-*.json"))
     here = identity() if paths else {}
