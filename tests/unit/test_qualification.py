@@ -60,7 +60,7 @@ def test_a_file_has_what_was_written() -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_only_what_was_right_and_timed_counts(outcome: str) -> None:
-    assert row(outcome=outcome).right == (outcome == "right")
+    assert row(outcome=outcome, microseconds=1.0).right == (outcome == "right")
     assert row(outcome=outcome).faulty == (outcome in FAULTS)
     assert not row(outcome=outcome, microseconds=None).right
 

@@ -17,7 +17,7 @@ from tests.support.targets import make as make_layer
 from xprnn import kernels
 from xprnn.kernels import qualification
 from xprnn.kernels.numba import package
-from xprnn.kernels.qualification import IMPLEMENTATIONS
+from xprnn.kernels.qualification import IMPLEMENTATIONS, PASSES
 
 pytestmark = needs_numba
 NUMPY = xprnn.get_backend("numpy")
@@ -89,6 +89,18 @@ def test_a_stepper(name: str, takes: str | None, qualify: Qualify) -> None:
     assert first.rpartition(": ")[2] == (takes or default)
     if takes == "reference":
         assert "qualified 2026-12-03" in reason
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_the_rows_of_a_pass_decide_its_calls(kind: str, qualify: Qualify) -> None:
+    rows = [each for each in preferring("reference") if each.kind == kind]
+    qualify(NUMPY, rows)
+    layer = layer_of()
+    reasons = {"training": selected(layer, (T, N, 3))[1]}
+    reasons["forward"] = selected(layer.eval(), (T, N, 3))[1]
+    assert selected(layer, (1, N, 3))[1] == layer.stepper(N).explain().splitlines()[1][10:]
+    reasons["step"] = selected(layer, (1, N, 3))[1]
+    assert {name for name, why in reasons.items() if why.startswith("qualified")} == {kind}
 
 
 def test_what_is_not_selected_is_explained_shortly(qualify: Qualify) -> None:
