@@ -350,15 +350,15 @@ def _qualified(default: P, call: Call, request: Request, make: Callable[[Request
     package = _package(default.backend.kernels)
     if request.name != "auto" or package.unsupported(default.precision):
         return default
-    found = _qualification(default.backend, os.environ.get(qualification.ENVIRONMENT_VARIABLE))
-    package.configure(found.qualification.settings if found.qualification else {})
-    if found.qualification is None:
-        if not found.why_not:
+    search = _qualification(default.backend, os.environ.get(qualification.ENVIRONMENT_VARIABLE))
+    package.configure(search.qualification.settings if search.qualification else {})
+    if search.qualification is None:
+        if not search.why_not:
             return default
-        reason = "qualification", Unsupported(found.why_not)
+        reason = "qualification", Unsupported(search.why_not)
         return replace(default, missing=(*default.missing, reason))
     dtype, name = default.precision.name, default.implementation
-    choice = found.qualification.choice(default.cell.name, dtype, call.kind, call.shape, name)
+    choice = search.qualification.choice(default.cell.name, dtype, call.kind, call.shape, name)
     if choice is None:
         return default
     try:

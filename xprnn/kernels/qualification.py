@@ -375,13 +375,13 @@ def find(kernels: str, identity: Callable[[], Mapping[str, str]]) -> Found:
         return Found(None, None, _named(error.filename or requested, error))
     if requested and not paths:
         return Found(None, None, _named(requested, f"no file {kernels}-*.json"))
-    here = identity() if paths else {}
+    own = identity() if paths else {}
     usable: list[tuple[Qualification, Path]] = []
     reasons: list[str] = []
     for path in paths:
         try:
             qualification = parse(read(path))
-            if differing := difference(qualification.identity, here):
+            if differing := difference(qualification.identity, own):
                 raise QualificationError(differing)
         except (OSError, QualificationError) as error:
             reasons.append(_named(path, error))
@@ -404,9 +404,9 @@ def _named(path: Path | str, why: OSError | QualificationError | str) -> str:
 
 def _candidates(kernels: str, requested: str) -> list[Path]:
     """The files that are read; a file that is requested by name must exist."""
-    place = Path(requested) if requested else folder()
-    if place is not None and place.is_dir():
-        return sorted(path for path in place.iterdir() if path.match(f"{kernels}-*.json"))
+    location = Path(requested) if requested else folder()
+    if location is not None and location.is_dir():
+        return sorted(path for path in location.iterdir() if path.match(f"{kernels}-*.json"))
     return [Path(requested)] if requested else []
 
 

@@ -226,14 +226,11 @@ def test_a_kernel_that_cannot_be_compiled_ends_the_selection(
 
     qualify(NUMPY, preferring("pointwise"))
     package._compiled.cache_clear()
-    monkeypatch.setattr(package, "_failed", [])
-    monkeypatch.setattr(cells, "needed", fail)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(package, "_failed", [])
+        patch.setattr(cells, "needed", fail)
         assert selected(layer_of(), (T, N, 3))[0] == "reference"
-    finally:
-        monkeypatch.undo()
-        package._compiled.cache_clear()
-        kernels.forget_plans()
+    package._compiled.cache_clear()
 
 
 CALLS = [
