@@ -82,7 +82,7 @@ def signature_of(function: Any) -> str:
 def test_all_names_are_there_as_they_were() -> None:
     names = list(listed())
     assert len(set(names)) == len(names)
-    assert set(names) - ADDED == set(LIST.read_text().splitlines())
+    assert set(names) - ADDED == set(LIST.read_text("utf-8").splitlines())
 
 
 def test_dir_is_all() -> None:
