@@ -42,10 +42,10 @@ class CosineDecay(Stateful):
     0.5
     """
 
-    steps: Checked[int] = Checked(check_size)
-    lr_max: Checked[float] = Checked(check_rate)
-    lr_min: Checked[float] = Checked(check_rate)
-    done: Checked[int] = Checked(check_count)
+    steps: Checked[int] = Checked(check_size, "The number of steps of the decay.")
+    lr_max: Checked[float] = Checked(check_rate, "lr_0, the learning rate before the decay.")
+    lr_min: Checked[float] = Checked(check_rate, "The learning rate after the decay.")
+    done: Checked[int] = Checked(check_count, "k, the number of steps taken.")
     _renamed: ClassVar = {"optimizer": "_optimizer"}
 
     def __init__(self, optimizer: Optimizer, steps: int, lr_min: float = 0.0) -> None:
