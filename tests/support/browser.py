@@ -46,12 +46,12 @@ def browse(
     width: int = 1280,
     height: int = 900,
     patience: float = 60,
-    served: Mapping[str, Path] | None = None,
+    local_files: Mapping[str, Path] | None = None,
 ) -> Iterator[Page]:
     """A browser page with the site at `address` open; raises if any error occurred on it.
 
     :param patience: the timeout of actions in seconds.
-    :param served: files to answer requests of other addresses with; all others are errors.
+    :param local_files: files to answer requests of other addresses with; all others are errors.
     """
     from playwright.sync_api import sync_playwright
 
@@ -63,7 +63,7 @@ def browse(
     ):
         page = browser.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(1000 * patience)
-        faults = _watch(page, address, served or {})
+        faults = _watch(page, address, local_files or {})
         try:
             page.goto(address, wait_until="networkidle")
             yield page
@@ -72,15 +72,15 @@ def browse(
             assert not faults, "on the site:\n" + "\n".join(faults)
 
 
-def _watch(page: Page, address: str, served: Mapping[str, Path]) -> list[str]:
+def _watch(page: Page, address: str, local_files: Mapping[str, Path]) -> list[str]:
     """The list to which all errors of the page are added."""
     faults: list[str] = []
     site = address.rpartition("/")[0] + "/"
 
     def answer(route: Route) -> None:
         url = route.request.url
-        if url in served:
-            route.fulfill(path=served[url], headers={"Access-Control-Allow-Origin": "*"})
+        if url in local_files:
+            route.fulfill(path=local_files[url], headers={"Access-Control-Allow-Origin": "*"})
         else:
             faults.append(f"request of {url}, which is outside the site")
             route.abort()

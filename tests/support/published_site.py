@@ -136,8 +136,8 @@ def publish(site: Path, config: Path = ROOT / "asv.conf.json") -> str:
 @contextmanager
 def visit(site: Path, libraries: Path, **options: Any) -> Iterator[Page]:
     """A browser page with the site open, with the options of `browse`."""
-    served = {url: libraries / "node_modules" / file for url, file in LIBRARIES.items()}
-    with http_server(site) as address, browse(address, served=served, **options) as page:
+    local_files = {url: libraries / "node_modules" / file for url, file in LIBRARIES.items()}
+    with http_server(site) as address, browse(address, local_files=local_files, **options) as page:
         yield page
         assert "error.html" not in page.url, "the site says that it lacks a script"
 
