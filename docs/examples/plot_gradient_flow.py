@@ -17,7 +17,7 @@ for radius in (0.8, 1.0, 1.3):
     weights = rng.standard_normal((32, 32))
     weights *= radius / abs(np.linalg.eigvals(weights)).max()
     rnn.load_state_dict({**rnn.state_dict(), "weight_hh_l0": weights})
-    flow = xprnn.gradient_flow(rnn, rnn.asarray(np.zeros((50, 1, 4))))
+    flow = xprnn.gradient_flow(rnn, rnn.xp.zeros((50, 1, 4)))
     axes.semilogy(flow.norms[0], label=f"radius {radius}")
 axes.set(xlabel="step t", ylabel="‖dL/dh_t‖")
 axes.legend()
