@@ -56,7 +56,7 @@ def test_without_cupy_the_error_names_the_extras(no_cupy: None) -> None:
 
 
 def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.12: not found')")
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.12: not found')", "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     for _ in range(2):  # Python imports it only once; the failure is cached
@@ -64,7 +64,9 @@ def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             xprnn.BackendUnavailableError, match=r"fails to import: libcudart.so.12"
         ):
             xprnn.get_backend("cupy")
-        (tmp_path / "cupy.py").write_text("raise AttributeError('partially initialized module')")
+        (tmp_path / "cupy.py").write_text(
+            "raise AttributeError('partially initialized module')", "utf-8"
+        )
 
 
 def fake_cupy(
