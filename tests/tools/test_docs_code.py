@@ -58,10 +58,16 @@ def _name(path):
 @pytest.fixture(params=BACKENDS)
 def place(request, tmp_path, monkeypatch):
     """An empty current folder, and a default backend."""
-    if request.param == "fake_cupy":
-        request.getfixturevalue("fake_cupy")
     monkeypatch.setenv("XPRNN_BACKEND", request.param)
     monkeypatch.chdir(tmp_path)
+    if request.param == "numpy":
+        yield
+        return
+    request.getfixturevalue("fake_cupy")
+    monkeypatch.setenv("XPRNN_KERNELS", "reference")  # in threads that a page starts, too
+    # the fake's products are NumPy's, and a BLAS's threads wait for each other on a busy machine
+    with pytest.importorskip("threadpoolctl").threadpool_limits(1):
+        yield
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

@@ -46,13 +46,26 @@ def layer_backend(**options: Any) -> str:
     return str(xprnn.GRU(3, 5, seed=0, **options).backend.name)
 
 
-def test_without_cupy_the_error_names_the_extras(no_cupy: None) -> None:
+def test_without_cupy_the_error_names_the_extras(
+    no_cupy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     for name in ("cupy", "cupy:0", "cupy:1"):
         with pytest.raises(xprnn.BackendUnavailableError) as caught:
             xprnn.GRU(3, 5, backend=name)
         for part in ("CuPy is not installed", "xprnn[cuda12]", "xprnn[cuda13]"):
             assert part in str(caught.value)
         assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_on_macos_the_error_names_no_extra(no_cupy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(
+        xprnn.BackendUnavailableError, match="CuPy has no build for macOS"
+    ) as caught:
+        xprnn.get_backend("cupy")
+    assert "pip install" not in str(caught.value)
+    assert layer_backend(backend="auto") == "numpy"
 
 
 def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
