@@ -211,4 +211,4 @@ def _lost_search_index(site):
 def test_a_fault_in_a_page_is_detected(damaged, browser, inject, detected):
     inject(damaged)
     with pytest.raises(Exception, match=detected):
-        read(damaged, WIDTHS["narrow"], ["gpu"], patience=3)
+        read(damaged, WIDTHS["narrow"], ["gpu"], patience=10)
