@@ -18,10 +18,12 @@ EXTERNAL = ("http", "https", "")  # "" with a host: //host/path
 
 
 def copy_sources(folder: Path) -> Path:
-    """Copy `docs` beside links to everything that its pages may include; returns the copy."""
+    """Copy `docs` beside everything that its pages may include; returns the copy."""
     folder.mkdir(parents=True)
     for entry in ROOT.iterdir():
-        if entry.name not in ("docs", ".git"):
+        if entry.suffix == ".md":  # links in an included page are relative to where the page is
+            shutil.copy(entry, folder)
+        elif entry.name not in ("docs", ".git"):
             (folder / entry.name).symlink_to(entry)
     return Path(shutil.copytree(ROOT / "docs", folder / "docs", ignore=GENERATED))
 
