@@ -18,10 +18,10 @@ EXTERNAL = ("http", "https", "")  # "" with a host: //host/path
 
 
 def copy_sources(folder: Path) -> Path:
-    """Copy `docs`, and beside it what its pages may include; returns the copy of `docs`."""
+    """Copy `docs` beside everything that its pages may include; returns the copy."""
     folder.mkdir(parents=True)
     for entry in ROOT.iterdir():
-        if entry.is_file():
+        if entry.suffix == ".md":  # links in an included page are relative to where the page is
             shutil.copy(entry, folder)
         elif entry.name not in ("docs", ".git"):
             (folder / entry.name).symlink_to(entry)
