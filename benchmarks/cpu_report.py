@@ -3,11 +3,12 @@
     python -m benchmarks.cpu_report [--out FOLDER]
     python -m benchmarks.cpu_report --cells gru --shapes 128,1,32,32 --threads 1 --works forward \
 --implementations numba torch --rounds 5
-    python -m benchmarks.cpu_report --readme
+    python -m benchmarks.cpu_report --docs
 
 The first measures everything, in about fifteen minutes on two cores, and writes cpu.json and cpu.md
 to FOLDER, by default benchmarks/results/<machine>/. The second measures a part and writes files
-only with --out. The third writes the README's section from the recorded reports.
+only with --out. The third writes the tables of README.md and docs/performance.md from the recorded
+reports.
 
 Each implementation runs in its own process with a fixed number of threads. Its results are first
 compared with those of xprnn's plain code; then all are timed in interleaved rounds. One line per
@@ -42,8 +43,8 @@ VERSIONS = ("numpy", "numba", "torch", "onnxruntime", "jax")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
-        if options.readme:
-            write_readme(ROOT / "README.md", RESULTS)
+        if options.docs:
+            write_docs(ROOT, RESULTS)
             return 0
         report = measured_report(options)
     except (ValueError, OSError, RuntimeError) as error:
@@ -72,7 +73,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--first", type=int, help="rounds of first results; default 5, or 0 for a partial report"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
-    parser.add_argument("--readme", action="store_true", help="write the README's section instead")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the tables of README and docs instead"
+    )
     options = parser.parse_args(arguments)
     parts = ("cells", "works", "implementations", "shapes", "threads", "rounds")
     options.complete = all(getattr(options, name) == parser.get_default(name) for name in parts)
@@ -164,12 +167,13 @@ def _times(row: dict[str, Any]) -> str:
     return ", ".join([*times, *reasons])
 
 
-def write_readme(readme: Path, results: Path) -> None:
-    """Write the README's section from the reports below `results`."""
+def write_docs(root: Path, results: Path) -> None:
+    """Write the tables of README.md and docs/performance.md from the reports below `results`."""
     from .cpu import files
 
     reports = read_all(results, files.NAME, files.check_report)
-    write_section(readme, files.MARKS, files.readme_section(reports))
+    write_section(root / "README.md", files.MARKS, files.readme_table(reports))
+    write_section(root / "docs" / "performance.md", files.MARKS, files.docs_section(reports))
 
 
 if __name__ == "__main__":

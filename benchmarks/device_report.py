@@ -1,7 +1,7 @@
 """Compare xprnn with torch's cuDNN on a GPU: correctness first, then times and roofline bounds.
 
     python -m benchmarks.device_report [--limit SECONDS] [--out FOLDER]
-    python -m benchmarks.device_report --readme
+    python -m benchmarks.device_report --docs
 
 The first processes the calls of the grid one by one. Each of xprnn's kernels that supports a call
 is compared with float64 on the CPU: all results and gradients, with the same N and H over three
@@ -10,7 +10,7 @@ wavefront and layer by layer. Wrong kernels are not timed. The others and torch 
 length in interleaved rounds, after their results have been compared. report.json and report.md in
 FOLDER, by default benchmarks/results/<device>/, are written after each call, so that an aborted run
 leaves its results; calls not reached within the time limit are marked. One line per call shows the
-progress. The second writes the README's table from all recorded reports.
+progress. The second writes the table of docs/gpu.md from all recorded reports.
 
 xprnn's float16 and bfloat16 are mixed precision with float32 inputs and results, torch's are half
 layers; TF32 is off in both for float32 and on in both for tf32. Times are measured with CUDA
@@ -49,10 +49,10 @@ class RefusedError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
-        if options.readme:
+        if options.docs:
             if options.out:
-                raise RefusedError("--out applies to measurements: --readme writes README.md only")
-            write_readme(ROOT / "README.md", RESULTS)
+                raise RefusedError("--out applies to measurements: --docs writes docs/gpu.md only")
+            write_docs(ROOT / "docs" / "gpu.md", RESULTS)
             return 0
         backend = usable_backend()
         report = measured_report(backend, options.out, limit=options.limit)
@@ -69,7 +69,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.device_report", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--readme", action="store_true", help="write the README's table instead")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the table of docs/gpu.md instead"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument("--limit", type=_seconds, metavar="SECONDS", default=LIMIT)
     return parser.parse_args(arguments)
@@ -226,14 +228,14 @@ def _times(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def write_readme(readme: Path, results: Path) -> None:
-    """Write the README's table from the reports below `results`."""
+def write_docs(page: Path, results: Path) -> None:
+    """Write the table of docs/gpu.md from the reports below `results`."""
     from .device import files
 
     try:
-        write_section(readme, files.MARKS, files.readme_section(files.read_all(results)))
+        write_section(page, files.MARKS, files.docs_section(files.read_all(results)))
     except (ValueError, OSError) as error:
-        raise RefusedError(f"--readme: {error}") from error
+        raise RefusedError(f"--docs: {error}") from error
 
 
 if __name__ == "__main__":

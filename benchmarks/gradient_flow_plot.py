@@ -1,7 +1,7 @@
-"""Plot why an Elman RNN's gradients vanish or explode, and the remedies: the README's picture.
+"""Plot why an Elman RNN's gradients vanish or explode, and the remedies.
 
 Run `python benchmarks/gradient_flow_plot.py` (needs matplotlib, takes about a minute). It writes
-results/gradient_flow.png and prints the numbers that the README quotes.
+results/gradient_flow.png and prints the numbers of docs/theory/exploding.md.
 
 Left: `xprnn.gradient_flow` on networks whose recurrent matrices are orthogonal times a radius, so
 that at rest (x = 0, where tanh has slope 1) the gradient's factor per step is exactly the radius.

@@ -1,4 +1,4 @@
-"""Shared by the report files: checks, folders, and the README's sections between marks."""
+"""Shared by the report files: checks, folders, and the sections of pages between marks."""
 
 from __future__ import annotations
 
@@ -61,23 +61,22 @@ def read_all(results: Path, name: str, check: Callable[[Any], None]) -> list[Rep
     return reports
 
 
-def with_section(readme: str, marks: tuple[str, str], section: str) -> str:
-    """The README with `section` between two marks; ValueError unless it has each mark once."""
+def with_section(page: str, marks: tuple[str, str], section: str) -> str:
+    """The page with `section` between two marks; ValueError unless it has each mark once."""
     begin, end = marks
-    if (
-        readme.count(begin) != 1
-        or readme.count(end) != 1
-        or readme.index(end) < readme.index(begin)
-    ):
-        raise ValueError(f"README.md: expected the marks {begin} and {end}, once each")
-    head, rest = readme.split(begin)
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(end) < page.index(begin):
+        raise ValueError(f"expected the marks {begin} and {end}, once each")
+    head, rest = page.split(begin)
     return f"{head}{begin}\n{section}\n{end}{rest.split(end)[1]}"
 
 
-def write_section(readme: Path, marks: tuple[str, str], section: str) -> None:
-    """Write `section` between the marks of the README."""
+def write_section(page: Path, marks: tuple[str, str], section: str) -> None:
+    """Write `section` between the marks of a page; ValueError names it."""
     from xprnn.nn.serialization import replacing
 
-    text = with_section(readme.read_text("utf-8"), marks, section)
-    with replacing(readme) as part:
+    try:
+        text = with_section(page.read_text("utf-8"), marks, section)
+    except ValueError as error:
+        raise ValueError(f"{page}: {error}") from error
+    with replacing(page) as part:
         part.write_text(text, "utf-8")

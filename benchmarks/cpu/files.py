@@ -1,4 +1,4 @@
-"""The CPU report's files, `cpu.json` and `cpu.md`, and the README's section made from them."""
+"""The CPU report's files, `cpu.json` and `cpu.md`, and the tables of README and docs from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..reports import check_fields
 from ..reports import write as write_texts
-from .problems import BOTH, FORWARD, IMPLEMENTATIONS, SHAPES, STEP
+from .problems import BOTH, FORWARD, IMPLEMENTATIONS, SHAPES, STEP, STEP_SHAPE
 from .thresholds import Check, call_name, evaluate, geometric, ratio
 
 Report = dict[str, Any]
@@ -28,9 +28,19 @@ ROW: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("us", "cores", "notes", "not_timed"), (dict,)),
     "wrong": (list,),
 }
-MARKS = (
-    "<!-- speed on a CPU: `python -m benchmarks.cpu_report --readme` writes this -->",
+MARKS = (  # in README.md and docs/performance.md
+    "<!-- speed on a CPU: `python -m benchmarks.cpu_report --docs` writes this -->",
     "<!-- end of speed on a CPU -->",
+)
+README_ROWS = (  # rows on one thread, with those in which a peer is faster
+    ("gru", FORWARD, (128, 1, 32, 32)),
+    ("gru", FORWARD, (64, 32, 256, 256)),
+    ("gru", BOTH, (64, 32, 256, 256)),
+    ("lstm", FORWARD, (128, 1, 128, 128)),
+    ("lstm", FORWARD, (64, 32, 256, 256)),
+    ("lstm", BOTH, (64, 32, 256, 256)),
+    ("gru", STEP, STEP_SHAPE),
+    ("lstm", STEP, STEP_SHAPE),
 )
 HEADS = {
     "numpy": "xprnn, NumPy",
@@ -160,11 +170,37 @@ def first_table(report: Report) -> list[str]:
     return lines
 
 
-# -- the README
+# -- README and docs
 
 
-def readme_section(reports: Sequence[Report]) -> str:
-    """The text between the README's marks."""
+def readme_table(reports: Sequence[Report]) -> str:
+    """The table between the README's marks: a few rows of each report."""
+    return "\n\n".join(map(_few_rows, reports)) or NO_RUN
+
+
+def _few_rows(report: Report) -> str:
+    names = ("numba", "numpy", "torch", "onnxruntime")
+    by_call = {
+        (row["cell"], row["work"], tuple(row[name] for name in "TNIH")): row
+        for row in report["rows"]
+        if row["threads"] == 1
+    }
+    lines = [
+        f"Milliseconds of a call in float32 on one thread of an {report['machine']['name']}, "
+        f"{report['date']}, medians:",
+        "",
+        "| | T, N, I, H | " + " | ".join(HEADS[name] for name in names) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for cell, work, shape in README_ROWS:
+        if row := by_call.get((cell, work, shape)):
+            times = " | ".join(_median(row["us"].get(name), 1e-3) for name in names)
+            lines.append(f"| {cell.upper()}, {work} | {_size(row)} | {times} |")
+    return "\n".join(lines)
+
+
+def docs_section(reports: Sequence[Report]) -> str:
+    """The text between the marks of docs/performance.md."""
     return "\n\n".join(map(_machine_section, reports)) or NO_RUN
 
 

@@ -1,4 +1,4 @@
-"""The device report's files, `report.json` and `report.md`, and the README's table made from them.
+"""The device report's files, `report.json` and `report.md`, and the table of docs/gpu.md from them.
 
 "ceilings" and "floor" in the JSON file are the measured peaks and the roofline bounds.
 """
@@ -35,7 +35,7 @@ ROW: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("of", "floor_of", "not_timed"), TEXT),
 }
 MARKS = BEGIN, END = (
-    "<!-- speed on GPUs: `python -m benchmarks.device_report --readme` writes this -->",
+    "<!-- speed on GPUs: `python -m benchmarks.device_report --docs` writes this -->",
     "<!-- end of speed on GPUs -->",
 )
 CALL = (
@@ -213,11 +213,11 @@ def _spread(middle: float, quartiles: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-# -- the README
+# -- docs/gpu.md
 
 
-def readme_section(reports: Sequence[Report]) -> str:
-    """The text between the README's marks."""
+def docs_section(reports: Sequence[Report]) -> str:
+    """The text between the page's marks."""
     if not reports:
         return NO_RUN
     return "\n\n".join(_device_table(report) for report in reports)
@@ -260,6 +260,6 @@ def _entry(rows: Sequence[Row]) -> str:
     return f"{best['ratio']:.2f} {SHORT.get(best['kernels'], best['kernels'])}"
 
 
-def with_section(readme: str, section: str) -> str:
-    """The README with `section` between the marks; ValueError unless it has each mark once."""
-    return with_marked_section(readme, MARKS, section)
+def with_section(page: str, section: str) -> str:
+    """The page with `section` between the marks; ValueError unless it has each mark once."""
+    return with_marked_section(page, MARKS, section)

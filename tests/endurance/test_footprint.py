@@ -16,7 +16,7 @@ from tests.support.targets import LAYERS, make
 from xprnn.core.workspace import Workspace
 from xprnn.engine import replay
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "memory.md"
 BOUND = 0.05  # relative to the measurement: workspaces and packed weights are estimated
 T, N, I, H = 200, 8, 48, 64  # noqa: E741
 NETWORKS = {
@@ -106,9 +106,9 @@ def test_explain_states_what_recomputing_saves() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["reference", pytest.param("sequence", marks=needs_numba)])
-def test_the_readme_states_the_same(kernels: str, select_kernels: SelectKernels) -> None:
+def test_the_guide_states_the_same(kernels: str, select_kernels: SelectKernels) -> None:
     select_kernels(kernels)
-    rows = re.findall("^[|] (.*) [|] (.*) MB [|] .* [|] (.*) MB [|]", README.read_text(), re.M)
+    rows = re.findall("^[|] (.*) [|] (.*) MB [|] .* [|] (.*) MB [|]", PAGE.read_text(), re.M)
     assert [name for name, *_ in rows] == ["everything is saved", "`recompute=32`"]
     for k, (_, compiled, plain) in zip((None, 32), rows, strict=True):
         text = make("gru", 256, 256, dtype="float32", recompute=k).explain((1000, 32, 256))

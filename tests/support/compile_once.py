@@ -49,7 +49,7 @@ def kernels_compiled_once() -> Iterator[None]:
         if folder is None:  # not cached on disk
             return original(self, signature)
         _requested.append(name)
-        with _lock(f"{folder} {name} {signature}"):
+        with lock(f"{folder} {name} {signature}"):
             return original(self, signature)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def pytest_runtest_teardown() -> None:
 
 
 @contextmanager
-def _lock(key: str) -> Iterator[None]:
+def lock(key: str) -> Iterator[None]:
     """Allow one process at a time, if the system has file locks."""
     try:
         import fcntl

@@ -15,14 +15,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from tests.support.browser import browse, http_server
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Route
+    from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "asv"
@@ -134,83 +133,13 @@ def publish(site: Path, config: Path = ROOT / "asv.conf.json") -> str:
     return done.stdout + done.stderr
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        """Print nothing: errors are reported by the browser."""
-
-
 @contextmanager
-def http_server(site: Path) -> Iterator[str]:
-    """Run an HTTP server for the site inside the block; the value is its address."""
-    handler = partial(_Quiet, directory=str(site))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-
-
-@contextmanager
-def visit(
-    site: Path, libraries: Path, width: int = 1280, height: int = 900, patience: float = 60
-) -> Iterator[Page]:
-    """A browser page with the site open; raises if any error occurred on it.
-
-    `patience` is the timeout of actions in seconds.
-    """
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with (
-        http_server(site) as address,
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags) as browser,
-    ):
-        page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(1000 * patience)
-        faults = _watch(page, address, libraries)
-        try:
-            page.goto(address, wait_until="networkidle")
-            yield page
-            page.wait_for_timeout(100)  # for errors of the last requests
-        finally:
-            assert not faults, "on the published site:\n" + "\n".join(faults)
-            assert "error.html" not in page.url, "the site says that it lacks a script"
-
-
-def _watch(page: Page, address: str, libraries: Path) -> list[str]:
-    """The list to which all errors of the page are added; requests to CDNs get local files."""
-    faults: list[str] = []
-
-    def answer(route: Route) -> None:
-        url = route.request.url
-        if url in LIBRARIES:
-            file = libraries / "node_modules" / LIBRARIES[url]
-            route.fulfill(path=file, headers={"Access-Control-Allow-Origin": "*"})
-        else:
-            faults.append(f"request of {url}, which is outside the site")
-            route.abort()
-
-    page.route(lambda url: not url.startswith(address), answer)
-    page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
-    page.on(
-        "console",
-        lambda message: (
-            faults.append(f"console: {message.text}") if message.type == "error" else None
-        ),
-    )
-    page.on(
-        "response",
-        lambda response: (
-            faults.append(f"{response.status} {response.url}") if response.status >= 400 else None
-        ),
-    )
-    page.on(
-        "requestfailed", lambda request: faults.append(f"failed: {request.url} {request.failure}")
-    )
-    return faults
+def visit(site: Path, libraries: Path, **options: Any) -> Iterator[Page]:
+    """A browser page with the site open, with the options of `browse`."""
+    local_files = {url: libraries / "node_modules" / file for url, file in LIBRARIES.items()}
+    with http_server(site) as address, browse(address, local_files=local_files, **options) as page:
+        yield page
+        assert "error.html" not in page.url, "the site says that it lacks a script"
 
 
 def choose(page: Page, values: dict[str, list[str]]) -> None:

@@ -60,10 +60,10 @@ def test_demo_trains_saves_and_ends_with_the_accuracy(demo):
     assert f"{100 * (predicted == test.speakers).mean():.1f}" == accuracy[1]
 
 
-def test_the_readmes_command_prints_the_demos_accuracy(demo):
+def test_the_documented_command_prints_the_demos_accuracy(demo):
     done, folder = demo
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^xprnn (run .*)$", readme, re.MULTILINE)
+    page = Path(__file__).parents[2] / "docs" / "guide" / "command_line.md"
+    (command,) = re.findall(r"^xprnn (run .*)$", page.read_text("utf-8"), re.MULTILINE)
     ran = xprnn_command(*command.replace("xprnn-demo/", "out/").split(), cwd=folder)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[-2:] == [

@@ -20,7 +20,10 @@ from benchmarks.cpu import files, implementations, problems, rounds, startup, th
 from benchmarks.cpu.problems import BOTH, FORWARD, STEP, Problem
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {  # and what each has between its marks
+    "README.md": files.readme_table,
+    "docs/performance.md": files.docs_section,
+}
 RESULTS = ROOT / "benchmarks" / "results"
 SLICE = ["--cells", "lstm", "--shapes", "5,2,3,4", "--threads", "1", "--rounds", "2"]
 SMALL = Problem("gru", 5, 2, 3, 4)
@@ -248,14 +251,15 @@ def test_a_process_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 # -- stored reports
 
 
-def test_the_readme_follows_the_stored_reports() -> None:
-    stored = reports.read_all(RESULTS, files.NAME, files.check_report)
-    section = files.readme_section(stored)
-    assert reports.with_section(README, files.MARKS, section) == README
-    inside = README.split(files.MARKS[0])[1].split(files.MARKS[1])[0]
-    edited = README.replace(inside, inside.replace(".", ", and 9 times torch's speed.", 1), 1)
-    assert edited != README
-    assert reports.with_section(edited, files.MARKS, section) == README
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_follow_the_stored_reports(name: str) -> None:
+    page = (ROOT / name).read_text("utf-8")
+    section = PAGES[name](reports.read_all(RESULTS, files.NAME, files.check_report))
+    assert reports.with_section(page, files.MARKS, section) == page
+    inside = page.split(files.MARKS[0])[1].split(files.MARKS[1])[0]
+    edited = page.replace(inside, inside.replace(".", ", and 9 times torch's speed.", 1), 1)
+    assert edited != page
+    assert reports.with_section(edited, files.MARKS, section) == page
 
 
 def stored_reports() -> Iterator[Path]:
@@ -279,13 +283,18 @@ def sample() -> dict[str, Any]:
     return report | {"first": first, "sizes": {"torch": 700}}
 
 
-def test_the_section_of_the_readme(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("\n".join(["before", *files.MARKS, "after\n"]))
+def test_the_sections_of_the_pages(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in PAGES:
+        (tmp_path / name).write_text("\n".join(["before", *files.MARKS, "after\n"]))
     (tmp_path / "a-machine").mkdir()
     files.write(sample(), tmp_path / "a-machine")
-    cpu_report.write_readme(readme, tmp_path)
-    text = readme.read_text()
+    cpu_report.write_docs(tmp_path, tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert "on one thread of an A Processor, 2 cores, 0123456789abcdef, medians:" in readme
+    assert "| GRU, forward | 128, 1, 32, 32 | 1.23 | — | 2.47 | — |" in readme
+    assert "| GRU, step | 1, 1, 128, 128 | 0.00988 | — | 0.0300 | — |" in readme
+    text = (tmp_path / "docs" / "performance.md").read_text()
     assert "**A Processor, 2 cores**, 0123456789abcdef, commit 01234567; torch 2.13.0." in text
     assert "| 128, 1, 32, 32 | 1 | 1.23 | 2.47 |" in text
     assert "| gru | forward | 1 | 2.00 (2.00 to 2.00) | — | — |" in text

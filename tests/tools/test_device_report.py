@@ -114,7 +114,7 @@ def test_a_wrong_sign_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         else:
             assert row["ours_us"] > 0
     assert "is off by" in (tmp_path / "report.md").read_text()
-    assert "wrong" in files.readme_section([report])
+    assert "wrong" in files.docs_section([report])
 
 
 def test_a_wrong_row_makes_the_command_fail(
@@ -203,9 +203,9 @@ def never(*_: Any, **__: Any) -> Any:
     raise AssertionError("the command continued")
 
 
-def test_out_is_refused_with_readme(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    message = refused(capsys, "--readme", "--out", str(tmp_path))
-    assert message == "--out applies to measurements: --readme writes README.md only"
+def test_out_is_refused_with_docs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = refused(capsys, "--docs", "--out", str(tmp_path))
+    assert message == "--out applies to measurements: --docs writes docs/gpu.md only"
     assert not list(tmp_path.iterdir())
 
 
@@ -298,4 +298,4 @@ def test_an_invalid_report_is_refused(name: str, sample: dict[str, Any], tmp_pat
 def test_the_command_prints_its_usage() -> None:
     command = [sys.executable, "-W", "error", "-m", "benchmarks.device_report", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--readme" in done.stdout and "--out FOLDER" in done.stdout
+    assert "--docs" in done.stdout and "--out FOLDER" in done.stdout

@@ -43,11 +43,17 @@ class Backend:
     override what differs from NumPy on the CPU.
     """
 
+    #: What all devices of a kind share: the name without the device's number.
     kind = "numpy"
+    #: The array module.
+    #:
+    #: :meta hide-value:
     xp: Any = np
     kernels = "numba"  # its kernel package, a folder of `xprnn/kernels`
-    on_gpu = False  # whether every array operation is a kernel launch
+    #: Whether every array operation is a kernel launch.
+    on_gpu = False
 
+    #: As users write it: "numpy", "cupy:0".
     name: BackendName
     _by_name: ClassVar[Callable[[BackendName], Backend]]  # `get_backend`, set by registry.py
 

@@ -30,11 +30,16 @@ class GradientError(AssertionError):
 class Row(NamedTuple):
     """One input, state or parameter: the direction with the largest excess."""
 
+    #: "x", "h0", or the name of a parameter.
     name: str
-    analytic: float  # <gradient, d>, from `backward`
-    numeric: float  # the difference quotient along d
-    error: float  # |analytic - numeric|
-    tolerance: float  # bound of the difference quotient's own error
+    #: <gradient, d>, from `backward`.
+    analytic: float
+    #: The difference quotient along d.
+    numeric: float
+    #: abs(analytic - numeric).
+    error: float
+    #: A bound of the difference quotient's own error.
+    tolerance: float
 
     @property
     def excess(self) -> float:
@@ -47,6 +52,7 @@ class Row(NamedTuple):
 class GradcheckReport:
     """The results of `gradcheck`; `str` is a table."""
 
+    #: One for each input, state and parameter.
     rows: tuple[Row, ...]
 
     @property
@@ -85,7 +91,7 @@ def gradcheck(
         D(s) = (8 (L(θ+sd) - L(θ-sd)) - (L(θ+2sd) - L(θ-2sd))) / 12s
 
     They may differ by the error of D. Its truncation error is s⁴ L⁽⁵⁾/30 + O(s⁶), so the error of
-    D(2s) is 16 times as large and |D(2s) - D(s)| is 15 times the error of D(s). Its rounding
+    D(2s) is 16 times as large, and D(2s) - D(s) is 15 times the error of D(s). Its rounding
     error is 18/12s times that of one L. A computed L is close to the exact value for arguments
     changed by K units of rounding ε/2, where K is the length of the sums in a step; the norm of
     the displaced argument is at most ‖θ‖ + 1. So, summed over all θ in R::

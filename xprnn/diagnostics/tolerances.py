@@ -9,8 +9,8 @@ by a stepper, a cell or a layer called with T = 1, and the same step of a sequen
 bound below, with u = 2^-53, gives at L T (K + 8) = 6,340.
 
 float32: the reference is computed in float64 from the same float32 values, so the only difference
-is rounding. Each operation rounds by a factor 1 + δ, |δ| <= u = 2^-24. The longest chain of
-operations on which a result depends has
+is rounding. Each operation rounds by a factor 1 + δ with δ from -u to u, u = 2^-24. The longest
+chain of operations on which a result depends has
 
     n = 2 L T (K + 8)
 
@@ -30,8 +30,8 @@ representable in low precision; the product of two of them is exact in float32 a
 accumulated in float32, so the only additional rounding occurs on storing: u = 2^-11 for the 11
 significant bits of float16, 2^-8 for the 8 of bfloat16. A step stores gx (twice with a bias), the
 gates, other saved activations, h, and in the backward pass dgh and dgx. Each contributes with its
-weight in the result: gx passes through activations, |a| σ'(a) < 0.23 and |a| tanh'(a) < 0.45, so
-that all gates together weigh less than one rounding; h, r, 1 - z, dgh and dgx weigh at most one
+weight in the result: gx passes through activations, abs(a) σ'(a) < 0.23 and abs(a) tanh'(a) < 0.45,
+so that all gates together weigh less than one rounding; h, r, 1 - z, dgh and dgx weigh at most one
 each, n in 1 - n² two. That is 8 per step:
 
     n = 8 L min(T, 2)

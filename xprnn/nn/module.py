@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..backend import (
     AnyArray,
+    AnyDTypeLike,
     Array,
     Backend,
     BackendName,
@@ -118,6 +120,40 @@ class Module:
         self._frozen: frozenset[str] = frozenset()
         self._records = RecordedCalls(self._warn_at_calls)
         self._backend_changed()
+
+    @property
+    def xp(self) -> Any:
+        """The array module of `backend`: `numpy` on the CPU, `cupy` on a GPU.
+
+        A program that calls its functions runs on every backend without a change.
+
+        >>> import xprnn
+        >>> layer = xprnn.RNN(2, 3, backend="numpy", seed=0)
+        >>> layer.xp.zeros(2)
+        array([0., 0.])
+        """
+        return self.backend.xp
+
+    def asarray(self, value: ArrayLike | AnyArray, dtype: AnyDTypeLike | None = None) -> Array:
+        """The values of any array on the module's backend, as its calls accept them.
+
+        This is `xprnn.asarray` for the backend of the module, and copies as little.
+
+        :param value: NumPy, CuPy, torch or JAX array of any shape, or nested numbers.
+        :param dtype: None: the module's for floating-point numbers; indices, masks and other
+            values keep theirs.
+        :return: the array, of the shape of `value`; `value` itself if nothing changes.
+        :raises TypeError: `value` has a mask.
+
+        >>> import xprnn
+        >>> layer = xprnn.RNN(2, 3, backend="numpy", seed=0)
+        >>> layer.asarray([[[0.5, 1.0]]]).dtype, layer.asarray([3, 1]).dtype
+        (dtype('float32'), dtype('int64'))
+        """
+        array = asarray(value, backend=self.backend.name, dtype=dtype)
+        if dtype is None and array.dtype.kind in "fV":  # "V": bfloat16
+            return asarray(array, backend=self.backend.name, dtype=self.dtype)
+        return array
 
     @property
     def options(self) -> Options:

@@ -94,8 +94,11 @@ class Adam(Optimizer):
     0.01
     """
 
-    betas: Checked[tuple[float, float]] = Checked(check_betas)
-    eps: Checked[float] = Checked(partial(check_number, low=sys.float_info.min, high=math.inf))
+    betas: Checked[tuple[float, float]] = Checked(check_betas, "(b1, b2), each from 0 to below 1.")
+    eps: Checked[float] = Checked(
+        partial(check_number, low=sys.float_info.min, high=math.inf),
+        "Added to the square root, so that no division is by zero; above 0.",
+    )
 
     def __init__(
         self,
@@ -141,7 +144,7 @@ class AdamW(Adam):
     0.01
     """
 
-    weight_decay: Checked[float] = Checked(check_rate)
+    weight_decay: Checked[float] = Checked(check_rate, "The factor of the decay, at least 0.")
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class Optimizer(Stateful):
     constructor.
     """
 
-    lr: Checked[float] = Checked(check_rate)
+    lr: Checked[float] = Checked(check_rate, "The learning rate, at least 0.")
     _renamed: ClassVar = {"modules": "_modules", "steps": "_steps", "momentum": "_momentum"}
 
     def __init__(self, modules: Iterable[Module], lr: float, slots: tuple[str, ...]) -> None:

@@ -42,10 +42,10 @@ class CosineDecay(Stateful):
     0.5
     """
 
-    steps: Checked[int] = Checked(check_size)
-    lr_max: Checked[float] = Checked(check_rate)
-    lr_min: Checked[float] = Checked(check_rate)
-    done: Checked[int] = Checked(check_count)
+    steps: Checked[int] = Checked(check_size, "The number of steps of the decay.")
+    lr_max: Checked[float] = Checked(check_rate, "lr_0, the learning rate before the decay.")
+    lr_min: Checked[float] = Checked(check_rate, "The learning rate after the decay.")
+    done: Checked[int] = Checked(check_count, "k, the number of steps taken.")
     _renamed: ClassVar = {"optimizer": "_optimizer"}
 
     def __init__(self, optimizer: Optimizer, steps: int, lr_min: float = 0.0) -> None:
@@ -94,8 +94,8 @@ def clip_grad_norm(
 ) -> Array:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`.
 
-    dθ <- dθ min(1, max_norm / (|dθ| + 1e-6)). R. Pascanu, T. Mikolov, Y. Bengio (2013); as
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html.
+    dθ <- dθ min(1, max_norm / (‖dθ‖ + 1e-6)). R. Pascanu, T. Mikolov, Y. Bengio (2013); as
+    `torch <https://docs.pytorch.org/docs/stable/generated/torch.nn.utils.clip_grad_norm_.html>`__.
     The norm is computed in float64, so that gradients whose squares overflow in float32 are
     clipped correctly.
 

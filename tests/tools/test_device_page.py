@@ -1,4 +1,4 @@
-"""The README's speed table follows the stored reports, and is empty without them."""
+"""The speed table of docs/gpu.md follows the stored reports, and is empty without them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks import device_report
 from benchmarks.device import files
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "gpu.md").read_text("utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
 TIMES = ("ours_us", "torch_us", "ratio", "floor_us")
 QUARTILES = ("ours_quartiles_us", "torch_quartiles_us", "ratio_quartiles")
@@ -61,41 +61,41 @@ SAMPLE = report(
 )
 
 
-# -- the README of this commit
+# -- the page of this commit
 
 
-def test_the_readme_follows_the_stored_reports() -> None:
-    section = files.readme_section(files.read_all(RESULTS))
-    assert files.with_section(README, section) == README
+def test_the_page_follows_the_stored_reports() -> None:
+    section = files.docs_section(files.read_all(RESULTS))
+    assert files.with_section(PAGE, section) == PAGE
 
 
 def test_a_table_that_was_edited_by_hand_is_detected() -> None:
-    inside = README.split(files.BEGIN)[1].split(files.END)[0]
-    edited = README.replace(inside, inside.replace(".", ", and 9 times torch's speed.", 1), 1)
-    assert edited != README
-    section = files.readme_section(files.read_all(RESULTS))
-    assert files.with_section(edited, section) == README != edited
+    inside = PAGE.split(files.BEGIN)[1].split(files.END)[0]
+    edited = PAGE.replace(inside, inside.replace(".", ", and 9 times torch's speed.", 1), 1)
+    assert edited != PAGE
+    section = files.docs_section(files.read_all(RESULTS))
+    assert files.with_section(edited, section) == PAGE != edited
 
 
-def test_the_commands_of_the_readme() -> None:
-    commands = re.findall(r"^python -m benchmarks\.device_report.*$", README, re.MULTILINE)
+def test_the_commands_of_the_page() -> None:
+    commands = re.findall(r"^python -m benchmarks\.device_report.*$", PAGE, re.MULTILINE)
     assert [command.partition("#")[0].strip() for command in commands] == [
         "python -m benchmarks.device_report",
-        "python -m benchmarks.device_report --readme",
+        "python -m benchmarks.device_report --docs",
     ]
-    assert re.search(r"^bash benchmarks/gpu_first\.sh FOLDER", README, re.MULTILINE)
+    assert re.search(r"^bash benchmarks/gpu_first\.sh FOLDER", PAGE, re.MULTILINE)
 
 
 # -- the text of a section
 
 
 def test_without_a_report_nothing_is_claimed() -> None:
-    assert files.readme_section([]) == files.NO_RUN
+    assert files.docs_section([]) == files.NO_RUN
     assert not re.search(r"\d", files.NO_RUN)
 
 
 def test_the_faster_of_the_kernels_is_shown_and_no_wrong_one_hidden() -> None:
-    section = files.readme_section([SAMPLE])
+    section = files.docs_section([SAMPLE])
     assert "**A Device**, driver 1.2.3, torch 2.11.0, 2026-01-02, commit 01234567:" in section
     lines = [line for line in section.splitlines() if line.startswith("| gru")]
     assert lines == ["| gru | 8, 512, 512 | 5.13 seq / 0.40 pw | wrong / — | — / — | — / — |"]
@@ -118,7 +118,7 @@ def test_both_directions_are_compared_with_one_after_the_other() -> None:
     text = files.markdown(report(*rows))
     assert text.splitlines()[-1] == "| gru | float32 | 8, 512, 512 | forward | sequence | 1.67 |"
     assert text.count("| 8, 512, 512 | forward | sequence | 1.67 |") == 1
-    section = files.readme_section([report(*rows)])
+    section = files.docs_section([report(*rows)])
     assert "| gru, both directions | 8, 512, 512 | 5.00 seq / — |" in section
 
 
@@ -142,7 +142,7 @@ def test_wavefronts_are_compared_with_layer_by_layer() -> None:
     ]
     assert "layer-by-layer time / wavefront time; faster in 1 of 2." in text
     assert "| gru, 3 layers | bfloat16 | 8, 512, 512 | forward | wave |" in text
-    section = files.readme_section([report(*rows)])
+    section = files.docs_section([report(*rows)])
     assert "| gru, 2 layers | 8, 512, 512 | 6.00 seq | — | — | — |" in section
     assert "| gru, 3 layers | 8, 512, 512 | 5.00 wave | — | 5.00 wave | — |" in section
     assert "| gru | 8, 512, 512 | — / — | — / — | 5.00 seq / — | — / — |" in section
@@ -165,7 +165,7 @@ def test_steps_are_compared_with_torchs_cells_and_their_bound() -> None:
     assert "\n- steps within 1.5 times their bound: 1 of 2\n" in text
     assert "| lstm, step of 3 layers | bfloat16 | 1, 512, 1 | step | graph |" in text
     assert "| 4.0, steps | 1.48 |" in text
-    section = files.readme_section([report(*rows)])
+    section = files.docs_section([report(*rows)])
     assert "| lstm, step of 3 layers | 1, 512, 1 | — | — | 9.04 graph | — |" in section
     assert "| lstm, step of 3 layers | 8, 512, 1 | — | — | 2.00 seq | — |" in section
     assert "| gru, step of 3 layers | 8, 512, 1 | — | — | — | — |" in section
@@ -177,31 +177,31 @@ def file(folder: Path, name: str, content: Any) -> None:
     (folder / name / "report.json").write_text(json.dumps(content))
 
 
-def test_the_command_writes_the_readme(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{files.BEGIN}\nold\n{files.END}\nafter\n")
-    device_report.write_readme(readme, tmp_path)
-    assert readme.read_text() == f"before\n{files.BEGIN}\n{files.NO_RUN}\n{files.END}\nafter\n"
+def test_the_command_writes_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "gpu.md"
+    page.write_text(f"before\n{files.BEGIN}\nold\n{files.END}\nafter\n")
+    device_report.write_docs(page, tmp_path)
+    assert page.read_text() == f"before\n{files.BEGIN}\n{files.NO_RUN}\n{files.END}\nafter\n"
     file(tmp_path, "b", {**SAMPLE, "device": {**SAMPLE["device"], "name": "Another"}})
     file(tmp_path, "a", SAMPLE)
-    device_report.write_readme(readme, tmp_path)
-    text = readme.read_text()
+    device_report.write_docs(page, tmp_path)
+    text = page.read_text()
     assert text.index("**A Device**") < text.index("**Another**") and "old" not in text
-    device_report.write_readme(readme, tmp_path)
-    assert readme.read_text() == text
+    device_report.write_docs(page, tmp_path)
+    assert page.read_text() == text
 
 
 @pytest.mark.parametrize("text", ["", files.BEGIN, files.END + files.BEGIN, 2 * files.BEGIN])
-def test_a_readme_without_marks(text: str, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(text)
+def test_a_page_without_marks(text: str, tmp_path: Path) -> None:
+    (tmp_path / "gpu.md").write_text(text)
     with pytest.raises(device_report.RefusedError, match=r"expected the marks .*, once each"):
-        device_report.write_readme(tmp_path / "README.md", tmp_path)
-    assert (tmp_path / "README.md").read_text() == text
+        device_report.write_docs(tmp_path / "gpu.md", tmp_path)
+    assert (tmp_path / "gpu.md").read_text() == text
 
 
-def test_a_readme_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(device_report.RefusedError, match=r"--readme: .*README"):
-        device_report.write_readme(tmp_path / "README.md", tmp_path)
+def test_a_page_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(device_report.RefusedError, match=r"--docs: .*gpu"):
+        device_report.write_docs(tmp_path / "gpu.md", tmp_path)
 
 
 def test_an_invalid_report_is_named(tmp_path: Path) -> None:
