@@ -161,7 +161,7 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         return unwrap(*self._run_backward(record, doutput, dfinal, need_dx), record.batched)
 
     def stepper(self, batch: int) -> Stepper[StatesLike, States]:
-        """A stepper, which runs the layer one step at a time: see `xprnn.nn.stepper.Stepper`.
+        """A stepper, which runs the layer one step at a time: see `xprnn.stepper.Stepper`.
 
         :param batch: N, the number of streams, which start and end independently.
         :raises ValueError: the layer is bidirectional.
@@ -248,7 +248,7 @@ class RNN(_Layer[AnyArray, Array]):
         operands of products (x, h, the gates and copies of the weights) have this dtype,
         everything else, such as the arithmetic between products, is float32. None: the dtype. On
         NumPy it computes the same, slowly. float16 gradients below 6e-8 underflow, so scale up the
-        gradients passed to `backward` and scale down its results. See `xprnn.core.precision`.
+        gradients passed to `backward` and scale down its results.
     :param recompute: k, for gradient checkpointing: a recorded call saves the input of each layer
         and the states before every k-th step; `backward` recomputes the rest, k steps at a time.
         None: everything is saved. It changes memory and time (see `explain`) and the order of sums
@@ -310,8 +310,8 @@ class GRU(_Layer[AnyArray, Array]):
 
         r = σ(x W_ir' + b_ir + h W_hr' + b_hr)
         z = σ(x W_iz' + b_iz + h W_hz' + b_hz)
-        n = tanh(x W_in' + b_in + r ⊙ (h W_hn' + b_hn))      reset_after=True, as torch
-        n = tanh(x W_in' + b_in + (r ⊙ h) W_hn' + b_hn)      reset_after=False, Cho et al. 2014
+        n = tanh(x W_in' + b_in + r ⊙ (h W_hn' + b_hn))   reset_after=True
+        n = tanh(x W_in' + b_in + (r ⊙ h) W_hn' + b_hn)   reset_after=False
 
     Names, shapes, gate order r z n and initialisation are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html; the second form is the

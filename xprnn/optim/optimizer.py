@@ -186,7 +186,10 @@ class Optimizer(Stateful):
             taken, shape = arrays.pop(name, None), (len(module.parameters),)
             if taken is None or taken.shape != shape or taken.dtype.kind not in "iu":
                 actual = "nothing" if taken is None else f"{taken.dtype} {taken.shape}"
-                raise ValueError(f"{name}: expected {shape} integers, got {actual}")
+                raise ValueError(
+                    f"{name}: expected {shape} integers, got {actual}; a state is for modules in the "
+                    "order in which they were saved"
+                )
             if taken.min() < 0 or taken.max() > steps:
                 raise ValueError(
                     f"{name}: expected 0 to {steps}, the total number of steps; "
