@@ -1,4 +1,4 @@
-"""Publish asv's results as a site that needs no other server.
+"""Publish the stored results as a site that needs no other server.
 
     python -m benchmarks.publish [FOLDER]
 
@@ -21,7 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
-ROOT = Path(__file__).resolve().parents[1]
+from .result_store import RESULTS, ROOT
+
 PACKAGES = (
     "jquery@3.3.1",
     "flot@0.8.3",
@@ -69,13 +70,20 @@ class PublishError(Exception):
     """The site cannot be made; the message gives the reason."""
 
 
-def publish(site: Path, config: Path = ROOT / "asv.conf.json") -> str:
+def publish(site: Path, **settings: object) -> str:
     """Make the site and return asv's output.
 
+    :param settings: Those of asv that differ from the project's.
     :raises PublishError: asv or npm failed.
     """
     scripts = install_scripts()
-    output = _run([sys.executable, "-m", "asv", "publish", "--config", config, "-o", site])
+    conf = json.loads((ROOT / "asv.conf.json").read_text("utf-8"))
+    conf |= {"repo": str(ROOT), "results_dir": str(RESULTS), **settings}
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "asv.conf.json")
+        config.write_text(json.dumps(conf), "utf-8")
+        command = [sys.executable, "-m", "asv", "publish", "--config", config]
+        output = _run([*command, "-o", site.resolve()])
     _carry_scripts(site, scripts)
     _select(site)
     page = '<div id="regressions-body">'

@@ -38,6 +38,8 @@ from pathlib import Path
 from .common import PEERS, gpu_name, installed
 from .compare import NotStoredError, compare
 from .result_store import (
+    RESULTS,
+    ROOT,
     THREADS,
     Commit,
     machine_facts,
@@ -47,8 +49,6 @@ from .result_store import (
     store_results,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "asv"
 # lines of asv's output, thousands of them, that are not printed
 HIDDEN = re.compile(r" n/a *$|asv: skipped|^ *For parameters|· For |^ *$")
 QUICK = (  # regular expressions over asv's names with parameters

@@ -24,6 +24,8 @@ Row = dict[str, Any]  # one benchmark's entry in it, by column
 Combination = tuple[str, ...]  # values of a benchmark's parameters
 Benchmarks = dict[str, Any]  # asv's descriptions of benchmarks, by name
 Skips = dict[str, dict[str, set[Combination]]]  # by benchmark class and reason
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "asv"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 VERSIONS = (
     *("asv", "asv_runner", "numpy", "numba", "torch", "onnxruntime", "onnxruntime-gpu"),

@@ -22,12 +22,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.publish import publish
+from benchmarks.result_store import RESULTS, ROOT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "asv"
 GRU_GRAPH = "layers.Forward.time_forward"
 
 # Each drawn curve's label, data (null for a gap) and points, and the number of points with a

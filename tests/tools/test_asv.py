@@ -111,7 +111,10 @@ def test_one_name_adds_a_cell_or_an_implementation(recorded: Recorded) -> None:
         assert measured[cell, "xprnn-numpy-reference", "float32", SIZE] > 0
     assert measured["gru", "torch-cpu", "float32", SIZE] > 0  # the tests require torch
     assert measured["gru_reset_before", "onnxruntime-cpu", "float32", SIZE] > 0
-    done = asv(recorded.folder, "publish")
+    config = recorded.folder / "asv.conf.json"
+    settings = json.loads(config.read_text()) | {"results_dir": str(recorded.target)}
+    (recorded.folder / "publish.json").write_text(json.dumps(settings))
+    done = asv(recorded.folder, "publish", "--config", "publish.json")
     assert done.returncode == 0, done.stdout + done.stderr
     site = recorded.folder / ".asv" / "html"
     parameters = json.loads((site / "index.json").read_text())["benchmarks"][FORWARD]["params"]

@@ -12,10 +12,8 @@ import pytest
 
 from benchmarks import record
 from benchmarks.compare import NotStoredError, compare
-from benchmarks.result_store import add_rates, axis_product
+from benchmarks.result_store import RESULTS, ROOT, add_rates, axis_product
 
-ROOT = Path(__file__).parents[2]
-STORED = ROOT / "benchmarks" / "results" / "asv"
 A, B = "a" * 40, "b" * 40
 TIME, MEMORY = "layers.Forward.time_forward", "layers.TrainingMemory.peakmem_training"
 SIZE = "'N=1 H=32 T=128'"
@@ -112,17 +110,17 @@ def test_the_page_prints_what_the_command_prints() -> None:
     page = (ROOT / "docs" / "asv.md").read_text("utf-8")
     command, first, *shown = re.search("```console\n(.*?)```", page, re.DOTALL)[1].splitlines()
     commits = re.fullmatch(r"\$ python -m benchmarks.record --compare (\w+) (\w+)", command)
-    printed = compare(STORED, *commits.groups(), None).splitlines()
+    printed = compare(RESULTS, *commits.groups(), None).splitlines()
     assert first == printed[0] and set(shown) - {"  ..."} <= set(printed)
     assert shown[-1] == printed[-1]
 
 
 def test_one_commit_under_its_older_and_newer_names() -> None:
     """Results that were stored before the grid was divided keep their benchmarks' names."""
-    printed = lines(STORED, "64949dd1", "086a0c49", None)
+    printed = lines(RESULTS, "64949dd1", "086a0c49", None)
     row = "layers.Forward.time_forward(gru, xprnn-numpy-reference, float32, N=32 H=128 T=128)"
     assert f"21.07 ms 11.21 ms 0.53 faster {row}" in printed
     assert printed[-1].startswith("30 measured by both") and len(printed) == 32
-    file = json.loads(next(STORED.glob("*/64949dd1-*.json")).read_text())
+    file = json.loads(next(RESULTS.glob("*/64949dd1-*.json")).read_text())
     columns = dict(zip(file["result_columns"], file["results"][TIME], strict=False))
     assert len(axis_product(columns["params"])) == len(columns["result"])

@@ -18,7 +18,6 @@ from benchmarks.common import UnusableError
 from tests.support.implementations import SelectKernels
 from xprnn.backend import Backend
 
-ROOT = Path(__file__).parents[2]
 COLUMNS = ["result", "params", "version", "stats_q_25", "samples"]
 X, Y = ("x", "1"), ("y", "1")
 NAN = math.nan
@@ -126,7 +125,7 @@ def test_a_rate_is_computed_from_the_stored_time() -> None:
 
 
 def test_the_stored_rates_are_those_of_the_stored_times() -> None:
-    files = [*(ROOT / "benchmarks" / "results" / "asv").glob("*/*-py*.json")]
+    files = [*result_store.RESULTS.glob("*/*-py*.json")]
     rates = 0
     for path in files:
         file = result_store.read(path)

@@ -15,11 +15,10 @@ from itertools import product
 import pytest
 
 from benchmarks.publish import SCRIPTS, PublishError, install_scripts, publish
+from benchmarks.result_store import RESULTS, ROOT
 from tests.support.published_site import (
     CURVES,
     GRU_GRAPH,
-    RESULTS,
-    ROOT,
     choose,
     lacks,
     picture,
@@ -181,12 +180,10 @@ def test_a_whole_curve(values, expected):
     assert whole({"data": [*enumerate(values)]}) == expected
 
 
-def _with_regressions(folder, *, ignored=True):
-    """asv's configuration for results of two combinations of each benchmark, at twelve commits.
+def _with_regressions(folder):
+    """A folder of results of two combinations of each benchmark, at twelve commits.
 
     The numbers are stored ones, of xprnn and of a peer, tripled at the last six commits.
-
-    :param ignored: Whether the project's list of what is no regression applies.
     """
     source = next(RESULTS.glob("*/1d7390e0-*.json"))
     machine = folder / "results" / source.parent.name
@@ -209,12 +206,7 @@ def _with_regressions(folder, *, ignored=True):
             for name, (values, params, version) in rows.items()
         }
         (machine / f"{commit[:8]}-injected.json").write_text(json.dumps(file))
-    config = json.loads((ROOT / "asv.conf.json").read_text())
-    config |= {"repo": str(ROOT), "results_dir": str(machine.parent)}
-    if not ignored:
-        del config["regressions_first_commits"]
-    (folder / "asv.conf.json").write_text(json.dumps(config))
-    return folder / "asv.conf.json"
+    return str(machine.parent)
 
 
 def _two_only(values, params, factor):
@@ -235,7 +227,7 @@ def regressions(page):
 
 
 def test_a_rise_of_xprnns_time_is_a_regression_and_nothing_else_is(scripts, tmp_path):
-    publish(tmp_path / "site", _with_regressions(tmp_path))
+    publish(tmp_path / "site", results_dir=_with_regressions(tmp_path))
     with visit(tmp_path / "site") as page:
         listed = regressions(page)
         known = page.evaluate("Object.keys($.asv.main_json.benchmarks)")
@@ -248,7 +240,8 @@ def test_a_rise_of_xprnns_time_is_a_regression_and_nothing_else_is(scripts, tmp_
 
 
 def test_peers_and_rates_would_be_regressions(scripts, tmp_path):
-    publish(tmp_path / "site", _with_regressions(tmp_path, ignored=False))
+    results = _with_regressions(tmp_path)
+    publish(tmp_path / "site", results_dir=results, regressions_first_commits={})
     with visit(tmp_path / "site") as page:
         listed = regressions(page)
     assert any("torch" in name for name in listed)
