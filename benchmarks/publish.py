@@ -59,10 +59,10 @@ window.addEventListener('hashchange', select);
 select();
 """
 NOTE = """\
-<p class="alert alert-info" style="margin: 10px">asv lists a step here only where a benchmark has
-several commits on both sides of it, on one machine: an empty list does not mean that nothing became
-slower. Machines are noisy: <code>python benchmarks/gate.py</code> decides whether a commit is
-slower than another.</p>
+<p class="alert alert-info" style="margin: 10px">asv lists what rose by more than a tenth of its
+time and by more than its curve scatters. To know the scatter it needs several commits before and
+after, on one machine: with fewer it lists noise and misses what became slower. <code>python
+benchmarks/gate.py</code> decides whether a commit is slower than another.</p>
 """
 
 

@@ -147,8 +147,10 @@ def choose(page: Page, values: dict[str, list[str]]) -> None:
 
     The site selects buttons of untouched panels again after each click elsewhere.
     """
-    while any(_press(page, panel, names) for panel, names in values.items()):
-        pass
+    for _ in range(30):
+        if not any(_press(page, panel, names) for panel, names in values.items()):
+            return
+    raise AssertionError(f"the site changes what is pressed: {page.url}")
 
 
 def _press(page: Page, panel: str, values: list[str]) -> bool:
