@@ -187,8 +187,8 @@ class Optimizer(Stateful):
             if taken is None or taken.shape != shape or taken.dtype.kind not in "iu":
                 actual = "nothing" if taken is None else f"{taken.dtype} {taken.shape}"
                 raise ValueError(
-                    f"{name}: expected {shape} integers, got {actual}; a state is for modules in the "
-                    "order in which they were saved"
+                    f"{name}: expected {shape} integers, got {actual}; a state is for "
+                    "modules in the order in which they were saved"
                 )
             if taken.min() < 0 or taken.max() > steps:
                 raise ValueError(
