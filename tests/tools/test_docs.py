@@ -3,6 +3,9 @@
 Faults are injected into copies of the sources or of the site, and every one must be detected.
 """
 
+import dataclasses
+import inspect
+import pydoc
 import re
 import shutil
 import zlib
@@ -69,6 +72,30 @@ def public():
     return {name for name in names if not name.endswith(".__init__")}
 
 
+def undescribed(name):
+    """The parameters of a function, method or class for which its docstring has no `:param`.
+
+    "those of `other`" includes the parameters that the docstring of `other`, beside it, has.
+    """
+    value = pydoc.locate(name)
+    is_class = inspect.isclass(value)
+    if not callable(value) or (is_class and not _is_constructed(name, value)):
+        return []
+    text, beside = inspect.getdoc(value), name.rpartition(".")[0]
+    others = [pydoc.locate(f"{beside}.{other}") for other in re.findall(r"those of `(\w+)`", text)]
+    text = "\n".join([text, *map(inspect.getdoc, others)])
+    described = {*re.findall(r"^:param (\w+):", text, re.MULTILINE)}
+    parameters = {*inspect.signature(value.__init__ if is_class else value).parameters} - {"self"}
+    return sorted(parameters - described)
+
+
+def _is_constructed(name, kind):
+    """Whether users call a class; errors and the dataclasses of results are not."""
+    return name in public() and not (
+        issubclass(kind, BaseException) or dataclasses.is_dataclass(kind)
+    )
+
+
 def pages(site):
     """The pages that are read: all that are written by hand, and a few generated ones."""
     found = [path.relative_to(site).with_suffix("") for path in site.rglob("*.html")]
@@ -110,6 +137,22 @@ def test_every_public_name_is_documented(site):
     assert {f"xprnn.{name}" for name in xprnn.__all__} <= names
     assert "xprnn.GRU.backward" in names
     assert names - documented(site) == set()
+
+
+def test_every_parameter_is_described(site):
+    names = documented(site)
+    assert names >= {"xprnn.GRU", "xprnn.GRU.load", "xprnn.functional.gru", "xprnn.optim.AdamW"}
+    faults = {name: missing for name in sorted(names) if (missing := undescribed(name))}
+    assert faults == {}
+
+
+@pytest.mark.parametrize("name", ["xprnn.mse_loss", "xprnn.Linear.backward", "xprnn.optim.AdamW"])
+def test_a_parameter_that_is_not_described_is_detected(name, monkeypatch):
+    value = pydoc.locate(name)
+    first = re.search(r":param (\w+):", value.__doc__)
+    assert undescribed(name) == []
+    monkeypatch.setattr(value, "__doc__", value.__doc__.replace(first[0], first[1]))
+    assert undescribed(name) == [first[1]]
 
 
 def test_every_option_of_every_command_is_documented(site):

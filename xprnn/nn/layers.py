@@ -81,6 +81,13 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         :raises ValueError: an argument has another shape, or lengths are not within 0 to T.
         :raises MemoryError: there is not enough memory; nothing is recorded, and the call's
             memory is freed even while the error is referenced.
+
+        >>> import numpy as np, xprnn
+        >>> rnn = xprnn.RNN(1, 1, nonlinearity="relu", bias=False, backend="numpy", seed=0)
+        >>> rnn.load_state_dict({"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.eye(1)})
+        >>> output, h_n = rnn(np.ones((3, 2, 1), np.float32), lengths=[3, 2])
+        >>> output[:, :, 0].tolist(), h_n.ravel().tolist()
+        ([[1.0, 1.0], [2.0, 2.0], [3.0, 0.0]], [3.0, 2.0])
         """
         call = check_call(
             self._spec, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
@@ -164,7 +171,10 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         """A stepper, which runs the layer one step at a time: see `xprnn.stepper.Stepper`.
 
         :param batch: N, the number of streams, which start and end independently.
-        :raises ValueError: the layer is bidirectional.
+        :return: the stepper; all states are zero.
+        :raises TypeError, ValueError: `batch` is not an integer of at least 1, or the layer is
+            bidirectional.
+        :raises KernelUnavailableError: as `xprnn.stepper.Stepper`.
 
         >>> import numpy as np, xprnn
         >>> stepper = xprnn.LSTM(3, 4, num_layers=2, seed=0).stepper(2)

@@ -137,7 +137,12 @@ class AdamW(Adam):
     I. Loshchilov, F. Hutter, "Decoupled weight decay regularization" (2019); as
     https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html.
 
-    :param weight_decay: at least 0. The other parameters and the exceptions are those of `Adam`.
+    :param modules: the modules to train; their dtypes and backends may differ.
+    :param lr: learning rate, at least 0.
+    :param betas: (b1, b2), each from 0 to below 1.
+    :param eps: above 0.
+    :param weight_decay: at least 0.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import xprnn
     >>> xprnn.optim.AdamW([xprnn.Linear(2, 1)]).weight_decay
