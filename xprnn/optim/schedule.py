@@ -104,6 +104,8 @@ class CosineDecay(Stateful):
         :param state: `done`, `lr_max` and `lr_min`.
         :raises TypeError, ValueError: `state` is invalid; nothing is changed.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
         if state.keys() != self.state_dict().keys():
             raise ValueError(
                 f"state of {type(self).__name__}: expected {', '.join(self.state_dict())}, "
