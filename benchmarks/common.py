@@ -7,48 +7,90 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 CELLS = ("gru", "lstm", "rnn_tanh")
-# library-device[-kernels]: "xprnn-<backend>-<XPRNN_KERNELS>" or "<peer>-<device>". To add a kernel
-# or a peer, add its name here; to add a cell, add its name above.
-IMPLEMENTATIONS = (
-    "xprnn-numpy-reference",
-    "xprnn-numpy-pointwise",
-    "xprnn-numpy-sequence",
-    "xprnn-cupy-reference",
-    "xprnn-cupy-pointwise",
-    "xprnn-cupy-sequence",
-    "torch-cpu",
-    "torch-cuda",
-    "onnxruntime-cpu",
-    "onnxruntime-cuda",
-)
-DTYPES = ("float32", "float64", "tf32", "float16", "bfloat16")
-SIZES = (  # I = H
-    "N=1 H=32 T=128",
-    "N=8 H=64 T=128",
-    "N=32 H=128 T=128",
-    "N=64 H=512 T=64",
-    "N=1 H=256 T=512",
-    "N=32 H=512 T=512",
-    "N=64 H=1024 T=256",
-)
+PEERS = ("torch", "onnxruntime")  # measured where they are installed
+WITHOUT = {"training": ("onnxruntime",), "stepper": PEERS}  # by task: peers that do not have it
 STEPS = ("N=1 H=32", "N=1 H=128", "N=1 H=512", "N=32 H=512")
+
+
+class Grid(NamedTuple):
+    """What is measured on one kind of device, all combinations with each cell."""
+
+    # library-device[-kernels]: "xprnn-<backend>-<XPRNN_KERNELS>" or "<peer>-<device>"
+    implementations: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    sizes: tuple[str, ...]  # I = H
+
+    def params(self, task: str) -> tuple[tuple[str, ...], ...]:
+        """asv's parameters of a task's benchmark: cell, implementation, dtype and size."""
+        names = tuple(
+            name
+            for name in installed(self.implementations)
+            if not name.startswith(WITHOUT.get(task, ()))
+        )
+        sizes = STEPS if task in ("step", "stepper") else self.sizes
+        return CELLS, names, self.dtypes, sizes
+
+
+def installed(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out peers that are not installed."""
+    lacking = tuple(peer for peer in PEERS if importlib.util.find_spec(peer) is None)
+    return tuple(name for name in names if not name.startswith(lacking))
+
+
+# To add a kernel or a peer's device, add its name to a grid; to add a cell, add its name to CELLS.
+# A complete run on a CPU is to take minutes: at most 60 combinations a benchmark.
+CPU = Grid(
+    implementations=(
+        "xprnn-numpy-reference",
+        "xprnn-numpy-sequence",
+        "xprnn-numpy-auto",  # what users get
+        "torch-cpu",
+        "onnxruntime-cpu",
+    ),
+    dtypes=("float32",),
+    sizes=("N=1 H=32 T=128", "N=8 H=64 T=128", "N=32 H=128 T=128", "N=64 H=512 T=64"),
+)
+GPU = Grid(
+    implementations=(
+        "xprnn-cupy-reference",
+        "xprnn-cupy-pointwise",
+        "xprnn-cupy-sequence",
+        "torch-cuda",
+        "onnxruntime-cuda",
+    ),
+    dtypes=("float32", "float64", "tf32", "float16", "bfloat16"),
+    sizes=(*CPU.sizes, "N=1 H=256 T=512", "N=32 H=512 T=512", "N=64 H=1024 T=256"),
+)
 
 SKIPS = "XPRNN_SKIPS"  # a file to which the reasons are appended, one line of JSON each
 KERNELS = "XPRNN_KERNELS"
 MEASURED = "XPRNN_MEASURED"  # the folder from which xprnn must be imported
 
 
-def skip(benchmark: str, parameters: tuple[str, ...], reason: str) -> NoReturn:
+def gpu_name() -> str:
+    """The name of the first GPU, "" without one."""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.partition("\n")[0]
+
+
+def skip(benchmark: object, parameters: tuple[str, ...], reason: str) -> NoReturn:
     """Skip a combination: asv treats this error as a skip, and the reason is recorded."""
     if SKIPS in os.environ:
-        line = json.dumps({"benchmark": benchmark, "parameters": parameters, "reason": reason})
+        kind = type(benchmark)
+        name = f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"  # as asv names it
+        line = json.dumps({"benchmark": name, "parameters": parameters, "reason": reason})
         with Path(os.environ[SKIPS]).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     raise NotImplementedError(reason)

@@ -29,8 +29,6 @@ ARITHMETIC = {
 }
 BACKENDS = {"cpu": "numpy", "cuda": "cupy"}  # by a peer's device
 AUTO = "auto"  # as `kernels`: xprnn selects them
-CPU_DTYPES = ("float32", "float64")
-CPU_WORK = 2**34  # most multiplications of a forward pass on a CPU
 
 
 class Name(NamedTuple):
@@ -58,6 +56,19 @@ def parts(implementation: str) -> Name:
     return Name(library, BACKENDS[device], "")
 
 
+def force(implementation: str) -> Name:
+    """Force an implementation's kernels in this process; returns the parts of its name.
+
+    :raises UnusableError: "auto" would select what "reference" names.
+    """
+    name = parts(implementation)
+    if name[1:] == ("numpy", AUTO) and importlib.util.find_spec("numba") is None:
+        raise UnusableError("Numba is not installed, and without it the plain code is chosen")
+    if name.kernels:
+        os.environ["XPRNN_KERNELS"] = name.kernels  # xprnn reads it at each call
+    return name
+
+
 class Prepared(NamedTuple):
     """One implementation after its warm-up, and the clock of its device."""
 
@@ -73,18 +84,13 @@ def prepare(task: str, cell: str, implementation: str, dtype: str, size: str) ->
 
     :raises UnusableError: the implementation cannot run this task on this machine.
     """
-    if kernels := parts(implementation).kernels:
-        os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
+    force(implementation)
     return _built(task, cell, implementation, dtype, size)
 
 
 @cache
 def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> Prepared:
     library, backend_name, kernels = parts(implementation)
-    if backend_name == "numpy":
-        _check_cpu(cell, dtype, size)
-        if kernels == AUTO and importlib.util.find_spec("numba") is None:
-            raise UnusableError("Numba is not installed, and without it the plain code is chosen")
     backend = usable_backend(backend_name)
     if library == "xprnn":
         call = XPRNN_CALLS[task](cell, backend, kernels, dtype, size)
@@ -92,17 +98,6 @@ def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> 
         call = _peer(task, library, cell, backend, dtype, size)
     call()  # compile, allocate, choose algorithms
     return Prepared(call, clock(backend), backend)
-
-
-def _check_cpu(cell: str, dtype: str, size: str) -> None:
-    if dtype not in CPU_DTYPES:
-        raise UnusableError(
-            f"{dtype}: on a CPU xprnn has only its reference, not optimised for speed"
-        )
-    n = numbers(size)
-    gates = {"gru": 3, "lstm": 4}.get(cell.partition("_")[0], 1)
-    if 2 * gates * n["T"] * n["N"] * n["H"] ** 2 > CPU_WORK:
-        raise UnusableError(f"{size}: a size for GPUs")
 
 
 def _constructor(cell: str, backend: Any, dtype: str) -> tuple[str, dict[str, Any]]:

@@ -1,23 +1,15 @@
-"""asv's benchmarks of programs: the demo's training, loading a file, importing."""
+"""asv's benchmarks of programs on a CPU: the demo's training, loading a file, importing."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from .common import UnusableError, clock, module_of, skip, usable_backend
-from .implementations import parts
+from .common import UnusableError, clock, installed, module_of, skip, usable_backend
+from .implementations import force
 
-PROGRAMS = (
-    "xprnn-numpy-reference",
-    "xprnn-cupy-reference",
-    "xprnn-cupy-pointwise",
-    "torch-cpu",
-    "torch-cuda",
-)
+PROGRAMS = ("xprnn-numpy-reference", "xprnn-numpy-auto", "torch-cpu")
 LIBRARIES = ("numpy", "xprnn", "torch", "onnxruntime")
 DEMO_CELLS = ("gru", "lstm", "rnn")
 HIDDEN = 512  # of the loaded model
@@ -26,7 +18,7 @@ HIDDEN = 512  # of the loaded model
 class Program:
     """Prepares one program, or skips it with a reason."""
 
-    params = (DEMO_CELLS, PROGRAMS)
+    params = (DEMO_CELLS, installed(PROGRAMS))
     param_names = ("cell", "implementation")
     version = "1"  # of the work: asv shows results of one version only
     repeat = (5, 30, 1.0)
@@ -37,25 +29,21 @@ class Program:
     def setup(self, cell: str, implementation: str) -> None:
         """Find library, backend and device, and prepare."""
         try:
-            self.package, backend, kernels = parts(implementation)
-            if kernels:
-                os.environ["XPRNN_KERNELS"] = kernels  # xprnn reads it at each call
+            self.package, backend, _ = force(implementation)
             self.backend = usable_backend(backend)
             self.device = "cpu" if backend == "numpy" else "cuda"
-            if self.package != "xprnn":
+            if self.package != "xprnn" and self.device == "cuda":
                 self.check_torch()
             self.prepare(cell)
         except UnusableError as error:
-            skip(f"programs.{type(self).__name__}", (cell, implementation), str(error))
+            skip(self, (cell, implementation), str(error))
         self.timer = clock(self.backend)
 
     def check_torch(self) -> None:
-        """Raise UnusableError unless torch is installed and can use the device."""
-        if importlib.util.find_spec("torch") is None:
-            raise UnusableError("torch: not installed; pip install torch")
+        """Raise UnusableError unless torch can use the GPU."""
         import torch
 
-        if self.device == "cuda" and not torch.cuda.is_available():
+        if not torch.cuda.is_available():
             raise UnusableError(f"torch: {torch.__version__} has no usable CUDA device")
 
     def prepare(self, cell: str) -> None:
@@ -124,15 +112,11 @@ class Load(Program):
 class Import:
     """A new interpreter imports one library; NumPy is imported by xprnn in any case."""
 
-    params = (LIBRARIES,)
+    params = (installed(LIBRARIES),)
     param_names = ("library",)
     version = "1"
     rounds = 2
     timeout = 120
-
-    def setup(self, library: str) -> None:
-        if importlib.util.find_spec(library) is None:
-            skip("programs.Import", (library,), f"{library}: not installed")
 
     def timeraw_import(self, library: str) -> str:
         return f"import {library}"

@@ -1,19 +1,23 @@
 """Run asv's suite on a commit, in the current environment, and store the results.
 
     python -m benchmarks.record [COMMIT] [--machine NAME] [--quick | --bench REGEX] [--out FOLDER]
+    python -m benchmarks.record --compare A B [--machine NAME] [--out FOLDER]
 
 asv writes the interpreter's path and the host's name into files and file names. These are replaced
 by the machine's name, by default that of its GPU or processor, and by the environment's name
-`<machine>-py<version>`. Results are stored in `benchmarks/results/asv/<machine>/`; `skips.json`
-there lists the combinations that were not measured, with reasons.
+`<machine>-py<version>`. A processor's name without a model number, which many cloud machines have,
+is refused for storing: `--machine NAME` is needed there. Results are stored in
+`benchmarks/results/asv/<machine>/`; `skips.json` there lists the combinations that were not
+measured, with reasons.
 
 COMMIT (default HEAD) is extracted from git into a temporary folder and measured there, independent
 of local changes and of an installed xprnn; the benchmarks are those of the checkout. Libraries are
 limited to one thread. Without git history, `HASH --date DATE` stores results of the checkout's
 package as results of that commit. `--bench` selects benchmarks by regular expression, as in asv;
 stored results of the commit's other benchmarks are kept. `--quick` measures a few combinations once
-each and stores results only with `--out`. Exit status: 0 all measured or skipped with a reason, 1 a
-benchmark failed.
+each and stores results only with `--out`. `--compare` measures nothing: it prints what two commits
+have in the stored results, with the ratio B / A. Exit status: 0 all measured or skipped with a
+reason, 1 a benchmark failed.
 """
 
 from __future__ import annotations
@@ -31,29 +35,48 @@ import tempfile
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
-from .result_store import THREADS, Commit, machine_facts, machine_name, store_results
+from .common import PEERS, gpu_name, installed
+from .compare import NotStoredError, compare
+from .result_store import (
+    RESULTS,
+    ROOT,
+    THREADS,
+    Commit,
+    machine_facts,
+    machine_name,
+    names_a_model,
+    processor,
+    store_results,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "asv"
 # lines of asv's output, thousands of them, that are not printed
 HIDDEN = re.compile(r" n/a *$|asv: skipped|^ *For parameters|· For |^ *$")
 QUICK = (  # regular expressions over asv's names with parameters
-    r"^layers\.Forward\.time_forward\(.*'float32', 'N=8 H=64 T=128'\)",
-    r"^layers\.Training\.time_training\('gru', .*'float32', 'N=8 H=64 T=128'\)",
-    r"^layers\.Forward\.track_throughput_forward\('gru', .*'float32', 'N=8 H=64 T=128'\)",
-    r"^layers\.(Training)?Launches\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
-    r"^layers\.TrainingMemory\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
-    r"^layers\.(Step|Stepper)\.time_100_steps\('gru', .*'float32', 'N=1 H=128'\)",
-    r"^programs\.(DemoEpoch|Load)\.\w+\('gru', ",
+    r"\.Forward\.\w+\(.*'float32', 'N=8 H=64 T=128'\)",
+    r"\.(Training|TrainingMemory)\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
+    r"^gpu\.(Training)?Launches\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
+    r"\.(Step|Stepper)\.\w+\('gru', .*'float32', 'N=1 H=128'\)",
+    r"\.(DemoEpoch|Load)\.\w+\('gru', ",
     r"^programs\.Import\.",
 )
 
 
 def main() -> int:
     options = _options()
+    if options.compare:
+        return _compare(options)
     if shutil.which("git") is None:
         raise SystemExit("git: not installed; asv needs it, even without git history")
     machine = options.machine or machine_name()
+    stores = options.out or not options.quick
+    if stores and not (options.machine or gpu_name() or names_a_model(processor())):
+        raise SystemExit(
+            f"machine: {processor()!r} is the name of many different machines, and their results "
+            "must not become one curve; pass --machine NAME, a new name or that of this machine's "
+            "earlier results"
+        )
+    if lacking := [peer for peer in PEERS if not installed((peer,))]:
+        print(f"not installed, not measured: {', '.join(lacking)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="xprnn-asv-") as name:
         folder = Path(name)
         tree, commit = folder / "tree", extract_sources(options, folder / "tree")
@@ -62,7 +85,7 @@ def main() -> int:
         if status not in (0, 2):  # 2: a benchmark failed; its value is null, others are valid
             print(f"asv ended with status {status}", file=sys.stderr)
             return status
-        if options.out or not options.quick:
+        if stores:
             written = store_results(folder, options.out or RESULTS, commit, machine)
             print(f"stored: {written}")
     return 1 if status else 0
@@ -73,10 +96,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument("commit", nargs="?", default="HEAD")
     parser.add_argument("--date", help="date of COMMIT, without git history")
     parser.add_argument("--machine", metavar="NAME", help="default: the GPU's, else the CPU's")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="print what both measured")
     parser.add_argument("--quick", action="store_true", help="a few combinations, once each")
     parser.add_argument("--bench", action="append", metavar="REGEX", help="as asv's --bench")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     return parser.parse_args()
+
+
+def _compare(options: argparse.Namespace) -> int:
+    commits = [_resolved(name) for name in options.compare]
+    try:
+        print(compare(options.out or RESULTS, *commits, options.machine))
+    except NotStoredError as error:
+        raise SystemExit(f"compare: {error}") from error
+    return 0
+
+
+def _resolved(name: str) -> str:
+    """The commit's hash; the name itself where git does not know it."""
+    try:
+        return _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return name
 
 
 # -- the package under test

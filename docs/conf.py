@@ -37,7 +37,6 @@ myst_heading_anchors = 3
 autodoc_default_options = {"undoc-members": True}
 autodoc_member_order = "groupwise"  # methods, then attributes
 autodoc_typehints = "none"  # the text gives shapes and dtypes, which types do not
-autosummary_ignore_module_all = False
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -61,7 +60,9 @@ html_css_files = ["xprnn.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_search_summary = False  # read with requests, which pages opened as files may not make
-html_sidebars = {page: [] for page in ("index", "installation", "performance", "gpu", "asv")}
+html_sidebars = {  # of pages that are not in a section: none
+    path.stem: [] for path in Path(__file__).parent.glob("*.md")
+}
 html_context = {"default_mode": "auto"}  # light or dark, as the system
 html_theme_options = {
     "logo": {"text": "xprnn"},

@@ -26,7 +26,7 @@ from .nn.module import load
 if TYPE_CHECKING:
     from . import feature_first, functional, optim
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GRU",

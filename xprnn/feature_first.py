@@ -42,9 +42,13 @@ def rnn_cell_forward(
 ) -> tuple[Array, Array, Cache]:
     """Forward pass of one step.
 
-    :param xt: (n_x, m).
+    :param xt: (n_x, m), in the dtype and on the backend of Wax, as all arrays; only read.
     :param a_prev: (n_a, m).
+    :param parameters: Wax (n_a, n_x), float32 or float64, Waa (n_a, n_a), Wya (n_y, n_a),
+        ba (n_a, 1) and by (n_y, 1); other names are ignored.
     :return: a_next (n_a, m), yt_pred (n_y, m), and the cache for `rnn_cell_backward`.
+    :raises KeyError: a parameter is missing.
+    :raises TypeError, ValueError: an array has another type, dtype, backend or shape.
 
     >>> import numpy as np
     >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
@@ -100,10 +104,14 @@ def rnn_forward(
 ) -> tuple[Array, Array, tuple[Cache, Array]]:
     """Forward pass of T_x steps.
 
-    :param x: (n_x, m, T_x).
+    :param x: (n_x, m, T_x), in the dtype and on the backend of Wax, as all arrays; only read.
     :param a0: (n_a, m).
+    :param parameters: Wax (n_a, n_x), float32 or float64, Waa (n_a, n_a), Wya (n_y, n_a),
+        ba (n_a, 1) and by (n_y, 1); other names are ignored.
     :return: a (n_a, m, T_x), y_pred (n_y, m, T_x), and `caches` for `rnn_backward`; its second
         entry is a copy of x.
+    :raises KeyError: a parameter is missing.
+    :raises TypeError, ValueError: an array has another type, dtype, backend or shape.
 
     >>> import numpy as np
     >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}
@@ -130,8 +138,10 @@ def rnn_backward(
     :param da: (n_a, m, T_x), the gradient of a; of each a_t without its effect on later steps.
     :param caches: the caches that `rnn_forward` returned; they can be used once.
     :param dy: (n_y, m, T_x), the gradient of y_pred; None: zeros.
-    :return: dx, da0, dWax, dWaa, dba and, if dy is passed, dWya and dby.
+    :return: dx, da0, dWax, dWaa, dba and, if dy is passed, dWya and dby, with the shapes of x, a0
+        and the parameters.
     :raises RuntimeError: the caches have been used already.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import numpy as np
     >>> W = {"Wax": np.ones((4, 3)), "Waa": np.eye(4), "Wya": np.ones((2, 4))}

@@ -61,7 +61,19 @@ def rnn(
 ) -> tuple[Array, Array]:
     """Run an Elman layer, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu.
 
-    Arguments, shapes, results and errors: see the module; `nonlinearity` is "tanh" or "relu".
+    :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); only read.
+    :param h0: (1, N, H), unbatched (1, H); None: zeros.
+    :param weight_ih: (H, I), float32 or float64: the dtype and backend of all arrays.
+    :param weight_hh: (H, H).
+    :param bias_ih: (H,); None: there are no biases.
+    :param bias_hh: (H,), the second bias; None if and only if `bias_ih` is.
+    :param batch_first: whether x and output are (N, T, ...).
+    :param lengths: N integers on the host, the number of steps of each row; None: all T.
+    :param nonlinearity: "tanh" or "relu".
+    :return: output (T, N, H), laid out as x, and h_n (1, N, H); new arrays.
+    :raises TypeError, ValueError: an argument is invalid; the message names it.
+    :raises KernelUnavailableError: a forced implementation does not support the call.
+    :raises MemoryError: there is not enough memory.
 
     >>> import numpy as np, xprnn
     >>> x, h0 = np.ones((5, 2, 3)), np.zeros((1, 2, 4))
@@ -88,6 +100,11 @@ def rnn_forward(
 ) -> tuple[Array, Array, Cache]:
     """As `rnn`, and returns a cache for `rnn_backward` as third.
 
+    The arguments and exceptions are those of `rnn`. The weights may be written before the
+    backward call: it uses copies.
+
+    :return: output, h_n and the cache, which can be used once.
+
     >>> import numpy as np
     >>> output, h_n, cache = rnn_forward(np.ones((5, 2, 3)), None, np.ones((4, 3)), np.eye(4))
     >>> sorted(rnn_backward(output, h_n, cache))
@@ -112,7 +129,19 @@ def gru(
 ) -> tuple[Array, Array]:
     """Run a GRU layer, h_t = (1 - z) n + z h_{t-1}; gate order r z n.
 
-    Arguments, shapes, results and errors: see the module; `reset_after` as for `xprnn.GRU`.
+    :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); only read.
+    :param h0: (1, N, H), unbatched (1, H); None: zeros.
+    :param weight_ih: (3*H, I), float32 or float64: the dtype and backend of all arrays.
+    :param weight_hh: (3*H, H).
+    :param bias_ih: (3*H,); None: there are no biases.
+    :param bias_hh: (3*H,), the second bias; None if and only if `bias_ih` is.
+    :param batch_first: whether x and output are (N, T, ...).
+    :param lengths: N integers on the host, the number of steps of each row; None: all T.
+    :param reset_after: which of the two forms, see `xprnn.GRU`.
+    :return: output (T, N, H), laid out as x, and h_n (1, N, H); new arrays.
+    :raises TypeError, ValueError: an argument is invalid; the message names it.
+    :raises KernelUnavailableError: a forced implementation does not support the call.
+    :raises MemoryError: there is not enough memory.
 
     >>> import numpy as np, xprnn
     >>> x, h0 = np.ones((5, 2, 3)), np.zeros((1, 2, 4))
@@ -139,6 +168,11 @@ def gru_forward(
 ) -> tuple[Array, Array, Cache]:
     """As `gru`, and returns a cache for `gru_backward` as third.
 
+    The arguments and exceptions are those of `gru`. The weights may be written before the
+    backward call: it uses copies.
+
+    :return: output, h_n and the cache, which can be used once.
+
     >>> import numpy as np
     >>> x, W, U = np.ones((5, 2, 3)), np.ones((12, 3)), np.ones((12, 4))
     >>> output, h_n, cache = gru_forward(x, None, W, U)
@@ -163,7 +197,18 @@ def lstm(
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run an LSTM layer, c_t = f c_{t-1} + i g, h_t = o tanh(c_t); gate order i f g o.
 
-    Arguments, shapes, results and errors: see the module; `hx` is the pair (h0, c0).
+    :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); only read.
+    :param hx: (h0, c0), each (1, N, H), unbatched (1, H); either or both may be None: zeros.
+    :param weight_ih: (4*H, I), float32 or float64: the dtype and backend of all arrays.
+    :param weight_hh: (4*H, H).
+    :param bias_ih: (4*H,); None: there are no biases.
+    :param bias_hh: (4*H,), the second bias; None if and only if `bias_ih` is.
+    :param batch_first: whether x and output are (N, T, ...).
+    :param lengths: N integers on the host, the number of steps of each row; None: all T.
+    :return: output (T, N, H), laid out as x, and (h_n, c_n), each (1, N, H); new arrays.
+    :raises TypeError, ValueError: an argument is invalid; the message names it.
+    :raises KernelUnavailableError: a forced implementation does not support the call.
+    :raises MemoryError: there is not enough memory.
 
     >>> import numpy as np, xprnn
     >>> W, U = np.ones((16, 3)), np.ones((16, 4))
@@ -187,6 +232,11 @@ def lstm_forward(
     lengths: Lengths | None = None,
 ) -> tuple[Array, tuple[Array, Array], Cache]:
     """As `lstm`, and returns a cache for `lstm_backward` as third.
+
+    The arguments and exceptions are those of `lstm`. The weights may be written before the
+    backward call: it uses copies.
+
+    :return: output, (h_n, c_n) and the cache, which can be used once.
 
     >>> import numpy as np
     >>> x, W, U = np.ones((5, 2, 3)), np.ones((16, 3)), np.ones((16, 4))

@@ -8,7 +8,8 @@ import pytest
 
 from xprnn import feature_first as ff
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "reference_values.json").read_text())
+FILE = Path(__file__).parents[1] / "data" / "reference_values.json"
+GOLDEN = json.loads(FILE.read_text("utf-8"))
 
 
 def inputs(case):

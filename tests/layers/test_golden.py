@@ -16,7 +16,7 @@ import xprnn
 from tests.support.cases import Results, unroll
 
 FILE = Path(__file__).parents[1] / "data" / "reference_values.json"
-CASES: dict[str, Any] = json.loads(FILE.read_text(), parse_float=Decimal)  # keeps the digits
+CASES: dict[str, Any] = json.loads(FILE.read_text("utf-8"), parse_float=Decimal)  # keeps the digits
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -46,12 +46,10 @@ def browse(
     width: int = 1280,
     height: int = 900,
     patience: float = 60,
-    served: Mapping[str, Path] | None = None,
 ) -> Iterator[Page]:
     """A browser page with the site at `address` open; raises if any error occurred on it.
 
     :param patience: the timeout of actions in seconds.
-    :param served: files to answer requests of other addresses with; all others are errors.
     """
     from playwright.sync_api import sync_playwright
 
@@ -63,7 +61,7 @@ def browse(
     ):
         page = browser.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(1000 * patience)
-        faults = _watch(page, address, served or {})
+        faults = _watch(page, address)
         try:
             page.goto(address, wait_until="networkidle")
             yield page
@@ -72,20 +70,16 @@ def browse(
             assert not faults, "on the site:\n" + "\n".join(faults)
 
 
-def _watch(page: Page, address: str, served: Mapping[str, Path]) -> list[str]:
-    """The list to which all errors of the page are added."""
+def _watch(page: Page, address: str) -> list[str]:
+    """The list to which all errors of the page are added; a request of another site is one."""
     faults: list[str] = []
     site = address.rpartition("/")[0] + "/"
 
-    def answer(route: Route) -> None:
-        url = route.request.url
-        if url in served:
-            route.fulfill(path=served[url], headers={"Access-Control-Allow-Origin": "*"})
-        else:
-            faults.append(f"request of {url}, which is outside the site")
-            route.abort()
+    def refuse(route: Route) -> None:
+        faults.append(f"request of {route.request.url}, which is outside the site")
+        route.abort()
 
-    page.route(lambda url: not url.startswith((site, "data:")), answer)
+    page.route(lambda url: not url.startswith((site, "data:")), refuse)
     page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
     page.on(
         "console",

@@ -1,4 +1,4 @@
-"""The site that `asv publish` makes from the stored results, opened in a real browser.
+"""The site that `benchmarks.publish` makes from the stored results, opened in a real browser.
 
     python -m tests.support.published_site OUT.png
 
@@ -18,51 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.publish import publish
+from benchmarks.result_store import RESULTS, ROOT
 from tests.support.browser import browse, http_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "asv"
 GRU_GRAPH = "layers.Forward.time_forward"
 
-# The site loads scripts from CDNs, which a test cannot rely on; npm has the same files.
-PACKAGES = (
-    "jquery@3.3.1",
-    "flot@0.8.3",
-    "flot-orderbars@1.0.0",
-    "blueimp-md5@2.19.0",
-    "bootstrap@3.1.1",
-    "stupid-table-plugin@1.1.3",
-)
-SAME_BYTES = {
-    "https://code.jquery.com/jquery-3.3.1.min.js": "jquery/dist/jquery.min.js",
-    "https://cdn.jsdelivr.net/npm/flot-orderbars@1.0.0/js/jquery.flot.orderBars.js": (
-        "flot-orderbars/js/jquery.flot.orderBars.js"
-    ),
-    "https://cdnjs.cloudflare.com/ajax/libs/blueimp-md5/2.19.0/js/md5.min.js": (
-        "blueimp-md5/js/md5.min.js"
-    ),
-    "https://cdn.jsdelivr.net/npm/bootstrap@3.1.1/dist/js/bootstrap.min.js": (
-        "bootstrap/dist/js/bootstrap.min.js"
-    ),
-    "https://cdn.jsdelivr.net/npm/bootstrap@3.1.1/dist/css/bootstrap.min.css": (
-        "bootstrap/dist/css/bootstrap.min.css"
-    ),
-}
-CDNJS = "https://cdnjs.cloudflare.com/ajax/libs"
-OTHER_BYTES = {  # npm has flot unminified, and a later release of the plugin
-    f"{CDNJS}/flot/0.8.3/jquery.flot.min.js": "flot/jquery.flot.js",
-    f"{CDNJS}/flot/0.8.3/jquery.flot.time.min.js": "flot/jquery.flot.time.js",
-    f"{CDNJS}/flot/0.8.3/jquery.flot.selection.min.js": "flot/jquery.flot.selection.js",
-    f"{CDNJS}/flot/0.8.3/jquery.flot.categories.min.js": "flot/jquery.flot.categories.js",
-    f"{CDNJS}/stupidtable/1.0.1/stupidtable.min.js": "stupid-table-plugin/stupidtable.min.js",
-}
-LIBRARIES = SAME_BYTES | OTHER_BYTES
-
-# Each drawn curve's label and points, and the number of points with a curve's colour nearby (not
-# always its own: another curve may cover it).
+# Each drawn curve's label, data (null for a gap) and points, and the number of points with a
+# curve's colour nearby (not always its own: another curve may cover it).
 CURVES = """() => {
     const plot = $('#main-graph').data('plot');
     if (!plot) return [];
@@ -80,7 +46,8 @@ CURVES = """() => {
     };
     return plot.getData().map(curve => {
         const points = curve.data.filter(point => point[1] !== null);
-        return {label: curve.label, points: points, inked: points.filter(inked).length};
+        const seen = points.filter(inked).length;
+        return {label: curve.label, data: curve.data, points: points, inked: seen};
     });
 }"""
 
@@ -101,43 +68,10 @@ def lacks() -> str:
     return ""
 
 
-def install_libraries(folder: Path) -> str:
-    """Install the site's scripts in a folder; returns the error of npm, or ""."""
-    flags = ["--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
-    flags += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=30000"]
-    done = subprocess.run(
-        ["npm", "install", *flags, "--prefix", str(folder), *PACKAGES],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    if done.returncode:
-        return f"npm cannot install the site's scripts: {' '.join(done.stderr.splitlines()[:1])}"
-    return ""
-
-
-def publish(site: Path, config: Path = ROOT / "asv.conf.json") -> str:
-    """Make the site and return asv's output; integrity hashes that npm's files lack are removed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "asv", "publish", "--config", str(config), "-o", str(site)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    index = site / "index.html"
-    html = index.read_text()
-    for url in OTHER_BYTES:
-        html = re.sub(rf'("{re.escape(url)}") integrity="[^"]*"', r"\1", html)
-    index.write_text(html)
-    return done.stdout + done.stderr
-
-
 @contextmanager
-def visit(site: Path, libraries: Path, **options: Any) -> Iterator[Page]:
+def visit(site: Path, **options: Any) -> Iterator[Page]:
     """A browser page with the site open, with the options of `browse`."""
-    served = {url: libraries / "node_modules" / file for url, file in LIBRARIES.items()}
-    with http_server(site) as address, browse(address, served=served, **options) as page:
+    with http_server(site) as address, browse(address, **options) as page:
         yield page
         assert "error.html" not in page.url, "the site says that it lacks a script"
 
@@ -147,8 +81,10 @@ def choose(page: Page, values: dict[str, list[str]]) -> None:
 
     The site selects buttons of untouched panels again after each click elsewhere.
     """
-    while any(_press(page, panel, names) for panel, names in values.items()):
-        pass
+    for _ in range(30):
+        if not any(_press(page, panel, names) for panel, names in values.items()):
+            return
+    raise AssertionError(f"the site changes what is pressed: {page.url}")
 
 
 def _press(page: Page, panel: str, values: list[str]) -> bool:
@@ -170,17 +106,24 @@ def _press(page: Page, panel: str, values: list[str]) -> bool:
     return clicked
 
 
+def whole(curve: dict[str, Any]) -> bool:
+    """Whether a curve has no gap from its first point on, and more than one point."""
+    values = [value for _, value in curve["data"]]
+    while values and values[0] is None:  # commits before there was such an implementation
+        values.pop(0)
+    return len(values) > 1 and None not in values
+
+
 def picture(page: Page, file: Path) -> None:
-    """All measurements of the GRU with one size, on the machine with the most commits."""
+    """The GRU's whole curves with one size, on the machine with the most commits."""
     page.locator(f"a[href='#{GRU_GRAPH}']").first.click()
-    page.locator("#even-spacing").click()
     machine = max(RESULTS.glob("*/"), key=lambda folder: len(list(folder.glob("*-*.json")))).name
     chosen = {"machine": [machine], "cell": ["gru"], "dtype": ["float32"]}
     chosen |= {"size": ["N=32 H=128 T=128"]}
     choose(page, chosen)
     page.wait_for_timeout(1000)  # until the graphs are loaded
-    drawn = [curve["label"] for curve in page.evaluate(CURVES) if curve["points"]]
-    names = [name for label in drawn for name in re.findall("implementation-([^;]+)", label)]
+    labels = [curve["label"] for curve in page.evaluate(CURVES) if whole(curve)]
+    names = [name for label in labels for name in re.findall("implementation-([^;]+)", label)]
     choose(page, chosen | {"implementation": names})
     page.mouse.move(700, 80)  # no tooltip
     page.locator("#graphdisplay-navigation").evaluate("panel => panel.scrollTop = 0")
@@ -193,12 +136,11 @@ def picture(page: Page, file: Path) -> None:
 
 def main(file: str) -> None:
     """Write the picture."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if reason := lacks() or install_libraries(folder):
-            sys.exit(f"no picture: {reason}")
-        publish(folder / "site")
-        with visit(folder / "site", folder, width=1200, height=760) as page:
+    if reason := lacks():
+        sys.exit(f"no picture: {reason}")
+    with tempfile.TemporaryDirectory() as folder:
+        publish(Path(folder, "site"))
+        with visit(Path(folder, "site"), width=1200, height=760) as page:
             picture(page, Path(file))
 
 

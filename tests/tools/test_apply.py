@@ -136,7 +136,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(
 def test_labels_need_scores_of_final_states(tmp_path: Path) -> None:
     write_files(tmp_path)
     for names, last in ((["labels"], True), (["labels", "readout"], False)):
-        with pytest.raises(ValueError, match="labels: expected with a read-out"):
+        with pytest.raises(ValueError, match="labels: expected together with a read-out"):
             apply(inputs(tmp_path, *names), tmp_path / "y.npy", last=last)
     assert not (tmp_path / "y.npy").exists()
 

@@ -18,14 +18,15 @@ import pytest
 
 pytest.importorskip("asv", reason="asv is not installed: pip install 'xprnn[test]'")
 
-from benchmarks import result_store
+from benchmarks import common, implementations, layers, programs, result_store
 from benchmarks.record import QUICK
 
 ROOT = Path(__file__).parents[2]
 SIZE = "N=1 H=32 T=128"
 FORWARD, LOAD = "layers.Forward.time_forward", "programs.Load.time_load"
-ADDED = ("xprnn-nonsense-reference", "nopeer-cpu", "torch-nodevice", "xprnn-numpy-nokernels")
-ON_NUMBA = ("xprnn-numpy-pointwise", "xprnn-numpy-sequence")
+ADDED = "xprnn-numpy-pointwise"
+WRONG = ("xprnn-nonsense-reference", "nopeer-cpu", "torch-nodevice", "xprnn-numpy-nokernels")
+ON_NUMBA = (ADDED, "xprnn-numpy-sequence", "xprnn-numpy-auto")
 MACHINE = "a-machine"
 
 
@@ -78,13 +79,14 @@ def values(results: dict[str, Any], benchmark: str) -> dict[tuple[str, ...], Any
 
 
 class Recorded:
-    """A copy with one more cell and four more implementations, measured in part and stored."""
+    """A copy with one more cell and five more implementations, measured in part and stored."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = copy(folder)
         suite = self.folder / "benchmarks" / "common.py"
         edit(suite, 'CELLS = ("gru",', 'CELLS = ("gru", "gru_reset_before",')
-        edit(suite, '    "torch-cpu",\n', f'    "torch-cpu",\n    {", ".join(map(repr, ADDED))},\n')
+        names = ", ".join(map(repr, (ADDED, *WRONG)))
+        edit(suite, '    "torch-cpu",\n', f'    "torch-cpu",\n    {names},\n')
         self.commit = commit(self.folder)
         git(self.folder, "checkout", "-q", "--detach")  # as on some build machines
         self.target = self.folder / "benchmarks" / "results" / "asv"
@@ -109,11 +111,15 @@ def test_one_name_adds_a_cell_or_an_implementation(recorded: Recorded) -> None:
         assert measured[cell, "xprnn-numpy-reference", "float32", SIZE] > 0
     assert measured["gru", "torch-cpu", "float32", SIZE] > 0  # the tests require torch
     assert measured["gru_reset_before", "onnxruntime-cpu", "float32", SIZE] > 0
-    done = asv(recorded.folder, "publish")
+    config = recorded.folder / "asv.conf.json"
+    settings = json.loads(config.read_text()) | {"results_dir": str(recorded.target)}
+    (recorded.folder / "publish.json").write_text(json.dumps(settings))
+    done = asv(recorded.folder, "publish", "--config", "publish.json")
     assert done.returncode == 0, done.stdout + done.stderr
     site = recorded.folder / ".asv" / "html"
     parameters = json.loads((site / "index.json").read_text())["benchmarks"][FORWARD]["params"]
-    assert "'gru_reset_before'" in parameters[0] and f"'{ADDED[0]}'" in parameters[1]
+    assert "'gru_reset_before'" in parameters[0] and f"'{ADDED}'" in parameters[1]
+    assert not {repr(name) for name in WRONG} & {*parameters[1]}  # nothing to show
     for name in json.loads((site / "index.json").read_text())["benchmarks"]:
         assert len(list(site.rglob(f"{name}.json"))) == 2, name  # the graph and its summary
     (graph,) = [p for p in site.rglob(f"{FORWARD}.json") if "summary" not in p.parts]
@@ -130,7 +136,7 @@ def test_results_not_measured_again_are_kept(recorded: Recorded, tmp_path: Path)
     earlier = recorded.stored(f"{recorded.name}.json")
     assert values(again, LOAD) == values(earlier, LOAD)
     before, after = values(earlier, FORWARD), values(again, FORWARD)
-    new = {key for key in after if after[key] != before[key]}
+    new = {key for key in after if after[key] != before.get(key)}
     assert new and {key[0] for key in new} == {"gru_reset_before"}
     assert {key[3] for key in new} == {"N=8 H=64 T=128"}
     skips = json.loads((tmp_path / "out" / MACHINE / "skips.json").read_text())[recorded.name]
@@ -144,22 +150,21 @@ def test_results_not_measured_again_are_kept(recorded: Recorded, tmp_path: Path)
 def test_what_cannot_be_measured_is_null_with_its_reason(recorded: Recorded) -> None:
     measured = values(recorded.stored(f"{recorded.name}.json"), FORWARD)
     skips = recorded.stored("skips.json")[recorded.name]["layers.Forward"]
-    wanted = {key for key in measured if key[0].startswith("gru") and key[2:] == ("float32", SIZE)}
-    listed = {tuple(text.split(", ")) for texts in skips.values() for text in texts}
-    skipped = {key for key in wanted if key in listed or (key[0], "*", *key[2:]) in listed}
-    assert skipped == {key for key in wanted if measured[key] is None}
+    names = (*common.CPU.implementations, ADDED, *WRONG)
+    cells = ("gru", "gru_reset_before")
+    wanted = {(cell, name, "float32", SIZE) for cell in cells for name in names}
+    listed = [text.split(", ") for texts in skips.values() for text in texts]
+    skipped = {key for key in wanted if any(result_store._fits(key, each) for each in listed)}
+    assert skipped == {key for key in wanted if measured.get(key) is None}
     reasons = {text.split(", ")[1]: reason for reason, texts in skips.items() for text in texts}
     assert "expected 'numpy', 'cupy'" in reasons["xprnn-nonsense-reference"]
     assert reasons["nopeer-cpu"] == "nopeer: expected xprnn, torch, onnxruntime"
     assert "one of the devices cpu, cuda" in reasons["torch-nodevice"]
     assert "expected one of the kernels" in reasons["xprnn-numpy-nokernels"]
-    for name in ("xprnn-cupy-pointwise", "torch-cuda", "onnxruntime-cuda"):
-        alone = measured["gru", name, "float32", SIZE]
-        assert (alone is None) == (name in reasons)  # a machine with a GPU measures it
-    compiled = [measured["gru", name, "float32", SIZE] for name in ON_NUMBA]
+    compiled = [measured.get(("gru", name, "float32", SIZE)) for name in ON_NUMBA]
     if importlib.util.find_spec("numba") is None:
-        assert compiled == [None, None]
-        assert all("need Numba" in reasons[name] for name in ON_NUMBA)
+        assert compiled == [None, None, None]
+        assert all("Numba" in reasons[name] for name in ON_NUMBA)
     else:
         assert None not in compiled
 
@@ -275,14 +280,85 @@ def test_importing_the_suite_imports_no_library() -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_the_quick_profile_has_some_of_every_benchmark(recorded: Recorded) -> None:
+def discovered(path: Path, *, gpu: bool) -> dict[str, list[list[str]]]:
+    """The parameters of each benchmark that asv finds, on a machine with a GPU or without one.
+
+    :param path: An empty folder, from then on the only one with programs.
+    """
+    if gpu:
+        driver = path / "nvidia-smi"
+        driver.write_text("#!/bin/sh\necho NVIDIA H100\n")
+        driver.chmod(0o755)
+    code = "from asv_runner import discovery\nimport sys\n"
+    code += "discovery.list_benchmarks(sys.argv[1], sys.stdout)"
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks")]
+    environment = os.environ | {"PATH": str(path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {each["name"]: each["params"] for each in json.loads(done.stdout)}
+
+
+def test_a_cpu_has_its_own_grid(tmp_path: Path) -> None:
+    found = discovered(tmp_path, gpu=False)
+    assert {name.partition(".")[0] for name in found} == {"layers", "programs"}
+    for name, params in found.items():
+        assert len([*product(*params)]) <= 60, name
+        assert not re.search("cupy|cuda|tf32|float16", str(params)), name
+
+
+def test_a_gpu_has_its_own_complete_grid(tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "with").mkdir()
+    on_cpu = discovered(tmp_path / "without", gpu=False)
+    found = discovered(tmp_path / "with", gpu=True)
+    assert on_cpu.items() <= found.items()
+    added = {name: result_store.axes(found[name]) for name in found.keys() - on_cpu.keys()}
+    assert {name.partition(".")[0] for name in added} == {"gpu"}
+    dtypes = {"float32", "float64", "tf32", "float16", "bfloat16"}
+    for name in ("Forward.time_forward", "Training.time_training"):
+        cells, names, kinds, sizes = added[f"gpu.{name}"]
+        assert ({*cells}, {*kinds}, len(sizes)) == ({*common.CELLS}, dtypes, 7)
+        assert {f"xprnn-cupy-{each}" for each in ("reference", "pointwise", "sequence")} < {*names}
+        assert "torch-cuda" in names and ("onnxruntime-cuda" in names) == (name[0] == "F")
+    for name in on_cpu.keys() - {"layers.TrainingMemory.peakmem_training"}:
+        rest = name.partition(".")[2]
+        assert f"gpu.{rest}" in added or rest == "Import.timeraw_import", name
+
+
+@pytest.mark.parametrize("kind", [layers.Forward, layers.Training, layers.Step, layers.Stepper])
+def test_a_cpus_grid_is_filled(kind: type[layers.LayerBenchmark]) -> None:
+    """With Numba, each implementation has each cell, and nothing in the grid is skipped."""
+    importlib.import_module("numba")
+    cells, names, (dtype,), sizes = kind.params
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XPRNN_KERNELS", "auto")  # restored at the end
+        for cell, name in product(cells, names):
+            implementations.prepare(kind.task, cell, name, dtype, sizes[0])
+
+
+def test_peers_are_measured_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    assert common.installed(("torch-cpu", "onnxruntime-cpu")) == ("torch-cpu", "onnxruntime-cpu")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+    )
+    forward, training = (common.CPU.params(task)[1] for task in ("forward", "training"))
+    assert not [name for name in (*forward, *training) if name.startswith("torch")]
+    assert "onnxruntime-cpu" in forward and "onnxruntime-cpu" not in training
+    assert common.installed(programs.LIBRARIES) == ("numpy", "xprnn", "onnxruntime")
+
+
+def test_the_environment_has_numba_and_no_peer() -> None:
+    matrix = json.loads((ROOT / "asv.conf.json").read_text("utf-8"))["matrix"]
+    assert [*matrix["req"]] == ["numba"]
+
+
+def test_the_quick_profile_has_some_of_every_benchmark(tmp_path: Path) -> None:
     """A renamed benchmark would drop out of it silently."""
-    known = json.loads((recorded.target / "benchmarks.json").read_text("utf-8"))
     combinations = {
         f"{name}({', '.join(chosen)})": name.rpartition(".")[0]
-        for name, facts in known.items()
-        if name != "version"
-        for chosen in product(*facts["params"])
+        for name, params in discovered(tmp_path, gpu=True).items()
+        for chosen in product(*params)
     }
     taken = {text for text in combinations if any(re.search(part, text) for part in QUICK)}
     assert {combinations[text] for text in taken} == {*combinations.values()}
@@ -290,8 +366,11 @@ def test_the_quick_profile_has_some_of_every_benchmark(recorded: Recorded) -> No
         assert any(re.search(part, text) for text in combinations), part
 
 
-def test_the_page_describes_every_benchmark(recorded: Recorded) -> None:
-    page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
-    described = set(re.findall(r"`((?:layers|programs)\.[A-Z]\w+)`", page))
-    known = json.loads((recorded.target / "benchmarks.json").read_text("utf-8"))
-    assert described == {name.rpartition(".")[0] for name in known if name != "version"}
+def test_the_page_describes_every_benchmark(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "asv.md").read_text("utf-8")
+    described = set(re.findall(r"`((?:layers|programs|gpu)\.[A-Z]\w+)`", page))
+    known = discovered(tmp_path, gpu=True)
+    names = [f"{name}{chosen}" for name, params in known.items() for chosen in product(*params)]
+    for pattern in re.findall('--bench "(.*)"', page):
+        assert any(re.search(pattern, name) for name in names), pattern
+    assert described == {name.rpartition(".")[0] for name in known}

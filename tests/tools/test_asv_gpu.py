@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import layers
+from benchmarks import gpu
 from benchmarks.common import EventClock
 from xprnn.backend import Backend
 
@@ -78,7 +78,7 @@ def test_launches_are_as_many_as_explain_states(
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__}, which counts the launches, has no CUDA device")
     monkeypatch.setenv("XPRNN_KERNELS", "pointwise")  # restored at the end
-    benchmark = layers.Launches()
+    benchmark = gpu.Launches()
     combination = (cell, "xprnn-cupy-pointwise", "float32", SIZE)
     benchmark.setup(*combination)
     stated = {"gru_reset_before": 4}.get(cell, 2)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,18 +145,18 @@ def test_the_report_is_a_table() -> None:
 
 
 def test_a_rate_is_in_asvs_unit() -> None:
-    from benchmarks.layers import Forward
+    from benchmarks import result_store
 
     seconds, setting = [2e-3] * 5, replace(SMALL, batch=8, hidden=64, steps=128)
-    layers = Forward()
-    times = iter([0.0, *(t for k in range(5) for t in (k, k + 2e-3)), 10.0])
-    layers.timer, layers.repeat = (lambda: next(times)), (5, 5, 0.0)
-    layers.work = SimpleNamespace(call=lambda: None)
-    rate = layers.throughput("N=8 H=64 T=128")
+    row = [[2e-3], [["'gru'"], ["'N=8 H=64 T=128'"]], "1"]
+    columns = ["result", "params", "version"]
+    results = {"result_columns": columns, "results": {"layers.Forward.time_forward": row}}
+    result_store.add_rates(results)
+    ((rate,), *_) = results["results"]["layers.Forward.track_throughput_forward"]
     rows = (Row("forward", "xprnn", seconds, seconds),)
     text = str(BenchReport("", setting.steps, setting.batch, rows, ()))
     assert f" {rate:,.0f} " in f"{text} "
-    assert Forward.track_throughput_forward.unit in text  # type: ignore[attr-defined]
+    assert result_store.RATE_UNIT in text
 
 
 def test_the_report_names_the_setting_the_versions_and_the_machine(

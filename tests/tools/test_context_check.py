@@ -64,7 +64,7 @@ def test_on_the_cpu(): pass
 
 
 def run(folder: Path, *options: str, suite: str = SUITE) -> subprocess.CompletedProcess[str]:
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a device\n")
     (folder / "test_all.py").write_text(suite)
@@ -139,7 +139,7 @@ def test_on_the_cpu(): pass
 
 @pytest.mark.parametrize(("times_raised", "persists"), [(0, False), (1, False), (2, True)])
 def test_an_error_that_is_raised_twice_persists(times_raised: int, persists: bool) -> None:
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
     from cupy.cuda.runtime import CUDARuntimeError
 
     left = [700] * times_raised

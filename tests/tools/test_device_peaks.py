@@ -115,7 +115,7 @@ extern "C" int run(void* data, unsigned count, unsigned rounds, unsigned* sum, i
 
 @pytest.mark.parametrize("architecture", ["80", "90", "100"])
 def test_the_ping_pong_compiles(architecture: str) -> None:
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
     from cupy.cuda import compiler
 
     from tests.support.nvrtc import compile_sources
@@ -239,7 +239,7 @@ def test_the_clock_waits_for_the_device(
     fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts the device's time of the calls only; without the wait the events are not ready."""
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
     queue = Queue()
     cuda = queue.cuda()
     monkeypatch.setattr(cupy, "cuda", cuda)

@@ -130,7 +130,7 @@ def test_another_error_of_a_call_is_raised(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_cuda_is_checked_for_a_lost_context() -> None:
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
     if cupy.is_available():
         pytest.skip("this machine has a GPU")
     backend = CupyBackend("cupy:0", cupy, 0)  # without a driver

@@ -156,7 +156,7 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_error_of_nvrtc_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """CuPy's own class cannot be sent to another process."""
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
     from cupy.cuda.compiler import CompileException
 
     def refused(self: Job, backend: object) -> None:

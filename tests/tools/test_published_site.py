@@ -14,16 +14,16 @@ from itertools import product
 
 import pytest
 
+from benchmarks.publish import SCRIPTS, PublishError, install_scripts, publish
+from benchmarks.result_store import RESULTS, ROOT
 from tests.support.published_site import (
     CURVES,
     GRU_GRAPH,
-    RESULTS,
-    ROOT,
     choose,
-    install_libraries,
     lacks,
-    publish,
+    picture,
     visit,
+    whole,
 )
 
 CHOSEN = {"cell": "gru", "dtype": "float32", "size": "N=8 H=64 T=128"}
@@ -31,15 +31,18 @@ OURS, PEER = "xprnn-numpy-reference", "torch-cpu"
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("libraries")
-    if reason := lacks() or install_libraries(folder):
+def scripts():
+    """Skips the tests where the site cannot be made or opened."""
+    if reason := lacks():
         pytest.skip(reason)
-    return folder
+    try:
+        install_scripts()
+    except PublishError as error:
+        pytest.skip(f"npm cannot install the site's scripts: {str(error).splitlines()[0]}")
 
 
 @pytest.fixture(scope="module")
-def site(libraries, tmp_path_factory):
+def site(scripts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "site"
     output = publish(folder)
     assert "Couldn't find" not in output, (
@@ -97,9 +100,9 @@ def assert_draws(page, *implementations):
     assert detected == expected, "curves drawn are not those stored"
 
 
-def follow_to_the_graph(site, libraries, **options):
+def follow_to_the_graph(site, **options):
     """From the grid to the GRU's graph, then from one implementation to another and to both."""
-    with visit(site, libraries, **options) as page:
+    with visit(site, **options) as page:
         assert page.locator("#summarygrid-display canvas").count() > 0, "the grid has no curves"
         page.locator(f"#summarygrid-display a[href='#{GRU_GRAPH}']").click()
         chosen = {name: [value] for name, value in CHOSEN.items()}
@@ -108,13 +111,13 @@ def follow_to_the_graph(site, libraries, **options):
             assert_draws(page, *implementations)
 
 
-def test_from_the_grid_to_the_curves_of_each_implementation(site, libraries):
-    follow_to_the_graph(site, libraries)
+def test_from_the_grid_to_the_curves_of_each_implementation(site):
+    follow_to_the_graph(site)
 
 
-def test_every_page_opens(site, libraries):
+def test_every_page_opens(site):
     benchmarks = json.loads((site / "index.json").read_text())["benchmarks"]
-    with visit(site, libraries) as page:
+    with visit(site) as page:
         page.get_by_role("link", name="Benchmark list").click()
         page.locator("#summarylist-body td", has_text=GRU_GRAPH).first.wait_for()
         page.get_by_role("link", name="Regressions").click()
@@ -125,53 +128,124 @@ def test_every_page_opens(site, libraries):
                 page.locator(f"#summarygrid-display a[href='#{name}']").click()
 
 
-def _with_regressions(folder):
-    """asv's configuration for results of one combination of each benchmark, at twelve commits.
+def test_a_benchmark_opens_with_every_implementation_of_one_combination(site):
+    with visit(site) as page:
+        page.locator(f"#summarygrid-display a[href='#{GRU_GRAPH}']").click()
+        page.wait_for_function(f"({CURVES})().length > 1")
+        names = page.evaluate("$.asv.main_json.benchmarks")[GRU_GRAPH]["params"][1]
+        labels = [curve["label"] for curve in page.evaluate(CURVES)]
+        drawn_names = [re.search("implementation-([^;]+)", label)[1] for label in labels]
+        assert sorted(map(repr, drawn_names)) == sorted(names)
+        assert all("cell-gru;" in label and "N=32 H=128 T=128" in label for label in labels)
+        pressed = page.locator("#graph-display a.btn.active").all_inner_texts()
+        assert "even commit spacing" in pressed
+        choose(page, {"cell": ["lstm"]})  # the reader's own selection stays
+        assert "cell='lstm'" in page.url and "cell='gru'" not in page.url
+        page.reload(wait_until="networkidle")
+        assert "cell='lstm'" in page.url
 
-    The numbers are stored ones, tripled at the last six commits.
+
+def test_the_site_carries_its_scripts(site):
+    assert {path.name for path in (site / "vendor").iterdir()} == SCRIPTS.keys()
+    tags = re.findall("<(?:script|link|img)[^>]*>", (site / "index.html").read_text())
+    assert len(tags) > len(SCRIPTS) and not [tag for tag in tags if "//" in tag]
+
+
+def test_an_unknown_script_is_an_error(scripts, site, tmp_path, monkeypatch):
+    monkeypatch.delitem(SCRIPTS, "md5.min.js")
+    with pytest.raises(PublishError, match=r"md5.min.js: not known; another version of asv\?"):
+        publish(tmp_path / "site")
+
+
+def test_the_picture_has_whole_curves_only(site, tmp_path):
+    with visit(site, width=1200, height=760) as page:
+        picture(page, tmp_path / "picture.png")
+        curves = page.evaluate(CURVES)
+    assert curves and all(whole(curve) for curve in curves)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 2.0], True),
+        ([None, None, 1.0, 2.0], True),
+        ([1.0, None, 2.0], False),
+        ([1.0, 2.0, None], False),
+        ([None, 1.0], False),
+        ([], False),
+    ],
+)
+def test_a_whole_curve(values, expected):
+    assert whole({"data": [*enumerate(values)]}) == expected
+
+
+def _with_regressions(folder):
+    """A folder of results of two combinations of each benchmark, at twelve commits.
+
+    The numbers are stored ones, of xprnn and of a peer, tripled at the last six commits.
     """
-    source = max(RESULTS.glob("*/*-*.json"), key=lambda path: path.stat().st_size)
+    source = next(RESULTS.glob("*/1d7390e0-*.json"))
     machine = folder / "results" / source.parent.name
     machine.mkdir(parents=True)
-    shutil.copy(RESULTS / "benchmarks.json", machine.parent)
     shutil.copy(source.parent / "machine.json", machine)
     file = json.loads(source.read_text())
     columns = [file["result_columns"].index(name) for name in ("result", "params", "version")]
     rows = {name: [row[column] for column in columns] for name, row in file["results"].items()}
     file["result_columns"] = ["result", "params", "version"]
+    known = json.loads((RESULTS / "benchmarks.json").read_text())
+    known = {name: facts for name, facts in known.items() if name in rows or name == "version"}
+    (machine.parent / "benchmarks.json").write_text(json.dumps(known))
     log = ["git", "log", "--format=%H", "--first-parent", "-12"]
     commits = subprocess.run(log, cwd=ROOT, capture_output=True, text=True).stdout.split()
     for commit in commits:
         factor = 3 if commit in commits[:6] else 1
         file["commit_hash"] = commit
         file["results"] = {
-            name: [_only_first(values, factor), *rest] for name, (values, *rest) in rows.items()
+            name: [_two_only(values, params, factor), params, version]
+            for name, (values, params, version) in rows.items()
         }
         (machine / f"{commit[:8]}-injected.json").write_text(json.dumps(file))
-    config = json.loads((ROOT / "asv.conf.json").read_text())
-    config |= {"repo": str(ROOT), "results_dir": str(machine.parent)}
-    (folder / "asv.conf.json").write_text(json.dumps(config))
-    return folder / "asv.conf.json"
+    return str(machine.parent)
 
 
-def _only_first(values, factor):
-    """The first number, times the factor, and null for the others."""
-    first = next((index for index, value in enumerate(values or ()) if measured(value)), None)
-    return values and [
-        factor * value if index == first else None for index, value in enumerate(values)
-    ]
+def _two_only(values, params, factor):
+    """The first number of xprnn and of torch, times the factor, and null for the others."""
+    combinations = [str(combination) for combination in product(*params)]
+    chosen = {
+        next(index for index, each in enumerate(combinations) if library in each)
+        for library in ("'xprnn", "'torch")
+    }
+    return [factor * value if index in chosen else None for index, value in enumerate(values)]
 
 
-def test_a_rise_of_time_is_a_regression_and_a_rise_of_throughput_is_not(libraries, tmp_path):
-    publish(tmp_path / "site", _with_regressions(tmp_path))
-    with visit(tmp_path / "site", libraries) as page:
-        page.get_by_role("link", name="Regressions").click()
-        page.locator("#regressions-body td").first.wait_for()
-        listed = page.locator("#regressions-body td:first-child").all_inner_texts()
+def regressions(page):
+    """The benchmarks that the page of regressions lists."""
+    page.get_by_role("link", name="Regressions").click()
+    page.locator("#regressions-body td").first.wait_for()
+    return page.locator("#regressions-body td:first-child").all_inner_texts()
+
+
+def test_a_rise_of_xprnns_time_is_a_regression_and_nothing_else_is(scripts, tmp_path):
+    publish(tmp_path / "site", results_dir=_with_regressions(tmp_path))
+    with visit(tmp_path / "site") as page:
+        listed = regressions(page)
         known = page.evaluate("Object.keys($.asv.main_json.benchmarks)")
+        note = page.locator("#regressions-display").inner_text()
     assert any("time_forward" in name for name in listed)
     assert any("throughput" in name for name in known)
+    assert all("xprnn" in name for name in listed)
     assert not [name for name in listed if "throughput" in name]
+    assert "several commits" in note and "benchmarks/gate.py decides" in " ".join(note.split())
+
+
+def test_peers_and_rates_would_be_regressions(scripts, tmp_path):
+    results = _with_regressions(tmp_path)
+    publish(tmp_path / "site", results_dir=results, regressions_first_commits={})
+    with visit(tmp_path / "site") as page:
+        listed = regressions(page)
+    assert any("torch" in name for name in listed)
+    assert any("throughput" in name for name in listed)
 
 
 def _lose_a_graph(site):
@@ -221,8 +295,8 @@ def _ask_outside(site):
         (_ask_outside, "outside the site"),
     ],
 )
-def test_an_injected_fault_is_detected(site, libraries, tmp_path, inject, detected):
+def test_an_injected_fault_is_detected(site, tmp_path, inject, detected):
     shutil.copytree(site, tmp_path / "site")
     inject(tmp_path / "site")
     with pytest.raises(AssertionError, match=detected):
-        follow_to_the_graph(tmp_path / "site", libraries, patience=15)
+        follow_to_the_graph(tmp_path / "site", patience=15)

@@ -28,7 +28,7 @@ Errors = dict[str, dict[int, str]]  # by file and line
 
 def errors_of(checker: str, folder: Path) -> Errors:
     """The errors in all files, from one run of a checker."""
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text("utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert examples
     (folder / README).write_text("\n".join(examples))
@@ -80,7 +80,7 @@ def test_users_code(checker: str, tmp_path: Path) -> None:
     for name in ("right.py", README):
         assert found.pop(name, {}) == {}, f"{name}: expected no error"
 
-    lines = (HERE / "wrong.py").read_text().splitlines()
+    lines = (HERE / "wrong.py").read_text("utf-8").splitlines()
     wanted = {k for k, line in enumerate(lines, 1) if line.endswith("  # error")}
     wrong = found.pop("wrong.py")
     missing = [f"{k}: {lines[k - 1]}" for k in sorted(wanted - wrong.keys())]

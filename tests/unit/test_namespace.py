@@ -107,13 +107,13 @@ def unknown(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_name_exists(path: Path) -> None:
-    assert unknown(path.read_text()) == set()
+    assert unknown(path.read_text("utf-8")) == set()
 
 
 @pytest.mark.parametrize("file", PLAIN_CODE)
 def test_the_walk_finds_the_names(file: str) -> None:
     assert PACKAGE / file in SOURCES
-    assert len(names_used((PACKAGE / file).read_text())) >= PLAIN_CODE[file]
+    assert len(names_used((PACKAGE / file).read_text("utf-8"))) >= PLAIN_CODE[file]
 
 
 def test_the_walk_finds_exactly_the_names() -> None:
@@ -141,7 +141,7 @@ def f(xp, backend, a):
     ],
 )
 def test_an_unknown_name_is_detected(line: str) -> None:
-    source = (PACKAGE / "cells/gru.py").read_text()
+    source = (PACKAGE / "cells/gru.py").read_text("utf-8")
     assert not unknown(source)
     assert len(unknown(f"{source}\n{line}\n")) == 1
 
@@ -149,6 +149,6 @@ def test_an_unknown_name_is_detected(line: str) -> None:
 def test_the_cells_and_the_loop_do_not_use_numpy() -> None:
     others = ("core/cell.py", "engine/loop.py", "kernels/shared.py")
     for path in (*PACKAGE.glob("cells/*.py"), *(PACKAGE / name for name in others)):
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text("utf-8"))
         imports = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
         assert not any("numpy" in ast.unparse(node) for node in imports), path

@@ -274,3 +274,10 @@ def test_pickles_of_the_first_version_continue() -> None:
         )
         decay.step()
         assert optimizer.lr == 0.0
+
+
+def test_a_schedules_state_must_be_a_mapping() -> None:
+    decay = CosineDecay(SGD([linear()], lr=0.1), 5)
+    with pytest.raises(TypeError, match="state: expected a mapping, got list"):
+        decay.load_state_dict([1])  # type: ignore[arg-type]
+    assert decay.done == 0

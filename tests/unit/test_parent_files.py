@@ -21,7 +21,7 @@ from tests.support.tolerances import error_of, tolerance
 DATA = Path(__file__).parents[1] / "data"
 
 FOLDER = DATA / "parent"
-FACTS: dict[str, Any] = json.loads((FOLDER / "facts.json").read_text())
+FACTS: dict[str, Any] = json.loads((FOLDER / "facts.json").read_text("utf-8"))
 PROTOCOLS = sorted(int(path.stem.partition("_")[2]) for path in FOLDER.glob("protocol_*.pickle"))
 
 

@@ -87,7 +87,7 @@ def test_all_names_are_there_as_they_were() -> None:
     modules = [f"xprnn.{name}" for name in xprnn.__all__ if is_module(getattr(xprnn, name))]
     added = ADDED | {name + member for name in modules for member in ADDED_TO_MODULES}
     assert added <= set(names)
-    assert set(names) - added == set(LIST.read_text().splitlines())
+    assert set(names) - added == set(LIST.read_text("utf-8").splitlines())
 
 
 def is_module(value: Any) -> bool:

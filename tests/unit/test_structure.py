@@ -55,7 +55,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def tree(name: str) -> ast.Module:
-    return ast.parse(modules()[name].read_text())
+    return ast.parse(modules()[name].read_text("utf-8"))
 
 
 def is_package(name: str) -> bool:

@@ -221,7 +221,7 @@ def test_classes_with_arguments_of_their_own() -> None:
 def test_pickles_of_the_first_version_load(protocol: int) -> None:
     """Written by xprnn 0.1.0 with NumPy 2; their next results are stored beside them."""
     things = pickle.loads((DATA / f"pickle_protocol_{protocol}.pickle").read_bytes())
-    expected = json.loads((DATA / "pickle_expected.json").read_text())
+    expected = json.loads((DATA / "pickle_expected.json").read_text("utf-8"))
     x, gru = things["x"], things["gru"]
     assert gru.training and gru.recompute == 2 and gru.frozen == {"bias_hh_l1"}
     results = {

@@ -46,7 +46,10 @@ def layer_backend(**options: Any) -> str:
     return str(xprnn.GRU(3, 5, seed=0, **options).backend.name)
 
 
-def test_without_cupy_the_error_names_the_extras(no_cupy: None) -> None:
+def test_without_cupy_the_error_names_the_extras(
+    no_cupy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     for name in ("cupy", "cupy:0", "cupy:1"):
         with pytest.raises(xprnn.BackendUnavailableError) as caught:
             xprnn.GRU(3, 5, backend=name)
@@ -55,8 +58,18 @@ def test_without_cupy_the_error_names_the_extras(no_cupy: None) -> None:
         assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
+def test_on_macos_the_error_names_no_extra(no_cupy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(
+        xprnn.BackendUnavailableError, match="CuPy has no build for macOS"
+    ) as caught:
+        xprnn.get_backend("cupy")
+    assert "pip install" not in str(caught.value)
+    assert layer_backend(backend="auto") == "numpy"
+
+
 def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.12: not found')")
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.12: not found')", "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     for _ in range(2):  # Python imports it only once; the failure is cached
@@ -64,7 +77,9 @@ def test_a_cupy_that_fails_to_import(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             xprnn.BackendUnavailableError, match=r"fails to import: libcudart.so.12"
         ):
             xprnn.get_backend("cupy")
-        (tmp_path / "cupy.py").write_text("raise AttributeError('partially initialized module')")
+        (tmp_path / "cupy.py").write_text(
+            "raise AttributeError('partially initialized module')", "utf-8"
+        )
 
 
 def fake_cupy(

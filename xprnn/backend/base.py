@@ -43,11 +43,17 @@ class Backend:
     override what differs from NumPy on the CPU.
     """
 
+    #: What all devices of a kind share: the name without the device's number.
     kind = "numpy"
+    #: The array module.
+    #:
+    #: :meta hide-value:
     xp: Any = np
     kernels = "numba"  # its kernel package, a folder of `xprnn/kernels`
-    on_gpu = False  # whether every array operation is a kernel launch
+    #: Whether every array operation is a kernel launch.
+    on_gpu = False
 
+    #: As users write it: "numpy", "cupy:0".
     name: BackendName
     _by_name: ClassVar[Callable[[BackendName], Backend]]  # `get_backend`, set by registry.py
 
@@ -67,7 +73,10 @@ class Backend:
         return "numpy" if isinstance(array, np.ndarray) else None
 
     def owns(self, array: object) -> bool:
-        """Whether `array` is one of this backend's arrays, on its device."""
+        """Whether an array is one of this backend's, on its device.
+
+        :param array: any object.
+        """
         return self.name_of(array) == self.name
 
     def module(self, precision: str, mixed: bool) -> Any:
@@ -98,15 +107,25 @@ class Backend:
         """Wait until all work submitted to the device is done."""
 
     def from_host(self, array: Array) -> Array:
-        """A copy of a NumPy array on this backend."""
+        """A copy of an array on this backend.
+
+        :param array: a NumPy array.
+        """
         return np.array(array)
 
     def astype(self, array: Array, dtype: np.dtype[Any]) -> Array:
-        """One of this backend's arrays in another dtype: a copy, or itself if it has that dtype."""
+        """An array in another dtype: a copy, or itself if it has that dtype.
+
+        :param array: one of this backend's arrays.
+        :param dtype: the dtype of the result.
+        """
         return array.astype(dtype, copy=False)
 
     def to_host(self, array: Array) -> np.ndarray:
-        """A NumPy array with the values of one of this backend's arrays; may share memory."""
+        """A NumPy array with the values of an array; may share its memory.
+
+        :param array: one of this backend's arrays.
+        """
         return np.asarray(array)
 
     def zeros_aligned(self, size: int, dtype: np.dtype[Any]) -> Array:

@@ -26,6 +26,8 @@ def load() -> tuple[Any, str]:
     except optional.OptionalPackageError as failure:
         cause = failure.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name == "cupy":
+            if sys.platform == "darwin":
+                raise _unavailable("CuPy has no build for macOS; use backend 'numpy'") from cause
             raise _unavailable(
                 "CuPy is not installed; for CUDA 12 pip install 'xprnn[cuda12]', "
                 "for CUDA 13 pip install 'xprnn[cuda13]'"

@@ -72,6 +72,8 @@ def get_backend(name: BackendName | None = None) -> Backend:
 
     :param name: "numpy", "cupy", "cupy:N" or "auto"; None: the default. Type checkers know N up
         to 15; for a name made at run time use `typing.cast("xprnn.backend.BackendName", name)`.
+    :return: the backend; one object for each device.
+    :raises TypeError: the name is not a string.
     :raises ValueError: the name is none of these.
     :raises BackendUnavailableError: the backend cannot be used; only "auto" falls back. It
         logs its choice and the reason to logger "xprnn", as a warning if that is NumPy.
@@ -96,7 +98,7 @@ def use_backend(name: BackendName) -> Iterator[Backend]:
     """Make `name` the default backend of layers that are built inside the block.
 
     :param name: as for `get_backend`.
-    :raises ValueError, BackendUnavailableError: at entry, as `get_backend`.
+    :raises TypeError, ValueError, BackendUnavailableError: at entry, as `get_backend`.
 
     >>> with use_backend("numpy") as backend:
     ...     backend.name

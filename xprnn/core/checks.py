@@ -18,10 +18,12 @@ class Checked(Generic[T]):
     """An attribute whose value is checked and converted to a Python type whenever it is set.
 
     :param check: takes the attribute's name and the value; returns the value to store, or raises.
+    :param doc: the attribute's docstring.
     """
 
-    def __init__(self, check: Callable[[str, Any], T]) -> None:
+    def __init__(self, check: Callable[[str, Any], T], doc: str) -> None:
         self._check = check
+        self.__doc__ = doc
 
     def __set_name__(self, owner: type, name: str) -> None:
         """Store the attribute's name, the key of its value in the instance's dict."""

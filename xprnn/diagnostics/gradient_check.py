@@ -30,11 +30,16 @@ class GradientError(AssertionError):
 class Row(NamedTuple):
     """One input, state or parameter: the direction with the largest excess."""
 
+    #: "x", "h0", or the name of a parameter.
     name: str
-    analytic: float  # <gradient, d>, from `backward`
-    numeric: float  # the difference quotient along d
-    error: float  # |analytic - numeric|
-    tolerance: float  # bound of the difference quotient's own error
+    #: <gradient, d>, from `backward`.
+    analytic: float
+    #: The difference quotient along d.
+    numeric: float
+    #: abs(analytic - numeric).
+    error: float
+    #: A bound of the difference quotient's own error.
+    tolerance: float
 
     @property
     def excess(self) -> float:
@@ -47,6 +52,7 @@ class Row(NamedTuple):
 class GradcheckReport:
     """The results of `gradcheck`; `str` is a table."""
 
+    #: One for each input, state and parameter.
     rows: tuple[Row, ...]
 
     @property

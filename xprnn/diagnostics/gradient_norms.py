@@ -23,13 +23,20 @@ VANISHING, EXPLODING = 1e-2, 1e2  # norm at the first state / norm at the last s
 class GradientFlow:
     """The results of `gradient_flow` by layer and direction, in float64; `str` is a table."""
 
-    names: tuple[str, ...]  # L*D: l0, l0_reverse, l1, ...
-    norms: np.ndarray  # (L*D, T) norm of the gradient of the state after step t
-    ratios: np.ndarray  # (L*D,) the first state's norm / the last one's, per row
-    factors: np.ndarray  # (L*D,) the geometric mean of the factors per step
-    spectral_radius: np.ndarray  # (L*D, G) of each gate's block of weight_hh
-    gates: tuple[str, ...]  # G
-    verdicts: tuple[str, ...]  # L*D: "vanishing", "stable" or "exploding"
+    #: L*D names: l0, l0_reverse, l1, ...
+    names: tuple[str, ...]
+    #: (L*D, T), the norm of the gradient of the state after step t.
+    norms: np.ndarray
+    #: (L*D,), the first state's norm / the last one's, per row.
+    ratios: np.ndarray
+    #: (L*D,), the geometric mean of the factors per step.
+    factors: np.ndarray
+    #: (L*D, G), of each gate's block of weight_hh.
+    spectral_radius: np.ndarray
+    #: G names.
+    gates: tuple[str, ...]
+    #: L*D times "vanishing", "stable" or "exploding".
+    verdicts: tuple[str, ...]
 
     def __str__(self) -> str:
         """One line per layer and direction."""

@@ -47,6 +47,11 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
             LSTMCell (h, c), either may be None. None: zeros.
         :return: the next h of h's shape, for an LSTMCell (h, c); fresh arrays.
         :raises TypeError, ValueError: an argument has another type, dtype, backend or shape.
+
+        >>> import numpy as np, xprnn
+        >>> cell = xprnn.RNNCell.from_weights(np.eye(1), np.eye(1), nonlinearity="relu")
+        >>> cell(np.array([[2.0]]), np.array([[3.0]])).tolist()
+        [[5.0]]
         """
         spec = self._spec
         batched = getattr(x, "ndim", 2) != 1
@@ -94,6 +99,15 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
         :return: dx of x's shape, and dh of h's (for an LSTMCell (dh, dc)).
         :raises RuntimeError: there is no recorded step, or the parameters have changed since.
         :raises TypeError, ValueError: a gradient has another type or shape than its state.
+
+        >>> import numpy as np, xprnn
+        >>> W, U = np.array([[2.0]]), np.array([[3.0]])
+        >>> cell = xprnn.RNNCell.from_weights(W, U, nonlinearity="relu").train()
+        >>> cell(np.array([[5.0]]), np.array([[7.0]])).tolist()
+        [[31.0]]
+        >>> dx, dh = cell.backward(np.ones((1, 1)))
+        >>> dx.item(), dh.item(), cell.grads["weight_ih"].item(), cell.grads["weight_hh"].item()
+        (2.0, 3.0, 5.0, 7.0)
         """
         record = self._last_record()
         spec, batch = self._spec, record.tape.batch.batch
@@ -124,9 +138,13 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
         """A cell with copies of these weights, on their backend and in their dtype.
 
         :param weight_ih: (G*H, I), float32 or float64, gate order as torch's.
-        :param weight_hh: (G*H, H), `bias_ih` and `bias_hh` (G*H,) or both None.
+        :param weight_hh: (G*H, H), on the backend and in the dtype of `weight_ih`, as the biases.
+        :param bias_ih: (G*H,); None: the cell has no biases.
+        :param bias_hh: (G*H,), torch's second bias; None if and only if `bias_ih` is.
         :param options: `nonlinearity` or `reset_after`, as for the constructor.
-        :raises TypeError, ValueError: a weight has another type, dtype or shape.
+        :return: the cell, in eval mode.
+        :raises TypeError, ValueError: a weight has another type, dtype or shape, or an option is
+            invalid.
 
         >>> import numpy as np, xprnn
         >>> cell = xprnn.RNNCell.from_weights(np.eye(2), np.zeros((2, 2)), nonlinearity="relu")

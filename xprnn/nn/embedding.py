@@ -93,11 +93,18 @@ class Embedding(Module):
 
     @reads_parameters
     def __call__(self, indices: Integers) -> Array:
-        """y (..., E), a new array; in train mode recorded for `backward`.
+        """Look up y = W[indices]; in train mode the call is recorded for `backward`.
 
         :param indices: (...) integers from 0 to V-1, on the host or on the module's backend. On a
             device the range is not checked: an index out of range gives a row of NaN.
+        :return: y (..., E), a new array.
         :raises TypeError, ValueError: `indices` is invalid.
+
+        >>> import numpy as np, xprnn
+        >>> embedding = xprnn.Embedding(3, 2, backend="numpy", seed=0)
+        >>> embedding.load_state_dict({"weight": np.arange(6.0).reshape(3, 2)})
+        >>> embedding([2, 0]).tolist()
+        [[4.0, 5.0], [0.0, 1.0]]
         """
         backend, xp = self.backend, self.backend.xp
         indices = check_indices("indices", indices, backend, self.options["num_embeddings"])
@@ -115,14 +122,21 @@ class Embedding(Module):
 
     @reads_parameters
     def backward(self, dy: AnyArray) -> None:
-        """Backward of the last recorded call: adds to `grads`; indices have no gradient.
+        """The backward pass of the last recorded call: adds to `grads`; indices have no gradient.
 
         Rows of the same index are added pairwise, in an order that depends only on the indices:
         results are bitwise reproducible, on a GPU too.
 
-        :param dy: dL/dy, of y's shape; only read.
+        :param dy: dL/dy, of y's shape and dtype; only read.
         :raises RuntimeError: there is no recorded call, or the parameters have changed since.
         :raises TypeError, ValueError: dy has not y's type or shape; the recorded call is kept.
+
+        >>> import numpy as np, xprnn
+        >>> embedding = xprnn.Embedding(3, 2, backend="numpy", seed=0).train()
+        >>> y = embedding([2, 0, 2])
+        >>> embedding.backward(np.ones_like(y))
+        >>> embedding.grads["weight"].tolist()
+        [[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]
         """
         call: _RecordedCall = self._last_record()
         width = self.options["embedding_dim"]

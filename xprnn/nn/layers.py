@@ -81,6 +81,13 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         :raises ValueError: an argument has another shape, or lengths are not within 0 to T.
         :raises MemoryError: there is not enough memory; nothing is recorded, and the call's
             memory is freed even while the error is referenced.
+
+        >>> import numpy as np, xprnn
+        >>> rnn = xprnn.RNN(1, 1, nonlinearity="relu", bias=False, backend="numpy", seed=0)
+        >>> rnn.load_state_dict({"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.eye(1)})
+        >>> output, h_n = rnn(np.ones((3, 2, 1), np.float32), lengths=[3, 2])
+        >>> output[:, :, 0].tolist(), h_n.ravel().tolist()
+        ([[1.0, 1.0], [2.0, 2.0], [3.0, 0.0]], [3.0, 2.0])
         """
         call = check_call(
             self._spec, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
@@ -161,10 +168,13 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         return unwrap(*self._run_backward(record, doutput, dfinal, need_dx), record.batched)
 
     def stepper(self, batch: int) -> Stepper[StatesLike, States]:
-        """A stepper, which runs the layer one step at a time: see `xprnn.nn.stepper.Stepper`.
+        """A stepper, which runs the layer one step at a time: see `xprnn.stepper.Stepper`.
 
         :param batch: N, the number of streams, which start and end independently.
-        :raises ValueError: the layer is bidirectional.
+        :return: the stepper; all states are zero.
+        :raises TypeError, ValueError: `batch` is not an integer of at least 1, or the layer is
+            bidirectional.
+        :raises KernelUnavailableError: as `xprnn.stepper.Stepper`.
 
         >>> import numpy as np, xprnn
         >>> stepper = xprnn.LSTM(3, 4, num_layers=2, seed=0).stepper(2)
@@ -248,7 +258,7 @@ class RNN(_Layer[AnyArray, Array]):
         operands of products (x, h, the gates and copies of the weights) have this dtype,
         everything else, such as the arithmetic between products, is float32. None: the dtype. On
         NumPy it computes the same, slowly. float16 gradients below 6e-8 underflow, so scale up the
-        gradients passed to `backward` and scale down its results. See `xprnn.core.precision`.
+        gradients passed to `backward` and scale down its results.
     :param recompute: k, for gradient checkpointing: a recorded call saves the input of each layer
         and the states before every k-th step; `backward` recomputes the rest, k steps at a time.
         None: everything is saved. It changes memory and time (see `explain`) and the order of sums
@@ -310,8 +320,8 @@ class GRU(_Layer[AnyArray, Array]):
 
         r = σ(x W_ir' + b_ir + h W_hr' + b_hr)
         z = σ(x W_iz' + b_iz + h W_hz' + b_hz)
-        n = tanh(x W_in' + b_in + r ⊙ (h W_hn' + b_hn))      reset_after=True, as torch
-        n = tanh(x W_in' + b_in + (r ⊙ h) W_hn' + b_hn)      reset_after=False, Cho et al. 2014
+        n = tanh(x W_in' + b_in + r ⊙ (h W_hn' + b_hn))   reset_after=True
+        n = tanh(x W_in' + b_in + (r ⊙ h) W_hn' + b_hn)   reset_after=False
 
     Names, shapes, gate order r z n and initialisation are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html; the second form is the

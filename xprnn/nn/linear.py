@@ -94,10 +94,17 @@ class Linear(Module):
 
     @reads_parameters
     def __call__(self, x: AnyArray) -> Array:
-        """y (..., out_features), a new array; in train mode recorded for `backward`.
+        """Compute y = x W' + b; in train mode the call is recorded for `backward`.
 
         :param x: (..., in_features) in the module's dtype and on its backend; only read.
+        :return: y (..., out_features), a new array.
         :raises TypeError, ValueError: x has another type, dtype, backend or width.
+
+        >>> import numpy as np, xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", dtype="float64", seed=0)
+        >>> linear.load_state_dict({"weight": np.array([[2.0, 3.0]]), "bias": np.ones(1)})
+        >>> linear(np.array([[1.0, 10.0]])).tolist()
+        [[33.0]]
         """
         outer = ("...",) * max(getattr(x, "ndim", 1) - 1, 0)
         x = check_array("x", x, self._backend, self._dtype, (*outer, self._options["in_features"]))
@@ -113,11 +120,21 @@ class Linear(Module):
 
     @reads_parameters
     def backward(self, dy: AnyArray) -> Array:
-        """Backward of the last recorded call: adds to `grads` and returns dx, of x's shape.
+        """The backward pass of the last recorded call: adds dW = dy' x and db = Σ dy to `grads`.
 
-        :param dy: dL/dy, of y's shape; only read.
+        :param dy: dL/dy, of y's shape and dtype; only read.
+        :return: dx = dy W, of x's shape.
         :raises RuntimeError: there is no recorded call, or the parameters have changed since.
         :raises TypeError, ValueError: dy has not y's type or shape; the recorded call is kept.
+
+        >>> import numpy as np, xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", dtype="float64", seed=0).train()
+        >>> linear.load_state_dict({"weight": np.array([[2.0, 3.0]]), "bias": np.ones(1)})
+        >>> y = linear(np.array([[1.0, 10.0]]))
+        >>> linear.backward(np.ones((1, 1))).tolist()
+        [[2.0, 3.0]]
+        >>> linear.grads["weight"].tolist(), linear.grads["bias"].tolist()
+        ([[1.0, 10.0]], [1.0])
         """
         call: _RecordedCall = self._last_record()
         shape = (*call.shape[:-1], self.options["out_features"])

@@ -189,6 +189,10 @@ class Module:
         Optimisers write in this way. After the block, writing the buffer raises ValueError (on
         NumPy); views of it remain writable, but must not be written.
 
+        :return: a context manager of the buffer, in which each parameter begins on a 64-byte
+            boundary, in the order of `parameters`.
+        :raises RuntimeError: at the start of the block, the module was moved after this call.
+
         >>> import xprnn
         >>> layer = xprnn.RNN(2, 3, seed=0)
         >>> with layer.writable() as flat:
@@ -197,14 +201,29 @@ class Module:
         return self.parameters.writable()
 
     def zero_grad(self) -> None:
-        """Set every gradient to zero."""
+        """Set every gradient to zero.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.grads["weight"][...] = 5.0
+        >>> linear.zero_grad()
+        >>> linear.grads["weight"].tolist()
+        [[0.0, 0.0]]
+        """
         with self.backend.activate():
             self.grads.flat[...] = 0.0
 
     def freeze(self, *names: str) -> None:
         """Freeze the named parameters, or all without names; their gradients become zero.
 
+        :param names: keys of `parameters`.
         :raises KeyError: there is no parameter of this name; nothing is frozen.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.freeze("bias")
+        >>> sorted(linear.frozen)
+        ['bias']
         """
         selected = self._check_names(names)
         with self.backend.activate():
@@ -213,7 +232,18 @@ class Module:
         self._frozen |= selected
 
     def unfreeze(self, *names: str) -> None:
-        """Unfreeze the named parameters, or all without names."""
+        """Unfreeze the named parameters, or all without names.
+
+        :param names: keys of `parameters`, frozen or not.
+        :raises KeyError: there is no parameter of this name; nothing is changed.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.freeze()
+        >>> linear.unfreeze("weight")
+        >>> sorted(linear.frozen)
+        ['bias']
+        """
         self._frozen -= self._check_names(names)
 
     def _check_names(self, names: tuple[str, ...]) -> frozenset[str]:
@@ -223,7 +253,19 @@ class Module:
         return frozenset(names or self.parameters)
 
     def trainable(self) -> list[tuple[int, int]]:
-        """The parts [start, stop) of the flat buffers that are not frozen."""
+        """The parts [start, stop) of the flat buffers that are not frozen.
+
+        :return: positions in `parameters.flat` and `grads.flat`, ascending, with the padding after
+            each parameter; adjacent parts are joined.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.trainable()
+        [(0, 32)]
+        >>> linear.freeze("weight")
+        >>> linear.trainable()
+        [(16, 32)]
+        """
         return self.parameters.parts_without(self._frozen)
 
     def _host_copies(self, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -231,18 +273,39 @@ class Module:
 
     @reads_parameters
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters by name, on the module's backend."""
+        """Copies of all parameters by name, on the module's backend.
+
+        :return: arrays of the parameters' shapes and dtype, in torch's order.
+        :raises MemoryError: there is not enough memory for the copies.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> state = linear.state_dict()
+        >>> {name: array.shape for name, array in state.items()}
+        {'weight': (1, 2), 'bias': (1,)}
+        >>> other = xprnn.Linear(2, 1, backend="numpy", seed=1)
+        >>> other.load_state_dict(state)
+        >>> bool((other.parameters["weight"] == state["weight"]).all())
+        True
+        """
         with self.backend.activate():
             return {name: array.copy() for name, array in self.parameters.items()}
 
     def load_state_dict(self, mapping: Mapping[str, AnyArray]) -> None:
-        """Overwrite all parameters from NumPy, CuPy or torch arrays of any floating dtype.
+        """Overwrite all parameters, from a state of a module of the same sizes.
 
-        Floating dtypes include those of ml_dtypes, such as bfloat16.
-
-        :raises TypeError: `mapping` is not a mapping.
+        :param mapping: for each name in `parameters` an array of the parameter's shape: of NumPy,
+            CuPy or torch, in any real floating dtype, also those of ml_dtypes, such as bfloat16.
+            Values are converted to the module's dtype.
+        :raises TypeError: `mapping` is not a mapping, or an array has a mask; nothing is changed.
         :raises ValueError: names are missing or unexpected, shapes or dtypes do not match, or
             values overflow; the message lists the first ones, and nothing is changed.
+
+        >>> import numpy as np, xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.load_state_dict({"weight": np.ones((1, 2)), "bias": np.zeros(1)})
+        >>> linear.parameters["weight"]
+        array([[1., 1.]], dtype=float32)
         """
         if isinstance(mapping, (str, os.PathLike)):
             raise TypeError(f"mapping: expected names and arrays, got {io.describe_path(mapping)}")
@@ -261,12 +324,29 @@ class Module:
         self.parameters.write(values)
 
     def train(self) -> Self:
-        """Switch to train mode, in which calls are recorded for `backward`."""
+        """Switch to train mode, in which calls are recorded for `backward`.
+
+        :return: the module itself.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.training, linear.train().training
+        (False, True)
+        """
         self._training = True
         return self
 
     def eval(self) -> Self:
-        """Switch to eval mode, in which calls are not recorded, and drop recorded calls."""
+        """Switch to eval mode, in which calls are not recorded, and drop recorded calls.
+
+        :return: the module itself.
+
+        >>> import numpy as np, xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0).train()
+        >>> y = linear(np.ones((3, 2), np.float32))
+        >>> linear.recorded_calls, linear.eval().recorded_calls
+        (1, 0)
+        """
         self._training = False
         self._records.clear()
         return self
@@ -296,8 +376,20 @@ class Module:
     def to(self, backend: BackendName | None = None, *, dtype: DTypeLike | None = None) -> Self:
         """Move parameters and gradients, in place; None keeps the backend or the dtype.
 
-        :raises RuntimeError: recorded calls are waiting for `backward`.
-        :raises ValueError, BackendUnavailableError: as `get_backend`; nothing is changed.
+        An optimiser built before the move cannot be used after it.
+
+        :param backend: "numpy", "cupy", "cupy:N" or "auto", as for `xprnn.get_backend`.
+        :param dtype: "float32" or "float64", to which all values are converted.
+        :return: the module itself.
+        :raises RuntimeError: recorded calls are waiting for `backward`, or it is called inside a
+            `writable()` block.
+        :raises TypeError, ValueError, BackendUnavailableError: `backend` or `dtype` is invalid, or
+            the backend cannot be used; nothing is changed.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.to(dtype="float64").parameters["weight"].dtype
+        dtype('float64')
         """
         if self.recorded_calls:
             raise RuntimeError(
@@ -346,7 +438,17 @@ class Module:
         `backend`, `precision`, `compute_dtype` and `recompute` are not written. A replaced file
         keeps its mode; if `path` is a symbolic link, its target is replaced.
 
+        :param path: the file; its folder must exist.
         :raises OSError: the file cannot be written, or exists and is read-only.
+
+        >>> import pathlib, tempfile, xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "linear.safetensors"
+        ...     linear.save(path)
+        ...     loaded = xprnn.Linear.load(path, backend="numpy")
+        >>> bool((loaded.parameters["weight"] == linear.parameters["weight"]).all())
+        True
         """
         with self.parameters.reading:
             arrays = self._host_copies(self.parameters)
@@ -355,9 +457,13 @@ class Module:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Self:
-        """Load a module from a file, in eval mode.
+        """Load a module from a file, in eval mode; an example is at `save`.
 
-        :param backend: the backend of the module; as for `get_backend`.
+        :param path: a file that `save` wrote.
+        :param backend: the backend of the module; as for `xprnn.get_backend`.
+        :return: a module of the class of xprnn that was saved.
+        :raises TypeError, ValueError, BackendUnavailableError: `backend` is invalid, or cannot be
+            used.
         :raises FileNotFoundError: there is no such file.
         :raises ValueError: the file was not written by xprnn, is damaged, has another version or
             does not hold a `cls`. No content of a file is executed.
@@ -463,13 +569,21 @@ def file_kind(name: str) -> Callable[[type[M]], type[M]]:
 
 @exported_from("xprnn")
 def load(path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Any:
-    """Load a layer, cell, embedding or linear layer from a file, as `Module.load`.
+    """Load a layer, cell, embedding or linear layer from a file, in eval mode.
+
+    :param path: a file that a module's `save` wrote.
+    :param backend: the backend of the module; as for `get_backend`.
+    :return: a module of the class of xprnn that was saved.
+    :raises TypeError, ValueError, BackendUnavailableError: `backend` is invalid, or cannot be used.
+    :raises FileNotFoundError: there is no such file.
+    :raises ValueError: the file was not written by xprnn, is damaged, has another version or does
+        not hold a module. No content of a file is executed.
 
     >>> import tempfile, pathlib, xprnn
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder) / "gru.safetensors"
-    ...     xprnn.GRU(3, 4, seed=0).save(path)
-    ...     xprnn.load(path).hidden_size
+    ...     xprnn.GRU(3, 4, backend="numpy", seed=0).save(path)
+    ...     xprnn.load(path, backend="numpy").hidden_size
     4
     """
     return Module.load(path, backend=backend)

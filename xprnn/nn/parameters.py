@@ -66,7 +66,10 @@ class Gradients(Mapping[str, Array]):
             raise AttributeError("flat cannot be set: write flat[...] = array")
 
     def update(self, values: Mapping[str, AnyArray]) -> None:
-        """Overwrite gradients with arrays of the same shapes, dtype and backend."""
+        """Overwrite gradients.
+
+        :param values: arrays of the gradients' shapes, on their backend, by name.
+        """
         with self._backend.activate():
             for name, value in values.items():
                 self._arrays[name][...] = value
@@ -183,6 +186,7 @@ class Parameters(Mapping[str, Array]):
     def update(self, values: Mapping[str, Any]) -> None:
         """Overwrite parameters with arrays on their backend, all or none; dtypes are converted.
 
+        :param values: arrays of the parameters' shapes, by name; other parameters do not change.
         :raises KeyError, TypeError, ValueError: a name, a backend or a shape does not match.
         """
         self._check(values)

@@ -129,10 +129,25 @@ class _Recurrent(Module):
         """Move the module in place, or change the types in which it computes; None keeps a setting.
 
         A `compute_dtype` equal to the dtype ends mixed precision; a new dtype that cannot be
-        combined with the current settings requires `compute_dtype` or `precision` too.
+        combined with the current settings requires `compute_dtype` or `precision` too. An optimiser
+        or a stepper built before cannot be used if the backend or a type it uses has changed.
 
-        :raises RuntimeError: recorded calls are waiting for `backward`.
-        :raises ValueError, BackendUnavailableError: as the constructor; nothing is changed.
+        :param backend: "numpy", "cupy", "cupy:N" or "auto", as for `xprnn.get_backend`.
+        :param dtype: "float32" or "float64", to which parameters and gradients are converted.
+        :param compute_dtype: "float16" or "bfloat16" with "float32", or the dtype.
+        :param precision: "ieee" or "tf32"; see `xprnn.RNN`.
+        :return: the module itself.
+        :raises RuntimeError: recorded calls are waiting for `backward`, or it is called inside a
+            `writable()` block.
+        :raises TypeError, ValueError, BackendUnavailableError: as the constructor; nothing is
+            changed.
+
+        >>> import xprnn
+        >>> gru = xprnn.GRU(3, 4, backend="numpy", seed=0)
+        >>> str(gru.to(compute_dtype="float16").arithmetic)
+        'float32 with float16'
+        >>> str(gru.to(dtype="float64", compute_dtype="float64").arithmetic)
+        'float64'
         """
         current = self._arithmetic
         if compute_dtype is None and current.is_mixed:
@@ -182,7 +197,16 @@ class _Recurrent(Module):
         self._memory = WorkspacePool(self._backend, self._dtype)
 
     def eval(self) -> Self:
-        """Switch to eval mode: calls are not recorded; drop recorded calls and unused memory."""
+        """Switch to eval mode: calls are not recorded; drop recorded calls and unused memory.
+
+        :return: the module itself.
+
+        >>> import numpy as np, xprnn
+        >>> gru = xprnn.GRU(3, 4, backend="numpy", seed=0).train()
+        >>> output, h_n = gru(np.ones((5, 2, 3), np.float32))
+        >>> gru.recorded_calls, gru.eval().recorded_calls
+        (1, 0)
+        """
         self._scratch = WorkspacePool(self._backend, self._dtype)
         self._memory = WorkspacePool(self._backend, self._dtype)
         self._steps = self._new_steps()
@@ -200,6 +224,7 @@ class _Recurrent(Module):
         """Which implementation runs a call with x of `shape`, why, and what a step costs.
 
         :param shape: x's shape, as for a call.
+        :return: lines of text.
         :raises TypeError, ValueError: the module does not take such an x.
 
         >>> import xprnn

@@ -32,8 +32,12 @@ class Stepper(StateTypes[StatesLike, States]):
     A stepper is for one thread, and on a GPU for one stream; a layer may have any number of them,
     one per thread. `use_kernels` or `XPRNN_KERNELS` is read when a stepper is made.
 
-    :param layer: a layer of one direction.
-    :param batch: N.
+    :param layer: an RNN, GRU or LSTM of one direction.
+    :param batch: N, the number of streams, at least 1.
+    :raises TypeError, ValueError: `batch` is not such a number, or the layer is bidirectional.
+    :raises KernelUnavailableError: the implementation that `use_kernels` or `XPRNN_KERNELS` forces
+        does not support a step of the layer.
+    :raises MemoryError: there is not enough memory for the states and the step.
 
     >>> import numpy as np, xprnn
     >>> gru = xprnn.GRU(3, 4, num_layers=2, seed=0)
@@ -90,6 +94,15 @@ class Stepper(StateTypes[StatesLike, States]):
         :raises TypeError, ValueError: an argument has another type, dtype, backend, shape or
             value, or the layer has been moved; no stream has advanced.
         :raises RuntimeError: it is called inside a `writable()` block of the layer.
+
+        >>> import numpy as np, xprnn
+        >>> rnn = xprnn.RNN(1, 1, nonlinearity="relu", bias=False, backend="numpy", seed=0)
+        >>> rnn.load_state_dict({"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.eye(1)})
+        >>> stepper = rnn.stepper(2)
+        >>> stepper.step(np.array([[1.0], [2.0]], np.float32)).tolist()
+        [[1.0], [2.0]]
+        >>> stepper.step(np.array([[1.0], [2.0]], np.float32), rows=[1]).tolist()  # row 0 waits
+        [[1.0], [4.0]]
         """
         A, width = self._arithmetic.dtype, self._spec.input_size
         x = check_array("x", x, self._backend, A, (self._batch, width))
@@ -119,6 +132,18 @@ class Stepper(StateTypes[StatesLike, States]):
         """The states of all streams: h (L, N, H), for an LSTM (h, c), as the layer returns h_n.
 
         They are copies in the layer's dtype, which the layer and `load` accept.
+
+        :return: h, or the pair (h, c), each (L, N, H), on the layer's backend.
+        :raises MemoryError: there is not enough memory for the copies.
+
+        >>> import numpy as np, xprnn
+        >>> gru = xprnn.GRU(3, 4, backend="numpy", seed=0)
+        >>> x = np.ones((2, 3), np.float32)
+        >>> stepper = gru.stepper(2)
+        >>> y = stepper.step(x)
+        >>> h = stepper.state()
+        >>> h.shape, bool((h[-1] == y).all())
+        ((1, 2, 4), True)
         """
         with self.backend.activate():
             current, dtype = self._steps.sides[self._side], self.arithmetic.dtype
@@ -126,11 +151,17 @@ class Stepper(StateTypes[StatesLike, States]):
         return states if len(states) > 1 else states[0]
 
     def load(self, state: StatesLike) -> None:
-        """Continue from a state returned by `state` or the layer: h (L, N, H), for an LSTM (h, c).
+        """Continue from a state that `state` or the layer has returned.
 
-        Either one of an LSTM's two may be None: zeros.
-
+        :param state: h (L, N, H), in the layer's dtype and on its backend; for an LSTM (h, c),
+            either may be None: zeros. Only read.
         :raises TypeError, ValueError: `state` is invalid; nothing is changed.
+
+        >>> import numpy as np, xprnn
+        >>> stepper = xprnn.GRU(3, 1, backend="numpy", seed=0).stepper(2)
+        >>> stepper.load(np.array([[[0.25], [0.5]]], np.float32))
+        >>> stepper.state().tolist()
+        [[[0.25], [0.5]]]
         """
         names, shape = self._spec.cell.state_names, state_shape(self._spec, self.batch)
         values = check_states(names, state, self.backend, self.arithmetic.dtype, shape)
@@ -145,6 +176,13 @@ class Stepper(StateTypes[StatesLike, States]):
 
         :param rows: as for `step`; None: all.
         :raises TypeError, ValueError: `rows` is invalid; nothing is changed.
+
+        >>> import numpy as np, xprnn
+        >>> stepper = xprnn.GRU(3, 1, backend="numpy", seed=0).stepper(2)
+        >>> stepper.load(np.array([[[0.25], [0.5]]], np.float32))
+        >>> stepper.reset([1])
+        >>> stepper.state().tolist()
+        [[[0.25], [0.0]]]
         """
         chosen = check_rows(slice(None) if rows is None else rows, self.batch)
         with self.backend.activate():
@@ -154,6 +192,8 @@ class Stepper(StateTypes[StatesLike, States]):
 
     def explain(self) -> str:
         """Which implementation runs a step, why, and what a step costs.
+
+        :return: lines of text.
 
         >>> import xprnn
         >>> lines = xprnn.GRU(3, 4, seed=0).stepper(2).explain().splitlines()

@@ -94,8 +94,11 @@ class Adam(Optimizer):
     0.01
     """
 
-    betas: Checked[tuple[float, float]] = Checked(check_betas)
-    eps: Checked[float] = Checked(partial(check_number, low=sys.float_info.min, high=math.inf))
+    betas: Checked[tuple[float, float]] = Checked(check_betas, "(b1, b2), each from 0 to below 1.")
+    eps: Checked[float] = Checked(
+        partial(check_number, low=sys.float_info.min, high=math.inf),
+        "Added to the square root, so that no division is by zero; above 0.",
+    )
 
     def __init__(
         self,
@@ -134,14 +137,19 @@ class AdamW(Adam):
     I. Loshchilov, F. Hutter, "Decoupled weight decay regularization" (2019); as
     https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html.
 
-    :param weight_decay: at least 0. The other parameters and the exceptions are those of `Adam`.
+    :param modules: the modules to train; their dtypes and backends may differ.
+    :param lr: learning rate, at least 0.
+    :param betas: (b1, b2), each from 0 to below 1.
+    :param eps: above 0.
+    :param weight_decay: at least 0.
+    :raises TypeError, ValueError: an argument is invalid.
 
     >>> import xprnn
     >>> xprnn.optim.AdamW([xprnn.Linear(2, 1)]).weight_decay
     0.01
     """
 
-    weight_decay: Checked[float] = Checked(check_rate)
+    weight_decay: Checked[float] = Checked(check_rate, "The factor of the decay, at least 0.")
 
     def __init__(
         self,

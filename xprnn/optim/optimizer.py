@@ -33,9 +33,16 @@ class Optimizer(Stateful):
 
     `lr` and the other numbers of the constructor may be set at any time, with the checks of the
     constructor.
+
+    :param modules: the modules to train, each once; their dtypes and backends may differ.
+    :param lr: learning rate, at least 0.
+    :param slots: the names of the buffers, each of the size of a module's parameters, that the
+        optimiser keeps for each module.
+    :raises TypeError, ValueError: `modules` are not distinct modules, or `lr` is invalid.
+    :raises MemoryError: there is not enough memory for the buffers.
     """
 
-    lr: Checked[float] = Checked(check_rate)
+    lr: Checked[float] = Checked(check_rate, "The learning rate, at least 0.")
     _renamed: ClassVar = {"modules": "_modules", "steps": "_steps", "momentum": "_momentum"}
 
     def __init__(self, modules: Iterable[Module], lr: float, slots: tuple[str, ...]) -> None:
@@ -63,9 +70,18 @@ class Optimizer(Stateful):
         return self._steps
 
     def step(self) -> None:
-        """Update all parameters that are not frozen.
+        """Update all parameters that are not frozen, from the modules' `grads`.
 
-        :raises RuntimeError: a module has been moved since; nothing is changed.
+        :raises RuntimeError: a module is on another backend or in another dtype than when the
+            optimiser was built; nothing is changed.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(1, 1, bias=False, backend="numpy", seed=0)
+        >>> linear.load_state_dict({"weight": linear.asarray([[1.0]])})
+        >>> linear.grads["weight"][...] = 2.0
+        >>> xprnn.optim.SGD([linear], lr=0.25).step()  # 1 - 0.25 * 2
+        >>> linear.parameters["weight"].tolist()
+        [[0.5]]
         """
         for module, scratch in zip(self._modules, self._scratch, strict=True):
             with module.backend.activate():  # if this raises, nothing has been changed
@@ -119,15 +135,37 @@ class Optimizer(Stateful):
             self._state = [old | new for old, new in zip(self._state, added, strict=True)]
 
     def zero_grad(self) -> None:
-        """Set the gradients of all modules to zero."""
+        """Set the gradients of all modules to zero.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> linear.grads["weight"][...] = 5.0
+        >>> xprnn.optim.SGD([linear], lr=0.1).zero_grad()
+        >>> linear.grads["weight"].tolist()
+        [[0.0, 0.0]]
+        """
         for module in self._modules:
             module.zero_grad()
 
     @translate_out_of_memory
     def state_dict(self) -> dict[str, Any]:
-        """`steps`, `lr`, and for module k its `k.steps` and copies of its slots.
+        """The state: the number of steps, the learning rate, and the buffers of each module.
 
-        `k.steps`, integers on the host, are the numbers of steps that each parameter has taken.
+        :return: `steps`, `lr`, and for module k: `k.steps`, int64 (number of parameters,) on the
+            host, the number of steps that each parameter has taken; and for each slot `k.slot`, a
+            copy of the buffer, 1-D in the layout, the dtype and on the backend of its `grads.flat`.
+        :raises MemoryError: there is not enough memory for the copies.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> optimizer = xprnn.optim.SGD([linear], lr=0.1, momentum=0.9)
+        >>> state = optimizer.state_dict()
+        >>> sorted(state)
+        ['0.momentum_buffer', '0.steps', 'lr', 'steps']
+        >>> optimizer.step()
+        >>> optimizer.load_state_dict(state)
+        >>> optimizer.steps
+        0
         """
         arrays: dict[str, Array] = {}
         for k, (module, state) in enumerate(zip(self._modules, self._state, strict=True)):
@@ -142,10 +180,14 @@ class Optimizer(Stateful):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set what `state_dict` returned, for the same modules in the same dtypes.
 
-        In states without any `k.steps`, of xprnn 0.1.0, no parameter has missed a step.
+        In states without any `k.steps`, of xprnn 0.1.0, no parameter has missed a step. An example
+        is at `state_dict`.
 
+        :param state: the values by name; arrays may be of NumPy, CuPy or torch, those of the slots
+            in any real floating dtype.
         :raises TypeError, ValueError: entries are missing, unexpected or invalid; nothing is
             changed.
+        :raises MemoryError: there is not enough memory for the copies; nothing is changed.
         """
         values = dict(state)
         try:
@@ -186,7 +228,10 @@ class Optimizer(Stateful):
             taken, shape = arrays.pop(name, None), (len(module.parameters),)
             if taken is None or taken.shape != shape or taken.dtype.kind not in "iu":
                 actual = "nothing" if taken is None else f"{taken.dtype} {taken.shape}"
-                raise ValueError(f"{name}: expected {shape} integers, got {actual}")
+                raise ValueError(
+                    f"{name}: expected {shape} integers, got {actual}; a state is for "
+                    "modules in the order in which they were saved"
+                )
             if taken.min() < 0 or taken.max() > steps:
                 raise ValueError(
                     f"{name}: expected 0 to {steps}, the total number of steps; "

@@ -42,10 +42,10 @@ class CosineDecay(Stateful):
     0.5
     """
 
-    steps: Checked[int] = Checked(check_size)
-    lr_max: Checked[float] = Checked(check_rate)
-    lr_min: Checked[float] = Checked(check_rate)
-    done: Checked[int] = Checked(check_count)
+    steps: Checked[int] = Checked(check_size, "The number of steps of the decay.")
+    lr_max: Checked[float] = Checked(check_rate, "lr_0, the learning rate before the decay.")
+    lr_min: Checked[float] = Checked(check_rate, "The learning rate after the decay.")
+    done: Checked[int] = Checked(check_count, "k, the number of steps taken.")
     _renamed: ClassVar = {"optimizer": "_optimizer"}
 
     def __init__(self, optimizer: Optimizer, steps: int, lr_min: float = 0.0) -> None:
@@ -63,20 +63,49 @@ class CosineDecay(Stateful):
         return self._optimizer
 
     def step(self) -> None:
-        """Set the learning rate for the next step."""
+        """Set the optimiser's learning rate for its next step.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> optimizer = xprnn.optim.SGD([linear], lr=1.0)
+        >>> decay = xprnn.optim.CosineDecay(optimizer, steps=2, lr_min=0.5)
+        >>> for _ in range(3):
+        ...     decay.step()
+        ...     print(round(optimizer.lr, 6))
+        0.75
+        0.5
+        0.5
+        """
         self.done += 1
         factor = (1.0 + math.cos(math.pi * min(self.done / self.steps, 1.0))) / 2.0
         self._optimizer.lr = self.lr_min + (self.lr_max - self.lr_min) * factor
 
     def state_dict(self) -> dict[str, Any]:
-        """The progress of the decay and its bounds: `done`, `lr_max`, `lr_min`."""
+        """The progress of the decay and its bounds.
+
+        :return: `done`, `lr_max` and `lr_min`.
+
+        >>> import xprnn
+        >>> linear = xprnn.Linear(2, 1, backend="numpy", seed=0)
+        >>> decay = xprnn.optim.CosineDecay(xprnn.optim.SGD([linear], lr=1.0), steps=2)
+        >>> state = decay.state_dict()
+        >>> state
+        {'done': 0, 'lr_max': 1.0, 'lr_min': 0.0}
+        >>> decay.step()
+        >>> decay.load_state_dict(state)
+        >>> decay.done
+        0
+        """
         return {"done": self.done, "lr_max": self.lr_max, "lr_min": self.lr_min}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set what `state_dict` returned.
+        """Set what `state_dict` returned; an example is there.
 
+        :param state: `done`, `lr_max` and `lr_min`.
         :raises TypeError, ValueError: `state` is invalid; nothing is changed.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
         if state.keys() != self.state_dict().keys():
             raise ValueError(
                 f"state of {type(self).__name__}: expected {', '.join(self.state_dict())}, "

@@ -81,7 +81,9 @@ def apply(
     labels = None
     if inputs.labels is not None:
         if readout is None or not last:
-            raise ValueError("labels: expected with a read-out and last=True only")
+            raise ValueError(
+                "labels: expected together with a read-out and the last states (--readout, --last)"
+            )
         labels = _labels(inputs.labels, total, readout.options["out_features"])
 
     features = _width(layer) if readout is None else readout.options["out_features"]

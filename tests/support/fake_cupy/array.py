@@ -22,8 +22,8 @@ from xprnn.backend import Backend
 from xprnn.backend.cupy import CupyBackend
 
 DATA = Path(__file__).parents[2] / "data"
-NAMES = frozenset((DATA / "cupy_namespace.txt").read_text().split())  # of CuPy 14.2
-ATTRIBUTES = frozenset((DATA / "cupy_ndarray.txt").read_text().split())  # of its ndarray
+NAMES = frozenset((DATA / "cupy_namespace.txt").read_text("utf-8").split())  # of CuPy 14.2
+ATTRIBUTES = frozenset((DATA / "cupy_ndarray.txt").read_text("utf-8").split())  # of its ndarray
 TO_HOST = frozenset(("get", "set", "item", "tolist", "tobytes", "flat", "nonzero"))
 UFUNC_KEYWORDS = frozenset(("out", "dtype", "casting"))
 NOT_IN_CUPY = frozenset(("where", "initial", "like", "subok"))

@@ -23,11 +23,17 @@ LEGEND = (
 class Row(NamedTuple):
     """One check of one implementation: the array with the largest excess."""
 
+    #: "gru", for example.
     cell: str
+    #: "reference", for example.
     implementation: str
-    check: str  # the type of the computation, a key of `tolerances.EPSILON`, or "gradcheck"
-    error: float  # in units of that type's ε, or of the gradcheck's tolerance
+    #: The type of the computation, such as "float32", or "gradcheck".
+    check: str
+    #: In units of that type's ε, or of the gradcheck's tolerance.
+    error: float
+    #: The name of the array.
     array: str
+    #: In units as `error`.
     limit: float
 
     @property
@@ -44,8 +50,11 @@ class Row(NamedTuple):
 class Absent(NamedTuple):
     """A check that is not made, with the reason."""
 
-    check: str  # an implementation or a type
+    #: An implementation or a type.
+    check: str
+    #: "gru", for example.
     cell: str
+    #: Why it is not made.
     reason: str
 
 
@@ -53,8 +62,11 @@ class Absent(NamedTuple):
 class VerifyReport:
     """The results of a verification; `str` is a table."""
 
+    #: The heading of the table.
     title: str
+    #: The checks that were made.
     rows: tuple[Row, ...]
+    #: The checks that were not made.
     absent: tuple[Absent, ...]
 
     @property

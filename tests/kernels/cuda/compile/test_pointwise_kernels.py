@@ -1,8 +1,8 @@
 """Every kernel of the package compiles for every architecture, and fits in registers.
 
-CuPy compiles without a GPU, with NVRTC and CUDA's headers, which the extra `nvrtc` installs.
-Without CuPy these tests are skipped; if CuPy is installed without the others, it cannot run any
-kernel, and they fail.
+CuPy compiles without a GPU, with NVRTC and CUDA's headers, which the dependency group `nvrtc`
+installs. Without CuPy these tests are skipped; if CuPy is installed without the others, it cannot
+run any kernel, and they fail.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ REGISTERS = {"rnn.h": (32, 32, 32), "gru.h": (48, 56, 64), "lstm.h": (40, 48, 48
 
 @pytest.fixture(scope="module")
 def cupy() -> Any:
-    return pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    return pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("cupy")
 
 @pytest.fixture
 def cupy() -> Any:
-    return pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    return pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
 
 
 def largest(which: Iterable[tuple[int, bool]]) -> list[Job]:

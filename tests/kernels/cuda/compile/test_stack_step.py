@@ -18,7 +18,7 @@ from xprnn.kernels.cuda.stack_step import KINDS, ROWS, instantiation, source
 
 @pytest.fixture(autouse=True)
 def cupy() -> Any:
-    return pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'xprnn[nvrtc]'")
+    return pytest.importorskip("cupy", reason="CuPy is not installed: pip install --group nvrtc")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

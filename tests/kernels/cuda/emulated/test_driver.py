@@ -57,7 +57,7 @@ def test_a_driver_error_is_raised(fake_driver: None) -> None:
 def test_the_structure_matches_cudas_header(tmp_path: Path) -> None:
     folder = Path(sysconfig.get_path("purelib")) / "nvidia" / "cuda_runtime" / "include"
     if not (folder / "cuda.h").exists():
-        pytest.skip("CUDA's headers are not installed: pip install 'xprnn[nvrtc]'")
+        pytest.skip("CUDA's headers are not installed: pip install --group nvrtc")
     offsets = ", ".join([f"(int)offsetof(CUlaunchConfig, {name})" for name in FIELDS])
     source = f"""#include <cstddef>\n#include <cstdio>\n#include <cuda.h>
 int sizes[] = {{{offsets}, (int)sizeof(CUlaunchConfig)}};
