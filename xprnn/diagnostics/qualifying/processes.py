@@ -10,10 +10,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any, NamedTuple
 
+from ...backend.processors import VARIABLES
+
+START = 30.0  # seconds that a worker's first answer may take longer
 COMMAND = (sys.executable, "-m", "xprnn.diagnostics.qualifying.worker")
 ANSWERED, TIMED_OUT, ENDED, RAISED = "answered", "timed out", "ended its process", "raised"
 
@@ -56,7 +60,8 @@ class _Process:
         self._last: deque[str] = deque(maxlen=20)  # lines of standard error
         self._errors = Thread(target=self._read_errors, daemon=True)
         self._errors.start()
-        Thread(target=self._read, args=(events,), daemon=True).start()
+        self._answers = Thread(target=self._read, args=(events,), daemon=True)
+        self._answers.start()
 
     def _read(self, events: Queue[Any]) -> None:
         assert self._popen.stdout is not None
@@ -70,11 +75,9 @@ class _Process:
 
     def send(self, message: Mapping[str, Any]) -> None:
         assert self._popen.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended, which `events` reports
             self._popen.stdin.write(json.dumps(message) + "\n")
             self._popen.stdin.flush()
-        except OSError:  # it has ended, which `events` reports
-            pass
 
     def how_it_ended(self) -> str:
         """The signal or exit status, and the last line of standard error."""
@@ -89,21 +92,26 @@ class _Process:
     def kill(self) -> None:
         self._popen.kill()
         self._popen.wait()
+        self._errors.join(1.0)
+        self._answers.join(1.0)
         for stream in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             assert stream is not None
-            if stream is self._popen.stdin:
-                try:
-                    stream.close()
-                except OSError:
-                    pass
+            with suppress(OSError):  # unsent requests
+                stream.close()
+
+
+class Lane(NamedTuple):
+    """The place of one worker at a time."""
+
+    implementation: str
+    compares: bool = False  # rather than times, so that NumPy's BLAS needs only one thread
+    number: int = 0  # of those that compare an implementation at the same time
 
 
 class Workers:
-    """One worker for each implementation, to be used in a `with` block, which ends them."""
+    """The workers of lanes, to be used in a `with` block, which ends them."""
 
-    def __init__(
-        self, backend: str, implementations: Sequence[str], command: Sequence[str] = COMMAND
-    ) -> None:
+    def __init__(self, backend: str, command: Sequence[str] = COMMAND) -> None:
         self._backend, self._command = backend, command
         self._environment = {
             **os.environ,
@@ -111,64 +119,74 @@ class Workers:
             "XPRNN_QUALIFIED": "off",
         }
         self._environment.pop("XPRNN_KERNELS", None)
-        self._running: dict[str, _Process | None] = dict.fromkeys(implementations)
+        # as long as workers compare at the same time, BLAS threads would wait for each other
+        self._one_thread = {**self._environment, **dict.fromkeys(VARIABLES, "1")}
+        self._running: dict[Lane, _Process] = {}
         self._events: Queue[tuple[_Process, str | None]] = Queue()
 
     def __enter__(self) -> Workers:
+        """Workers are started when they are first asked."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        for name in self._running:
-            self._end(name)
+        """End all workers."""
+        for lane in [*self._running]:
+            self.end(lane)
 
-    def _end(self, name: str) -> None:
-        process, self._running[name] = self._running[name], None
-        if process is not None:
-            process.kill()
+    def end(self, lane: Lane) -> None:
+        """End a lane's worker, if it has one."""
+        if lane in self._running:
+            self._running.pop(lane).kill()
 
-    def ask(self, name: str, request: Request) -> Answer:
+    def ask(self, lane: Lane, request: Request) -> Answer:
         """Ask one worker."""
-        return next(answer for _, _, answer in self.ask_all({name: iter([request])}))
+        ((_, _, answer),) = self.ask_all({lane: iter([request])})
+        return answer
 
     def ask_all(
-        self, requests: Mapping[str, Iterator[Request]], end: float | None = None
-    ) -> Iterator[tuple[str, Request, Answer]]:
+        self, requests: Mapping[Lane, Iterator[Request]], end: float | None = None
+    ) -> Iterator[tuple[Lane, Request, Answer]]:
         """Ask workers at the same time, each one request after the other; yield the answers.
 
         A request of an iterator may depend on the answers before it. At the time `end` those
         without an answer are dropped, and their workers killed.
         """
-        waiting: dict[str, tuple[Request, float]] = {}
-        for name, own in requests.items():
-            self._next(name, own, waiting)
+        waiting: dict[Lane, tuple[Request, float]] = {}
+        for lane, own in requests.items():
+            self._next(lane, own, waiting)
         while waiting:
             now = time.monotonic()
             if end is not None and now >= end:
-                for name in waiting:
-                    self._end(name)
+                for lane in waiting:
+                    self.end(lane)
                 return
             until = min(limit for _, limit in waiting.values())
             event = self._event(min(until, end or until) - now)
-            for name, (request, limit) in [*waiting.items()]:
-                answer = self._answer(name, request, limit, event)
+            for lane, (request, limit) in [*waiting.items()]:
+                answer = self._answer(lane, request, limit, event)
                 if answer is not None:
-                    del waiting[name]
-                    yield name, request, answer
-                    self._next(name, requests[name], waiting)
+                    del waiting[lane]
+                    yield lane, request, answer
+                    self._next(lane, requests[lane], waiting)
 
     def _next(
-        self, name: str, requests: Iterator[Request], waiting: dict[str, tuple[Request, float]]
+        self, lane: Lane, requests: Iterator[Request], waiting: dict[Lane, tuple[Request, float]]
     ) -> None:
         request = next(requests, None)
         if request is None:
             return
-        process = self._running[name]
-        if process is None:
-            process = _Process(self._command, self._environment, self._events)
-            self._running[name] = process
-        message = {"backend": self._backend, "implementation": name, "method": request.method}
-        process.send({**message, "with": request.arguments})
-        waiting[name] = request, time.monotonic() + request.seconds
+        limit = time.monotonic() + request.seconds
+        if lane not in self._running:
+            environment = self._one_thread if lane.compares else self._environment
+            self._running[lane] = _Process(self._command, environment, self._events)
+            limit += START
+        message = {
+            "backend": self._backend,
+            "implementation": lane.implementation,
+            "variables": {name: os.environ.get(name) for name in VARIABLES},
+        }
+        self._running[lane].send({**message, "method": request.method, "with": request.arguments})
+        waiting[lane] = request, limit
 
     def _event(self, seconds: float) -> tuple[_Process, str | None] | None:
         try:
@@ -177,22 +195,22 @@ class Workers:
             return None
 
     def _answer(
-        self, name: str, request: Request, limit: float, event: tuple[_Process, str | None] | None
+        self, lane: Lane, request: Request, limit: float, event: tuple[_Process, str | None] | None
     ) -> Answer | None:
         """The answer of a worker if the event is one, or if its time is over."""
-        process = self._running[name]
-        assert process is not None
+        process = self._running[lane]
         if event is not None and event[0] is process:
             line = event[1]
-            if line is None:
+            if line is None or not line.endswith("\n"):
                 detail = process.how_it_ended()
-                self._end(name)
+                self.end(lane)
                 return Answer(ENDED, None, detail)
             answer = json.loads(line)
             if "raised" in answer:
+                self.end(lane)  # after an error of CUDA all later calls fail
                 return Answer(RAISED, None, answer["raised"])
             return Answer(ANSWERED, answer["value"], "")
         if time.monotonic() >= limit:
-            self._end(name)
+            self.end(lane)
             return Answer(TIMED_OUT, None, f"no answer within {request.seconds:.0f} s")
         return None

@@ -134,11 +134,11 @@ class QualifyReport:
             lines.append(f"{self.missed} rows were not reached in time: the defaults apply there")
         for name, value in self.qualification.settings.items():
             lines.append(f"{name}: {value:,}")
-        for row in self.failed:
-            lines.append(
-                f"FAILED: {row.cell} {row.dtype} {row.kind} N={row.N} H={row.H} T={row.T} "
-                f"{row.implementation}: {row.outcome}: {row.detail}"
-            )
+        lines += [
+            f"FAILED: {row.cell} {row.dtype} {row.kind} N={row.N} H={row.H} T={row.T} "
+            f"{row.implementation}: {row.outcome}: {row.detail}"
+            for row in self.failed
+        ]
         lines.append(f"{self.qualification.seconds:.0f} s, file {self.qualification.digest}")
         return lines
 

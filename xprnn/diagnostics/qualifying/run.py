@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from ...backend import BackendName, BackendUnavailableError
 from ...backend.exports import exported_from
+from ...backend.processors import usable
+from ...backend.registry import requested_name
 from ...kernels import IMPLEMENTATIONS, forget_plans
 from ...kernels import qualification as files
 from ...kernels.qualification import Qualification, Row
@@ -24,9 +26,9 @@ from ...nn.serialization import replacing
 from ..verification.suite import LAYERS
 from . import grid as grids
 from .grid import Case, Grid
-from .processes import ANSWERED, COMMAND, TIMED_OUT, Answer, Request, Workers
+from .processes import ANSWERED, COMMAND, TIMED_OUT, Answer, Lane, Request, Workers
 from .report import QualifyReport
-from .timing import least_bytes, multiply_adds
+from .timing import PER_THREAD_CASE, least_bytes, multiply_adds
 
 Progress = Callable[[int, int, float], None]  # tasks done, their total, seconds left at most
 
@@ -36,18 +38,19 @@ class Limits:
     """Times in seconds."""
 
     total: float
-    comparing: float  # of the total
-    start: float = 60.0  # of a worker and of its first answer
     compare: float = 45.0  # of a request, including compilation
     sample: float = 15.0
 
 
-LIMITS = {  # by whether it is a GPU, and whether it is quick
-    (False, False): Limits(115.0, 60.0),
-    (False, True): Limits(57.0, 32.0),
-    (True, False): Limits(170.0, 100.0),
-    (True, True): Limits(57.0, 35.0),
+PLANS = {  # by whether it is a GPU, and whether it is quick
+    (False, False): (grids.CPU, Limits(112.0)),
+    (False, True): (grids.CPU_QUICK, Limits(55.0)),
+    (True, False): (grids.GPU, Limits(170.0)),
+    (True, True): (grids.GPU_QUICK, Limits(55.0)),
 }
+COMPARING = 0.6  # of the time that is left, at most, is for comparisons before the next timing
+LEAST = 5.0  # seconds that must be left for another cell and type
+MAX_LANES = 4  # that compare sequence kernels, which take longest to compile, at the same time
 ROUNDS = 5
 MIN_ROUNDS = 3  # with fewer, the rows are not timed
 PAUSE = 0.03  # seconds before a worker's turn: idle threads of another's BLAS go to sleep
@@ -116,46 +119,34 @@ def measure(
     if unknown:
         raise ValueError(f"cells: expected names of {', '.join(LAYERS)}; got {sorted(unknown)}")
     start = time.monotonic()
-    with Workers(requested_backend(backend), IMPLEMENTATIONS, command) as workers:
-        first = workers.ask(IMPLEMENTATIONS[0], Request("describe", (), 120.0))
+    with Workers(requested_name(backend), command) as workers:
+        first = workers.ask(REFERENCE, Request("describe", (), 90.0))
         if first.outcome != ANSWERED:
             raise _unavailable(first)
         here = first.value
         if "unsupported" in here:
             return QualifyReport(here["backend"], None, here["unsupported"], {}, 0)
-        if grid is None:
-            grid = {
-                (False, False): grids.CPU,
-                (False, True): grids.CPU_QUICK,
-                (True, False): grids.GPU,
-                (True, True): grids.GPU_QUICK,
-            }[here["gpu"], quick]
-        limits = limits or LIMITS[here["gpu"], quick]
-        names = [name for name in LAYERS if cells is None or name in cells]
-        cases = [case for part in grid for case in part.cases(names, here["dtypes"])]
-        run = Run(workers, cases, limits, start, progress)
+        usual, usual_limits = PLANS[here["gpu"], quick]
+        names = [name for name in grids.CELLS if cells is None or name in cells]
+        parts = [
+            [*part.cases(names, dtype)]
+            for part in grid or usual
+            for dtype in part.dtypes
+            if dtype in here["dtypes"]
+        ]
+        run = Run(workers, parts, limits or usual_limits, start, progress)
+        run.measure()
         rows = run.rows()
-        return QualifyReport(
-            here["backend"],
-            Qualification(
-                here["identity"],
-                {**here["facts"], "kernels": here["kernels"]},
-                date.today().isoformat(),
-                round(time.monotonic() - start, 1),
-                run.settings(),
-                tuple(rows),
-            ),
-            "",
-            run.defaults,
-            len(cases) * len(IMPLEMENTATIONS) - len(rows),
+        qualification = Qualification(
+            here["identity"],
+            {**here["facts"], "kernels": here["kernels"]},
+            date.today().isoformat(),
+            round(time.monotonic() - start, 1),
+            run.settings,
+            rows,
         )
-
-
-def requested_backend(name: str | None) -> str:
-    """The name that a worker opens: the argument, or that of `use_backend` or the environment."""
-    from ...backend.registry import requested_name
-
-    return requested_name(name)
+        planned = len(IMPLEMENTATIONS) * sum(map(len, parts))
+        return QualifyReport(here["backend"], qualification, "", run.defaults, planned - len(rows))
 
 
 def _unavailable(answer: Answer) -> Exception:
@@ -168,53 +159,73 @@ def _unavailable(answer: Answer) -> Exception:
 
 
 Key = tuple[Case, str]  # a call and an implementation
+REFERENCE, SEQUENCE = Lane("reference"), Lane("sequence")
+RIGHT = "right"
+
+
+class Result(NamedTuple):
+    """The result of comparing an implementation, as in a row."""
+
+    outcome: str
+    error: float | None
+    detail: str
 
 
 class Run:
-    """The measurement of cases by workers."""
+    """The measurement of cases by workers.
+
+    :param parts: the cases of each type; the next type begins when one is compared and timed.
+    """
 
     def __init__(
         self,
         workers: Workers,
-        cases: Sequence[Case],
+        parts: Sequence[Sequence[Case]],
         limits: Limits,
         start: float,
         progress: Progress | None,
     ) -> None:
-        self._workers, self._cases, self._limits = workers, cases, limits
-        self._start, self._progress = start, progress
-        self._outcomes: dict[Key, tuple[str, float | None, str]] = {}
+        self._workers, self._parts, self._limits = workers, parts, limits
+        self._end, self._progress = start + limits.total, progress
+        self._results: dict[Key, Result] = {}
         self._seconds: dict[Key, float] = {}
-        self._bounds: dict[str, tuple[float, float]] = {}
-        self._per_thread: int | None = None
+        self._hung: dict[tuple[str, ...], str] = {}  # what, by implementation, cell, type and pass
+        self._peaks: dict[str, tuple[float, float]] = {}  # by type
+        self.settings: dict[str, int] = {}
         self.defaults: dict[Case, str] = {}
-        self._done = 0
-        groups = len({case[:2] for case in cases})
-        self._total = len(self._compared(cases)) * len(IMPLEMENTATIONS) + groups * (ROUNDS + 1)
+        groups = len({case[:2] for part in parts for case in part})
+        compared = sum(len(representatives(part)) for part in parts)
+        self._done, self._total = 0, compared * len(IMPLEMENTATIONS) + groups * ROUNDS
 
-    def rows(self) -> list[Row]:
-        """Compare, then time; the rows of what was reached."""
-        self._compare()
-        self._constants()
-        for _, group in groupby(self._cases, key=lambda case: case[:2]):
-            if self._left() > 0:
-                self._time([*group])
-        rows = []
-        for case in self._cases:
-            for name in IMPLEMENTATIONS:
-                outcome = self._outcomes.get((case, name))
-                seconds = self._seconds.get((case, name))
-                if outcome is None or (outcome[0] == "right" and seconds is None):
-                    continue
-                rows.append(self._row(case, name, outcome, seconds))
-        return rows
+    def measure(self) -> None:
+        """Compare and time the cases until the time is over."""
+        for part in self._parts:
+            pending = [[*group] for _, group in groupby(part, key=lambda case: case[:2])]
+            while pending and self._left() > LEAST:
+                self._compare([case for group in pending for case in group])
+                complete = [group for group in pending if self._is_compared(group)]
+                if complete:
+                    self._constants(part)
+                for group in complete:
+                    self._time(group, time.monotonic() + self._left() / len(pending))
+                    pending.remove(group)
 
-    def settings(self) -> dict[str, int]:
-        """The measured constants."""
-        return {} if self._per_thread is None else {"per_thread": self._per_thread}
+    def _is_compared(self, group: Sequence[Case]) -> bool:
+        return all((case, name) in self._results for case in group for name in IMPLEMENTATIONS)
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of what was reached: what is right was timed too."""
+        return tuple(
+            self._row(case, name, self._results[case, name])
+            for part in self._parts
+            for case in part
+            for name in IMPLEMENTATIONS
+            if (case, name) in self._results
+            and (self._results[case, name].outcome != RIGHT or (case, name) in self._seconds)
+        )
 
     def _left(self) -> float:
-        return self._start + self._limits.total - time.monotonic()
+        return self._end - time.monotonic()
 
     def _advance(self) -> None:
         self._done += 1
@@ -223,130 +234,155 @@ class Run:
 
     # -- comparison
 
-    @staticmethod
-    def _compared(cases: Sequence[Case]) -> list[Case]:
-        """The cases that are compared: the largest T stands for all, with the same kernels."""
-        largest = {(c.cell, c.dtype, c.kind, c.shape.N, c.shape.H): c for c in cases}
-        return [*largest.values()]
+    def _compare(self, part: Sequence[Case]) -> None:
+        """Compare the cases of a type, the implementations at the same time."""
+        hung = self._hung
 
-    def _compare(self) -> None:
-        end = self._start + self._limits.comparing
-        hung: dict[tuple[str, ...], str] = {}
-
-        def requests(name: str) -> Iterator[Request]:
-            for case in self._compared(self._cases):
-                if earlier := hung.get((name, *case[:3])):
-                    self._compared_as(case, name, (TIMED_OUT, None, f"not run: {earlier}"))
+        def requests(name: str, cases: Iterator[Case]) -> Iterator[Request]:
+            for case in cases:
+                if (case, name) in self._results:
                     continue
-                yield Request("compare", (case,), self._limits.compare)
+                if earlier := hung.get((name, *case[:3])):
+                    self._note(part, case, name, Result(TIMED_OUT, None, f"not run: {earlier}"))
+                else:
+                    yield Request("compare", (case,), self._limits.compare)
 
-        lanes = {name: requests(name) for name in IMPLEMENTATIONS}
-        for name, request, answer in self._workers.ask_all(lanes, end):
+        lanes = {}
+        for name in IMPLEMENTATIONS:
+            count = sequence_lanes() if name == "sequence" else 1
+            for number, cases in enumerate(shares(representatives(part), count)):
+                lanes[Lane(name, True, number)] = requests(name, cases)
+        end = time.monotonic() + COMPARING * self._left()
+        for lane, request, answer in self._workers.ask_all(lanes, end):
             (case,) = request.arguments
             if answer.outcome == TIMED_OUT:
-                N, H, _ = case.shape
-                hung[(name, *case[:3])] = f"N={N} H={H} gave {answer.detail}"
-            self._compared_as(case, name, self._outcome(case, answer))
+                key = lane.implementation, *case[:3]
+                hung[key] = f"{answer.detail} for N={case.shape.N} H={case.shape.H}"
+            if answer.outcome == ANSWERED:
+                result = Result(**answer.value)
+            else:
+                result = Result(answer.outcome, None, answer.detail)
+            self._note(part, case, lane.implementation, result)
             self._advance()
+        for lane in lanes:
+            self._workers.end(lane)
 
-    def _compared_as(self, case: Case, name: str, outcome: tuple[str, float | None, str]) -> None:
-        """Note the outcome of a comparison for every T."""
-        for other in self._cases:
-            if other[:3] == case[:3] and other.shape[:2] == case.shape[:2]:
-                self._outcomes[other, name] = outcome
-
-    @staticmethod
-    def _outcome(case: Case, answer: Answer) -> tuple[str, float | None, str]:
-        if answer.outcome == ANSWERED:
-            value = answer.value
-            return value["outcome"], value["error"], value["detail"]
-        return answer.outcome, None, answer.detail
+    def _note(self, part: Sequence[Case], case: Case, name: str, result: Result) -> None:
+        """Keep the result of a comparison for every T."""
+        for other in part:
+            if compared_as(other) == compared_as(case):
+                self._results[other, name] = result
 
     # -- times
 
-    def _constants(self) -> None:
+    def _constants(self, part: Sequence[Case]) -> None:
         """The peaks that bounds follow from, and the amount of work for which threads pay."""
-        for dtype in dict.fromkeys(case.dtype for case in self._cases):
-            peaks = self._workers.ask("reference", Request("peaks", (dtype,), self._limits.sample))
+        dtype = part[0].dtype
+        if dtype not in self._peaks:
+            peaks = self._workers.ask(REFERENCE, Request("peaks", (dtype,), self._limits.sample))
             if peaks.outcome == ANSWERED:
-                self._bounds[dtype] = peaks.value
-        right = {
-            case[:3]
-            for (case, name), outcome in self._outcomes.items()
-            if name == "sequence" and outcome[0] == "right"
-        }
-        if ("gru", "float32", "forward") in right:
-            answer = self._workers.ask("sequence", Request("per_thread", (), self._limits.sample))
-            self._per_thread = answer.value
+                self._peaks[dtype] = peaks.value
+        if "per_thread" in self.settings or not any(
+            self._is_right(case, "sequence") and case[:3] == PER_THREAD_CASE[:3] for case in part
+        ):
+            return
+        answer = self._workers.ask(SEQUENCE, Request("per_thread", (), self._limits.sample))
+        if answer.value is not None:
+            self.settings["per_thread"] = answer.value
 
-    def _time(self, group: Sequence[Case]) -> None:
-        """Time the cases of one cell and type, in turns of the implementations."""
+    def _is_right(self, case: Case, name: str) -> bool:
+        return (case, name) in self._results and self._results[case, name].outcome == RIGHT
+
+    def _time(self, group: Sequence[Case], until: float) -> None:
+        """Time the cases of one cell and type, in turns of the implementations.
+
+        After MIN_ROUNDS no new one begins after the time `until`.
+        """
         right = {
-            name: [case for case in group if self._outcomes.get((case, name), ("",))[0] == "right"]
+            Lane(name): [case for case in group if self._is_right(case, name)]
             for name in IMPLEMENTATIONS
         }
-        self._select_defaults(group)
+        if not any(right.values()) or self._left() <= 0:
+            return
+        self._select_defaults([case for case in group if self._is_right(case, "reference")])
         samples: dict[Key, list[float]] = {}
-        self._turn(right, samples, together=True)  # compile and allocate; not counted
-        samples.clear()
-        rounds = 0
-        while rounds < ROUNDS and self._left() > 0:
-            for name in IMPLEMENTATIONS:
-                if right[name]:
+        for done in range(ROUNDS):
+            if self._left() <= 0 and done < MIN_ROUNDS:
+                return
+            if done >= MIN_ROUNDS and time.monotonic() > until:
+                break
+            for lane, cases in right.items():
+                if cases:
                     time.sleep(PAUSE)
-                    self._turn({name: right[name]}, samples)
-            rounds += 1
+                    self._turn(lane, cases, samples)
             self._advance()
-        if rounds >= MIN_ROUNDS:
-            self._seconds |= {key: statistics.median(times) for key, times in samples.items()}
+        # other processes only make samples longer
+        self._seconds |= {key: sorted(times)[len(times) // 4] for key, times in samples.items()}
 
-    def _turn(
-        self,
-        right: dict[str, list[Case]],
-        samples: dict[Key, list[float]],
-        together: bool = False,
-    ) -> None:
+    def _turn(self, lane: Lane, cases: list[Case], samples: dict[Key, list[float]]) -> None:
         """One sample of each case; those that fail are removed."""
-        limit = self._limits.start if together else self._limits.sample
-        lanes = {
-            name: iter([Request("sample", (case,), limit) for case in cases])
-            for name, cases in right.items()
-        }
-        for name, request, answer in self._workers.ask_all(lanes, time.monotonic() + self._left()):
+        requests = [Request("sample", (case,), self._limits.sample) for case in cases]
+        for _, request, answer in self._workers.ask_all({lane: iter(requests)}, self._end):
             (case,) = request.arguments
+            key = case, lane.implementation
             if answer.outcome == ANSWERED:
-                samples.setdefault((case, name), []).append(answer.value)
+                samples.setdefault(key, []).append(answer.value)
             else:
-                right[name].remove(case)
-                samples.pop((case, name), None)
-                self._outcomes[case, name] = answer.outcome, None, f"while timed: {answer.detail}"
-        if together:
-            self._advance()
+                cases.remove(case)
+                samples.pop(key, None)
+                self._results[key] = Result(answer.outcome, None, f"timed: {answer.detail}")
 
-    def _select_defaults(self, group: Sequence[Case]) -> None:
+    def _select_defaults(self, cases: Sequence[Case]) -> None:
         """What "auto" selects without a qualification."""
-        for case in group:
-            name = IMPLEMENTATIONS[0]
-            answer = self._workers.ask(name, Request("default", (case,), self._limits.compare))
+        requests = [Request("default", (case,), self._limits.compare) for case in cases]
+        for _, request, answer in self._workers.ask_all({REFERENCE: iter(requests)}, self._end):
             if answer.outcome == ANSWERED:
-                self.defaults[case] = answer.value
+                self.defaults[request.arguments[0]] = answer.value
 
-    def _row(
-        self, case: Case, name: str, outcome: tuple[str, float | None, str], seconds: float | None
-    ) -> Row:
+    def _row(self, case: Case, name: str, result: Result) -> Row:
         N, H, T = case.shape
-        bound = None
-        if seconds is not None and case.dtype in self._bounds:
-            products, bytes_ = self._bounds[case.dtype]
-            bound = 1e6 * max(
-                multiply_adds(case) / products,
-                least_bytes(case, ITEMSIZES[case.dtype]) / bytes_,
-            )
-        kind, error, detail = outcome
-        microseconds = None if seconds is None else 1e6 * seconds
-        sizes = N, H, H, T
-        text = impersonal(detail)
-        return Row(*case[:3], name, *sizes, kind, error, microseconds, bound, text)
+        seconds, bound = self._seconds.get((case, name)), None
+        if seconds is not None and case.dtype in self._peaks:
+            products, copied = self._peaks[case.dtype]
+            least = least_bytes(case, ITEMSIZES[case.dtype])
+            bound = 1e6 * max(multiply_adds(case) / products, least / copied)
+        return Row(
+            *case[:3],
+            name,
+            *(N, H, H, T),
+            result.outcome,
+            result.error,
+            None if seconds is None else 1e6 * seconds,
+            bound,
+            impersonal(result.detail),
+        )
+
+
+def compared_as(case: Case) -> tuple[object, ...]:
+    """What a comparison depends on: not T, which no kernel is compiled for."""
+    return (*case[:3], *case.shape[:2])
+
+
+def representatives(cases: Sequence[Case]) -> list[Case]:
+    """The cases that are compared: of those that differ in T the last."""
+    return [*{compared_as(case): case for case in cases}.values()]
+
+
+def shares(cases: Sequence[Case], count: int) -> list[Iterator[Case]]:
+    """Iterators over parts of the cases; one that is at its end continues with others' last."""
+    size = -(-len(cases) // count)
+    queues = [deque(cases[k * size : (k + 1) * size]) for k in range(count)]
+
+    def share(own: deque[Case]) -> Iterator[Case]:
+        while any(queues):
+            yield own.popleft() if own else max(queues, key=len).pop()
+
+    return [share(queue) for queue in queues]
+
+
+def sequence_lanes() -> int:
+    """The number of workers that compare sequence kernels; two more compare the others."""
+    return max(1, min(MAX_LANES, usable() // 2 - 1))
 
 
 # -- files

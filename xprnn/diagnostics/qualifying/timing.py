@@ -24,7 +24,9 @@ CPU_SIZES = (1024, 1 << 26)  # order of the matrices of a product, bytes of a co
 GPU_SIZES = (4096, 1 << 28)
 THREAD_ROUNDS = 7  # of each amount of work, with one thread and with more
 THREADS_MARGIN = 1.05
-_SHAPE = Shape(16, 128, 40)  # of the calls that compare numbers of threads
+# With these calls numbers of threads are compared
+PER_THREAD_CASE = Case("gru", "float32", "forward", Shape(16, 128, 40))
+PER_THREAD_STEPS = (40, 30, 20, 15, 10, 7, 5, 3, 2)
 
 
 class Timer:
@@ -88,21 +90,20 @@ class Timer:
         Each amount of work is timed in turns with one thread and with two. The least from which two
         are faster for every larger amount counts.
         """
-        package, case = kernels.package_of(self._backend), Case("gru", "float32", "forward", _SHAPE)
         if self._backend.on_gpu or usable() < 2:
             return None
+        package, found = kernels.package_of(self._backend), None
         least, most = SETTINGS["per_thread"]
-        found = None
         try:
-            for T in (40, 30, 20, 15, 10, 7, 5, 3, 2):
-                function = call_of(self._backend, case._replace(shape=_SHAPE._replace(T=T)))
-                work = multiply_adds(case._replace(shape=_SHAPE._replace(T=T)))
-                if not self._two_are_faster(function, work, most, package):
+            for T in PER_THREAD_STEPS:
+                case = PER_THREAD_CASE._replace(shape=PER_THREAD_CASE.shape._replace(T=T))
+                function, work = call_of(self._backend, case), multiply_adds(case)
+                if work < least or not self._two_are_faster(function, work, most, package):
                     break
                 found = work
         finally:
             package.configure({})
-        return None if found is None else max(found, least)
+        return found
 
     def _two_are_faster(
         self, function: Callable[[], object], work: int, most: int, package: Any

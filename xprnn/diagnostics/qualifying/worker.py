@@ -21,7 +21,7 @@ from ...backend.floating_point import environment
 from ...backend.processors import usable
 from ...core.precision import check_precision_policy
 from ...kernels.qualification import Shape
-from ..verification.suite import types_of
+from ..verification.suite import Problem, build, types_of
 from .comparing import compare
 from .grid import Case
 from .timing import Timer
@@ -55,8 +55,6 @@ class Session:
 
     def default(self, case: Case) -> str:
         """The implementation that "auto" selects without a qualification."""
-        from ..verification.suite import Problem, build
-
         N, H, T = case.shape
         layer = build(case.cell, case.dtype, Problem(T, N, H, H), self._backend)
         if case.kind == "step":
@@ -98,7 +96,9 @@ def main() -> None:
     while True:
         request = json.loads(requests.get())
         try:
-            session = session or Session(request["backend"], request["implementation"])
+            if session is None:
+                _restore(request["variables"])
+                session = Session(request["backend"], request["implementation"])
             answer = {"value": _answer(session, request)}
         except Exception as error:
             answer = {"raised": f"{type(error).__name__}: {error}"}
@@ -112,6 +112,18 @@ def _read(requests: SimpleQueue[str]) -> None:
     os._exit(0)  # the process that asks has ended
 
 
+def _restore(variables: dict[str, str | None]) -> None:
+    """Set the variables that limit threads as the caller has them.
+
+    The BLAS has read others if this worker compares. Kernels read these at each call: what is
+    compared uses as many threads as what is timed.
+    """
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 def _answer(session: Session, request: dict[str, Any]) -> Any:
     """The result of one of METHODS."""
     if request["method"] not in METHODS:
@@ -122,8 +134,8 @@ def _answer(session: Session, request: dict[str, Any]) -> Any:
 
 
 def _case(values: list[Any]) -> Case:
-    *names, shape = values
-    return Case(*names, Shape(*shape))
+    cell, dtype, kind, shape = values
+    return Case(cell, dtype, kind, Shape(*shape))
 
 
 if __name__ == "__main__":
