@@ -14,7 +14,7 @@ from .backend import (
 )
 from .diagnostics.gradient_check import GradientError, gradcheck
 from .diagnostics.gradient_norms import gradient_flow
-from .diagnostics.qualifying.run import qualify
+from .diagnostics.qualifying.entry import qualify
 from .diagnostics.verification.comparison import verify
 from .kernels import KernelUnavailableError, use_kernels
 from .nn.cells import GRUCell, LSTMCell, RNNCell

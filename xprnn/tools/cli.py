@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
-from ..diagnostics.qualifying.run import check_outputs, measure, write
 from ..diagnostics.verification.suite import LAYERS, PRECISIONS, verify_cells
 from . import apply, demo, info
 from .bench import run as bench
@@ -236,6 +235,8 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _qualify(options: argparse.Namespace) -> None:
+    from ..diagnostics.qualifying.run import check_outputs, measure, write
+
     check_outputs(options.output, options.share)
     with _progress("qualifying", "at most {task.fields[left]:.0f} s left") as bar:
         report = measure(

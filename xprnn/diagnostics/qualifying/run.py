@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
@@ -15,8 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from ...backend import BackendName, BackendUnavailableError
-from ...backend.exports import exported_from
+from ...backend import BackendUnavailableError
 from ...backend.processors import usable
 from ...backend.registry import requested_name
 from ...kernels import IMPLEMENTATIONS, forget_plans
@@ -25,12 +24,11 @@ from ...kernels.qualification import Qualification, Row
 from ...nn.serialization import replacing
 from ..verification.suite import LAYERS
 from . import grid as grids
+from .entry import Progress
 from .grid import Case, Grid
 from .processes import ANSWERED, COMMAND, TIMED_OUT, Answer, Lane, Request, Workers
 from .report import QualifyReport
 from .timing import PER_THREAD_CASE, least_bytes, multiply_adds
-
-Progress = Callable[[int, int, float], None]  # tasks done, their total, seconds left at most
 
 
 @dataclass(frozen=True)
@@ -57,46 +55,6 @@ PAUSE = 0.03  # seconds before a worker's turn: idle threads of another's BLAS g
 ITEMSIZES = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 MAX_DETAIL = 300
 SPACE = 1 << 20  # bytes that must be free on the disk
-
-
-@exported_from("xprnn")
-def qualify(
-    backend: BackendName | None = None,
-    cells: Collection[str] | None = None,
-    *,
-    quick: bool = False,
-    output: str | os.PathLike[str] | None = None,
-    share: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-) -> QualifyReport:
-    """Compare and time all kernels on this machine; "auto" then selects by the result.
-
-    Each implementation (plain code, pointwise kernels, sequence kernels) runs in a process of its
-    own. Each cell, type, pass and shape of a grid is first compared with the float64 equations: all
-    results and gradients by value, rows of different length, both directions, the bits of repeated
-    and of simultaneous calls, NaN and infinity. What was right is timed, in turns. A process that
-    does not answer is killed and one that ends is replaced; both cost a row. It takes less than two
-    minutes on a CPU and three on a GPU.
-
-    The result is a small JSON file, from which `xprnn` selects implementations from then on. It is
-    written to the user's cache folder, or to `output`, which `XPRNN_QUALIFIED` can name.
-
-    :param backend: as for `get_backend`.
-    :param cells: names as `xprnn qualify --cell` accepts; None: all.
-    :param quick: less than a minute, with fewer types and shapes.
-    :param output: the path of the file; None: in the user's cache folder.
-    :param share: a folder for a copy of the file, and a table of it in Markdown. They have no name
-        of a host, user or folder.
-    :param progress: called with the number of tasks done, their total, and the seconds left at
-        most.
-    :return: a report whose `str` is a table; `ok` is True if no kernel failed.
-    :raises ValueError: an argument is invalid, or there is no folder for the file.
-    :raises BackendUnavailableError: the backend cannot be used.
-    :raises OSError: the file cannot be written; this is checked before the measurement.
-    """
-    check_outputs(output, share)
-    report = measure(backend, cells, quick=quick, progress=progress)
-    return write(report, output, share)
 
 
 def measure(
