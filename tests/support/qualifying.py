@@ -46,6 +46,7 @@ def raw_module(**options):
     return kind(**options)
 sequence.FakeModule.RawModule = staticmethod(raw_module)
 """
+WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None"
 
 
 def worker(code: str = "") -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from xprnn.diagnostics.qualifying.run import impersonal, measure, shares, write
 from xprnn.kernels import qualification
 
 pytest.importorskip("numba", reason="Numba is not installed: pip install xprnn[numba]")
-TINY = f"""
+TINY = """
 from tests.support.qualifying import GRID, LIMITS
 from xprnn.diagnostics.qualifying import run
 run.PLANS = dict.fromkeys(run.PLANS, (GRID, LIMITS))
@@ -98,7 +98,9 @@ def test_a_wrong_kernel_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert of_sequence["step", 5] == "right"  # another kernel
     assert {*outcomes(report, "reference").values()} == {"right"}
     assert {row.implementation for row in report.failed} == {"sequence"}
-    assert "FAILED: gru float32 forward N=4 H=5 T=3 sequence: wrong" in str(report).replace("\n", " ")
+    assert "FAILED: gru float32 forward N=4 H=5 T=3 sequence: wrong" in str(report).replace(
+        "\n", " "
+    )
     for training in (False, True):
         text = selected(report, 5, tmp_path / "q.json", monkeypatch, training)
         assert not text.splitlines()[0].endswith(": sequence")
@@ -248,8 +250,8 @@ def test_a_full_disk_is_noticed_before_and_after(tmp_path: Path) -> None:
 
 def test_without_numba_there_is_nothing_to_qualify(tmp_path: Path) -> None:
     code = (
-        f"{TINY}\nfrom tests.support.qualifying import worker\n"
-        "run.measure.__kwdefaults__['command'] = worker(\"import sys; sys.modules['numba'] = None\")"
+        f"{TINY}\nfrom tests.support.qualifying import WITHOUT_NUMBA, worker\n"
+        "run.measure.__kwdefaults__['command'] = worker(WITHOUT_NUMBA)"
     )
     done = command("-o", "q.json", cwd=tmp_path, code=code)
     assert done.returncode == 0, done.stderr
