@@ -14,6 +14,7 @@ from .backend import (
 )
 from .diagnostics.gradient_check import GradientError, gradcheck
 from .diagnostics.gradient_norms import gradient_flow
+from .diagnostics.qualifying.entry import qualify
 from .diagnostics.verification.comparison import verify
 from .kernels import KernelUnavailableError, use_kernels
 from .nn.cells import GRUCell, LSTMCell, RNNCell
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "mse_loss",
     "optim",
+    "qualify",
     "softmax_cross_entropy",
     "synchronize",
     "to_numpy",

@@ -19,7 +19,11 @@ from xprnn.nn.module import Module
 
 LIST = Path(__file__).parents[1] / "data" / "public_names.txt"
 # what may have been added since, and nothing else
-ADDED = {"xprnn.use_kernels(name)"}
+ADDED = {
+    "xprnn.use_kernels(name)",
+    "xprnn.qualify(backend=None, cells=None, *, quick=False, output=None, share=None, "
+    "progress=None)",
+}
 ADDED_TO_MODULES = {".xp: property", ".asarray(self, value, dtype=None)"}
 SPECIAL = ("__call__", "__init__")
 

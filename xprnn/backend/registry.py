@@ -81,12 +81,17 @@ def get_backend(name: BackendName | None = None) -> Backend:
     >>> get_backend("numpy").name
     'numpy'
     """
+    wanted = requested_name(name)
+    return _auto() if wanted == "auto" else _open(wanted)
+
+
+def requested_name(name: str | None) -> str:
+    """The argument, or the name of the default backend, which is not opened."""
     if name is not None and not isinstance(name, str):
         raise TypeError(f"backend: expected a string or None, got {type(name).__name__}")
-    wanted: str | None = name
-    if wanted is None:
-        wanted = _context.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "numpy"
-    return _auto() if wanted == "auto" else _open(wanted)
+    if name is not None:
+        return name
+    return _context.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "numpy"
 
 
 Backend._by_name = staticmethod(get_backend)

@@ -10,6 +10,7 @@ from .dispatch import (
     forget_plans,
     has_sequence_kernels,
     is_experimental,
+    package_of,
     plan,
     plan_step,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "forget_plans",
     "has_sequence_kernels",
     "is_experimental",
+    "package_of",
     "plan",
     "plan_step",
     "requested",

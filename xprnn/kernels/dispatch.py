@@ -450,6 +450,11 @@ def has_sequence_kernels(cell: Cell, backend: Backend) -> bool:
     return _package(backend.kernels).has_sequence_kernels(cell.name)
 
 
+def package_of(backend: Backend) -> KernelPackage:
+    """The kernel package of a backend."""
+    return _package(backend.kernels)
+
+
 @lru_cache(2)
 def _package(name: str) -> KernelPackage:
     """The kernel package of this name."""

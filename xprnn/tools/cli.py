@@ -1,4 +1,4 @@
-"""The command line: `xprnn demo`, `xprnn run`, `xprnn verify`, `xprnn bench`, `xprnn info`."""
+"""The command line: `xprnn demo`, `run`, `verify`, `qualify`, `bench` and `info`."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_run(commands.add_parser("run", help="apply a saved layer to an array on disk"))
     _add_verify(commands.add_parser("verify", help="check every kernel on this machine"))
+    _add_qualify(commands.add_parser("qualify", help="compare and time every kernel, for auto"))
     _add_bench(commands.add_parser("bench", help="time a layer and those of other libraries"))
     details = commands.add_parser("info", help="versions, backends, devices, compiled kernels")
     details.add_argument("--warm", action="store_true", help="compile the CPU's kernels now")
@@ -124,10 +125,29 @@ def _add_verify(verify: argparse.ArgumentParser) -> None:
     verify.set_defaults(command=_verify)
 
 
-def _add_bench(measure: argparse.ArgumentParser) -> None:
+def _add_qualify(qualify: argparse.ArgumentParser) -> None:
+    qualify.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
+    qualify.add_argument(
+        "--cell", nargs="+", choices=[*LAYERS], metavar="NAME", help=_among(LAYERS)
+    )
+    qualify.add_argument(
+        "--quick", action="store_true", help="less than a minute: fewer types and sizes"
+    )
+    qualify.add_argument(
+        "-o", "--output", metavar="FILE", help="in the user's cache folder by default"
+    )
+    qualify.add_argument(
+        "--share",
+        metavar="DIR",
+        help="also write a copy of the file and a table there, without names of host or user",
+    )
+    qualify.set_defaults(command=_qualify)
+
+
+def _add_bench(timing: argparse.ArgumentParser) -> None:
     usual = bench.Setting()
     for flag, names, name in (("--cell", LAYERS, usual.cell), ("--dtype", PRECISIONS, usual.kind)):
-        measure.add_argument(
+        timing.add_argument(
             flag, choices=[*names], default=name, metavar="NAME", help=_among(names)
         )
     for flag, letter, number in (
@@ -135,17 +155,15 @@ def _add_bench(measure: argparse.ArgumentParser) -> None:
         ("--batch", "N", usual.batch),
         ("--steps", "T", usual.steps),
     ):
-        measure.add_argument(
+        timing.add_argument(
             flag, type=_positive, default=number, metavar=letter, help=f"{number} by default"
         )
-    measure.add_argument(
-        "--input", type=_positive, metavar="I", help="equal to --hidden by default"
-    )
-    measure.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
-    measure.add_argument(
+    timing.add_argument("--input", type=_positive, metavar="I", help="equal to --hidden by default")
+    timing.add_argument("--backend", help="numpy, cupy, cupy:N or auto")
+    timing.add_argument(
         "--against", type=_peers, metavar="NAMES", help=f"any of {','.join(bench.PEERS)}"
     )
-    measure.set_defaults(command=_bench)
+    timing.set_defaults(command=_bench)
 
 
 def _among(names: Iterable[str]) -> str:
@@ -214,6 +232,26 @@ def _verify(options: argparse.Namespace) -> None:
             f"{row.cell} ({row.implementation}, {row.check})" for row in report.failed
         )
         raise RuntimeError(f"{len(report.failed)} of {len(report.rows)} checks failed: {names}")
+
+
+def _qualify(options: argparse.Namespace) -> None:
+    from ..diagnostics.qualifying.run import check_outputs, measure, write
+
+    check_outputs(options.output, options.share)
+    with _progress("qualifying", "at most {task.fields[left]:.0f} s left") as bar:
+        report = measure(
+            options.backend,
+            options.cell,
+            quick=options.quick,
+            progress=lambda done, total, left: bar(done, total, left=left),
+        )
+    show(report)
+    if report.qualification is None:
+        return
+    print(f"wrote {write(report, options.output, options.share).path}")
+    if not report.ok:
+        names = sorted({f"{row.cell} ({row.implementation}, {row.dtype})" for row in report.failed})
+        raise RuntimeError(f"kernels failed and are not selected: {', '.join(names)}")
 
 
 def _bench(options: argparse.Namespace) -> None:

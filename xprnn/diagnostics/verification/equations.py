@@ -109,6 +109,11 @@ class Equations:
         ]
         return worst_of(rows)[0]
 
+    def unrecorded(self, arguments: CallArguments) -> Results:
+        """The results of a call in eval mode with other arguments, in float64."""
+        self._layer.eval().parameters.update(self.parameters)
+        return unrecorded_results(self._layer, arguments)
+
     @staticmethod
     def are_those_of(layer: Module, implementation: str) -> bool:
         """Whether the layer with this implementation is itself the reference of the comparison."""
@@ -229,33 +234,57 @@ def results_of(layer: Module, arguments: CallArguments) -> Results:
     The call is made without and with recording, with the same dropout masks; the layer is in train
     mode afterwards.
     """
-
-    def on_backend(arrays: Iterable[np.ndarray]) -> list[Any]:
-        return [asarray(a, backend=layer.backend.name, dtype=layer.dtype) for a in arrays]
-
-    cell, names = layer._spec.cell, layer._spec.cell.state_names
-    (x,), states = on_backend([arguments.x]), on_backend(arguments.states)
-    upstream = on_backend(arguments.upstream)
     calls = layer._calls
-    unrecorded = flat(layer.eval()(x, packed(states), **arguments.options))
-    results = flat(layer.train()(x, packed(states), **arguments.options))
+    unrecorded = unrecorded_results(layer, arguments)
+    results = recorded_results(layer, arguments)
     layer._calls = calls  # the counter that selects the dropout masks
+    return {**results, **unrecorded}
+
+
+def unrecorded_results(layer: Module, arguments: CallArguments) -> Results:
+    """The results of a call in eval mode, by name."""
+    x, hx, _ = _on_backend(layer, arguments)
+    results = flat(layer.eval()(x, hx, **arguments.options))
+    names = [f"{name} (eval)" for name in _result_names(layer)]
+    return {name: np.array(to_numpy(a)) for name, a in zip(names, results, strict=True)}
+
+
+def recorded_results(layer: Module, arguments: CallArguments) -> Results:
+    """The results and gradients of a call in train mode, by name; weights by gate."""
+    cell, names = layer._spec.cell, layer._spec.cell.state_names
+    x, hx, upstream = _on_backend(layer, arguments)
+    results = flat(layer.train()(x, hx, **arguments.options))
     layer.zero_grad()
     dfinal = packed(upstream[-len(names) :])
     if isinstance(layer, _Layer):
         gradients = flat(layer.backward(upstream[0], dfinal))
-        ends, starts = ["output", *(f"{name}_n" for name in names)], [f"d{name}0" for name in names]
+        starts = [f"d{name}0" for name in names]
     else:
         gradients = flat(layer.backward(dfinal))
-        ends, starts = [f"{name}_next" for name in names], [f"d{name}" for name in names]
-    named = dict(zip(ends, results, strict=True))
-    named |= {f"{name} (eval)": a for name, a in zip(ends, unrecorded, strict=True)}
+        starts = [f"d{name}" for name in names]
+    named = dict(zip(_result_names(layer), results, strict=True))
     named |= dict(zip(["dx", *starts], gradients, strict=True))
     for name, gradient in layer.grads.items():
         for k, gate in enumerate(cell.gate_names):
             rows = slice(k * layer._spec.hidden_size, (k + 1) * layer._spec.hidden_size)
             named[f"d{name}[{gate}]" if gate else f"d{name}"] = gradient[rows]
     return {name: np.array(to_numpy(array)) for name, array in named.items()}
+
+
+def _on_backend(layer: Module, arguments: CallArguments) -> tuple[Any, Any, list[Any]]:
+    """x, the states and the upstream gradients as the layer's arrays."""
+
+    def moved(arrays: Iterable[np.ndarray]) -> list[Any]:
+        return [asarray(a, backend=layer.backend.name, dtype=layer.dtype) for a in arrays]
+
+    return moved([arguments.x])[0], packed(moved(arguments.states)), moved(arguments.upstream)
+
+
+def _result_names(layer: Module) -> list[str]:
+    names = layer._spec.cell.state_names
+    if isinstance(layer, _Layer):
+        return ["output", *(f"{name}_n" for name in names)]
+    return [f"{name}_next" for name in names]
 
 
 def flat(values: Any) -> list[Any]:
