@@ -54,11 +54,11 @@ def selected(
 ) -> str:
     """The first lines of `explain` where "auto" reads the report's file."""
     write(report, path)
-    monkeypatch.setenv("XPRNN_QUALIFIED", str(path))
-    kernels.forget_plans()
-    layer = xprnn.GRU(H, H, seed=0)
-    text = (layer.train() if training else layer.eval()).explain((3, 4, H))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setenv("XPRNN_QUALIFIED", str(path))
+        kernels.forget_plans()
+        layer = xprnn.GRU(H, H, seed=0)
+        text = (layer.train() if training else layer.eval()).explain((3, 4, H))
     kernels.forget_plans()
     return text
 

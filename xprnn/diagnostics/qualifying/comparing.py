@@ -189,8 +189,8 @@ def _check_special_values(subject: Subject, call: Call, first: Results) -> None:
     names = [name for name in first if name.startswith("output") or "_n" in name]
     for value, target in SPECIAL[:2] if call is recorded_results else SPECIAL:
         x, states = arguments.x.copy(), [state.copy() for state in arguments.states]
-        place = x[step, row] if target == "x" else states[0][0, row]
-        place[0] = NUMBERS[value]
+        changed_row = x[step, row] if target == "x" else states[0][0, row]
+        changed_row[0] = NUMBERS[value]
         changed = CallArguments(x, states, arguments.upstream, arguments.options)
         with kernels.use_kernels("reference"):
             expected = equations.unrecorded(changed)

@@ -87,12 +87,12 @@ class Timer:
     def per_thread(self) -> int | None:
         """The multiply-adds of a call from which two threads are faster than one; None: unknown.
 
-        Each amount of work is timed in turns with one thread and with two. The least from which two
+        Each amount of work is timed with one thread and with two, interleaved. The least from which two
         are faster for every larger amount counts.
         """
         if self._backend.on_gpu or usable() < 2:
             return None
-        package, found = kernels.package_of(self._backend), None
+        package, least_work = kernels.package_of(self._backend), None
         least, most = SETTINGS["per_thread"]
         try:
             for T in PER_THREAD_STEPS:
@@ -100,10 +100,10 @@ class Timer:
                 function, work = call_of(self._backend, case), multiply_adds(case)
                 if work < least or not self._two_are_faster(function, work, most, package):
                     break
-                found = work
+                least_work = work
         finally:
             package.configure({})
-        return found
+        return least_work
 
     def _two_are_faster(
         self, function: Callable[[], object], work: int, most: int, package: Any
