@@ -81,7 +81,7 @@ def measure(
         if first.outcome != ANSWERED:
             raise _unavailable(first)
         described = first.value
-        if "unsupported" in here:
+        if "unsupported" in described:
             return QualifyReport(described["backend"], None, described["unsupported"], {}, 0)
         usual, usual_limits = PLANS[described["gpu"], quick]
         names = [name for name in grids.CELLS if cells is None or name in cells]

@@ -87,8 +87,8 @@ class Timer:
     def per_thread(self) -> int | None:
         """The multiply-adds of a call from which two threads are faster than one; None: unknown.
 
-        Each amount of work is timed with one thread and with two, interleaved. The least from which two
-        are faster for every larger amount counts.
+        Each amount of work is timed with one thread and with two, interleaved. The result is the
+        least from which two are faster for every larger amount.
         """
         if self._backend.on_gpu or usable() < 2:
             return None
