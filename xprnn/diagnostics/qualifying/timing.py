@@ -133,6 +133,8 @@ def call_of(backend: Backend, case: Case) -> Callable[[], object]:
     layer.train()
 
     def training() -> None:
+        with layer.writable():  # as an optimiser does: what is kept of the weights is stale
+            pass
         layer.zero_grad()
         layer(x)
         layer.backward(x)
