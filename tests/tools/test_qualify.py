@@ -12,19 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import xprnn
 from tests.support.qualifying import GRID, LIMITS, WRONG, stopping, worker
 from tests.tools.test_cli import assert_one_line_error, xprnn_command
 from xprnn import kernels
+from xprnn.diagnostics.qualifying import comparing
 from xprnn.diagnostics.qualifying import run as qualifying
+from xprnn.diagnostics.qualifying.grid import Case
 from xprnn.diagnostics.qualifying.processes import Lane, Request, Workers
 from xprnn.diagnostics.qualifying.report import QualifyReport
 from xprnn.diagnostics.qualifying.run import impersonal, measure, shares, write
+from xprnn.diagnostics.qualifying.timing import call_of
+from xprnn.diagnostics.verification.equations import unrecorded_results
 from xprnn.kernels import qualification
 
-pytest.importorskip("numba", reason="Numba is not installed: pip install xprnn[numba]")
+sequence = pytest.importorskip(
+    "xprnn.kernels.numba.sequence", reason="Numba is not installed: pip install xprnn[numba]"
+)
 TINY = """
 from tests.support.qualifying import GRID, LIMITS
 from xprnn.diagnostics.qualifying import run
@@ -54,11 +61,11 @@ def selected(
 ) -> str:
     """The first lines of `explain` where "auto" reads the report's file."""
     write(report, path)
-    monkeypatch.setenv("XPRNN_QUALIFIED", str(path))
-    kernels.forget_plans()
-    layer = xprnn.GRU(H, H, seed=0)
-    text = (layer.train() if training else layer.eval()).explain((3, 4, H))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setenv("XPRNN_QUALIFIED", str(path))
+        kernels.forget_plans()
+        layer = xprnn.GRU(H, H, seed=0)
+        text = (layer.train() if training else layer.eval()).explain((3, 4, H))
     kernels.forget_plans()
     return text
 
@@ -318,3 +325,81 @@ def test_details_are_impersonal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qualifying, "_personal_names", lambda: ["ada", "laptop"])
     text = "OSError: /home/ada/x/kernel.py:\x1b[31m ada@laptop C:\\Users\\ada\\k.cu, adapted"
     assert impersonal(text) == "OSError: kernel.py: [31m ...@... k.cu, adapted"
+
+
+def compared(fault: Any, monkeypatch: pytest.MonkeyPatch) -> comparing.Outcome:
+    """The comparison of the plain code, with a fault in the results of its calls."""
+    calls: list[int] = []
+
+    def faulty(layer: Any, arguments: Any) -> Any:
+        results = unrecorded_results(layer, arguments)
+        calls.append(1)
+        fault(results["output (eval)"], arguments, len(calls))
+        return results
+
+    monkeypatch.setitem(comparing.CALLS, "forward", faulty)
+    case = Case("gru", "float32", "forward", qualification.Shape(4, 6, 3))
+    return comparing.compare(xprnn.get_backend("numpy"), "reference", case)
+
+
+def off(output: Any, arguments: Any, call: int) -> None:
+    output[1, 2] += 0.01
+
+
+def unequal(output: Any, arguments: Any, call: int) -> None:
+    output[0, 0] *= 1 + 2e-7 * (call == 2)
+
+
+def beside(output: Any, arguments: Any, call: int) -> None:
+    output[0, 0] *= 1 + 2e-7 * (call == 4)
+
+
+def spreading(output: Any, arguments: Any, call: int) -> None:
+    if np.isnan(arguments.x).any():
+        output[-1, 0, 0] = np.nan
+
+
+def hidden(output: Any, arguments: Any, call: int) -> None:
+    np.nan_to_num(output, copy=False)
+
+
+def near(output: Any, arguments: Any, call: int) -> None:
+    row = arguments.x.shape[1] // 2
+    if np.isinf(arguments.x).any():
+        output[0, row] += 0.01
+
+
+@pytest.mark.parametrize(
+    ("fault", "detail"),
+    [
+        (off, "output (eval) differs"),
+        (unequal, "output (eval) has other bits when the call is repeated"),
+        (beside, "output (eval) has other bits beside other calls"),
+        (spreading, "output (eval), with NaN in x: another row has other bits"),
+        (hidden, "output (eval), with NaN in x: NaN or infinity at other elements than in the"),
+        (near, "output (eval), with infinity in x: finite elements differ"),
+    ],
+)
+def test_each_check_detects_its_fault(
+    fault: Any, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = compared(fault, monkeypatch)
+    assert outcome.outcome == "wrong"
+    assert outcome.detail.startswith(detail)
+    assert compared(lambda *arguments: None, monkeypatch).outcome == "right"
+
+
+def test_training_is_timed_with_new_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a loop with an optimiser: what a kernel keeps of the weights is made at each call."""
+    case = Case("gru", "float32", "training", qualification.Shape(4, 6, 3))
+    packed: list[int] = []
+    original = sequence.NumbaRunner._panels
+    monkeypatch.setattr(
+        sequence.NumbaRunner, "_panels", lambda *args: packed.append(1) or original(*args)
+    )
+    with xprnn.use_kernels("sequence"):
+        call = call_of(xprnn.get_backend("numpy"), case)
+        call()
+        first = len(packed)
+        call()
+    assert len(packed) == 2 * first > 0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ...backend import BackendName
 from ...backend.exports import exported_from
 
 if TYPE_CHECKING:
-    from .report import QualifyReport
-
-Progress = Callable[[int, int, float], None]  # tasks done, their total, seconds left at most
+    from .report import Progress, QualifyReport
 
 
 @exported_from("xprnn")
@@ -30,9 +28,9 @@ def qualify(
     Each implementation (plain code, pointwise kernels, sequence kernels) runs in a process of its
     own. Each cell, type, pass and shape of a grid is first compared with the float64 equations: all
     results and gradients by value, rows of different length, both directions, the bits of repeated
-    and of simultaneous calls, NaN and infinity. What was right is timed, in turns. A process that
-    does not answer is killed and one that ends is replaced; both cost a row. It takes less than two
-    minutes on a CPU and three on a GPU.
+    and of simultaneous calls, NaN and infinity. What was right is timed, interleaved. A
+    process that does not answer is killed and one that ends is replaced; both cost a row. It takes
+    less than two minutes on a CPU and three on a GPU.
 
     The result is a small JSON file, from which `xprnn` selects implementations from then on. It is
     written to the user's cache folder, or to `output`, which `XPRNN_QUALIFIED` can name.

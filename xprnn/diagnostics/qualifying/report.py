@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from .grid import Case
 
 if TYPE_CHECKING:
     from rich.console import Group
+
+Progress = Callable[[int, int, float], None]  # tasks done, their total, seconds left at most
 
 LEGEND = (
     "x next: the time of the fastest other implementation that was right / that of the selected "
@@ -40,15 +42,15 @@ class Line(NamedTuple):
         return times[0] / times[1] if times[0] and times[1] else None
 
     @property
-    def ahead(self) -> float | None:
+    def lead(self) -> float | None:
         """The time of the next best that was right / that of the selected one."""
-        mine = self.rows[self.selected]
+        own = self.rows[self.selected]
         others = [
             row.microseconds
             for name, row in self.rows.items()
             if row.right and name != self.selected and row.microseconds
         ]
-        return min(others) / mine.microseconds if others and mine.microseconds else None
+        return min(others) / own.microseconds if others and own.microseconds else None
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ class QualifyReport:
             table.add_column(heading, justify="right")
         table.add_column("not selected")
         for line in self.lines:
-            mine = line.rows[line.selected]
+            own = line.rows[line.selected]
             changed = line.selected != line.default
             table.add_row(
                 *map(Text, (*line.case[:3], *map(str, line.case.shape))),
                 Text(line.selected, "bold" if changed else ""),
-                *map(Text, _numbers(line, mine)),
+                *map(Text, _numbers(line, own)),
                 Text("; ".join(_reasons(line))),
             )
         return Group(unwrapped(table), *map(Text, [LEGEND, *self.summary()]))
@@ -143,24 +145,24 @@ class QualifyReport:
         return lines
 
 
-def _numbers(line: Line, mine: Row) -> tuple[str, ...]:
-    bound = mine.bound / mine.microseconds if mine.bound and mine.microseconds else None
+def _numbers(line: Line, own: Row) -> tuple[str, ...]:
+    bound = own.bound / own.microseconds if own.bound and own.microseconds else None
     return (
-        "" if mine.microseconds is None else f"{mine.microseconds:,.3g}",
-        "" if line.ahead is None else f"{line.ahead:.2f}",
-        "" if mine.error is None else f"{mine.error:.2g}",
+        "" if own.microseconds is None else f"{own.microseconds:,.3g}",
+        "" if line.lead is None else f"{line.lead:.2f}",
+        "" if own.error is None else f"{own.error:.2g}",
         "" if bound is None else f"{bound:.0%}",
     )
 
 
 def _reasons(line: Line) -> Iterator[str]:
     """Why the other implementations are not selected."""
-    mine = line.rows[line.selected].microseconds
+    own = line.rows[line.selected].microseconds
     for name, row in line.rows.items():
         if name == line.selected:
             continue
-        if row.right and mine and row.microseconds:
-            yield f"{name} {row.microseconds / mine:.2f} x the time"
+        if row.right and own and row.microseconds:
+            yield f"{name} {row.microseconds / own:.2f} x the time"
         elif row.outcome == "unsupported":
             yield f"{name} not supported"
         elif not row.right:

@@ -24,10 +24,9 @@ from ...kernels.qualification import Qualification, Row
 from ...nn.serialization import replacing
 from ..verification.suite import LAYERS
 from . import grid as grids
-from .entry import Progress
 from .grid import Case, Grid
 from .processes import ANSWERED, COMMAND, TIMED_OUT, Answer, Lane, Request, Workers
-from .report import QualifyReport
+from .report import Progress, QualifyReport
 from .timing import PER_THREAD_CASE, least_bytes, multiply_adds
 
 
@@ -81,30 +80,32 @@ def measure(
         first = workers.ask(REFERENCE, Request("describe", (), 90.0))
         if first.outcome != ANSWERED:
             raise _unavailable(first)
-        here = first.value
-        if "unsupported" in here:
-            return QualifyReport(here["backend"], None, here["unsupported"], {}, 0)
-        usual, usual_limits = PLANS[here["gpu"], quick]
+        described = first.value
+        if "unsupported" in described:
+            return QualifyReport(described["backend"], None, described["unsupported"], {}, 0)
+        usual, usual_limits = PLANS[described["gpu"], quick]
         names = [name for name in grids.CELLS if cells is None or name in cells]
         parts = [
             [*part.cases(names, dtype)]
             for part in grid or usual
             for dtype in part.dtypes
-            if dtype in here["dtypes"]
+            if dtype in described["dtypes"]
         ]
         run = Run(workers, parts, limits or usual_limits, start, progress)
         run.measure()
         rows = run.rows()
         qualification = Qualification(
-            here["identity"],
-            {**here["facts"], "kernels": here["kernels"]},
+            described["identity"],
+            {**described["facts"], "kernels": described["kernels"]},
             date.today().isoformat(),
             round(time.monotonic() - start, 1),
             run.settings,
             rows,
         )
         planned = len(IMPLEMENTATIONS) * sum(map(len, parts))
-        return QualifyReport(here["backend"], qualification, "", run.defaults, planned - len(rows))
+        return QualifyReport(
+            described["backend"], qualification, "", run.defaults, planned - len(rows)
+        )
 
 
 def _unavailable(answer: Answer) -> Exception:
@@ -252,7 +253,7 @@ class Run:
         return (case, name) in self._results and self._results[case, name].outcome == RIGHT
 
     def _time(self, group: Sequence[Case], until: float) -> None:
-        """Time the cases of one cell and type, in turns of the implementations.
+        """Time the cases of one cell and type, the implementations interleaved.
 
         After MIN_ROUNDS no new one begins after the time `until`.
         """
