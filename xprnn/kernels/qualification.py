@@ -34,7 +34,7 @@ FORMAT = "xprnn qualification 1"
 MAX_BYTES = 4_000_000
 MAX_TEXT = 1000
 MAX_SIZE = 1 << 40
-MARGIN = 1.05  # how much faster than the default a selected implementation must be
+MARGIN = 1.1  # how much faster than the default a selected implementation must be
 
 FAULTS = ("wrong", "timed out", "ended its process", "raised")
 OUTCOMES = ("right", *FAULTS, "unsupported")

@@ -24,7 +24,6 @@ LEGEND = (
     "selected one's products or memory accesses take at the speed of a plain product or copy / its "
     "time."
 )
-FAILED = ("wrong", "timed out", "ended its process", "raised")
 
 
 class Line(NamedTuple):
@@ -68,7 +67,7 @@ class QualifyReport:
     def failed(self) -> tuple[Row, ...]:
         """The rows of kernels that were wrong, hung, raised, or ended their process."""
         rows = self.qualification.rows if self.qualification else ()
-        return tuple(row for row in rows if row.outcome in FAILED)
+        return tuple(row for row in rows if row.faulty)
 
     @property
     def ok(self) -> bool:
