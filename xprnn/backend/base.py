@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -98,6 +98,10 @@ class Backend:
         environment of a call in the entering thread.
         """
         return environment()
+
+    def new_stream(self) -> AbstractContextManager[Any]:
+        """A context in which operations are ordered among themselves only; on a CPU nothing."""
+        return nullcontext()
 
     def stream(self) -> int:
         """An identifier of the current stream; scratch memory is reused within one stream."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import get_ident, local
 from typing import Any, cast
 
@@ -125,6 +125,11 @@ class CupyBackend(Backend):
         if precision not in self._modules:
             self._modules[precision] = CudaModule(self.xp, precision)
         return self._modules[precision]
+
+    def new_stream(self) -> AbstractContextManager[Any]:
+        """A context with a new stream, which does not wait for the default stream."""
+        stream: AbstractContextManager[Any] = self.xp.cuda.Stream(non_blocking=True)
+        return stream
 
     def stream(self) -> int:
         """The current CUDA stream; per-thread default streams all have the same address."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from contextvars import copy_context
 from functools import lru_cache
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -165,7 +164,7 @@ def _beside(layer: _Layer, call: Call, arguments: CallArguments) -> list[Results
 
     def repeat(own: _Layer) -> None:
         try:
-            with _stream(own.backend):
+            with own.backend.new_stream():
                 results.append(call(own, arguments))
         except BaseException as error:
             errors.append(error)
@@ -177,10 +176,6 @@ def _beside(layer: _Layer, call: Call, arguments: CallArguments) -> list[Results
     if errors:
         raise errors[0]
     return results
-
-
-def _stream(backend: Backend) -> Any:
-    return backend.xp.cuda.Stream(non_blocking=True) if backend.on_gpu else nullcontext()
 
 
 def _check_special_values(subject: Subject, call: Call, first: Results) -> None:
