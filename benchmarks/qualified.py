@@ -3,9 +3,9 @@
     python -m benchmarks.qualified --docs
     python -m benchmarks.qualified --asv FOLDER COMMIT
 
-`xprnn qualify --share DIR` writes a JSON file, which is filed as
+`xprnn qualify --share DIR` writes a JSON file, which is stored as
 benchmarks/results/FOLDER/qualified.json, FOLDER being the name of the device or machine. The first
-writes the table of docs/guide/qualify.md from all filed ones. The second writes the times of one to
+writes the table of docs/guide/qualify.md from all of them. The second writes the times of one to
 benchmarks/results/asv/FOLDER, as results of COMMIT, whose kernels must be those that were
 qualified; a hash or a tag, from a checkout with git.
 
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_section(PAGE, MARKS, section(read_all(RESULTS)))
         else:
             folder, commit = options.asv
-            filed = read(RESULTS / folder / NAME)
-            print(f"written: {write_asv(filed, folder, resolved(commit), result_store.RESULTS)}")
+            stored = read(RESULTS / folder / NAME)
+            print(f"written: {write_asv(stored, folder, resolved(commit), result_store.RESULTS)}")
     except (ValueError, OSError) as error:
         print(f"qualified: {error}", file=sys.stderr)
         return 2
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(path: Path) -> Qualification:
-    """A filed qualification; ValueError names an invalid one."""
+    """A stored qualification; ValueError names an invalid one."""
     from xprnn.kernels.qualification import QualificationError, parse
 
     try:
@@ -93,25 +93,25 @@ def read_all(results: Path) -> list[Qualification]:
 # -- the table
 
 
-def section(filed: Iterable[Qualification]) -> str:
+def section(stored: Iterable[Qualification]) -> str:
     """What is between the marks of the page."""
-    return "\n\n".join(map(_device, filed)) or NOTHING
+    return "\n\n".join(map(_device, stored)) or NOTHING
 
 
-def _device(filed: Qualification) -> str:
+def _device(stored: Qualification) -> str:
     """A device: what it is, the calls for which "auto" selects otherwise, and what failed."""
     from xprnn.diagnostics.qualifying.report import lines_of
 
-    lines = [*lines_of(filed)]
-    facts = {name: filed.facts[name] for name in ("xprnn", "system") if name in filed.facts}
-    named = [f"{name} {value}" for name, value in {**filed.identity, **facts}.items()]
+    lines = [*lines_of(stored)]
+    facts = {name: stored.facts[name] for name in ("xprnn", "system") if name in stored.facts}
+    named = [f"{name} {value}" for name, value in {**stored.identity, **facts}.items()]
     about = ", ".join(part for part in named if not part.startswith("device "))
-    text = f"**{escaped(filed.device)}**, {escaped(about)}, {filed.date}, file {filed.digest}:"
+    text = f"**{escaped(stored.device)}**, {escaped(about)}, {stored.date}, file {stored.digest}:"
     rows = [*_changes(lines)]
     kept = f"{sum(not line.changed for line in lines)} of {len(lines)} calls: as without the file."
-    settings = [f"{name}: {value:,}." for name, value in filed.settings.items()]
+    settings = [f"{name}: {value:,}." for name, value in stored.settings.items()]
     table = "\n".join([*HEAD, *rows]) if rows else ""
-    end = " ".join([kept, *settings, *_failures(filed)])
+    end = " ".join([kept, *settings, *_failures(stored)])
     return "\n\n".join(part for part in (text, table, end) if part)
 
 
@@ -131,10 +131,10 @@ def _changes(lines: Iterable[Line]) -> Iterator[str]:
         yield f"| {names} | {len(group)} of {every[key[:3]]} | {ratio} | {error:.2g} |"
 
 
-def _failures(filed: Qualification) -> Iterator[str]:
+def _failures(stored: Qualification) -> Iterator[str]:
     """A sentence for each implementation of a cell and type that failed."""
     failed: dict[tuple[str, ...], int] = defaultdict(int)
-    for row in filed.rows:
+    for row in stored.rows:
         if row.faulty:
             failed[row.implementation, row.cell, row.dtype, row.kind, row.outcome] += 1
     for (name, *call, outcome), count in failed.items():
@@ -159,29 +159,31 @@ def resolved(name: str) -> result_store.Commit:
 
 
 def write_asv(
-    filed: Qualification, machine: str, commit: result_store.Commit, target: Path
+    stored: Qualification, machine: str, commit: result_store.Commit, target: Path
 ) -> Path:
     """Write the times below asv's folder `target`.
 
     :raises ValueError: the commit's kernels are not those that were qualified.
     """
-    if kernels_digest(commit.hash, filed.facts.get("kernels", "")) != filed.identity.get("sources"):
+    if kernels_digest(commit.hash, stored.facts.get("kernels", "")) != stored.identity.get(
+        "sources"
+    ):
         raise ValueError(f"{commit.hash[:8]}: its kernels are not those that were qualified")
     described = target / machine / "machine.json"
     if not described.exists():
-        result_store._write(described, _machine(filed, machine))
+        result_store._write(described, _machine(stored, machine))
     machine_facts = result_store.read(described)
     del machine_facts["version"]
-    python = ".".join(filed.facts.get("python", "").split(".")[:2])
+    python = ".".join(stored.facts.get("python", "").split(".")[:2])
     environment = f"{machine}-qualified-py{python}"
-    results = _results(filed)
+    results = _results(stored)
     content = {
         "commit_hash": commit.hash,
         "env_name": environment,
         "date": int(commit.date) * 1000,
         "params": machine_facts | {"python": python},
         "python": python,
-        "requirements": {n: v for n, v in filed.identity.items() if n in LIBRARIES},
+        "requirements": {n: v for n, v in stored.identity.items() if n in LIBRARIES},
         "env_vars": {},
         "result_columns": ["result", "params", "version"],
         "results": results,
@@ -210,25 +212,25 @@ def kernels_digest(commit: str, package: str) -> str:
         return folder_digest(Path(into, folder))
 
 
-def _machine(filed: Qualification, machine: str) -> dict[str, Any]:
+def _machine(stored: Qualification, machine: str) -> dict[str, Any]:
     """asv's description of a machine of which nothing else is stored."""
     return {
         "machine": machine,
-        "os": filed.facts.get("system", ""),
-        "arch": filed.facts.get("machine", ""),
-        "cpu": filed.device,
-        "num_cpu": filed.facts.get("threads", ""),
+        "os": stored.facts.get("system", ""),
+        "arch": stored.facts.get("machine", ""),
+        "cpu": stored.device,
+        "num_cpu": stored.facts.get("threads", ""),
         "ram": "",
         "version": 1,
     }
 
 
-def _results(filed: Qualification) -> dict[str, list[Any]]:
+def _results(stored: Qualification) -> dict[str, list[Any]]:
     """asv's rows: a benchmark for each pass, with seconds for each combination, or null."""
     passes: dict[str, dict[tuple[str, ...], float]] = defaultdict(dict)
-    for row in filed.rows:
+    for row in stored.rows:
         if row.right and row.microseconds:
-            implementation = f"xprnn-{filed.facts.get('backend', 'unknown')}-{row.implementation}"
+            implementation = f"xprnn-{stored.facts.get('backend', 'unknown')}-{row.implementation}"
             size = f"N={row.N} H={row.H}" + ("" if row.kind == "step" else f" T={row.T}")
             combination = (row.cell, implementation, row.dtype, size)
             passes[row.kind][combination] = row.microseconds / 1e6

@@ -200,7 +200,8 @@ def test_a_qualification_comes_first_and_its_file_is_archived(tmp_path: Path) ->
     """Also if it ends with a failed kernel; the other parts do not read any file."""
     writes = 'echo "$XPRNN_QUALIFIED" > "${7%/*}/variable.txt"; echo "{}" > "$7"; exit 1'
     python = fake_python(tmp_path, "xprnn qualify", writes)
-    assert run(str(tmp_path / "out"), "verify", "qualify", PYTHON=str(python)).returncode == 1
+    variables = {"PYTHON": str(python), "XPRNN_QUALIFIED": "another.json"}
+    assert run(str(tmp_path / "out"), "verify", "qualify", **variables).returncode == 1
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert [end[:2] for end in ENDS.findall(summary)] == [("qualify", "1"), ("verify", "0")]
     assert "-m xprnn qualify --backend cupy -o " in summary

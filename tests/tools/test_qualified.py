@@ -1,4 +1,4 @@
-"""The table of qualified devices, and asv's results from filed qualifications."""
+"""The table of qualified devices, and asv's results from stored qualifications."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def defaults(rows: Rows, name: str = "pointwise") -> Rows:
     return [replace(each, default=each.implementation == name) for each in rows]
 
 
-def filed(rows: Rows, **changes: Any) -> Qualification:
+def stored(rows: Rows, **changes: Any) -> Qualification:
     identity = {"device": "Fake H200", "cupy": "14.2.0", "sources": "0" * 16}
     facts = {"backend": "cupy", "kernels": "cuda", "python": "3.11.9", "xprnn": "0.2.0"}
     facts |= {"system": "Linux", "machine": "x86_64", "threads": "16"}
     return make(rows, **{"identity": identity, "facts": facts, **changes})
 
 
-FASTER = filed(defaults(preferring("sequence", GRID)))
+FASTER = stored(defaults(preferring("sequence", GRID)))
 
 
 def file(folder: Path, content: Qualification) -> Path:
@@ -45,7 +45,7 @@ def file(folder: Path, content: Qualification) -> Path:
 # -- the table
 
 
-def test_the_page_follows_the_filed_ones() -> None:
+def test_the_page_follows_the_stored_ones() -> None:
     page = PAGE.read_text("utf-8")
     text = section(qualified.read_all(RESULTS))
     assert reports.with_section(page, MARKS, text) == page
@@ -71,17 +71,27 @@ def test_what_auto_takes_is_listed_with_ratios_and_errors() -> None:
 
 
 def test_calls_that_stay_are_not_listed() -> None:
-    text = section([filed(defaults(preferring("pointwise", GRID)))])
+    text = section([stored(defaults(preferring("pointwise", GRID)))])
     assert HEAD[0] not in text and text.endswith("\n\n6 of 6 calls: as without the file.")
     one = [
         replace(each, microseconds=20.0) if each.N == 8 else each
         for each in defaults(preferring("sequence", GRID))
     ]
-    assert "| gru | float32 | forward | sequence | pointwise | 1 of 2 |" in section([filed(one)])
+    assert "| gru | float32 | forward | sequence | pointwise | 1 of 2 |" in section([stored(one)])
+
+
+def test_the_worst_error_and_all_ratios_count() -> None:
+    rows = [
+        replace(each, error=0.5, microseconds=5.0)
+        if (each.implementation, each.N) == ("sequence", 8)
+        else each
+        for each in FASTER.rows
+    ]
+    assert "| pointwise | 2 of 2 | 2.00 to 4.00 | 0.5 |" in section([stored(rows)])
 
 
 def test_a_call_without_a_known_default_is_no_change() -> None:
-    assert section([filed(preferring("sequence", GRID))]).endswith(
+    assert section([stored(preferring("sequence", GRID))]).endswith(
         "\n\n0 of 0 calls: as without the file."
     )
 
@@ -93,7 +103,7 @@ def test_failures_and_constants_are_named() -> None:
         else each
         for each in FASTER.rows
     ]
-    text = section([filed(rows, settings={"per_thread": 2_000_000})])
+    text = section([stored(rows, settings={"per_thread": 2_000_000})])
     assert "per_thread: 2,000,000. **sequence timed out**: gru float32 training, 2 calls." in text
     assert "training | sequence" not in text
 
@@ -103,14 +113,14 @@ def test_a_default_that_failed_has_no_ratio() -> None:
         replace(each, outcome="wrong", error=3.0, microseconds=None) if each.default else each
         for each in FASTER.rows
     ]
-    text = section([filed(rows)])
+    text = section([stored(rows)])
     assert "| forward | sequence | pointwise | 2 of 2 | — | 0.25 |" in text
     assert "**pointwise wrong**: gru float32 forward, 2 calls." in text
 
 
 def test_the_text_of_a_file_is_not_markup() -> None:
     identity = {"device": "A <script>|[x](y)`", "cupy": "1*2*"}
-    text = section([filed(list(FASTER.rows), identity=identity)])
+    text = section([stored(list(FASTER.rows), identity=identity)])
     assert text.startswith(r"**A \<script\>\|\[x\](y)\`**, cupy 1\*2\*, ")
 
 
@@ -144,9 +154,9 @@ def head() -> result_store.Commit:
 
 
 def of_this_commit(head: result_store.Commit, rows: Rows) -> Qualification:
-    """Filed for the kernels of HEAD."""
+    """Stored for the kernels of HEAD."""
     digest = qualified.kernels_digest(head.hash, "cuda")
-    return filed(rows, identity={**FASTER.identity, "sources": digest})
+    return stored(rows, identity={**FASTER.identity, "sources": digest})
 
 
 def test_the_digest_of_a_commit_is_that_of_its_package(head: result_store.Commit) -> None:
@@ -168,9 +178,10 @@ def test_times_become_results(head: result_store.Commit, tmp_path: Path) -> None
     path = qualified.write_asv(of_this_commit(head, rows), "fake-h200", head, tmp_path)
     assert path.parent == tmp_path / "fake-h200"
     assert path.name == f"{head.hash[:8]}-fake-h200-qualified-py3.11.json"
-    stored = result_store.read(path)
-    assert stored["requirements"] == {"cupy": "14.2.0"}
-    assert stored["results"]["qualified.Forward.time_call"] == [
+    content = result_store.read(path)
+    assert content["commit_hash"] == head.hash and content["date"] == int(head.date) * 1000
+    assert content["requirements"] == {"cupy": "14.2.0"}
+    assert content["results"]["qualified.Forward.time_call"] == [
         [2e-5, 2e-5, 2e-5, 2e-5, 1e-5, None],
         [
             ["'gru'"],
@@ -180,8 +191,8 @@ def test_times_become_results(head: result_store.Commit, tmp_path: Path) -> None
         ],
         "1",
     ]
-    assert stored["results"]["qualified.Step.time_call"][1][-1] == ["'N=1 H=16'", "'N=8 H=16'"]
-    assert {*result_store.read(tmp_path / "benchmarks.json")} == {"version", *stored["results"]}
+    assert content["results"]["qualified.Step.time_call"][1][-1] == ["'N=1 H=16'", "'N=8 H=16'"]
+    assert {*result_store.read(tmp_path / "benchmarks.json")} == {"version", *content["results"]}
     assert result_store.read(path.with_name("machine.json"))["cpu"] == "Fake H200"
 
 
