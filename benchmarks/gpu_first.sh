@@ -7,14 +7,16 @@
 # time limit; one that fails or hangs does not stop the others. Two files in FOLDER are written again
 # after each part: summary.txt, and evidence.tar.gz with each part's output and the files that it
 # wrote to benchmarks/results/; results of earlier calls are kept. While a part runs, running.txt has
-# its output. All of it takes 30 minutes at most. Where a command may last ten minutes, these names
+# its output. All of it takes 33 minutes at most. Where a command may last ten minutes, these names
 # select groups of parts:
 #
-# first      warm smoke sequence verify report: 6 minutes
+# first      qualify warm smoke sequence verify report: 10 minutes
 # second     warm suite: 9 minutes
 # third      warm full: 10 minutes
 # fourth     warm frozen sanitizer tuning: 10 minutes
 #
+# qualify    xprnn qualify: every kernel compared and timed, in three minutes; its file is
+#            qualified.json in the archive, and the other parts do not read it
 # warm       compiles the kernels in advance, in a dozen processes: benchmarks/device/warm.py
 # smoke      every kind of kernel once, at small, odd sizes, compared with float64
 # sequence   the parity suite with the sequence kernels only
@@ -27,9 +29,9 @@
 # tuning     every tiling of the sequence kernels
 set -uo pipefail
 
-parts=(warm smoke sequence verify report suite full frozen sanitizer tuning)
+parts=(qualify warm smoke sequence verify report suite full frozen sanitizer tuning)
 declare -A calls=(
-    [first]="warm smoke sequence verify report"
+    [first]="qualify warm smoke sequence verify report"
     [second]="warm suite"
     [third]="warm full"
     [fourth]="warm frozen sanitizer tuning"
@@ -49,6 +51,7 @@ cd "$(dirname "$0")/.." || exit
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=2
 export COLUMNS=120  # of tables
+export XPRNN_QUALIFIED=off  # the parts test the defaults
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1  # other plugins may warn, and warnings are errors here
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -114,6 +117,8 @@ xdist=() one_worker=() workers=()
 tests=("$python" -m pytest -v -p no:cacheprovider --continue-on-collection-errors --durations=15)
 suite=("${tests[@]}" -m gpu "${workers[@]}")
 
+step qualify 190 env OMP_NUM_THREADS="$(nproc)" "$python" -m xprnn qualify --backend cupy \
+    -o "$work/evidence/qualified.json"
 step warm 50 "$python" -m benchmarks.device.warm
 step smoke 40 "${tests[@]}" -m gpu "${one_worker[@]}" tests/gpu/test_smoke.py
 step sequence 70 env XPRNN_KERNELS=sequence "${suite[@]}"

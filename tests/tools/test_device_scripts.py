@@ -19,6 +19,7 @@ from benchmarks.device.problems import Problem, problems
 from tests.support.emulator.elementwise import needs_compiler
 from tests.support.fake_cupy.sequence import Function, install
 from xprnn.backend import Backend
+from xprnn.diagnostics.qualifying.run import PLANS
 from xprnn.kernels.cuda.plan import KERNELS, Tiling, plan
 from xprnn.kernels.request import requested
 from xprnn.tools.bench import clock
@@ -106,7 +107,7 @@ def test_the_script_requires_a_folder_and_known_parts(tmp_path: Path) -> None:
     assert usage.returncode == 2 and "bash benchmarks/gpu_first.sh FOLDER [PART...]" in usage.stdout
     other = run(str(tmp_path / "out"), "suite", "speed")
     assert other.returncode == 2 and other.stderr.startswith(
-        "no part speed: warm smoke sequence verify report suite"
+        "no part speed: qualify warm smoke sequence verify report suite"
     )
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -169,11 +170,11 @@ def fake_python(folder: Path, part: str = "no part", does: str = "") -> Path:
 @pytest.mark.parametrize(
     ("call", "parts", "minutes"),
     [
-        ("first", "warm smoke sequence verify report", 6),
+        ("first", "qualify warm smoke sequence verify report", 10),
         ("second", "warm suite", 9),
         ("third", "warm full", 10),
         ("fourth", "warm frozen sanitizer tuning", 10),
-        ("", "warm smoke sequence verify report suite full frozen sanitizer tuning", 30),
+        ("", "qualify warm smoke sequence verify report suite full frozen sanitizer tuning", 33),
     ],
 )
 def test_parts_called_together_fit_their_time(
@@ -193,6 +194,26 @@ def test_parts_called_together_fit_their_time(
     )
     assert re.search(message, text)
     assert all(re.search(rf"\n# {part} +\w", text) for part in parts.split())
+
+
+def test_a_qualification_comes_first_and_its_file_is_archived(tmp_path: Path) -> None:
+    """Also if it ends with a failed kernel; the other parts do not read any file."""
+    writes = 'echo "$XPRNN_QUALIFIED" > "${7%/*}/variable.txt"; echo "{}" > "$7"; exit 1'
+    python = fake_python(tmp_path, "xprnn qualify", writes)
+    variables = {"PYTHON": str(python), "XPRNN_QUALIFIED": "another.json"}
+    assert run(str(tmp_path / "out"), "verify", "qualify", **variables).returncode == 1
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert [end[:2] for end in ENDS.findall(summary)] == [("qualify", "1"), ("verify", "0")]
+    assert "-m xprnn qualify --backend cupy -o " in summary
+    with tarfile.open(tmp_path / "out" / "evidence.tar.gz") as tar:
+        for name, content in (("qualified.json", b"{}\n"), ("variable.txt", b"off\n")):
+            file = tar.extractfile(f"evidence/{name}")
+            assert file is not None and file.read() == content
+
+
+def test_a_qualification_has_time_to_end_by_itself() -> None:
+    limit = re.search(r"^step qualify (\d+) ", SCRIPT.read_text("utf-8"), re.MULTILINE)
+    assert limit and int(limit[1]) >= PLANS[True, False][1].total + 15
 
 
 def test_a_part_that_hangs_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_right_kernels_are_qualified(right: QualifyReport) -> None:
     for row in right.qualification.rows:
         if row.outcome == "right":
             assert 0 <= row.error <= 1 and row.microseconds > 0 and row.bound > 0
-    assert set(right.defaults.values()) == {"sequence"}
+    assert {line.default for line in right.lines} == {"sequence"}
 
 
 def test_its_file_is_what_the_reader_takes(right: QualifyReport, tmp_path: Path) -> None:

@@ -128,8 +128,8 @@ INVALID: list[tuple[bytes, str]] = [
         for value in (999_999, (1 << 40) + 1, 2e6, True, "5000000")
     ],
     (changed(rows={}), "rows: expected a list"),
-    (changed(rows=[{}]), "rows[0]: expected 13 values"),
-    (changed(rows=[[*range(12)]]), "rows[0]: expected 13 values"),
+    (changed(rows=[{}]), "rows[0]: expected 14 values"),
+    (changed(rows=[[*range(13)]]), "rows[0]: expected 14 values"),
     (changed(rows=json.loads(changed())["rows"][:1] * 2), "rows: two have the same call and impl"),
     (with_row(cell=3), "rows[0]: cell: expected a printable text, got 3"),
     (with_row(dtype="int8"), "rows[0]: dtype: expected one of float64, float32, tf32, float16, bf"),
@@ -137,6 +137,7 @@ INVALID: list[tuple[bytes, str]] = [
     (with_row(kind="backward"), "rows[0]: kind: expected one of forward, training, step; got 'ba"),
     (with_row(implementation="auto"), "rows[0]: implementation: expected one of reference, point"),
     (with_row(outcome="Right"), "rows[0]: outcome: expected one of right, wrong, timed out, ended"),
+    (with_row(default=1), "rows[0]: default: expected true or false, got 1"),
     *[
         (with_row(**{name: value}), f"rows[0]: {name}: expected an integer > 0, got")
         for name in ("N", "I", "H", "T")

@@ -24,7 +24,10 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from reprlib import repr as shown  # shortened
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _log = logging.getLogger("xprnn")
 
@@ -62,6 +65,7 @@ class Row:
     microseconds: float | None  # the median of a call; None if it was not timed
     bound: float | None  # the physical bound of the time, likewise
     detail: str  # of the largest error, or why there is no time
+    default: bool = False  # whether "auto" selected it without the file
 
     @property
     def right(self) -> bool:
@@ -325,6 +329,9 @@ def _row(number: int, values: Any) -> Row:
                 raise QualificationError(f"{where}: expected an integer > 0, got {shown(value)}")
         elif name in ("cell", "detail"):
             _text(where, value)
+        elif name == "default":
+            if type(value) is not bool:
+                raise QualificationError(f"{where}: expected true or false, got {shown(value)}")
         elif value is not None:
             columns[name] = _number(where, value)
     row = Row(**columns)
@@ -434,7 +441,12 @@ def sources_digest(package: str) -> str:
     """A hash of the source files of a package of kernels, sixteen hexadecimal digits."""
     from importlib import resources  # which `import xprnn` does not need
 
-    files = [f for f in resources.files(package).iterdir() if f.name.endswith((".py", ".cu", ".h"))]
+    return folder_digest(resources.files(package))
+
+
+def folder_digest(folder: Traversable) -> str:
+    """The same of a folder, which need not be importable."""
+    files = [f for f in folder.iterdir() if f.name.endswith((".py", ".cu", ".h"))]
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.name):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

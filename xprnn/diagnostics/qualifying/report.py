@@ -35,6 +35,11 @@ class Line(NamedTuple):
     rows: Mapping[str, Row]  # by implementation
 
     @property
+    def changed(self) -> bool:
+        """Whether that is another implementation."""
+        return self.selected != self.default
+
+    @property
     def gain(self) -> float | None:
         """The time of the default / that of the selected; None if one was not timed."""
         times = [self.rows[name].microseconds for name in (self.default, self.selected)]
@@ -59,7 +64,6 @@ class QualifyReport:
     backend: str
     qualification: Qualification | None
     why_not: str  # why there is nothing to qualify, or ""
-    defaults: Mapping[Case, str]  # what "auto" selects without it
     missed: int  # rows that were not reached in time
     path: Path | None = None  # of the file, once it is written
 
@@ -77,25 +81,12 @@ class QualifyReport:
     @cached_property
     def lines(self) -> tuple[Line, ...]:
         """A line for each call that was measured."""
-        return tuple(self._lines())
-
-    def _lines(self) -> Iterator[Line]:
-        if self.qualification is None:
-            return
-        cases: dict[Case, dict[str, Row]] = {}
-        for row in self.qualification.rows:
-            case = Case(row.cell, row.dtype, row.kind, Shape(row.N, row.H, row.T))
-            cases.setdefault(case, {})[row.implementation] = row
-        for case, rows in cases.items():
-            default = self.defaults.get(case)
-            if default in rows:
-                choice = self.qualification.choice(*case, default)
-                yield Line(case, default, choice.implementation if choice else default, rows)
+        return tuple(lines_of(self.qualification)) if self.qualification else ()
 
     @property
     def changes(self) -> tuple[Line, ...]:
         """The calls for which "auto" selects another implementation than without the file."""
-        return tuple(line for line in self.lines if line.selected != line.default)
+        return tuple(line for line in self.lines if line.changed)
 
     def __rich__(self) -> Group:
         """The report for a terminal."""
@@ -114,10 +105,9 @@ class QualifyReport:
         table.add_column("not selected")
         for line in self.lines:
             own = line.rows[line.selected]
-            changed = line.selected != line.default
             table.add_row(
                 *map(Text, (*line.case[:3], *map(str, line.case.shape))),
-                Text(line.selected, "bold" if changed else ""),
+                Text(line.selected, "bold" if line.changed else ""),
                 *map(Text, _numbers(line, own)),
                 Text("; ".join(_reasons(line))),
             )
@@ -142,6 +132,18 @@ class QualifyReport:
         ]
         lines.append(f"{self.qualification.seconds:.0f} s, file {self.qualification.digest}")
         return lines
+
+
+def lines_of(qualification: Qualification) -> Iterator[Line]:
+    """A line for each call whose default is known."""
+    cases: dict[Case, dict[str, Row]] = {}
+    for row in qualification.rows:
+        case = Case(row.cell, row.dtype, row.kind, Shape(row.N, row.H, row.T))
+        cases.setdefault(case, {})[row.implementation] = row
+    for case, rows in cases.items():
+        for default in [name for name, row in rows.items() if row.default][:1]:
+            choice = qualification.choice(*case, default)
+            yield Line(case, default, choice.implementation if choice else default, rows)
 
 
 def _numbers(line: Line, own: Row) -> tuple[str, ...]:

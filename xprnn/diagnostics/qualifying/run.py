@@ -82,7 +82,7 @@ def measure(
             raise _unavailable(first)
         described = first.value
         if "unsupported" in described:
-            return QualifyReport(described["backend"], None, described["unsupported"], {}, 0)
+            return QualifyReport(described["backend"], None, described["unsupported"], 0)
         usual, usual_limits = PLANS[described["gpu"], quick]
         names = [name for name in grids.CELLS if cells is None or name in cells]
         parts = [
@@ -103,9 +103,7 @@ def measure(
             rows,
         )
         planned = len(IMPLEMENTATIONS) * sum(map(len, parts))
-        return QualifyReport(
-            described["backend"], qualification, "", run.defaults, planned - len(rows)
-        )
+        return QualifyReport(described["backend"], qualification, "", planned - len(rows))
 
 
 def _unavailable(answer: Answer) -> Exception:
@@ -151,7 +149,7 @@ class Run:
         self._hung: dict[tuple[str, ...], str] = {}  # what, by implementation, cell, type and pass
         self._peaks: dict[str, tuple[float, float]] = {}  # by type
         self.settings: dict[str, int] = {}
-        self.defaults: dict[Case, str] = {}
+        self._defaults: dict[Case, str] = {}
         groups = len({case[:2] for part in parts for case in part})
         compared = sum(len(representatives(part)) for part in parts)
         self._done, self._total = 0, compared * len(IMPLEMENTATIONS) + groups * ROUNDS
@@ -296,7 +294,7 @@ class Run:
         requests = [Request("default", (case,), self._limits.compare) for case in cases]
         for _, request, answer in self._workers.ask_all({REFERENCE: iter(requests)}, self._end):
             if answer.outcome == ANSWERED:
-                self.defaults[request.arguments[0]] = answer.value
+                self._defaults[request.arguments[0]] = answer.value
 
     def _row(self, case: Case, name: str, result: Result) -> Row:
         N, H, T = case.shape
@@ -314,6 +312,7 @@ class Run:
             None if seconds is None else 1e6 * seconds,
             bound,
             impersonal(result.detail),
+            self._defaults.get(case) == name,
         )
 
 

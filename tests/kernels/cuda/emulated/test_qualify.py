@@ -90,7 +90,7 @@ def test_right_kernels(gpu: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in kernels.IMPLEMENTATIONS:
         assert outcomes(report, name) == dict.fromkeys(("forward", "training", "step"), "right")
     assert report.qualification.device == "Fake H200"
-    assert set(report.defaults.values()) == {"pointwise"}
+    assert {line.default for line in report.lines} == {"pointwise"}
 
 
 @pytest.mark.parametrize(
