@@ -56,8 +56,8 @@ def _table(before: Results, after: Results, units: dict[str, str]) -> str:
         for name in sorted(versions[0].keys() & versions[1].keys())
         if versions[0][name] != versions[1][name]
     ]
-    earlier, worse, rows = _measured(before), 0, 0
-    for row, value in _measured(after).items():
+    earlier, later, worse, rows = _measured(before), _measured(after), 0, 0
+    for row, value in later.items():
         if row in earlier:
             name, _, combination = row
             unit, ratio = units[name], value / earlier[row]
@@ -69,6 +69,9 @@ def _table(before: Results, after: Results, units: dict[str, str]) -> str:
                 f"{verdict:6}  {name}({', '.join(combination)})"
             )
     lines.append(f"{rows} measured by both, {worse} of them more than {LIMIT} times the first")
+    if rows < max(len(earlier), len(later)):  # a benchmark that failed at a commit has no number
+        only = len(earlier) - rows, len(later) - rows
+        lines.append(f"not compared: {only[0]} that only {first} has, {only[1]} that only {second} has")
     return "\n".join(lines)
 
 

@@ -57,6 +57,7 @@ def test_what_both_measured_the_right_way_round(tmp_path: Path) -> None:
         "5 us 5.4 us 1.08 layers.Forward.time_forward(i2, N=1 H=32 T=128)",
         "50 MB 60 MB 1.20 more layers.TrainingMemory.peakmem_training(i0, N=1 H=32 T=128)",
         "4 measured by both, 2 of them more than 1.1 times the first",
+        "not compared: 1 that only aaaaaaaa has, 2 that only bbbbbbbb has",
     ]
     back = lines(tmp_path, B, A, None)
     assert "1.5 ms 1 ms 0.67 faster layers.Forward.time_forward(i0, N=1 H=32 T=128)" in back
@@ -120,7 +121,7 @@ def test_one_commit_under_its_older_and_newer_names() -> None:
     printed = lines(RESULTS, "64949dd1", "086a0c49", None)
     row = "layers.Forward.time_forward(gru, xprnn-numpy-reference, float32, N=32 H=128 T=128)"
     assert f"21.07 ms 11.21 ms 0.53 faster {row}" in printed
-    assert printed[-1].startswith("30 measured by both") and len(printed) == 32
+    assert printed[-2].startswith("30 measured by both") and len(printed) == 33
     file = json.loads(next(RESULTS.glob("*/64949dd1-*.json")).read_text())
     columns = dict(zip(file["result_columns"], file["results"][TIME], strict=False))
     assert len(axis_product(columns["params"])) == len(columns["result"])
