@@ -71,7 +71,8 @@ def _table(before: Results, after: Results, units: dict[str, str]) -> str:
     lines.append(f"{rows} measured by both, {worse} of them more than {LIMIT} times the first")
     if rows < max(len(earlier), len(later)):  # a benchmark that failed at a commit has no number
         only = len(earlier) - rows, len(later) - rows
-        lines.append(f"not compared: {only[0]} that only {first} has, {only[1]} that only {second} has")
+        missing = f"{only[0]} that only {first} has, {only[1]} that only {second} has"
+        lines.append(f"not compared: {missing}")
     return "\n".join(lines)
 
 

@@ -36,6 +36,7 @@ WITHOUT_LAUNCHES = {  # public names that launch nothing, or whose members are c
     *("BackendUnavailableError", "GradientError", "KernelStoppedError", "KernelUnavailableError"),
     *("feature_first", "functional", "optim", "get_backend", "use_backend"),
     "use_kernels",
+    "qualify",  # its calls run in processes of their own
     *("__version__",),
 }
 
