@@ -119,6 +119,9 @@ class Workers:
             "XPRNN_QUALIFIED": "off",
         }
         self._environment.pop("XPRNN_KERNELS", None)
+        # OpenBLAS's threads look for work for 2^20 cycles, less than a millisecond, and not for a
+        # tenth of a second, in which they would take a processor from the next worker's turn
+        self._environment.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
         # as long as workers compare at the same time, BLAS threads would wait for each other
         self._one_thread = {**self._environment, **dict.fromkeys(VARIABLES, "1")}
         self._running: dict[Lane, _Process] = {}

@@ -27,7 +27,7 @@ from . import grid as grids
 from .grid import Case, Grid
 from .processes import ANSWERED, COMMAND, TIMED_OUT, Answer, Lane, Request, Workers
 from .report import Progress, QualifyReport
-from .timing import PER_THREAD_CASE, least_bytes, multiply_adds
+from .timing import least_bytes, multiply_adds
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def measure(
             {**described["facts"], "kernels": described["kernels"]},
             date.today().isoformat(),
             round(time.monotonic() - start, 1),
-            run.settings,
+            {},  # no constant is measured yet
             rows,
         )
         planned = len(IMPLEMENTATIONS) * sum(map(len, parts))
@@ -116,7 +116,7 @@ def _unavailable(answer: Answer) -> Exception:
 
 
 Key = tuple[Case, str]  # a call and an implementation
-REFERENCE, SEQUENCE = Lane("reference"), Lane("sequence")
+REFERENCE = Lane("reference")
 RIGHT = "right"
 
 
@@ -148,7 +148,6 @@ class Run:
         self._seconds: dict[Key, float] = {}
         self._hung: dict[tuple[str, ...], str] = {}  # what, by implementation, cell, type and pass
         self._peaks: dict[str, tuple[float, float]] = {}  # by type
-        self.settings: dict[str, int] = {}
         self._defaults: dict[Case, str] = {}
         groups = len({case[:2] for part in parts for case in part})
         compared = sum(len(representatives(part)) for part in parts)
@@ -162,7 +161,7 @@ class Run:
                 self._compare([case for group in pending for case in group])
                 complete = [group for group in pending if self._is_compared(group)]
                 if complete:
-                    self._constants(part)
+                    self._measure_peaks(part[0].dtype)
                 for group in complete:
                     self._time(group, time.monotonic() + self._left() / len(pending))
                     pending.remove(group)
@@ -232,20 +231,12 @@ class Run:
 
     # -- times
 
-    def _constants(self, part: Sequence[Case]) -> None:
-        """The peaks that bounds follow from, and the amount of work for which threads pay."""
-        dtype = part[0].dtype
+    def _measure_peaks(self, dtype: str) -> None:
+        """The peaks that bounds follow from."""
         if dtype not in self._peaks:
             peaks = self._workers.ask(REFERENCE, Request("peaks", (dtype,), self._limits.sample))
             if peaks.outcome == ANSWERED:
                 self._peaks[dtype] = peaks.value
-        if "per_thread" in self.settings or not any(
-            self._is_right(case, "sequence") and case[:3] == PER_THREAD_CASE[:3] for case in part
-        ):
-            return
-        answer = self._workers.ask(SEQUENCE, Request("per_thread", (), self._limits.sample))
-        if answer.value is not None:
-            self.settings["per_thread"] = answer.value
 
     def _is_right(self, case: Case, name: str) -> bool:
         return (case, name) in self._results and self._results[case, name].outcome == RIGHT

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from ... import kernels
 from ...backend import Backend, asarray
-from ...backend.processors import usable
 from ...cells import CELLS
-from ...kernels.qualification import SETTINGS, Shape
 from ..verification.suite import Problem, build
 from .grid import Case
 
@@ -22,12 +17,6 @@ SAMPLE = 1e-3  # seconds that a sample lasts at least, so that reading the clock
 PEAK_ROUNDS = 20  # the fastest counts: other processes only make them slower
 CPU_SIZES = (512, 1 << 26)  # order of the matrices of a product, bytes of a copy
 GPU_SIZES = (4096, 1 << 28)
-THREAD_ROUNDS = 7  # of each amount of work, with one thread and with more
-THREADS_MARGIN = 1.05
-# With these calls numbers of threads are compared
-PER_THREAD_CASE = Case("gru", "float32", "forward", Shape(16, 128, 40))
-PER_THREAD_STEPS = (40, 30, 20, 15, 10, 7, 5, 3, 2)
-MIN_WINS = 3  # largest amounts of work at which two threads must be faster; fewer may be chance
 
 
 class Timer:
@@ -84,39 +73,6 @@ class Timer:
                 for function in functions
             )
         return order**3 / product_s, 2 * nbytes / copy_s
-
-    def per_thread(self) -> int | None:
-        """The multiply-adds of a call from which two threads are faster than one; None: unknown.
-
-        Each amount of work is timed with one thread and with two, interleaved. The result is the
-        least from which two are faster for every larger amount.
-        """
-        if self._backend.on_gpu or usable() < 2:
-            return None
-        package, wins = kernels.package_of(self._backend), list[int]()
-        least, most = SETTINGS["per_thread"]
-        try:
-            for T in PER_THREAD_STEPS:
-                case = PER_THREAD_CASE._replace(shape=PER_THREAD_CASE.shape._replace(T=T))
-                function, work = call_of(self._backend, case), multiply_adds(case)
-                if work < least or not self._two_are_faster(function, work, most, package):
-                    break
-                wins.append(work)
-        finally:
-            package.configure({})
-        return wins[-1] if len(wins) >= MIN_WINS else None
-
-    def _two_are_faster(
-        self, function: Callable[[], object], work: int, most: int, package: Any
-    ) -> bool:
-        times: dict[int, list[float]] = {most: [], work: []}
-        for _ in range(THREAD_ROUNDS):
-            for per_thread, samples in times.items():
-                package.configure({"per_thread": per_thread})
-                function()
-                samples.append(self._seconds(function, 2))
-        one, two = (statistics.median(samples) for samples in times.values())
-        return one > THREADS_MARGIN * two
 
 
 def call_of(backend: Backend, case: Case) -> Callable[[], object]:

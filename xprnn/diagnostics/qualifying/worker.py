@@ -77,13 +77,8 @@ class Session:
         """Multiply-adds and bytes per second."""
         return [*self._timer.peaks(dtype)]
 
-    def per_thread(self) -> int | None:
-        """The multiply-adds of a call from which two threads are faster than one."""
-        with kernels.use_kernels(self._implementation):
-            return self._timer.per_thread()
 
-
-METHODS = ("describe", "default", "compare", "sample", "peaks", "per_thread")
+METHODS = ("describe", "default", "compare", "sample", "peaks")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...backend import Backend, optional
-from ...backend.processors import processor_name
+from ...backend.processors import processor_name, usable
 from ...cells import Cell
 from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
@@ -40,6 +40,7 @@ def identity(backend: Backend) -> dict[str, str]:
         "device": processor_name(),
         "numba": numba.__version__,
         "numpy": np.__version__,
+        "threads": str(usable()),  # with others, other implementations are faster
         "sources": sources_digest(__package__),
     }
 

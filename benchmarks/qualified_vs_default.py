@@ -1,0 +1,117 @@
+"""Times of layers as "auto" selects without and with a qualification, interleaved in one process.
+
+    python -m benchmarks.qualified_vs_default FILE [--rounds 21]
+
+FILE is written by `xprnn qualify -o FILE`, in the same environment. Each line is a call of the CPU
+report's shapes, or of those that FILE has measured and that a user may have (T = 128 where FILE has
+steps), with what both select, and the median of the rounds' ratios time without / time with, with
+quartiles. Calls for which both select the same are only counted: the same code runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TURN = 0.02  # seconds of a sample
+
+
+def calls(file: Any) -> Iterator[tuple[str, str, int, int, int, int]]:
+    """Cell, pass, T, N, I and H of the calls."""
+    from .cpu.problems import CELLS, SHAPES
+
+    for cell in CELLS:
+        for kind in ("forward", "training"):
+            for T, N, I, H in SHAPES:  # noqa: E741
+                yield cell, kind, T, N, I, H
+    shapes = [(r.cell, r.kind, r.T, r.N, r.H) for r in file.rows if r.dtype == "float32"]
+    for cell, kind, T, N, H in dict.fromkeys(shapes):
+        if kind != "step":
+            yield cell, kind, T, N, H, H
+        yield cell, kind, 128 if kind != "step" else T, N, H, H
+
+
+def main() -> None:
+    import numpy as np
+
+    from xprnn.kernels import qualification
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--rounds", type=int, default=21)
+    options = parser.parse_args()
+    file = qualification.parse(options.file.read_bytes())
+    same, ratios = 0, []
+    for cell, kind, T, N, I, H in dict.fromkeys(calls(file)):  # noqa: E741
+        x = np.random.default_rng(0).standard_normal((T, N, I), dtype=np.float32)
+        name, default = prepared(cell, kind, x, H, "off")
+        other, selected = prepared(cell, kind, x, H, str(options.file))
+        if name == other:
+            same += 1
+            continue
+        rounds = sorted(sample(default) / sample(selected) for _ in range(options.rounds))
+        low, ratio, high = statistics.quantiles(rounds, n=4)
+        ratios.append(ratio)
+        size = f"T={T} N={N} I={I} H={H}"
+        print(
+            f"{cell:16} {kind:8} {size:26} {name:9} {other:9} {ratio:5.2f} ({low:.2f}, {high:.2f})"
+        )
+    print(f"{same} calls select the same; {len(ratios)} others, least ratio {min(ratios):.2f}")
+
+
+def prepared(
+    cell: str, kind: str, x: np.ndarray, H: int, qualified: str
+) -> tuple[str, Callable[[], object]]:
+    """What "auto" selects with this value of XPRNN_QUALIFIED, and the call, which is warm."""
+    from xprnn.diagnostics.verification.suite import LAYERS
+
+    os.environ["XPRNN_QUALIFIED"] = qualified
+    family, arguments = LAYERS[cell]
+    layer = family(x.shape[2], H, seed=0, **arguments)
+    if kind == "step":
+        stepper = layer.stepper(x.shape[1])
+        name = stepper.explain().partition(": ")[2].partition("\n")[0]
+        call: Callable[[], object] = lambda: stepper.step(x[0])  # noqa: E731
+    else:
+        layer.train() if kind == "training" else layer.eval()
+        name = layer._plan(*x.shape[:2]).implementation
+        call = training(layer, x) if kind == "training" else lambda: layer(x)
+    for _ in range(3):
+        call()
+    return name, call
+
+
+def training(layer: Any, x: np.ndarray) -> Callable[[], object]:
+    import numpy as np
+
+    doutput = np.ones((*x.shape[:2], layer.hidden_size), np.float32)
+
+    def call() -> None:
+        with layer.writable():  # as an optimiser: weights are packed anew
+            pass
+        layer(x)
+        layer.backward(doutput, None)
+
+    return call
+
+
+def sample(call: Callable[[], object]) -> float:
+    """Seconds of a call: the least of those of one turn."""
+    best, end = float("inf"), time.perf_counter() + TURN
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+if __name__ == "__main__":
+    main()
