@@ -2,9 +2,9 @@
 
     python -m benchmarks.qualified_vs_default FILE [--rounds 21]
 
-FILE is written by `xprnn qualify -o FILE`, in the same environment. Each line is a call of the CPU
-report's shapes, or of those that FILE has measured and that a user may have (T = 128 where FILE has
-steps), with what both select, and the median of the rounds' ratios time without / time with, with
+FILE is written by `xprnn qualify -o FILE`, in the same environment. The calls are those of the CPU
+report's shapes, those that FILE has measured, and these with 128 steps, to which FILE extrapolates.
+A line has what both select, and the median of the rounds' ratios, time without / time with, with
 quartiles. Calls for which both select the same are only counted: the same code runs.
 """
 
@@ -34,9 +34,9 @@ def calls(file: Any) -> Iterator[tuple[str, str, int, int, int, int]]:
                 yield cell, kind, T, N, I, H
     shapes = [(r.cell, r.kind, r.T, r.N, r.H) for r in file.rows if r.dtype == "float32"]
     for cell, kind, T, N, H in dict.fromkeys(shapes):
+        yield cell, kind, T, N, H, H
         if kind != "step":
-            yield cell, kind, T, N, H, H
-        yield cell, kind, 128 if kind != "step" else T, N, H, H
+            yield cell, kind, 128, N, H, H
 
 
 def main() -> None:
@@ -57,14 +57,15 @@ def main() -> None:
         if name == other:
             same += 1
             continue
-        rounds = sorted(sample(default) / sample(selected) for _ in range(options.rounds))
+        rounds = [sample(default) / sample(selected) for _ in range(options.rounds)]
         low, ratio, high = statistics.quantiles(rounds, n=4)
         ratios.append(ratio)
         size = f"T={T} N={N} I={I} H={H}"
         print(
             f"{cell:16} {kind:8} {size:26} {name:9} {other:9} {ratio:5.2f} ({low:.2f}, {high:.2f})"
         )
-    print(f"{same} calls select the same; {len(ratios)} others, least ratio {min(ratios):.2f}")
+    least = min(ratios, default=1.0)
+    print(f"{same} calls select the same; {len(ratios)} others, least ratio {least:.2f}")
 
 
 def prepared(

@@ -29,8 +29,8 @@ def qualify(
     own. Each cell, type, pass and shape of a grid is first compared with the float64 equations: all
     results and gradients by value, rows of different length, both directions, the bits of repeated
     and of simultaneous calls, NaN and infinity. What was right is timed, interleaved. A
-    process that does not answer is killed and one that ends is replaced; both cost a row. It takes
-    less than two minutes on a CPU and three on a GPU.
+    process that does not answer is killed and one that ends is replaced; both cost a row. It
+    stops after two minutes on a CPU and three on a GPU, and leaves out what it has not reached.
 
     The result is a small JSON file, from which `xprnn` selects implementations from then on. It is
     written to the user's cache folder, or to `output`, which `XPRNN_QUALIFIED` can name.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from math import sqrt
-from pathlib import Path
 
 from ...backend import Backend
 from ...backend.cupy import CupyBackend
-from ...backend.processors import processors
+from ...backend.processors import processor_name, processors
 from ...diagnostics.tolerances import LOW_PRECISION_DEVIATIONS, UNIT_ROUNDOFF, error_of, tolerance
 from .. import info
 from .clock import Function, measure, timer
@@ -95,16 +94,7 @@ def agreement(setting: Setting, own: Peer, peer: Peer) -> str:
 def _machine(backend: Backend) -> list[str]:
     """Lines that describe the machine and the versions."""
     versions = [f"{name} {text}" for name, text in info.versions().items() if "not " not in text]
-    machine = f"{_processor()}, {processors()} processors for this process, {platform.system()}"
+    machine = f"{processor_name()}, {processors()} processors for this process, {platform.system()}"
     if isinstance(backend, CupyBackend):
         machine = f"{info.backends()[backend.name].removeprefix('usable: ')}; {machine}"
     return [f"machine: {machine}", f"versions: {', '.join(versions)}"]
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
