@@ -12,6 +12,7 @@ from .backend import (
     to_numpy,
     use_backend,
 )
+from .cells.definition import cell
 from .diagnostics.gradient_check import GradientError, gradcheck
 from .diagnostics.gradient_norms import gradient_flow
 from .diagnostics.qualifying.entry import qualify
@@ -43,6 +44,7 @@ __all__ = [
     "Linear",
     "RNNCell",
     "asarray",
+    "cell",
     "feature_first",
     "functional",
     "get_backend",

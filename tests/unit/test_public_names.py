@@ -25,6 +25,7 @@ ADDED = {
     "progress=None)",
 }
 ADDED_TO_MODULES = {".xp: property", ".asarray(self, value, dtype=None)"}
+NEW = ("xprnn.cell(", "xprnn.Recurrent")  # names that begin so did not exist
 SPECIAL = ("__call__", "__init__")
 
 
@@ -86,9 +87,10 @@ def signature_of(function: Any) -> str:
 
 
 def test_all_names_are_there_as_they_were() -> None:
-    names = list(listed())
-    assert len(set(names)) == len(names)
+    names = [name for name in listed() if not name.startswith(NEW)]
+    assert len(set(names)) == len(names) < len([*listed()])
     modules = [f"xprnn.{name}" for name in xprnn.__all__ if is_module(getattr(xprnn, name))]
+    modules = [name for name in modules if not name.startswith(NEW)]
     added = ADDED | {name + member for name in modules for member in ADDED_TO_MODULES}
     assert added <= set(names)
     assert set(names) - added == set(LIST.read_text("utf-8").splitlines())
