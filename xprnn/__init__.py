@@ -19,6 +19,7 @@ from .diagnostics.qualifying.entry import qualify
 from .diagnostics.verification.comparison import verify
 from .kernels import KernelUnavailableError, use_kernels
 from .nn.cells import GRUCell, LSTMCell, RNNCell
+from .nn.defined import Recurrent, RecurrentCell
 from .nn.embedding import Embedding
 from .nn.layers import GRU, LSTM, RNN
 from .nn.linear import Linear
@@ -43,6 +44,8 @@ __all__ = [
     "LSTMCell",
     "Linear",
     "RNNCell",
+    "Recurrent",
+    "RecurrentCell",
     "asarray",
     "cell",
     "feature_first",

@@ -18,9 +18,9 @@ from typing import Any
 
 from . import functional
 from .backend import AnyArray, Array, Backend
-from .cells.numerics import sum_rows
 from .core.checks import check_array, check_reference_array
 from .core.oom import translate_out_of_memory
+from .core.sums import sum_rows
 
 PARAMETERS = ("Wax", "Waa", "Wya", "ba", "by")
 

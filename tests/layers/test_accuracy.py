@@ -11,6 +11,7 @@ import xprnn
 from tests.support.tolerances import assert_close
 from xprnn.cells import lstm as lstm_module
 from xprnn.cells import numerics
+from xprnn.core import sums
 
 T, N, I, H = 6, 3, 4, 5  # noqa: E741
 
@@ -70,7 +71,7 @@ def test_a_sigmoid_of_absolute_accuracy_is_detected(
 def test_sum_rows(rows: int) -> None:
     a = np.random.default_rng(0).uniform(0.5, 1.5, (rows, 3)).astype(np.float32)
     out = np.full(3, np.nan, np.float32)
-    numerics.sum_rows(np, a, out)
+    sums.sum_rows(np, a, out)
     expected = a.sum(axis=0, dtype=np.float64)
     # three levels of at most 511 additions; each error is a random walk of half units
     assert np.abs(out - expected).max() <= 8 * 2.0**-24 * np.sqrt(3 * 511) * max(

@@ -78,7 +78,7 @@ def test_biases_of_another_size_are_detected(
     """
 
     def work_on(self: StepExecutor, captured: Any) -> None:
-        self.sides, self._x, self._biases, self._calls = captured
+        self.sides, self._x, self._inputs, self._biases, self._calls = captured
 
     monkeypatch.setattr(StepExecutor, "_select", work_on)
     with pytest.raises(AssertionError, match="Mismatched elements"):

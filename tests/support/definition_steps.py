@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xprnn.cells.definition.program import Leaves, Program
+from xprnn.cells.definition.derived_step import DerivedStep, Leaves
 
 N, H = 3, 4
 
@@ -18,7 +18,7 @@ class Step(NamedTuple):
     upstream: tuple[np.ndarray, ...]
 
 
-def draw(program: Program, bias: bool, seed: int = 0) -> Step:
+def draw(program: DerivedStep, bias: bool, seed: int = 0) -> Step:
     """Normally distributed values; states and upstream gradients are not zero."""
     rng = np.random.default_rng(seed)
     signature, widths = program.trace.signature, program.widths
@@ -49,7 +49,7 @@ def draw(program: Program, bias: bool, seed: int = 0) -> Step:
     return Step(leaves, tuple(normal(*state.shape) for state in states))
 
 
-def ours(program: Program, step: Step, xp: Any = np) -> dict[str, Any]:
+def ours(program: DerivedStep, step: Step, xp: Any = np) -> dict[str, Any]:
     """The next states, and every gradient by name."""
     leaves, upstream = step
     leaves = leaves._replace(gates=with_folded(program, leaves))
@@ -65,15 +65,15 @@ def ours(program: Program, step: Step, xp: Any = np) -> dict[str, Any]:
     ):
         for block, part in zip(product.blocks, parts, strict=True):
             results[f"d {product.matrix}.{block}"] = part.T @ operand
-    for gate in program.folded:
+    for gate in program.bias_folded:
         results[f"d b_hh.{gate}"] = xp.sum(gradients.gates[gate], axis=0)
     return results
 
 
-def with_folded(program: Program, leaves: Leaves) -> dict[str, Any]:
+def with_folded(program: DerivedStep, leaves: Leaves) -> dict[str, Any]:
     """gx with the b_hh of the gates in which it is folded into b_ih."""
     gates = dict(leaves.gates)
-    for gate in program.folded:
+    for gate in program.bias_folded:
         k = program.trace.matrices["weight_hh"].biased.index(gate)
         gates[gate] = gates[gate] + leaves.parameters["bias_hh"][k * H : (k + 1) * H]
     return gates

@@ -14,7 +14,7 @@ from tests.support.torch_cases import on_one_thread
 from tests.support.torch_definition import torch_step
 from xprnn import cells
 from xprnn.cells.definition import operations, saving
-from xprnn.cells.definition.program import Leaves, Program
+from xprnn.cells.definition.derived_step import DerivedStep, Leaves
 from xprnn.core.cell import Buffers, Weights
 
 BOUND = 1e-10
@@ -22,7 +22,7 @@ EXACT = 1e-14  # between two evaluations of the same equations
 
 
 @on_one_thread
-def by_torch(program: Program, step: Step, definition: Any, options: Any) -> dict[str, Any]:
+def by_torch(program: DerivedStep, step: Step, definition: Any, options: Any) -> dict[str, Any]:
     """The same by torch's autograd."""
     import torch
 
@@ -107,7 +107,7 @@ SAVED = {
     "min_gru": ["sigmoid", "sub"],  # z, n - h
     "min_lstm": ["gate", "sigmoid", "sigmoid"],  # the quotient is the next state
 }
-FOLDED = {"gru": ("r", "z"), "lstm": ("i", "f", "g", "o"), "layer_norm_lstm": ()}
+BIAS_FOLDED = {"gru": ("r", "z"), "lstm": ("i", "f", "g", "o"), "layer_norm_lstm": ()}
 
 
 @pytest.mark.parametrize("name", sorted(SAVED))
@@ -117,10 +117,10 @@ def test_what_is_saved(name: str) -> None:
     assert all(node.width == H for node in program.saved)
 
 
-@pytest.mark.parametrize("name", sorted(FOLDED))
+@pytest.mark.parametrize("name", sorted(BIAS_FOLDED))
 def test_where_dgx_is_dgh(name: str) -> None:
-    assert DEFINITIONS[name].program(H, {}, {}, True).folded == FOLDED[name]
-    assert DEFINITIONS[name].program(H, {}, {}, False).folded == ()
+    assert DEFINITIONS[name].program(H, {}, {}, True).bias_folded == BIAS_FOLDED[name]
+    assert DEFINITIONS[name].program(H, {}, {}, False).bias_folded == ()
 
 
 def test_the_gru_saves_gh_n_and_not_its_parts() -> None:
@@ -180,7 +180,7 @@ def test_definitions_equal_hand_written_cells(name: str, written: str, bias: boo
     W, b = leaves.parameters["weight_hh"], leaves.parameters.get("bias_hh")
     assert (b is not None) == bias
     if name == "gru2014" and bias:
-        assert program.folded == ("r", "z", "n")
+        assert program.bias_folded == ("r", "z", "n")
     weights = Weights(np.zeros((len(W), 1)), W, b, b)
     saved, following = np.zeros((N, cell.saved * H)), tuple(map(np.zeros_like, leaves.states))
 
@@ -297,7 +297,7 @@ def test_a_wrong_rule_is_detected(op: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setitem(operations.OPERATIONS, op, right._replace(gradient=wrong))
     definition = DEFINITIONS["every_function"]
-    program = Program(definition.trace({}), {"H": H}, True)
+    program = DerivedStep(definition.trace({}), {"H": H}, True)
     assert applied
     step = draw(program, True)
     with pytest.raises(AssertionError, match="d"):
@@ -305,12 +305,12 @@ def test_a_wrong_rule_is_detected(op: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_value_that_is_not_saved_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Program(DEFINITIONS["gru"].trace({}), {"H": H}, True)
+    program = DerivedStep(DEFINITIONS["gru"].trace({}), {"H": H}, True)
     right = saving.choose
     monkeypatch.setattr(
-        "xprnn.cells.definition.program.choose", lambda *arguments: right(*arguments)[:-1]
+        "xprnn.cells.definition.derived_step.choose", lambda *arguments: right(*arguments)[:-1]
     )
-    faulty = Program(DEFINITIONS["gru"].trace({}), {"H": H}, True)
+    faulty = DerivedStep(DEFINITIONS["gru"].trace({}), {"H": H}, True)
     assert len(faulty.saved) == len(program.saved) - 1
     with pytest.raises(KeyError):
         ours(faulty, draw(faulty, True))
@@ -332,5 +332,5 @@ def test_a_wrong_cut_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
         return {*flow._left} - found
 
     monkeypatch.setattr(saving._Flow, "_reaching_sink", nearest_to_source)
-    program = Program(DEFINITIONS["li_gru"].trace({}), {"H": H}, True)
+    program = DerivedStep(DEFINITIONS["li_gru"].trace({}), {"H": H}, True)
     assert sorted(node.op for node in program.saved) != SAVED["li_gru"]

@@ -26,6 +26,7 @@ ADDED = {
 }
 ADDED_TO_MODULES = {".xp: property", ".asarray(self, value, dtype=None)"}
 NEW = ("xprnn.cell(", "xprnn.Recurrent")  # names that begin so did not exist
+LATER_ARGUMENTS = (", cells=()", ", **inputs")  # optional ones, of names that are listed
 SPECIAL = ("__call__", "__init__")
 
 
@@ -93,7 +94,14 @@ def test_all_names_are_there_as_they_were() -> None:
     modules = [name for name in modules if not name.startswith(NEW)]
     added = ADDED | {name + member for name in modules for member in ADDED_TO_MODULES}
     assert added <= set(names)
-    assert set(names) - added == set(LIST.read_text("utf-8").splitlines())
+    listed_then = set(LIST.read_text("utf-8").splitlines())
+    assert {without_later_arguments(name) for name in set(names) - added} == listed_then
+
+
+def without_later_arguments(name: str) -> str:
+    for argument in LATER_ARGUMENTS:
+        name = name.replace(argument, "")
+    return name
 
 
 def is_module(value: Any) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import xprnn
 from tests.support.definition_steps import H, Step, draw
 from xprnn.cells.definition import Definition
-from xprnn.cells.definition.program import Leaves, Program, evaluate
+from xprnn.cells.definition.derived_step import DerivedStep, Leaves, evaluate
 
 STEP, BOUND = 1e-5, 1e-6  # of the difference, and of its error relative to the sum of its terms
 KINK = 1e-3  # values at least this far from a kink
@@ -75,7 +75,7 @@ def random_definition(chosen: random.Random) -> Definition:
     return xprnn.cell(gates=gates, states=states, vectors=("v",))(step)
 
 
-def distance_to_kinks(program: Program, leaves: Leaves) -> float:
+def distance_to_kinks(program: DerivedStep, leaves: Leaves) -> float:
     """The smallest distance of a value from one at which a function has a kink."""
     values: Any = {}
     program._read(values, program.forward_nodes, leaves, np)
@@ -97,7 +97,7 @@ def distance_to_kinks(program: Program, leaves: Leaves) -> float:
 
 def check(seed: int) -> None:
     definition = random_definition(random.Random(seed))
-    program = Program(definition.trace({}), {"H": H}, bias=False)
+    program = DerivedStep(definition.trace({}), {"H": H}, bias=False)
     step: Step = draw(program, bias=False, seed=seed)
     leaves, upstream = step
     assume(distance_to_kinks(program, leaves) > KINK)
@@ -110,8 +110,10 @@ def check(seed: int) -> None:
     ):
         for gate, part in zip(product.blocks, parts, strict=True):
             k = program.trace.matrices["weight_hh"].blocks.index(gate)
-            whole = by_name.setdefault("weight_hh", np.zeros(leaves.parameters["weight_hh"].shape))
-            whole[k * H : (k + 1) * H] = (part + np.zeros((1, H))).T @ operand
+            dweight = by_name.setdefault(
+                "weight_hh", np.zeros(leaves.parameters["weight_hh"].shape)
+            )
+            dweight[k * H : (k + 1) * H] = (part + np.zeros((1, H))).T @ operand
     terms = []
 
     def moved(value: Any, gradient: Any) -> Any:

@@ -40,6 +40,7 @@ class LSTM(Cell):
     bias_folded_gates: int = 4
     saved: int = 1
     state_names: tuple[str, ...] = ("h", "c")
+    initial_values: tuple[float, ...] = (0.0, 0.0)
     forward_scratch: tuple[int, ...] = (4,)
     backward_scratch: tuple[int, ...] = (1, 1)
     backward_reads: tuple[str, ...] = ("gates", "saved", "c")

@@ -1,4 +1,4 @@
-"""A sigmoid and a sum over rows with smaller rounding errors than the obvious ones."""
+"""A sigmoid with smaller rounding errors than the obvious one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 from ..backend import Array
 
 _LARGEST_EXPONENT = {4: 88.0, 8: 709.0}  # by item size: exp of it is still finite
-_BLOCK = 256  # rows that are summed sequentially
 
 
 def sigmoid(xp: Any, a: Array) -> None:
@@ -24,15 +23,3 @@ def sigmoid(xp: Any, a: Array) -> None:
     xp.exp(a, out=a)
     a += 1.0
     xp.divide(1.0, a, out=a)
-
-
-def sum_rows(xp: Any, a: Array, out: Array) -> None:
-    """Write the sum over rows of a (S, F), any strides, to `out` (F,), in the dtype of `out`.
-
-    In a sequential sum the rounding error grows with S; here blocks are summed, then their sums.
-    """
-    while a.shape[0] > _BLOCK:
-        end = a.shape[0] // _BLOCK * _BLOCK
-        sums = a[:end].reshape(-1, _BLOCK, a.shape[1]).sum(axis=1, dtype=out.dtype)
-        a = xp.concatenate([sums, a[end:].astype(out.dtype, copy=False)], axis=0)
-    xp.sum(a, axis=0, dtype=out.dtype, out=out)

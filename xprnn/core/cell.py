@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..backend import Array
+from .sums import sum_rows
 
 
 class Weights(NamedTuple):
@@ -12,6 +14,7 @@ class Weights(NamedTuple):
 
     A bias is None where the layer has none; in a set of gradients, None also marks a frozen
     parameter, whose gradient is not computed. The fields are Any for these two meanings of None.
+    A cell with other parameters has a named tuple of its own, which begins with these.
     """
 
     weight_ih: Any  # (G*H, I)
@@ -29,6 +32,14 @@ class Buffers(NamedTuple):
     next_states: tuple[Array, ...]
     dstates: tuple[Array, ...]  # empty in a forward step
     scratch: tuple[Array, ...]
+    extra: tuple[Array, ...] = ()  # (N, 1) or (N, H): inputs of the step, and in training its masks
+
+
+class Mask(NamedTuple):
+    """A random mask of a cell's steps, 0 with probability `rate` and else 1."""
+
+    rate: float
+    per_sequence: bool  # whether all steps of a sequence have the same one
 
 
 class Cell:
@@ -70,6 +81,7 @@ class Cell:
     )
     saved: int = 0  # width of `saved`, in units of H
     state_names: tuple[str, ...] = ("h",)
+    initial_values: tuple[float, ...] = (0.0,)  # with which the states begin
     forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
     backward_scratch: tuple[int, ...]
     # the buffers that `backward` reads and writes; h' is the next h
@@ -78,11 +90,30 @@ class Cell:
     pointwise_ops: tuple[str, ...] = ("forward_gates", "backward_gates")
     # array operations per step, forward and backward, each a launch on a GPU; None: not counted
     kernel_launches: tuple[int, int] | None = None
+    # whether a step's array calls, all of them with `out`, can be captured and replayed
+    is_captured: bool = True
+    weights_type: type[Any] = Weights
+    extra_inputs: tuple[str, ...] = ()  # numbers of each step and row that a call passes
+    masks: tuple[Mask, ...] = ()
 
     @property
     def gates(self) -> int:
         """G, the number of gates."""
         return len(self.gate_names)
+
+    def state_sizes(self, H: int) -> tuple[int, ...]:
+        """The widths of the states; the first one is that of the output."""
+        return (H,) * len(self.state_names)
+
+    def saved_size(self, H: int) -> int:
+        """The width of `saved`."""
+        return self.saved * H
+
+    def weight_shapes(self, I: int, H: int, bias: bool) -> Mapping[str, tuple[int, ...]]:  # noqa: E741
+        """The parameters of a direction that reads I features, in torch's order."""
+        rows = self.gates * H
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, I), "weight_hh": (rows, H)}
+        return shapes | {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else shapes
 
     def input_bias(self, weights: Weights, dtype: Any) -> Array | None:
         """b_ih, plus b_hh for the gates in which the two only occur as a sum; new array (G*H,)."""
@@ -125,6 +156,28 @@ class Cell:
         :param dgates: inout, (S, G*H), dgh -> dgx.
         :param saved: in, (S, saved*H).
         """
+
+    def step_gradients(
+        self,
+        xp: Any,
+        products: Any,
+        states: tuple[Callable[[int], Array], Callable[[int], Array]],
+        dgh: Array,
+        saved: Array,
+        dweights: Weights,
+    ) -> None:
+        """Compute the gradients of the parameters that steps read, over all steps at once.
+
+        :param products: an array module, or what else has `matmul`.
+        :param states: functions that return state k, (S, H), as each step read or wrote it.
+        :param dgh: in, (S, G*H), the `gates` after `backward`.
+        :param saved: in, (S, saved*H), likewise.
+        :param dweights: out, where an entry is not None.
+        """
+        if dweights.weight_hh is not None:
+            self.recurrent_gradient(products, dgh, states[0](0), saved, dweights.weight_hh)
+        if dweights.bias_hh is not None:
+            sum_rows(xp, dgh, dweights.bias_hh)
 
     def recurrent_gradient(
         self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array

@@ -330,12 +330,13 @@ def check_states(
     states: Any,
     backend: Backend,
     dtype: np.dtype[Any],
-    shape: tuple[int, ...],
+    outer: tuple[int, ...],
+    sizes: tuple[int, ...],
 ) -> tuple[Array | None, ...] | None:
-    """The states passed by the caller, or their gradients, as a tuple, each of `shape`.
+    """The states passed by the caller, or their gradients, as a tuple, each (*outer, its size).
 
-    With one name `states` is the array, with two a tuple of both, either of which may be None:
-    zeros. None if `states` is None.
+    With one name `states` is the array, with several a tuple of all, any of which may be None.
+    None if `states` is None.
     """
     if states is None:
         return None
@@ -344,12 +345,13 @@ def check_states(
     elif not isinstance(states, (tuple, list)) or len(states) != len(names):
         raise TypeError(
             f"{', '.join(names)}: expected a tuple ({', '.join(names)}) of arrays "
-            f"{_shape_text(shape)}, got {_kind(states)}"
+            f"{' and '.join(dict.fromkeys(_shape_text((*outer, size)) for size in sizes))}, "
+            f"got {_kind(states)}"
         )
     checked = []
-    for name, state in zip(names, states, strict=True):
+    for name, state, size in zip(names, states, sizes, strict=True):
         if state is not None:
-            state = check_array(name, state, backend, dtype, shape)
+            state = check_array(name, state, backend, dtype, (*outer, size))
         checked.append(state)
     return tuple(checked)
 

@@ -21,6 +21,7 @@ class Call(NamedTuple):
     batch_first: bool
     batched: bool  # whether the caller's arrays had a batch dimension
     sizes: tuple[int, int]  # T and N
+    inputs: tuple[Array, ...] = ()  # the cell's extra inputs, (T, N, 1) each, laid out as x
 
 
 @dataclass(slots=True)
@@ -75,7 +76,25 @@ class Activations(NamedTuple):
     x: Array  # (S, I) the layer's input
     gates: Array  # (S, G*H)
     saved: Array  # (S, saved*H)
-    states: tuple[Array, ...]  # (n_0 + S, H) each
+    states: tuple[Array, ...]  # (n_0 + S, H) each, or of the cell's `state_sizes`
+
+
+class Extra(NamedTuple):
+    """What the steps of a direction read besides x and states."""
+
+    inputs: tuple[Array, ...]  # (S, 1) each
+    # of the masks, which are drawn from them; in eval mode the keys are empty
+    step_key: tuple[int, ...] = ()
+    sequence_key: tuple[int, ...] = ()
+    time: Any = None  # (S,), the step of each packed row
+    row: Any = None  # (S,), the caller's row
+
+    def part(self, rows: slice) -> Extra:
+        """That of some packed rows."""
+        inputs = tuple([each[rows] for each in self.inputs])
+        if not self.step_key:
+            return self._replace(inputs=inputs)
+        return self._replace(inputs=inputs, time=self.time[rows], row=self.row[rows])
 
 
 class ForwardPass(NamedTuple):
@@ -87,6 +106,7 @@ class ForwardPass(NamedTuple):
     ends: tuple[Array, ...]  # inout: (N, H) each, the initial states -> the final states
     packed: PackedWeights  # of the weights; inout: kernels add to it
     output: Array | None = None  # out, if given: (S, H), any row stride
+    extra: Extra | None = None  # in
 
 
 class BackwardPass(NamedTuple):
@@ -101,3 +121,4 @@ class BackwardPass(NamedTuple):
     dx: Array | None  # out, if given: (S, I)
     packed: PackedWeights  # of the weights; inout: kernels add to it
     norms: Array | None = None  # out, if given: (T,) norm of the gradient of each step's states
+    extra: Extra | None = None  # in

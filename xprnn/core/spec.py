@@ -26,29 +26,35 @@ class StackSpec:
     @property
     def widest_input(self) -> int:
         """The largest input size of a layer."""
-        upper = self.num_directions * self.hidden_size if self.num_layers > 1 else 0
+        upper = self.num_directions * self.output_size if self.num_layers > 1 else 0
         return max(self.input_size, upper)
+
+    @cached_property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The widths of the states."""
+        return self.cell.state_sizes(self.hidden_size)
+
+    @cached_property
+    def output_size(self) -> int:
+        """The width of a direction's output, the first state."""
+        return self.state_sizes[0]
 
     def weights(self, arrays: Mapping[str, Array]) -> list[list[Weights]]:
         """Named arrays as `Weights` by layer and direction; an absent name gives None."""
         return [
-            [Weights(*[arrays.get(name) for name in names]) for names in pair]
+            [self.cell.weights_type(*[arrays.get(name) for name in names]) for names in pair]
             for pair in self._names
         ]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every parameter, torch's, in torch's order."""
-        gates, H = self.cell.gates * self.hidden_size, self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
-            width = self.num_directions * H if layer else self.input_size
+            width = self.num_directions * self.output_size if layer else self.input_size
+            of_direction = self.cell.weight_shapes(width, self.hidden_size, self.bias)
             for d in range(self.num_directions):
                 suffix = self._suffix(layer, d)
-                shapes[f"weight_ih{suffix}"] = (gates, width)
-                shapes[f"weight_hh{suffix}"] = (gates, H)
-                if self.bias:
-                    shapes[f"bias_ih{suffix}"] = (gates,)
-                    shapes[f"bias_hh{suffix}"] = (gates,)
+                shapes |= {f"{name}{suffix}": shape for name, shape in of_direction.items()}
         return shapes
 
     @cached_property
@@ -56,7 +62,7 @@ class StackSpec:
         """The names of the weights by layer and direction, those of absent biases too."""
         return [
             [
-                [f"{kind}{self._suffix(layer, d)}" for kind in Weights._fields]
+                [f"{kind}{self._suffix(layer, d)}" for kind in self.cell.weights_type._fields]
                 for d in range(self.num_directions)
             ]
             for layer in range(self.num_layers)

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backend import Backend
-from ..cells import Weights
 from ..core.packing import PackedBatch, make_packed_batch
-from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..core.passes import Activations, BackwardPass, Extra, ForwardPass
 from ..kernels.interface import CallContext, LayerRunner, Pass, RunnerCosts, Sizes
 
 
@@ -84,13 +83,16 @@ class Checkpointed:
         self, direction: ForwardPass, segments: Sequence[Segment], call: CallContext
     ) -> Activations:
         assert direction.output is not None
-        scratch, H, empty = call.scratch, direction.output.shape[1], call.saved.empty(0, 0)
-        states = tuple([call.saved.empty(segments[-1].begin.stop, H) for _ in direction.ends])
+        scratch, empty = call.scratch, call.saved.empty(0, 0)
+        rows_saved = segments[-1].begin.stop
+        states = tuple([call.saved.empty(rows_saved, end.shape[1]) for end in direction.ends])
         for batch, _, rows, begin in _walk(segments, direction.reverse):
             mark = scratch.mark()
             for state, end in zip(states, direction.ends, strict=True):
                 state[begin] = end[: batch.running]
-            part = direction._replace(x=direction.x[rows], output=direction.output[rows])
+            part = direction._replace(
+                x=direction.x[rows], output=direction.output[rows], extra=_part(direction, rows)
+            )
             self.runner.forward([part], CallContext(call.plan, batch, scratch, scratch, False))
             scratch.rewind(mark)
         return Activations(direction.x, empty, empty, states)
@@ -106,14 +108,21 @@ class Checkpointed:
     ) -> None:
         """Run each segment forward again and then backward; the last segment comes first."""
         activations, dweights, scratch = direction.activations, direction.dweights, call.scratch
-        share = Weights(*[None if w is None else scratch.empty(*w.shape) for w in dweights])
+        new = [None if w is None else scratch.empty(*w.shape) for w in dweights]
+        share = type(dweights)(*new)
         written = dweights  # of the first segment; those of the others are added to it
         for batch, times, rows, begin in _walk(segments, not direction.reverse):
             mark = scratch.mark()
             context = CallContext(call.plan, batch, scratch, scratch, True)
             ends = tuple([state[begin] for state in activations.states])  # overwritten
+            extra = _part(direction, rows)
             forward_pass = ForwardPass(
-                direction.weights, direction.reverse, activations.x[rows], ends, direction.packed
+                direction.weights,
+                direction.reverse,
+                activations.x[rows],
+                ends,
+                direction.packed,
+                extra=extra,
             )
             (recomputed,) = self.runner.forward([forward_pass], context)
             part = direction._replace(
@@ -122,6 +131,7 @@ class Checkpointed:
                 dweights=written,
                 dx=None if direction.dx is None else direction.dx[rows],
                 norms=None if direction.norms is None else direction.norms[times],
+                extra=extra,
             )
             self.backward_runner.backward([part], context)
             if written is share:
@@ -130,6 +140,10 @@ class Checkpointed:
                         total += each
             written = share
             scratch.rewind(mark)
+
+
+def _part(direction: ForwardPass | BackwardPass, rows: slice) -> Extra | None:
+    return None if direction.extra is None else direction.extra.part(rows)
 
 
 def _walk(segments: Sequence[Segment], reverse: bool) -> Iterator[Segment]:

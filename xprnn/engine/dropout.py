@@ -47,10 +47,7 @@ def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, r
     if p >= 1.0:
         x[...] = 0.0
         return
-    root = 0
-    for part in key:
-        root = _mix_host((root ^ (part & _MASK)) + _GOLDEN & _MASK)
-    rows = max(BLOCK // max(x.shape[1], 1), 1)
+    root, rows = _root(key), max(BLOCK // max(x.shape[1], 1), 1)
     for start in range(0, x.shape[0], rows):
         block = slice(start, start + rows)
         _apply(xp, x[block], p, root, time[block], row[block])
@@ -62,12 +59,45 @@ def workspace_bytes(S: int, F: int) -> int:
     return 16 * (block + S)
 
 
+def keep(
+    xp: Any,
+    rate: float,
+    key: tuple[int, ...],
+    at: tuple[Array, Array],
+    width: int,
+    dtype: Any,
+) -> Array:
+    """A new mask (S, width), 0 with probability `rate` and else 1.
+
+    :param at: the step and the batch row of each row of the mask.
+    """
+    mask = xp.ones((at[0].shape[0], width), dtype)
+    rows = max(BLOCK // max(width, 1), 1)
+    for start in range(0, mask.shape[0], rows):
+        block = slice(start, start + rows)
+        time, row = at
+        mask[block] = _kept(xp, rate, _root(key), time[block], row[block], width)
+    return mask
+
+
+def _root(key: tuple[int, ...]) -> int:
+    """The hash of a key."""
+    root = 0
+    for part in key:
+        root = _mix_host((root ^ (part & _MASK)) + _GOLDEN & _MASK)
+    return root
+
+
 def _apply(xp: Any, x: Array, p: float, root: int, time: Array, row: Array) -> None:
     """`apply`, given the hash of its key."""
+    x *= _kept(xp, p, root, time, row, x.shape[1])
+    x *= 1.0 / (1.0 - p)
+
+
+def _kept(xp: Any, p: float, root: int, time: Array, row: Array, width: int) -> Array:
+    """Whether each element is kept, bool (S, width)."""
     h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(root))
     h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
-    feature = xp.arange(x.shape[1]).astype(xp.uint64) * xp.uint64(_GOLDEN)
+    feature = xp.arange(width).astype(xp.uint64) * xp.uint64(_GOLDEN)
     h = _mix(xp, h[:, None] ^ feature[None, :])
-    kept = h >= xp.uint64(round(p * (1 << 24)) << 40)  # 24 bits decide
-    x *= kept
-    x *= 1.0 / (1.0 - p)
+    return h >= xp.uint64(round(p * (1 << 24)) << 40)  # 24 bits decide

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from ..core.spec import StackSpec
 from ..kernels import ExecutionPlan, Pass, StepPlan, Unsupported
@@ -105,8 +106,10 @@ def moved(spec: StackSpec, plan: StepPlan, batch: int) -> tuple[int, int]:
     """
     cell, H = spec.cell, spec.hidden_size
     C, A = plan.precision.compute_dtype.itemsize, plan.precision.dtype.itemsize
-    G, others = cell.gates, len(cell.state_names) - 1
-    weights, states = G * H * H * C, C + others * A
-    forward = 2 * G * A + (2 * G + cell.saved) * C + 2 * states
-    backward = (3 * G + 2 * cell.saved) * C + states + 2 * (1 + others) * A
-    return weights + batch * H * forward, weights + batch * H * backward
+    shapes = cell.weight_shapes(spec.input_size, H, False)
+    weights = C * sum(prod(s) for name, s in shapes.items() if name != "weight_ih" and len(s) == 2)
+    gates, saved, (h, *others) = cell.gates * H, cell.saved_size(H), spec.state_sizes
+    states = h * C + sum(others) * A
+    forward = 2 * gates * A + (2 * gates + saved) * C + 2 * states
+    backward = (3 * gates + 2 * saved) * C + states + 2 * (h + sum(others)) * A
+    return weights + batch * forward, weights + batch * backward

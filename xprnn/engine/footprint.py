@@ -38,9 +38,9 @@ def training_step(
     :param sizes: T and N.
     """
     steps, rows = sizes
-    S, D, width = steps * rows, spec.num_directions, spec.num_directions * spec.hidden_size
+    S, D, width = steps * rows, spec.num_directions, spec.num_directions * spec.output_size
     A, C = plan.precision.dtype.itemsize, plan.precision.compute_dtype.itemsize
-    all_states = spec.num_layers * D * rows * spec.hidden_size * len(spec.cell.state_names) * A
+    all_states = spec.num_layers * D * rows * sum(spec.state_sizes) * A
 
     saved = S * (spec.input_size + (spec.num_layers - 1) * width) * C
     work = _constant_part(spec, plan, rows, k is not None)
@@ -72,9 +72,9 @@ def _constant_part(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: 
     cell, H, costs = spec.cell, spec.hidden_size, plan.forward.costs
     weights = sum(prod(shape) for shape in spec.shapes().values())
     largest = cell.gates * H * (spec.widest_input + H)
-    step = 2 * cell.gates + cell.saved + 3 * len(cell.state_names)
-    step += max(sum(cell.forward_scratch), sum(cell.backward_scratch))
-    elements = weights + recomputes * largest + rows * H * step
+    step = 2 * cell.gates * H + cell.saved_size(H) + 3 * sum(spec.state_sizes)
+    step += max(sum(cell.forward_scratch), sum(cell.backward_scratch)) * H
+    elements = weights + recomputes * largest + rows * step
     if costs.packs_weights:
         elements += sum(prod(s) * (1 + ("weight" in n)) for n, s in spec.shapes().items())
     if recomputes:  # for a segment's forward pass

@@ -16,6 +16,7 @@ from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.workspace import Workspace
 from ..kernels.interface import CallContext, Pass, RunnerCosts, Sizes
 from ..kernels.shared import allocate, input_projection, project, weight_gradients, write_results
+from . import dropout
 
 
 class StepLoop:
@@ -38,15 +39,21 @@ class StepLoop:
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
             input_projection(self.xp, self.cell, direction, activations.gates)
+            extra = () if direction.extra is None else self._extra(direction)
             for run in call.batch.walk(direction.reverse):
                 copy_initial_states(direction, activations, run)
-                self.run_steps(direction, activations, run, call)
+                self.run_steps(direction, activations, run, call, extra)
             write_results(direction, activations, call.batch)
             results.append(activations)
         return results
 
     def run_steps(
-        self, direction: ForwardPass, activations: Activations, run: StepRun, call: CallContext
+        self,
+        direction: ForwardPass,
+        activations: Activations,
+        run: StepRun,
+        call: CallContext,
+        extra: tuple[Array, ...] = (),
     ) -> None:
         """Run steps on views of the packed rows."""
         xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
@@ -59,18 +66,26 @@ class StepLoop:
             before, after = after, _block(activations.states, next_start, rows)
             first = start if record else 0
             saved_t = saved[first : first + rows]
-            step = Buffers(gates[start : start + rows], saved_t, before, after, (), work)
+            extra_t = _block(extra, start, rows) if extra else ()
+            step = Buffers(gates[start : start + rows], saved_t, before, after, (), work, extra_t)
             cell.forward(xp, direction.weights, step)
         scratch.rewind(mark)
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
         for direction in passes:
+            extra = () if direction.extra is None else self._extra(direction)
             for run in call.batch.walk(direction.reverse, backward=True):
-                self.run_backward_steps(direction, run, call)
+                self.run_backward_steps(direction, run, call, extra)
             weight_gradients(self.xp, self.xp, self.cell, direction, call.batch)
 
-    def run_backward_steps(self, direction: BackwardPass, run: StepRun, call: CallContext) -> None:
+    def run_backward_steps(
+        self,
+        direction: BackwardPass,
+        run: StepRun,
+        call: CallContext,
+        extra: tuple[Array, ...] = (),
+    ) -> None:
         """Run the backward pass of steps; overwrites gates with dgh, and `dstates`."""
         xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
         activations, doutput, norms = direction.activations, direction.doutput, direction.norms
@@ -87,9 +102,26 @@ class StepLoop:
                 norms[t] = sum((dstate * dstate).sum() for dstate in dstates) ** 0.5
             gates_t = activations.gates[start : start + rows]
             saved_t = activations.saved[start : start + rows]
-            step = Buffers(gates_t, saved_t, before, after, dstates, work)
+            extra_t = _block(extra, start, rows) if extra else ()
+            step = Buffers(gates_t, saved_t, before, after, dstates, work, extra_t)
             cell.backward(xp, direction.weights, step)
         scratch.rewind(mark)
+
+    def _extra(self, direction: ForwardPass | BackwardPass) -> tuple[Array, ...]:
+        """The extra inputs of all steps, (S, 1) each, and in training the masks, (S, H) each."""
+        extra, weight_ih, xp = direction.extra, direction.weights.weight_ih, self.xp
+        assert extra is not None
+        if not extra.step_key:
+            return extra.inputs
+        H, low = len(weight_ih) // self.cell.gates, weight_ih.dtype.itemsize == 2
+        dtype = xp.float32 if low else weight_ih.dtype
+        masks = []
+        for k, mask in enumerate(self.cell.masks):
+            key, time = extra.step_key, extra.time
+            if mask.per_sequence:
+                key, time = extra.sequence_key, time * 0
+            masks.append(dropout.keep(xp, mask.rate, (*key, k), (time, extra.row), H, dtype))
+        return (*extra.inputs, *masks)
 
 
 def layer_step(

@@ -10,7 +10,15 @@ import numpy as np
 from ..backend import Array, Backend
 from ..cells import Cell, Weights
 from ..core.packing import PackedBatch
-from ..core.passes import Activations, BackwardPass, Call, ForwardPass, PackedWeights, StackWeights
+from ..core.passes import (
+    Activations,
+    BackwardPass,
+    Call,
+    Extra,
+    ForwardPass,
+    PackedWeights,
+    StackWeights,
+)
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
 from ..core.workspace import Workspace
@@ -78,6 +86,7 @@ class Tape:
     dropout_key: tuple[int, int]  # (seed, call)
     shape: tuple[int, ...]  # of the caller's x, with a batch dimension
     batch_first: bool
+    extra: Extra | None = None  # what all layers share, if the cell reads any
     spent: bool = False  # its backward pass has begun
 
 
@@ -95,6 +104,7 @@ def forward(
     call: Call,
     context: CallContext,
     dropout_key: tuple[int, int] = (0, 0),
+    sequence: int = 0,
 ) -> tuple[Array, tuple[Array, ...], Tape]:
     """Run every layer and direction; returns a new output, new final states, and the tape.
 
@@ -103,7 +113,8 @@ def forward(
 
     :param weights: in; kernels add entries to the packed weights.
     :param call: in: x (T, N, I) or, batch first, (N, T, I), states (L*D, N, H) each, None for
-        zeros.
+        the cell's initial values.
+    :param sequence: selects the masks that all steps of a sequence share.
     :return: (T, N, D*H), laid out as x, and (L*D, N, H) each.
     """
     plan, batch, x = context.plan, context.batch, call.x
@@ -111,13 +122,15 @@ def forward(
     if plan.is_mixed:
         cast = [[_to_compute(each, precision.compute_dtype) for each in p] for p in weights.arrays]
         weights = StackWeights(cast, weights.packed)
-    width = spec.num_directions * spec.hidden_size
+    width = spec.num_directions * spec.output_size
     # past the end of a row the output is zero
     new = xp.empty if batch.ragged is None else xp.zeros
     output = new((*x.shape[:2], width), precision.dtype)
-    ends = _sorted_states(xp, spec, batch, call.initial, precision.dtype)
+    ends = _sorted_states(xp, spec, batch, call.initial, precision.dtype, initial=True)
     tape = Tape(plan, weights, batch, [], dropout_key, x.shape, call.batch_first)
     rows = _packed_input(context, x, call.batch_first)
+    if call.inputs or spec.cell.masks:
+        tape.extra = _extra(spec, call, context, (*dropout_key, sequence))
     packed = _as_packed(batch, output, call.batch_first, precision.compute_dtype)
     if not isinstance(plan.wavefront, Unsupported):
         rows, packed = _run_wavefront(plan.wavefront, tape, rows, ends, context), None
@@ -155,7 +168,7 @@ def _forward_passes(
     joined: Array,
 ) -> list[ForwardPass]:
     """The passes over a layer and some of its directions; out: their part of `joined` (S, D*H)."""
-    (layer, group), H, D = which, spec.hidden_size, spec.num_directions
+    (layer, group), H, D = which, spec.output_size, spec.num_directions
     return [
         ForwardPass(
             tape.weights.arrays[layer][d],
@@ -164,6 +177,7 @@ def _forward_passes(
             tuple([end[layer * D + d] for end in ends]),
             tape.weights.packed[layer, d],
             joined[:, d * H : (d + 1) * H],
+            None if tape.extra is None else _extra_of(tape.extra, layer, d),
         )
         for d in group
     ]
@@ -209,7 +223,7 @@ def backward(
         plan = with_step_loop(plan)
     batch, xp, dtype = tape.batch, plan.xp, plan.precision.dtype
     context = CallContext(plan, batch, scratch, scratch, True)
-    width = spec.num_directions * spec.hidden_size
+    width = spec.num_directions * spec.output_size
     new = xp.empty if batch.ragged is None else xp.zeros
     dx = new(tape.shape, dtype) if need_dx else None
     gradients = _Gradients(_sorted_states(xp, spec, batch, dfinal, dtype), dweights, norms)
@@ -263,7 +277,7 @@ def _backward_passes(
     :param doutput: in: (S, D*H), of the layer's output.
     :param shares: out, if given: (S, I), each direction's gradient of the layer's input.
     """
-    (layer, group), H, D = which, spec.hidden_size, spec.num_directions
+    (layer, group), H, D = which, spec.output_size, spec.num_directions
     norms = gradients.norms
     return [
         BackwardPass(
@@ -276,6 +290,7 @@ def _backward_passes(
             shares[d],
             tape.weights.packed[layer, d],
             None if norms is None else norms[layer * D + d],
+            None if tape.extra is None else _extra_of(tape.extra, layer, d),
         )
         for d in group
     ]
@@ -287,13 +302,22 @@ def _sorted_states(
     batch: PackedBatch,
     values: tuple[Array | None, ...] | None,
     dtype: np.dtype[Any],
+    initial: bool = False,
 ) -> tuple[Array, ...]:
-    """New arrays (L*D, N, H), one per state: `values`, longest rows first, or zeros."""
-    shape = (spec.num_layers * spec.num_directions, batch.batch, spec.hidden_size)
+    """New arrays (L*D, N, H), one per state: `values`, longest rows first.
+
+    Where there is none, zeros, or with `initial` the cell's initial values.
+    """
+    outer = spec.num_layers * spec.num_directions, batch.batch
+    begin = spec.cell.initial_values
     states = []
-    for value in values or (None,) * len(spec.cell.state_names):
+    for k, value in enumerate(values or (None,) * len(begin)):
+        shape = (*outer, spec.state_sizes[k])
         if value is None:
-            states.append(xp.zeros(shape, dtype))
+            state = xp.zeros(shape, dtype)
+            if initial and begin[k]:
+                state.fill(begin[k])
+            states.append(state)
         else:
             state = xp.empty(shape, dtype)
             state[...] = batch.sort(value)
@@ -303,11 +327,31 @@ def _sorted_states(
 
 def _to_compute(weights: Weights, dtype: np.dtype[Any]) -> Weights:
     """The weights with their matrices in the compute dtype."""
-    return Weights(
-        weights.weight_ih.astype(dtype),
-        weights.weight_hh.astype(dtype),
-        weights.bias_ih,
-        weights.bias_hh,
+    return type(weights)(
+        *[w.astype(dtype) if w is not None and w.ndim == 2 else w for w in weights]
+    )
+
+
+def _extra(spec: StackSpec, call: Call, context: CallContext, key: tuple[int, int, int]) -> Extra:
+    """The extra inputs of a call as packed rows, and the keys of its masks."""
+    cell, batch = spec.cell, context.batch
+    inputs = tuple([context.saved.empty(batch.total, 1) for _ in call.inputs])
+    for packed, each in zip(inputs, call.inputs, strict=True):
+        batch.pack(each.transpose(1, 0, 2) if call.batch_first else each, packed)
+    if not (cell.masks and context.record):
+        return Extra(inputs)
+    seed, number, sequence = key
+    time, row = batch.time_and_row(context.plan.xp)
+    return Extra(inputs, (seed, number), (seed, sequence), time, row)
+
+
+def _extra_of(extra: Extra, layer: int, direction: int) -> Extra:
+    """That of one direction, which has masks of its own."""
+    if not extra.step_key:
+        return extra
+    which = layer, direction
+    return extra._replace(
+        step_key=(*extra.step_key, *which), sequence_key=(*extra.sequence_key, *which)
     )
 
 

@@ -44,6 +44,7 @@ class _Captured(NamedTuple):
     sides: list[tuple[Array, ...]]
     # the other fields are only for steps of several calls
     x: Any = None  # (N, I)
+    inputs: tuple[Array, ...] = ()  # the cell's extra inputs, (N, 1) each
     biases: tuple[tuple[Array, Array], ...] = ()  # (N, G*H) each, and the bias in each row
     calls: tuple[Calls, ...] = ()  # from side 0 to side 1, and back
 
@@ -119,14 +120,22 @@ class StepExecutor:
             rows[...] = bias
 
     def _select(self, captured: _Captured) -> None:
-        self.sides, self._x, self._biases, self._calls = captured
+        self.sides, self._x, self._inputs, self._biases, self._calls = captured
         for rows, bias in self._biases:  # in memory shared with other sizes
             rows[...] = bias
 
-    def run(self, side: int, x: Array, waiting: Array | None, out: Array | None) -> Array:
+    def run(
+        self,
+        side: int,
+        x: Array,
+        waiting: Array | None,
+        out: Array | None,
+        inputs: tuple[Array, ...] = (),
+    ) -> Array:
         """Run all layers from `side` to the other one; the last layer's h, in `out` if given.
 
         :param x: in: (N, I).
+        :param inputs: in: the cell's extra inputs, (N, 1) each.
         :param waiting: in: (N, 1), bool: the rows that keep their states.
         """
         written: Any = None
@@ -149,6 +158,8 @@ class StepExecutor:
                 written = out if direct else self._new_h()
                 self._launched.launch(xp.ascontiguousarray(x), before, after, written)
             else:
+                for array, value in zip(self._inputs, inputs, strict=True):
+                    array[...] = value
                 self._run_calls(side, x, waiting)
             if waiting is None and written is not None and (out is None or out is written):
                 return written
@@ -162,7 +173,7 @@ class StepExecutor:
             return out
 
     def _new_h(self) -> Array:
-        shape = self.batch, self._spec.hidden_size
+        shape = self.batch, self._spec.output_size
         return self._plan.xp.empty(shape, self._plan.precision.dtype)
 
     def _run_calls(self, side: int, x: Array, waiting: Array | None) -> None:
@@ -192,7 +203,8 @@ class StepExecutor:
         C, A = plan.precision.compute_dtype, plan.precision.dtype
         x = self._empty("x", batch, self._spec.input_size, C)
         gates = self._empty("gates", batch, cell.gates * H, C)
-        saved = self._empty("saved", batch, cell.saved * H, C)
+        saved = self._empty("saved", batch, cell.saved_size(H), C)
+        inputs = tuple([self._empty(f"input_{n}", batch, 1, A) for n in cell.extra_inputs])
         widths = enumerate(cell.forward_scratch)
         scratch = tuple([self._empty(f"scratch{k}", batch, w * H, A) for k, w in widths])
         read, biases = self._read, self._input_biases
@@ -212,7 +224,7 @@ class StepExecutor:
             below = x
             for k, weights in enumerate(read):
                 states, next_states = (tuple([s[k] for s in side]) for side in (before, after))
-                step = Buffers(gates, saved, states, next_states, (), scratch)
+                step = Buffers(gates, saved, states, next_states, (), scratch, inputs)
                 arguments = cell, weights, biases[k] if biases else None, below, step
                 if plan.replays:
                     calls += capture(loop.layer_step, *arguments, constants=self._constants)
@@ -220,7 +232,7 @@ class StepExecutor:
                     calls.append(partial(loop.layer_step, plan.xp, *arguments))
                 below = next_states[0]
             both.append(calls)
-        return _Captured(sides, x, tuple(filled), tuple(both))
+        return _Captured(sides, x, inputs, tuple(filled), tuple(both))
 
     def _states(self, batch: int) -> list[tuple[Array, ...]]:
         """The states of `batch` rows, on both sides."""
@@ -230,8 +242,8 @@ class StepExecutor:
         return [
             tuple(
                 [
-                    self._empty(f"{name}{side}", batch, spec.hidden_size, dtype, spec.num_layers)
-                    for name, dtype in zip(names, types, strict=True)
+                    self._empty(f"{name}{side}", batch, size, dtype, spec.num_layers)
+                    for name, size, dtype in zip(names, spec.state_sizes, types, strict=True)
                 ]
             )
             for side in range(2)
@@ -261,8 +273,9 @@ class StepExecutor:
         """
         C = self._plan.precision.compute_dtype
         copies: dict[str, Array] = {}
-        for name in ("weight_ih", "weight_hh"):
-            matrix = getattr(weights, name)
+        for name, matrix in weights._asdict().items():
+            if matrix is None or matrix.ndim != 2:
+                continue
             rows, columns = matrix.shape
             if self._plan.replays:
                 flat = self._backend.zeros_aligned(rows * columns, C)

@@ -144,7 +144,7 @@ def _plan(
     fused = _wants_fused(backend, request) and not package.unsupported(precision)
     selection = _select(spec.cell, backend, precision, _for_steps(request) if fused else request)
     xp = backend.module(precision.precision, precision.is_mixed)
-    replays = xp is np and selection.implementation == "reference"
+    replays = xp is np and selection.implementation == "reference" and spec.cell.is_captured
     steps = plain(xp, selection.cell, precision.compute_dtype, replays)
     forward = backward = steps
     kernels: KernelRunner | None = None

@@ -128,7 +128,8 @@ class StepPlan:
     @property
     def replays(self) -> bool:
         """Whether the plain code runs on NumPy itself, so that its calls can be captured."""
-        return self.xp is np and self.implementation == "reference"
+        plain = self.xp is np and self.implementation == "reference"
+        return plain and self.cell.is_captured
 
     @property
     def is_fused(self) -> bool:

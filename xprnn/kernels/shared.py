@@ -7,9 +7,9 @@ from typing import Any
 
 from ..backend import Array
 from ..cells import Cell, Weights
-from ..cells.numerics import sum_rows
 from ..core.packing import PackedBatch
 from ..core.passes import Activations, BackwardPass, ForwardPass
+from ..core.sums import sum_rows
 from .interface import CallContext
 
 
@@ -22,7 +22,7 @@ def allocate(
 ) -> Activations:
     """The activations of a direction, uninitialised except x; without gates, those are empty."""
     batch, memory, x = call.batch, call.saved, direction.x
-    H = direction.ends[0].shape[1]
+    H = len(direction.weights.weight_ih) // cell.gates
     shapes, others = activation_shapes(cell, H, batch.running, batch.total, call.record)
     gates = saved = x[:0]
     if with_gates:
@@ -41,9 +41,9 @@ def activation_shapes(
     cell: Cell, H: int, running: int, total: int, record: bool
 ) -> tuple[Shapes, Shapes]:
     """The shapes of h, gates and saved, and of the other states."""
-    states = running + total, H
-    shapes = states, (total, cell.gates * H), (total if record else running, cell.saved * H)
-    return shapes, (states,) * (len(cell.state_names) - 1)
+    saved = total if record else running, cell.saved_size(H)
+    h, *others = [(running + total, size) for size in cell.state_sizes(H)]
+    return (h, (total, cell.gates * H), saved), tuple(others)
 
 
 def input_projection(products: Any, cell: Cell, direction: ForwardPass, gates: Array) -> None:
@@ -72,12 +72,15 @@ def weight_gradients(
 ) -> None:
     """Compute dweights, each by one product over all steps, and dx; inout: gates, dgh -> dgx."""
     activations, dweights = direction.activations, direction.dweights
-    dgates = activations.gates
-    if dweights.weight_hh is not None:
-        previous = batch.previous(activations.states[0], direction.reverse)
-        cell.recurrent_gradient(products, dgates, previous, activations.saved, dweights.weight_hh)
-    if dweights.bias_hh is not None:
-        sum_rows(xp, dgates, dweights.bias_hh)
+    dgates, states, reverse = activations.gates, activations.states, direction.reverse
+
+    def read(k: int) -> Array:
+        return batch.previous(states[k], reverse)
+
+    def written(k: int) -> Array:
+        return batch.outputs(states[k], reverse)
+
+    cell.step_gradients(xp, products, (read, written), dgates, activations.saved, dweights)
     cell.to_input_side(dgates, activations.saved)
     if dweights.weight_ih is not None:
         products.matmul(dgates.T, activations.x, out=dweights.weight_ih)

@@ -41,24 +41,54 @@ def check_call(
     hx: Any,
     lengths: Any,
     batch_first: bool,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Call:
     """Check the arguments of a layer's call; TypeError or ValueError names the invalid one."""
     batched = getattr(x, "ndim", 3) != 2
-    outer = (("N", "T") if batch_first else ("T", "N")) if batched else ("T",)
-    x = check_array("x", x, backend, dtype, (*outer, spec.input_size))
+    axes = (("N", "T") if batch_first else ("T", "N")) if batched else ("T",)
+    x = check_array("x", x, backend, dtype, (*axes, spec.input_size))
     if not batched:
         batch_first, x = False, x[:, None]
     steps, batch = x.shape[1::-1] if batch_first else x.shape[:2]
     initial = None
     if hx is not None:
         names = tuple([f"{name}0" for name in spec.cell.state_names])
-        shape = state_shape(spec, batch, batched)
-        initial = check_states(names, hx, backend, dtype, shape)
+        outer = state_outer(spec, batch, batched)
+        initial = check_states(names, hx, backend, dtype, outer, spec.state_sizes)
         if initial is not None and not batched:
             initial = tuple([None if state is None else state[:, None] for state in initial])
     if lengths is not None:
         lengths = check_lengths(lengths, steps, batch)
-    return Call(x, initial, lengths, batch_first, batched, (steps, batch))
+    extra: tuple[Array, ...] = ()
+    if inputs or spec.cell.extra_inputs:
+        extra = check_inputs(spec, backend, dtype, x.shape[:2], inputs or {}, batched)
+    return Call(x, initial, lengths, batch_first, batched, (steps, batch), extra)
+
+
+def check_inputs(
+    spec: StackSpec,
+    backend: Backend,
+    dtype: np.dtype[Any],
+    outer: tuple[int, ...],
+    inputs: Mapping[str, Any],
+    batched: bool = True,
+) -> tuple[Array, ...]:
+    """The cell's extra inputs, (*outer, 1) each; a caller's may have no last dimension.
+
+    :param outer: the dimensions of x but the last, the batch's too where the caller's has none.
+    """
+    names = spec.cell.extra_inputs
+    if unknown := [name for name in inputs if name not in names]:
+        raise TypeError(f"{unknown[0]}: the cell has no such input; expected {', '.join(names)}")
+    if missing := [name for name in names if name not in inputs]:
+        raise TypeError(f"{missing[0]}: expected an array {outer}, an input of the cell; got none")
+    shape = outer if batched else outer[:-1]
+    checked = []
+    for name in names:
+        value = inputs[name]
+        full = shape if getattr(value, "ndim", 0) == len(shape) else (*shape, 1)
+        checked.append(check_array(name, value, backend, dtype, full).reshape(*outer, 1))
+    return tuple(checked)
 
 
 def check_upstream(
@@ -74,24 +104,24 @@ def check_upstream(
     gradient: Array | None = None
     if doutput is not None:
         outer = tape.shape[:2] if batched else tape.shape[:1]
-        width = spec.num_directions * spec.hidden_size
+        width = spec.num_directions * spec.output_size
         gradient = check_array("doutput", doutput, backend, dtype, (*outer, width))
         if not batched:
             gradient = gradient[:, None]
     if dhx is None:
         return gradient, (None,) * len(spec.cell.state_names)
     names = tuple([f"d{name}_n" for name in spec.cell.state_names])
-    shape = state_shape(spec, tape.batch.batch, batched)
-    dfinal = check_states(names, dhx, backend, dtype, shape) or ()
+    outer = state_outer(spec, tape.batch.batch, batched)
+    dfinal = check_states(names, dhx, backend, dtype, outer, spec.state_sizes) or ()
     if not batched:
         dfinal = tuple([None if dstate is None else dstate[:, None] for dstate in dfinal])
     return gradient, dfinal
 
 
-def state_shape(spec: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:
-    """The shape of h0 and h_n: (L*D, N, H), unbatched (L*D, H)."""
-    outer = spec.num_layers * spec.num_directions
-    return (outer, batch, spec.hidden_size) if batched else (outer, spec.hidden_size)
+def state_outer(spec: StackSpec, batch: int, batched: bool = True) -> tuple[int, ...]:
+    """The shape of h0 and h_n without H: (L*D, N), unbatched (L*D,)."""
+    layers = spec.num_layers * spec.num_directions
+    return (layers, batch) if batched else (layers,)
 
 
 def unwrap(array: Array | None, states: tuple[Array, ...], batched: bool) -> tuple[Any, Any]:
@@ -109,9 +139,13 @@ def split(
 
     :raises TypeError: one is missing or unexpected.
     """
-    bound = inspect.signature(constructor).bind(**arguments)
+    signature = inspect.signature(constructor)
+    bound = signature.bind(**arguments)
     bound.apply_defaults()
     options = bound.arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            options |= options.pop(name)
     return options, {name: options.pop(name) for name in EXECUTION_OPTIONS if name in options}
 
 

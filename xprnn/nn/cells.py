@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self, overload
 
 from ..backend import (
@@ -23,7 +24,7 @@ from ..cells import Weights
 from ..core.checks import check_array, check_states
 from ..core.oom import translate_out_of_memory
 from ..core.passes import Call
-from .arguments import check_weights, elman, gru, lstm
+from .arguments import check_inputs, check_weights, elman, gru, lstm
 from .attributes import option
 from .module import file_kind
 from .recurrent import _Recurrent
@@ -53,32 +54,46 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
         >>> cell(np.array([[2.0]]), np.array([[3.0]])).tolist()
         [[5.0]]
         """
+        return self._run_one(x, hx, {})
+
+    def _run_one(self, x: Any, hx: Any, inputs: Mapping[str, Any]) -> Any:
+        """Check the arguments of a call, and run it as a step or as a sequence."""
         spec = self._spec
         batched = getattr(x, "ndim", 2) != 1
         shape: tuple[Any, ...] = ("N", spec.input_size) if batched else (spec.input_size,)
         rows = check_array("x", x, self._backend, self._dtype, shape)
         if not batched:
             rows = rows[None]
-        shape = (rows.shape[0], spec.hidden_size) if batched else (spec.hidden_size,)
-        states = check_states(spec.cell.state_names, hx, self._backend, self._dtype, shape)
+        outer, sizes = (rows.shape[0],) if batched else (), spec.state_sizes
+        names = spec.cell.state_names
+        states = check_states(names, hx, self._backend, self._dtype, outer, sizes)
+        extra: tuple[Array, ...] = ()
+        if inputs or spec.cell.extra_inputs:
+            outer = rows.shape[:1]
+            extra = check_inputs(spec, self._backend, self._dtype, outer, inputs, batched)
         size = self._step_size(len(rows))
         if size is None:
             if states is not None:
                 states = _with_layer(states, batched)
-            _, final = self._run(Call(rows[None], states, None, False, batched, (1, len(rows))))
-            results: Any = _unwrap(final, batched)
+            shared = tuple([each[None] for each in extra])
+            call = Call(rows[None], states, None, False, batched, (1, len(rows)), shared)
+            results: Any = _unwrap(self._run(call)[1], batched)
         else:
-            results = self._run_step(size, rows, states)
+            results = self._run_step(size, rows, states, extra)
             results = results if batched else tuple([state[0] for state in results])
         return results if len(results) > 1 else results[0]
 
     @translate_out_of_memory
     def _run_step(
-        self, size: Any, x: Array, initial: tuple[Array | None, ...] | None
+        self,
+        size: Any,
+        x: Array,
+        initial: tuple[Array | None, ...] | None,
+        inputs: tuple[Array, ...],
     ) -> tuple[Array, ...]:
         """Run a prepared step: see `StepPool.run_cell`."""
         assert self._steps is not None
-        return self._steps.run_cell(size, self._parameters, x, initial)
+        return self._steps.run_cell(size, self._parameters, x, initial, inputs)
 
     @overload
     def backward(
@@ -111,9 +126,9 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
         """
         record = self._last_record()
         spec, batch = self._spec, record.tape.batch.batch
-        shape = (batch, spec.hidden_size) if record.batched else (spec.hidden_size,)
+        outer, sizes = (batch,) if record.batched else (), spec.state_sizes
         names = tuple([f"d{name}_next" for name in spec.cell.state_names])
-        gradients = check_states(names, dnext, self._backend, self._dtype, shape)
+        gradients = check_states(names, dnext, self._backend, self._dtype, outer, sizes)
         dfinal = _with_layer(gradients or (None,) * len(names), record.batched)
         dx, dinitial = self._run_backward(record, None, dfinal, need_dx)
         if dx is not None:
@@ -125,6 +140,10 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
         if len(shape) not in (1, 2):
             raise ValueError(f"shape: expected (N, I) or (I,), got {shape}")
         return 1, shape[0] if len(shape) == 2 else 1
+
+
+class _TorchCell(_CellModule[StatesLike, States]):
+    """A cell of torch, whose parameters are two matrices and two biases."""
 
     @classmethod
     def from_weights(
@@ -179,7 +198,7 @@ def _unwrap(states: tuple[Array, ...], batched: bool) -> tuple[Array, ...]:
 
 @exported_from("xprnn")
 @file_kind("RNNCell")
-class RNNCell(_CellModule[AnyArray, Array]):
+class RNNCell(_TorchCell[AnyArray, Array]):
     """One Elman step, h' = tanh(x W_ih' + b_ih + h W_hh' + b_hh), or relu for tanh.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html.
@@ -230,7 +249,7 @@ class RNNCell(_CellModule[AnyArray, Array]):
 
 @exported_from("xprnn")
 @file_kind("GRUCell")
-class GRUCell(_CellModule[AnyArray, Array]):
+class GRUCell(_TorchCell[AnyArray, Array]):
     """One GRU step, h' = (1 - z) n + z h; the equations are at `xprnn.GRU`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html.
@@ -284,7 +303,7 @@ class GRUCell(_CellModule[AnyArray, Array]):
 
 @exported_from("xprnn")
 @file_kind("LSTMCell")
-class LSTMCell(_CellModule[PairLike, Pair]):
+class LSTMCell(_TorchCell[PairLike, Pair]):
     """One LSTM step, c' = f c + i g, h' = o tanh(c'); the equations are at `xprnn.LSTM`.
 
     As https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html.

@@ -22,6 +22,7 @@ from ..backend import (
 from ..backend.exports import exported_from
 from ..core.checks import check_size
 from ..core.oom import translate_out_of_memory
+from ..core.passes import Call
 from ..engine.footprint import Footprint, training_step
 from ..kernels import ExecutionPlan
 from .arguments import check_call, check_upstream, elman, gru, lstm, unwrap
@@ -89,9 +90,13 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         >>> output[:, :, 0].tolist(), h_n.ravel().tolist()
         ([[1.0, 1.0], [2.0, 2.0], [3.0, 0.0]], [3.0, 2.0])
         """
-        call = check_call(
-            self._spec, self._backend, self._dtype, x, hx, lengths, self._options["batch_first"]
+        batch_first = self._options["batch_first"]
+        return self._call(
+            check_call(self._spec, self._backend, self._dtype, x, hx, lengths, batch_first)
         )
+
+    def _call(self, call: Call) -> tuple[Array, Any]:
+        """Run a checked call, as a step or as a sequence."""
         steps, batch = call.sizes
         size = None
         if steps == 1 and (call.lengths is None or call.lengths.all()):
@@ -100,17 +105,22 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
             output, final = self._run(call)
         else:
             x_0 = call.x[:, 0] if call.batch_first else call.x[0]
-            h, final = self._run_step(size, x_0, call.initial)
+            inputs = tuple([each.reshape(batch, 1) for each in call.inputs])
+            h, final = self._run_step(size, x_0, call.initial, inputs)
             output = h[:, None] if call.batch_first else h[None]
         return unwrap(output, final, call.batched)
 
     @translate_out_of_memory
     def _run_step(
-        self, size: Any, x: Array, initial: tuple[Array | None, ...] | None
+        self,
+        size: Any,
+        x: Array,
+        initial: tuple[Array | None, ...] | None,
+        inputs: tuple[Array, ...],
     ) -> tuple[Array, tuple[Array, ...]]:
         """Run a prepared step: see `StepPool.run_layers`."""
         assert self._steps is not None
-        return self._steps.run_layers(size, self._parameters, x, initial)
+        return self._steps.run_layers(size, self._parameters, x, initial, inputs)
 
     @overload
     def backward(

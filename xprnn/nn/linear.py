@@ -8,13 +8,13 @@ from typing import Any
 
 from ..backend import AnyArray, Array, BackendName, DTypeLike
 from ..backend.exports import exported_from
-from ..cells.numerics import sum_rows
 from ..core.checks import (
     check_array,
     check_flag,
     check_seed,
     check_size,
 )
+from ..core.sums import sum_rows
 from .attributes import option
 from .module import Module, file_kind
 from .parameters import Shapes, reads_parameters, views

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -22,6 +22,7 @@ from ..backend import (
     to_numpy,
 )
 from ..backend.exports import exported_from
+from ..cells.definition import Definition
 from ..core.checks import (
     as_numpy_floats,
     check_dtype,
@@ -452,15 +453,34 @@ class Module:
         """
         with self.parameters.reading:
             arrays = self._host_copies(self.parameters)
-        options = {**self._options, "dtype": self.dtype.name, "extra": self._extra_state()}
+        options = {**self._file_options(), "dtype": self.dtype.name, "extra": self._extra_state()}
         io.write(path, self._kind, options, arrays)
 
+    def _file_options(self) -> dict[str, Any]:
+        """The options as a file contains them, JSON values."""
+        return self._options
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Self:
+    def _options_of_file(
+        cls, options: dict[str, Any], cells: Sequence[Definition]
+    ) -> dict[str, Any]:
+        """The options of a module from what `_file_options` returned."""
+        return options
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: BackendName | None = None,
+        cells: Sequence[Definition] = (),
+    ) -> Self:
         """Load a module from a file, in eval mode; an example is at `save`.
 
         :param path: a file that `save` wrote.
         :param backend: the backend of the module; as for `xprnn.get_backend`.
+        :param cells: definitions of cells, of which a layer of a defined cell needs its own: a file
+            has only the name and a hash of the equations, and nothing is imported.
         :return: a module of the class of xprnn that was saved.
         :raises TypeError, ValueError, BackendUnavailableError: `backend` is invalid, or cannot be
             used.
@@ -475,6 +495,7 @@ class Module:
             raise ValueError(f"{os.fspath(path)}: holds a {kind!r}, expected a {cls.__name__}")
         try:
             extra = options.pop("extra")
+            options = loaded_class._options_of_file(options, cells)
             if options.get("num_layers", 0) > len(arrays):
                 raise ValueError(f"{options['num_layers']} layers with {len(arrays)} arrays")
             # before memory of the size in the header is allocated
@@ -568,11 +589,18 @@ def file_kind(name: str) -> Callable[[type[M]], type[M]]:
 
 
 @exported_from("xprnn")
-def load(path: str | os.PathLike[str], *, backend: BackendName | None = None) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: BackendName | None = None,
+    cells: Sequence[Definition] = (),
+) -> Any:
     """Load a layer, cell, embedding or linear layer from a file, in eval mode.
 
     :param path: a file that a module's `save` wrote.
     :param backend: the backend of the module; as for `get_backend`.
+    :param cells: definitions of cells, of which a layer of a defined cell needs its own: a file has
+        only the name and a hash of the equations, and nothing is imported.
     :return: a module of the class of xprnn that was saved.
     :raises TypeError, ValueError, BackendUnavailableError: `backend` is invalid, or cannot be used.
     :raises FileNotFoundError: there is no such file.
@@ -586,4 +614,4 @@ def load(path: str | os.PathLike[str], *, backend: BackendName | None = None) ->
     ...     xprnn.load(path, backend="numpy").hidden_size
     4
     """
-    return Module.load(path, backend=backend)
+    return Module.load(path, backend=backend, cells=cells)

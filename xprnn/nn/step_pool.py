@@ -85,13 +85,15 @@ class StepPool:
         parameters: Parameters,
         x: Array,
         initial: tuple[Array | None, ...] | None,
+        inputs: tuple[Array, ...] = (),
     ) -> tuple[Array, ...]:
         """All next states of the only layer, (N, H) each: new arrays.
 
         :param x: in: (N, I), any strides.
-        :param initial: in: (N, H) each, None for zeros; None: all are.
+        :param initial: in: (N, H) each, None for the cell's initial values; None: all.
+        :param inputs: in: the cell's extra inputs, (N, 1) each.
         """
-        steps, h = self._run(size, parameters, x, initial)
+        steps, h = self._run(size, parameters, x, initial, inputs)
         others = [state[0].copy() for state in steps.sides[1][1:]]
         size.free.append(steps)
         return (h, *others)
@@ -102,13 +104,15 @@ class StepPool:
         parameters: Parameters,
         x: Array,
         initial: tuple[Array | None, ...] | None,
+        inputs: tuple[Array, ...] = (),
     ) -> tuple[Array, tuple[Array, ...]]:
         """The last layer's next h (N, H), and all next states (L, N, H) each: new arrays.
 
         :param x: in: (N, I), any strides.
-        :param initial: in: (L, N, H) each, None for zeros; None: all are.
+        :param initial: in: (L, N, H) each, None for the cell's initial values; None: all.
+        :param inputs: in: the cell's extra inputs, (N, 1) each.
         """
-        steps, h = self._run(size, parameters, x, initial)
+        steps, h = self._run(size, parameters, x, initial, inputs)
         final = tuple([state.copy() for state in steps.sides[1]])
         size.free.append(steps)
         return h, final
@@ -119,6 +123,7 @@ class StepPool:
         parameters: Parameters,
         x: Array,
         initial: tuple[Array | None, ...] | None,
+        inputs: tuple[Array, ...] = (),
     ) -> tuple[StepExecutor, Array]:
         """An executor that has run a step, and the last layer's next h."""
         batch = x.shape[0]
@@ -131,7 +136,7 @@ class StepPool:
             steps.resize(batch)
         for k, state in enumerate(steps.sides[0]):
             value = None if initial is None else initial[k]
-            state[...] = 0.0 if value is None else value
+            state[...] = self._spec.cell.initial_values[k] if value is None else value
         reading, me = parameters.reading, get_ident()
         readers = reading.readers
         try:  # as `with reading:`, in less time
@@ -139,7 +144,7 @@ class StepPool:
             if WRITER in readers:
                 reading.wait_for_writers(me)
             steps.follow(parameters)
-            h = steps.run(0, x, None, None)
+            h = steps.run(0, x, None, None, inputs)
         finally:
             readers.discard(me)
             if WRITER in readers:

@@ -13,7 +13,7 @@ from ..core.oom import translate_out_of_memory
 from ..core.precision import PrecisionPolicy
 from ..engine.explain import explain_step
 from ..engine.step import StepExecutor, bits
-from .arguments import state_shape
+from .arguments import check_inputs, state_outer
 from .attributes import internal_attributes, read_only, restore_user_attributes, user_attributes
 from .locking import WRITER
 from .recurrent import _Recurrent
@@ -76,9 +76,18 @@ class Stepper(StateTypes[StatesLike, States]):
         with self.backend.activate():
             self._steps = StepExecutor(self._plan, spec, self.batch)
             self._bind()
+        if any(self._spec.cell.initial_values):
+            self.reset()
 
     @translate_out_of_memory
-    def step(self, x: AnyArray, *, rows: Rows | None = None, out: Array | None = None) -> Array:
+    def step(
+        self,
+        x: AnyArray,
+        *,
+        rows: Rows | None = None,
+        out: Array | None = None,
+        **inputs: AnyArray,
+    ) -> Array:
         """Run one step of every stream, or of some.
 
         On a CPU a step with `out` allocates no array except a mask for `rows`; equal inputs give
@@ -90,6 +99,7 @@ class Stepper(StateTypes[StatesLike, States]):
             N-1, on the host, or a slice. The others wait: their rows of x are ignored, and their
             states do not change. None: all.
         :param out: (N, H), the layer's dtype and backend: written and returned. None: a new array.
+        :param inputs: the inputs of a defined cell besides x, by name, (N,) or (N, 1) each.
         :return: (N, H), the last layer's h of every stream; of a waiting one that of its last step.
         :raises TypeError, ValueError: an argument has another type, dtype, backend, shape or
             value, or the layer has been moved; no stream has advanced.
@@ -107,6 +117,9 @@ class Stepper(StateTypes[StatesLike, States]):
         A, width = self._arithmetic.dtype, self._spec.input_size
         x = check_array("x", x, self._backend, A, (self._batch, width))
         target = out if out is None else self._target(out)
+        extra: tuple[Array, ...] = ()
+        if inputs or self._spec.cell.extra_inputs:
+            extra = check_inputs(self._spec, self._backend, A, (self._batch,), inputs)
         waiting = None if rows is None else ~check_rows(rows, self.batch)
         mask = None
         if waiting is not None:
@@ -119,7 +132,7 @@ class Stepper(StateTypes[StatesLike, States]):
             if WRITER in readers:
                 reading.wait_for_writers(me)
             self._follow()
-            result = self._steps.run(self._side, x, mask, target)
+            result = self._steps.run(self._side, x, mask, target, extra)
             self._side = 1 - self._side  # the step is done
         finally:
             readers.discard(me)
@@ -163,16 +176,22 @@ class Stepper(StateTypes[StatesLike, States]):
         >>> stepper.state().tolist()
         [[[0.25], [0.5]]]
         """
-        names, shape = self._spec.cell.state_names, state_shape(self._spec, self.batch)
-        values = check_states(names, state, self.backend, self.arithmetic.dtype, shape)
+        spec, dtype = self._spec, self.arithmetic.dtype
+        names, outer = spec.cell.state_names, state_outer(spec, self.batch)
+        values = check_states(names, state, self.backend, dtype, outer, spec.state_sizes)
         if values is None:
             raise TypeError(f"state: expected {' and '.join(names)}, got None; reset() sets zeros")
         with self.backend.activate():
-            for target, value in zip(self._steps.sides[self._side], values, strict=True):
-                target[...] = 0.0 if value is None else value
+            begin = self._spec.cell.initial_values
+            for target, value, first in zip(
+                self._steps.sides[self._side], values, begin, strict=True
+            ):
+                target[...] = first if value is None else value
 
     def reset(self, rows: Rows | None = None) -> None:
-        """Restart some streams: their states become zero. Ended streams need no other treatment.
+        """Restart some streams: their states become zero, or the cell's initial values.
+
+        Ended streams need no other treatment.
 
         :param rows: as for `step`; None: all.
         :raises TypeError, ValueError: `rows` is invalid; nothing is changed.
@@ -187,8 +206,12 @@ class Stepper(StateTypes[StatesLike, States]):
         chosen = check_rows(slice(None) if rows is None else rows, self.batch)
         with self.backend.activate():
             mask = self.backend.from_host(chosen)[:, None]
-            for state in self._steps.sides[self._side]:
-                self._plan.xp.copyto(bits(state), 0, "unsafe", mask)
+            begin = self._spec.cell.initial_values
+            for state, first in zip(self._steps.sides[self._side], begin, strict=True):
+                if first:
+                    self._plan.xp.copyto(state, first, "same_kind", mask)
+                else:
+                    self._plan.xp.copyto(bits(state), 0, "unsafe", mask)
 
     def explain(self) -> str:
         """Which implementation runs a step, why, and what a step costs.
@@ -245,7 +268,7 @@ class Stepper(StateTypes[StatesLike, States]):
 
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""
-        shape = self._batch, self._spec.hidden_size
+        shape = self._batch, self._spec.output_size
         array = check_array("out", out, self._backend, self._arithmetic.dtype, shape)
         if not getattr(array.flags, "writeable", True):  # CuPy's have no such flag
             raise ValueError("out: expected an array that can be written, got a read-only one")

@@ -71,7 +71,7 @@ def test_sums_of_many_rows_are_as_accurate_as_those_of_few(dtype: str) -> None:
 
 
 def check_many_rows(gradients: Any, dtype: str) -> None:
-    from xprnn.cells.numerics import sum_rows
+    from xprnn.core.sums import sum_rows
 
     BLOCK = gradients.BLOCK
     S, small = 3 * BLOCK**2 + 5, {"float32": 1e-4, "float64": 1e-13}[dtype]

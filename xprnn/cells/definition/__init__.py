@@ -2,7 +2,7 @@
 
 `tracing` calls a definition with the nodes of a `graph`; `gradient` expands it into the primitive
 `operations` and differentiates them; `saving` chooses what the forward step saves, and `phases`
-what one kernel computes. A `program` is the result, which plain `xp` evaluates.
+what one kernel computes. A `derived_step` is the result, which plain `xp` evaluates.
 """
 
 from .definition import Definition, cell

@@ -9,7 +9,8 @@ from functools import lru_cache, update_wrapper
 from typing import Any, NoReturn
 
 from ...backend.exports import exported_from
-from .program import Program
+from .defined_cell import DefinedCell
+from .derived_step import DerivedStep
 from .tracing import (
     DIGEST_VERSION,
     RESERVED,
@@ -17,7 +18,7 @@ from .tracing import (
     Location,
     Signature,
     StepFunction,
-    Trace,
+    TracedCell,
     _is_name,
     _is_size,
     trace,
@@ -61,11 +62,11 @@ class Definition:
         self.name: str = step.__name__
         self.signature: Signature = signature
         _check(signature, Location(step))
-        self._program = lru_cache(64)(self._derive)
-        self._traces: dict[tuple[tuple[str, Any], ...], Trace] = {}
+        self._derived = lru_cache(64)(self._derive)
+        self._traces: dict[tuple[tuple[str, Any], ...], TracedCell] = {}
         self.trace({})
 
-    def trace(self, options: Mapping[str, Any]) -> Trace:
+    def trace(self, options: Mapping[str, Any]) -> TracedCell:
         """The graph for some values of options; the others have their defaults."""
         if unknown := [name for name in options if name not in self.signature.options]:
             raise TypeError(f"{self.name}: there is no option {unknown[0]!r}")
@@ -75,11 +76,17 @@ class Definition:
             self._traces[key] = trace(self._step, self.signature, values)
         return self._traces[key]
 
+    def cell(
+        self, hidden_size: int, sizes: Mapping[str, int], options: Mapping[str, Any], bias: bool
+    ) -> DefinedCell:
+        """The cell for these sizes and values of options."""
+        return self._derived(hidden_size, tuple(sizes.items()), tuple(options.items()), bias)
+
     def program(
         self, hidden_size: int, sizes: Mapping[str, int], options: Mapping[str, Any], bias: bool
-    ) -> Program:
-        """The forward and backward step for these sizes and values of options."""
-        return self._program(hidden_size, tuple(sizes.items()), tuple(options.items()), bias)
+    ) -> DerivedStep:
+        """Its forward and backward step."""
+        return self.cell(hidden_size, sizes, options, bias).program
 
     def _derive(
         self,
@@ -87,8 +94,10 @@ class Definition:
         sizes: tuple[tuple[str, int], ...],
         options: tuple[tuple[str, Any], ...],
         bias: bool,
-    ) -> Program:
-        return Program(self.trace(dict(options)), {"H": hidden_size, **dict(sizes)}, bias)
+    ) -> DefinedCell:
+        traced = self.trace(dict(options))
+        program = DerivedStep(traced, {"H": hidden_size, **dict(sizes)}, bias)
+        return DefinedCell(f"{self.name} {traced.digest[:8]}", program)
 
     def digest(self, options: Mapping[str, Any] | None = None) -> str:
         """The version and a hash of the equations, which files contain."""
@@ -159,8 +168,8 @@ def cell(
     ...     z = f.sigmoid(x.z + gh.z)
     ...     n = f.relu(x.n + gh.n)
     ...     return n + z * (s.h - n)
-    >>> ligru.program(4, {}, {}, bias=True).saved
-    (n11 = sigmoid(n10), n14 = relu(n13))
+    >>> [node.op for node in ligru.program(4, {}, {}, bias=True).saved]
+    ['sigmoid', 'relu']
     """
     if not isinstance(states, Mapping):
         states = dict.fromkeys(states, 0.0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .graph import Graph, Node, Width, reachable
 from .operations import OPERATIONS
-from .tracing import RECURRENT, Trace
+from .tracing import RECURRENT, TracedCell
 
 
 class Product(NamedTuple):
@@ -48,7 +48,7 @@ class Adjoints(NamedTuple):
     vectors: Mapping[str, Node]  # (N, width): the sum over rows is the gradient
 
 
-def expand(trace: Trace, widths: Mapping[str, int], biased: Collection[str]) -> StepGraph:
+def expand(trace: TracedCell, widths: Mapping[str, int], biased: Collection[str]) -> StepGraph:
     """The primitive operations of a definition.
 
     :param widths: of "H" and the named sizes.
@@ -178,7 +178,7 @@ def differentiate(step: StepGraph) -> Adjoints:
     )
 
 
-def folded(trace: Trace, widths: Mapping[str, int]) -> tuple[str, ...]:
+def bias_folded_gates(trace: TracedCell, widths: Mapping[str, int]) -> tuple[str, ...]:
     """The gates whose b_hh only occurs in a sum with b_ih: dgx is dgh."""
     if RECURRENT not in trace.matrices:
         return ()

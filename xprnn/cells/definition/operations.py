@@ -88,11 +88,6 @@ def _row_rstd(xp: Any, eps: float, mean: Any, *values: Any) -> Any:
     return 1.0 / xp.sqrt(_row_mean(xp, None, *[each * each for each in deviations]) + eps)
 
 
-def _two(name: str) -> Callable[..., Any]:
-    """A function of two arrays, one of which may be a number."""
-    return lambda xp, _, a, b: getattr(xp, name)(a, b)
-
-
 def _clipped(xp: Any, _: Any, a: Any, low: Any, high: Any) -> Any:
     return xp.minimum(xp.maximum(a, low), high)
 
@@ -148,10 +143,14 @@ OPERATIONS: dict[str, Operation] = {
     "abs": Operation(lambda xp, _, a: xp.abs(a), _abs, again=Again.EXACT),
     # selections
     "minimum": Operation(
-        _two("minimum"), lambda d, y, a, b: _selected(d, a < b, a, b), again=Again.EXACT
+        lambda xp, _, a, b: xp.minimum(a, b),
+        lambda d, y, a, b: _selected(d, a < b, a, b),
+        again=Again.EXACT,
     ),
     "maximum": Operation(
-        _two("maximum"), lambda d, y, a, b: _selected(d, a > b, a, b), again=Again.EXACT
+        lambda xp, _, a, b: xp.maximum(a, b),
+        lambda d, y, a, b: _selected(d, a > b, a, b),
+        again=Again.EXACT,
     ),
     "clip": Operation(_clipped, _clip, again=Again.EXACT),
     "where": Operation(

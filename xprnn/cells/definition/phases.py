@@ -24,14 +24,14 @@ class Phase(NamedTuple):
 def phases(nodes: Iterable[Node]) -> tuple[Phase, ...]:
     """The phases that compute these nodes, which are in order; other arguments are given."""
     number: dict[Node, int] = {}  # a node's phase
-    found: list[tuple[list[Node], list[Node]]] = []
+    cut: list[tuple[list[Node], list[Node]]] = []
     for node in nodes:
         if node.op in LEAVES:
             continue
         before = max((number[arg] for arg in node.args if arg in number), default=-1)
         is_barrier = node.op in BARRIERS
         number[node] = before + 1 if is_barrier else max(before, 0)
-        while len(found) <= number[node]:
-            found.append(([], []))
-        found[number[node]][0 if is_barrier else 1].append(node)
-    return tuple([Phase(tuple(barriers), tuple(rest)) for barriers, rest in found])
+        while len(cut) <= number[node]:
+            cut.append(([], []))
+        cut[number[node]][0 if is_barrier else 1].append(node)
+    return tuple([Phase(tuple(barriers), tuple(rest)) for barriers, rest in cut])

@@ -66,15 +66,15 @@ def choose(
 
 def _deciding(conditions: Iterable[Node]) -> set[Node]:
     """The values on whose bits a branch depends, through operations that round nothing."""
-    found: set[Node] = set()
+    reached: set[Node] = set()
     todo = [*conditions]
     while todo:
         node = todo.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             if node.op in OPERATIONS and OPERATIONS[node.op].again is Again.EXACT:
                 todo += node.args
-    return found
+    return reached
 
 
 class _Flow:
@@ -119,12 +119,12 @@ class _Flow:
 
     def _reaching_sink(self) -> set[_Vertex]:
         """The vertices from which the sink can be reached with capacity left."""
-        found = {_SINK}
+        reached = {_SINK}
         todo = [_SINK]
         while todo:
             b = todo.pop()
             for a in self._left[b]:
-                if a not in found and self._left[a][b]:
-                    found.add(a)
+                if a not in reached and self._left[a][b]:
+                    reached.add(a)
                     todo.append(a)
-        return found
+        return reached

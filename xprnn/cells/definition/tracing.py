@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .graph import Graph, Node, Width, reachable, refuse
 
-DIGEST_VERSION = 1  # of what `Trace.digest` hashes; files name it
+DIGEST_VERSION = 1  # of what `TracedCell.digest` hashes; files name it
 RECURRENT = "weight_hh"
 RESERVED = ("weight_ih", RECURRENT, "bias_ih", "bias_hh")
 StepFunction = Callable[[Any, Any, Any], Any]
@@ -36,7 +36,7 @@ class Matrix(NamedTuple):
     biased: tuple[str, ...] = ()  # those of them that add a bias
 
 
-class Trace(NamedTuple):
+class TracedCell(NamedTuple):
     """The graph of a step as it is written: nothing is reduced."""
 
     signature: Signature
@@ -50,8 +50,7 @@ class Trace(NamedTuple):
         named = [node.width for node in self.graph.nodes] + [
             size for matrix in self.matrices.values() for size in (matrix.rows, matrix.columns)
         ]
-        found = dict.fromkeys(size for size in named if isinstance(size, str) and size != "H")
-        return tuple(found)
+        return tuple(dict.fromkeys(size for size in named if isinstance(size, str) and size != "H"))
 
     @property
     def digest(self) -> str:
@@ -72,16 +71,16 @@ class Trace(NamedTuple):
 
 def _in_order(results: Sequence[Node]) -> list[Node]:
     """The nodes on which `results` depend, as a search in depth leaves them."""
-    found: dict[Node, None] = {}
+    ordered: dict[Node, None] = {}
     todo = [(node, False) for node in reversed(results)]
     while todo:
         node, is_left = todo.pop()
         if is_left:
-            found[node] = None
-        elif node not in found:
+            ordered[node] = None
+        elif node not in ordered:
             todo.append((node, True))
             todo += [(arg, False) for arg in reversed(node.args)]
-    return [*found]
+    return [*ordered]
 
 
 def _plain(detail: Any) -> Any:
@@ -276,7 +275,7 @@ class Named:
         return iter(self._values.values())
 
 
-def trace(step: StepFunction, signature: Signature, options: Mapping[str, Any]) -> Trace:
+def trace(step: StepFunction, signature: Signature, options: Mapping[str, Any]) -> TracedCell:
     """Call a definition with nodes; it is refused where it is not one."""
     f = Functions(signature, options)
     graph = f._graph
@@ -304,7 +303,7 @@ def trace(step: StepFunction, signature: Signature, options: Mapping[str, Any]) 
     if blocks:
         biased = tuple([gate for gate in blocks if f._blocks[gate][1]])
         matrices[RECURRENT] = Matrix("H", f._blocks[blocks[0]][0], blocks, biased)
-    return Trace(signature, graph, results, matrices | f._matrices)
+    return TracedCell(signature, graph, results, matrices | f._matrices)
 
 
 def _check_read(

@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from ...backend import Array
-from .gradient import Adjoints, StepGraph, differentiate, expand, folded
+from .gradient import Adjoints, StepGraph, bias_folded_gates, differentiate, expand
 from .graph import LEAVES, Node, reachable
 from .operations import OPERATIONS
 from .phases import Phase, phases
 from .saving import choose
-from .tracing import RECURRENT, Trace
+from .tracing import RECURRENT, TracedCell
 
 Values = dict[Node, Any]
 MatMul = Callable[[Any, Any], Any]
@@ -45,7 +45,7 @@ class Gradients(NamedTuple):
     vectors: Mapping[str, Any]  # to be summed over rows; of b_hh by "b_hh.gate"
 
 
-class Program:
+class DerivedStep:
     """The forward and the backward step of a definition.
 
     :param trace: the definition.
@@ -53,12 +53,12 @@ class Program:
     :param bias: whether there are b_ih and b_hh.
     """
 
-    def __init__(self, trace: Trace, widths: Mapping[str, int], bias: bool) -> None:
-        self.trace: Trace = trace
+    def __init__(self, trace: TracedCell, widths: Mapping[str, int], bias: bool) -> None:
+        self.trace: TracedCell = trace
         self.widths: Mapping[str, int] = widths
-        self.folded: tuple[str, ...] = folded(trace, widths) if bias else ()
+        self.bias_folded: tuple[str, ...] = bias_folded_gates(trace, widths) if bias else ()
         biased = trace.matrices[RECURRENT].biased if bias and RECURRENT in trace.matrices else ()
-        rest = [gate for gate in biased if gate not in self.folded]
+        rest = [gate for gate in biased if gate not in self.bias_folded]
         self.step: StepGraph = expand(trace, widths, rest)
         self.adjoints: Adjoints = differentiate(self.step)
         step, operands = self.step, [product.operand for product in self.step.products]
@@ -128,9 +128,9 @@ class Program:
         """Compute the gradient of a step, with new arrays, from those of the next states."""
         values: Values = dict(zip(self.adjoints.upstream, upstream, strict=True))
         self._read(values, self.backward_nodes, leaves, xp)
-        given = [*kept.next_states, *kept.operands, *kept.saved]
-        for node, value in zip(self._given(), given, strict=True):
-            values[node] = value != 0.0 if node.is_condition and value.dtype != xp.bool else value
+        kept_values = [*kept.next_states, *kept.operands, *kept.saved]
+        for node, value in zip(self._given(), kept_values, strict=True):
+            values[node] = value
         evaluate(xp, self.backward_nodes, values, leaves.states[0].dtype, matmul)
         adjoints = self.adjoints
 

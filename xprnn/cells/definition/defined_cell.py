@@ -1,0 +1,323 @@
+"""A `Cell` whose step is the program of a definition, evaluated in plain `xp`."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...backend import Array
+from ...core.cell import Buffers, Cell, Mask, Weights
+from ...core.sums import sum_rows
+from .derived_step import DerivedStep, Gradients, Kept, Leaves
+from .graph import Node
+from .tracing import RECURRENT
+
+Columns = tuple[str, int, int]  # the buffer, "gates" or "saved", and where in it
+
+
+class DefinedCell(Cell):
+    """One step of a definition, for given sizes and values of options.
+
+    The buffers are those of `Cell`. `saved` begins with the operands of products that are no
+    states, which the gradients of the matrices need; backward leaves them there. The values that
+    the program saves are in the rest of `gates` and `saved`. They are overwritten by dgx, which is
+    in `gates`, and by the gradients of products and vectors that are not dgx.
+
+    :param name: that of the definition and its digest: no cell with kernels has it.
+    :param program: the step.
+    """
+
+    forward_scratch = ()
+    backward_scratch = ()
+    backward_reads = ("gates", "saved")
+    backward_writes = ("gates", "saved")
+    pointwise_ops = ()
+    is_captured = False
+
+    def __init__(self, name: str, program: DerivedStep) -> None:
+        signature, matrices = program.trace.signature, program.trace.matrices
+        self.name: str = name
+        self.program: DerivedStep = program
+        self.gate_names: tuple[str, ...] = signature.gates
+        self.state_names: tuple[str, ...] = tuple(signature.states)
+        self.initial_values: tuple[float, ...] = tuple(map(float, signature.states.values()))
+        self.extra_inputs: tuple[str, ...] = signature.inputs
+        self.masks: tuple[Mask, ...] = tuple(
+            [Mask(node.detail[1], node.detail[2] == "sequence") for node in program.masks]
+        )
+        self._own = {name: self._matrix_shape(name) for name in matrices if name != RECURRENT}
+        self._own |= dict.fromkeys(signature.vectors, (program.widths["H"],))
+        make: Any = namedtuple  # whose names are not known to a type checker
+        self.weights_type: type[Any] = make("Weights", (*Weights._fields, *self._own))
+        self._lay_out()
+
+    def _matrix_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a matrix, or of the bias of one."""
+        widths, matrix = self.program.widths, self.program.trace.matrices[name]
+        sizes = [
+            widths[size] if isinstance(size, str) else size
+            for size in (matrix.rows, matrix.columns)
+            if size is not None
+        ]
+        return (sizes[0] * max(len(matrix.blocks), 1), *sizes[1:])
+
+    # -- sizes and parameters
+
+    def state_sizes(self, H: int) -> tuple[int, ...]:
+        """The widths of the states."""
+        return tuple([_width(node) for node in self.program.step.states])
+
+    def saved_size(self, H: int) -> int:
+        """The width of `saved`."""
+        return self._saved_size
+
+    def weight_shapes(self, I: int, H: int, bias: bool) -> Mapping[str, tuple[int, ...]]:  # noqa: E741
+        """torch's parameters as far as there are any, then vectors and matrices by name."""
+        matrices, rows = self.program.trace.matrices, self.gates * H
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, I)}
+        if RECURRENT in matrices:
+            shapes[RECURRENT] = self._matrix_shape(RECURRENT)
+        if bias:
+            shapes["bias_ih"] = (rows,)
+        if bias and self._biased:
+            shapes["bias_hh"] = (len(self._biased) * H,)
+        return shapes | self._own
+
+    @property
+    def _biased(self) -> tuple[str, ...]:
+        """The gates with a b_hh."""
+        matrices = self.program.trace.matrices
+        return matrices[RECURRENT].biased if RECURRENT in matrices else ()
+
+    def input_bias(self, weights: Weights, dtype: Any) -> Array | None:
+        """b_ih, plus b_hh for the gates in which the two only occur as a sum."""
+        if weights.bias_ih is None:
+            return None
+        bias, H = weights.bias_ih.copy(), self.program.widths["H"]
+        for gate in self.program.bias_folded:
+            k, j = self.gate_names.index(gate), self._biased.index(gate)
+            bias[k * H : (k + 1) * H] += weights.bias_hh[j * H : (j + 1) * H]
+        return bias.astype(dtype, copy=False)
+
+    # -- the places of values in the buffers
+
+    def _lay_out(self) -> None:
+        """Choose the columns of what forward saves and of what backward leaves."""
+        program, H = self.program, self.program.widths["H"]
+        step, adjoints = program.step, program.adjoints
+        free = {*step.states, *step.next_states}
+        end = 0
+        self._operands: dict[Node, Columns] = {}
+        for product in step.products:
+            if product.operand not in free and product.operand not in self._operands:
+                start, end = end, end + _width(product.operand)
+                self._operands[product.operand] = "saved", start, end
+        blocks: dict[Node, Columns] = {
+            node: ("gates", k * H, (k + 1) * H) for k, node in enumerate(step.gates.values())
+        }
+        self._saved = {node: blocks[node] for node in program.saved if node in blocks}
+        unused = [columns for node, columns in blocks.items() if node not in self._saved]
+        written = end
+        for node in program.saved:
+            if node in self._saved:
+                continue
+            if node.width == H and unused:
+                self._saved[node] = unused.pop(0)
+            else:
+                start, written = written, written + _width(node)
+                self._saved[node] = "saved", start, written
+        # a gradient that several have is in one columns, where it is dgx in `gates`
+        self._results: dict[Node, Columns] = {}
+        for k, node in enumerate(adjoints.gates.values()):
+            if not node.is_constant:
+                self._results.setdefault(node, ("gates", k * H, (k + 1) * H))
+        self._saved_size = written
+        for node in [*(part for parts in adjoints.parts for part in parts), *self._vectors()]:
+            if not node.is_constant and node not in self._results:
+                start, end = end, end + _width(node)
+                self._results[node] = "saved", start, end
+        self._saved_size = max(written, end)
+
+    def _vectors(self) -> list[Node]:
+        return [*self.program.adjoints.vectors.values()]
+
+    # -- the step
+
+    def forward(self, xp: Any, weights: Weights, step: Buffers) -> None:
+        """Compute one step; see `Cell` for the buffers."""
+        H, dtype = self.program.widths["H"], _accumulated(step.gates)
+        gates = {
+            name: _as(step.gates[:, k * H : (k + 1) * H], dtype)
+            for k, name in enumerate(self.gate_names)
+        }
+        leaves = self._leaves(step, weights, dtype)._replace(gates=gates)
+        kept = self.program.forward(xp, leaves, _matmul(xp, dtype))
+        for state, value in zip(step.next_states, kept.next_states, strict=True):
+            state[...] = value
+        for product, value in zip(self.program.step.products, kept.operands, strict=True):
+            if product.operand in self._operands:
+                _at(step, self._operands[product.operand])[...] = value
+        for node, value in zip(self.program.saved, kept.saved, strict=True):
+            if node.op != "gate":  # which is there
+                _at(step, self._saved[node])[...] = value
+
+    def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
+        """Compute the gradient of one step; see `Cell` for the buffers."""
+        program, dtype = self.program, _accumulated(step.gates)
+        following = tuple([_as(state, dtype) for state in step.next_states])
+        leaves = self._leaves(step, weights, dtype)
+        states = dict(zip(program.step.states, leaves.states, strict=True))
+        states |= dict(zip(program.step.next_states, following, strict=True))
+        operands = []
+        for product in program.step.products:
+            columns = self._operands.get(product.operand)
+            stored = states[product.operand] if columns is None else _as(_at(step, columns), dtype)
+            operands.append(stored)
+        saved = []
+        for node in program.saved:
+            value = _as(_at(step, self._saved[node]), dtype)
+            saved.append(value != 0.0 if node.is_condition else value)
+        kept = Kept(following, tuple(operands), tuple(saved))
+        gradients = program.backward(xp, leaves, kept, step.dstates, _matmul(xp, dtype))
+        self._write(step, gradients)
+
+    def _write(self, step: Buffers, gradients: Gradients) -> None:
+        """Write what a backward step computed to its buffers."""
+        adjoints, H = self.program.adjoints, self.program.widths["H"]
+        for k, d in enumerate(gradients.gates.values()):
+            step.gates[:, k * H : (k + 1) * H] = d
+        values = [part for parts in gradients.parts for part in parts]
+        nodes = [part for parts in adjoints.parts for part in parts]
+        values += gradients.vectors.values()
+        for node, value in zip([*nodes, *self._vectors()], values, strict=True):
+            columns = self._results.get(node)
+            if columns is not None and columns[0] == "saved":
+                _at(step, columns)[...] = value
+        # a gradient may be that of another next state: none is overwritten before it is read
+        dstates = [
+            value.copy() if node.op in ("upstream", "columns") else value
+            for node, value in zip(adjoints.states, gradients.states, strict=True)
+        ]
+        for dstate, value in zip(step.dstates, dstates, strict=True):
+            dstate[...] = value
+
+    def _leaves(self, step: Buffers, weights: Weights, dtype: Any) -> Leaves:
+        """What a step reads, in the accumulation dtype; matrices in that of their products."""
+        count = len(self.extra_inputs)
+        masks: tuple[Any, ...] = step.extra[count:]
+        if not masks:  # in eval mode
+            masks = tuple([1.0 - mask.rate for mask in self.masks])
+        return Leaves(
+            tuple([_as(state, dtype) for state in step.states]),
+            weights._asdict(),
+            {},
+            dict(zip(self.extra_inputs, step.extra, strict=False)),
+            masks,
+        )
+
+    # -- gradients of the parameters
+
+    def step_gradients(
+        self,
+        xp: Any,
+        products: Any,
+        states: tuple[Callable[[int], Array], Callable[[int], Array]],
+        dgh: Array,
+        saved: Array,
+        dweights: Weights,
+    ) -> None:
+        """Compute the gradients of the parameters that steps read; see `Cell`."""
+        program, H = self.program, self.program.widths["H"]
+        by_name, buffers = dweights._asdict(), {"gates": dgh, "saved": saved}
+
+        def gradient(node: Node) -> Array | None:
+            columns = self._results.get(node)
+            return None if columns is None else buffers[columns[0]][:, columns[1] : columns[2]]
+
+        for product, parts in zip(program.step.products, program.adjoints.parts, strict=True):
+            target = by_name[product.matrix]
+            if target is None:
+                continue
+            operand = self._operand(product.operand, states, saved)
+            rows = [(0, target.shape[0])]
+            if product.matrix == RECURRENT:
+                rows = [program.runs((block,))[0] for block in product.blocks]
+            for (start, stop), node in zip(rows, parts, strict=True):
+                d = gradient(node)
+                if d is None:
+                    target[start:stop] = 0.0
+                else:
+                    products.matmul(d.T, _as(operand, d.dtype), out=target[start:stop])
+        for name, node in program.adjoints.vectors.items():
+            if not name.startswith("b_hh."):
+                self._sum(xp, gradient(node), by_name[name])
+        if dweights.bias_hh is not None:
+            for k, gate in enumerate(self._biased):
+                key = "gates" if gate in program.bias_folded else f"b_hh.{gate}"
+                node = (
+                    program.adjoints.gates[gate]
+                    if key == "gates"
+                    else program.adjoints.vectors[key]
+                )
+                self._sum(xp, gradient(node), dweights.bias_hh[k * H : (k + 1) * H])
+
+    def _operand(
+        self,
+        node: Node,
+        states: tuple[Callable[[int], Array], Callable[[int], Array]],
+        saved: Array,
+    ) -> Array:
+        """What a product multiplied, at all steps."""
+        if node in self._operands:
+            _, start, stop = self._operands[node]
+            return saved[:, start:stop]
+        step = self.program.step
+        for nodes, values in ((step.states, states[0]), (step.next_states, states[1])):
+            for k, state in enumerate(nodes):
+                if state is node:
+                    return values(k)
+        raise AssertionError(f"{node} is neither saved nor a state")
+
+    @staticmethod
+    def _sum(xp: Any, d: Array | None, target: Array | None) -> None:
+        """Write the sum over rows; without a gradient zeros."""
+        if target is None:
+            return
+        if d is None:
+            target[...] = 0.0
+        else:
+            sum_rows(xp, d, target)
+
+
+def _width(node: Node) -> int:
+    assert isinstance(node.width, int)
+    return node.width
+
+
+def _at(step: Buffers, columns: Columns) -> Array:
+    """Some columns of a buffer, a view."""
+    buffer = step.gates if columns[0] == "gates" else step.saved
+    return buffer[:, columns[1] : columns[2]]
+
+
+def _accumulated(gates: Array) -> Any:
+    """The accumulation dtype of arrays in a compute dtype."""
+    return gates.dtype if gates.dtype.itemsize > 2 else np.dtype("float32")
+
+
+def _as(array: Array, dtype: Any) -> Array:
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def _matmul(xp: Any, dtype: Any) -> Callable[[Array, Array], Array]:
+    """The product of a matrix in the accumulation dtype and a parameter in the compute dtype."""
+
+    def matmul(a: Array, b: Array) -> Array:
+        out = xp.empty((a.shape[0], b.shape[1]), dtype)
+        xp.matmul(_as(a, b.dtype), b, out=out)
+        return out
+
+    return matmul
