@@ -34,6 +34,7 @@ class RNN(Cell):
     def __init__(self, nonlinearity: str) -> None:
         self.name: str = f"rnn_{nonlinearity}"
         self.relu: bool = nonlinearity == "relu"
+        self.has_kinks: bool = self.relu
         self.kernel_launches: tuple[int, int] | None = (3, 3) if self.relu else (3, 4)
 
     def forward_gates(self, xp: Any, bias_hh: Array | None, gh: Array, step: Buffers) -> None:

@@ -93,6 +93,7 @@ class Cell:
     # whether a step's array calls, all of them with `out`, can be captured and replayed
     is_captured: bool = True
     weights_type: type[Any] = Weights
+    has_kinks: bool = False  # whether gradients jump where a value passes a number
     extra_inputs: tuple[str, ...] = ()  # numbers of each step and row that a call passes
     masks: tuple[Mask, ...] = ()
 
@@ -100,6 +101,11 @@ class Cell:
     def gates(self) -> int:
         """G, the number of gates."""
         return len(self.gate_names)
+
+    @property
+    def recurrent_blocks(self) -> tuple[str, ...]:
+        """The gates with a block in W_hh, in order."""
+        return self.gate_names
 
     def state_sizes(self, H: int) -> tuple[int, ...]:
         """The widths of the states; the first one is that of the output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -81,6 +82,7 @@ def gradcheck(
     lengths: Lengths | None = None,
     directions: int = 3,
     seed: int = 0,
+    **inputs: AnyArray,
 ) -> GradcheckReport:
     """Compare every gradient of a layer or cell with finite differences in random directions.
 
@@ -107,12 +109,13 @@ def gradcheck(
     All computations use a copy in float64, in train mode, with one dropout mask; the layer is not
     changed.
 
-    :param layer: an RNN, GRU, LSTM, RNNCell, GRUCell or LSTMCell, in any dtype and mode.
+    :param layer: an RNN, GRU, LSTM, Recurrent or one of their cells, in any dtype and mode.
     :param x: as for a call of the layer; float32 or float64, independent of the layer's dtype.
     :param hx: the states, as for a call; None: zeros, whose gradients are checked too.
     :param lengths: as for a call of a layer; None for a cell.
     :param directions: number of random directions for each name, at least 1.
     :param seed: of the directions and of u and v.
+    :param inputs: the inputs of a defined cell besides x, as for a call; they have no gradient.
     :return: one row for each name; `worst` is the one with the largest error / tolerance.
     :raises GradientError: gradients are wrong; the message names them and contains the table.
     :raises TypeError, ValueError: `layer` is none of these, it has parameters that are not finite,
@@ -138,7 +141,7 @@ def gradcheck(
     directions = check_size("directions", directions)
     rng = np.random.default_rng(check_seed(seed))
     with layer.backend.activate():
-        function = _Function(layer, x, hx, lengths, rng)
+        function = _Function(layer, x, hx, lengths, rng, inputs)
         trials = [[function.compare(name, rng) for _ in range(directions)] for name in function.at]
     report = GradcheckReport(tuple(max(rows, key=lambda row: row.excess) for rows in trials))
     wrong = [row.name for row in report.rows if row.excess > 1]
@@ -185,11 +188,14 @@ class _Function:
         hx: Any,
         lengths: Any,
         rng: np.random.Generator,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         self._layer = float64_copy(layer)
         self._xp = layer.backend.xp
         self._calls = layer._calls
-        self._options = {} if isinstance(layer, _CellModule) else {"lengths": lengths}
+        self._options: dict[str, Any] = {n: as_float64(layer, a) for n, a in (inputs or {}).items()}
+        if not isinstance(layer, _CellModule):
+            self._options["lengths"] = lengths
         self._states = layer._spec.cell.state_names
         names = [name if isinstance(layer, _CellModule) else f"{name}0" for name in self._states]
         x, hx = as_float64(layer, x), as_float64(layer, hx)
@@ -197,9 +203,10 @@ class _Function:
         results = self._call(x, hx)  # rejects invalid arguments
         ends = results[-len(names) :]
         initial = (None,) * len(names) if hx is None else _as_tuple(hx)
+        begin = layer._spec.cell.initial_values
         starts = [
-            self._xp.zeros_like(end) if start is None else start
-            for start, end in zip(initial, ends, strict=True)
+            self._xp.zeros_like(end) + first if start is None else start
+            for start, end, first in zip(initial, ends, begin, strict=True)
         ]
         trained = {n: p.copy() for n, p in self._layer.parameters.items() if n not in layer.frozen}
         self._trained = list(trained)
@@ -262,7 +269,7 @@ class _Function:
     def _rounding(self, results: list[Array]) -> float:
         """An estimate of the rounding error of a computed L, derived in `gradcheck`."""
         spec, unit = self._layer._spec, np.finfo(np.float64).eps / 2
-        terms = max(spec.input_size, spec.num_directions * spec.hidden_size) + spec.hidden_size
+        terms = max(spec.input_size, spec.num_directions * spec.output_size) + spec.hidden_size
         size = sum(_dot(abs(u), abs(r)) for u, r in zip(self._upstream, results, strict=True))
         size += sum(_norm(self._gradients[n]) * (_norm(value) + 1) for n, value in self.at.items())
         return float((terms + ROUNDINGS) * unit * size + np.finfo(np.float64).tiny)

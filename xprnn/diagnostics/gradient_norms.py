@@ -152,7 +152,7 @@ def _separate_upstreams(layer: _Layer, ends: Any) -> Iterator[Any]:
         dh_n = np.zeros_like(drawn)
         dh_n[k] = drawn[k]
         moved = layer.backend.from_host(dh_n)
-        yield (moved, None) if isinstance(ends, tuple) else moved
+        yield (moved, *[None] * (len(ends) - 1)) if isinstance(ends, tuple) else moved
 
 
 def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFlow:
@@ -164,13 +164,13 @@ def _report(layer: _Layer, norms: np.ndarray, per_row: np.ndarray) -> GradientFl
     ratios, factors = np.array(measured).T
     return GradientFlow(
         names=tuple(
-            name.removeprefix("weight_hh_") for name in layer.parameters if "weight_hh" in name
+            name.removeprefix("weight_ih_") for name in layer.parameters if "weight_ih" in name
         ),
         norms=norms,
         ratios=ratios,
         factors=factors,
         spectral_radius=_spectral_radius(spec, layer),
-        gates=spec.cell.gate_names,
+        gates=_square_blocks(spec),
         verdicts=tuple(_verdict(ratio) for ratio in ratios),
     )
 
@@ -187,10 +187,19 @@ def _ratio_and_factor(norms: np.ndarray) -> tuple[float, float]:
     return ratio, ratio ** (1 / (norms.size - 1 - nonzero[0]))
 
 
+def _square_blocks(spec: StackSpec) -> tuple[str, ...]:
+    """The gates with an H x H block in W_hh."""
+    square = spec.state_sizes[0] == spec.hidden_size
+    return spec.cell.recurrent_blocks if square else ()
+
+
 def _spectral_radius(spec: StackSpec, layer: _Layer) -> np.ndarray:
     """The largest |eigenvalue| of each gate's H x H block of each W_hh, (L*D, G)."""
+    gates, H = len(_square_blocks(spec)), spec.hidden_size
+    if not gates:
+        return np.empty((spec.num_layers * spec.num_directions, 0))
     weights = [to_numpy(p) for name, p in layer.parameters.items() if "weight_hh" in name]
-    blocks = np.stack(weights).reshape(-1, spec.cell.gates, spec.hidden_size, spec.hidden_size)
+    blocks = np.stack(weights).reshape(-1, gates, H, H)
     radius: np.ndarray = np.abs(np.linalg.eigvals(blocks)).max(axis=-1)
     return radius
 

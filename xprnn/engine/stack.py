@@ -308,15 +308,16 @@ def _sorted_states(
 
     Where there is none, zeros, or with `initial` the cell's initial values.
     """
-    outer = spec.num_layers * spec.num_directions, batch.batch
-    begin = spec.cell.initial_values
+    layers, begin = spec.num_layers * spec.num_directions, spec.cell.initial_values
     states = []
-    for k, value in enumerate(values or (None,) * len(begin)):
-        shape = (*outer, spec.state_sizes[k])
+    for value, size, first in zip(
+        values or (None,) * len(begin), spec.state_sizes, begin, strict=True
+    ):
+        shape = layers, batch.batch, size
         if value is None:
             state = xp.zeros(shape, dtype)
-            if initial and begin[k]:
-                state.fill(begin[k])
+            if initial and first:
+                state.fill(first)
             states.append(state)
         else:
             state = xp.empty(shape, dtype)

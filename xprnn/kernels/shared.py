@@ -22,7 +22,7 @@ def allocate(
 ) -> Activations:
     """The activations of a direction, uninitialised except x; without gates, those are empty."""
     batch, memory, x = call.batch, call.saved, direction.x
-    H = len(direction.weights.weight_ih) // cell.gates
+    H = direction.weights.weight_ih.shape[0] // len(cell.gate_names)
     shapes, others = activation_shapes(cell, H, batch.running, batch.total, call.record)
     gates = saved = x[:0]
     if with_gates:

@@ -12,9 +12,10 @@ from ...backend import Array
 from ...core.cell import Buffers, Cell, Mask, Weights
 from ...core.sums import sum_rows
 from .derived_step import DerivedStep, Gradients, Kept, Leaves
-from .graph import Node
+from .graph import CONDITIONS, Node
 from .tracing import RECURRENT
 
+_ABRUPT = ("relu", "leaky_relu", "abs", "elu", "hard_sigmoid", "clip", "minimum", "maximum")
 Columns = tuple[str, int, int]  # the buffer, "gates" or "saved", and where in it
 
 
@@ -44,6 +45,9 @@ class DefinedCell(Cell):
         self.gate_names: tuple[str, ...] = signature.gates
         self.state_names: tuple[str, ...] = tuple(signature.states)
         self.initial_values: tuple[float, ...] = tuple(map(float, signature.states.values()))
+        self.has_kinks: bool = any(
+            node.op in (*CONDITIONS, *_ABRUPT) for node in program.forward_nodes
+        )
         self.extra_inputs: tuple[str, ...] = signature.inputs
         self.masks: tuple[Mask, ...] = tuple(
             [Mask(node.detail[1], node.detail[2] == "sequence") for node in program.masks]
@@ -64,7 +68,25 @@ class DefinedCell(Cell):
         ]
         return (sizes[0] * max(len(matrix.blocks), 1), *sizes[1:])
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same definition, for the same sizes and options."""
+        return isinstance(other, DefinedCell) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        """Of what it is compared by."""
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        program = self.program
+        return self.name, program.trace.digest, tuple(program.widths.items()), program.bias
+
     # -- sizes and parameters
+
+    @property
+    def recurrent_blocks(self) -> tuple[str, ...]:
+        """The gates with a block in W_hh, in order."""
+        matrices = self.program.trace.matrices
+        return matrices[RECURRENT].blocks if RECURRENT in matrices else ()
 
     def state_sizes(self, H: int) -> tuple[int, ...]:
         """The widths of the states."""

@@ -56,6 +56,7 @@ class DerivedStep:
     def __init__(self, trace: TracedCell, widths: Mapping[str, int], bias: bool) -> None:
         self.trace: TracedCell = trace
         self.widths: Mapping[str, int] = widths
+        self.bias: bool = bias
         self.bias_folded: tuple[str, ...] = bias_folded_gates(trace, widths) if bias else ()
         biased = trace.matrices[RECURRENT].biased if bias and RECURRENT in trace.matrices else ()
         rest = [gate for gate in biased if gate not in self.bias_folded]

@@ -39,7 +39,7 @@ def verify(
     The plain code in float64 on NumPy is the equations themselves and has only the gradcheck.
     All computations use copies, and other threads keep the kernels that they request.
 
-    :param layer: an RNN, GRU, LSTM, RNNCell, GRUCell or LSTMCell, on any backend.
+    :param layer: an RNN, GRU, LSTM, Recurrent or one of their cells, on any backend.
     :param shape: x's shape, as for a call.
     :param lengths: as for a call of a layer; None for a cell.
     :param seed: of the random values.
@@ -58,6 +58,8 @@ def verify(
         )
     if isinstance(layer, _CellModule) and lengths is not None:
         raise TypeError(f"lengths: expected None, a {type(layer).__name__} runs one step")
+    if layer._spec.cell.extra_inputs:
+        raise TypeError("layer: a cell with inputs beside x is not verified; see gradcheck")
     shape = check_shape(shape, layer._spec.input_size)
     layer._steps_and_batch(shape)
     seed = check_seed(seed)

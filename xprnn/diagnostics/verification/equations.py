@@ -86,7 +86,7 @@ class Equations:
         self.steps: int
         self.steps, batch = layer._steps_and_batch(self.arguments.x.shape)
         slopes = self._slopes(NUDGE, 0)
-        self.kinked: bool = layer._spec.cell.name == "rnn_relu" and self._is_kinked()
+        self.kinked: bool = layer._spec.cell.has_kinks and self._is_kinked()
         if self.kinked:
             self.expected = {n: a for n, a in self.expected.items() if not n.startswith("d")}
         self.limits: dict[str, float] = self._limits(slopes, self.steps, batch)
@@ -132,9 +132,12 @@ class Equations:
         x = normal(shape)
         results = flat(self._layer.eval()(x, **options))
         states = results[-len(self._layer._spec.cell.state_names) :]
-        return CallArguments(
-            x, [normal(a.shape) for a in states], [normal(a.shape) for a in results], options
-        )
+        if any(self._layer._spec.cell.initial_values):
+            # not every state can occur: a divisor may be positive in all of them
+            drawn = [self._rounded(np.where(np.isfinite(a), a, 0.0)) for a in states]
+        else:
+            drawn = [normal(a.shape) for a in states]
+        return CallArguments(x, drawn, [normal(a.shape) for a in results], options)
 
     def _before_overflow(self) -> Results:
         """The results of the steps within the type's range; truncates `arguments` to them."""
@@ -212,7 +215,7 @@ class Equations:
 
     def _limits(self, slopes: dict[str, float], steps: int, batch: int) -> dict[str, float]:
         spec = self._layer._spec
-        between = spec.num_directions * spec.hidden_size if spec.num_layers > 1 else 0
+        between = spec.num_directions * spec.output_size if spec.num_layers > 1 else 0
         width = max(max(spec.input_size, between) + spec.hidden_size, batch)
         base = tolerance(
             self.operand_type, steps=max(steps, 1), width=width, layers=spec.num_layers
@@ -264,10 +267,16 @@ def recorded_results(layer: Module, arguments: CallArguments) -> Results:
         starts = [f"d{name}" for name in names]
     named = dict(zip(_result_names(layer), results, strict=True))
     named |= dict(zip(["dx", *starts], gradients, strict=True))
+    H = layer._spec.hidden_size
     for name, gradient in layer.grads.items():
-        for k, gate in enumerate(cell.gate_names):
-            rows = slice(k * layer._spec.hidden_size, (k + 1) * layer._spec.hidden_size)
-            named[f"d{name}[{gate}]" if gate else f"d{name}"] = gradient[rows]
+        if not name.startswith(("weight_", "bias_")):
+            named[f"d{name}"] = gradient  # of a definition
+            continue
+        gates = cell.recurrent_blocks if name.startswith("weight_hh") else cell.gate_names
+        if len(gates) * H != len(gradient):  # the biases of some gates
+            gates = tuple(map(str, range(len(gradient) // H)))
+        for k, gate in enumerate(gates):
+            named[f"d{name}[{gate}]" if gate else f"d{name}"] = gradient[k * H : (k + 1) * H]
     return {name: np.array(to_numpy(array)) for name, array in named.items()}
 
 
