@@ -1,8 +1,8 @@
 """The layers as functions of explicit weights: one layer, one direction, no state kept.
 
 `gru(...)` runs a layer; `gru_forward(...)` also returns a cache, from which `gru_backward(doutput,
-dh_n, cache)` computes a dict of all gradients; likewise for `rnn` and `lstm`. The
-equations are at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. All of them share:
+dh_n, cache)` computes a dict of all gradients; likewise for `rnn` and `lstm`, and with a definition
+`recurrent`. The equations are at `xprnn.RNN`, `xprnn.GRU` and `xprnn.LSTM`. All of them share:
 
 - `x` (T, N, I), with `batch_first` (N, T, I), unbatched (T, I);
 - `h0` (1, N, H), unbatched (1, H), for the LSTM a pair (h0, c0), either of which may be None;
@@ -18,12 +18,14 @@ All arrays are float32 or all are float64, and are on one backend, that of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import kernels
 from .backend import AnyArray, Array, Backend, Lengths, Nonlinearity, PairLike
 from .cells import CELLS, Cell, Weights
+from .cells.definition import Definition
 from .core.checks import check_flag
 from .core.oom import translate_out_of_memory
 from .core.packing import make_packed_batch
@@ -35,6 +37,7 @@ from .engine import stack
 from .kernels import CallContext, CallShape
 from .nn import arguments
 from .nn.arguments import check_call, check_upstream, unwrap
+from .nn.defined import check_parameters
 
 
 @dataclass
@@ -248,6 +251,64 @@ def lstm_forward(
     return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=True)
 
 
+def recurrent(
+    definition: Definition,
+    x: AnyArray,
+    hx: Any,
+    parameters: Mapping[str, AnyArray],
+    *,
+    batch_first: bool = False,
+    lengths: Lengths | None = None,
+    **settings: Any,
+) -> tuple[Array, Any]:
+    """Run a layer of a cell that `xprnn.cell` defines.
+
+    Arguments, shapes, results and errors: see the module. `hx` is a state, or a tuple of all;
+    None: the initial values.
+
+    :param parameters: the parameters by name, without a suffix: `weight_ih`, `p_i`.
+    :param settings: the sizes, options and inputs of the definition, by name.
+
+    >>> import numpy as np, xprnn
+    >>> @xprnn.cell(gates=("z", "n"))
+    ... def min_gru(f, x, s):
+    ...     return s.h + f.sigmoid(x.z) * (x.n - s.h)
+    >>> parameters = {"weight_ih": np.ones((8, 3))}
+    >>> output, h_n = xprnn.functional.recurrent(min_gru, np.ones((5, 2, 3)), None, parameters)
+    >>> output.shape
+    (5, 2, 4)
+    """
+    layout = batch_first, lengths
+    return _forward_defined(definition, x, hx, parameters, layout, settings, record=False)[:2]
+
+
+def recurrent_forward(
+    definition: Definition,
+    x: AnyArray,
+    hx: Any,
+    parameters: Mapping[str, AnyArray],
+    *,
+    batch_first: bool = False,
+    lengths: Lengths | None = None,
+    **settings: Any,
+) -> tuple[Array, Any, Cache]:
+    """As `recurrent`, and returns a cache for `recurrent_backward` as third.
+
+    :raises ValueError: the cell has random masks, which only `xprnn.Recurrent` draws.
+
+    >>> import numpy as np, xprnn
+    >>> @xprnn.cell(gates=("z", "n"))
+    ... def min_gru(f, x, s):
+    ...     return s.h + f.sigmoid(x.z) * (x.n - s.h)
+    >>> parameters = {"weight_ih": np.ones((8, 3))}
+    >>> output, h_n, cache = recurrent_forward(min_gru, np.ones((5, 2, 3)), None, parameters)
+    >>> sorted(recurrent_backward(output, h_n, cache))
+    ['dh0', 'dweight_ih', 'dx']
+    """
+    layout = batch_first, lengths
+    return _forward_defined(definition, x, hx, parameters, layout, settings, record=True)
+
+
 @translate_out_of_memory
 def backward(
     doutput: AnyArray | None,
@@ -290,7 +351,8 @@ def backward(
         )
     with backend.activate():
         xp = tape.plan.xp
-        dweights = Weights(*[None if w is None else xp.zeros(w.shape, dtype) for w in weights])
+        zeros = [None if w is None else xp.zeros(w.shape, dtype) for w in weights]
+        dweights = type(weights)(*zeros)
         dx, dinitial = stack.backward(
             spec, tape, (doutput, dfinal), [[dweights]], need_dx, cache._scratch
         )
@@ -307,9 +369,9 @@ def backward(
 rnn_backward = backward
 gru_backward = backward
 lstm_backward = backward
+recurrent_backward = backward
 
 
-@translate_out_of_memory
 def _forward(
     cell: Cell,
     x: AnyArray,
@@ -319,23 +381,58 @@ def _forward(
     lengths: Any,
     record: bool,
 ) -> tuple[Array, Any, Cache]:
-    backend, spec, weights = arguments.check_weights(cell, weights)
+    checked = arguments.check_weights(cell, weights)
+    return _run(checked, x, hx, (batch_first, lengths), {}, record)
+
+
+@translate_out_of_memory
+def _run(
+    checked: tuple[Backend, StackSpec, Weights],
+    x: AnyArray,
+    hx: Any,
+    layout: tuple[bool, Any],
+    inputs: Mapping[str, AnyArray],
+    record: bool,
+) -> tuple[Array, Any, Cache]:
+    """Run a call with checked weights.
+
+    :param layout: `batch_first` and `lengths`.
+    """
+    backend, spec, weights = checked
     dtype = weights.weight_ih.dtype
-    batch_first = check_flag("batch_first", batch_first)
-    call = check_call(spec, backend, dtype, x, hx, lengths, batch_first)
+    batch_first = check_flag("batch_first", layout[0])
+    call = check_call(spec, backend, dtype, x, hx, layout[1], batch_first, inputs)
     with backend.activate():
         scratch = Workspace(backend, dtype)
         context = _context(spec, backend, call, scratch, record)
         if record:  # the caller may write the weights before the backward call
-            weights = Weights(*[None if w is None else w.copy() for w in weights])
+            weights = type(weights)(*[None if w is None else w.copy() for w in weights])
         else:  # kernels read contiguous rows
             contiguous = context.plan.xp.ascontiguousarray
-            weights = Weights(*[None if w is None else contiguous(w) for w in weights])
+            weights = type(weights)(*[None if w is None else contiguous(w) for w in weights])
         both = StackWeights([[weights]], PackedWeightsCache())
         output, final, tape = stack.forward(spec, both, call, context)
     cache = Cache(spec, scratch, call.batched, tape)
     output, states = unwrap(output, final, call.batched)
     return output, states, cache
+
+
+def _forward_defined(
+    definition: Definition,
+    x: AnyArray,
+    hx: Any,
+    parameters: Mapping[str, AnyArray],
+    layout: tuple[bool, Any],
+    settings: Mapping[str, Any],
+    record: bool,
+) -> tuple[Array, Any, Cache]:
+    names = definition.signature.inputs
+    inputs = {name: value for name, value in settings.items() if name in names}
+    others = {name: value for name, value in settings.items() if name not in names}
+    checked = check_parameters(definition, parameters, others)
+    if record and checked[1].cell.masks:
+        raise ValueError(f"definition: {definition.name} has random masks; use xprnn.Recurrent")
+    return _run(checked, x, hx, layout, inputs, record)
 
 
 def _context(

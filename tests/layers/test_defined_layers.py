@@ -272,6 +272,46 @@ def test_equal_built_in_layers(name: str, any_backend: Backend) -> None:
         assert_equal(run(case, layer, problem), run(case, other, problem), REORDERED)
 
 
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*MASKED}))
+def test_a_function_equals_its_layer(name: str) -> None:
+    case = Case(name)
+    layer = build(case)
+    problem = Problem(case, layer)
+    expected = run(case, layer, problem)
+    parameters = {n.removesuffix("_l0"): value for n, value in layer.parameters.items()}
+    output, final, cache = xprnn.functional.recurrent_forward(
+        DEFINITIONS[name],
+        problem.x,
+        bare(problem.states),
+        parameters,
+        lengths=case.lengths,
+        **problem.inputs,
+        **case.sizes,
+    )
+    gradients = xprnn.functional.recurrent_backward(problem.doutput, bare(problem.dstates), cache)
+    assert np.array_equal(output, expected["output"])
+    for k, (state, end) in enumerate(
+        zip(layer._spec.cell.state_names, as_tuple(final), strict=True)
+    ):
+        assert np.array_equal(end, expected[f"final {k}"])
+        assert np.array_equal(gradients[f"d{state}0"], expected[f"dinitial {k}"])
+    for parameter in parameters:
+        assert np.array_equal(gradients[f"d{parameter}"], expected[f"d{parameter}_l0"])
+    fewer = {"weight_ih": parameters["weight_ih"], "bias_ih": parameters["bias_ih"], "more": 0}
+    with pytest.raises(ValueError, match=r"parameters: expected weight_ih, .*, more$"):
+        xprnn.functional.recurrent(DEFINITIONS[name], problem.x, None, fewer, **case.sizes)
+
+
+def test_functions_draw_no_masks() -> None:
+    layer = build(Case("zoneout"))
+    parameters = {n.removesuffix("_l0"): value for n, value in layer.parameters.items()}
+    x = np.ones((3, 2, 3))
+    output = xprnn.functional.recurrent(definitions.zoneout, x, None, parameters)[0]
+    assert np.array_equal(output, layer.eval()(x)[0])
+    with pytest.raises(ValueError, match=r"zoneout has random masks; use xprnn\.Recurrent"):
+        xprnn.functional.recurrent_forward(definitions.zoneout, x, None, parameters)
+
+
 def test_parameters_have_the_names_of_torch_and_of_the_definition() -> None:
     def shapes(name: str, **sizes: int) -> dict[str, tuple[int, ...]]:
         return dict(xprnn.Recurrent(DEFINITIONS[name], 3, 4, **sizes).parameters.shapes)
@@ -323,6 +363,16 @@ def test_recompute(name: str) -> None:
             assert_equal(run(case, other, problem), expected, REORDERED)
 
 
+def as_float32(problem: Problem) -> Problem:
+    """In place."""
+    for key in ("x", "doutput"):
+        setattr(problem, key, getattr(problem, key).astype(np.float32))
+    for key in ("states", "dstates"):
+        setattr(problem, key, [state.astype(np.float32) for state in getattr(problem, key)])
+    problem.inputs = {n: value.astype(np.float32) for n, value in problem.inputs.items()}
+    return problem
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_float32(name: str) -> None:
     case = Case(name, layers=2, directions=2)
@@ -330,15 +380,25 @@ def test_float32(name: str) -> None:
     layer.load_state_dict(single.state_dict())
     problem = Problem(case, layer)
     expected = run(case, layer, problem)
-    for key, value in vars(problem).items():
-        if isinstance(value, np.ndarray):
-            setattr(problem, key, value.astype(np.float32))
-    problem.states = [state.astype(np.float32) for state in problem.states]
-    problem.dstates = [state.astype(np.float32) for state in problem.dstates]
-    problem.inputs = {n: value.astype(np.float32) for n, value in problem.inputs.items()}
-    results = run(case, single, problem)
+    results = run(case, single, as_float32(problem))
     assert all(value.dtype == np.float32 for value in results.values())
     assert_equal(results, expected, 2e-4)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision(name: str, compute_dtype: str, any_backend: Backend) -> None:
+    """The same equations, up to the rounding of what is stored; no kink is near."""
+    case = Case(name, directions=2)
+    single = build(case, any_backend.name, dtype="float32")
+    low = build(case, any_backend.name, dtype="float32", compute_dtype=compute_dtype)
+    problem = as_float32(Problem(case, single))
+    results, expected = run(case, low, problem), run(case, single, problem)
+    bound = {"float16": 0.01, "bfloat16": 0.1}[compute_dtype]
+    assert all(value.dtype == np.float32 for value in results.values())
+    for key in ("output", "dx", "dweight_ih_l0"):
+        difference = np.abs(results[key] - expected[key]).max()
+        assert 0 < difference <= bound * np.abs(expected[key]).max(), key
 
 
 # -- one step at a time
@@ -556,6 +616,15 @@ def test_diagnostics(name: str) -> None:
     flow = xprnn.gradient_flow(layer, problem.x, hx)
     assert flow.norms.shape == (2, 3)
     assert np.isfinite(flow.norms).all()
+
+
+def test_explain_says_what_is_saved() -> None:
+    text = build(Case("gru")).explain((10, 2, 3))
+    assert "saved of each step: add, sigmoid, sigmoid, tanh" in text
+    assert "a step: 15 operations, phases: 1; backward 18 operations, phases: 2" in text
+    built_in = xprnn.GRU(3, 4, dtype="float64", seed=0).explain((10, 2, 3))
+    (moved,) = [line for line in text.splitlines() if "moves at least" in line]
+    assert moved in built_in.splitlines()
 
 
 def test_a_wrong_gradient_of_a_layer_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:

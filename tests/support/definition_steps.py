@@ -18,16 +18,16 @@ class Step(NamedTuple):
     upstream: tuple[np.ndarray, ...]
 
 
-def draw(program: DerivedStep, bias: bool, seed: int = 0) -> Step:
+def draw(derived: DerivedStep, bias: bool, seed: int = 0) -> Step:
     """Normally distributed values; states and upstream gradients are not zero."""
     rng = np.random.default_rng(seed)
-    signature, widths = program.trace.signature, program.widths
+    signature, widths = derived.trace.signature, derived.widths
 
     def normal(*shape: Any) -> np.ndarray:
         return rng.standard_normal([widths.get(n, n) if isinstance(n, str) else n for n in shape])
 
     parameters = {name: normal("H") for name in signature.vectors}
-    for name, matrix in program.trace.matrices.items():
+    for name, matrix in derived.trace.matrices.items():
         if matrix.columns is None:
             parameters[name] = normal(matrix.rows)
         else:
@@ -44,36 +44,36 @@ def draw(program: DerivedStep, bias: bool, seed: int = 0) -> Step:
         parameters,
         {name: normal(N, H) for name in signature.gates},
         {name: abs(normal(N, 1)) for name in signature.inputs},
-        tuple((rng.random((N, H)) < 0.5) * 1.0 for _ in program.masks),
+        tuple((rng.random((N, H)) < 0.5) * 1.0 for _ in derived.masks),
     )
     return Step(leaves, tuple(normal(*state.shape) for state in states))
 
 
-def ours(program: DerivedStep, step: Step, xp: Any = np) -> dict[str, Any]:
+def ours(derived: DerivedStep, step: Step, xp: Any = np) -> dict[str, Any]:
     """The next states, and every gradient by name."""
     leaves, upstream = step
-    leaves = leaves._replace(gates=with_folded(program, leaves))
-    kept = program.forward(xp, leaves)
-    gradients = program.backward(xp, leaves._replace(gates={}), kept, upstream)
+    leaves = leaves._replace(gates=with_folded(derived, leaves))
+    kept = derived.forward(xp, leaves)
+    gradients = derived.backward(xp, leaves._replace(gates={}), kept, upstream)
     results = {f"next {k}": state for k, state in enumerate(kept.next_states)}
     results |= {f"d{k}": d for k, d in enumerate(gradients.states)}
     results |= {f"dgx {name}": d for name, d in gradients.gates.items()}
     for name, d in gradients.vectors.items():
         results[f"d {name}"] = xp.sum(d, axis=0)
     for product, operand, parts in zip(
-        program.step.products, kept.operands, gradients.parts, strict=True
+        derived.step.products, kept.operands, gradients.parts, strict=True
     ):
         for block, part in zip(product.blocks, parts, strict=True):
             results[f"d {product.matrix}.{block}"] = part.T @ operand
-    for gate in program.bias_folded:
+    for gate in derived.bias_folded:
         results[f"d b_hh.{gate}"] = xp.sum(gradients.gates[gate], axis=0)
     return results
 
 
-def with_folded(program: DerivedStep, leaves: Leaves) -> dict[str, Any]:
+def with_folded(derived: DerivedStep, leaves: Leaves) -> dict[str, Any]:
     """gx with the b_hh of the gates in which it is folded into b_ih."""
     gates = dict(leaves.gates)
-    for gate in program.bias_folded:
-        k = program.trace.matrices["weight_hh"].biased.index(gate)
+    for gate in derived.bias_folded:
+        k = derived.trace.matrices["weight_hh"].biased.index(gate)
         gates[gate] = gates[gate] + leaves.parameters["bias_hh"][k * H : (k + 1) * H]
     return gates

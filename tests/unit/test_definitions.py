@@ -22,7 +22,7 @@ EXACT = 1e-14  # between two evaluations of the same equations
 
 
 @on_one_thread
-def by_torch(program: DerivedStep, step: Step, definition: Any, options: Any) -> dict[str, Any]:
+def by_torch(derived: DerivedStep, step: Step, definition: Any, options: Any) -> dict[str, Any]:
     """The same by torch's autograd."""
     import torch
 
@@ -33,7 +33,7 @@ def by_torch(program: DerivedStep, step: Step, definition: Any, options: Any) ->
 
     parameters = {name: tensor(value) for name, value in leaves.parameters.items()}
     gates = {name: tensor(value) for name, value in leaves.gates.items()}
-    names = [*program.trace.signature.states]
+    names = [*derived.trace.signature.states]
     states = {n: tensor(value) for n, value in zip(names, leaves.states, strict=True)}
     inputs = {name: torch.tensor(value) for name, value in leaves.inputs.items()}
     masks = [torch.tensor(mask) for mask in leaves.masks]
@@ -46,7 +46,7 @@ def by_torch(program: DerivedStep, step: Step, definition: Any, options: Any) ->
     results = {f"next {k}": value.detach().numpy() for k, value in enumerate(result)}
     results |= {f"d{k}": states[name].grad for k, name in enumerate(names)}
     results |= {f"dgx {name}": gates[name].grad for name in gates}
-    for name, matrix in program.trace.matrices.items():
+    for name, matrix in derived.trace.matrices.items():
         blocks = matrix.blocks or ("",)
         if matrix.columns is None:
             results[f"d {name}"] = grad[name]
@@ -58,7 +58,7 @@ def by_torch(program: DerivedStep, step: Step, definition: Any, options: Any) ->
                 matrix.biased, np.split(grad["bias_hh"], len(matrix.biased)), strict=True
             ):
                 results[f"d b_hh.{gate}"] = d
-    results |= {f"d {name}": grad[name] for name in program.trace.signature.vectors}
+    results |= {f"d {name}": grad[name] for name in derived.trace.signature.vectors}
     return {
         name: np.zeros(()) if value is None else np.asarray(value)
         for name, value in results.items()
@@ -76,25 +76,25 @@ def assert_equal(actual: dict[str, Any], expected: dict[str, Any], bound: float 
 @pytest.mark.parametrize("name", sorted(DEFINITIONS))
 def test_a_step_and_every_gradient_equal_autograd(name: str, bias: bool) -> None:
     definition = DEFINITIONS[name]
-    program = definition.program(H, SIZES.get(name, {}), {}, bias)
+    derived = definition.derive(H, SIZES.get(name, {}), {}, bias)
     for seed in range(3):
-        step = draw(program, bias, seed)
-        assert_equal(ours(program, step), by_torch(program, step, definition, {}))
+        step = draw(derived, bias, seed)
+        assert_equal(ours(derived, step), by_torch(derived, step, definition, {}))
 
 
 def test_states_that_begin_at_minus_infinity() -> None:
     """The sLSTM's first step, whose gradients are finite."""
     definition = DEFINITIONS["slstm"]
-    program = definition.program(H, {}, {}, True)
-    step = draw(program, True)
+    derived = definition.derive(H, {}, {}, True)
+    step = draw(derived, True)
     h, c, n, m = (np.zeros((N, H)) for _ in range(4))
     leaves = step.leaves._replace(states=(h, c, n, m - np.inf))
     for shift in (0.0, -800.0):
         gates = {**leaves.gates, "i": leaves.gates["i"] + shift}
         first = Step(leaves._replace(gates=gates), step.upstream)
-        results = ours(program, first)
+        results = ours(derived, first)
         assert all(np.isfinite(value).all() for name, value in results.items() if name != "next 3")
-        assert_equal(results, by_torch(program, first, definition, {}))
+        assert_equal(results, by_torch(derived, first, definition, {}))
 
 
 # -- what is saved
@@ -112,29 +112,29 @@ BIAS_FOLDED = {"gru": ("r", "z"), "lstm": ("i", "f", "g", "o"), "layer_norm_lstm
 
 @pytest.mark.parametrize("name", sorted(SAVED))
 def test_what_is_saved(name: str) -> None:
-    program = DEFINITIONS[name].program(H, {}, {}, True)
-    assert sorted(node.op for node in program.saved) == SAVED[name]
-    assert all(node.width == H for node in program.saved)
+    derived = DEFINITIONS[name].derive(H, {}, {}, True)
+    assert sorted(node.op for node in derived.saved) == SAVED[name]
+    assert all(node.width == H for node in derived.saved)
 
 
 @pytest.mark.parametrize("name", sorted(BIAS_FOLDED))
 def test_where_dgx_is_dgh(name: str) -> None:
-    assert DEFINITIONS[name].program(H, {}, {}, True).bias_folded == BIAS_FOLDED[name]
-    assert DEFINITIONS[name].program(H, {}, {}, False).bias_folded == ()
+    assert DEFINITIONS[name].derive(H, {}, {}, True).bias_folded == BIAS_FOLDED[name]
+    assert DEFINITIONS[name].derive(H, {}, {}, False).bias_folded == ()
 
 
 def test_the_gru_saves_gh_n_and_not_its_parts() -> None:
-    program = DEFINITIONS["gru"].program(H, {}, {}, True)
-    (gh_n,) = [node for node in program.saved if node.op == "add"]
+    derived = DEFINITIONS["gru"].derive(H, {}, {}, True)
+    (gh_n,) = [node for node in derived.saved if node.op == "add"]
     assert [arg.op for arg in gh_n.args] == ["part", "vector"]
 
 
 @pytest.mark.parametrize("name", sorted(DEFINITIONS))
 def test_a_branch_is_decided_by_saved_bits(name: str) -> None:
     """What the backward step compares is read, or computed without rounding from what is."""
-    program = DEFINITIONS[name].program(H, SIZES.get(name, {}), {}, True)
-    given = set(program._given())
-    todo = [arg for node in program.backward_nodes if node.is_condition for arg in node.args]
+    derived = DEFINITIONS[name].derive(H, SIZES.get(name, {}), {}, True)
+    given = set(derived._given())
+    todo = [arg for node in derived.backward_nodes if node.is_condition for arg in node.args]
     while todo:
         node = todo.pop()
         if node not in given and node.args:
@@ -146,12 +146,12 @@ def test_phases() -> None:
     """Products and sums over rows begin a phase; a phase reads only earlier ones."""
     counts = {"gru": (1, 2), "gru2014": (2, 3), "lstm": (1, 2), "min_gru": (1, 1)}
     for name, (forward, backward) in counts.items():
-        program = DEFINITIONS[name].program(H, {}, {}, True)
-        assert len(program.forward_phases) == forward, name
-        assert len(program.backward_phases) == backward, name
+        derived = DEFINITIONS[name].derive(H, {}, {}, True)
+        assert len(derived.forward_phases) == forward, name
+        assert len(derived.backward_phases) == backward, name
     for name, definition in DEFINITIONS.items():
-        program = definition.program(H, SIZES.get(name, {}), {}, True)
-        for cut in (program.forward_phases, program.backward_phases):
+        derived = definition.derive(H, SIZES.get(name, {}), {}, True)
+        for cut in (derived.forward_phases, derived.backward_phases):
             computed = {node for phase in cut for part in phase for node in part}
             done: set[Any] = set()
             for barriers, elementwise in cut:
@@ -172,15 +172,15 @@ def test_phases() -> None:
     ("name", "written"), [("gru", "gru"), ("gru2014", "gru_reset_before"), ("lstm", "lstm")]
 )
 def test_definitions_equal_hand_written_cells(name: str, written: str, bias: bool) -> None:
-    program = DEFINITIONS[name].program(H, {}, {}, bias)
-    step = draw(program, bias)
+    derived = DEFINITIONS[name].derive(H, {}, {}, bias)
+    step = draw(derived, bias)
     leaves, cell = step.leaves, cells.CELLS[written]
-    gx = np.concatenate([*with_folded(program, leaves).values()], axis=1) if bias else None
+    gx = np.concatenate([*with_folded(derived, leaves).values()], axis=1) if bias else None
     gx = np.concatenate([*leaves.gates.values()], axis=1) if gx is None else gx
     W, b = leaves.parameters["weight_hh"], leaves.parameters.get("bias_hh")
     assert (b is not None) == bias
     if name == "gru2014" and bias:
-        assert program.bias_folded == ("r", "z", "n")
+        assert derived.bias_folded == ("r", "z", "n")
     weights = Weights(np.zeros((len(W), 1)), W, b, b)
     saved, following = np.zeros((N, cell.saved * H)), tuple(map(np.zeros_like, leaves.states))
 
@@ -193,7 +193,7 @@ def test_definitions_equal_hand_written_cells(name: str, written: str, bias: boo
     cell.backward(np, weights, buffers(dstates, cell.backward_scratch))
     dgh = gx.copy()
     cell.to_input_side(gx, saved)
-    results = ours(program, step)
+    results = ours(derived, step)
     expected = {f"next {k}": state for k, state in enumerate(following)}
     expected |= {f"d{k}": d for k, d in enumerate(dstates)}
     for k, gate in enumerate(cell.gate_names):
@@ -210,9 +210,9 @@ def test_definitions_equal_hand_written_cells(name: str, written: str, bias: boo
 def test_evaluation_on_the_array_api(name: str) -> None:
     """With the functions and the types of the standard alone."""
     xp = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
-    program = DEFINITIONS[name].program(H, SIZES.get(name, {}), {}, True)
+    derived = DEFINITIONS[name].derive(H, SIZES.get(name, {}), {}, True)
     for dtype, bound in (("float64", EXACT), ("float32", 1e-5)):
-        step = draw(program, True)
+        step = draw(derived, True)
 
         def moved(value: Any, dtype: str = dtype) -> Any:
             if isinstance(value, dict):
@@ -222,9 +222,9 @@ def test_evaluation_on_the_array_api(name: str) -> None:
             return xp.asarray(value.astype(dtype))
 
         strict = Step(Leaves(*map(moved, step.leaves)), moved(step.upstream))
-        results = ours(program, strict, xp)
+        results = ours(derived, strict, xp)
         assert all(value.dtype == getattr(xp, dtype) for value in results.values())
-        assert_equal(results, ours(program, step), bound)
+        assert_equal(results, ours(derived, step), bound)
 
 
 # -- kinks
@@ -250,9 +250,9 @@ KINKS = {
 def test_the_derivative_at_a_kink(name: str) -> None:
     function, at, expected = KINKS[name]
     definition = one_gate(lambda f, x, s: function(f, x.a) + s.h)
-    program = definition.program(1, {}, {}, False)
+    derived = definition.derive(1, {}, {}, False)
     leaves = Leaves((np.zeros((1, 1)),), {}, {"a": np.full((1, 1), at)})
-    results = ours(program, Step(leaves, (np.full((1, 1), 3.0),)))
+    results = ours(derived, Step(leaves, (np.full((1, 1), 3.0),)))
     assert results["dgx a"].item() == 3.0 * expected
 
 
@@ -269,9 +269,9 @@ SELECTIONS = {
 def test_what_is_not_selected_may_be_infinite(name: str) -> None:
     """0 times infinity would be NaN."""
     definition = one_gate(lambda f, x, s: SELECTIONS[name](f, x.a) + s.h)
-    program = definition.program(1, {}, {}, False)
+    derived = definition.derive(1, {}, {}, False)
     leaves = Leaves((np.zeros((1, 1)),), {}, {"a": np.full((1, 1), -1.0)})
-    results = ours(program, Step(leaves, (np.full((1, 1), np.inf),)))
+    results = ours(derived, Step(leaves, (np.full((1, 1), np.inf),)))
     assert results["dgx a"].item() == 0.0
 
 
@@ -297,21 +297,21 @@ def test_a_wrong_rule_is_detected(op: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setitem(operations.OPERATIONS, op, right._replace(gradient=wrong))
     definition = DEFINITIONS["every_function"]
-    program = DerivedStep(definition.trace({}), {"H": H}, True)
+    derived = DerivedStep(definition.trace({}), {"H": H}, True)
     assert applied
-    step = draw(program, True)
+    step = draw(derived, True)
     with pytest.raises(AssertionError, match="d"):
-        assert_equal(ours(program, step), by_torch(program, step, definition, {}))
+        assert_equal(ours(derived, step), by_torch(derived, step, definition, {}))
 
 
 def test_a_value_that_is_not_saved_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = DerivedStep(DEFINITIONS["gru"].trace({}), {"H": H}, True)
+    derived = DerivedStep(DEFINITIONS["gru"].trace({}), {"H": H}, True)
     right = saving.choose
     monkeypatch.setattr(
         "xprnn.cells.definition.derived_step.choose", lambda *arguments: right(*arguments)[:-1]
     )
     faulty = DerivedStep(DEFINITIONS["gru"].trace({}), {"H": H}, True)
-    assert len(faulty.saved) == len(program.saved) - 1
+    assert len(faulty.saved) == len(derived.saved) - 1
     with pytest.raises(KeyError):
         ours(faulty, draw(faulty, True))
 
@@ -332,5 +332,5 @@ def test_a_wrong_cut_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
         return {*flow._left} - found
 
     monkeypatch.setattr(saving._Flow, "_reaching_sink", nearest_to_source)
-    program = DerivedStep(DEFINITIONS["li_gru"].trace({}), {"H": H}, True)
-    assert sorted(node.op for node in program.saved) != SAVED["li_gru"]
+    derived = DerivedStep(DEFINITIONS["li_gru"].trace({}), {"H": H}, True)
+    assert sorted(node.op for node in derived.saved) != SAVED["li_gru"]

@@ -25,7 +25,11 @@ ADDED = {
     "progress=None)",
 }
 ADDED_TO_MODULES = {".xp: property", ".asarray(self, value, dtype=None)"}
-NEW = ("xprnn.cell(", "xprnn.Recurrent")  # names that begin so did not exist
+NEW = (
+    "xprnn.cell(",
+    "xprnn.Recurrent",
+    "xprnn.functional.recurrent",
+)  # names that begin so did not exist
 LATER_ARGUMENTS = (", cells=()", ", **inputs")  # optional ones, of names that are listed
 SPECIAL = ("__call__", "__init__")
 

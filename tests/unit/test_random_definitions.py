@@ -75,13 +75,13 @@ def random_definition(chosen: random.Random) -> Definition:
     return xprnn.cell(gates=gates, states=states, vectors=("v",))(step)
 
 
-def distance_to_kinks(program: DerivedStep, leaves: Leaves) -> float:
+def distance_to_kinks(derived: DerivedStep, leaves: Leaves) -> float:
     """The smallest distance of a value from one at which a function has a kink."""
     values: Any = {}
-    program._read(values, program.forward_nodes, leaves, np)
-    evaluate(np, program.forward_nodes, values, np.float64)
+    derived._read(values, derived.forward_nodes, leaves, np)
+    evaluate(np, derived.forward_nodes, values, np.float64)
     distances = [1.0]
-    for node in program.forward_nodes:
+    for node in derived.forward_nodes:
         at = [values[arg] for arg in node.args]
         if node.op in ("relu", "leaky_relu", "abs", "elu"):
             distances.append(abs(at[0]).min())
@@ -97,19 +97,19 @@ def distance_to_kinks(program: DerivedStep, leaves: Leaves) -> float:
 
 def check(seed: int) -> None:
     definition = random_definition(random.Random(seed))
-    program = DerivedStep(definition.trace({}), {"H": H}, bias=False)
-    step: Step = draw(program, bias=False, seed=seed)
+    derived = DerivedStep(definition.trace({}), {"H": H}, bias=False)
+    step: Step = draw(derived, bias=False, seed=seed)
     leaves, upstream = step
-    assume(distance_to_kinks(program, leaves) > KINK)
-    kept = program.forward(np, leaves)
-    gradients = program.backward(np, leaves._replace(gates={}), kept, upstream)
+    assume(distance_to_kinks(derived, leaves) > KINK)
+    kept = derived.forward(np, leaves)
+    gradients = derived.backward(np, leaves._replace(gates={}), kept, upstream)
     rng = np.random.default_rng(seed)
     by_name: dict[str, Any] = dict(gradients.vectors)
     for product, operand, parts in zip(
-        program.step.products, kept.operands, gradients.parts, strict=True
+        derived.step.products, kept.operands, gradients.parts, strict=True
     ):
         for gate, part in zip(product.blocks, parts, strict=True):
-            k = program.trace.matrices["weight_hh"].blocks.index(gate)
+            k = derived.trace.matrices["weight_hh"].blocks.index(gate)
             dweight = by_name.setdefault(
                 "weight_hh", np.zeros(leaves.parameters["weight_hh"].shape)
             )
@@ -134,12 +134,12 @@ def check(seed: int) -> None:
             {n: a + distance * directions.parameters[n] for n, a in leaves.parameters.items()},
             {n: a + distance * directions.gates[n] for n, a in leaves.gates.items()},
         )
-        results = program.forward(np, there).next_states
+        results = derived.forward(np, there).next_states
         return sum(float((u * r).sum()) for u, r in zip(upstream, results, strict=True))
 
     difference = (at(STEP) - at(-STEP)) / (2 * STEP)
     size = 1.0 + sum(map(abs, terms))
-    assert abs(difference - sum(terms)) <= BOUND * size, program.forward_nodes
+    assert abs(difference - sum(terms)) <= BOUND * size, derived.forward_nodes
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -1,6 +1,8 @@
 """The cells: one step and its gradient each, in plain `xp`. The mathematics of the project.
 
-To add a cell: one file here, one line in `CELLS`.
+To add a cell: a definition (`definition/`), which needs no file here. The cells below are written
+by hand, as the readable mathematics and the reference of what is derived: one file, and one line in
+`CELLS`.
 
 Back-propagation through time
 -----------------------------

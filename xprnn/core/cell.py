@@ -57,6 +57,7 @@ class Cell:
     `next_states`  (N, H) each   C, A   out                    in
     `dstates`      (N, H) each   A      -                      inout: dnext -> dstates
     `scratch`      see below     A      workspace              workspace
+    `extra`        (N, 1 or H)   A      in                     in
     =============  ============  =====  =====================  ============================
 
     gx is the input pre-activation x W_ih' + b_ih, with the recurrent bias of the first
@@ -68,6 +69,10 @@ class Cell:
     accumulation dtype, that of everything else: the LSTM's c and all gradients that are carried
     from step to step. Both are float32 or both float64, unless the layer computes in low
     precision. Rows are contiguous.
+
+    A defined cell (`cells/definition`) has states of other widths, and leaves dgx in `gates`; the
+    gradients of its products and vectors are in `saved`, which `step_gradients` reads. `extra`
+    holds its inputs besides x and, in training, its masks.
 
     A step consists of a matrix product and pointwise ops before or after it: the methods named
     in `pointwise_ops`, which fused kernels replace. A cell with one product per step has the two
@@ -90,6 +95,7 @@ class Cell:
     pointwise_ops: tuple[str, ...] = ("forward_gates", "backward_gates")
     # array operations per step, forward and backward, each a launch on a GPU; None: not counted
     kernel_launches: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()  # lines of `explain`
     # whether a step's array calls, all of them with `out`, can be captured and replayed
     is_captured: bool = True
     weights_type: type[Any] = Weights

@@ -30,13 +30,13 @@ def explain(
         f"{plan.precision}, T={steps} N={batch}: {plan.implementation}",
         f"  reason: {plan.reason}",
         f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
-        *(f"  {line}" for line in memory),
+        *(f"  {line}" for line in (*memory, *spec.cell.notes)),
     ]
     launches = plan.cell.kernel_launches
     if plan.kernels is not None:
         lines += _fused(spec, plan.kernels, sizes, training)
         lines += _wavefront(spec, plan, training)
-    elif plan.backend.on_gpu and launches is None:
+    elif plan.backend.on_gpu and plan.is_mixed:
         lines.append("  the launches of the plain code in low precision are not counted")
     elif plan.backend.on_gpu and launches:
         lines.append(
@@ -93,7 +93,7 @@ def explain_step(kind: str, spec: StackSpec, plan: StepPlan, batch: int) -> str:
     elif plan.backend.kernels and plan.cell.kernel_launches is not None:
         each = 1 + spec.bias + plan.cell.kernel_launches[0]
         lines.append(f"  a step takes {spec.num_layers * each + 2} launches, and {more}")
-    elif plan.backend.kernels:
+    elif plan.is_mixed:
         lines.append("  the launches of the plain code in low precision are not counted")
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
 

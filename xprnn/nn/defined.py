@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..backend import AnyArray, Array, BackendName, ComputeDTypeLike, DTypeLike, Lengths, Precision
+from ..backend import (
+    AnyArray,
+    Array,
+    Backend,
+    BackendName,
+    ComputeDTypeLike,
+    DTypeLike,
+    Lengths,
+    Precision,
+)
 from ..backend.exports import exported_from
-from ..cells import Cell
+from ..cells import Cell, Weights
 from ..cells.definition import Definition
-from ..core.checks import check_flag, check_size
+from ..core.checks import check_array, check_flag, check_reference_array, check_size
+from ..core.spec import StackSpec
 from .arguments import check_call
 from .attributes import option
 from .cells import _CellModule
@@ -86,6 +96,36 @@ def _settings(definition: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := [name for name in settings if name not in (*sizes, *options)]:
         raise TypeError(f"{unknown[0]}: the cell {definition.name} has no such argument")
     return {**{name: settings[name] for name in sizes}, **options}
+
+
+def check_parameters(
+    definition: Definition, parameters: Mapping[str, AnyArray], settings: Mapping[str, Any]
+) -> tuple[Backend, StackSpec, Weights]:
+    """The backend of the parameters of a layer, the stack they define, and those to use.
+
+    :param settings: the sizes and options of the definition, by name.
+    """
+    checked = _settings(definition, settings)
+    backend, weight_ih = check_reference_array(
+        "weight_ih", parameters.get("weight_ih"), ("G*H", "I")
+    )
+    gates, rows = len(definition.signature.gates), weight_ih.shape[0]
+    if rows == 0 or rows % gates:
+        raise ValueError(f"weight_ih: expected {gates}*H rows, got {rows}")
+    H, bias = rows // gates, "bias_ih" in parameters
+    cell = _Defined._cell({"definition": definition, "hidden_size": H, "bias": bias, **checked})
+    spec = StackSpec(cell, weight_ih.shape[1], H, bias=bias, layer_suffixes=False)
+    shapes = spec.shapes()
+    if parameters.keys() != shapes.keys():
+        raise ValueError(
+            f"parameters: expected {', '.join(shapes)}, got {', '.join(map(str, parameters))}"
+        )
+    arrays = {
+        name: check_array(name, parameters[name], backend, weight_ih.dtype, shape)
+        for name, shape in shapes.items()
+    }
+    ((weights,),) = spec.weights(arrays)
+    return backend, spec, weights
 
 
 @exported_from("xprnn")

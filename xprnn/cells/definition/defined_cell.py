@@ -1,4 +1,4 @@
-"""A `Cell` whose step is the program of a definition, evaluated in plain `xp`."""
+"""A `Cell` whose step is derived from a definition, and evaluated in plain `xp`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class DefinedCell(Cell):
 
     The buffers are those of `Cell`. `saved` begins with the operands of products that are no
     states, which the gradients of the matrices need; backward leaves them there. The values that
-    the program saves are in the rest of `gates` and `saved`. They are overwritten by dgx, which is
+    the step saves are in the rest of `gates` and `saved`. They are overwritten by dgx, which is
     in `gates`, and by the gradients of products and vectors that are not dgx.
 
     :param name: that of the definition and its digest: no cell with kernels has it.
-    :param program: the step.
+    :param derived: the step.
     """
 
     forward_scratch = ()
@@ -38,35 +38,46 @@ class DefinedCell(Cell):
     pointwise_ops = ()
     is_captured = False
 
-    def __init__(self, name: str, program: DerivedStep) -> None:
-        signature, matrices = program.trace.signature, program.trace.matrices
+    def __init__(self, name: str, derived: DerivedStep) -> None:
+        signature, matrices = derived.trace.signature, derived.trace.matrices
         self.name: str = name
-        self.program: DerivedStep = program
+        self.derived: DerivedStep = derived
         self.gate_names: tuple[str, ...] = signature.gates
         self.state_names: tuple[str, ...] = tuple(signature.states)
         self.initial_values: tuple[float, ...] = tuple(map(float, signature.states.values()))
         self.has_kinks: bool = any(
-            node.op in (*CONDITIONS, *_ABRUPT) for node in program.forward_nodes
+            node.op in (*CONDITIONS, *_ABRUPT) for node in derived.forward_nodes
         )
         self.extra_inputs: tuple[str, ...] = signature.inputs
         self.masks: tuple[Mask, ...] = tuple(
-            [Mask(node.detail[1], node.detail[2] == "sequence") for node in program.masks]
+            [Mask(node.detail[1], node.detail[2] == "sequence") for node in derived.masks]
         )
         self._own = {name: self._matrix_shape(name) for name in matrices if name != RECURRENT}
-        self._own |= dict.fromkeys(signature.vectors, (program.widths["H"],))
+        self._own |= dict.fromkeys(signature.vectors, (derived.widths["H"],))
         make: Any = namedtuple  # whose names are not known to a type checker
         self.weights_type: type[Any] = make("Weights", (*Weights._fields, *self._own))
         self._lay_out()
+        self.notes: tuple[str, ...] = self._notes()
 
     def _matrix_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a matrix, or of the bias of one."""
-        widths, matrix = self.program.widths, self.program.trace.matrices[name]
+        widths, matrix = self.derived.widths, self.derived.trace.matrices[name]
         sizes = [
             widths[size] if isinstance(size, str) else size
             for size in (matrix.rows, matrix.columns)
             if size is not None
         ]
         return (sizes[0] * max(len(matrix.blocks), 1), *sizes[1:])
+
+    def _notes(self) -> tuple[str, str]:
+        """What is saved, and what a step consists of."""
+        derived = self.derived
+        saved = ", ".join(node.op for node in derived.saved) or "nothing"
+        forward, backward = (
+            f"{sum(len(b) + len(e) for b, e in each)} operations, phases: {len(each)}"
+            for each in (derived.forward_phases, derived.backward_phases)
+        )
+        return f"saved of each step: {saved}", f"a step: {forward}; backward {backward}"
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same definition, for the same sizes and options."""
@@ -77,20 +88,20 @@ class DefinedCell(Cell):
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
-        program = self.program
-        return self.name, program.trace.digest, tuple(program.widths.items()), program.bias
+        derived = self.derived
+        return self.name, derived.trace.digest, tuple(derived.widths.items()), derived.bias
 
     # -- sizes and parameters
 
     @property
     def recurrent_blocks(self) -> tuple[str, ...]:
         """The gates with a block in W_hh, in order."""
-        matrices = self.program.trace.matrices
+        matrices = self.derived.trace.matrices
         return matrices[RECURRENT].blocks if RECURRENT in matrices else ()
 
     def state_sizes(self, H: int) -> tuple[int, ...]:
         """The widths of the states."""
-        return tuple([_width(node) for node in self.program.step.states])
+        return tuple([_width(node) for node in self.derived.step.states])
 
     def saved_size(self, H: int) -> int:
         """The width of `saved`."""
@@ -98,7 +109,7 @@ class DefinedCell(Cell):
 
     def weight_shapes(self, I: int, H: int, bias: bool) -> Mapping[str, tuple[int, ...]]:  # noqa: E741
         """torch's parameters as far as there are any, then vectors and matrices by name."""
-        matrices, rows = self.program.trace.matrices, self.gates * H
+        matrices, rows = self.derived.trace.matrices, self.gates * H
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, I)}
         if RECURRENT in matrices:
             shapes[RECURRENT] = self._matrix_shape(RECURRENT)
@@ -111,15 +122,15 @@ class DefinedCell(Cell):
     @property
     def _biased(self) -> tuple[str, ...]:
         """The gates with a b_hh."""
-        matrices = self.program.trace.matrices
+        matrices = self.derived.trace.matrices
         return matrices[RECURRENT].biased if RECURRENT in matrices else ()
 
     def input_bias(self, weights: Weights, dtype: Any) -> Array | None:
         """b_ih, plus b_hh for the gates in which the two only occur as a sum."""
         if weights.bias_ih is None:
             return None
-        bias, H = weights.bias_ih.copy(), self.program.widths["H"]
-        for gate in self.program.bias_folded:
+        bias, H = weights.bias_ih.copy(), self.derived.widths["H"]
+        for gate in self.derived.bias_folded:
             k, j = self.gate_names.index(gate), self._biased.index(gate)
             bias[k * H : (k + 1) * H] += weights.bias_hh[j * H : (j + 1) * H]
         return bias.astype(dtype, copy=False)
@@ -128,8 +139,8 @@ class DefinedCell(Cell):
 
     def _lay_out(self) -> None:
         """Choose the columns of what forward saves and of what backward leaves."""
-        program, H = self.program, self.program.widths["H"]
-        step, adjoints = program.step, program.adjoints
+        derived, H = self.derived, self.derived.widths["H"]
+        step, adjoints = derived.step, derived.adjoints
         free = {*step.states, *step.next_states}
         end = 0
         self._operands: dict[Node, Columns] = {}
@@ -140,10 +151,10 @@ class DefinedCell(Cell):
         blocks: dict[Node, Columns] = {
             node: ("gates", k * H, (k + 1) * H) for k, node in enumerate(step.gates.values())
         }
-        self._saved = {node: blocks[node] for node in program.saved if node in blocks}
+        self._saved = {node: blocks[node] for node in derived.saved if node in blocks}
         unused = [columns for node, columns in blocks.items() if node not in self._saved]
         written = end
-        for node in program.saved:
+        for node in derived.saved:
             if node in self._saved:
                 continue
             if node.width == H and unused:
@@ -164,51 +175,51 @@ class DefinedCell(Cell):
         self._saved_size = max(written, end)
 
     def _vectors(self) -> list[Node]:
-        return [*self.program.adjoints.vectors.values()]
+        return [*self.derived.adjoints.vectors.values()]
 
     # -- the step
 
     def forward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Compute one step; see `Cell` for the buffers."""
-        H, dtype = self.program.widths["H"], _accumulated(step.gates)
+        H, dtype = self.derived.widths["H"], _accumulated(step.gates)
         gates = {
             name: _as(step.gates[:, k * H : (k + 1) * H], dtype)
             for k, name in enumerate(self.gate_names)
         }
         leaves = self._leaves(step, weights, dtype)._replace(gates=gates)
-        kept = self.program.forward(xp, leaves, _matmul(xp, dtype))
+        kept = self.derived.forward(xp, leaves, _matmul(xp, dtype))
         for state, value in zip(step.next_states, kept.next_states, strict=True):
             state[...] = value
-        for product, value in zip(self.program.step.products, kept.operands, strict=True):
+        for product, value in zip(self.derived.step.products, kept.operands, strict=True):
             if product.operand in self._operands:
                 _at(step, self._operands[product.operand])[...] = value
-        for node, value in zip(self.program.saved, kept.saved, strict=True):
+        for node, value in zip(self.derived.saved, kept.saved, strict=True):
             if node.op != "gate":  # which is there
                 _at(step, self._saved[node])[...] = value
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Compute the gradient of one step; see `Cell` for the buffers."""
-        program, dtype = self.program, _accumulated(step.gates)
+        derived, dtype = self.derived, _accumulated(step.gates)
         following = tuple([_as(state, dtype) for state in step.next_states])
         leaves = self._leaves(step, weights, dtype)
-        states = dict(zip(program.step.states, leaves.states, strict=True))
-        states |= dict(zip(program.step.next_states, following, strict=True))
+        states = dict(zip(derived.step.states, leaves.states, strict=True))
+        states |= dict(zip(derived.step.next_states, following, strict=True))
         operands = []
-        for product in program.step.products:
+        for product in derived.step.products:
             columns = self._operands.get(product.operand)
             stored = states[product.operand] if columns is None else _as(_at(step, columns), dtype)
             operands.append(stored)
         saved = []
-        for node in program.saved:
+        for node in derived.saved:
             value = _as(_at(step, self._saved[node]), dtype)
             saved.append(value != 0.0 if node.is_condition else value)
         kept = Kept(following, tuple(operands), tuple(saved))
-        gradients = program.backward(xp, leaves, kept, step.dstates, _matmul(xp, dtype))
+        gradients = derived.backward(xp, leaves, kept, step.dstates, _matmul(xp, dtype))
         self._write(step, gradients)
 
     def _write(self, step: Buffers, gradients: Gradients) -> None:
         """Write what a backward step computed to its buffers."""
-        adjoints, H = self.program.adjoints, self.program.widths["H"]
+        adjoints, H = self.derived.adjoints, self.derived.widths["H"]
         for k, d in enumerate(gradients.gates.values()):
             step.gates[:, k * H : (k + 1) * H] = d
         values = [part for parts in gradients.parts for part in parts]
@@ -252,37 +263,37 @@ class DefinedCell(Cell):
         dweights: Weights,
     ) -> None:
         """Compute the gradients of the parameters that steps read; see `Cell`."""
-        program, H = self.program, self.program.widths["H"]
+        derived, H = self.derived, self.derived.widths["H"]
         by_name, buffers = dweights._asdict(), {"gates": dgh, "saved": saved}
 
         def gradient(node: Node) -> Array | None:
             columns = self._results.get(node)
             return None if columns is None else buffers[columns[0]][:, columns[1] : columns[2]]
 
-        for product, parts in zip(program.step.products, program.adjoints.parts, strict=True):
+        for product, parts in zip(derived.step.products, derived.adjoints.parts, strict=True):
             target = by_name[product.matrix]
             if target is None:
                 continue
             operand = self._operand(product.operand, states, saved)
             rows = [(0, target.shape[0])]
             if product.matrix == RECURRENT:
-                rows = [program.runs((block,))[0] for block in product.blocks]
+                rows = [derived.runs((block,))[0] for block in product.blocks]
             for (start, stop), node in zip(rows, parts, strict=True):
                 d = gradient(node)
                 if d is None:
                     target[start:stop] = 0.0
                 else:
                     products.matmul(d.T, _as(operand, d.dtype), out=target[start:stop])
-        for name, node in program.adjoints.vectors.items():
+        for name, node in derived.adjoints.vectors.items():
             if not name.startswith("b_hh."):
                 self._sum(xp, gradient(node), by_name[name])
         if dweights.bias_hh is not None:
             for k, gate in enumerate(self._biased):
-                key = "gates" if gate in program.bias_folded else f"b_hh.{gate}"
+                key = "gates" if gate in derived.bias_folded else f"b_hh.{gate}"
                 node = (
-                    program.adjoints.gates[gate]
+                    derived.adjoints.gates[gate]
                     if key == "gates"
-                    else program.adjoints.vectors[key]
+                    else derived.adjoints.vectors[key]
                 )
                 self._sum(xp, gradient(node), dweights.bias_hh[k * H : (k + 1) * H])
 
@@ -296,7 +307,7 @@ class DefinedCell(Cell):
         if node in self._operands:
             _, start, stop = self._operands[node]
             return saved[:, start:stop]
-        step = self.program.step
+        step = self.derived.step
         for nodes, values in ((step.states, states[0]), (step.next_states, states[1])):
             for k, state in enumerate(nodes):
                 if state is node:

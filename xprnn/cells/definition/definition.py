@@ -62,7 +62,7 @@ class Definition:
         self.name: str = step.__name__
         self.signature: Signature = signature
         _check(signature, Location(step))
-        self._derived = lru_cache(64)(self._derive)
+        self._bound = lru_cache(64)(self._bind)
         self._traces: dict[tuple[tuple[str, Any], ...], TracedCell] = {}
         self.trace({})
 
@@ -80,15 +80,15 @@ class Definition:
         self, hidden_size: int, sizes: Mapping[str, int], options: Mapping[str, Any], bias: bool
     ) -> DefinedCell:
         """The cell for these sizes and values of options."""
-        return self._derived(hidden_size, tuple(sizes.items()), tuple(options.items()), bias)
+        return self._bound(hidden_size, tuple(sizes.items()), tuple(options.items()), bias)
 
-    def program(
+    def derive(
         self, hidden_size: int, sizes: Mapping[str, int], options: Mapping[str, Any], bias: bool
     ) -> DerivedStep:
         """Its forward and backward step."""
-        return self.cell(hidden_size, sizes, options, bias).program
+        return self.cell(hidden_size, sizes, options, bias).derived
 
-    def _derive(
+    def _bind(
         self,
         hidden_size: int,
         sizes: tuple[tuple[str, int], ...],
@@ -96,8 +96,8 @@ class Definition:
         bias: bool,
     ) -> DefinedCell:
         traced = self.trace(dict(options))
-        program = DerivedStep(traced, {"H": hidden_size, **dict(sizes)}, bias)
-        return DefinedCell(f"{self.name} {traced.digest[:8]}", program)
+        derived = DerivedStep(traced, {"H": hidden_size, **dict(sizes)}, bias)
+        return DefinedCell(f"{self.name} {traced.digest[:8]}", derived)
 
     def digest(self, options: Mapping[str, Any] | None = None) -> str:
         """The version and a hash of the equations, which files contain."""
@@ -168,7 +168,7 @@ def cell(
     ...     z = f.sigmoid(x.z + gh.z)
     ...     n = f.relu(x.n + gh.n)
     ...     return n + z * (s.h - n)
-    >>> [node.op for node in ligru.program(4, {}, {}, bias=True).saved]
+    >>> [node.op for node in ligru.derive(4, {}, {}, bias=True).saved]
     ['sigmoid', 'relu']
     """
     if not isinstance(states, Mapping):

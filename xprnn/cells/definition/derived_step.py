@@ -163,12 +163,12 @@ class DerivedStep:
                 name, blocks = node.detail
                 values[node] = self.rows_of(xp, leaves.parameters[name], name, blocks)
             elif node.op == "keep":
-                values[node] = leaves.masks[[*self.masks_places].index(node.detail[0])]
+                values[node] = leaves.masks[self.mask_numbers.index(node.detail[0])]
             elif node.op in ("gate", "input"):
                 values[node] = (leaves.gates if node.op == "gate" else leaves.inputs)[node.detail]
 
     @cached_property
-    def masks_places(self) -> tuple[int, ...]:
+    def mask_numbers(self) -> tuple[int, ...]:
         """The places in the definition of the masks, in order."""
         return tuple([node.detail[0] for node in self.masks])
 
