@@ -66,7 +66,7 @@ class _Defined:
                 f"cells=[{name}] (got {passed})"
             )
         (definition,) = matching
-        values = {each: options[each] for each in definition.signature.options if each in options}
+        values = _values(definition, options)
         if (actual := definition.digest(values)) != digest:
             raise ValueError(
                 f"its cell is defined by other equations than those of the {name!r} in cells "
@@ -82,20 +82,24 @@ def _settings(definition: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
             f"definition: expected what xprnn.cell makes of a function, got "
             f"{type(definition).__name__}"
         )
-    options = dict(definition.signature.options)
-    for name, default in options.items():
-        value = settings.get(name, default)
-        if not isinstance(value, type(default)) and not (
-            isinstance(default, float) and type(value) is int
-        ):
-            raise TypeError(f"{name}: expected {type(default).__name__}, got {value!r}")
-        options[name] = type(default)(value)
+    options = _values(definition, settings)
     sizes = definition.trace(options).arguments
     if missing := [name for name in sizes if name not in settings]:
         raise TypeError(f"{missing[0]}: expected a size, an argument of the cell {definition.name}")
     if unknown := [name for name in settings if name not in (*sizes, *options)]:
         raise TypeError(f"{unknown[0]}: the cell {definition.name} has no such argument")
     return {**{name: settings[name] for name in sizes}, **options}
+
+
+def _values(definition: Definition, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a definition's options, of the types of their defaults."""
+    options = dict(definition.signature.options)
+    for name, default in options.items():
+        value, kind = settings.get(name, default), type(default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
+        options[name] = kind(value)
+    return options
 
 
 def check_parameters(

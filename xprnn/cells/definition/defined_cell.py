@@ -31,12 +31,12 @@ class DefinedCell(Cell):
     :param derived: the step.
     """
 
-    forward_scratch = ()
-    backward_scratch = ()
-    backward_reads = ("gates", "saved")
-    backward_writes = ("gates", "saved")
-    pointwise_ops = ()
-    is_captured = False
+    forward_scratch: tuple[int, ...] = ()
+    backward_scratch: tuple[int, ...] = ()
+    backward_reads: tuple[str, ...] = ("gates", "saved")
+    backward_writes: tuple[str, ...] = ("gates", "saved")
+    pointwise_ops: tuple[str, ...] = ()
+    is_captured: bool = False
 
     def __init__(self, name: str, derived: DerivedStep) -> None:
         signature, matrices = derived.trace.signature, derived.trace.matrices
@@ -162,7 +162,7 @@ class DefinedCell(Cell):
             else:
                 start, written = written, written + _width(node)
                 self._saved[node] = "saved", start, written
-        # a gradient that several have is in one columns, where it is dgx in `gates`
+        # a gradient that several have is stored once, in `gates` where it is dgx
         self._results: dict[Node, Columns] = {}
         for k, node in enumerate(adjoints.gates.values()):
             if not node.is_constant:

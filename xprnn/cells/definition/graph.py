@@ -129,7 +129,9 @@ class Node:
         """A comparison."""
         return self._with("ne", other)
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        """Of the identity."""
+        return object.__hash__(self)
 
     def _with(self, op: str, other: Any, swap: bool = False) -> Node:
         lifted = self.graph.lift(other)
@@ -145,7 +147,17 @@ class Node:
         """Refused."""
         refuse("reads a value as a number, as functions of math do; use the functions of f")
 
-    __int__ = __index__ = __complex__ = __float__
+    def __int__(self) -> int:
+        """Refused."""
+        return int(float(self))
+
+    def __index__(self) -> int:
+        """Refused."""
+        return int(float(self))
+
+    def __complex__(self) -> complex:
+        """Refused."""
+        return complex(float(self))
 
     def __iter__(self) -> NoReturn:
         """Refused."""
@@ -159,7 +171,9 @@ class Node:
         """Refused."""
         refuse("raises a value to a power; multiply, or use f.exp and f.log")
 
-    __rpow__ = __pow__
+    def __rpow__(self, other: Any) -> NoReturn:
+        """Refused."""
+        refuse("raises a number to the power of a value; use f.exp")
 
     def __array__(self, *args: Any, **options: Any) -> np.ndarray:
         """Refused."""
