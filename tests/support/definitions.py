@@ -159,6 +159,16 @@ def every_function(f: Any, x: Any, s: Any) -> Any:
     return more.c + d * more.b, f.linear("to_k", -f.tanh(e), 1) + s.k
 
 
+@xprnn.cell(gates=("a", "b", "c", "d"), states={"h": 0.5, "k": 0.0, "m": -1.0, "n": 0.0})
+def awkward(f: Any, x: Any, s: Any) -> Any:
+    """States that change places or are not read, equal gradients, none, and blocks apart."""
+    gh = f.recurrent(s.k, "c", "a")
+    t = f.tanh(x.a + x.b + gh.a)
+    u = f.where(x.c > 0.0, t, -t) + gh.c  # x.c has no gradient
+    v = f.recurrent(x.d, "d", "b")  # the operand is a pre-activation
+    return s.k, s.m, f.linear("w", u * v.b, "H", bias=True) + v.d, s.h
+
+
 DEFINITIONS: dict[str, Definition] = {
     value.name: value for value in list(globals().values()) if isinstance(value, Definition)
 }
