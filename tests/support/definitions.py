@@ -132,7 +132,7 @@ def min_gru(f: Any, x: Any, s: Any) -> Any:
     return s.h + f.sigmoid(x.z) * (x.n - s.h)
 
 
-@xprnn.cell(gates=("f", "i", "h"))
+@xprnn.cell(gates=("h", "f", "i"))
 def min_lstm(f: Any, x: Any, s: Any) -> Any:
     forget, i = f.sigmoid(x.f), f.sigmoid(x.i)
     return (forget * s.h + i * x.h) / (forget + i)
