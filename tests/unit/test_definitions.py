@@ -142,6 +142,19 @@ def test_a_branch_is_decided_by_saved_bits(name: str) -> None:
             todo += node.args
 
 
+@pytest.mark.parametrize("name", sorted(DEFINITIONS))
+def test_functions_and_products_are_not_computed_again(name: str) -> None:
+    """Nor are values saved that are not read; what all rows share costs nothing."""
+    derived = DEFINITIONS[name].derive(H, SIZES.get(name, {}), {}, True)
+    forward, backward = set(derived.forward_nodes), derived.backward_nodes
+    for node in backward:
+        if node in forward and node.has_rows and node.op in operations.OPERATIONS:
+            assert operations.OPERATIONS[node.op].again is not operations.Again.NEVER, node
+        assert node not in forward or node.op not in ("product", "gate")
+    read = {arg for node in backward for arg in node.args}
+    assert all(node in read for node in derived.saved)
+
+
 def test_phases() -> None:
     """Products and sums over rows begin a phase; a phase reads only earlier ones."""
     counts = {"gru": (1, 2), "gru2014": (2, 3), "lstm": (1, 2), "min_gru": (1, 1)}
