@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import xprnn
+from tests.support import definitions
 from tests.support.on_device import backward, forward
 from tests.support.targets import arguments, make, normal
 from xprnn import feature_first, optim
@@ -120,6 +121,10 @@ def of_construction(device: Backend, folder: Path) -> Case:
     calls |= {
         kind.__name__: lambda kind=kind: kind(3, 5, backend=device.name)
         for kind in (xprnn.RNNCell, xprnn.GRUCell, xprnn.LSTMCell)
+    }
+    calls |= {
+        kind.__name__: lambda kind=kind: kind(definitions.li_gru, 3, 5, backend=device.name)
+        for kind in (xprnn.Recurrent, xprnn.RecurrentCell)
     }
     weights = [device.from_host(normal(k, 15, width)) for k, width in enumerate((3, 5))]
     calls["from_weights"] = lambda: xprnn.GRUCell.from_weights(*weights)
