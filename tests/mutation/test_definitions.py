@@ -23,6 +23,7 @@ from xprnn.cells.definition import (
     saving,
 )
 from xprnn.engine import checkpointing, loop, stack
+from xprnn.kernels import shared
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,8 @@ def derived_anew() -> Iterator[None]:
     """Cells are derived in each test, and not kept."""
 
     def forget() -> None:
-        kernels.forget_plans()
+        kernels.forget_plans()  # they have cells that are equal to the faulty ones
+        shared.activation_shapes.cache_clear()
         for each in DEFINITIONS.values():
             each._bound.cache_clear()
 
