@@ -22,7 +22,7 @@ from tests.support.definitions import DEFINITIONS, SIZES
 from tests.support.torch_cases import on_one_thread
 from tests.support.torch_definition import torch_step
 from xprnn.backend import Backend
-from xprnn.engine import dropout
+from xprnn.core import dropout
 
 BOUND, REORDERED = 1e-10, 1e-12
 NAMES = sorted(DEFINITIONS)

@@ -45,7 +45,11 @@ def run_step(
     cell.forward(np, weights, step(cell.forward_scratch, ()))
     cell.backward(np, weights, step(cell.backward_scratch, dstates))
     dweight_hh = np.full((GH, H), np.nan)
-    cell.recurrent_gradient(np, gates, states[0], saved, dweight_hh)
+    dweights = Weights(None, dweight_hh, None, None)
+    for term in cell.gradient_terms(
+        (states.__getitem__, next_states.__getitem__), gates, saved, dweights
+    ):
+        term.dweight[...] = term.d.T @ term.inputs
     gradients = {f"d{name}": array for name, array in zip(cell.state_names, dstates, strict=True)}
     gradients |= {"dweight_hh": dweight_hh, "dbias_hh": gates.sum(axis=0)}
     cell.to_input_side(gates, saved)

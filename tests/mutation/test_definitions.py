@@ -66,7 +66,7 @@ CELLS = {
     ),
     "values saved over a pre-activation": (
         "min_lstm",
-        "blocks.items() if node not in self.saved_columns",
+        "blocks.items() if gate not in places",
         "blocks.items()",
     ),
     "b_hh that is not folded": ("lstm", "+= weights.bias_hh[", "+= 0.0 * weights.bias_hh["),

@@ -6,12 +6,13 @@ A fault is a function of a cell and of `patch(name, function)`, which replaces o
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from xprnn.cells import CELLS
+from xprnn.cells import CELLS, Cell
 
 Patch = Callable[[str, Callable[..., None]], None]
 
@@ -51,11 +52,13 @@ def scaled_state(state: int, factor: float) -> Callable[[Any, Patch], None]:
 
 def states_shifted(cell: Any, patch: Patch) -> None:
     """dW_hh from the state of another row."""
-    original = cell.recurrent_gradient
-    patch(
-        "recurrent_gradient",
-        lambda xp, dgh, states, *rest: original(xp, dgh, np.roll(states, 1, axis=0), *rest),
-    )
+    original = cell.gradient_terms
+
+    def broken(states: Any, *rest: Any) -> Any:
+        read, written = states
+        return original((lambda k: np.roll(read(k), 1, axis=0), written), *rest)
+
+    patch("gradient_terms", broken)
 
 
 def no_derivative_of_tanh(cell: Any, patch: Patch) -> None:
@@ -76,10 +79,7 @@ def one_gradient_for_both_sides(cell: Any, patch: Patch) -> None:
 def plain_product(cell: Any, patch: Patch) -> None:
     """dW_hn from h instead of r h."""
 
-    def broken(xp: Any, dgh: Any, states: Any, saved: Any, dweight_hh: Any) -> None:
-        xp.matmul(dgh.T, states, out=dweight_hh)
-
-    patch("recurrent_gradient", broken)
+    patch("gradient_terms", partial(Cell.gradient_terms, cell))
 
 
 OWN_FAULTS = {

@@ -25,7 +25,7 @@ from tests.support.targets import (
 )
 from tests.support.tolerances import assert_close
 from xprnn import functional
-from xprnn.engine import dropout
+from xprnn.core import dropout
 
 T, N, H = 6, 5, 4
 SEED = 11

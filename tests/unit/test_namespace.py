@@ -32,7 +32,7 @@ PLAIN_CODE = {
     "core/cell.py": 1,
     "core/packing.py": 1,
     "core/workspace.py": 1,
-    "engine/dropout.py": 2,
+    "core/dropout.py": 2,
     "engine/stack.py": 2,
     "kernels/shared.py": 1,
     "nn/embedding.py": 4,

@@ -5,10 +5,11 @@ K. Cho et al., "Learning phrase representations using RNN encoder-decoder" (2014
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
-from ..core.cell import Buffers, Cell, Weights
+from ..core.cell import Buffers, Cell, GradientTerm, Weights
 from .numerics import sigmoid
 
 
@@ -201,13 +202,27 @@ class GRUResetBefore(Cell):
         dh += dq
         r[...] = dgx_r
 
-    def recurrent_gradient(
-        self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array
-    ) -> None:
-        """Compute the rows of n from q = r h, the others from h."""
-        H = states.shape[1]
-        xp.matmul(dgh[:, : 2 * H].T, states, out=dweight_hh[: 2 * H])
-        xp.matmul(dgh[:, 2 * H :].T, saved, out=dweight_hh[2 * H :])
+    def gradient_terms(
+        self,
+        states: tuple[Callable[[int], Array], Callable[[int], Array]],
+        dgh: Array,
+        saved: Array,
+        dweights: Weights,
+    ) -> list[GradientTerm]:
+        """The rows of n are computed from q = r h, the others from h."""
+        H, (dweight, dbias) = saved.shape[1], (dweights.weight_hh, dweights.bias_hh)
+        return [
+            GradientTerm(
+                dgh[:, rows],
+                inputs,
+                None if dweight is None else dweight[rows],
+                None if dbias is None else dbias[rows],
+            )
+            for rows, inputs in (
+                (slice(0, 2 * H), states[0](0)),
+                (slice(2 * H, 3 * H), saved),
+            )
+        ]
 
 
 def _update(xp: Any, gates: Array, h: Array, h_next: Array) -> None:

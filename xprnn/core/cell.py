@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..backend import Array
-from .sums import sum_rows
 
 
 class Weights(NamedTuple):
@@ -33,6 +32,15 @@ class Buffers(NamedTuple):
     dstates: tuple[Array, ...]  # empty in a forward step
     scratch: tuple[Array, ...]
     extra: tuple[Array, ...] = ()  # (N, 1) or (N, H): inputs of the step, and in training its masks
+
+
+class GradientTerm(NamedTuple):
+    """Rows of the gradient of a matrix, d' inputs, and of a bias, the sum over rows of d."""
+
+    d: Array | None  # in, (S, rows), any strides; None: the gradient is zero
+    inputs: Array | None  # in, (S, K): what the matrix multiplied
+    dweight: Array | None  # out, (rows, K), if given
+    dbias: Array | None  # out, (rows,), if given
 
 
 class Mask(NamedTuple):
@@ -71,7 +79,7 @@ class Cell:
     precision. Rows are contiguous.
 
     A defined cell (`cells/definition`) has states of other widths, and leaves dgx in `gates`; the
-    gradients of its products and vectors are in `saved`, which `step_gradients` reads. `extra`
+    gradients of its products and vectors are in `saved`, which `gradient_terms` reads. `extra`
     holds its inputs besides x and, in training, its masks.
 
     A step consists of a matrix product and pointwise ops before or after it: the methods named
@@ -169,36 +177,18 @@ class Cell:
         :param saved: in, (S, saved*H).
         """
 
-    def step_gradients(
+    def gradient_terms(
         self,
-        xp: Any,
-        products: Any,
         states: tuple[Callable[[int], Array], Callable[[int], Array]],
         dgh: Array,
         saved: Array,
         dweights: Weights,
-    ) -> None:
-        """Compute the gradients of the parameters that steps read, over all steps at once.
+    ) -> list[GradientTerm]:
+        """What the gradients of the parameters that steps read consist of, over all steps.
 
-        :param products: an array module, or what else has `matmul`.
         :param states: functions that return state k, (S, H), as each step read or wrote it.
         :param dgh: in, (S, G*H), the `gates` after `backward`.
         :param saved: in, (S, saved*H), likewise.
         :param dweights: out, where an entry is not None.
         """
-        if dweights.weight_hh is not None:
-            self.recurrent_gradient(products, dgh, states[0](0), saved, dweights.weight_hh)
-        if dweights.bias_hh is not None:
-            sum_rows(xp, dgh, dweights.bias_hh)
-
-    def recurrent_gradient(
-        self, xp: Any, dgh: Array, states: Array, saved: Array, dweight_hh: Array
-    ) -> None:
-        """Compute the gradient of W_hh over all steps at once: dW_hh = dgh' h.
-
-        :param dgh: in, (S, G*H).
-        :param states: in, (S, H), the h that each step read.
-        :param saved: in, (S, saved*H).
-        :param dweight_hh: out, (G*H, H).
-        """
-        xp.matmul(dgh.T, states, out=dweight_hh)
+        return [GradientTerm(dgh, states[0](0), dweights.weight_hh, dweights.bias_hh)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..core.spec import StackSpec
 from ..kernels import ExecutionPlan
 from ..kernels.shared import activation_shapes
-from . import dropout
+from ..core import dropout
 
 
 class Footprint(NamedTuple):

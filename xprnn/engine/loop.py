@@ -15,8 +15,14 @@ from ..core.packing import StepRun
 from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.workspace import Workspace
 from ..kernels.interface import CallContext, Pass, RunnerCosts, Sizes
-from ..kernels.shared import allocate, input_projection, project, weight_gradients, write_results
-from . import dropout
+from ..kernels.shared import (
+    allocate,
+    extra_arrays,
+    input_projection,
+    project,
+    weight_gradients,
+    write_results,
+)
 
 
 class StepLoop:
@@ -39,7 +45,7 @@ class StepLoop:
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
             input_projection(self.xp, self.cell, direction, activations.gates)
-            extra = () if direction.extra is None else self._extra(direction)
+            extra = extra_arrays(self.xp, self.cell, direction)
             for run in call.batch.walk(direction.reverse):
                 copy_initial_states(direction, activations, run)
                 self.run_steps(direction, activations, run, call, extra)
@@ -74,7 +80,7 @@ class StepLoop:
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
         for direction in passes:
-            extra = () if direction.extra is None else self._extra(direction)
+            extra = extra_arrays(self.xp, self.cell, direction)
             for run in call.batch.walk(direction.reverse, backward=True):
                 self.run_backward_steps(direction, run, call, extra)
             weight_gradients(self.xp, self.xp, self.cell, direction, call.batch)
@@ -106,22 +112,6 @@ class StepLoop:
             step = Buffers(gates_t, saved_t, before, after, dstates, work, extra_t)
             cell.backward(xp, direction.weights, step)
         scratch.rewind(mark)
-
-    def _extra(self, direction: ForwardPass | BackwardPass) -> tuple[Array, ...]:
-        """The extra inputs of all steps, (S, 1) each, and in training the masks, (S, H) each."""
-        extra, weight_ih, xp = direction.extra, direction.weights.weight_ih, self.xp
-        assert extra is not None
-        if not extra.step_key:
-            return extra.inputs
-        H, low = len(weight_ih) // self.cell.gates, weight_ih.dtype.itemsize == 2
-        dtype = xp.float32 if low else weight_ih.dtype
-        masks = []
-        for k, mask in enumerate(self.cell.masks):
-            key, time = extra.step_key, extra.time
-            if mask.per_sequence:
-                key, time = extra.sequence_key, time * 0
-            masks.append(dropout.keep(xp, mask.rate, (*key, k), (time, extra.row), H, dtype))
-        return (*extra.inputs, *masks)
 
 
 def layer_step(

@@ -32,7 +32,7 @@ from ..kernels import (
 )
 from ..kernels import plan as dispatch
 from ..kernels.request import Request
-from . import dropout
+from ..core import dropout
 from .checkpointing import Checkpointed
 from .loop import StepLoop
 from .replay import ReplayLoop

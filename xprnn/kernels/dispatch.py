@@ -149,7 +149,7 @@ def _plan(
     forward = backward = steps
     kernels: KernelRunner | None = None
     if fused:
-        runner = package.layer_runner(spec.cell.name, backend, precision)
+        runner = package.layer_runner(spec.cell, backend, precision)
         selection = _with_fused(selection, _sizes(spec, shape), shape.record, request, runner)
     if selection.implementation == "sequence":
         forward = kernels = runner
@@ -422,7 +422,7 @@ def _is_prepared(plan: ExecutionPlan | StepPlan, name: str, record: bool) -> boo
     if name == "reference":
         return True
     package = _package(plan.backend.kernels)
-    if package.prepare(name, plan.cell.name, plan.precision, record):
+    if package.prepare(name, plan.cell, plan.precision, record):
         return True
     forget_plans()
     return False
@@ -447,7 +447,7 @@ def is_experimental(backend: Backend) -> bool:
 
 def has_sequence_kernels(cell: Cell, backend: Backend) -> bool:
     """Whether there are sequence kernels for a cell on a backend, for any sizes."""
-    return _package(backend.kernels).has_sequence_kernels(cell.name)
+    return _package(backend.kernels).has_sequence_kernels(cell)
 
 
 def package_of(backend: Backend) -> KernelPackage:

@@ -181,15 +181,17 @@ class KernelPackage(Protocol):
         """The cells with fused pointwise ops, by name."""
 
     def prepare(
-        self, implementation: str, cell: str, precision: PrecisionPolicy, record: bool
+        self, implementation: str, cell: Cell, precision: PrecisionPolicy, record: bool
     ) -> bool:
         """Compile the kernels of a call; False if that failed: `unsupported` then gives the reason.
 
         :param implementation: "pointwise", "sequence", or "step" for a step of all layers.
         """
 
-    def has_sequence_kernels(self, cell: str) -> bool:
+    def has_sequence_kernels(self, cell: Cell) -> bool:
         """Whether there are sequence kernels for a cell, for any sizes."""
 
-    def layer_runner(self, cell: str, backend: Backend, precision: PrecisionPolicy) -> KernelRunner:
+    def layer_runner(
+        self, cell: Cell, backend: Backend, precision: PrecisionPolicy
+    ) -> KernelRunner:
         """The runner of a cell, for a supported precision."""

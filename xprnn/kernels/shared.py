@@ -7,6 +7,8 @@ from typing import Any
 
 from ..backend import Array
 from ..cells import Cell, Weights
+from ..core import dropout
+from ..core.cell import GradientTerm
 from ..core.packing import PackedBatch
 from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.sums import sum_rows
@@ -70,9 +72,25 @@ def write_results(direction: ForwardPass, activations: Activations, batch: Packe
 def weight_gradients(
     xp: Any, products: Any, cell: Cell, direction: BackwardPass, batch: PackedBatch
 ) -> None:
-    """Compute dweights, each by one product over all steps, and dx; inout: gates, dgh -> dgx."""
+    """Compute dweights, each by products over all steps, and dx; inout: gates, dgh -> dgx."""
     activations, dweights = direction.activations, direction.dweights
-    dgates, states, reverse = activations.gates, activations.states, direction.reverse
+    dgates = activations.gates
+    for term in gradient_terms(cell, direction, batch):
+        _add_up(xp, products, term)
+    cell.to_input_side(dgates, activations.saved)
+    _add_up(
+        xp,
+        products,
+        GradientTerm(dgates, activations.x, dweights.weight_ih, dweights.bias_ih),
+    )
+    if direction.dx is not None:
+        products.matmul(dgates, direction.weights.weight_ih, out=direction.dx)
+
+
+def gradient_terms(cell: Cell, direction: BackwardPass, batch: PackedBatch) -> list[GradientTerm]:
+    """The terms of the gradients of the parameters that steps read; see `Cell`."""
+    activations, reverse = direction.activations, direction.reverse
+    states = activations.states
 
     def read(k: int) -> Array:
         return batch.previous(states[k], reverse)
@@ -80,11 +98,39 @@ def weight_gradients(
     def written(k: int) -> Array:
         return batch.outputs(states[k], reverse)
 
-    cell.step_gradients(xp, products, (read, written), dgates, activations.saved, dweights)
-    cell.to_input_side(dgates, activations.saved)
-    if dweights.weight_ih is not None:
-        products.matmul(dgates.T, activations.x, out=dweights.weight_ih)
-    if dweights.bias_ih is not None:
-        sum_rows(xp, dgates, dweights.bias_ih)
-    if direction.dx is not None:
-        products.matmul(dgates, direction.weights.weight_ih, out=direction.dx)
+    buffers = activations.gates, activations.saved
+    return cell.gradient_terms((read, written), *buffers, direction.dweights)
+
+
+def _add_up(xp: Any, products: Any, term: GradientTerm) -> None:
+    """Compute the gradients of a term, by a product and a sum over all steps."""
+    d, inputs, dweight, dbias = term
+    if d is None:
+        for target in (dweight, dbias):
+            if target is not None:
+                target[...] = 0.0
+        return
+    if dweight is not None:
+        if inputs is not None and inputs.dtype != d.dtype:
+            inputs = inputs.astype(d.dtype)
+        products.matmul(d.T, inputs, out=dweight)
+    if dbias is not None:
+        sum_rows(xp, d, dbias)
+
+
+def extra_arrays(xp: Any, cell: Cell, direction: ForwardPass | BackwardPass) -> tuple[Array, ...]:
+    """The extra inputs of all steps, (S, 1) each, and in training the masks, (S, H) each."""
+    extra, weight_ih = direction.extra, direction.weights.weight_ih
+    if extra is None:
+        return ()
+    if not extra.step_key:
+        return extra.inputs
+    H, low = len(weight_ih) // cell.gates, weight_ih.dtype.itemsize == 2
+    dtype = xp.float32 if low else weight_ih.dtype
+    masks = []
+    for k, mask in enumerate(cell.masks):
+        key, time = extra.step_key, extra.time
+        if mask.per_sequence:
+            key, time = extra.sequence_key, time * 0
+        masks.append(dropout.keep(xp, mask.rate, (*key, k), (time, extra.row), H, dtype))
+    return (*extra.inputs, *masks)

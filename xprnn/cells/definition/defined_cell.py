@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
-from ...core.cell import Buffers, Cell, Mask, Weights
-from ...core.sums import sum_rows
+from ...core.cell import Buffers, Cell, GradientTerm, Mask, Weights
 from .derived_step import DerivedStep, Gradients, Kept, Leaves
-from .graph import CONDITIONS, Node
+from .graph import CONDITIONS, Node, reachable
 from .tracing import RECURRENT
 
 _ABRUPT = ("relu", "leaky_relu", "abs", "elu", "hard_sigmoid", "clip", "minimum", "maximum")
@@ -151,15 +150,10 @@ class DefinedCell(Cell):
         blocks: dict[Node, Columns] = {
             node: ("gates", k * H, (k + 1) * H) for k, node in enumerate(step.gates.values())
         }
-        self.saved_columns = {node: blocks[node] for node in derived.saved if node in blocks}
-        unused = [columns for node, columns in blocks.items() if node not in self.saved_columns]
+        self.saved_columns = self._in_blocks(blocks)
         written = end
         for node in derived.saved:
-            if node in self.saved_columns:
-                continue
-            if node.width == H and unused:
-                self.saved_columns[node] = unused.pop(0)
-            else:
+            if node not in self.saved_columns:
                 start, written = written, written + _width(node)
                 self.saved_columns[node] = "saved", start, written
         # a gradient that several have is stored once, in `gates` where it is dgx
@@ -173,6 +167,23 @@ class DefinedCell(Cell):
                 start, end = end, end + _width(node)
                 self.result_columns[node] = "saved", start, end
         self._saved_size = max(written, end)
+
+    def _in_blocks(self, blocks: Mapping[Node, Columns]) -> dict[Node, Columns]:
+        """The saved values that are in blocks of `gates`: each in that of a gate it depends on.
+
+        These are the places where the built-in cells save the values of their gates.
+        """
+        saved = self.derived.saved
+        places = {node: blocks[node] for node in saved if node in blocks}
+        unused = {gate: columns for gate, columns in blocks.items() if gate not in places}
+        wide = [n for n in saved if n not in places and n.width == self.derived.widths["H"]]
+        own = {node: {*reachable([node])} for node in wide}
+        for only_own in (True, False):
+            for node in wide:
+                gates = [gate for gate in unused if gate in own[node] or not only_own]
+                if gates and node not in places:
+                    places[node] = unused.pop(gates[-1] if only_own else gates[0])
+        return places
 
     def _vectors(self) -> list[Node]:
         return [*self.derived.adjoints.vectors.values()]
@@ -253,16 +264,14 @@ class DefinedCell(Cell):
 
     # -- gradients of the parameters
 
-    def step_gradients(
+    def gradient_terms(
         self,
-        xp: Any,
-        products: Any,
         states: tuple[Callable[[int], Array], Callable[[int], Array]],
         dgh: Array,
         saved: Array,
         dweights: Weights,
-    ) -> None:
-        """Compute the gradients of the parameters that steps read; see `Cell`."""
+    ) -> list[GradientTerm]:
+        """A term for each block of a product, each vector and each b_hh; see `Cell`."""
         derived, H = self.derived, self.derived.widths["H"]
         by_name, buffers = dweights._asdict(), {"gates": dgh, "saved": saved}
 
@@ -270,6 +279,7 @@ class DefinedCell(Cell):
             columns = self.result_columns.get(node)
             return None if columns is None else buffers[columns[0]][:, columns[1] : columns[2]]
 
+        terms = []
         for product, parts in zip(derived.step.products, derived.adjoints.parts, strict=True):
             target = by_name[product.matrix]
             if target is None:
@@ -278,24 +288,22 @@ class DefinedCell(Cell):
             rows = [(0, target.shape[0])]
             if product.matrix == RECURRENT:
                 rows = [derived.runs((block,))[0] for block in product.blocks]
-            for (start, stop), node in zip(rows, parts, strict=True):
-                d = gradient(node)
-                if d is None:
-                    target[start:stop] = 0.0
-                else:
-                    products.matmul(d.T, _as(operand, d.dtype), out=target[start:stop])
+            terms += [
+                GradientTerm(gradient(node), operand, target[start:stop], None)
+                for (start, stop), node in zip(rows, parts, strict=True)
+            ]
         for name, node in derived.adjoints.vectors.items():
             if not name.startswith("b_hh."):
-                self._sum(xp, gradient(node), by_name[name])
+                terms.append(GradientTerm(gradient(node), None, None, by_name[name]))
         if dweights.bias_hh is not None:
             for k, gate in enumerate(self.biased_gates):
-                key = "gates" if gate in derived.bias_folded else f"b_hh.{gate}"
-                node = (
-                    derived.adjoints.gates[gate]
-                    if key == "gates"
-                    else derived.adjoints.vectors[key]
-                )
-                self._sum(xp, gradient(node), dweights.bias_hh[k * H : (k + 1) * H])
+                if gate in derived.bias_folded:
+                    node = derived.adjoints.gates[gate]
+                else:
+                    node = derived.adjoints.vectors[f"b_hh.{gate}"]
+                target = dweights.bias_hh[k * H : (k + 1) * H]
+                terms.append(GradientTerm(gradient(node), None, None, target))
+        return terms
 
     def _operand(
         self,
@@ -313,16 +321,6 @@ class DefinedCell(Cell):
                 if state is node:
                     return values(k)
         raise AssertionError(f"{node} is neither saved nor a state")
-
-    @staticmethod
-    def _sum(xp: Any, d: Array | None, target: Array | None) -> None:
-        """Write the sum over rows; without a gradient zeros."""
-        if target is None:
-            return
-        if d is None:
-            target[...] = 0.0
-        else:
-            sum_rows(xp, d, target)
 
 
 def _width(node: Node) -> int:

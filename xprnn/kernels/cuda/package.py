@@ -45,17 +45,17 @@ def fused_cells() -> Mapping[str, Cell]:
     return POINTWISE
 
 
-def prepare(implementation: str, cell: str, precision: PrecisionPolicy, record: bool) -> bool:
+def prepare(implementation: str, cell: Cell, precision: PrecisionPolicy, record: bool) -> bool:
     """True: CuPy compiles a kernel at its first launch."""
     return True
 
 
-def has_sequence_kernels(cell: str) -> bool:
+def has_sequence_kernels(cell: Cell) -> bool:
     """Whether there are sequence kernels for a cell, for any sizes."""
-    return (cell, "forward") in KERNELS
+    return (cell.name, "forward") in KERNELS
 
 
-def layer_runner(cell: str, backend: CupyBackend, precision: PrecisionPolicy) -> CudaRunner:
+def layer_runner(cell: Cell, backend: CupyBackend, precision: PrecisionPolicy) -> CudaRunner:
     """The runner of a cell."""
     from .sequence import CudaRunner
 

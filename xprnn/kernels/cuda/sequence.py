@@ -15,7 +15,7 @@ import numpy as np
 from ...backend import Array
 from ...backend.cooperative import LaunchShape
 from ...backend.cupy import CupyBackend
-from ...cells import CELLS
+from ...cells import CELLS, Cell
 from ...core.packing import PackedBatch
 from ...core.passes import Activations, BackwardPass, ForwardPass
 from ...core.precision import PrecisionPolicy
@@ -42,10 +42,10 @@ class CudaRunner:
     unit = "launch"
     costs: RunnerCosts = RunnerCosts()
 
-    def __init__(self, backend: CupyBackend, cell: str, precision: PrecisionPolicy) -> None:
+    def __init__(self, backend: CupyBackend, cell: Cell, precision: PrecisionPolicy) -> None:
         self._backend = backend
-        self._cell = cell
-        self._states = CELLS[cell].state_names
+        self._cell = cell.name
+        self._states = cell.state_names
         self._compute_dtype = precision.compute_dtype
         self._xp = backend.module(precision.precision, precision.is_mixed)
         self._math_mode = math_mode_of(precision)

@@ -16,9 +16,11 @@ from numba import types
 
 from ...backend import Array
 from ...cells import Cell
+from ...core.cell import GradientTerm
 from ...core.packing import PackedBatch
 from ...core.passes import BackwardPass
 from ...core.workspace import Workspace
+from ..shared import gradient_terms
 from . import product
 from .jit import compile_for, number_of, read, row, written
 from .loops import copy_leading
@@ -47,36 +49,34 @@ def compute(
     mark = scratch.mark()
     calls: list[Call] = []
     for each in directions:
-        previous = batch.previous(each.activations.states[0], each.reverse)
-        outputs = each.dweights.weight_hh, each.dweights.bias_hh
-        calls += _weight_calls(each.activations.gates, previous, outputs, scratch, threads)
+        for term in gradient_terms(cell, each, batch):
+            calls += _weight_calls(term, scratch, threads)
     pool.run(calls)
     for each in directions:
         cell.to_input_side(each.activations.gates, each.activations.saved)
     scratch.rewind(mark)
     calls = []
     for each, panels in zip(directions, packed, strict=True):
-        outputs = each.dweights.weight_ih, each.dweights.bias_ih
-        gates, x = each.activations.gates, each.activations.x
-        calls += _weight_calls(gates, x, outputs, scratch, threads)
+        gates, x, dweights = each.activations.gates, each.activations.x, each.dweights
+        term = GradientTerm(gates, x, dweights.weight_ih, dweights.bias_ih)
+        calls += _weight_calls(term, scratch, threads)
         if panels is not None:
             calls += _input_calls(gates, panels, each.dx, scratch, threads)
     pool.run(calls)
     scratch.rewind(mark)
 
 
-def _weight_calls(
-    dgates: Array,
-    inputs: Array,
-    outputs: tuple[Array | None, Array | None],
-    scratch: Workspace,
-    threads: int,
-) -> Iterator[Call]:
-    """Yield calls that write the gradients of a matrix and a bias; None: not requested."""
+def _weight_calls(term: GradientTerm, scratch: Workspace, threads: int) -> Iterator[Call]:
+    """Yield calls that write the gradients of a matrix and a bias."""
     dtype = scratch.dtype
-    dweight, dbias = outputs
-    if dweight is None:
-        dweight = np.empty((0, 0), dtype)
+    dgates, inputs, dweight, dbias = term
+    if dgates is None:
+        for each in (dweight, dbias):
+            if each is not None:
+                each[...] = 0.0
+        return
+    if dweight is None or inputs is None:
+        inputs, dweight = np.empty((len(dgates), 0), dtype), np.empty((0, 0), dtype)
     if dbias is None:
         dbias = np.empty(0, dtype)
     width, function = product.width_of(dtype), _weights(dtype)
@@ -104,8 +104,8 @@ def _ranges(size: int, count: int, multiple: int) -> list[tuple[int, int]]:
 
 
 def weight_gradient(
-    dgates: Any,  # in, (S, G*H)
-    inputs: Any,  # in, (S, K): what the weights multiplied
+    dgates: Any,  # in, (S, G*H), any row stride
+    inputs: Any,  # in, (S, K), any row stride: what the weights multiplied
     dweight: Any,  # out, (G*H, K), rows from low to high: dgates' inputs; (0, 0): not requested
     dbias: Any,  # out, (G*H,), likewise: the column sums of dgates; (0,): not requested
     panel: Any,  # workspace, (BLOCK, width)
@@ -174,7 +174,8 @@ def input_gradient(
 def _weights(dtype: np.dtype[Any]) -> Any:
     number = number_of(dtype)
     matrix, vector = written(number, 2), written(number, 1)
-    arrays = read(number, 2), read(number, 2), matrix, vector, matrix, matrix, matrix
+    columns = types.Array(number, 2, "A", readonly=True, aligned=False)
+    arrays = columns, columns, matrix, vector, matrix, matrix, matrix
     return compile_for(weight_gradient, (*arrays, types.intp, types.intp))
 
 

@@ -43,6 +43,8 @@ inlined: Any = register_jitable(**INLINED)
 # For the loop over a row's units. Without `noalias` each pair of arrays is checked for overlap at
 # every row, and a row of 32 units takes up to twice as long.
 row: Any = numba.njit(pipeline_class=_NoAlias, **OPTIONS)
+# For a sum over a row's units, whose order the compiler chooses: the same in every call
+summed: Any = numba.njit(**{**OPTIONS, "fastmath": {"contract", "nsz", "reassoc"}})
 
 
 def at(arrays: Any, n: Any) -> Any:

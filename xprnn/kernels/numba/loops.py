@@ -1,7 +1,7 @@
 """The time loops: one function that computes all steps of a slice of rows of a direction.
 
 They replace the step loops of `xprnn/engine/loop.py` and leave the same contents in the arrays.
-`forward_loop` and `backward_loop` make them from the pointwise ops of a cell. `counts` (T,) holds
+`forward_loop` and `backward_loop` make them from a cell's step. `counts` (T,) holds
 the number of rows of each step, longest rows first; the slice is the rows from `low` to `high`.
 Packed arrays, (S, ...), hold the rows of all steps one step after the other; states, (n_0 + S, H),
 hold the initial ones too.
@@ -18,22 +18,24 @@ from .jit import INLINED, inlined
 from .product import product
 
 
-def forward_loop(name: str, forward_gates: Any) -> Callable[..., None]:
-    """Return the function that computes all steps; `forward_gates` is the cell's in `gates.py`."""
+def forward_loop(name: str, step: Any) -> Callable[..., None]:
+    """Return the function that computes all steps; `step` is made by `generated.py`."""
 
     def forward(
         panels_ih: Any,  # in: W_ih' packed
-        panels_hh: Any,  # in: W_hh' packed
         bias: Any,  # in, (G*H padded) by panel: the bias of the input side
-        bias_hh: Any,  # in, (G*H,)
         x_block: Any,  # workspace, (rows of a block of steps, I)
         gx: Any,  # workspace, (rows of a block of steps, G*H padded)
-        gh: Any,  # workspace, (high - low, G*H padded)
+        weights: Any,  # in: the matrices of a step's products, packed
+        vectors: Any,  # in: the vectors that a step reads
+        columns: Any,  # in: the columns that a step reads and writes
+        scratch: Any,  # workspace, (high - low, width) each
         x: Any,  # in, (S, I)
         gates: Any,  # out, (S, G*H); unused if the call is not recorded
-        saved: Any,  # out, (S, saved*H); None: the call is not recorded
-        states: Any,  # out, (n_0 + S, H) each
-        initial: Any,  # in, (n_0, H) each
+        saved: Any,  # out, (S, width); None: the call is not recorded
+        states: Any,  # out, (n_0 + S, width) each
+        extra: Any,  # in, (S, width) each
+        initial: Any,  # in, (n_0, width) each
         counts: Any,
         reverse: Any,
         low: Any,
@@ -51,6 +53,7 @@ def forward_loop(name: str, forward_gates: Any) -> Callable[..., None]:
                 _copy_initial(initial, states, low + active, low + rows, before)
                 states_t = _row_slices(states, before + low, rows)
                 next_states = _row_slices(states, after + low, rows)
+                extra_t = _row_slices(extra, start + low, rows)
                 if ready == 0:
                     ready, total = _next_block(counts, t, low, high, gx.shape[0], reverse)
                     block = _input_rows(
@@ -58,16 +61,17 @@ def forward_loop(name: str, forward_gates: Any) -> Callable[..., None]:
                     )
                     product(block, panels_ih, bias, gx)
                     gx_row = total if reverse else 0
-                product(states_t[0], panels_hh, None, gh)
                 gx_row -= rows if reverse else 0
-                gx_t = gx[gx_row : gx_row + rows]
-                if saved is None:
-                    forward_gates(gx_t, gh, bias_hh, states_t, next_states, None)
-                else:
+                gates_t = gx[gx_row : gx_row + rows]
+                saved_t = saved
+                if saved is not None:
                     gates_t = gates[start + low : start + low + rows]
-                    copy_leading(gx_t, gates_t)
+                    copy_leading(gx[gx_row : gx_row + rows], gates_t)
                     saved_t = saved[start + low : start + low + rows]
-                    forward_gates(gates_t, gh, bias_hh, states_t, next_states, saved_t)
+                step(
+                    weights, vectors, columns, scratch, gates_t, saved_t, states_t, next_states,
+                    states_t, extra_t,
+                )  # fmt: skip
                 gx_row += 0 if reverse else rows
                 active = rows
                 ready -= 1
@@ -77,17 +81,20 @@ def forward_loop(name: str, forward_gates: Any) -> Callable[..., None]:
     return forward
 
 
-def backward_loop(name: str, backward_gates: Any, direct: bool) -> Callable[..., None]:
-    """Return the function of the backward pass; `direct`: a term of dh bypasses the product."""
+def backward_loop(name: str, step: Any) -> Callable[..., None]:
+    """Return the function of the backward pass; `step` is made by `generated.py`."""
 
     def backward(
-        panels: Any,  # in: W_hh packed
-        dh_product: Any,  # workspace, (high - low, H padded)
-        gates: Any,  # inout, (S, G*H): gates -> dgh
-        saved: Any,  # in or inout, (S, saved*H); see the cell
-        states: Any,  # in, (n_0 + S, H) each
-        doutput: Any,  # in, (S, H), any strides; (0, H): zeros
-        dstates: Any,  # inout, (n_0, H) each: of the final states -> of the initial states
+        weights: Any,  # in: the matrices of a step's products, packed
+        vectors: Any,  # in: the vectors that a step reads
+        columns: Any,  # in: the columns that a step reads and writes
+        scratch: Any,  # workspace, (high - low, width) each
+        gates: Any,  # inout, (S, G*H)
+        saved: Any,  # inout, (S, width)
+        states: Any,  # in, (n_0 + S, width) each
+        extra: Any,  # in, (S, width) each
+        doutput: Any,  # in, (S, width), any strides; (0, width): zeros
+        dstates: Any,  # inout, (n_0, width) each: of the final states -> of the initial states
         counts: Any,
         reverse: Any,
         low: Any,
@@ -103,17 +110,14 @@ def backward_loop(name: str, backward_gates: Any, direct: bool) -> Callable[...,
                 before, after = _state_rows(counts, t, start, reverse)
                 states_t = _row_slices(states, before + low, rows)
                 next_states = _row_slices(states, after + low, rows)
-                dstates_t, dgates = _row_slices(dstates, low, rows), gates[first : first + rows]
+                extra_t = _row_slices(extra, first, rows)
+                dstates_t = _row_slices(dstates, low, rows)
                 if doutput.shape[0]:
                     _add_leading(doutput[first : first + rows], dstates_t[0])
-                backward_gates(
-                    dgates, saved[first : first + rows], states_t, next_states, dstates_t
-                )
-                product(dgates, panels, None, dh_product)
-                if direct:
-                    _add_leading(dh_product, dstates_t[0])
-                else:
-                    copy_leading(dh_product, dstates_t[0])
+                step(
+                    weights, vectors, columns, scratch, gates[first : first + rows],
+                    saved[first : first + rows], states_t, next_states, dstates_t, extra_t,
+                )  # fmt: skip
             start += counts[t] if reverse else 0
 
     backward.__name__ = f"{name}_backward"
@@ -194,16 +198,17 @@ def copy_leading(source: Any, out: Any) -> None:
 
 
 def _row_slices(arrays: Any, start: Any, rows: Any) -> Any:
-    """Return the same rows of each array, of one or two."""
+    """Return the same rows of each array."""
 
 
 @overload(_row_slices, jit_options=INLINED)
 def _row_slices_by_count(arrays, start, rows):  # type: ignore[no-untyped-def]
-    if arrays.count == 1:
+    if len(arrays) == 0:
+        return lambda arrays, start, rows: ()
+    if len(arrays) == 1:
         return lambda arrays, start, rows: (arrays[0][start : start + rows],)
     return lambda arrays, start, rows: (
-        arrays[0][start : start + rows],
-        arrays[1][start : start + rows],
+        (arrays[0][start : start + rows],) + _row_slices(arrays[1:], start, rows)  # noqa: RUF005
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ...backend import Backend, optional
 from ...backend.processors import processor_name, usable
 from ...cells import Cell
+from ...cells.definition.defined_cell import DefinedCell
 from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
 from ..qualification import sources_digest
@@ -79,7 +80,7 @@ def _warn(why: str) -> Unsupported:
     return Unsupported(why)
 
 
-def prepare(implementation: str, cell: str, precision: PrecisionPolicy, record: bool) -> bool:
+def prepare(implementation: str, cell: Cell, precision: PrecisionPolicy, record: bool) -> bool:
     """Compile the kernels of a call at their first use; False if that failed.
 
     `unsupported` then gives the reason.
@@ -90,12 +91,16 @@ def prepare(implementation: str, cell: str, precision: PrecisionPolicy, record: 
 
 
 @cache
-def _compiled(implementation: str, cell: str, dtype: np.dtype[Any], record: bool) -> bool:
+def _compiled(implementation: str, cell: Cell, dtype: np.dtype[Any], record: bool) -> bool:
     from . import cells, sequence, step
 
-    needed = {"pointwise": cells.needed, "sequence": sequence.needed, "step": step.needed}
     try:
-        for compilation in needed[implementation](cell, dtype, record):
+        if implementation == "sequence":
+            needed = sequence.needed(cell, dtype, record)
+        else:
+            by_name = {"pointwise": cells.needed, "step": step.needed}
+            needed = by_name[implementation](cell.name, dtype, record)
+        for compilation in needed:
             compilation()
     except MemoryError:
         raise
@@ -113,9 +118,9 @@ def fused_cells() -> Mapping[str, Cell]:
     return POINTWISE
 
 
-def has_sequence_kernels(cell: str) -> bool:
+def has_sequence_kernels(cell: Cell) -> bool:
     """Whether there are sequence kernels for a cell."""
-    return cell in SEQUENCE
+    return isinstance(cell, DefinedCell) or cell.name in SEQUENCE
 
 
 def step_unsupported(cell: str, precision: PrecisionPolicy) -> Unsupported | None:
@@ -132,7 +137,7 @@ def step_not_profitable(cell: str, sizes: tuple[int, int, int, int]) -> Unsuppor
     return not_profitable(cell, sizes)
 
 
-def layer_runner(cell: str, backend: Backend, precision: PrecisionPolicy) -> NumbaRunner:
+def layer_runner(cell: Cell, backend: Backend, precision: PrecisionPolicy) -> NumbaRunner:
     """The runner of a cell."""
     from .sequence import NumbaRunner
 

@@ -13,20 +13,17 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numba import types
-
 from ...backend import Array, Backend
-from ...cells import CELLS, Weights
+from ...cells import CELLS, Cell, Weights
+from ...cells.definition.defined_cell import DefinedCell
 from ...core.packing import PackedBatch
 from ...core.passes import Activations, BackwardPass, ForwardPass
 from ...core.precision import PrecisionPolicy
 from ...core.workspace import Workspace
 from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
-from ..shared import allocate, write_results
-from . import gates as by_element
-from . import gradients, product, threads
+from ..shared import allocate, extra_arrays, write_results
+from . import generated, gradients, product, threads
 from .jit import compile_for, number_of, read, written
-from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
 from .table import SEQUENCE
 
@@ -39,7 +36,7 @@ SLICE_MULTIPLE = 4  # of a slice's first row and size, so that the bits do not d
 # Minimum rows of a slice where threads get two each, of which a late thread leaves one to others
 MIN_SLICE_ROWS = 8
 CALLER_ONLY = threads.pool(1)
-_WITH_DIRECT_TERM = ("gru",)  # cells with a term of dh that bypasses the product
+ANY_SIZE = 8  # a hidden size for which the loops of a built-in cell are made; others have the same
 
 
 class NumbaRunner:
@@ -47,7 +44,7 @@ class NumbaRunner:
 
     unit = "call"
 
-    def __init__(self, backend: Backend, cell: str, precision: PrecisionPolicy) -> None:
+    def __init__(self, backend: Backend, cell: Cell, precision: PrecisionPolicy) -> None:
         self._backend = backend
         self._cell = cell
         self._dtype = precision.dtype
@@ -58,8 +55,8 @@ class NumbaRunner:
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
         """Why a pass cannot be run, which depends on the cell only."""
-        if self._cell not in SEQUENCE:
-            return Unsupported(f"no sequence kernel for cell '{self._cell}'")
+        if not generated.is_generated(self._cell):
+            return Unsupported(f"no sequence kernel for cell '{self._cell.name}'")
         return None
 
     def not_profitable(self, sizes: Sizes) -> Unsupported | None:
@@ -76,95 +73,132 @@ class NumbaRunner:
     def forward(self, passes: Sequence[ForwardPass], call: CallContext) -> list[Activations]:
         """Run directions of one layer; writes outputs and final states."""
         batch, scratch, record = call.batch, call.scratch, call.record
-        cell, dtype = CELLS[self._cell], self._dtype
+        loops = self._loops(passes[0])
+        loop = loops.of(call.forward_pass, _has_masks(passes[0]))
         # an unrecorded call has no gates
-        results = [allocate(cell, dtype, each, call, with_gates=record) for each in passes]
-        width, H = passes[0].weights.weight_hh.shape
+        results = [allocate(loops.cell, self._dtype, each, call, record) for each in passes]
+        extra = [extra_arrays(np, loops.cell, each) for each in passes]
         counts = _counts(batch)
-        function = _forward(self._cell, dtype, record)
 
         def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
             calls: list[threads.Call] = []
-            for direction, (x, gates, saved, states) in zip(passes, results, strict=True):
-                arrays = direction.packed.get("forward", partial(self._packed, direction.weights))
+            for direction, (x, gates, saved, states), each in zip(
+                passes, results, extra, strict=True
+            ):
+                pack = partial(self._packed, direction.weights, loops, loop)
+                ih, bias, *weights = direction.packed.get("forward", pack)
                 ends = direction.ends
                 if batch.running < batch.batch:
                     ends = _running_rows(ends, batch)
                 for part in parts:
-                    workspace = self._scratch(scratch, part, x.shape[1], arrays[1])
+                    rows = part[1] - part[0]
+                    input_rows, width = max(INPUT_ROWS, -(-rows // 4) * 4), bias.size
+                    block, gx = scratch.arrays((input_rows, x.shape[1]), (input_rows, width))
+                    arrays = *weights, loop.columns, _scratch(scratch, rows, loop)
                     outputs = gates, saved if record else None, states
-                    inputs = ends, counts, direction.reverse, *part
-                    calls.append(partial(function, *arrays, *workspace, x, *outputs, *inputs))
+                    inputs = each, ends, counts, direction.reverse, *part
+                    arguments = ih, bias, block, gx, *arrays, x, *outputs, *inputs
+                    calls.append(partial(loop.function, *arguments))
             return calls
 
-        weight_count = len(passes) * width * (passes[0].x.shape[1] + H)
-        _run(make_calls, batch, weight_count, len(passes))
+        _run(make_calls, batch, len(passes) * _multiply_adds(passes[0], loop), len(passes))
         for direction, activations in zip(passes, results, strict=True):
             write_results(direction, activations, batch)
         return results
 
-    def _packed(self, weights: Weights, old: tuple[Array, ...] | None) -> tuple[Array, ...]:
-        """The weights and biases of a direction in the layout of the forward loops."""
-        ih, hh, filled, _ = old or (None,) * 4
-        ih = self._panels("pack_transposed", weights.weight_ih, ih)
-        hh = self._panels("pack_transposed", weights.weight_hh, hh)
-        if filled is None:
-            filled = self._backend.zeros_aligned(hh.shape[0] * hh.shape[2], self._dtype)
-            filled = filled.reshape(len(hh), -1)
-        bias = CELLS[self._cell].input_bias(weights, self._dtype)
-        if bias is not None:
-            filled.reshape(-1)[: bias.size] = bias
-        return ih, hh, filled, filled.reshape(-1) if weights.bias_hh is None else weights.bias_hh
+    def _loops(self, direction: ForwardPass | BackwardPass) -> generated.Loops:
+        """The loops of the cell, for the sizes of a pass."""
+        hidden_size = len(direction.weights.weight_ih) // self._cell.gates
+        return generated.loops_of(self._cell, hidden_size, self._dtype)
 
-    def _scratch(
-        self, scratch: Workspace, part: tuple[int, int], width: int, panels: Array
-    ) -> list[Array]:
-        """Workspace for x and gx of a block of steps, and for a step's product."""
-        rows, columns = part[1] - part[0], panels.shape[0] * panels.shape[2]
-        input_rows = max(INPUT_ROWS, -(-rows // 4) * 4)
-        return scratch.arrays((input_rows, width), (input_rows, columns), (rows, columns))
+    def _packed(
+        self,
+        weights: Weights,
+        loops: generated.Loops,
+        loop: generated.Loop,
+        old: tuple[Any, ...] | None,
+    ) -> tuple[Any, ...]:
+        """W_ih and the bias of the input side, and what the steps read, packed."""
+        ih, bias, *rest = old or (None, None, None, None)
+        ih = self._panels("pack_transposed", weights.weight_ih, ih)
+        if bias is None:
+            bias = self._backend.zeros_aligned(ih.shape[0] * ih.shape[2], self._dtype)
+            bias = bias.reshape(len(ih), -1)
+        values = loops.cell.input_bias(weights, self._dtype)
+        if values is not None:
+            bias.reshape(-1)[: values.size] = values
+        return ih, bias, *self._step_weights(weights, loops, loop, rest)
+
+    def _step_weights(
+        self,
+        weights: Weights,
+        loops: generated.Loops,
+        loop: generated.Loop,
+        old: Sequence[tuple[Array, ...] | None],
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """The matrices that a step multiplies with, in panels, and the vectors that it reads."""
+        panels: Sequence[Array | None] = old[0] or [None] * len(loop.products)
+        matrices = [
+            self._panels(
+                "pack" if product.transposed else "pack_transposed",
+                loops.matrix(weights, product),
+                each,
+            )
+            for product, each in zip(loop.products, panels, strict=True)
+        ]
+        return tuple(matrices), tuple([loops.vector(weights, name) for name in loops.vectors])
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer; overwrites the gates with dgx."""
         batch, scratch = call.batch, call.scratch
-        width, H = passes[0].weights.weight_hh.shape
+        loops = self._loops(passes[0])
+        loop = loops.of(Pass.BACKWARD, _has_masks(passes[0]))
+        extra = [extra_arrays(np, loops.cell, each) for each in passes]
         counts = _counts(batch)
-        function = _backward(self._cell, self._dtype)
 
         def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
             calls: list[threads.Call] = []
-            for direction in passes:
-                pack = partial(self._panels, "pack", direction.weights.weight_hh)
-                panels = direction.packed.get("backward", pack)
+            for direction, each in zip(passes, extra, strict=True):
+
+                def pack(old: Any, weights: Weights = direction.weights) -> Any:
+                    return self._step_weights(weights, loops, loop, old or (None, None))
+
+                weights = direction.packed.get("backward", pack)
                 _, gates, saved, states = direction.activations
                 doutput = direction.doutput
                 if doutput is None:
-                    doutput = np.empty((0, H), self._dtype)
+                    doutput = np.empty((0, states[0].shape[1]), self._dtype)
                 dstates = direction.dstates
                 if batch.running < batch.batch:
                     dstates = _running_rows(dstates, batch)
                 for part in parts:
-                    dh = scratch.empty(part[1] - part[0], panels.shape[0] * panels.shape[2])
-                    arrays = gates, saved, states, doutput, dstates, counts
-                    calls.append(partial(function, panels, dh, *arrays, direction.reverse, *part))
+                    arrays = *weights, loop.columns, _scratch(scratch, part[1] - part[0], loop)
+                    inputs = doutput, dstates, counts, direction.reverse, *part
+                    arguments = *arrays, gates, saved, states, each, *inputs
+                    calls.append(partial(loop.function, *arguments))
             return calls
 
-        _run(make_calls, batch, len(passes) * width * H, len(passes))
-        self._gradients(passes, batch, scratch)
+        _run(make_calls, batch, len(passes) * _multiply_adds(None, loop), len(passes))
+        self._gradients(loops.cell, passes, batch, scratch)
 
     def _gradients(
-        self, passes: Sequence[BackwardPass], batch: PackedBatch, scratch: Workspace
+        self,
+        cell: Cell,
+        passes: Sequence[BackwardPass],
+        batch: PackedBatch,
+        scratch: Workspace,
     ) -> None:
         """Compute the gradients of weights, biases and input, after the loops."""
         packed, weight_count = [], 0
         for each in passes:
             matrix, panels = each.weights.weight_ih, None
-            weight_count += matrix.size + each.weights.weight_hh.size
+            weight_count += matrix.size * (1 if each.dx is None else 2)
+            weight_count += sum(
+                dweight.size for dweight in each.weights[1:] if np.ndim(dweight) == 2
+            )
             if each.dx is not None:
-                weight_count += matrix.size
                 panels = each.packed.get("input", partial(self._panels, "pack", matrix))
             packed.append(panels)
-        cell = CELLS[self._cell]
         if batch.total * weight_count < per_thread:
             gradients.compute(cell, passes, packed, batch, scratch, CALLER_ONLY)
             return
@@ -182,6 +216,22 @@ class NumbaRunner:
             panels = self._backend.zeros_aligned(prod(shape), self._dtype).reshape(shape)
         _packing(how, self._dtype)(matrix, panels)
         return panels
+
+
+def _has_masks(direction: ForwardPass | BackwardPass) -> bool:
+    """Whether random masks are drawn, as in train mode."""
+    return direction.extra is not None and bool(direction.extra.step_key)
+
+
+def _scratch(scratch: Workspace, rows: int, loop: generated.Loop) -> tuple[Array, ...]:
+    """The scratch arrays of a slice of rows."""
+    return tuple(scratch.arrays(*[(rows, width) for width in loop.scratch]))
+
+
+def _multiply_adds(direction: ForwardPass | None, loop: generated.Loop) -> int:
+    """The multiply-adds of a row and step, with those of the input side of a forward pass."""
+    products = sum(product.operand.width * product.out.width for product in loop.products)
+    return products + (direction.weights.weight_ih.size if direction else 0)
 
 
 def _run(
@@ -246,54 +296,23 @@ def _packing(name: str, dtype: np.dtype[Any]) -> Any:
     return compile_for(packing, (read(number, 2), written(number, 3)))
 
 
-@cache
-def _forward(cell: str, dtype: np.dtype[Any], record: bool) -> Any:
-    """The compiled forward loop of a cell."""
-    number = number_of(dtype)
-    matrix, panels, states = written(number, 2), written(number, 3), _states(cell, number)
-    function = forward_loop(cell, getattr(by_element, f"{cell}_forward"))
-    saved = matrix if record else types.none
-    inputs = panels, panels, matrix, read(number, 1), matrix, matrix, matrix, matrix, matrix
-    return compile_for(function, (*inputs, saved, states, states, *_SLICE_TYPES))
-
-
-@cache
-def _backward(cell: str, dtype: np.dtype[Any]) -> Any:
-    """The compiled backward loop of a cell."""
-    number = number_of(dtype)
-    matrix, states = written(number, 2), _states(cell, number)
-    gates_of = getattr(by_element, f"{cell}_backward")
-    function = backward_loop(cell, gates_of, cell in _WITH_DIRECT_TERM)
-    doutput = types.Array(number, 2, "A", readonly=True)
-    arrays = written(number, 3), matrix, matrix, matrix, states, doutput, states
-    return compile_for(function, (*arrays, *_SLICE_TYPES))
-
-
-# the last arguments of the loops: counts, reverse, and the first and last row of a slice
-_SLICE_TYPES = types.Array(types.intp, 1, "C"), types.boolean, types.intp, types.intp
-
-
-def _states(cell: str, number: Any) -> types.UniTuple:
-    return types.UniTuple(written(number, 2), len(CELLS[cell].state_names))
-
-
-def needed(cell: str, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
+def needed(cell: Cell, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
     """Functions that compile the loops of a cell; with `record` the backward loops too."""
-    functions: list[Callable[[], Any]] = [
-        partial(_packing, "pack_transposed", dtype),
-        partial(_forward, cell, dtype, record),
-    ]
+    kinds = (Pass.TRAINING, Pass.BACKWARD) if record else (Pass.FORWARD,)
+    functions: list[Callable[[], Any]] = [partial(_packing, "pack_transposed", dtype)]
     if record:
-        functions += [partial(_packing, "pack", dtype), partial(_backward, cell, dtype)]
-        functions += gradients.needed(dtype)
-    return functions
+        functions += [partial(_packing, "pack", dtype), *gradients.needed(dtype)]
+    hidden_size = cell.derived.widths["H"] if isinstance(cell, DefinedCell) else ANY_SIZE
+    loops = generated.loops_of(cell, hidden_size, dtype)
+    masked = (False, True) if loops.cell.masks else (False,)
+    return functions + [partial(loops.of, kind, each) for kind in kinds for each in masked]
 
 
 def compilations() -> list[Callable[[], Any]]:
     """Functions that each compile a loop for one dtype."""
     dtypes = [np.dtype(dtype) for dtype in ("float32", "float64")]
-    kinds = [(cell, dtype) for cell in SEQUENCE for dtype in dtypes]
     packing = [partial(_packing, name, t) for name in ("pack", "pack_transposed") for t in dtypes]
-    forward = [partial(_forward, *kind, record) for kind in kinds for record in (False, True)]
-    backward = [partial(_backward, *kind) for kind in kinds]
-    return [*packing, *forward, *backward, *gradients.compilations()]
+    loops = [generated.loops_of(CELLS[cell], ANY_SIZE, t) for cell in SEQUENCE for t in dtypes]
+    kinds = (Pass.FORWARD, Pass.TRAINING, Pass.BACKWARD)
+    made = [partial(each.of, kind, False) for each in loops for kind in kinds]
+    return [*packing, *made, *gradients.compilations()]

@@ -1,4 +1,4 @@
-"""The cells that have kernels."""
+"""The built-in cells that have kernels; definitions have sequence kernels, none for a step."""
 
-SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-STEP = (*SEQUENCE, "gru_reset_before")  # one step of all layers
+SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
+STEP = SEQUENCE  # one step of all layers
