@@ -41,6 +41,9 @@ class DefinedCell(Cell):
         signature, matrices = derived.trace.signature, derived.trace.matrices
         self.name: str = name
         self.derived: DerivedStep = derived
+        sizes = tuple(derived.widths.items())
+        self._key: tuple[Any, ...] = name, derived.trace.digest, sizes, derived.bias
+        self._hash: int = hash(self._key)
         self.gate_names: tuple[str, ...] = signature.gates
         self.state_names: tuple[str, ...] = tuple(signature.states)
         self.initial_values: tuple[float, ...] = tuple(map(float, signature.states.values()))
@@ -80,15 +83,11 @@ class DefinedCell(Cell):
 
     def __eq__(self, other: object) -> bool:
         """Whether it is the same definition, for the same sizes and options."""
-        return isinstance(other, DefinedCell) and self._key() == other._key()
+        return isinstance(other, DefinedCell) and self._key == other._key
 
     def __hash__(self) -> int:
         """Of what it is compared by."""
-        return hash(self._key())
-
-    def _key(self) -> tuple[Any, ...]:
-        derived = self.derived
-        return self.name, derived.trace.digest, tuple(derived.widths.items()), derived.bias
+        return self._hash
 
     # -- sizes and parameters
 

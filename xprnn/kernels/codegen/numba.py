@@ -92,7 +92,10 @@ class _Emitter:
                 body.append(f"        {self._loop(f'loop_{k}', operation)}")
             else:
                 body.append(f"        {self._reduction(f'sum_{k}', operation)}")
-        step = f"@inlined\ndef step({ARGUMENTS}):\n" + "\n".join(body or ["    pass"])
+        head = [f"@inlined\ndef step({ARGUMENTS}):"]
+        for k in self._columns.values():  # not within a loop: stores might change the array
+            head.append(f"    first_{k}, end_{k} = columns[{2 * k}], columns[{2 * k + 1}]")
+        step = "\n".join(head + (body or ["    pass"]))
         text = "\n\n".join([HEADER, *self._functions, step]) + "\n"
         columns = [end for place in self._columns for end in (place.start, place.end)]
         return Step(text, tuple(columns), tuple(self._products))
@@ -102,7 +105,7 @@ class _Emitter:
     def _slice(self, place: Place) -> str:
         """The columns of a place, as a slice."""
         k = self._columns.setdefault(place, len(self._columns))
-        return f"columns[{2 * k}]:columns[{2 * k + 1}]"
+        return f"first_{k}:end_{k}"
 
     def _array(self, place: Place) -> str:
         """The array of a place."""

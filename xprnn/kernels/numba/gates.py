@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from .elementary import of_type, sigmoid, tanh
-from .jit import at, inlined, row
+from .jit import inlined, row
 
 
 @inlined
@@ -84,6 +84,10 @@ def gru_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, s
     H = h.shape[1]
     for s in range(h.shape[0]):
         gates_row, gh_row = gates[s], gh[s]
+        if saved is None:  # known at compile time
+            saved_row = None
+        else:
+            saved_row = saved[s]
         _gru_forward_row(
             gates_row[:H],
             gates_row[H : 2 * H],
@@ -94,7 +98,7 @@ def gru_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, s
             bias[2 * H :],
             h[s],
             h_next[s],
-            at(saved, s),
+            saved_row,
         )
 
 
@@ -156,6 +160,10 @@ def lstm_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, 
     H = c.shape[1]
     for s in range(c.shape[0]):
         gates_row, gh_row = gates[s], gh[s]
+        if saved is None:  # known at compile time
+            saved_row = None
+        else:
+            saved_row = saved[s]
         _lstm_forward_row(
             gates_row[:H],
             gates_row[H : 2 * H],
@@ -168,7 +176,7 @@ def lstm_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, 
             c[s],
             h_next[s],
             c_next[s],
-            at(saved, s),
+            saved_row,
         )
 
 

@@ -15,14 +15,16 @@ import numba
 import numpy as np
 from numba import types
 from numba.core.compiler import Compiler
-from numba.extending import overload, register_jitable
+from numba.extending import register_jitable
 
 _log = logging.getLogger("xprnn")
 
 # Division by zero follows IEEE 754 instead of raising, which would keep loops scalar. Sums keep
-# their order: the compiler may only contract them to fused multiply-adds.
+# their order: the compiler may only contract them to fused multiply-adds. Views of arrays are not
+# counted: with one row, that took half of the time. Hence a function can allocate or return none.
 OPTIONS: dict[str, Any] = {
     "nogil": True,
+    "_nrt": False,
     "error_model": "numpy",
     "fastmath": {"contract", "nsz"},
 }
@@ -45,17 +47,6 @@ inlined: Any = register_jitable(**INLINED)
 row: Any = numba.njit(pipeline_class=_NoAlias, **OPTIONS)
 # For a sum over a row's units, whose order the compiler chooses: the same in every call
 summed: Any = numba.njit(**{**OPTIONS, "fastmath": {"contract", "nsz", "reassoc"}})
-
-
-def at(arrays: Any, n: Any) -> Any:
-    """Return `arrays[n]`, or None if `arrays` is None, which is known at compile time."""
-
-
-@overload(at, jit_options=INLINED)
-def _at_by_type(arrays, n):  # type: ignore[no-untyped-def]
-    if isinstance(arrays, types.NoneType):
-        return lambda arrays, n: None
-    return lambda arrays, n: arrays[n]
 
 
 def read(number: Any, ndim: int) -> types.Array:

@@ -56,9 +56,11 @@ def forward_loop(name: str, step: Any) -> Callable[..., None]:
                 extra_t = _row_slices(extra, start + low, rows)
                 if ready == 0:
                     ready, total = _next_block(counts, t, low, high, gx.shape[0], reverse)
-                    block = _input_rows(
+                    first = _input_rows(
                         x, x_block, counts, t, start, low, high, ready, total, reverse
                     )
+                    padded = (total + 3) // 4 * 4
+                    block = x[first : first + total] if first >= 0 else x_block[:padded]
                     product(block, panels_ih, bias, gx)
                     gx_row = total if reverse else 0
                 gx_row -= rows if reverse else 0
@@ -157,9 +159,11 @@ def _input_rows(
     x: Any, x_block: Any, counts: Any, t: Any, start: Any, low: Any, high: Any, steps: Any,
     total: Any, reverse: Any,
 ) -> Any:  # fmt: skip
-    """Return the rows of x of the slice in `steps` steps from t on, padded by up to three rows.
+    """Return the first of the rows of x of the slice in `steps` steps from t on.
 
-    Their number is divisible by four, so that the result of a row does not depend on the others.
+    They are copied to `x_block`, and -1 is returned, if they are not adjacent, or their number is
+    not divisible by four: up to three rows of zeros are added, so that the result of a row does not
+    depend on the others.
     """
     first = t
     if reverse:
@@ -167,7 +171,7 @@ def _input_rows(
         for s in range(first, t):
             start -= counts[s]
     if low == 0 and high == counts[0] and total % 4 == 0:
-        return x[start : start + total]
+        return start
     n = 0
     for s in range(first, first + steps):
         rows = min(counts[s], high) - low
@@ -178,7 +182,7 @@ def _input_rows(
     for n in range(total, padded):
         for j in range(x_block.shape[1]):
             x_block[n, j] = 0.0
-    return x_block[:padded]
+    return -1
 
 
 @inlined
@@ -217,4 +221,5 @@ def _copy_initial(initial: Any, states: Any, low: Any, high: Any, before: Any) -
     """Copy the initial states of rows that begin at a step to where the step reads them."""
     for k in range(len(initial)):
         for n in range(low, high):
-            states[k][before + n] = initial[k][n]
+            for j in range(states[k].shape[1]):
+                states[k][before + n, j] = initial[k][n, j]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .jit import at, inlined
+from .jit import inlined
 from .tile import REGISTERS, VECTORS, move, tile, tile_transposed, transpose
 
 TILE_ROWS = REGISTERS.rows  # rows of the largest tile
@@ -88,20 +88,19 @@ def product(a: Any, panels: Any, start: Any, out: Any) -> None:
     rows, width = a.shape[0], panels.shape[2]
     for p in range(panels.shape[0]):
         panel, columns = panels[p], out[:, p * width :]
-        begin = at(start, p)
         n = 0
         while n + _BLOCK_ROWS <= rows:
             for first in range(n, n + _BLOCK_ROWS, TILE_ROWS):
-                _largest(a[first:], panel, begin, columns[first:])
+                _largest(a[first:], panel, start, p, columns[first:])
             n += _BLOCK_ROWS
         while n + 4 <= rows:
-            _four(a[n:], panel, begin, columns[n:])
+            _four(a[n:], panel, start, p, columns[n:])
             n += 4
         if n + 1 < rows:
-            _two(a[n:], panel, begin, columns[n:])
+            _two(a[n:], panel, start, p, columns[n:])
             n += 2
         if n < rows:
-            _one(a[n:], panel, begin, columns[n:])
+            _one(a[n:], panel, start, p, columns[n:])
 
 
 @inlined

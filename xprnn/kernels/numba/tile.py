@@ -42,27 +42,31 @@ def tile(rows: int) -> Any:
     """Return an intrinsic: the product of the first `rows` rows with one panel, in registers."""
 
     @intrinsic
-    def of_type(typing: Any, a: Any, panel: Any, start: Any, out: Any) -> Any:
-        """out[:rows, :width] = start[:width] + a[:rows] @ panel, K > 0; C-contiguous rows."""
+    def of_type(typing: Any, a: Any, panel: Any, start: Any, p: Any, out: Any) -> Any:
+        """out[:rows, :width] = start[p, :width] + a[:rows] @ panel, K > 0; C-contiguous rows."""
         lanes = REGISTERS.bytes * 8 // a.dtype.bitwidth
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            views = [
-                None
-                if isinstance(kind, types.NoneType)
-                else cgutils.create_struct_proxy(kind)(context, builder, value=value)
+            a_view, panel_view, start_view, _, out_view = (
+                cgutils.create_struct_proxy(kind)(context, builder, value=value)
+                if isinstance(kind, types.Array)
+                else None
                 for kind, value in zip(signature.args, arguments, strict=True)
-            ]
-            _emit(builder, ir.VectorType(context.get_value_type(a.dtype), lanes), rows, *views)
+            )
+            vector = ir.VectorType(context.get_value_type(a.dtype), lanes)
+            begin = None if start_view is None else _row(builder, start_view, arguments[3])
+            _emit(builder, vector, rows, a_view, panel_view, begin, out_view)
             return context.get_dummy_value()
 
-        return types.void(a, panel, start, out), generate
+        return types.void(a, panel, start, p, out), generate
 
     return of_type
 
 
 def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, start: Any, out: Any) -> None:
     """Emit the sums over k, a vector for each row and each register of a row.
+
+    They begin at the numbers at the address `start`; None: at zero.
 
     Tiles of few rows compute several k at a time in separate sums, since each sum is a chain of
     dependent additions.
@@ -82,7 +86,7 @@ def _emit(builder: Any, vector: Any, rows: int, a: Any, panel: Any, start: Any, 
     zero = [ir.Constant(vector, None)] * (rows * VECTORS)
     begin = zero
     if start is not None:
-        begin = [_load(builder, start.data, i64(v * vector.count), vector) for v in COLUMNS] * rows
+        begin = [_load(builder, start, i64(v * vector.count), vector) for v in COLUMNS] * rows
     unroll = max(1, 4 // rows)
     end = builder.sub(K, builder.urem(K, i64(unroll)))
 
