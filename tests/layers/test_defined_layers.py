@@ -1,6 +1,7 @@
 """`xprnn.Recurrent` and `RecurrentCell`: layers of definitions, by the plain code.
 
-The reference is torch's autograd over the steps of each row, one row at a time.
+The reference is torch's autograd over the steps of each row, one row at a time. The same by
+compiled code: `kernels/numba/test_definitions.py`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,13 @@ BOUND, REORDERED = 1e-10, 1e-12
 NAMES = sorted(DEFINITIONS)
 MASKED = ("recurrent_dropout", "zoneout")
 Results = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def plain_code() -> Iterator[None]:
+    """Compiling takes seconds for each cell."""
+    with xprnn.use_kernels("reference"):
+        yield
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None,
     reason="Numba is not installed: pip install xprnn[numba]",
 )
-SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
 # N, I, H: tiles of every height, complete and partial panels and transposes, vectors and remainders
 SIZES = ((1, 1, 1), (1, 40, 33), (2, 16, 32), (3, 3, 17), (5, 17, 64), (7, 33, 16), (19, 8, 40))
 

@@ -34,6 +34,7 @@ FOLDERS = {  # in `tests/`: the tier of the tests in them, longer paths first
 FUNCTIONS = {  # tests of a tier other than their folder's
     "kernels/cuda/planner/test_bidirectional_plans.py::test_every_choice_fits": "exhaustive",
     "kernels/cuda/planner/test_plan.py::test_every_choice_fits": "exhaustive",
+    "layers/test_defined_layers.py::test_diagnostics": "kernels",  # of all implementations
     "layers/test_gradcheck.py::test_an_injected_fault_is_detected": "mutation",
     "layers/test_recompute.py::test_segments_with_the_sequence_kernels_of_a_gpu": "kernels",
     "layers/test_recorded_calls.py::test_skipped_batches_leave_no_memory": "endurance",

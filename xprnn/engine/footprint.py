@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
+from ..core import dropout
 from ..core.spec import StackSpec
 from ..kernels import ExecutionPlan
 from ..kernels.shared import activation_shapes
-from ..core import dropout
 
 
 class Footprint(NamedTuple):

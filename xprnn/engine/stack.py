@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend import Array, Backend
 from ..cells import Cell, Weights
+from ..core import dropout
 from ..core.packing import PackedBatch
 from ..core.passes import (
     Activations,
@@ -32,7 +33,6 @@ from ..kernels import (
 )
 from ..kernels import plan as dispatch
 from ..kernels.request import Request
-from ..core import dropout
 from .checkpointing import Checkpointed
 from .loop import StepLoop
 from .replay import ReplayLoop

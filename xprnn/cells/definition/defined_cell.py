@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -274,9 +274,8 @@ class DefinedCell(Cell):
         derived, H = self.derived, self.derived.widths["H"]
         by_name, buffers = dweights._asdict(), {"gates": dgh, "saved": saved}
 
-        def gradient(node: Node) -> Array | None:
-            columns = self.result_columns.get(node)
-            return None if columns is None else buffers[columns[0]][:, columns[1] : columns[2]]
+        def columns_of(place: Columns | None) -> Array | None:
+            return None if place is None else buffers[place[0]][:, place[1] : place[2]]
 
         terms = []
         for product, parts in zip(derived.step.products, derived.adjoints.parts, strict=True):
@@ -287,22 +286,31 @@ class DefinedCell(Cell):
             rows = [(0, target.shape[0])]
             if product.matrix == RECURRENT:
                 rows = [derived.runs((block,))[0] for block in product.blocks]
+            places = [self.result_columns.get(node) for node in parts]
             terms += [
-                GradientTerm(gradient(node), operand, target[start:stop], None)
-                for (start, stop), node in zip(rows, parts, strict=True)
+                GradientTerm(columns_of(place), operand, target[start:stop], None)
+                for place, (start, stop) in _joined(places, rows)
             ]
         for name, node in derived.adjoints.vectors.items():
             if not name.startswith("b_hh."):
-                terms.append(GradientTerm(gradient(node), None, None, by_name[name]))
+                place = self.result_columns.get(node)
+                terms.append(GradientTerm(columns_of(place), None, None, by_name[name]))
         if dweights.bias_hh is not None:
-            for k, gate in enumerate(self.biased_gates):
-                if gate in derived.bias_folded:
-                    node = derived.adjoints.gates[gate]
-                else:
-                    node = derived.adjoints.vectors[f"b_hh.{gate}"]
-                target = dweights.bias_hh[k * H : (k + 1) * H]
-                terms.append(GradientTerm(gradient(node), None, None, target))
+            places = [self.result_columns.get(node) for node in self._bias_gradients()]
+            rows = [(k * H, (k + 1) * H) for k in range(len(places))]
+            terms += [
+                GradientTerm(columns_of(place), None, None, dweights.bias_hh[start:stop])
+                for place, (start, stop) in _joined(places, rows)
+            ]
         return terms
+
+    def _bias_gradients(self) -> list[Node]:
+        """The gradient of b_hh of each gate that has one."""
+        adjoints, folded = self.derived.adjoints, self.derived.bias_folded
+        return [
+            adjoints.gates[gate] if gate in folded else adjoints.vectors[f"b_hh.{gate}"]
+            for gate in self.biased_gates
+        ]
 
     def _operand(
         self,
@@ -320,6 +328,21 @@ class DefinedCell(Cell):
                 if state is node:
                     return values(k)
         raise AssertionError(f"{node} is neither saved nor a state")
+
+
+def _joined(
+    places: Sequence[Columns | None], rows: Sequence[tuple[int, int]]
+) -> list[tuple[Columns | None, tuple[int, int]]]:
+    """Columns and the rows that they belong to; those that are adjacent in both are joined."""
+    joined: list[tuple[Columns | None, tuple[int, int]]] = []
+    for place, (start, stop) in zip(places, rows, strict=True):
+        if joined and place is not None:
+            before, (first, end) = joined[-1]
+            if before is not None and (before[0], before[2], end) == (place[0], place[1], start):
+                joined[-1] = (place[0], before[1], place[2]), (first, stop)
+                continue
+        joined.append((place, (start, stop)))
+    return joined
 
 
 def _width(node: Node) -> int:

@@ -130,7 +130,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "relu": Operation(
         lambda xp, _, a: xp.maximum(a, 0.0),
-        lambda d, y, a: (_where_positive(y, d, 0.0),),
+        lambda d, y, a: (_where_positive(y, d, y),),  # 0, or NaN
         again=Again.EXACT,
     ),
     "leaky_relu": Operation(

@@ -92,10 +92,12 @@ class _Emitter:
                 body.append(f"        {self._loop(f'loop_{k}', operation)}")
             else:
                 body.append(f"        {self._reduction(f'sum_{k}', operation)}")
-        head = [f"@inlined\ndef step({ARGUMENTS}):"]
-        for k in self._columns.values():  # not within a loop: stores might change the array
-            head.append(f"    first_{k}, end_{k} = columns[{2 * k}], columns[{2 * k + 1}]")
-        step = "\n".join(head + (body or ["    pass"]))
+        # not within a loop over rows, whose stores might change the array
+        ends = [
+            f"    first_{k}, end_{k} = columns[{2 * k}], columns[{2 * k + 1}]"
+            for k in self._columns.values()
+        ]
+        step = "\n".join([f"@inlined\ndef step({ARGUMENTS}):", *ends, *(body or ["    pass"])])
         text = "\n\n".join([HEADER, *self._functions, step]) + "\n"
         columns = [end for place in self._columns for end in (place.start, place.end)]
         return Step(text, tuple(columns), tuple(self._products))

@@ -1,8 +1,8 @@
 """Functions of one number, in code that vectorizes: no branch, no table, no call but that of log.
 
-Those of powers of e use e^y - 1 = (2^k - 1) + 2^k (e^r - 1) with y = k ln 2 + r, |r| <= ln(2)/2, where
-e^r - 1 = r + r² q(r) and q is a polynomial. They replace `numerics.sigmoid` and NumPy's functions.
-NaN stays NaN.
+Those of powers of e use e^y - 1 = (2^k - 1) + 2^k (e^r - 1) with y = k ln 2 + r,
+|r| <= ln(2)/2, where e^r - 1 = r + r² q(r) and q is a polynomial. They replace
+`numerics.sigmoid` and NumPy's functions. NaN stays NaN.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def gru_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, s
     H = h.shape[1]
     for s in range(h.shape[0]):
         gates_row, gh_row = gates[s], gh[s]
-        if saved is None:  # known at compile time
+        if saved is None:  # noqa: SIM108 - decided when it is compiled
             saved_row = None
         else:
             saved_row = saved[s]
@@ -160,7 +160,7 @@ def lstm_forward(gates: Any, gh: Any, bias: Any, states: Any, next_states: Any, 
     H = c.shape[1]
     for s in range(c.shape[0]):
         gates_row, gh_row = gates[s], gh[s]
-        if saved is None:  # known at compile time
+        if saved is None:  # noqa: SIM108 - decided when it is compiled
             saved_row = None
         else:
             saved_row = saved[s]

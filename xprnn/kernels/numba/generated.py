@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import linecache
 import sys
-from collections.abc import Sequence
 from functools import cache, cached_property, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from ...cells import Cell, Weights
 from ...cells.definition.builtin import BUILTIN, builtin_cell
 from ...cells.definition.defined_cell import DefinedCell
 from ...cells.definition.program import ProductOp, Program, backward_program, forward_program
-from ..codegen.numba import Step, emit
+from ..codegen.numba import emit
 from ..interface import Pass
 from .jit import compile_for, number_of, written
 from .loops import backward_loop, forward_loop

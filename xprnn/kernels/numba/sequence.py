@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+
 from ...backend import Array, Backend
 from ...cells import CELLS, Cell, Weights
 from ...cells.definition.defined_cell import DefinedCell
