@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.layers import test_defined_layers as layers
-from tests.layers.test_defined_layers import Case, check
+from tests.layers.test_defined_layers import Case, check, plain_code  # noqa: F401 - a fixture
 from tests.support.definitions import DEFINITIONS
 from tests.unit import test_definitions as steps
 from tests.unit import test_programs as programs
@@ -65,15 +65,15 @@ CELLS = {
         'self.operand_columns[product.operand] = "saved", 0, end - start',
     ),
     "values saved over a pre-activation": (
-        "min_lstm",
+        "multiplicative_lstm",
         "blocks.items() if gate not in places",
-        "blocks.items()",
+        "blocks.items() if True",
     ),
     "b_hh that is not folded": ("lstm", "+= weights.bias_hh[", "+= 0.0 * weights.bias_hh["),
     "b_hh from dgx": (
         "gru",
-        'key = "gates" if gate in derived.bias_folded else',
-        'key = "gates" if True else',
+        "adjoints.gates[gate] if gate in folded",
+        "adjoints.gates[gate] if gate",
     ),
 }
 
@@ -145,8 +145,8 @@ def test_a_faulty_program_is_detected(fault: str, monkeypatch: pytest.MonkeyPatc
 
 ENGINE = {
     "a mask of a sequence for each step": (
-        loop,
-        "StepLoop",
+        shared,
+        "extra_arrays",
         "recurrent_dropout",
         "key, time = extra.sequence_key, time * 0",
         "pass",
@@ -172,7 +172,7 @@ ENGINE = {
 def test_a_fault_in_the_engine_is_detected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, attribute, name, old, new = ENGINE[fault]
     wrong: Any = getattr(faulty(module, old, new), attribute)
-    monkeypatch.setattr(stack, attribute, wrong)
+    monkeypatch.setattr(loop if module is shared else stack, attribute, wrong)
     with pytest.raises(AssertionError, match=r": \d"):
         check(Case(name, layers=2, directions=2, states=False))
 

@@ -13,6 +13,8 @@ from ..backend import Array
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+FEATURE = 0x9E3779B9
+FINALISER = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))  # shifts and factors, of 32 bits
 BLOCK = 1 << 20  # elements hashed at a time, 16 bytes each; a smaller block means more launches
 
 
@@ -71,13 +73,40 @@ def keep(
 
     :param at: the step and the batch row of each row of the mask.
     """
-    mask = xp.ones((at[0].shape[0], width), dtype)
+    mask = xp.empty((at[0].shape[0], width), dtype)
     rows = max(BLOCK // max(width, 1), 1)
     for start in range(0, mask.shape[0], rows):
         block = slice(start, start + rows)
-        time, row = at
-        mask[block] = _kept(xp, rate, _root(key), time[block], row[block], width)
+        mask[block] = _is_kept(xp, *row_keys(xp, key, at[0][block], at[1][block]), width, rate)
     return mask
+
+
+def row_keys(xp: Any, key: tuple[int, ...], time: Array, row: Array) -> tuple[Array, Array]:
+    """The two keys (S,), uint32, of the rows of a mask."""
+    h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(_root(key)))
+    h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
+    return h.astype(xp.uint32), (h >> xp.uint64(32)).astype(xp.uint32)
+
+
+def threshold(rate: float) -> int:
+    """The least hash of 32 bits of an element that is kept; 24 bits decide."""
+    return min(round(rate * (1 << 24)) << 8, (1 << 32) - 1)
+
+
+def _is_kept(xp: Any, low: Array, high: Array, width: int, rate: float) -> Array:
+    """Whether each element is kept, bool (S, width): a hash of 32 bits of its row's keys.
+
+    The finaliser is `lowbias32` of C. Wellons, "Prospecting for hash functions" (2018).
+    """
+    feature = xp.arange(width).astype(xp.uint32) * xp.uint32(FEATURE)
+    h = low[:, None] ^ feature[None, :]
+    shifted = xp.empty_like(h)
+    for shift, factor in FINALISER:
+        xp.right_shift(h, xp.uint32(shift), out=shifted)
+        h ^= shifted
+        h *= xp.uint32(factor)
+    h ^= high[:, None]
+    return h >= xp.uint32(threshold(rate))
 
 
 def _root(key: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -118,19 +119,27 @@ def _add_up(xp: Any, products: Any, term: GradientTerm) -> None:
         sum_rows(xp, d, dbias)
 
 
-def extra_arrays(xp: Any, cell: Cell, direction: ForwardPass | BackwardPass) -> tuple[Array, ...]:
-    """The extra inputs of all steps, (S, 1) each, and in training the masks, (S, H) each."""
+def extra_arrays(
+    xp: Any,
+    cell: Cell,
+    direction: ForwardPass | BackwardPass,
+    keep: Callable[..., Array] = dropout.keep,
+) -> tuple[Array, ...]:
+    """The extra inputs of all steps, (S, 1) each, and in training the masks, (S, H) each.
+
+    :param keep: draws a mask, as `dropout.keep` does.
+    """
     extra, weight_ih = direction.extra, direction.weights.weight_ih
     if extra is None:
         return ()
     if not extra.step_key:
         return extra.inputs
     H, low = len(weight_ih) // cell.gates, weight_ih.dtype.itemsize == 2
-    dtype = xp.float32 if low else weight_ih.dtype
+    dtype = xp.dtype("float32") if low else weight_ih.dtype
     masks = []
     for k, mask in enumerate(cell.masks):
         key, time = extra.step_key, extra.time
         if mask.per_sequence:
             key, time = extra.sequence_key, time * 0
-        masks.append(dropout.keep(xp, mask.rate, (*key, k), (time, extra.row), H, dtype))
+        masks.append(keep(xp, mask.rate, (*key, k), (time, extra.row), H, dtype))
     return (*extra.inputs, *masks)

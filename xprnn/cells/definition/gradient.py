@@ -132,16 +132,19 @@ def differentiate(step: StepGraph) -> Adjoints:
     graph, forward = step.graph, reachable(step.next_states)
     varying = _varying(forward)
     adjoints: dict[Node, Node] = {}
+    wide: dict[Node, dict[Width, Node]] = {}  # shares of values of width 1, by their widths
     zero = graph.constant(0.0)
 
     def add(node: Node, share: Node | None) -> None:
         if share is None or node not in varying or _is_zero(share):
             return
+        if node.width == 1 != share.width:
+            terms = wide.setdefault(node, {})  # summed over the row in one sum
+            width = share.width
+            terms[width] = terms[width] + share if width in terms else share
+            return
         if share.width != node.width:
-            if node.width == 1:
-                share = graph.make("row_sum", share, width=1)
-            else:
-                share = graph.make("columns", share, detail=node.width, width=node.width)
+            share = graph.make("columns", share, detail=node.width, width=node.width)
         adjoints[node] = adjoints[node] + share if node in adjoints else share
 
     upstream = tuple(
@@ -151,6 +154,8 @@ def differentiate(step: StepGraph) -> Adjoints:
         add(node, gradient)
     products = {product.node: product for product in step.products}
     for node in reversed(forward):
+        for terms in wide.pop(node, {}).values():
+            add(node, graph.make("row_sum", terms, width=1))
         if node in products:
             parts = [adjoints.get(part, zero) for part in products[node].parts]
             if not all(map(_is_zero, parts)):

@@ -152,6 +152,11 @@ def width_of(node: Node) -> int:
     return node.width
 
 
+CHEAP = ("add", "sub", "mul", "neg")
+MOST_AGAIN = 3  # operations that are computed again rather than to keep their result
+UNCHANGED = ("states", "extra", "vector", "bias_hh", "scratch")  # buffers without results
+
+
 class _Builder:
     """Makes a program: finds where each value is read, and when each result can be stored."""
 
@@ -165,6 +170,7 @@ class _Builder:
         self._homes: dict[Node, Place] = {}  # where a value is read
         self._computed: dict[Node, Loop] = {}  # the loop that computes a value
         self._finals: dict[Place, Loop] = {}  # the loop that stores a result
+        self._deciding: set[Node] = set()  # values that are compared: each has the same bits
 
     def build(
         self,
@@ -175,11 +181,14 @@ class _Builder:
         """The program that computes `nodes`, which are in order, and stores `results`."""
         results = [*results]
         self._homes.update(given)
+        self._deciding = {arg for node in nodes if node.is_condition for arg in node.args}
         read = [arg for node in nodes for arg in node.args]
         for node in (*nodes, *read, *[node for node, _ in results]):
             self._find_leaf(node)
         for phase in phases([node for node in nodes if node not in given]):
             self._add_phase(phase)
+        for loop in [each for each in self._order if isinstance(each, Loop)]:
+            self._compute_again(loop)
         before = dict(self._homes)  # of what is in memory until something is stored
         results = [(node, place) for node, place in results if before.get(node) != place]
         while any(self._schedule(node, place, before) for node, place in results):
@@ -268,6 +277,39 @@ class _Builder:
     def _is_inlined(self, node: Node) -> bool:
         """Whether each loop computes a value itself: one that all rows share."""
         return bool(node.args) and not node.has_rows and node not in self._homes
+
+    # -- values that are cheaper to compute again than to keep
+
+    def _compute_again(self, loop: Loop) -> None:
+        """Add the sums and products to a loop that it can compute from what it reads in any case.
+
+        One more array may be read, if nothing is stored over it.
+        """
+        for node in sorted(self._reads(loop), key=attrgetter("index")):
+            if node not in self._homes and node not in self._deciding:
+                nodes: dict[Node, None] = {}
+                loads = self._inputs_of(node, {*loop.nodes, *self._reads(loop)}, nodes)
+                if loads <= 1 and len(nodes) <= MOST_AGAIN:
+                    loop.nodes = sorted({*loop.nodes, *nodes}, key=attrgetter("index"))
+
+    def _inputs_of(self, node: Node, known: set[Node], nodes: dict[Node, None]) -> int:
+        """Add the operations that compute a value to `nodes`; how many more arrays they read.
+
+        :param known: what a loop computes or reads in any case, with the value itself.
+        """
+        if node.op not in CHEAP:
+            return MOST_AGAIN
+        nodes[node] = None
+        loads = 0
+        for arg in node.args:
+            if arg in self._numbers or arg in nodes or (arg in known and arg in self._homes):
+                continue
+            if arg in self._homes:
+                is_kept = self._homes[arg].buffer in UNCHANGED
+                loads += (arg.width != 1) if is_kept else MOST_AGAIN
+            elif not self._is_inlined(arg) and arg not in known - {node}:
+                loads += self._inputs_of(arg, known, nodes)
+        return loads
 
     # -- when results are stored
 
@@ -358,8 +400,8 @@ class _Builder:
     def _finish(self, operation: Node | Loop, operands: Mapping[Node, Place]) -> Operation:
         """An operation with the places of all that it reads."""
         if isinstance(operation, Loop):
+            operation.nodes = self._needed(operation)
             operation.loads = {node: self._homes[node] for node in self._reads(operation)}
-            operation.nodes = self._with_inlined(operation)
             return operation
         out = self._homes[operation]
         if operation not in operands:
@@ -372,17 +414,17 @@ class _Builder:
             blocks = tuple([block for block, part in pairs if part not in self._numbers])
         return ProductOp(name, blocks, transposed, operands[operation], out)
 
-    def _with_inlined(self, loop: Loop) -> list[Node]:
-        """The nodes of a loop and those that all rows share, in order."""
+    def _needed(self, loop: Loop) -> list[Node]:
+        """The nodes of a loop that its stores need, with those that all rows share, in order."""
         own = {*loop.nodes}
-        read = [arg for node in loop.nodes for arg in node.args]
-        read += [node for node, _ in loop.stores]
-        while read:
-            node = read.pop()
-            if node not in own and self._is_inlined(node):
-                own.add(node)
-                read += node.args
-        return sorted(own, key=attrgetter("index"))
+        found: set[Node] = set()
+        todo = [node for node, _ in loop.stores]
+        while todo:
+            node = todo.pop()
+            if node not in found and (node in own or self._is_inlined(node)):
+                found.add(node)
+                todo += node.args
+        return sorted(found, key=attrgetter("index"))
 
 
 def _is_accurate(place: Place) -> bool:

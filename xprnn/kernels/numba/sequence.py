@@ -23,7 +23,7 @@ from ...core.precision import PrecisionPolicy
 from ...core.workspace import Workspace
 from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
 from ..shared import allocate, extra_arrays, write_results
-from . import generated, gradients, product, threads
+from . import generated, gradients, masks, product, threads
 from .jit import compile_for, number_of, read, written
 from .product import panels_of, width_of
 from .table import SEQUENCE
@@ -78,7 +78,7 @@ class NumbaRunner:
         loop = loops.of(call.forward_pass, _has_masks(passes[0]))
         # an unrecorded call has no gates
         results = [allocate(loops.cell, self._dtype, each, call, record) for each in passes]
-        extra = [extra_arrays(np, loops.cell, each) for each in passes]
+        extra = [extra_arrays(np, loops.cell, each, masks.keep) for each in passes]
         counts = _counts(batch)
 
         def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
@@ -154,7 +154,7 @@ class NumbaRunner:
         batch, scratch = call.batch, call.scratch
         loops = self._loops(passes[0])
         loop = loops.of(Pass.BACKWARD, _has_masks(passes[0]))
-        extra = [extra_arrays(np, loops.cell, each) for each in passes]
+        extra = [extra_arrays(np, loops.cell, each, masks.keep) for each in passes]
         counts = _counts(batch)
 
         def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
@@ -305,8 +305,11 @@ def needed(cell: Cell, dtype: np.dtype[Any], record: bool) -> list[Callable[[], 
         functions += [partial(_packing, "pack", dtype), *gradients.needed(dtype)]
     hidden_size = cell.derived.widths["H"] if isinstance(cell, DefinedCell) else ANY_SIZE
     loops = generated.loops_of(cell, hidden_size, dtype)
-    masked = (False, True) if loops.cell.masks else (False,)
-    return functions + [partial(loops.of, kind, each) for kind in kinds for each in masked]
+    modes = [False]
+    if loops.cell.masks:
+        modes.append(True)
+        functions.append(partial(masks.compiled, dtype))
+    return functions + [partial(loops.of, kind, each) for kind in kinds for each in modes]
 
 
 def compilations() -> list[Callable[[], Any]]:
