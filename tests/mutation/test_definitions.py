@@ -132,8 +132,8 @@ ENGINE = {
         stack,
         "_sorted_states",
         "awkward",
-        "if initial and first:",
-        "if False:",
+        "elif begin[k]:",
+        "elif False:",
     ),
     "masks of another direction": (
         stack,

@@ -59,7 +59,8 @@ def training_step(
 
 def _activations(spec: StackSpec, plan: ExecutionPlan, steps: int, rows: int) -> int:
     """The bytes that `steps` recorded steps of a direction save."""
-    low, others = activation_shapes(spec.cell, spec.hidden_size, rows, steps * rows, True)
+    width = spec.cell.gates * spec.hidden_size
+    low, others = activation_shapes(spec.cell, width, rows, steps * rows, True)
     read = sum(prod(shape) for shape in low) * plan.precision.compute_dtype.itemsize
     return read + sum(prod(shape) for shape in others) * plan.precision.dtype.itemsize
 

@@ -135,7 +135,7 @@ class StepExecutor:
         """Run all layers from `side` to the other one; the last layer's h, in `out` if given.
 
         :param x: in: (N, I).
-        :param inputs: in: the cell's extra inputs, (N, 1) each.
+        :param inputs: in: the cell's extra inputs, N numbers each.
         :param waiting: in: (N, 1), bool: the rows that keep their states.
         """
         written: Any = None
@@ -158,8 +158,9 @@ class StepExecutor:
                 written = out if direct else self._new_h()
                 self._launched.launch(xp.ascontiguousarray(x), before, after, written)
             else:
-                for array, value in zip(self._inputs, inputs, strict=True):
-                    array[...] = value
+                if inputs:
+                    for array, value in zip(self._inputs, inputs, strict=True):
+                        array[...] = value.reshape(array.shape)
                 self._run_calls(side, x, waiting)
             if waiting is None and written is not None and (out is None or out is written):
                 return written
