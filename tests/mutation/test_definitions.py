@@ -13,6 +13,7 @@ from tests.layers import test_defined_layers as layers
 from tests.layers.test_defined_layers import Case, check
 from tests.support.definitions import DEFINITIONS
 from tests.unit import test_definitions as steps
+from tests.unit import test_programs as programs
 from xprnn import kernels
 from xprnn.cells.definition import (
     defined_cell,
@@ -20,6 +21,7 @@ from xprnn.cells.definition import (
     derived_step,
     gradient,
     phases,
+    program,
     saving,
 )
 from xprnn.engine import checkpointing, loop, stack
@@ -59,12 +61,12 @@ CELLS = {
     ),
     "operands over each other": (
         "awkward",
-        'self._operands[product.operand] = "saved", start, end',
-        'self._operands[product.operand] = "saved", 0, end - start',
+        'self.operand_columns[product.operand] = "saved", start, end',
+        'self.operand_columns[product.operand] = "saved", 0, end - start',
     ),
     "values saved over a pre-activation": (
         "min_lstm",
-        "blocks.items() if node not in self._saved",
+        "blocks.items() if node not in self.saved_columns",
         "blocks.items()",
     ),
     "b_hh that is not folded": ("lstm", "+= weights.bias_hh[", "+= 0.0 * weights.bias_hh["),
@@ -118,6 +120,27 @@ def test_a_faulty_phase_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derived_step, "phases", wrong.phases)
     with pytest.raises(AssertionError, match="gru"):
         steps.test_phases()
+
+
+PROGRAMS = {
+    "a value replaced before a later loop reads it": (
+        "awkward",
+        "first = max(first, k if same and before[read] == place else k + 1)",
+        "pass",
+    ),
+    "parts of an operand over each other": ("gru", "start += width", "start += 0"),
+}
+
+
+@pytest.mark.parametrize("fault", PROGRAMS)
+def test_a_faulty_program_is_detected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, old, new = PROGRAMS[fault]
+    wrong = faulty(program, old, new)
+    for each in ("Place", "Scratch", "ProductOp", "ReductionOp", "Loop", "Program"):
+        setattr(wrong, each, getattr(program, each))
+    monkeypatch.setattr(program, "_Builder", wrong._Builder)
+    with pytest.raises((AssertionError, ValueError), match=r"tolerance|shape"):
+        programs.test_programs(name, False)
 
 
 ENGINE = {

@@ -115,12 +115,12 @@ class DefinedCell(Cell):
             shapes[RECURRENT] = self._matrix_shape(RECURRENT)
         if bias:
             shapes["bias_ih"] = (rows,)
-        if bias and self._biased:
-            shapes["bias_hh"] = (len(self._biased) * H,)
+        if bias and self.biased_gates:
+            shapes["bias_hh"] = (len(self.biased_gates) * H,)
         return shapes | self._own
 
     @property
-    def _biased(self) -> tuple[str, ...]:
+    def biased_gates(self) -> tuple[str, ...]:
         """The gates with a b_hh."""
         matrices = self.derived.trace.matrices
         return matrices[RECURRENT].biased if RECURRENT in matrices else ()
@@ -131,7 +131,7 @@ class DefinedCell(Cell):
             return None
         bias, H = weights.bias_ih.copy(), self.derived.widths["H"]
         for gate in self.derived.bias_folded:
-            k, j = self.gate_names.index(gate), self._biased.index(gate)
+            k, j = self.gate_names.index(gate), self.biased_gates.index(gate)
             bias[k * H : (k + 1) * H] += weights.bias_hh[j * H : (j + 1) * H]
         return bias.astype(dtype, copy=False)
 
@@ -143,35 +143,35 @@ class DefinedCell(Cell):
         step, adjoints = derived.step, derived.adjoints
         free = {*step.states, *step.next_states}
         end = 0
-        self._operands: dict[Node, Columns] = {}
+        self.operand_columns: dict[Node, Columns] = {}
         for product in step.products:
-            if product.operand not in free and product.operand not in self._operands:
+            if product.operand not in free and product.operand not in self.operand_columns:
                 start, end = end, end + _width(product.operand)
-                self._operands[product.operand] = "saved", start, end
+                self.operand_columns[product.operand] = "saved", start, end
         blocks: dict[Node, Columns] = {
             node: ("gates", k * H, (k + 1) * H) for k, node in enumerate(step.gates.values())
         }
-        self._saved = {node: blocks[node] for node in derived.saved if node in blocks}
-        unused = [columns for node, columns in blocks.items() if node not in self._saved]
+        self.saved_columns = {node: blocks[node] for node in derived.saved if node in blocks}
+        unused = [columns for node, columns in blocks.items() if node not in self.saved_columns]
         written = end
         for node in derived.saved:
-            if node in self._saved:
+            if node in self.saved_columns:
                 continue
             if node.width == H and unused:
-                self._saved[node] = unused.pop(0)
+                self.saved_columns[node] = unused.pop(0)
             else:
                 start, written = written, written + _width(node)
-                self._saved[node] = "saved", start, written
+                self.saved_columns[node] = "saved", start, written
         # a gradient that several have is stored once, in `gates` where it is dgx
-        self._results: dict[Node, Columns] = {}
+        self.result_columns: dict[Node, Columns] = {}
         for k, node in enumerate(adjoints.gates.values()):
             if not node.is_constant:
-                self._results.setdefault(node, ("gates", k * H, (k + 1) * H))
+                self.result_columns.setdefault(node, ("gates", k * H, (k + 1) * H))
         self._saved_size = written
         for node in [*(part for parts in adjoints.parts for part in parts), *self._vectors()]:
-            if not node.is_constant and node not in self._results:
+            if not node.is_constant and node not in self.result_columns:
                 start, end = end, end + _width(node)
-                self._results[node] = "saved", start, end
+                self.result_columns[node] = "saved", start, end
         self._saved_size = max(written, end)
 
     def _vectors(self) -> list[Node]:
@@ -191,11 +191,11 @@ class DefinedCell(Cell):
         for state, value in zip(step.next_states, kept.next_states, strict=True):
             state[...] = value
         for product, value in zip(self.derived.step.products, kept.operands, strict=True):
-            if product.operand in self._operands:
-                _at(step, self._operands[product.operand])[...] = value
+            if product.operand in self.operand_columns:
+                _at(step, self.operand_columns[product.operand])[...] = value
         for node, value in zip(self.derived.saved, kept.saved, strict=True):
             if node.op != "gate":  # which is there
-                _at(step, self._saved[node])[...] = value
+                _at(step, self.saved_columns[node])[...] = value
 
     def backward(self, xp: Any, weights: Weights, step: Buffers) -> None:
         """Compute the gradient of one step; see `Cell` for the buffers."""
@@ -206,12 +206,12 @@ class DefinedCell(Cell):
         states |= dict(zip(derived.step.next_states, following, strict=True))
         operands = []
         for product in derived.step.products:
-            columns = self._operands.get(product.operand)
+            columns = self.operand_columns.get(product.operand)
             stored = states[product.operand] if columns is None else _as(_at(step, columns), dtype)
             operands.append(stored)
         saved = []
         for node in derived.saved:
-            value = _as(_at(step, self._saved[node]), dtype)
+            value = _as(_at(step, self.saved_columns[node]), dtype)
             saved.append(value != 0.0 if node.is_condition else value)
         kept = Kept(following, tuple(operands), tuple(saved))
         gradients = derived.backward(xp, leaves, kept, step.dstates, _matmul(xp, dtype))
@@ -226,7 +226,7 @@ class DefinedCell(Cell):
         nodes = [part for parts in adjoints.parts for part in parts]
         values += gradients.vectors.values()
         for node, value in zip([*nodes, *self._vectors()], values, strict=True):
-            columns = self._results.get(node)
+            columns = self.result_columns.get(node)
             if columns is not None and columns[0] == "saved":
                 _at(step, columns)[...] = value
         # a gradient may be that of another next state: none is overwritten before it is read
@@ -267,7 +267,7 @@ class DefinedCell(Cell):
         by_name, buffers = dweights._asdict(), {"gates": dgh, "saved": saved}
 
         def gradient(node: Node) -> Array | None:
-            columns = self._results.get(node)
+            columns = self.result_columns.get(node)
             return None if columns is None else buffers[columns[0]][:, columns[1] : columns[2]]
 
         for product, parts in zip(derived.step.products, derived.adjoints.parts, strict=True):
@@ -288,7 +288,7 @@ class DefinedCell(Cell):
             if not name.startswith("b_hh."):
                 self._sum(xp, gradient(node), by_name[name])
         if dweights.bias_hh is not None:
-            for k, gate in enumerate(self._biased):
+            for k, gate in enumerate(self.biased_gates):
                 key = "gates" if gate in derived.bias_folded else f"b_hh.{gate}"
                 node = (
                     derived.adjoints.gates[gate]
@@ -304,8 +304,8 @@ class DefinedCell(Cell):
         saved: Array,
     ) -> Array:
         """What a product multiplied, at all steps."""
-        if node in self._operands:
-            _, start, stop = self._operands[node]
+        if node in self.operand_columns:
+            _, start, stop = self.operand_columns[node]
             return saved[:, start:stop]
         step = self.derived.step
         for nodes, values in ((step.states, states[0]), (step.next_states, states[1])):

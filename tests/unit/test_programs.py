@@ -1,0 +1,104 @@
+"""The programs of steps, run element by element, against plain evaluation of their cells."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.definitions import DEFINITIONS, SIZES
+from tests.support.program_interpreter import Interpreter
+from tests.unit.test_random_definitions import random_definition
+from xprnn.cells import Buffers
+from xprnn.cells.definition.defined_cell import DefinedCell
+from xprnn.cells.definition.program import Loop, ProductOp, backward_program, forward_program
+
+N, H = 3, 4
+
+
+def make(name: str) -> DefinedCell:
+    return DEFINITIONS[name].cell(H, SIZES.get(name, {}), {}, True)
+
+
+def weights_of(cell: DefinedCell, rng: np.random.Generator) -> Any:
+    shapes = cell.weight_shapes(2, H, True)
+    arrays = {name: rng.standard_normal(shape) * 0.5 for name, shape in shapes.items()}
+    return cell.weights_type(**{name: arrays.get(name) for name in cell.weights_type._fields})
+
+
+def buffers_of(cell: DefinedCell, masked: bool, rng: np.random.Generator) -> Buffers:
+    sizes = cell.state_sizes(H)
+    states = [rng.standard_normal((N, size)) for size in sizes]
+    if "n" in cell.state_names:  # a divisor
+        states[2] = abs(states[2]) + 0.5
+    extra = [abs(rng.standard_normal((N, 1))) for _ in cell.extra_inputs]
+    if masked:
+        extra += [(rng.random((N, H)) < 0.5) * 1.0 for _ in cell.masks]
+    return Buffers(
+        rng.standard_normal((N, cell.gates * H)),
+        np.full((N, cell.saved_size(H)), np.nan),
+        tuple(states),
+        tuple([np.full((N, size), np.nan) for size in sizes]),
+        tuple([rng.standard_normal((N, size)) for size in sizes]),
+        (),
+        tuple(extra),
+    )
+
+
+def copy_of(step: Buffers) -> Buffers:
+    return Buffers(
+        *[
+            tuple([a.copy() for a in each]) if isinstance(each, tuple) else each.copy()
+            for each in step
+        ]
+    )
+
+
+def assert_equal(step: Buffers, expected: Buffers, fields: tuple[str, ...]) -> None:
+    for name in fields:
+        ours, theirs = getattr(step, name), getattr(expected, name)
+        pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
+        for a, b in pairs:
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+def check(cell: DefinedCell, masked: bool, low_precision: bool) -> None:
+    rng = np.random.default_rng(0)
+    weights, step = weights_of(cell, rng), buffers_of(cell, masked, rng)
+    options = {"masked": masked, "low_precision": low_precision}
+    unrecorded, recorded, expected = (copy_of(step) for _ in range(3))
+    cell.forward(np, weights, expected)
+    for record, own in ((False, unrecorded), (True, recorded)):
+        Interpreter(cell, forward_program(cell, record=record, **options), own, weights).run()
+        assert_equal(own, expected, ("next_states", "states", "extra", "dstates"))
+    assert_equal(unrecorded, step, ("gates", "saved"))
+    backward = copy_of(expected)
+    cell.backward(np, weights, backward)
+    Interpreter(cell, backward_program(cell, **options), recorded, weights).run()
+    assert_equal(recorded, backward, ("gates", "saved", "dstates", "states", "next_states"))
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_programs(name: str, low_precision: bool) -> None:
+    cell = make(name)
+    for masked in (False, True) if cell.masks else (False,):
+        check(cell, masked, low_precision)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_programs(seed: int) -> None:
+    definition = random_definition(random.Random(seed))
+    check(definition.cell(H, {}, {}, True), False, False)
+
+
+def test_programs_of_the_gru() -> None:
+    """Those of the hand-written kernels: one loop forward, two backward for dh and the product."""
+    cell = make("gru")
+    forward = forward_program(cell, record=True, masked=False)
+    assert [type(each) for each in forward.operations] == [ProductOp, Loop]
+    assert [each.width for each in forward.scratch] == [3 * H]
+    backward = backward_program(cell, masked=False)
+    assert [type(each) for each in backward.operations] == [Loop, ProductOp, Loop]
