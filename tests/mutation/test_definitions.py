@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.layers import test_defined_layers as layers
+from tests.layers import test_defined_replay as memory
 from tests.layers.test_defined_layers import Case, check
 from tests.support.definitions import DEFINITIONS
+from tests.unit import test_array_calls as arrays
 from tests.unit import test_definitions as steps
 from tests.unit import test_programs as programs
 from xprnn import kernels
@@ -24,8 +26,9 @@ from xprnn.cells.definition import (
     program,
     saving,
 )
-from xprnn.engine import checkpointing, loop, stack
-from xprnn.kernels import shared
+from xprnn.engine import checkpointing, loop, replay, stack
+from xprnn.kernels import dispatch, shared
+from xprnn.kernels.codegen import array_calls, numpy_cell
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +38,7 @@ def derived_anew() -> Iterator[None]:
     def forget() -> None:
         kernels.forget_plans()  # they have cells that are equal to the faulty ones
         shared.activation_shapes.cache_clear()
+        numpy_cell._numpy_cell.cache_clear()
         for each in DEFINITIONS.values():
             each._bound.cache_clear()
 
@@ -143,6 +147,144 @@ def test_a_faulty_program_is_detected(fault: str, monkeypatch: pytest.MonkeyPatc
         programs.test_programs(name, False)
 
 
+ARRAY_CALLS = {  # the definition, and a line with the fault
+    "another function": ("gru", '"tanh": "tanh"', '"tanh": "sin"'),
+    "another comparison": ("every_function", '"le": "less_equal"', '"le": "greater"'),
+    "a value that is not negated": ("slstm", "multiply", "add", "_neg"),
+    "a sigmoid of another value": ("lstm", "exp", "exp2", "_sigmoid"),
+    "another logarithm": ("slstm", "logaddexp", "logaddexp2", "_softplus"),
+    "a softsign without sign": ("every_function", 'divide", a, y', 'divide", y, y', "_softsign"),
+    "another bound of relu": ("li_gru", "0.0", "0.1", "_relu"),
+    "another slope": ("every_function", "a, slope", "a, 1.0", "_leaky_relu"),
+    "another side of elu": ("every_function", '"greater", a', '"less", a', "_elu"),
+    "another slope of hard_sigmoid": ("hard_gru", "detail[0]", "detail[1]", "_hard_sigmoid"),
+    "bounds that change places": ("onnx_lstm", "a, low", "a, high", "_clip"),
+    "a selection without condition": ("awkward", ", where=condition", "", "_where"),
+    "a sum of the first values": ("apart", "values[1:]", "values[2:]", "_row_sum"),
+    "a mean of another number": (
+        "layer_norm_gru",
+        "sum(value.width",
+        "max(value.width",
+        "_row_mean",
+    ),
+    "no eps": ("layer_norm_lstm", '"add", y, eps', '"add", y, 1.0', "_row_rstd"),
+    "blocks over each other": ("awkward", "column += stop - start", "column += 0"),
+    "one block of several": ("awkward", 'emit("add", out, more', 'emit("add", out, out'),
+    "sums over fewer columns": (
+        "layer_norm_lstm",
+        "width=joined[-1].width + place.width",
+        "width=joined[-1].width",
+    ),
+    "a condition of other bits": ("awkward", '"not_equal", value', '"equal", value'),
+    "states replaced before they are read": (
+        "awkward",
+        'return place._replace(buffer="states") if place.buffer == "next_states" else place',
+        "return place",
+    ),
+    "a value replaced before it is read": (
+        "gru",
+        "if _overlap(read, out) and not (is_first and same) and not is_value:",
+        "if False:",
+    ),
+    "a value stored over another one": ("slstm", "if _overlap(each.out, out):", "if False:"),
+    "copies of another width": (
+        "layer_norm_gru",
+        "key = operand, width",
+        "key = operand[:2], width",
+    ),
+    "values in the same array": ("gru", "if last.get(_array(place)) == k}", "}"),
+    "values stored in turn": (
+        "awkward",
+        "if any(isinstance(value, Place) and value.overlaps(out) for _, out in loop.stores):",
+        "if False:",
+    ),
+    "calls that are left out": ("gru", "read |= {_array(place) for place in call.reads}", "pass"),
+}
+
+
+@pytest.mark.parametrize("fault", ARRAY_CALLS)
+def test_faulty_array_calls_are_detected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, old, new, *where = ARRAY_CALLS[fault]
+    if where:  # in one function
+        source = inspect.getsource(getattr(array_calls, where[0]))
+        assert source.count(old) >= 1, fault
+        old, new = source, source.replace(old, new)
+    wrong = faulty(array_calls, old, new)
+    wrong.__dict__["Matrix"] = array_calls.Matrix
+    monkeypatch.setattr(numpy_cell, "array_code", wrong.array_code)
+    with pytest.raises((AssertionError, ValueError, KeyError)):
+        cell = arrays.apart.cell(arrays.H, {}, {}, True) if name == "apart" else arrays.make(name)
+        for order in "CF":
+            for record in (False, True):
+                arrays.check(cell, "float64", order, record, False)
+
+
+def test_no_fault_in_array_calls_is_not_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above fail because of the faults."""
+    wrong = faulty(array_calls, "_FOLDED = (", "_FOLDED  = (")
+    wrong.__dict__["Matrix"] = array_calls.Matrix
+    monkeypatch.setattr(numpy_cell, "array_code", wrong.array_code)
+    for name in DEFINITIONS:
+        arrays.check(arrays.make(name), "float64", "F", True, False)
+
+
+REPLAYS = {
+    "inputs of the first step": (
+        "continuous",
+        "inputs += [(array, packed, run.gates) for array, packed in pairs]\n        first,",
+        "first,",
+    ),
+    "vectors of an older call": (
+        "onnx_lstm",
+        "vector[...] = getattr(weights, name)\n        source",
+        "pass\n        source",
+    ),
+    "assignments without conditions": (
+        "li_gru",
+        'call if where is None else partial(call, "same_kind", where.array)',
+        "call",
+    ),
+    "sums over rows": (
+        "layer_norm_gru",
+        "np.add.reduce, item.array, axis",
+        "np.add.reduce, item.array, 0",
+    ),
+    "conditions in the memory of others": (
+        "every_function",
+        "scratch = (*numbers, *as_bools(conditions))\n        step",
+        "scratch = (*numbers, *as_bools(conditions[:1] * len(conditions)))\n        step",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REPLAYS)
+def test_faulty_replays_are_detected(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, old, new = REPLAYS[fault]
+    wrong = faulty(replay, old, new)
+    monkeypatch.setattr(stack, "ReplayLoop", wrong.ReplayLoop)
+    with pytest.raises((AssertionError, ValueError), match=r": \d|broadcast|dimension"):
+        check(Case(name, layers=2, T=16, lengths=None))
+
+
+def test_products_in_the_memory_of_operands_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy copies the operands."""
+    wrong = faulty(array_calls, 'return self.function != "matmul"', "return True")
+    wrong.__dict__["Matrix"] = array_calls.Matrix
+    monkeypatch.setattr(numpy_cell, "array_code", wrong.array_code)
+    with pytest.raises(AssertionError):
+        memory.test_a_step_allocates_no_array("gru2014", 8)
+
+
+@pytest.mark.parametrize("name", ["min_lstm", "projected"])
+def test_a_buffer_that_is_not_declared_is_detected(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = faulty(numpy_cell, "return tuple(reads), tuple(writes)", "return (), tuple(writes)")
+    monkeypatch.setattr(dispatch, "on_numpy", lambda cell, record: wrong.NumpyCell(cell, record))
+    with pytest.raises(AssertionError, match=r": (\d|nan)"):
+        check(Case(name, layers=2, T=16, lengths=None))
+
+
 ENGINE = {
     "a mask of a sequence for each step": (
         loop,
@@ -173,6 +315,7 @@ def test_a_fault_in_the_engine_is_detected(fault: str, monkeypatch: pytest.Monke
     module, attribute, name, old, new = ENGINE[fault]
     wrong: Any = getattr(faulty(module, old, new), attribute)
     monkeypatch.setattr(stack, attribute, wrong)
+    monkeypatch.setattr(replay, attribute, wrong, raising=False)
     with pytest.raises(AssertionError, match=r": \d"):
         check(Case(name, layers=2, directions=2, states=False))
 

@@ -35,6 +35,13 @@ class Buffers(NamedTuple):
     extra: tuple[Array, ...] = ()  # (N, 1) or (N, H): inputs of the step, and in training its masks
 
 
+class ScratchSizes(NamedTuple):
+    """The widths of the scratch arrays of a step, (N, width) each."""
+
+    numbers: tuple[int, ...]
+    conditions: tuple[int, ...] = ()  # of arrays of bools, which follow
+
+
 class Mask(NamedTuple):
     """A random mask of a cell's steps, 0 with probability `rate` and else 1."""
 
@@ -87,8 +94,8 @@ class Cell:
     saved: int = 0  # width of `saved`, in units of H
     state_names: tuple[str, ...] = ("h",)
     initial_values: tuple[float, ...] = (0.0,)  # with which the states begin
-    forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
-    backward_scratch: tuple[int, ...]
+    forward_scratch: tuple[int, ...] = ()  # widths of the scratch arrays, in units of H
+    backward_scratch: tuple[int, ...] = ()
     # the buffers that `backward` reads and writes; h' is the next h
     backward_reads: tuple[str, ...]
     backward_writes: tuple[str, ...] = ("gates",)
@@ -120,6 +127,11 @@ class Cell:
     def saved_size(self, H: int) -> int:
         """The width of `saved`."""
         return self.saved * H
+
+    def scratch_sizes(self, H: int, backward: bool) -> ScratchSizes:
+        """The widths of a step's scratch arrays."""
+        units = self.backward_scratch if backward else self.forward_scratch
+        return ScratchSizes(tuple([unit * H for unit in units]))
 
     def weight_shapes(self, I: int, H: int, bias: bool) -> Mapping[str, tuple[int, ...]]:  # noqa: E741
         """The parameters of a direction that reads I features, in torch's order."""

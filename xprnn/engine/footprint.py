@@ -74,7 +74,7 @@ def _constant_part(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: 
     weights = sum(prod(shape) for shape in spec.shapes().values())
     largest = cell.gates * H * (spec.widest_input + H)
     step = 2 * cell.gates * H + cell.saved_size(H) + 3 * sum(spec.state_sizes)
-    step += max(sum(cell.forward_scratch), sum(cell.backward_scratch)) * H
+    step += max(sum(map(sum, plan.cell.scratch_sizes(H, backward))) for backward in (False, True))
     elements = weights + recomputes * largest + rows * step
     if costs.packs_weights:
         elements += sum(prod(s) * (1 + ("weight" in n)) for n, s in spec.shapes().items())

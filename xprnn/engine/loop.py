@@ -11,6 +11,7 @@ from typing import Any
 
 from ..backend import Array
 from ..cells import Buffers, Cell, Weights
+from ..core.cell import ScratchSizes
 from ..core.packing import StepRun
 from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.workspace import Workspace
@@ -39,7 +40,7 @@ class StepLoop:
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
             input_projection(self.xp, self.cell, direction, activations.gates)
-            extra = () if direction.extra is None else self._extra(direction)
+            extra = self.extra(direction)
             for run in call.batch.walk(direction.reverse):
                 copy_initial_states(direction, activations, run)
                 self.run_steps(direction, activations, run, call, extra)
@@ -59,7 +60,7 @@ class StepLoop:
         xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
         gates, saved, record = activations.gates, activations.saved, call.record
         mark = scratch.mark()
-        work = _step_scratch(scratch, rows, cell.forward_scratch, activations.states[0].shape[1])
+        work = _step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), False))
         # views are reused by the next step: CuPy takes microseconds to create one
         after = _block(activations.states, run.before[0], rows)
         for start, next_start in zip(run.gates, run.after, strict=True):
@@ -74,7 +75,7 @@ class StepLoop:
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
         for direction in passes:
-            extra = () if direction.extra is None else self._extra(direction)
+            extra = self.extra(direction)
             for run in call.batch.walk(direction.reverse, backward=True):
                 self.run_backward_steps(direction, run, call, extra)
             weight_gradients(self.xp, self.xp, self.cell, direction, call.batch)
@@ -91,7 +92,7 @@ class StepLoop:
         activations, doutput, norms = direction.activations, direction.doutput, direction.norms
         mark = scratch.mark()
         dstates = _block(direction.dstates, 0, rows)
-        work = _step_scratch(scratch, rows, cell.backward_scratch, dstates[0].shape[1])
+        work = _step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), True))
         before = _block(activations.states, run.after[0], rows)
         for t, start, previous in zip(run.times, run.gates, run.before, strict=True):
             after, before = before, _block(activations.states, previous, rows)
@@ -107,13 +108,19 @@ class StepLoop:
             cell.backward(xp, direction.weights, step)
         scratch.rewind(mark)
 
-    def _extra(self, direction: ForwardPass | BackwardPass) -> tuple[Array, ...]:
+    def _width(self, direction: ForwardPass | BackwardPass) -> int:
+        """H."""
+        rows: int = direction.weights.weight_ih.shape[0]
+        return rows // len(self.cell.gate_names)
+
+    def extra(self, direction: ForwardPass | BackwardPass) -> tuple[Array, ...]:
         """The extra inputs of all steps, (S, 1) each, and in training the masks, (S, H) each."""
         extra, weight_ih, xp = direction.extra, direction.weights.weight_ih, self.xp
-        assert extra is not None
+        if extra is None:
+            return ()
         if not extra.step_key:
             return extra.inputs
-        H, low = len(weight_ih) // self.cell.gates, weight_ih.dtype.itemsize == 2
+        H, low = self._width(direction), weight_ih.dtype.itemsize == 2
         dtype = xp.float32 if low else weight_ih.dtype
         masks = []
         for k, mask in enumerate(self.cell.masks):
@@ -150,8 +157,19 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     return tuple([array[start : start + rows] for array in arrays])
 
 
-def _step_scratch(
-    workspace: Workspace, rows: int, widths: tuple[int, ...], H: int
-) -> tuple[Array, ...]:
+def _step_scratch(workspace: Workspace, rows: int, sizes: ScratchSizes) -> tuple[Array, ...]:
     """A step's scratch arrays, contiguous and uninitialised."""
-    return tuple([workspace.empty(rows, width * H) for width in widths])
+    numbers = tuple([workspace.empty(rows, width) for width in sizes.numbers])
+    if not sizes.conditions:
+        return numbers
+    return numbers + as_bools([workspace.empty(rows, width) for width in sizes.conditions])
+
+
+def as_bools(arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """Memory of arrays (N, width), whose rows or columns are contiguous, as bools."""
+    result = []
+    for array in arrays:
+        rows = array if array.flags.c_contiguous else array.T
+        bools = rows.reshape(-1).view(bool)[: array.size].reshape(rows.shape)
+        result.append(bools if array.flags.c_contiguous else bools.T)
+    return tuple(result)
