@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import xprnn
+from tests.layers import test_defined_layers as layers
 from tests.layers.test_defined_layers import (
     MASKED,
     NAMES,
     Case,
     Problem,
     assert_equal,
-    bare,
     build,
     check,
     run,
@@ -125,7 +125,7 @@ def test_an_unrecorded_call_agrees(name: str, replayed: list[str]) -> None:
     case = Case(name, T=T, lengths=None)
     layer = build(case)
     problem = Problem(case, layer)
-    arguments = problem.x, bare(problem.states)
+    arguments = problem.x, layers.bare(problem.states)
     layer.eval()
     output, _ = layer(*arguments, **problem.inputs)
     assert replayed
@@ -135,6 +135,18 @@ def test_an_unrecorded_call_agrees(name: str, replayed: list[str]) -> None:
     if name not in MASKED:
         recorded, _ = layer.train()(*arguments, **problem.inputs)
         assert_equal({"output": recorded}, {"output": output}, bound("float64"))
+
+
+def test_a_recorded_call_after_an_unrecorded_one(replayed: list[str]) -> None:
+    """Only the steps of a recorded call save what backward reads."""
+    case = Case("lstm", T=T, lengths=None)
+    layer = build(case)
+    problem = Problem(case, layer)
+    expected = run(case, layer, problem)
+    layer.zero_grad()
+    layer.eval()(problem.x, layers.bare(problem.states))
+    actual = run(case, layer.train(), problem)
+    assert all(np.array_equal(actual[name], value) for name, value in expected.items())
 
 
 # -- memory

@@ -172,14 +172,14 @@ ARRAY_CALLS = {  # the definition, and a line with the fault
     "one block of several": ("awkward", 'emit("add", out, more', 'emit("add", out, out'),
     "sums over fewer columns": (
         "layer_norm_lstm",
-        "width=joined[-1].width + place.width",
+        "width=joined[-1].width + view.width",
         "width=joined[-1].width",
     ),
     "a condition of other bits": ("awkward", '"not_equal", value', '"equal", value'),
     "states replaced before they are read": (
         "awkward",
-        'return place._replace(buffer="states") if place.buffer == "next_states" else place',
-        "return place",
+        'return view._replace(buffer="states") if view.buffer == "next_states" else view',
+        "return view",
     ),
     "a value replaced before it is read": (
         "gru",
@@ -192,13 +192,13 @@ ARRAY_CALLS = {  # the definition, and a line with the fault
         "key = operand, width",
         "key = operand[:2], width",
     ),
-    "values in the same array": ("gru", "if last.get(_array(place)) == k}", "}"),
+    "values in the same array": ("gru", "if last.get(_array(view)) == k}", "}"),
     "values stored in turn": (
         "awkward",
         "if any(isinstance(value, Place) and value.overlaps(out) for _, out in loop.stores):",
         "if False:",
     ),
-    "calls that are left out": ("gru", "read |= {_array(place) for place in call.reads}", "pass"),
+    "calls that are left out": ("gru", "read |= {_array(view) for view in call.reads}", "pass"),
 }
 
 
@@ -231,8 +231,8 @@ def test_no_fault_in_array_calls_is_not_detected(monkeypatch: pytest.MonkeyPatch
 REPLAYS = {
     "inputs of the first step": (
         "continuous",
-        "inputs += [(array, packed, run.gates) for array, packed in pairs]\n        first,",
-        "first,",
+        "run.gates) for array, packed in pairs]\n        first,",
+        "[0] * len(run.gates)) for array, packed in pairs]\n        first,",
     ),
     "vectors of an older call": (
         "onnx_lstm",
@@ -264,6 +264,15 @@ def test_faulty_replays_are_detected(fault: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stack, "ReplayLoop", wrong.ReplayLoop)
     with pytest.raises((AssertionError, ValueError), match=r": \d|broadcast|dimension"):
         check(Case(name, layers=2, T=16, lengths=None))
+
+
+def test_steps_captured_for_an_unrecorded_call_are_detected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = faulty(replay, "with_input, threads, cell.records", "with_input, threads")
+    monkeypatch.setattr(stack, "ReplayLoop", wrong.ReplayLoop)
+    with pytest.raises(AssertionError):
+        memory.test_a_recorded_call_after_an_unrecorded_one([])
 
 
 def test_products_in_the_memory_of_operands_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,7 @@ class Cell:
     notes: tuple[str, ...] = ()  # lines of `explain`
     # whether a step's array calls, all of them with `out`, can be captured and replayed
     is_captured: bool = True
+    records: bool = True  # whether `forward` writes what `backward` reads
     weights_type: type[Any] = Weights
     has_kinks: bool = False  # whether gradients jump where a value passes a number
     extra_inputs: tuple[str, ...] = ()  # numbers of each step and row that a call passes

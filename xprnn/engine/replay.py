@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from operator import setitem
 from typing import Any, NamedTuple
 
@@ -111,20 +111,21 @@ class _Module:
     def __init__(self, calls: Calls, constants: Constants) -> None:
         self._calls, self._constants = calls, constants
 
-    def _operand(
-        self, item: Any, dtype: np.dtype[Any], full: np.ndarray | None = None
-    ) -> np.ndarray:
-        """An operand as an array: NumPy would convert a number at each call.
+    def _number(self, item: float, target: np.ndarray, operands: tuple[Any, ...]) -> np.ndarray:
+        """A number as an array: NumPy would convert it at each call."""
+        dtype = target.dtype
+        if dtype.kind == "b":  # a comparison
+            dtype = next(each.dtype for each in operands if isinstance(each, _Tracer))
+        return np.array(item, dtype)
 
-        `full`: an array with as many elements as a number needs; None: one.
-        """
-        if isinstance(item, _Tracer):
-            return item.array
-        return np.array(item, dtype) if full is None else _constant(item, full, self._constants)
+    def _repeated(self, item: float, target: np.ndarray, _: tuple[Any, ...]) -> np.ndarray:
+        """A number as an array with as many elements as the target."""
+        return _constant(item, target, self._constants)
 
     def copyto(self, out: _Tracer, item: Any, where: _Tracer | None = None) -> None:
         """Capture an assignment, or of the elements for which a condition holds."""
-        call = partial(np.copyto, out.array, self._operand(item, out.dtype))
+        source = item.array if isinstance(item, _Tracer) else np.array(item, out.dtype)
+        call = partial(np.copyto, out.array, source)
         self._calls.append(call if where is None else partial(call, "same_kind", where.array))
 
     def sum(self, item: _Tracer, axis: int, out: _Tracer, keepdims: bool) -> None:
@@ -133,14 +134,14 @@ class _Module:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         function: np.ufunc = getattr(np, name)
+        number = self._repeated if function in OUT_BY_NAME else self._number
 
         def capture_call(*operands: Any, out: _Tracer) -> None:
             target = out.array
-            dtype = target.dtype
-            if dtype.kind == "b":  # a comparison
-                dtype = next(item.dtype for item in operands if isinstance(item, _Tracer))
-            full = target if function in OUT_BY_NAME else None
-            inner = [self._operand(item, dtype, full) for item in operands]
+            inner = [
+                item.array if isinstance(item, _Tracer) else number(item, target, operands)
+                for item in operands
+            ]
             if function is np.matmul:
                 left, right = inner
                 if target.flags.f_contiguous:
@@ -225,23 +226,23 @@ class Captures:
             del self.by_key[next(iter(self.by_key))]
         self.by_key[key] = captured
 
-    def reserve(self, rows: int, *steps: Groups) -> None:
+    def reserve(self, rows: int, groups: Groups) -> None:
         """Make the buffer large enough for steps with arrays of these widths."""
-        size = max(self._starts(rows, [*chain(*groups)])[-1] for groups in steps)
+        size = self._starts(rows, [*chain(*groups)])[-1]
         if size > self._buffer.size:
             self._buffer = self._workspace.aligned(size)
             self.by_key.clear()  # they use the old buffer
 
     def arrays(self, rows: int, groups: Groups) -> list[list[Array]]:
         """Arrays (rows, width) with contiguous columns, in the shared buffer."""
-        starts = iter(self._starts(rows, [*chain(*groups)]))
-        return [
+        widths = [*chain(*groups)]
+        arrays = iter(
             [
                 self._buffer[start : start + rows * width].reshape(width, rows).T
-                for width, start in zip(widths, starts, strict=False)
+                for start, width in zip(self._starts(rows, widths), widths, strict=False)
             ]
-            for widths in groups
-        ]
+        )
+        return [[*islice(arrays, len(group))] for group in groups]
 
     def _starts(self, rows: int, widths: Sequence[int]) -> list[int]:
         """The start of each array in the buffer, and the end of the last one.
@@ -278,7 +279,7 @@ class ReplayLoop:
         result, with_input = [], multiplies_input(call.batch)
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
-            extra = self._loop.extra(direction)
+            extra = () if direction.extra is None else self._loop.extra(direction)
             if not with_input:
                 input_projection(blas, self.cell, direction, activations.gates)
             for run in call.batch.walk(direction.reverse):
@@ -307,12 +308,16 @@ class ReplayLoop:
             largest = max(largest, weights.weight_ih.size)
         # calls of large products are captured for a number of threads
         threads = usable() if rows * largest > blas.SLICE else 0
-        key = id(weights), rows, with_input, threads
+        key = id(weights), rows, with_input, threads, cell.records
         captured = captures.by_key.get(key)
         if captured is None:
-            groups = self._forward_widths(weights, with_input, extra)
-            captures.reserve(rows, groups, self._backward_widths(weights, True, extra))
-            captured = self._capture_forward(weights, captures.arrays(rows, groups), captures)
+            vectors = vectors_of(weights)
+            groups = self._forward_widths(weights, with_input, vectors, extra)
+            captures.reserve(rows, groups)
+            if call.record:  # growing later would drop what is captured now
+                captures.reserve(rows, self._backward_widths(weights, True, extra))
+            arrays = captures.arrays(rows, groups)
+            captured = self._capture_forward(weights, vectors, arrays, captures)
             captures.add(key, captured)
         for state, packed in zip(captured.states, activations.states, strict=True):
             state[...] = packed[run.before[0] :][:rows]
@@ -323,8 +328,9 @@ class ReplayLoop:
             vector[...] = getattr(weights, name)
         source = activations.x if with_input else activations.gates
         inputs: list[Copy] = [(captured.source, source, run.gates)]
-        pairs = zip(captured.extra, extra, strict=True)
-        inputs += [(array, packed, run.gates) for array, packed in pairs]
+        if extra:
+            pairs = zip(captured.extra, extra, strict=True)
+            inputs += [(array, packed, run.gates) for array, packed in pairs]
         first, *others = zip(captured.states, activations.states, strict=True)
         results: list[Copy] = [(*first, after)]
         if call.record:
@@ -337,25 +343,33 @@ class ReplayLoop:
             packed[after[-1] :][:rows] = state
 
     def _forward_widths(
-        self, weights: Weights, with_input: bool, extra: tuple[Array, ...]
+        self,
+        weights: Weights,
+        with_input: bool,
+        vectors: Mapping[str, Array],
+        extra: tuple[Array, ...],
     ) -> Groups:
-        """The widths of a step's arrays, by the arguments of `_capture_forward`."""
+        """The widths of the arrays of `_capture_forward`."""
         cell, (width, features) = self.cell, weights.weight_ih.shape
-        H = width // cell.gates
+        H = width // len(cell.gate_names)
+        numbers, conditions = cell.scratch_sizes(H, False)
         has_bias = with_input and weights.bias_ih is not None
-        # NumPy adds a bias that is repeated for each row without a temporary buffer
-        vectors = [len(vector) for vector in vectors_of(weights).values()]
         return [
             [width, cell.saved_size(H), features * with_input, width * has_bias],
             [*cell.state_sizes(H)],
-            vectors,
+            # NumPy adds a bias that is repeated for each row without a temporary buffer
+            [len(vector) for vector in vectors.values()],
             [each.shape[1] for each in extra],
-            [*cell.scratch_sizes(H, False).numbers],
-            [*cell.scratch_sizes(H, False).conditions],
+            [*numbers],
+            [*conditions],
         ]
 
     def _capture_forward(
-        self, weights: Weights, arrays: list[list[Array]], captures: Captures
+        self,
+        weights: Weights,
+        names: Iterable[str],
+        arrays: list[list[Array]],
+        captures: Captures,
     ) -> Captured:
         (gates, saved, x, input_bias), states, vectors, extra, numbers, conditions = arrays
         calls: Calls = []
@@ -363,10 +377,10 @@ class ReplayLoop:
             calls += blas.calls(weights.weight_ih, x.T, gates.T)
             if input_bias.size:
                 calls.append(partial(np.add, gates, input_bias, gates))
-        scratch = (*numbers, *as_bools(conditions))
+        scratch = (*numbers, *(as_bools(conditions) if conditions else ()))
         both = tuple(states), tuple(states)
         step = Buffers(gates, saved, *both, (), scratch, tuple(extra))
-        repeated = dict(zip(vectors_of(weights), vectors, strict=True))
+        repeated = dict(zip(names, vectors, strict=True))
         read = _replaced(weights, repeated)
         calls += capture(self.cell.forward, read, step, constants=captures.constants)
         source = x if x.size else gates
@@ -376,7 +390,7 @@ class ReplayLoop:
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
         for direction in passes:
-            extra = self._loop.extra(direction)
+            extra = () if direction.extra is None else self._loop.extra(direction)
             for run in call.batch.walk(direction.reverse, backward=True):
                 if is_replayed(run):
                     self.replay_backward_steps(direction, run, call, extra)
@@ -415,8 +429,9 @@ class ReplayLoop:
             copies[name] = captured.states[k], activations.states[k], run.before
             copies[f"{name}'"] = captured.next_states[k], activations.states[k], run.after
         inputs = [copies[name] for name in cell.backward_reads]
-        pairs = zip(captured.extra, extra, strict=True)
-        inputs += [(array, packed, run.gates) for array, packed in pairs]
+        if extra:
+            pairs = zip(captured.extra, extra, strict=True)
+            inputs += [(array, packed, run.gates) for array, packed in pairs]
         if doutput is not None:
             inputs.append((captured.source, doutput, run.gates))
         replay(captured.calls, inputs, [copies[name] for name in cell.backward_writes], run)
@@ -426,17 +441,18 @@ class ReplayLoop:
     def _backward_widths(
         self, weights: Weights, with_doutput: bool, extra: tuple[Array, ...]
     ) -> Groups:
-        """The widths of a step's arrays, by the arguments of `_capture_backward`."""
+        """The widths of the arrays of `_capture_backward`."""
         cell, width = self.cell, weights.weight_ih.shape[0]
-        H = width // cell.gates
+        H = width // len(cell.gate_names)
+        numbers, conditions = cell.scratch_sizes(H, True)
         states = [*cell.state_sizes(H)]
         return [
             [width, cell.saved_size(H), states[0] * with_doutput],
             *[states] * 3,
             [len(vector) for vector in _own_vectors(weights).values()],
             [each.shape[1] for each in extra],
-            [*cell.scratch_sizes(H, True).numbers],
-            [*cell.scratch_sizes(H, True).conditions],
+            [*numbers],
+            [*conditions],
         ]
 
     def _capture_backward(
@@ -475,9 +491,13 @@ def _replaced(weights: Weights, arrays: Mapping[str, Array]) -> Weights:
 
 def _largest(weights: Weights) -> int:
     """The number of elements of the largest matrix that a step reads, except W_ih."""
-    own: tuple[Any, ...] = tuple(weights)[4:]  # of a definition
-    others = [w.size for w in own if w is not None]
-    return max([0 if weights.weight_hh is None else weights.weight_hh.size, *others])
+    if type(weights) is Weights:
+        size: int = weights.weight_hh.size
+        return size
+    sizes = [
+        w.size for name, w in weights._asdict().items() if name != "weight_ih" and w is not None
+    ]
+    return max(sizes, default=0)
 
 
 def is_replayed(run: StepRun) -> bool:

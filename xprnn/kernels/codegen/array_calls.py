@@ -257,11 +257,11 @@ class _Lowering:
         self.widths[name, item] = width
         return Place(name, item, 0, width)
 
-    def _memory(self, place: Place) -> Place:
+    def _memory(self, view: Place) -> Place:
         """Where a place is until the next states are stored."""
-        if place.buffer == "next_states" and place.item in self._next_states:
-            return self._next_states[place.item].part(place.start, place.width)
-        return place
+        if view.buffer == "next_states" and view.item in self._next_states:
+            return self._next_states[view.item].part(view.start, view.width)
+        return view
 
     def _multiply(self, product: ProductOp) -> None:
         operand, out = self._memory(product.operand), self._memory(product.out)
@@ -285,19 +285,19 @@ class _Lowering:
             first = False
 
     def _reduce(self, reduction: ReductionOp) -> None:
-        node, places = reduction.node, [self._memory(each) for each in reduction.operands]
+        node, views = reduction.node, [self._memory(each) for each in reduction.operands]
         for k, arg in enumerate(node.args):
             value = self._values.get(arg)
             if isinstance(value, Place):  # else it is a part of a product
-                places[k] = value
+                views[k] = value
         first = 1 if node.op == "row_rstd" else 0  # after the mean
-        operands = [*places[:first], *_joined(places[first:])]
+        operands = [*views[:first], *_joined(views[first:])]
         _SEQUENCES[node.op](self._emit, self._memory(reduction.out), node.detail, *operands)
 
     def _loop(self, loop: Loop) -> None:
         self._values |= {
-            node: self._memory(place)
-            for node, place in loop.loads.items()
+            node: self._memory(view)
+            for node, view in loop.loads.items()
             if node not in self._values
         }
         for node in _nearest(loop, self._values):
@@ -306,10 +306,10 @@ class _Lowering:
             value = self._values[node]
             if any(isinstance(value, Place) and value.overlaps(out) for _, out in loop.stores):
                 self._values[node] = self._emit("copyto", value)
-        for node, place in loop.stores:
-            if place.buffer == "next_states":
-                self._next_states[place.item] = self._new(place.width)
-            self._emit("copyto", self._values[node], out=self._memory(place))
+        for node, view in loop.stores:
+            if view.buffer == "next_states":
+                self._next_states[view.item] = self._new(view.width)
+            self._emit("copyto", self._values[node], out=self._memory(view))
 
     def _compute(self, node: Node) -> Operand:
         args = [self._argument(arg) for arg in node.args]
@@ -349,14 +349,14 @@ def _nearest(loop: Loop, known: Container[Node]) -> list[Node]:
     return [*order]
 
 
-def _joined(places: Sequence[Place]) -> list[Place]:
+def _joined(views: Sequence[Place]) -> list[Place]:
     """The same columns in fewer places, where they are side by side."""
     joined: list[Place] = []
-    for place in places:
-        if joined and place == joined[-1]._replace(start=joined[-1].end, width=place.width):
-            joined[-1] = joined[-1]._replace(width=joined[-1].width + place.width)
+    for view in views:
+        if joined and view == joined[-1]._replace(start=joined[-1].end, width=view.width):
+            joined[-1] = joined[-1]._replace(width=joined[-1].width + view.width)
         else:
-            joined.append(place)
+            joined.append(view)
     return joined
 
 
@@ -376,15 +376,15 @@ def _without_copies(calls: Sequence[ArrayCall], widths: dict[Array, int]) -> lis
     return calls
 
 
-def _array(place: Any) -> Array:
-    return place.buffer, place.item
+def _array(view: Any) -> Array:
+    return view.buffer, view.item
 
 
 def _moved(calls: Iterable[ArrayCall], array: Array, to: Place) -> list[ArrayCall]:
     """The calls with another place for an array."""
 
-    def replace(place: Place) -> Place:
-        return to.part(place.start, place.width) if _array(place) == array else place
+    def replace(view: Place) -> Place:
+        return to.part(view.start, view.width) if _array(view) == array else view
 
     return [call.replaced(replace) for call in calls]
 
@@ -423,8 +423,8 @@ def _overlap(a: Place, b: Place) -> bool:
     return _shared(a).overlaps(_shared(b))
 
 
-def _shared(place: Place) -> Place:
-    return place._replace(buffer="states") if place.buffer == "next_states" else place
+def _shared(view: Place) -> Place:
+    return view._replace(buffer="states") if view.buffer == "next_states" else view
 
 
 # -- scratch arrays
@@ -437,7 +437,7 @@ def _needed(calls: Sequence[ArrayCall]) -> list[ArrayCall]:
     for call in reversed(calls):
         if call.out.buffer not in ("scratch", "condition") or _array(call.out) in read:
             kept.append(call)
-            read |= {_array(place) for place in call.reads}
+            read |= {_array(view) for view in call.reads}
     return kept[::-1]
 
 
@@ -446,38 +446,38 @@ def _with_scratch(calls: Sequence[ArrayCall], widths: dict[Array, int]) -> Array
     first: dict[Array, int] = {}
     last: dict[Array, int] = {}
     for k, call in enumerate(calls):
-        for place in call.touches:
-            if _array(place) in widths:
-                first.setdefault(_array(place), k)
-                last[_array(place)] = k
+        for view in call.touches:
+            if _array(view) in widths:
+                first.setdefault(_array(view), k)
+                last[_array(view)] = k
     sizes: dict[str, list[int]] = {"scratch": [], "condition": []}
     free: dict[tuple[str, int], list[int]] = {}
-    given: dict[Array, int] = {}
+    assigned: dict[Array, int] = {}
     for k, call in enumerate(calls):
-        ending = {_array(place): place for place in call.reads if last.get(_array(place)) == k}
+        ending = {_array(view): view for view in call.reads if last.get(_array(view)) == k}
         out, width = _array(call.out), call.out.width
         early = [
             array
-            for array, place in ending.items()
-            if call.is_elementwise and place.width == width == widths[array]
+            for array, view in ending.items()
+            if call.is_elementwise and view.width == width == widths[array]
         ]
-        _release(early, given, widths, free)
+        _release(early, assigned, widths, free)
         if first.get(out) == k:
             kind = out[0], widths[out]
             available = free.setdefault(kind, [])
             if not available:
                 available.append(len(sizes[out[0]]))
                 sizes[out[0]].append(widths[out])
-            given[out] = available.pop()
-        _release([each for each in ending if each not in early], given, widths, free)
+            assigned[out] = available.pop()
+        _release([each for each in ending if each not in early], assigned, widths, free)
     offset = len(sizes["scratch"])
 
-    def final(place: Place) -> Place:
-        if _array(place) not in given:
-            return place
-        item = given[_array(place)]
-        item += offset if place.buffer == "condition" else 0
-        return place._replace(buffer="scratch", item=item)
+    def final(view: Place) -> Place:
+        if _array(view) not in assigned:
+            return view
+        item = assigned[_array(view)]
+        item += offset if view.buffer == "condition" else 0
+        return view._replace(buffer="scratch", item=item)
 
     placed = [call.replaced(final) for call in calls]
     changing = [c for c in placed if c.function != "copyto" or c.operands[0] != c.out]
@@ -487,9 +487,9 @@ def _with_scratch(calls: Sequence[ArrayCall], widths: dict[Array, int]) -> Array
 
 def _release(
     arrays: Iterable[Array],
-    given: dict[Array, int],
+    assigned: dict[Array, int],
     widths: dict[Array, int],
     free: dict[tuple[str, int], list[int]],
 ) -> None:
     for array in arrays:
-        free.setdefault((array[0], widths[array]), []).append(given[array])
+        free.setdefault((array[0], widths[array]), []).append(assigned[array])

@@ -28,13 +28,13 @@ class NumpyCell(DefinedCell):
     def __init__(self, cell: DefinedCell, record: bool) -> None:
         super().__init__(cell.name, cell.derived)
         masked = record and bool(cell.masks)
-        self._record = record
+        self.records = record
         self._forward = array_code(self, forward_program(self, record=record, masked=masked))
         self._backward = array_code(self, backward_program(self, masked=masked))
         self.backward_reads, self.backward_writes = self._accessed()
 
     def _key(self) -> tuple[Any, ...]:
-        return (*super()._key(), self._record)
+        return (*super()._key(), self.records)
 
     def scratch_sizes(self, H: int, backward: bool) -> ScratchSizes:
         """The widths of a step's scratch arrays."""
@@ -51,7 +51,7 @@ class NumpyCell(DefinedCell):
     def _accessed(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The buffers that `backward` reads, and writes; one written in part is read too."""
         calls, H = self._backward.calls, self.derived.widths["H"]
-        read = {(place.buffer, place.item) for call in calls for place in call.reads}
+        read = {(view.buffer, view.item) for call in calls for view in call.reads}
         reads, writes = [], []
         for name, size in (("gates", self.gates * H), ("saved", self.saved_size(H))):
             columns = {c for p in _written(calls, name) for c in range(p.start, p.end)}
@@ -104,17 +104,17 @@ def _run(xp: Any, code: ArrayCode, weights: Weights, step: Buffers) -> None:
             getattr(xp, call.function)(*operands, out=out)
 
 
-def _buffer(place: Place, parameters: dict[str, Any], step: Buffers) -> Any:
-    if place.buffer == "vector":
-        return parameters[str(place.item)]
-    if place.buffer == "bias_hh":
+def _buffer(view: Place, parameters: dict[str, Any], step: Buffers) -> Any:
+    if view.buffer == "vector":
+        return parameters[str(view.item)]
+    if view.buffer == "bias_hh":
         return parameters["bias_hh"]
-    buffer: Any = getattr(step, place.buffer)
-    return buffer[int(place.item)] if isinstance(buffer, tuple) else buffer
+    buffer: Any = getattr(step, view.buffer)
+    return buffer[int(view.item)] if isinstance(buffer, tuple) else buffer
 
 
-def _columns(array: Array, place: Place) -> Array:
+def _columns(array: Array, view: Place) -> Array:
     """Some columns of an array, or elements of a vector."""
-    if (place.start, place.width) == (0, array.shape[-1]):
+    if (view.start, view.width) == (0, array.shape[-1]):
         return array
-    return array[..., place.start : place.end]
+    return array[..., view.start : view.end]
