@@ -186,7 +186,7 @@ ARRAY_CALLS = {  # the definition, and a line with the fault
         "if _overlap(read, out) and not (is_first and same) and not is_value:",
         "if False:",
     ),
-    "a value stored over another one": ("slstm", "if _overlap(each.out, out):", "if False:"),
+    "a value stored over another one": ("awkward", "if _overlap(each.out, out):", "if False:"),
     "copies of another width": (
         "layer_norm_gru",
         "key = operand, width",
@@ -196,6 +196,38 @@ ARRAY_CALLS = {  # the definition, and a line with the fault
     "values stored in turn": (
         "awkward",
         "if any(isinstance(value, Place) and value.overlaps(out) for _, out in loop.stores):",
+        "if False:",
+    ),
+    "calls joined over what is between": (
+        "gru",
+        "if not any(_conflict(calls[last], each) for each in calls[first:last]):",
+        "if True:",
+    ),
+    "calls joined after what is between": (
+        "gru",
+        "if not any(_conflict(calls[first], each) for each in calls[first + 1 : last + 1]):",
+        "if True:",
+    ),
+    "calls joined that differ": ("li_gru", "if repr(one) != repr(other):", "if False:"),
+    "arrays joined in another order": (
+        "lstm",
+        "both.part(one.width, other.width)",
+        "both.part(0, other.width)",
+    ),
+    "an array joined to two": (
+        "quotients",
+        "pairs.setdefault(one, other) != other",
+        "pairs.update({one: other})",
+    ),
+    "an array joined to itself": (
+        "hard_gru",
+        "once = len({*pairs, *pairs.values()}) == 2 * len(pairs)",
+        "once = True",
+    ),
+    "conditions joined to numbers": ("awkward", "one.buffer != other.buffer or", ""),
+    "columns joined to several": (
+        "layer_norm_lstm",
+        "if (one.width, other.width) != (a.out.width, b.out.width):",
         "if False:",
     ),
     "calls that are left out": ("gru", "read |= {_array(view) for view in call.reads}", "pass"),
@@ -212,8 +244,8 @@ def test_faulty_array_calls_are_detected(fault: str, monkeypatch: pytest.MonkeyP
     wrong = faulty(array_calls, old, new)
     wrong.__dict__["Matrix"] = array_calls.Matrix
     monkeypatch.setattr(numpy_cell, "array_code", wrong.array_code)
-    with pytest.raises((AssertionError, ValueError, KeyError)):
-        cell = arrays.apart.cell(arrays.H, {}, {}, True) if name == "apart" else arrays.make(name)
+    with pytest.raises((AssertionError, ValueError, KeyError, TypeError)):
+        cell = {**DEFINITIONS, **arrays.OWN}[name].cell(arrays.H, {}, {}, True)
         for order in "CF":
             for record in (False, True):
                 arrays.check(cell, "float64", order, record, False)

@@ -8,7 +8,7 @@ the states: they are stored when no state is read any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -55,6 +55,11 @@ class ArrayCall(NamedTuple):
         return read if self.where is None else [*read, self.where, self.out]
 
     @property
+    def arguments(self) -> tuple[Operand | None, ...]:
+        """The operands, the result and the condition."""
+        return (*self.operands, self.out, self.where)
+
+    @property
     def touches(self) -> list[Place]:
         """The arrays that are read or written."""
         return [*self.reads, self.out]
@@ -76,8 +81,16 @@ class ArrayCode(NamedTuple):
 def array_code(cell: DefinedCell, program: Program) -> ArrayCode:
     """The calls that a program consists of."""
     lowering = _Lowering(cell, program)
-    calls = _without_copies(lowering.calls, lowering.widths)
-    return _with_scratch(_needed(calls), lowering.widths)
+    return min(
+        [
+            _with_scratch(_needed(_without_copies(calls, widths)), widths)
+            for calls, widths in (
+                (lowering.calls, lowering.widths),
+                side_by_side(lowering.calls, lowering.widths),
+            )
+        ],
+        key=lambda code: len(code.calls),
+    )
 
 
 # -- the calls of an operation; y is the result, into which nothing is written before it is read
@@ -360,10 +373,95 @@ def _joined(views: Sequence[Place]) -> list[Place]:
     return joined
 
 
+# -- calls on columns side by side
+
+
+def side_by_side(
+    calls: Sequence[ArrayCall], widths: Mapping[Array, int]
+) -> tuple[list[ArrayCall], dict[Array, int]]:
+    """The calls with one in place of several on columns side by side, and the arrays' widths.
+
+    Arrays that several calls write become one, if that makes the calls one.
+    """
+    calls, widths, before = [*calls], dict(widths), -1
+    while before != len(calls):
+        before, k = len(calls), 0
+        while k < len(calls):
+            function = calls[k].function
+            same = [j for j in range(k + 1, len(calls)) if calls[j].function == function]
+            joined = function not in ("matmul", "sum") and any(
+                _join(calls, k, j, widths) or _join(calls, j, k, widths) for j in same
+            )
+            k += not joined  # the call that is wider now may be joined again
+    return calls, widths
+
+
+def _join(calls: list[ArrayCall], left: int, right: int, widths: dict[Array, int]) -> bool:
+    """Make one call of two, if they are the same on columns side by side; whether they are."""
+    a, b = calls[left], calls[right]
+    pairs = _followed(a, b, widths)
+    at = None if pairs is None else _meeting(calls, *sorted([left, right]))
+    if pairs is None or at is None:
+        return False
+    total = a.out.width + b.out.width
+    del calls[max(left, right)], calls[min(left, right)]
+    calls.insert(at, a.replaced(lambda view: view._replace(width=total)))
+    for one, other in pairs.items():
+        both = Place(one.buffer, len(widths), 0, total)
+        widths[_array(both)] = total
+        calls[:] = _moved(calls, _array(one), both)
+        calls[:] = _moved(calls, _array(other), both.part(one.width, other.width))
+    return True
+
+
+def _followed(a: ArrayCall, b: ArrayCall, widths: Mapping[Array, int]) -> dict[Place, Place] | None:
+    """The scratch arrays of a, and those of b that are to follow in the same array.
+
+    None: the other columns of b do not follow those of a, or the calls differ.
+    """
+    pairs, is_adjacent = dict[Place, Place](), False
+    for one, other in zip(a.arguments, b.arguments, strict=True):
+        if not isinstance(one, Place) or not isinstance(other, Place):
+            if repr(one) != repr(other):  # 0.0 and -0.0 differ
+                return None
+            continue
+        if (one.width, other.width) != (a.out.width, b.out.width):
+            return None
+        if other == one._replace(start=one.end, width=other.width):
+            is_adjacent = True
+            continue
+        are_whole = _is_whole(one, widths) and _is_whole(other, widths)
+        if not are_whole or one.buffer != other.buffer or pairs.setdefault(one, other) != other:
+            return None
+    once = len({*pairs, *pairs.values()}) == 2 * len(pairs)
+    return pairs if is_adjacent and once else None
+
+
+def _meeting(calls: Sequence[ArrayCall], first: int, last: int) -> int | None:
+    """Where two calls can be made together: at the first, or the last; the index without both."""
+    if not any(_conflict(calls[last], each) for each in calls[first:last]):
+        return first
+    if not any(_conflict(calls[first], each) for each in calls[first + 1 : last + 1]):
+        return last - 1
+    return None
+
+
+def _is_whole(view: Place, widths: Mapping[Array, int]) -> bool:
+    """Whether it is a scratch array, all columns."""
+    return view.width == widths.get(_array(view))
+
+
+def _conflict(a: ArrayCall, b: ArrayCall) -> bool:
+    """Whether the order of two calls matters."""
+    return any(_overlap(a.out, view) for view in b.touches) or any(
+        _overlap(b.out, view) for view in a.reads
+    )
+
+
 # -- values computed where they are stored
 
 
-def _without_copies(calls: Sequence[ArrayCall], widths: dict[Array, int]) -> list[ArrayCall]:
+def _without_copies(calls: Sequence[ArrayCall], widths: Mapping[Array, int]) -> list[ArrayCall]:
     """The calls without the copies of values that can be computed where they are stored."""
     calls, k = [*calls], 0
     while k < len(calls):
@@ -389,7 +487,7 @@ def _moved(calls: Iterable[ArrayCall], array: Array, to: Place) -> list[ArrayCal
     return [call.replaced(replace) for call in calls]
 
 
-def _is_removable(calls: Sequence[ArrayCall], k: int, widths: dict[Array, int]) -> bool:
+def _is_removable(calls: Sequence[ArrayCall], k: int, widths: Mapping[Array, int]) -> bool:
     """Whether what a copy reads can be computed where it writes.
 
     Between the first and the last use of the value, the place must not be written, and what was
