@@ -166,8 +166,9 @@ def test_a_step_allocates_no_array(name: str, N: int) -> None:
     layer, units = sized(name, N)
     stepper, x = layer.stepper(N), np.ones((N, units))
     out, inputs = np.empty((N, units)), dict.fromkeys(layer._spec.cell.extra_inputs, np.ones(N))
-    # NumPy's sums over columns allocate an iterator of 900 bytes
-    assert peak(lambda: stepper.step(x, out=out, **inputs)) < BIG
+    # NumPy's sums over columns allocate an iterator of 900 bytes; Python keeps some memory of the
+    # first calls in a process
+    assert min([peak(lambda: stepper.step(x, out=out, **inputs)) for _ in range(2)]) < BIG
     assert peak(lambda: stepper.step(x, **inputs)) >= BIG, "the result is counted"
 
 

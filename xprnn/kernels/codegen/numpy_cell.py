@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ...backend import Array
@@ -27,11 +27,16 @@ class NumpyCell(DefinedCell):
 
     def __init__(self, cell: DefinedCell, record: bool) -> None:
         super().__init__(cell.name, cell.derived)
-        masked = record and bool(cell.masks)
         self.records = record
-        self._forward = array_code(self, forward_program(self, record=record, masked=masked))
-        self._backward = array_code(self, backward_program(self, masked=masked))
-        self.backward_reads, self.backward_writes = self._accessed()
+        self._masked = record and bool(cell.masks)
+        program = forward_program(self, record=record, masked=self._masked)
+        self._forward = array_code(self, program)
+        if record:
+            self.backward_reads, self.backward_writes = self._accessed()
+
+    @cached_property
+    def _backward(self) -> ArrayCode:
+        return array_code(self, backward_program(self, masked=self._masked))
 
     def _key(self) -> tuple[Any, ...]:
         return (*super()._key(), self.records)
