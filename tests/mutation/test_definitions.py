@@ -263,8 +263,8 @@ def test_no_fault_in_array_calls_is_not_detected(monkeypatch: pytest.MonkeyPatch
 REPLAYS = {
     "inputs of the first step": (
         "continuous",
-        "run.gates) for array, packed in pairs]\n        first,",
-        "[0] * len(run.gates)) for array, packed in pairs]\n        first,",
+        "run.gates) for array, packed in pairs]\n        results:",
+        "[0] * len(run.gates)) for array, packed in pairs]\n        results:",
     ),
     "vectors of an older call": (
         "onnx_lstm",

@@ -303,7 +303,8 @@ class ReplayLoop:
     ) -> None:
         """Replay steps; `with_input`: including their input products."""
         cell, weights, rows, after = self.cell, direction.weights, run.rows, run.after
-        captures, largest = captures_of(call.scratch), _largest(weights)
+        captures, states = captures_of(call.scratch), activations.states
+        largest = weights.weight_hh.size if type(weights) is Weights else _largest(weights)
         if with_input:
             largest = max(largest, weights.weight_ih.size)
         # calls of large products are captured for a number of threads
@@ -319,8 +320,8 @@ class ReplayLoop:
             arrays = captures.arrays(rows, groups)
             captured = self._capture_forward(weights, vectors, arrays, captures)
             captures.add(key, captured)
-        for state, packed in zip(captured.states, activations.states, strict=True):
-            state[...] = packed[run.before[0] :][:rows]
+        for k, state in enumerate(captured.states):  # `zip` takes longer
+            state[...] = states[k][run.before[0] :][:rows]
         input_bias = captured.input_bias
         if input_bias.size:
             input_bias[...] = cell.input_bias(weights, input_bias.dtype)
@@ -331,16 +332,16 @@ class ReplayLoop:
         if extra:
             pairs = zip(captured.extra, extra, strict=True)
             inputs += [(array, packed, run.gates) for array, packed in pairs]
-        first, *others = zip(captured.states, activations.states, strict=True)
-        results: list[Copy] = [(*first, after)]
+        results: list[Copy] = [(captured.states[0], states[0], after)]
+        others = range(1, len(states))
         if call.record:
-            results += [(state, packed, after) for state, packed in others]
+            results += [(captured.states[k], states[k], after) for k in others]
             results.append((captured.saved, activations.saved, run.gates))
             if "gates" in cell.backward_reads:
                 results.append((captured.gates, activations.gates, run.gates))
         replay(captured.calls, inputs, results, run)
-        for state, packed in others:
-            packed[after[-1] :][:rows] = state
+        for k in others:
+            states[k][after[-1] :][:rows] = captured.states[k]
 
     def _forward_widths(
         self,
@@ -409,7 +410,8 @@ class ReplayLoop:
         cell, weights, rows = self.cell, direction.weights, run.rows
         activations, doutput = direction.activations, direction.doutput
         captures, with_doutput = captures_of(call.scratch), doutput is not None
-        threads = usable() if rows * _largest(weights) > blas.SLICE else 0
+        largest = weights.weight_hh.size if type(weights) is Weights else _largest(weights)
+        threads = usable() if rows * largest > blas.SLICE else 0
         key = id(weights), rows, with_doutput, threads, "backward"
         captured = captures.by_key.get(key)
         if captured is None:
@@ -417,8 +419,8 @@ class ReplayLoop:
             captures.reserve(rows, groups)
             captured = self._capture_backward(weights, captures.arrays(rows, groups), captures)
             captures.add(key, captured)
-        for array, dstate in zip(captured.dstates, direction.dstates, strict=True):
-            array[...] = dstate[:rows]
+        for k, array in enumerate(captured.dstates):  # `zip` takes longer
+            array[...] = direction.dstates[k][:rows]
         for name, vector in captured.vectors.items():
             vector[...] = getattr(weights, name)
         copies: dict[str, Copy] = {
@@ -435,8 +437,8 @@ class ReplayLoop:
         if doutput is not None:
             inputs.append((captured.source, doutput, run.gates))
         replay(captured.calls, inputs, [copies[name] for name in cell.backward_writes], run)
-        for array, dstate in zip(captured.dstates, direction.dstates, strict=True):
-            dstate[:rows] = array
+        for k, array in enumerate(captured.dstates):
+            direction.dstates[k][:rows] = array
 
     def _backward_widths(
         self, weights: Weights, with_doutput: bool, extra: tuple[Array, ...]
@@ -490,10 +492,7 @@ def _replaced(weights: Weights, arrays: Mapping[str, Array]) -> Weights:
 
 
 def _largest(weights: Weights) -> int:
-    """The number of elements of the largest matrix that a step reads, except W_ih."""
-    if type(weights) is Weights:
-        size: int = weights.weight_hh.size
-        return size
+    """The number of elements of the largest matrix that a step of a definition reads."""
     sizes = [
         w.size for name, w in weights._asdict().items() if name != "weight_ih" and w is not None
     ]

@@ -134,8 +134,10 @@ class StepPool:
             steps.bind(parameters)
         if steps.batch != batch:
             steps.resize(batch)
-        values = initial or self._begin
+        begin = self._begin
+        values = begin if initial is None else initial
         for k, state in enumerate(steps.sides[0]):  # `zip` takes longer
-            state[...] = self._begin[k] if values[k] is None else values[k]
+            value = values[k]
+            state[...] = begin[k] if value is None else value
         steps.follow(parameters)
         return steps, steps.run(0, x, None, None, inputs)
