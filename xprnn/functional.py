@@ -24,7 +24,7 @@ from typing import Any
 
 from . import kernels
 from .backend import AnyArray, Array, Backend, Lengths, Nonlinearity, PairLike
-from .cells import CELLS, Cell, Weights
+from .cells import CELLS, Weights
 from .cells.definition import Definition
 from .core.checks import check_flag
 from .core.oom import translate_out_of_memory
@@ -36,7 +36,7 @@ from .core.workspace import Workspace
 from .engine import stack
 from .kernels import CallContext, CallShape
 from .nn import arguments
-from .nn.arguments import check_call, check_upstream, unwrap
+from .nn.arguments import check_call, check_inputs, check_upstream, unwrap
 from .nn.defined import check_parameters
 
 
@@ -86,7 +86,8 @@ def rnn(
     """
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
     cell = arguments.elman({"nonlinearity": nonlinearity})
-    return _forward(cell, x, h0, weights, batch_first, lengths, record=False)[:2]
+    checked = arguments.check_weights(cell, weights)
+    return _forward(checked, x, h0, batch_first, lengths, record=False)[:2]
 
 
 def rnn_forward(
@@ -115,7 +116,8 @@ def rnn_forward(
     """
     cell = arguments.elman({"nonlinearity": nonlinearity})
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    return _forward(cell, x, h0, weights, batch_first, lengths, record=True)
+    checked = arguments.check_weights(cell, weights)
+    return _forward(checked, x, h0, batch_first, lengths, record=True)
 
 
 def gru(
@@ -154,7 +156,8 @@ def gru(
     """
     cell = arguments.gru({"reset_after": reset_after})
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    return _forward(cell, x, h0, weights, batch_first, lengths, record=False)[:2]
+    checked = arguments.check_weights(cell, weights)
+    return _forward(checked, x, h0, batch_first, lengths, record=False)[:2]
 
 
 def gru_forward(
@@ -184,7 +187,8 @@ def gru_forward(
     """
     cell = arguments.gru({"reset_after": reset_after})
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    return _forward(cell, x, h0, weights, batch_first, lengths, record=True)
+    checked = arguments.check_weights(cell, weights)
+    return _forward(checked, x, h0, batch_first, lengths, record=True)
 
 
 def lstm(
@@ -220,7 +224,8 @@ def lstm(
     (1, 2, 4)
     """
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=False)[:2]
+    checked = arguments.check_weights(CELLS["lstm"], weights)
+    return _forward(checked, x, hx, batch_first, lengths, record=False)[:2]
 
 
 def lstm_forward(
@@ -248,7 +253,8 @@ def lstm_forward(
     (1, 2, 4)
     """
     weights = Weights(weight_ih, weight_hh, bias_ih, bias_hh)
-    return _forward(CELLS["lstm"], x, hx, weights, batch_first, lengths, record=True)
+    checked = arguments.check_weights(CELLS["lstm"], weights)
+    return _forward(checked, x, hx, batch_first, lengths, record=True)
 
 
 def recurrent(
@@ -372,36 +378,24 @@ lstm_backward = backward
 recurrent_backward = backward
 
 
-def _forward(
-    cell: Cell,
-    x: AnyArray,
-    hx: Any,
-    weights: Weights,
-    batch_first: bool,
-    lengths: Any,
-    record: bool,
-) -> tuple[Array, Any, Cache]:
-    checked = arguments.check_weights(cell, weights)
-    return _run(checked, x, hx, (batch_first, lengths), {}, record)
-
-
 @translate_out_of_memory
-def _run(
+def _forward(
     checked: tuple[Backend, StackSpec, Weights],
     x: AnyArray,
     hx: Any,
-    layout: tuple[bool, Any],
-    inputs: Mapping[str, AnyArray],
+    batch_first: bool,
+    lengths: Any,
     record: bool,
+    inputs: Mapping[str, AnyArray] | None = None,
 ) -> tuple[Array, Any, Cache]:
-    """Run a call with checked weights.
-
-    :param layout: `batch_first` and `lengths`.
-    """
+    """Run a call with checked weights; `inputs`: those of a definition besides x."""
     backend, spec, weights = checked
     dtype = weights.weight_ih.dtype
-    batch_first = check_flag("batch_first", layout[0])
-    call = check_call(spec, backend, dtype, x, hx, layout[1], batch_first, inputs)
+    batch_first = check_flag("batch_first", batch_first)
+    call = check_call(spec, backend, dtype, x, hx, lengths, batch_first)
+    if inputs is not None:
+        extra = check_inputs(spec, backend, dtype, call.x.shape[:2], inputs, call.batched)
+        call = call._replace(inputs=extra)
     with backend.activate():
         scratch = Workspace(backend, dtype)
         context = _context(spec, backend, call, scratch, record)
@@ -432,7 +426,7 @@ def _forward_defined(
     checked = check_parameters(definition, parameters, others)
     if record and checked[1].cell.masks:
         raise ValueError(f"definition: {definition.name} has random masks; use xprnn.Recurrent")
-    return _run(checked, x, hx, layout, inputs, record)
+    return _forward(checked, x, hx, *layout, record, inputs)
 
 
 def _context(

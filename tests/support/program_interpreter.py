@@ -10,7 +10,7 @@ from xprnn.cells import Buffers
 from xprnn.cells.definition.defined_cell import DefinedCell
 from xprnn.cells.definition.graph import Node
 from xprnn.cells.definition.operations import OPERATIONS
-from xprnn.cells.definition.program import Loop, Place, ProductOp, Program, ReductionOp
+from xprnn.cells.definition.step_program import Loop, Place, ProductOp, Program, ReductionOp
 
 
 class Interpreter:

@@ -117,6 +117,6 @@ def test_numpy_at_a_memory_limit() -> None:
 
 def test_memory_that_is_not_freed_is_detected() -> None:
     """The injected fault: errors that keep their frames."""
-    plain = "from xprnn.nn import recurrent as r; r._Recurrent._run = r._Recurrent._run.__wrapped__"
+    plain = "from xprnn.nn.layers import _Layer as L; L._call = L._call.__wrapped__"
     _, held = limited(f"{plain}\n")
     assert held > 8 << 20

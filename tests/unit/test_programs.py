@@ -13,7 +13,7 @@ from tests.support.program_interpreter import Interpreter
 from tests.unit.test_random_definitions import random_definition
 from xprnn.cells import Buffers
 from xprnn.cells.definition.defined_cell import DefinedCell
-from xprnn.cells.definition.program import Loop, ProductOp, backward_program, forward_program
+from xprnn.cells.definition.step_program import Loop, ProductOp, backward_program, forward_program
 
 N, H = 3, 4
 

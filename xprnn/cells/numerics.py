@@ -6,7 +6,7 @@ from typing import Any
 
 from ..backend import Array
 
-_LARGEST_EXPONENT = {4: 88.0, 8: 709.0}  # by item size: exp of it is still finite
+LARGEST_EXPONENTS = {4: 88.0, 8: 709.0}  # by item size: exp of it is still finite
 
 
 def sigmoid(xp: Any, a: Array) -> None:
@@ -19,7 +19,7 @@ def sigmoid(xp: Any, a: Array) -> None:
     """
     # not xp.negative: in place it is wrong for float32 columns 16 bytes apart (NumPy 2.4)
     xp.multiply(a, -1.0, out=a)
-    xp.minimum(a, _LARGEST_EXPONENT[a.dtype.itemsize], out=a)
+    xp.minimum(a, LARGEST_EXPONENTS[a.dtype.itemsize], out=a)
     xp.exp(a, out=a)
     a += 1.0
     xp.divide(1.0, a, out=a)

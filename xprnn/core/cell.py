@@ -43,6 +43,13 @@ class GradientTerm(NamedTuple):
     dbias: Array | None  # out, (rows,), if given
 
 
+class ScratchSizes(NamedTuple):
+    """The widths of the scratch arrays of a step, (N, width) each."""
+
+    numbers: tuple[int, ...]
+    conditions: tuple[int, ...] = ()  # of arrays of bools, which follow
+
+
 class Mask(NamedTuple):
     """A random mask of a cell's steps, 0 with probability `rate` and else 1."""
 
@@ -95,8 +102,8 @@ class Cell:
     saved: int = 0  # width of `saved`, in units of H
     state_names: tuple[str, ...] = ("h",)
     initial_values: tuple[float, ...] = (0.0,)  # with which the states begin
-    forward_scratch: tuple[int, ...]  # widths of the scratch arrays, in units of H
-    backward_scratch: tuple[int, ...]
+    forward_scratch: tuple[int, ...] = ()  # widths of the scratch arrays, in units of H
+    backward_scratch: tuple[int, ...] = ()
     # the buffers that `backward` reads and writes; h' is the next h
     backward_reads: tuple[str, ...]
     backward_writes: tuple[str, ...] = ("gates",)
@@ -106,6 +113,7 @@ class Cell:
     notes: tuple[str, ...] = ()  # lines of `explain`
     # whether a step's array calls, all of them with `out`, can be captured and replayed
     is_captured: bool = True
+    records: bool = True  # whether `forward` writes what `backward` reads
     weights_type: type[Any] = Weights
     has_kinks: bool = False  # whether gradients jump where a value passes a number
     extra_inputs: tuple[str, ...] = ()  # numbers of each step and row that a call passes
@@ -128,6 +136,11 @@ class Cell:
     def saved_size(self, H: int) -> int:
         """The width of `saved`."""
         return self.saved * H
+
+    def scratch_sizes(self, H: int, backward: bool) -> ScratchSizes:
+        """The widths of a step's scratch arrays."""
+        units = self.backward_scratch if backward else self.forward_scratch
+        return ScratchSizes(tuple([unit * H for unit in units]))
 
     def weight_shapes(self, I: int, H: int, bias: bool) -> Mapping[str, tuple[int, ...]]:  # noqa: E741
         """The parameters of a direction that reads I features, in torch's order."""

@@ -349,9 +349,9 @@ def check_states(
             f"got {_kind(states)}"
         )
     checked = []
-    for name, state, size in zip(names, states, sizes, strict=True):
+    for k, state in enumerate(states):  # `zip` takes longer
         if state is not None:
-            state = check_array(name, state, backend, dtype, (*outer, size))
+            state = check_array(names[k], state, backend, dtype, (*outer, sizes[k]))
         checked.append(state)
     return tuple(checked)
 

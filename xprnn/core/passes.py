@@ -22,6 +22,7 @@ class Call(NamedTuple):
     batched: bool  # whether the caller's arrays had a batch dimension
     sizes: tuple[int, int]  # T and N
     inputs: tuple[Array, ...] = ()  # the cell's extra inputs, (T, N, 1) each, laid out as x
+    sequence: int | None = None  # selects masks that all steps share; None: the number of the call
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..backend import Array
@@ -22,22 +22,22 @@ class StackSpec:
     bias: bool = True
     dropout: float = 0.0
     layer_suffixes: bool = True  # names end in _l0, _l0_reverse, _l1, ...; a cell's do not
+    # computed once, because every call reads them
+    state_sizes: tuple[int, ...] = field(init=False, compare=False)
+    output_size: int = field(init=False, compare=False)  # of a direction: the first state's
+    reads_extra: bool = field(init=False, compare=False)  # whether steps read inputs or masks
+
+    def __post_init__(self) -> None:
+        """Compute the values that every call reads."""
+        sizes = self.cell.state_sizes(self.hidden_size)
+        extra = bool(self.cell.extra_inputs or self.cell.masks)
+        self.__dict__.update(state_sizes=sizes, output_size=sizes[0], reads_extra=extra)
 
     @property
     def widest_input(self) -> int:
         """The largest input size of a layer."""
         upper = self.num_directions * self.output_size if self.num_layers > 1 else 0
         return max(self.input_size, upper)
-
-    @cached_property
-    def state_sizes(self) -> tuple[int, ...]:
-        """The widths of the states."""
-        return self.cell.state_sizes(self.hidden_size)
-
-    @cached_property
-    def output_size(self) -> int:
-        """The width of a direction's output, the first state."""
-        return self.state_sizes[0]
 
     def weights(self, arrays: Mapping[str, Array]) -> list[list[Weights]]:
         """Named arrays as `Weights` by layer and direction; an absent name gives None."""

@@ -59,7 +59,8 @@ def training_step(
 
 def _activations(spec: StackSpec, plan: ExecutionPlan, steps: int, rows: int) -> int:
     """The bytes that `steps` recorded steps of a direction save."""
-    low, others = activation_shapes(spec.cell, spec.hidden_size, rows, steps * rows, True)
+    width = spec.cell.gates * spec.hidden_size
+    low, others = activation_shapes(spec.cell, width, rows, steps * rows, True)
     read = sum(prod(shape) for shape in low) * plan.precision.compute_dtype.itemsize
     return read + sum(prod(shape) for shape in others) * plan.precision.dtype.itemsize
 
@@ -73,7 +74,7 @@ def _constant_part(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: 
     weights = sum(prod(shape) for shape in spec.shapes().values())
     largest = cell.gates * H * (spec.widest_input + H)
     step = 2 * cell.gates * H + cell.saved_size(H) + 3 * sum(spec.state_sizes)
-    step += max(sum(cell.forward_scratch), sum(cell.backward_scratch)) * H
+    step += max(sum(map(sum, plan.cell.scratch_sizes(H, backward))) for backward in (False, True))
     elements = weights + recomputes * largest + rows * step
     if costs.packs_weights:
         elements += sum(prod(s) * (1 + ("weight" in n)) for n, s in spec.shapes().items())

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..backend import Array
 from ..cells import Buffers, Cell, Weights
+from ..core.cell import ScratchSizes
 from ..core.packing import StepRun
 from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.workspace import Workspace
@@ -65,7 +66,7 @@ class StepLoop:
         xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
         gates, saved, record = activations.gates, activations.saved, call.record
         mark = scratch.mark()
-        work = _step_scratch(scratch, rows, cell.forward_scratch, activations.states[0].shape[1])
+        work = _step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), False))
         # views are reused by the next step: CuPy takes microseconds to create one
         after = _block(activations.states, run.before[0], rows)
         for start, next_start in zip(run.gates, run.after, strict=True):
@@ -97,7 +98,7 @@ class StepLoop:
         activations, doutput, norms = direction.activations, direction.doutput, direction.norms
         mark = scratch.mark()
         dstates = _block(direction.dstates, 0, rows)
-        work = _step_scratch(scratch, rows, cell.backward_scratch, dstates[0].shape[1])
+        work = _step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), True))
         before = _block(activations.states, run.after[0], rows)
         for t, start, previous in zip(run.times, run.gates, run.before, strict=True):
             after, before = before, _block(activations.states, previous, rows)
@@ -112,6 +113,11 @@ class StepLoop:
             step = Buffers(gates_t, saved_t, before, after, dstates, work, extra_t)
             cell.backward(xp, direction.weights, step)
         scratch.rewind(mark)
+
+    def _width(self, direction: ForwardPass | BackwardPass) -> int:
+        """H."""
+        rows: int = direction.weights.weight_ih.shape[0]
+        return rows // len(self.cell.gate_names)
 
 
 def layer_step(
@@ -129,8 +135,8 @@ def copy_initial_states(direction: ForwardPass, activations: Activations, run: S
     """Copy the initial states of the rows that begin at the first of these steps."""
     if run.rows > run.joined:
         begin = slice(run.joined, run.rows)
-        for state, end in zip(activations.states, direction.ends, strict=True):
-            state[run.before[0] :][begin] = end[begin]
+        for k, end in enumerate(direction.ends):  # `zip` takes longer
+            activations.states[k][run.before[0] :][begin] = end[begin]
 
 
 def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...]:
@@ -140,8 +146,19 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     return tuple([array[start : start + rows] for array in arrays])
 
 
-def _step_scratch(
-    workspace: Workspace, rows: int, widths: tuple[int, ...], H: int
-) -> tuple[Array, ...]:
+def _step_scratch(workspace: Workspace, rows: int, sizes: ScratchSizes) -> tuple[Array, ...]:
     """A step's scratch arrays, contiguous and uninitialised."""
-    return tuple([workspace.empty(rows, width * H) for width in widths])
+    numbers = tuple([workspace.empty(rows, width) for width in sizes.numbers])
+    if not sizes.conditions:
+        return numbers
+    return numbers + as_bools([workspace.empty(rows, width) for width in sizes.conditions])
+
+
+def as_bools(arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """Memory of arrays (N, width), whose rows or columns are contiguous, as bools."""
+    result = []
+    for array in arrays:
+        rows = array if array.flags.c_contiguous else array.T
+        bools = rows.reshape(-1).view(bool)[: array.size].reshape(rows.shape)
+        result.append(bools if array.flags.c_contiguous else bools.T)
+    return tuple(result)

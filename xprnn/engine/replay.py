@@ -12,9 +12,9 @@ rows, and its results are copied to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
+from itertools import chain, islice, repeat
 from operator import setitem
 from typing import Any, NamedTuple
 
@@ -27,11 +27,18 @@ from ..core.packing import PackedBatch, StepRun
 from ..core.passes import Activations, BackwardPass, ForwardPass
 from ..core.workspace import Workspace
 from ..kernels.interface import CallContext, Pass, RunnerCosts, Sizes
-from ..kernels.shared import allocate, input_projection, weight_gradients, write_results
-from .loop import StepLoop, copy_initial_states
+from ..kernels.shared import (
+    allocate,
+    extra_arrays,
+    input_projection,
+    weight_gradients,
+    write_results,
+)
+from .loop import StepLoop, as_bools, copy_initial_states
 
 Calls = list[partial[Any]]
 Constants = dict[tuple[float, np.dtype[Any]], np.ndarray]  # numbers as arrays, one for each element
+Groups = list[list[int]]  # widths of arrays
 # An array of a step, packed rows, and the first packed row of each step
 Copy = tuple[Array, Array, Sequence[int]]
 
@@ -110,21 +117,37 @@ class _Module:
     def __init__(self, calls: Calls, constants: Constants) -> None:
         self._calls, self._constants = calls, constants
 
-    def _operand(self, item: Any, target: np.ndarray, fully: bool) -> np.ndarray:
-        """An operand as an array: NumPy would convert a number at each call.
+    def _number(self, item: float, target: np.ndarray, operands: tuple[Any, ...]) -> np.ndarray:
+        """A number as an array: NumPy would convert it at each call."""
+        dtype = target.dtype
+        if dtype.kind == "b":  # a comparison
+            dtype = next(each.dtype for each in operands if isinstance(each, _Tracer))
+        return np.array(item, dtype)
 
-        `fully`: with as many elements as the target.
-        """
-        if isinstance(item, _Tracer):
-            return item.array
-        return _constant(item, target, self._constants) if fully else np.array(item, target.dtype)
+    def _repeated(self, item: float, target: np.ndarray, _: tuple[Any, ...]) -> np.ndarray:
+        """A number as an array with as many elements as the target."""
+        return _constant(item, target, self._constants)
+
+    def copyto(self, out: _Tracer, item: Any, where: _Tracer | None = None) -> None:
+        """Capture an assignment, or of the elements for which a condition holds."""
+        source = item.array if isinstance(item, _Tracer) else np.array(item, out.dtype)
+        call = partial(np.copyto, out.array, source)
+        self._calls.append(call if where is None else partial(call, "same_kind", where.array))
+
+    def sum(self, item: _Tracer, axis: int, out: _Tracer, keepdims: bool) -> None:
+        """Capture a sum over rows or columns."""
+        self._calls.append(partial(np.add.reduce, item.array, axis, None, out.array, keepdims))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         function: np.ufunc = getattr(np, name)
+        number = self._repeated if function in OUT_BY_NAME else self._number
 
         def capture_call(*operands: Any, out: _Tracer) -> None:
             target = out.array
-            inner = [self._operand(item, target, function in OUT_BY_NAME) for item in operands]
+            inner = [
+                item.array if isinstance(item, _Tracer) else number(item, target, operands)
+                for item in operands
+            ]
             if function is np.matmul:
                 left, right = inner
                 if target.flags.f_contiguous:
@@ -188,7 +211,9 @@ class Captured(NamedTuple):
     states: tuple[Array, ...]
     next_states: tuple[Array, ...]
     dstates: tuple[Array, ...]
-    biases: tuple[Array, Array]  # in: of the input side and of W_hh, repeated for each row
+    extra: tuple[Array, ...]  # in
+    input_bias: Array  # in: repeated for each row, as the vectors
+    vectors: Mapping[str, Array]  # in: of the weights, by name
     calls: list[Iterator[Any]]
 
 
@@ -207,19 +232,23 @@ class Captures:
             del self.by_key[next(iter(self.by_key))]
         self.by_key[key] = captured
 
-    def reserve(self, rows: int, *steps: Sequence[int]) -> None:
+    def reserve(self, rows: int, groups: Groups) -> None:
         """Make the buffer large enough for steps with arrays of these widths."""
-        size = max(self._starts(rows, widths)[-1] for widths in steps)
+        size = self._starts(rows, [*chain(*groups)])[-1]
         if size > self._buffer.size:
             self._buffer = self._workspace.aligned(size)
             self.by_key.clear()  # they use the old buffer
 
-    def arrays(self, rows: int, widths: Sequence[int]) -> list[Array]:
+    def arrays(self, rows: int, groups: Groups) -> list[list[Array]]:
         """Arrays (rows, width) with contiguous columns, in the shared buffer."""
-        return [
-            self._buffer[start : start + rows * width].reshape(width, rows).T
-            for start, width in zip(self._starts(rows, widths), widths, strict=False)
-        ]
+        widths = [*chain(*groups)]
+        arrays = iter(
+            [
+                self._buffer[start : start + rows * width].reshape(width, rows).T
+                for start, width in zip(self._starts(rows, widths), widths, strict=False)
+            ]
+        )
+        return [[*islice(arrays, len(group))] for group in groups]
 
     def _starts(self, rows: int, widths: Sequence[int]) -> list[int]:
         """The start of each array in the buffer, and the end of the last one.
@@ -256,14 +285,15 @@ class ReplayLoop:
         result, with_input = [], multiplies_input(call.batch)
         for direction in passes:
             activations = allocate(self.cell, self.compute_dtype, direction, call)
+            extra = extra_arrays(np, self._loop.cell, direction)
             if not with_input:
                 input_projection(blas, self.cell, direction, activations.gates)
             for run in call.batch.walk(direction.reverse):
                 copy_initial_states(direction, activations, run)
                 if is_replayed(run):
-                    self.replay_steps(direction, activations, run, call, with_input)
+                    self.replay_steps(direction, activations, run, call, extra, with_input)
                 else:
-                    self._loop.run_steps(direction, activations, run, call)
+                    self._loop.run_steps(direction, activations, run, call, extra)
             write_results(direction, activations, call.batch)
             result.append(activations)
         return result
@@ -274,96 +304,131 @@ class ReplayLoop:
         activations: Activations,
         run: StepRun,
         call: CallContext,
+        extra: tuple[Array, ...],
         with_input: bool,
     ) -> None:
         """Replay steps; `with_input`: including their input products."""
         cell, weights, rows, after = self.cell, direction.weights, run.rows, run.after
-        captures, largest = captures_of(call.scratch), weights.weight_hh.size
+        captures, states = captures_of(call.scratch), activations.states
+        largest = weights.weight_hh.size if type(weights) is Weights else _largest(weights)
         if with_input:
             largest = max(largest, weights.weight_ih.size)
         # calls of large products are captured for a number of threads
         threads = usable() if rows * largest > blas.SLICE else 0
-        key = id(weights), rows, with_input, threads
+        key = id(weights), rows, with_input, threads, cell.records
         captured = captures.by_key.get(key)
         if captured is None:
-            captured = self._capture_forward(captures, weights, rows, with_input)
+            vectors = vectors_of(weights)
+            groups = self._forward_widths(weights, with_input, vectors, extra)
+            captures.reserve(rows, groups)
+            if call.record:  # growing later would drop what is captured now
+                captures.reserve(rows, self._backward_widths(weights, True, extra))
+            arrays = captures.arrays(rows, groups)
+            captured = self._capture_forward(weights, vectors, arrays, captures)
             captures.add(key, captured)
-        for state, packed in zip(captured.states, activations.states, strict=True):
-            state[...] = packed[run.before[0] :][:rows]
-        input_bias, bias_hh = captured.biases
+        for k, state in enumerate(captured.states):  # `zip` takes longer
+            state[...] = states[k][run.before[0] :][:rows]
+        input_bias = captured.input_bias
         if input_bias.size:
             input_bias[...] = cell.input_bias(weights, input_bias.dtype)
-        if bias_hh.size:
-            bias_hh[...] = weights.bias_hh
+        for name, vector in captured.vectors.items():
+            vector[...] = getattr(weights, name)
         source = activations.x if with_input else activations.gates
-        first, *others = zip(captured.states, activations.states, strict=True)
-        results: list[Copy] = [(*first, after)]
+        inputs: list[Copy] = [(captured.source, source, run.gates)]
+        if extra:
+            pairs = zip(captured.extra, extra, strict=True)
+            inputs += [(array, packed, run.gates) for array, packed in pairs]
+        results: list[Copy] = [(captured.states[0], states[0], after)]
+        others = range(1, len(states))
         if call.record:
-            results += [(state, packed, after) for state, packed in others]
+            results += [(captured.states[k], states[k], after) for k in others]
             results.append((captured.saved, activations.saved, run.gates))
             if "gates" in cell.backward_reads:
                 results.append((captured.gates, activations.gates, run.gates))
-        replay(captured.calls, [(captured.source, source, run.gates)], results, run)
-        for state, packed in others:
-            packed[after[-1] :][:rows] = state
+        replay(captured.calls, inputs, results, run)
+        for k in others:
+            states[k][after[-1] :][:rows] = captured.states[k]
+
+    def _forward_widths(
+        self,
+        weights: Weights,
+        with_input: bool,
+        vectors: Mapping[str, Array],
+        extra: tuple[Array, ...],
+    ) -> Groups:
+        """The widths of the arrays of `_capture_forward`."""
+        cell, (width, features) = self.cell, weights.weight_ih.shape
+        H = width // len(cell.gate_names)
+        numbers, conditions = cell.scratch_sizes(H, False)
+        has_bias = with_input and weights.bias_ih is not None
+        return [
+            [width, cell.saved_size(H), features * with_input, width * has_bias],
+            [*cell.state_sizes(H)],
+            # NumPy adds a bias that is repeated for each row without a temporary buffer
+            [len(vector) for vector in vectors.values()],
+            [each.shape[1] for each in extra],
+            [*numbers],
+            [*conditions],
+        ]
 
     def _capture_forward(
-        self, captures: Captures, weights: Weights, rows: int, with_input: bool
+        self,
+        weights: Weights,
+        names: Iterable[str],
+        arrays: list[list[Array]],
+        captures: Captures,
     ) -> Captured:
-        cell, states = self.cell, len(self.cell.state_names)
-        biased, widths = weights.bias_hh is not None, self._forward_widths(weights, with_input)
-        captures.reserve(rows, widths, self._backward_widths(weights, True))
-        gates, saved, *arrays = captures.arrays(rows, widths)
-        step_states, (x, input_bias, bias_hh, *scratch) = tuple(arrays[:states]), arrays[states:]
+        (gates, saved, x, input_bias), states, vectors, extra, numbers, conditions = arrays
         calls: Calls = []
-        if with_input:
+        if x.size:
             calls += blas.calls(weights.weight_ih, x.T, gates.T)
-            if biased:
+            if input_bias.size:
                 calls.append(partial(np.add, gates, input_bias, gates))
-        step = Buffers(gates, saved, step_states, step_states, (), tuple(scratch))
-        # `_replace` leaves an entry in CPython's free list at each call, which looks like a leak
-        read = Weights(
-            weights.weight_ih, weights.weight_hh, weights.bias_ih, bias_hh if biased else None
-        )
-        calls += capture(cell.forward, read, step, constants=captures.constants)
-        source = x if with_input else gates
-        both = step_states, step_states
-        biases = input_bias, bias_hh
-        return Captured(weights, source, gates, saved, *both, (), biases, repeating(calls))
-
-    def _forward_widths(self, weights: Weights, with_input: bool) -> list[int]:
-        cell, (width, H) = self.cell, weights.weight_hh.shape
-        biased = weights.bias_hh is not None
-        widths = [width, cell.saved * H, *[H] * len(cell.state_names)]
-        # NumPy adds a bias that is repeated for each row without a temporary buffer
-        widths += [weights.weight_ih.shape[1] * with_input, width * (with_input and biased)]
-        return [*widths, width * biased, *[w * H for w in cell.forward_scratch]]
+        scratch = (*numbers, *(as_bools(conditions) if conditions else ()))
+        both = tuple(states), tuple(states)
+        step = Buffers(gates, saved, *both, (), scratch, tuple(extra))
+        repeated = dict(zip(names, vectors, strict=True))
+        read = _replaced(weights, repeated)
+        calls += capture(self.cell.forward, read, step, constants=captures.constants)
+        source = x if x.size else gates
+        buffers = weights, source, gates, saved, *both, (), tuple(extra)
+        return Captured(*buffers, input_bias, repeated, repeating(calls))
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
         for direction in passes:
+            extra = extra_arrays(np, self._loop.cell, direction)
             for run in call.batch.walk(direction.reverse, backward=True):
                 if is_replayed(run):
-                    self.replay_backward_steps(direction, run, call)
+                    self.replay_backward_steps(direction, run, call, extra)
                 else:
-                    self._loop.run_backward_steps(direction, run, call)
+                    self._loop.run_backward_steps(direction, run, call, extra)
             weight_gradients(np, blas, self.cell, direction, call.batch)
 
     def replay_backward_steps(
-        self, direction: BackwardPass, run: StepRun, call: CallContext
+        self,
+        direction: BackwardPass,
+        run: StepRun,
+        call: CallContext,
+        extra: tuple[Array, ...],
     ) -> None:
         """Replay the backward pass of steps."""
         cell, weights, rows = self.cell, direction.weights, run.rows
         activations, doutput = direction.activations, direction.doutput
         captures, with_doutput = captures_of(call.scratch), doutput is not None
-        threads = usable() if rows * weights.weight_hh.size > blas.SLICE else 0
+        largest = weights.weight_hh.size if type(weights) is Weights else _largest(weights)
+        threads = usable() if rows * largest > blas.SLICE else 0
         key = id(weights), rows, with_doutput, threads, "backward"
         captured = captures.by_key.get(key)
         if captured is None:
-            captured = self._capture_backward(captures, weights, rows, with_doutput)
+            groups = self._backward_widths(weights, with_doutput, extra)
+            captures.reserve(rows, groups)
+            captured = self._capture_backward(weights, captures.arrays(rows, groups), captures)
             captures.add(key, captured)
-        for array, dstate in zip(captured.dstates, direction.dstates, strict=True):
-            array[...] = dstate[:rows]
+        for k, array in enumerate(captured.dstates):  # `zip` takes longer
+            array[...] = direction.dstates[k][:rows]
+        for name, vector in captured.vectors.items():
+            vector[...] = getattr(weights, name)
         copies: dict[str, Copy] = {
             "gates": (captured.gates, activations.gates, run.gates),
             "saved": (captured.saved, activations.saved, run.gates),
@@ -372,32 +437,72 @@ class ReplayLoop:
             copies[name] = captured.states[k], activations.states[k], run.before
             copies[f"{name}'"] = captured.next_states[k], activations.states[k], run.after
         inputs = [copies[name] for name in cell.backward_reads]
+        if extra:
+            pairs = zip(captured.extra, extra, strict=True)
+            inputs += [(array, packed, run.gates) for array, packed in pairs]
         if doutput is not None:
             inputs.append((captured.source, doutput, run.gates))
         replay(captured.calls, inputs, [copies[name] for name in cell.backward_writes], run)
-        for array, dstate in zip(captured.dstates, direction.dstates, strict=True):
-            dstate[:rows] = array
+        for k, array in enumerate(captured.dstates):
+            direction.dstates[k][:rows] = array
+
+    def _backward_widths(
+        self, weights: Weights, with_doutput: bool, extra: tuple[Array, ...]
+    ) -> Groups:
+        """The widths of the arrays of `_capture_backward`."""
+        cell, width = self.cell, weights.weight_ih.shape[0]
+        H = width // len(cell.gate_names)
+        numbers, conditions = cell.scratch_sizes(H, True)
+        states = [*cell.state_sizes(H)]
+        return [
+            [width, cell.saved_size(H), states[0] * with_doutput],
+            *[states] * 3,
+            [len(vector) for vector in _own_vectors(weights).values()],
+            [each.shape[1] for each in extra],
+            [*numbers],
+            [*conditions],
+        ]
 
     def _capture_backward(
-        self, captures: Captures, weights: Weights, rows: int, with_doutput: bool
+        self, weights: Weights, arrays: list[list[Array]], captures: Captures
     ) -> Captured:
-        cell, n = self.cell, len(self.cell.state_names)
-        widths = self._backward_widths(weights, with_doutput)
-        captures.reserve(rows, widths)
-        gates, saved, *arrays, doutput = captures.arrays(rows, widths)
-        states, next_states, dstates = (tuple(arrays[k * n : (k + 1) * n]) for k in range(3))
-        step = Buffers(gates, saved, states, next_states, dstates, tuple(arrays[3 * n :]))
-        calls = capture(cell.backward, weights, step, constants=captures.constants)
-        if with_doutput:
+        (gates, saved, doutput), *states, vectors, extra, numbers, conditions = arrays
+        before, after, dstates = map(tuple, states)
+        scratch = (*numbers, *as_bools(conditions))
+        step = Buffers(gates, saved, before, after, dstates, scratch, tuple(extra))
+        repeated = dict(zip(_own_vectors(weights), vectors, strict=True))
+        read = _replaced(weights, repeated)
+        calls = capture(self.cell.backward, read, step, constants=captures.constants)
+        if doutput.size:
             calls.insert(0, partial(np.add, dstates[0], doutput, dstates[0]))
-        biases = gates[:0], gates[:0]
-        inputs = weights, doutput, gates, saved, states, next_states, dstates, biases
-        return Captured(*inputs, repeating(calls))
+        buffers = weights, doutput, gates, saved, before, after, dstates, tuple(extra)
+        return Captured(*buffers, gates[:0], repeated, repeating(calls))
 
-    def _backward_widths(self, weights: Weights, with_doutput: bool) -> list[int]:
-        cell, (width, H) = self.cell, weights.weight_hh.shape
-        widths = [width, cell.saved * H, *[H] * (3 * len(cell.state_names))]
-        return [*widths, *[w * H for w in cell.backward_scratch], H * with_doutput]
+
+def vectors_of(weights: Weights) -> dict[str, Array]:
+    """The vectors that a forward step reads, by name: all but the bias of the input side."""
+    names = weights._fields[3:]  # bias_hh and those of a definition
+    return {name: v for name in names if (v := getattr(weights, name)) is not None and v.ndim == 1}
+
+
+def _own_vectors(weights: Weights) -> dict[str, Array]:
+    """The vectors that a backward step may read, by name: those of a definition."""
+    return {} if type(weights) is Weights else vectors_of(weights)
+
+
+def _replaced(weights: Weights, arrays: Mapping[str, Array]) -> Weights:
+    """Weights with other arrays."""
+    # `_replace` leaves an entry in CPython's free list at each call, which looks like a leak
+    names = weights._fields
+    return type(weights)(*[arrays.get(name, w) for name, w in zip(names, weights, strict=True)])
+
+
+def _largest(weights: Weights) -> int:
+    """The number of elements of the largest matrix that a step of a definition reads."""
+    sizes = [
+        w.size for name, w in weights._asdict().items() if name != "weight_ih" and w is not None
+    ]
+    return max(sizes, default=0)
 
 
 def is_replayed(run: StepRun) -> bool:

@@ -104,7 +104,6 @@ def forward(
     call: Call,
     context: CallContext,
     dropout_key: tuple[int, int] = (0, 0),
-    sequence: int = 0,
 ) -> tuple[Array, tuple[Array, ...], Tape]:
     """Run every layer and direction; returns a new output, new final states, and the tape.
 
@@ -114,7 +113,6 @@ def forward(
     :param weights: in; kernels add entries to the packed weights.
     :param call: in: x (T, N, I) or, batch first, (N, T, I), states (L*D, N, H) each, None for
         the cell's initial values.
-    :param sequence: selects the masks that all steps of a sequence share.
     :return: (T, N, D*H), laid out as x, and (L*D, N, H) each.
     """
     plan, batch, x = context.plan, context.batch, call.x
@@ -126,11 +124,11 @@ def forward(
     # past the end of a row the output is zero
     new = xp.empty if batch.ragged is None else xp.zeros
     output = new((*x.shape[:2], width), precision.dtype)
-    ends = _sorted_states(xp, spec, batch, call.initial, precision.dtype, initial=True)
+    ends = _sorted_states(xp, spec, batch, call.initial, spec.cell.initial_values, precision.dtype)
     tape = Tape(plan, weights, batch, [], dropout_key, x.shape, call.batch_first)
     rows = _packed_input(context, x, call.batch_first)
-    if call.inputs or spec.cell.masks:
-        tape.extra = _extra(spec, call, context, (*dropout_key, sequence))
+    if spec.reads_extra:
+        tape.extra = _extra(spec, call, context, dropout_key)
     packed = _as_packed(batch, output, call.batch_first, precision.compute_dtype)
     if not isinstance(plan.wavefront, Unsupported):
         rows, packed = _run_wavefront(plan.wavefront, tape, rows, ends, context), None
@@ -226,7 +224,8 @@ def backward(
     width = spec.num_directions * spec.output_size
     new = xp.empty if batch.ragged is None else xp.zeros
     dx = new(tape.shape, dtype) if need_dx else None
-    gradients = _Gradients(_sorted_states(xp, spec, batch, dfinal, dtype), dweights, norms)
+    dstates = _sorted_states(xp, spec, batch, dfinal, (0.0,) * len(dfinal), dtype)
+    gradients = _Gradients(dstates, dweights, norms)
     above: Any = None  # the gradient of a layer's output
     if doutput is not None:
         above = scratch.empty(batch.total, width)
@@ -301,28 +300,21 @@ def _sorted_states(
     spec: StackSpec,
     batch: PackedBatch,
     values: tuple[Array | None, ...] | None,
+    begin: tuple[float, ...],
     dtype: np.dtype[Any],
-    initial: bool = False,
 ) -> tuple[Array, ...]:
-    """New arrays (L*D, N, H), one per state: `values`, longest rows first.
-
-    Where there is none, zeros, or with `initial` the cell's initial values.
-    """
-    layers, begin = spec.num_layers * spec.num_directions, spec.cell.initial_values
-    states = []
-    for value, size, first in zip(
-        values or (None,) * len(begin), spec.state_sizes, begin, strict=True
-    ):
-        shape = layers, batch.batch, size
-        if value is None:
-            state = xp.zeros(shape, dtype)
-            if initial and first:
-                state.fill(first)
-            states.append(state)
-        else:
+    """New arrays (L*D, N, H), one per state: `values`, longest rows first, or `begin`."""
+    layers, rows, states = spec.num_layers * spec.num_directions, batch.batch, []
+    for k, size in enumerate(spec.state_sizes):
+        shape, value = (layers, rows, size), values[k] if values else None
+        if value is not None:
             state = xp.empty(shape, dtype)
             state[...] = batch.sort(value)
-            states.append(state)
+        elif begin[k]:
+            state = xp.full(shape, begin[k], dtype)
+        else:
+            state = xp.zeros(shape, dtype)
+        states.append(state)
     return tuple(states)
 
 
@@ -333,7 +325,7 @@ def _to_compute(weights: Weights, dtype: np.dtype[Any]) -> Weights:
     )
 
 
-def _extra(spec: StackSpec, call: Call, context: CallContext, key: tuple[int, int, int]) -> Extra:
+def _extra(spec: StackSpec, call: Call, context: CallContext, key: tuple[int, int]) -> Extra:
     """The extra inputs of a call as packed rows, and the keys of its masks."""
     cell, batch = spec.cell, context.batch
     inputs = tuple([context.saved.empty(batch.total, 1) for _ in call.inputs])
@@ -341,9 +333,10 @@ def _extra(spec: StackSpec, call: Call, context: CallContext, key: tuple[int, in
         batch.pack(each.transpose(1, 0, 2) if call.batch_first else each, packed)
     if not (cell.masks and context.record):
         return Extra(inputs)
-    seed, number, sequence = key
+    seed, number = key
+    sequence = number if call.sequence is None else call.sequence
     time, row = batch.time_and_row(context.plan.xp)
-    return Extra(inputs, (seed, number), (seed, sequence), time, row)
+    return Extra(inputs, key, (seed, sequence), time, row)
 
 
 def _extra_of(extra: Extra, layer: int, direction: int) -> Extra:

@@ -16,7 +16,7 @@ from ..core.passes import PackedWeightsCache
 from ..core.spec import StackSpec
 from ..kernels import StepPlan
 from . import loop
-from .replay import Calls, Constants, capture
+from .replay import Calls, Constants, capture, vectors_of
 
 if TYPE_CHECKING:
     from ..kernels.cuda.stack_step import FusedStep as LaunchedStep
@@ -135,7 +135,7 @@ class StepExecutor:
         """Run all layers from `side` to the other one; the last layer's h, in `out` if given.
 
         :param x: in: (N, I).
-        :param inputs: in: the cell's extra inputs, (N, 1) each.
+        :param inputs: in: the cell's extra inputs, N numbers each.
         :param waiting: in: (N, 1), bool: the rows that keep their states.
         """
         written: Any = None
@@ -158,8 +158,9 @@ class StepExecutor:
                 written = out if direct else self._new_h()
                 self._launched.launch(xp.ascontiguousarray(x), before, after, written)
             else:
-                for array, value in zip(self._inputs, inputs, strict=True):
-                    array[...] = value
+                if inputs:
+                    for array, value in zip(self._inputs, inputs, strict=True):
+                        array[...] = value.reshape(array.shape)
                 self._run_calls(side, x, waiting)
             if waiting is None and written is not None and (out is None or out is written):
                 return written
@@ -205,18 +206,26 @@ class StepExecutor:
         gates = self._empty("gates", batch, cell.gates * H, C)
         saved = self._empty("saved", batch, cell.saved_size(H), C)
         inputs = tuple([self._empty(f"input_{n}", batch, 1, A) for n in cell.extra_inputs])
-        widths = enumerate(cell.forward_scratch)
-        scratch = tuple([self._empty(f"scratch{k}", batch, w * H, A) for k, w in widths])
+        sizes = cell.scratch_sizes(H, False)
+        widths = enumerate(sizes.numbers + sizes.conditions)
+        arrays = [self._empty(f"scratch{k}", batch, width, A) for k, width in widths]
+        numbers = len(sizes.numbers)
+        scratch = (*arrays[:numbers], *loop.as_bools(arrays[numbers:]))
         read, biases = self._read, self._input_biases
         filled: list[tuple[Array, Array]] = []
-        if plan.replays and biases:
-            for k, weights in enumerate(read):
-                for name, bias in (("ih", biases[k]), ("hh", weights.bias_hh)):
-                    filled.append((self._empty(f"b_{name}{k}", batch, cell.gates * H, C), bias))
-            biases = [rows for rows, _ in filled[::2]]
+        if plan.replays:
+
+            def repeated(use: str, vector: Array) -> Array:
+                rows = self._empty(use, batch, len(vector), C)
+                filled.append((rows, vector))
+                return rows
+
+            biases = [repeated(f"b_ih{k}", bias) for k, bias in enumerate(biases)]
             read = [
-                weights._replace(bias_hh=rows)
-                for weights, (rows, _) in zip(read, filled[1::2], strict=True)
+                weights._replace(
+                    **{n: repeated(f"{n}{k}", v) for n, v in vectors_of(weights).items()}
+                )
+                for k, weights in enumerate(read)
             ]
         both: list[Calls] = []
         for before, after in (sides, sides[::-1]):

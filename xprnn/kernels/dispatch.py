@@ -26,6 +26,7 @@ from ..cells import Cell
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
 from . import qualification
+from .codegen.numpy_cell import on_numpy
 from .interface import (
     ExecutionPlan,
     KernelPackage,
@@ -144,7 +145,10 @@ def _plan(
     fused = _wants_fused(backend, request) and not package.unsupported(precision)
     selection = _select(spec.cell, backend, precision, _for_steps(request) if fused else request)
     xp = backend.module(precision.precision, precision.is_mixed)
-    replays = xp is np and selection.implementation == "reference" and spec.cell.is_captured
+    is_plain = xp is np and selection.implementation == "reference"
+    if is_plain:
+        selection = selection._replace(cell=on_numpy(selection.cell, shape.record))
+    replays = is_plain and selection.cell.is_captured
     steps = plain(xp, selection.cell, precision.compute_dtype, replays)
     forward = backward = steps
     kernels: KernelRunner | None = None
@@ -305,6 +309,8 @@ def _plan_step(
         why = why_not or Unsupported(EXPERIMENTAL if name == "auto" else selection.reason)
         selection = selection._replace(missing=(*others, ("sequence", why)))
     xp = backend.module(precision.precision, precision.is_mixed)
+    if xp is np and selection.implementation == "reference":
+        selection = selection._replace(cell=on_numpy(selection.cell, record=False))
     return StepPlan(
         selection.implementation,
         selection.reason,

@@ -41,7 +41,6 @@ def check_call(
     hx: Any,
     lengths: Any,
     batch_first: bool,
-    inputs: Mapping[str, Any] | None = None,
 ) -> Call:
     """Check the arguments of a layer's call; TypeError or ValueError names the invalid one."""
     batched = getattr(x, "ndim", 3) != 2
@@ -59,10 +58,7 @@ def check_call(
             initial = tuple([None if state is None else state[:, None] for state in initial])
     if lengths is not None:
         lengths = check_lengths(lengths, steps, batch)
-    extra: tuple[Array, ...] = ()
-    if inputs or spec.cell.extra_inputs:
-        extra = check_inputs(spec, backend, dtype, x.shape[:2], inputs or {}, batched)
-    return Call(x, initial, lengths, batch_first, batched, (steps, batch), extra)
+    return Call(x, initial, lengths, batch_first, batched, (steps, batch))
 
 
 def check_inputs(

@@ -22,11 +22,11 @@ from ..backend import (
 from ..backend.exports import exported_from
 from ..cells import Weights
 from ..core.checks import check_array, check_states
-from ..core.oom import translate_out_of_memory
 from ..core.passes import Call
 from .arguments import check_inputs, check_weights, elman, gru, lstm
 from .attributes import option
 from .module import file_kind
+from .parameters import reads_parameters
 from .recurrent import _Recurrent
 
 DEFAULTS: dict[str, Any] = {
@@ -54,9 +54,10 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
         >>> cell(np.array([[2.0]]), np.array([[3.0]])).tolist()
         [[5.0]]
         """
-        return self._run_one(x, hx, {})
+        return self._call(x, hx)
 
-    def _run_one(self, x: Any, hx: Any, inputs: Mapping[str, Any]) -> Any:
+    @reads_parameters
+    def _call(self, x: Any, hx: Any, inputs: Mapping[str, Any] | None = None) -> Any:
         """Check the arguments of a call, and run it as a step or as a sequence."""
         spec = self._spec
         batched = getattr(x, "ndim", 2) != 1
@@ -64,36 +65,25 @@ class _CellModule(StateTypes[StatesLike, States], _Recurrent):
         rows = check_array("x", x, self._backend, self._dtype, shape)
         if not batched:
             rows = rows[None]
-        outer, sizes = (rows.shape[0],) if batched else (), spec.state_sizes
-        names = spec.cell.state_names
+        batch = rows.shape[0]
+        outer = (batch,) if batched else ()
+        names, sizes = spec.cell.state_names, spec.state_sizes
         states = check_states(names, hx, self._backend, self._dtype, outer, sizes)
         extra: tuple[Array, ...] = ()
-        if inputs or spec.cell.extra_inputs:
-            outer = rows.shape[:1]
-            extra = check_inputs(spec, self._backend, self._dtype, outer, inputs, batched)
-        size = self._step_size(len(rows))
+        if inputs is not None:
+            extra = check_inputs(spec, self._backend, self._dtype, (batch,), inputs, batched)
+        size = self._step_size(batch)
         if size is None:
             if states is not None:
                 states = _with_layer(states, batched)
             shared = tuple([each[None] for each in extra])
-            call = Call(rows[None], states, None, False, batched, (1, len(rows)), shared)
+            call = Call(rows[None], states, None, False, batched, (1, batch), shared)
             results: Any = _unwrap(self._run(call)[1], batched)
         else:
-            results = self._run_step(size, rows, states, extra)
+            assert self._steps is not None
+            results = self._steps.run_cell(size, self._parameters, rows, states, extra)
             results = results if batched else tuple([state[0] for state in results])
         return results if len(results) > 1 else results[0]
-
-    @translate_out_of_memory
-    def _run_step(
-        self,
-        size: Any,
-        x: Array,
-        initial: tuple[Array | None, ...] | None,
-        inputs: tuple[Array, ...],
-    ) -> tuple[Array, ...]:
-        """Run a prepared step: see `StepPool.run_cell`."""
-        assert self._steps is not None
-        return self._steps.run_cell(size, self._parameters, x, initial, inputs)
 
     @overload
     def backward(

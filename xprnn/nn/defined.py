@@ -19,8 +19,9 @@ from ..backend.exports import exported_from
 from ..cells import Cell, Weights
 from ..cells.definition import Definition
 from ..core.checks import check_array, check_flag, check_reference_array, check_size
+from ..core.passes import Call
 from ..core.spec import StackSpec
-from .arguments import check_call
+from .arguments import check_call, check_inputs
 from .attributes import option
 from .cells import _CellModule
 from .layers import _Layer
@@ -225,10 +226,10 @@ class Recurrent(_Defined, _Layer[Any, Any]):
         :param inputs: the inputs of the definition, (T, N) or (T, N, 1) each, laid out as x.
         :return: output (T, N, D*H) and the final states.
         """
-        batch_first, dtype = self._options["batch_first"], self._dtype
-        return self._call(
-            check_call(self._spec, self._backend, dtype, x, hx, lengths, batch_first, inputs)
-        )
+        spec, backend, dtype = self._spec, self._backend, self._dtype
+        call = check_call(spec, backend, dtype, x, hx, lengths, self._options["batch_first"])
+        extra = check_inputs(spec, backend, dtype, call.x.shape[:2], inputs, call.batched)
+        return self._call(call._replace(inputs=extra))
 
 
 @exported_from("xprnn")
@@ -298,21 +299,20 @@ class RecurrentCell(_Defined, _CellModule[Any, Any]):
         :return: the next states.
         :raises RuntimeError: a mask holds for a sequence, and `new_sequence` was not called.
         """
-        return self._run_one(x, hx, inputs)
+        return self._call(x, hx, inputs)
 
     def new_sequence(self) -> None:
         """Begin a sequence: from here on `f.keep(rate, per="sequence")` draws new masks."""
         self._sequences = 0 if self._sequences is None else self._sequences + 1
 
-    def _sequence(self) -> int:
-        if self._sequences is not None:
-            return self._sequences
-        if self._training and any(mask.per_sequence for mask in self._spec.cell.masks):
+    def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
+        per_sequence = any(mask.per_sequence for mask in self._spec.cell.masks)
+        if per_sequence and self._sequences is None and self._training:
             raise RuntimeError(
                 f"{self.definition.name}: a mask is the same for all steps of a sequence; call "
                 "new_sequence() where one begins"
             )
-        return 0
+        return super()._run(call._replace(sequence=self._sequences))
 
     def _extra_state(self) -> dict[str, Any]:
         return {**super()._extra_state(), "sequences": self._sequences}

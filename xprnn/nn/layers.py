@@ -21,13 +21,13 @@ from ..backend import (
 )
 from ..backend.exports import exported_from
 from ..core.checks import check_size
-from ..core.oom import translate_out_of_memory
 from ..core.passes import Call
 from ..engine.footprint import Footprint, training_step
 from ..kernels import ExecutionPlan
 from .arguments import check_call, check_upstream, elman, gru, lstm, unwrap
 from .attributes import option
 from .module import file_kind
+from .parameters import reads_parameters
 from .recurrent import _Recurrent
 from .stepper import Stepper
 
@@ -95,6 +95,7 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
             check_call(self._spec, self._backend, self._dtype, x, hx, lengths, batch_first)
         )
 
+    @reads_parameters
     def _call(self, call: Call) -> tuple[Array, Any]:
         """Run a checked call, as a step or as a sequence."""
         steps, batch = call.sizes
@@ -104,23 +105,13 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         if size is None:
             output, final = self._run(call)
         else:
+            assert self._steps is not None
             x_0 = call.x[:, 0] if call.batch_first else call.x[0]
-            inputs = tuple([each.reshape(batch, 1) for each in call.inputs])
-            h, final = self._run_step(size, x_0, call.initial, inputs)
+            h, final = self._steps.run_layers(
+                size, self._parameters, x_0, call.initial, call.inputs
+            )
             output = h[:, None] if call.batch_first else h[None]
         return unwrap(output, final, call.batched)
-
-    @translate_out_of_memory
-    def _run_step(
-        self,
-        size: Any,
-        x: Array,
-        initial: tuple[Array | None, ...] | None,
-        inputs: tuple[Array, ...],
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """Run a prepared step: see `StepPool.run_layers`."""
-        assert self._steps is not None
-        return self._steps.run_layers(size, self._parameters, x, initial, inputs)
 
     @overload
     def backward(

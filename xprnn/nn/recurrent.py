@@ -268,13 +268,11 @@ class _Recurrent(Module):
             return None
         return self._steps.size(batch)
 
-    def _sequence(self) -> int:
-        """The number of the sequence of a call, which selects masks that its steps share."""
-        return self._calls
-
-    @reads_parameters
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
-        """Run a checked call: a new output, laid out as x, and final states (L*D, N, H)."""
+        """Run a checked call as a sequence; the caller excludes writes of the parameters.
+
+        :return: a new output, laid out as x, and final states (L*D, N, H).
+        """
         batch = make_packed_batch(self._backend, *call.sizes, call.lengths)
         plan, record = self._plan_of(batch), self._training
         if record:
@@ -288,7 +286,6 @@ class _Recurrent(Module):
                 call,
                 CallContext(plan, batch, saved, scratch, record),
                 (self._options["seed"], self._calls),
-                self._sequence() if self._spec.cell.masks else 0,
             )
             self._scratch.release(scratch)
         if record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from threading import get_ident
 from typing import NamedTuple
 
 from .. import kernels
@@ -13,7 +12,6 @@ from ..core.spec import StackSpec
 from ..engine.step import StepExecutor
 from ..kernels import StepPlan
 from ..kernels.request import Request
-from .locking import WRITER
 from .parameters import Parameters
 
 MAX_SIZES = 1024  # batch sizes for which `_Size` is cached; then all are dropped
@@ -36,7 +34,8 @@ class StepPool:
 
     For each implementation there is a list of executors, from which a call takes one, last used for
     any batch size, and to which it returns it: as many as threads have called at the same time.
-    Compiled ones share the packed weights, the others have their own copies.
+    Compiled ones share the packed weights, the others have their own copies. The caller excludes
+    writes of the parameters.
 
     :param requests: names of the requests for which calls are run as steps.
     :param only_short: whether large calls are run as sequences.
@@ -52,6 +51,7 @@ class StepPool:
     ) -> None:
         self._spec, self._backend, self._precision = spec, backend, precision
         self._requests, self._only_short = requests, only_short
+        self._begin = spec.cell.initial_values
         self._free: dict[tuple[str, Request], list[StepExecutor]] = {}
         self._sizes: dict[tuple[int, Request], _Size] = {}
 
@@ -91,7 +91,7 @@ class StepPool:
 
         :param x: in: (N, I), any strides.
         :param initial: in: (N, H) each, None for the cell's initial values; None: all.
-        :param inputs: in: the cell's extra inputs, (N, 1) each.
+        :param inputs: in: the cell's extra inputs, N numbers each.
         """
         steps, h = self._run(size, parameters, x, initial, inputs)
         others = [state[0].copy() for state in steps.sides[1][1:]]
@@ -110,7 +110,7 @@ class StepPool:
 
         :param x: in: (N, I), any strides.
         :param initial: in: (L, N, H) each, None for the cell's initial values; None: all.
-        :param inputs: in: the cell's extra inputs, (N, 1) each.
+        :param inputs: in: the cell's extra inputs, N numbers each.
         """
         steps, h = self._run(size, parameters, x, initial, inputs)
         final = tuple([state.copy() for state in steps.sides[1]])
@@ -134,19 +134,10 @@ class StepPool:
             steps.bind(parameters)
         if steps.batch != batch:
             steps.resize(batch)
-        for k, state in enumerate(steps.sides[0]):
-            value = None if initial is None else initial[k]
-            state[...] = self._spec.cell.initial_values[k] if value is None else value
-        reading, me = parameters.reading, get_ident()
-        readers = reading.readers
-        try:  # as `with reading:`, in less time
-            readers.add(me)
-            if WRITER in readers:
-                reading.wait_for_writers(me)
-            steps.follow(parameters)
-            h = steps.run(0, x, None, None, inputs)
-        finally:
-            readers.discard(me)
-            if WRITER in readers:
-                reading.notify_writers()
-        return steps, h
+        begin = self._begin
+        values = begin if initial is None else initial
+        for k, state in enumerate(steps.sides[0]):  # `zip` takes longer
+            value = values[k]
+            state[...] = begin[k] if value is None else value
+        steps.follow(parameters)
+        return steps, steps.run(0, x, None, None, inputs)

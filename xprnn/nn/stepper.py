@@ -69,6 +69,8 @@ class Stepper(StateTypes[StatesLike, States]):
                 "reads every row from its end: the end of a stream is not known yet"
             )
         self._batch = check_size("batch", batch)
+        self._x_shape = self._batch, spec.input_size
+        self._out_shape = self._batch, spec.output_size
         self._backend, self._arithmetic = layer.backend, layer.arithmetic
         self._layer, self._spec = layer, spec
         self._side = 0  # index of the side that holds the states
@@ -114,15 +116,15 @@ class Stepper(StateTypes[StatesLike, States]):
         >>> stepper.step(np.array([[1.0], [2.0]], np.float32), rows=[1]).tolist()  # row 0 waits
         [[1.0], [4.0]]
         """
-        A, width = self._arithmetic.dtype, self._spec.input_size
-        x = check_array("x", x, self._backend, A, (self._batch, width))
+        A = self._arithmetic.dtype
+        x = check_array("x", x, self._backend, A, self._x_shape)
         target = out if out is None else self._target(out)
         extra: tuple[Array, ...] = ()
-        if inputs or self._spec.cell.extra_inputs:
+        if inputs or self._spec.reads_extra:
             extra = check_inputs(self._spec, self._backend, A, (self._batch,), inputs)
-        waiting = None if rows is None else ~check_rows(rows, self.batch)
         mask = None
-        if waiting is not None:
+        if rows is not None:
+            waiting = ~check_rows(rows, self.batch)
             with self._backend.activate():
                 mask = self._backend.from_host(waiting)[:, None]
         reading, me = self._layer._parameters.reading, get_ident()
@@ -268,8 +270,7 @@ class Stepper(StateTypes[StatesLike, States]):
 
     def _target(self, out: Any) -> Array:
         """`out` as an array that can be written."""
-        shape = self._batch, self._spec.output_size
-        array = check_array("out", out, self._backend, self._arithmetic.dtype, shape)
+        array = check_array("out", out, self._backend, self._arithmetic.dtype, self._out_shape)
         if not getattr(array.flags, "writeable", True):  # CuPy's have no such flag
             raise ValueError("out: expected an array that can be written, got a read-only one")
         return array

@@ -173,16 +173,16 @@ class DefinedCell(Cell):
         These are the places where the built-in cells save the values of their gates.
         """
         saved = self.derived.saved
-        places = {node: blocks[node] for node in saved if node in blocks}
-        unused = {gate: columns for gate, columns in blocks.items() if gate not in places}
-        wide = [n for n in saved if n not in places and n.width == self.derived.widths["H"]]
+        spans = {node: blocks[node] for node in saved if node in blocks}
+        unused = {gate: columns for gate, columns in blocks.items() if gate not in spans}
+        wide = [n for n in saved if n not in spans and n.width == self.derived.widths["H"]]
         own = {node: {*reachable([node])} for node in wide}
         for only_own in (True, False):
             for node in wide:
                 gates = [gate for gate in unused if gate in own[node] or not only_own]
-                if gates and node not in places:
-                    places[node] = unused.pop(gates[-1] if only_own else gates[0])
-        return places
+                if gates and node not in spans:
+                    spans[node] = unused.pop(gates[-1] if only_own else gates[0])
+        return spans
 
     def _vectors(self) -> list[Node]:
         return [*self.derived.adjoints.vectors.values()]
@@ -274,8 +274,8 @@ class DefinedCell(Cell):
         derived, H = self.derived, self.derived.widths["H"]
         by_name, buffers = dweights._asdict(), {"gates": dgh, "saved": saved}
 
-        def columns_of(place: Columns | None) -> Array | None:
-            return None if place is None else buffers[place[0]][:, place[1] : place[2]]
+        def columns_of(columns: Columns | None) -> Array | None:
+            return None if columns is None else buffers[columns[0]][:, columns[1] : columns[2]]
 
         terms = []
         for product, parts in zip(derived.step.products, derived.adjoints.parts, strict=True):
@@ -286,29 +286,29 @@ class DefinedCell(Cell):
             rows = [(0, target.shape[0])]
             if product.matrix == RECURRENT:
                 rows = [derived.runs((block,))[0] for block in product.blocks]
-            places = [self.result_columns.get(node) for node in parts]
+            spans = [self.result_columns.get(node) for node in parts]
             terms += [
-                GradientTerm(columns_of(place), operand, target[start:stop], None)
-                for place, (start, stop) in _joined(places, rows)
+                GradientTerm(columns_of(columns), operand, target[start:stop], None)
+                for columns, (start, stop) in _joined(spans, rows)
             ]
         for name, node in derived.adjoints.vectors.items():
             if not name.startswith("b_hh."):
-                place = self.result_columns.get(node)
-                terms.append(GradientTerm(columns_of(place), None, None, by_name[name]))
+                columns = self.result_columns.get(node)
+                terms.append(GradientTerm(columns_of(columns), None, None, by_name[name]))
         if dweights.bias_hh is not None:
-            places = [self.result_columns.get(node) for node in self._bias_gradients()]
-            rows = [(k * H, (k + 1) * H) for k in range(len(places))]
+            spans = [self.result_columns.get(node) for node in self._bias_gradients()]
+            rows = [(k * H, (k + 1) * H) for k in range(len(spans))]
             terms += [
-                GradientTerm(columns_of(place), None, None, dweights.bias_hh[start:stop])
-                for place, (start, stop) in _joined(places, rows)
+                GradientTerm(columns_of(columns), None, None, dweights.bias_hh[start:stop])
+                for columns, (start, stop) in _joined(spans, rows)
             ]
         return terms
 
     def _bias_gradients(self) -> list[Node]:
         """The gradient of b_hh of each gate that has one."""
-        adjoints, folded = self.derived.adjoints, self.derived.bias_folded
+        adjoints, in_dgx = self.derived.adjoints, self.derived.bias_folded
         return [
-            adjoints.gates[gate] if gate in folded else adjoints.vectors[f"b_hh.{gate}"]
+            adjoints.gates[gate] if gate in in_dgx else adjoints.vectors[f"b_hh.{gate}"]
             for gate in self.biased_gates
         ]
 
@@ -331,17 +331,21 @@ class DefinedCell(Cell):
 
 
 def _joined(
-    places: Sequence[Columns | None], rows: Sequence[tuple[int, int]]
+    spans: Sequence[Columns | None], rows: Sequence[tuple[int, int]]
 ) -> list[tuple[Columns | None, tuple[int, int]]]:
     """Columns and the rows that they belong to; those that are adjacent in both are joined."""
     joined: list[tuple[Columns | None, tuple[int, int]]] = []
-    for place, (start, stop) in zip(places, rows, strict=True):
-        if joined and place is not None:
+    for columns, (start, stop) in zip(spans, rows, strict=True):
+        if joined and columns is not None:
             before, (first, end) = joined[-1]
-            if before is not None and (before[0], before[2], end) == (place[0], place[1], start):
-                joined[-1] = (place[0], before[1], place[2]), (first, stop)
+            if before is not None and (before[0], before[2], end) == (
+                columns[0],
+                columns[1],
+                start,
+            ):
+                joined[-1] = (columns[0], before[1], columns[2]), (first, stop)
                 continue
-        joined.append((place, (start, stop)))
+        joined.append((columns, (start, stop)))
     return joined
 
 

@@ -1,1 +1,1 @@
-"""Source code of kernels, made from the programs of `cells/definition/program.py`."""
+"""Code that is made from the programs of definitions: `cells/definition/step_program.py`."""

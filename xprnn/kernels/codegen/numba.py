@@ -1,7 +1,7 @@
 """Python source that Numba compiles: the step of a program, on a block of rows.
 
 Widths are no part of the text: a place is given by the numbers `columns`, two for each, so that
-one compiled step serves layers of all sizes whose programs have the same form.
+one compiled step is for layers of all sizes whose programs have the same form.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ...cells.definition.graph import Node
-from ...cells.definition.program import Loop, Place, ProductOp, Program, ReductionOp
+from ...cells.definition.step_program import Loop, Place, ProductOp, Program, ReductionOp
 
 HEADER = """\
 from xprnn.kernels.numba.elementary import (
@@ -99,47 +99,45 @@ class _Emitter:
         ]
         step = "\n".join([f"@inlined\ndef step({ARGUMENTS}):", *ends, *(body or ["    pass"])])
         text = "\n\n".join([HEADER, *self._functions, step]) + "\n"
-        columns = [end for place in self._columns for end in (place.start, place.end)]
+        columns = [end for view in self._columns for end in (view.start, view.end)]
         return Step(text, tuple(columns), tuple(self._products))
 
     # -- arguments
 
-    def _slice(self, place: Place) -> str:
+    def _slice(self, view: Place) -> str:
         """The columns of a place, as a slice."""
-        k = self._columns.setdefault(place, len(self._columns))
+        k = self._columns.setdefault(view, len(self._columns))
         return f"first_{k}:end_{k}"
 
-    def _array(self, place: Place) -> str:
+    def _array(self, view: Place) -> str:
         """The array of a place."""
-        if place.buffer in ("vector", "bias_hh"):
-            name = "bias_hh" if place.buffer == "bias_hh" else str(place.item)
+        if view.buffer in ("vector", "bias_hh"):
+            name = "bias_hh" if view.buffer == "bias_hh" else str(view.item)
             return f"vectors[{self._vectors.index(name)}]"
-        return (
-            place.buffer if place.buffer in ("gates", "saved") else f"{place.buffer}[{place.item}]"
-        )
+        return view.buffer if view.buffer in ("gates", "saved") else f"{view.buffer}[{view.item}]"
 
-    def _row(self, place: Place) -> str:
+    def _row(self, view: Place) -> str:
         """The columns of a place, of row s."""
-        array = self._array(place)
-        if place.buffer in ("vector", "bias_hh"):
-            return f"{array}[{self._slice(place)}]"
-        if place.buffer in ("states", "next_states", "dstates", "extra"):
+        array = self._array(view)
+        if view.buffer in ("vector", "bias_hh"):
+            return f"{array}[{self._slice(view)}]"
+        if view.buffer in ("states", "next_states", "dstates", "extra"):
             return f"{array}[s]"
-        return f"{array}[s][{self._slice(place)}]"
+        return f"{array}[s][{self._slice(view)}]"
 
-    def _number(self, place: Place) -> str:
+    def _number(self, view: Place) -> str:
         """The only column of a place, of row s."""
-        return f"{self._row(place)}[0]"
+        return f"{self._row(view)}[0]"
 
     # -- operations
 
     def _product(self, operation: ProductOp) -> str:
-        place = operation.operand
-        operand = self._array(place)
-        if place.buffer not in ("states", "next_states", "dstates"):
-            operand += f"[:, {self._slice(place)}]"
-        if place.buffer == "scratch":
-            operand = f"{self._array(place)}[: gates.shape[0], {self._slice(place)}]"
+        view = operation.operand
+        operand = self._array(view)
+        if view.buffer not in ("states", "next_states", "dstates"):
+            operand += f"[:, {self._slice(view)}]"
+        if view.buffer == "scratch":
+            operand = f"{self._array(view)}[: gates.shape[0], {self._slice(view)}]"
         self._products.append(operation)
         return (
             f"product({operand}, weights[{len(self._products) - 1}], None, "
@@ -150,11 +148,11 @@ class _Emitter:
         """Add the function of a loop; its call."""
         names: dict[Place, str] = {}
         calls: list[str] = []
-        for place in [*loop.loads.values(), *[place for _, place in loop.stores]]:
-            if place not in names:
-                names[place] = f"a{len(names)}"
-                scalar = place.width == 1 < loop.width
-                calls.append(self._number(place) if scalar else self._row(place))
+        for view in [*loop.loads.values(), *[view for _, view in loop.stores]]:
+            if view not in names:
+                names[view] = f"a{len(names)}"
+                scalar = view.width == 1 < loop.width
+                calls.append(self._number(view) if scalar else self._row(view))
         first = names[loop.stores[0][1]]
         constants: dict[str, str] = {}
 
@@ -167,9 +165,9 @@ class _Emitter:
             return f"n{node.index}" if known is None else number(known)
 
         lines = []
-        for node, place in loop.loads.items():
-            scalar = place.width == 1 < loop.width
-            read = names[place] + ("" if scalar else "[j]")
+        for node, view in loop.loads.items():
+            scalar = view.width == 1 < loop.width
+            read = names[view] + ("" if scalar else "[j]")
             if node.is_condition:
                 read += f" != {number(0.0)}"
             lines.append(f"n{node.index} = {read}")
@@ -177,11 +175,11 @@ class _Emitter:
             values = [value_of(arg) for arg in node.args]
             values += [number(each) for each in _numbers(node)]
             lines.append(f"n{node.index} = {EXPRESSIONS[node.op].format(*values)}")
-        for node, place in loop.stores:
+        for node, view in loop.stores:
             value = value_of(node)
             if node.is_condition:
                 value = f"{number(1.0)} if {value} else {number(0.0)}"
-            lines.append(f"{names[place]}[j] = {value}")
+            lines.append(f"{names[view]}[j] = {value}")
         head = [f"@row\ndef {name}({', '.join(names.values())}):"]
         head += [
             f"    {c} = of_type({first}[0], {_literal(text)})" for text, c in constants.items()
@@ -192,12 +190,12 @@ class _Emitter:
 
     def _reduction(self, name: str, operation: ReductionOp) -> str:
         """Add the function of a sum over a row; the statement that stores it."""
-        places, node = operation.operands, operation.node
-        arguments = [self._row(place) for place in places]
-        names = [f"a{k}" for k in range(len(places))]
+        views, node = operation.operands, operation.node
+        arguments = [self._row(view) for view in views]
+        names = [f"a{k}" for k in range(len(views))]
         lines = []
         if node.op == "row_rstd":
-            arguments[0] = self._number(places[0])
+            arguments[0] = self._number(views[0])
             mean, *names = names
             lines += [f"    total = of_type({mean}, 0.0)"]
             term = f"({{0}}[j] - {mean}) * ({{0}}[j] - {mean})"
@@ -215,7 +213,7 @@ class _Emitter:
             lines.append(f"    return one / sqrt(variance + of_type(total, {node.detail!r}))")
         else:
             lines.append("    return total")
-        all_names = ", ".join(f"a{k}" for k in range(len(places)))
+        all_names = ", ".join(f"a{k}" for k in range(len(views)))
         self._functions.append("\n".join([f"@summed\ndef {name}({all_names}):", *lines]))
         return f"{self._number(operation.out)} = {name}({', '.join(arguments)})"
 

@@ -20,7 +20,7 @@ from ...backend import Array
 from ...cells import Cell, Weights
 from ...cells.definition.builtin import BUILTIN, builtin_cell
 from ...cells.definition.defined_cell import DefinedCell
-from ...cells.definition.program import ProductOp, Program, backward_program, forward_program
+from ...cells.definition.step_program import ProductOp, Program, backward_program, forward_program
 from ..codegen.numba import emit
 from ..interface import Pass
 from .jit import compile_for, number_of, written

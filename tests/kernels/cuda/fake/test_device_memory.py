@@ -30,7 +30,7 @@ from tests.support.targets import (
 from xprnn import feature_first, optim
 from xprnn.backend import Backend
 from xprnn.core.oom import OutOfMemoryError
-from xprnn.nn.recurrent import _Recurrent
+from xprnn.nn.layers import _Layer
 
 SUBJECTS = (*LAYERS, *CELLS, *FUNCTIONS)
 
@@ -169,7 +169,7 @@ def test_backward(
 
 def test_a_leak_is_detected(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The injected fault: a correct error that keeps the call's arrays alive."""
-    memory, original = FakeMemory(fake_cupy, monkeypatch), _Recurrent._run.__wrapped__
+    memory, original = FakeMemory(fake_cupy, monkeypatch), _Layer._call.__wrapped__
 
     def leaking(self: Any, call: Any) -> Any:
         try:
@@ -177,7 +177,7 @@ def test_a_leak_is_detected(fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch)
         except MemoryError as error:
             raise OutOfMemoryError(f"GRU on fake_cupy: {error}") from error
 
-    monkeypatch.setattr(_Recurrent, "_run", leaking)
+    monkeypatch.setattr(_Layer, "_call", leaking)
     with pytest.raises(AssertionError, match="bytes are held"):
         check_forward(Trials("gru", memory, False), True, memory, exact=True)
 

@@ -120,12 +120,12 @@ def backward_program(cell: DefinedCell, *, masked: bool, low_precision: bool = F
     """The backward step of a cell; the options are those of `forward_program`."""
     derived, H = cell.derived, cell.derived.widths["H"]
     step, adjoints = derived.step, derived.adjoints
-    given = {node: Place(*_columns(at)) for node, at in cell.saved_columns.items()}
-    given |= {node: Place(*_columns(at)) for node, at in cell.operand_columns.items()}
+    known = {node: Place(*_columns(at)) for node, at in cell.saved_columns.items()}
+    known |= {node: Place(*_columns(at)) for node, at in cell.operand_columns.items()}
     for k, node in enumerate(step.next_states):
-        given.setdefault(node, _state("next_states", step.next_states, k))
+        known.setdefault(node, _state("next_states", step.next_states, k))
     for k, node in enumerate(adjoints.upstream):
-        given[node] = _state("dstates", adjoints.upstream, k)
+        known[node] = _state("dstates", adjoints.upstream, k)
     results = [
         (node, Place("gates", 0, k * H, H)) for k, node in enumerate(adjoints.gates.values())
     ]
@@ -134,7 +134,7 @@ def backward_program(cell: DefinedCell, *, masked: bool, low_precision: bool = F
     ]
     results += [(node, _state("dstates", step.states, k)) for k, node in enumerate(adjoints.states)]
     builder = _Builder(cell, masked, low_precision)
-    return builder.build(derived.backward_nodes, given, results)
+    return builder.build(derived.backward_nodes, known, results)
 
 
 def _columns(columns: tuple[str, int, int]) -> tuple[str, int, int, int]:
@@ -175,23 +175,23 @@ class _Builder:
     def build(
         self,
         nodes: Sequence[Node],
-        given: Mapping[Node, Place],
+        known: Mapping[Node, Place],
         results: Iterable[tuple[Node, Place]],
     ) -> Program:
         """The program that computes `nodes`, which are in order, and stores `results`."""
         results = [*results]
-        self._homes.update(given)
+        self._homes.update(known)
         self._deciding = {arg for node in nodes if node.is_condition for arg in node.args}
         read = [arg for node in nodes for arg in node.args]
         for node in (*nodes, *read, *[node for node, _ in results]):
             self._find_leaf(node)
-        for phase in phases([node for node in nodes if node not in given]):
+        for phase in phases([node for node in nodes if node not in known]):
             self._add_phase(phase)
         for loop in [each for each in self._order if isinstance(each, Loop)]:
             self._compute_again(loop)
         before = dict(self._homes)  # of what is in memory until something is stored
-        results = [(node, place) for node, place in results if before.get(node) != place]
-        while any(self._schedule(node, place, before) for node, place in results):
+        results = [(node, view) for node, view in results if before.get(node) != view]
+        while any(self._schedule(node, view, before) for node, view in results):
             pass  # a value that is stored later is read later
         operands = {
             node: self._operand(node)
@@ -265,14 +265,14 @@ class _Builder:
         own = {*operation.nodes}
         read = [arg for node in operation.nodes for arg in node.args]
         read += [node for node, _ in operation.stores]
-        found: dict[Node, None] = {}
+        nodes: dict[Node, None] = {}
         while read:
             node = read.pop()
             if self._is_inlined(node):
                 read += node.args
             elif node not in own and node not in self._numbers:
-                found[node] = None
-        return [*found]
+                nodes[node] = None
+        return [*nodes]
 
     def _is_inlined(self, node: Node) -> bool:
         """Whether each loop computes a value itself: one that all rows share."""
@@ -313,23 +313,23 @@ class _Builder:
 
     # -- when results are stored
 
-    def _schedule(self, node: Node, place: Place, before: Mapping[Node, Place]) -> bool:
+    def _schedule(self, node: Node, view: Place, before: Mapping[Node, Place]) -> bool:
         """Store a result in the first loop that can; whether that is another one than before.
 
         :param before: where values are until something is stored there.
         """
-        last = self._finals.get(place)
+        last = self._finals.get(view)
         if last is not None:
-            last.stores = [each for each in last.stores if each[1] != place]
+            last.stores = [each for each in last.stores if each[1] != view]
         first = self._ready(node)
         for k, operation in enumerate(self._order):
             for read in self._reads(operation):
-                if read in before and before[read].overlaps(place):
+                if read in before and before[read].overlaps(view):
                     # a loop reads an element before it writes to the same one
-                    same = isinstance(operation, Loop) and operation.width == place.width
-                    first = max(first, k if same and before[read] == place else k + 1)
-        loop = self._finals[place] = self._loop_between(place.width, first, len(self._order))
-        loop.stores.append((node, place))
+                    same = isinstance(operation, Loop) and operation.width == view.width
+                    first = max(first, k if same and before[read] == view else k + 1)
+        loop = self._finals[view] = self._loop_between(view.width, first, len(self._order))
+        loop.stores.append((node, view))
         return loop is not last
 
     def _ready(self, node: Node) -> int:
@@ -358,11 +358,11 @@ class _Builder:
             nodes = [product.args[0]]
         else:
             nodes = [node for node in product.args[1:] if node not in self._numbers]
-        places = [self._final(node) or self._homes.get(node) for node in nodes]
-        joined = places[0]
-        for place in places[1:]:
-            if joined and place and place == joined._replace(start=joined.end, width=place.width):
-                joined = joined._replace(width=joined.width + place.width)
+        views = [self._final(node) or self._homes.get(node) for node in nodes]
+        joined = views[0]
+        for view in views[1:]:
+            if joined and view and view == joined._replace(start=joined.end, width=view.width):
+                joined = joined._replace(width=joined.width + view.width)
             else:
                 joined = None
         if joined:
@@ -381,19 +381,19 @@ class _Builder:
     def _final(self, node: Node) -> Place | None:
         """The place of a result, if the loop that computes it stores it."""
         loop = self._computed.get(node)
-        places = [place for stored, place in loop.stores if stored is node] if loop else []
-        return next((place for place in places if place in self._finals), None)
+        views = [view for stored, view in loop.stores if stored is node] if loop else []
+        return next((view for view in views if view in self._finals), None)
 
     def _keep(self, node: Node) -> None:
         """Give a value that a later operation reads a place."""
         if node in self._homes:
             return
         loop = self._computed[node]
-        place = self._final(node)
-        if place is None or (self._low_precision and not _is_accurate(place)):
-            place = self._new_scratch(width_of(node))
-            loop.stores.append((node, place))
-        self._homes[node] = place
+        view = self._final(node)
+        if view is None or (self._low_precision and not _is_accurate(view)):
+            view = self._new_scratch(width_of(node))
+            loop.stores.append((node, view))
+        self._homes[node] = view
 
     # -- the result
 
@@ -417,16 +417,16 @@ class _Builder:
     def _needed(self, loop: Loop) -> list[Node]:
         """The nodes of a loop that its stores need, with those that all rows share, in order."""
         own = {*loop.nodes}
-        found: set[Node] = set()
+        nodes: set[Node] = set()
         todo = [node for node, _ in loop.stores]
         while todo:
             node = todo.pop()
-            if node not in found and (node in own or self._is_inlined(node)):
-                found.add(node)
+            if node not in nodes and (node in own or self._is_inlined(node)):
+                nodes.add(node)
                 todo += node.args
-        return sorted(found, key=attrgetter("index"))
+        return sorted(nodes, key=attrgetter("index"))
 
 
-def _is_accurate(place: Place) -> bool:
+def _is_accurate(view: Place) -> bool:
     """Whether a buffer has the accumulation dtype where others have a lower precision."""
-    return place.buffer == "dstates" or (place.buffer == "next_states" and place.item != 0)
+    return view.buffer == "dstates" or (view.buffer == "next_states" and view.item != 0)
