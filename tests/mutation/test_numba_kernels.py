@@ -11,36 +11,47 @@ import numpy as np
 import pytest
 
 from tests.support.cases import Case
-from tests.support.numba_cases import SEQUENCE, compare, faulty, needs_numba, several, uncached
+from tests.support.numba_cases import (
+    SEQUENCE,
+    compare,
+    faulty,
+    forget_kernels,
+    needs_numba,
+    several,
+    uncached,
+)
+from xprnn.cells import CELLS
 
 pytestmark = needs_numba
 
 # with the pass in which each shows: only this pass is recompiled
-GATES = {
-    "a sign of n": ("gru", "forward", "tanh(n_row[j] + r * gh_n)", "tanh(n_row[j] - r * gh_n)"),
-    "two gates exchanged": ("gru", "forward", "sigmoid(z_row[j] + gh_z_row[j])",
-                            "sigmoid(z_row[j] + gh_r_row[j])"),
-    "no recurrent bias": ("gru", "forward", "gh_n = gh_n_row[j] + bias_n_row[j]",
-                          "gh_n = gh_n_row[j]"),
-    "dgx_z without z": ("gru", "backward", "(h - n) * dn * z", "(h - n) * dn"),
-    "dgh_n that is dgx_n": ("gru", "backward", "n_row[j] = dgx_n * r", "n_row[j] = dgx_n"),
-    "dh that is not carried past": ("gru", "backward", "dh_row[j] = dh_next * z",
-                                    "dh_row[j] = 0 * dh_next"),
-    "a forget gate of 1": ("lstm", "forward", "c_next = f * c_row[j] + i", "c_next = c_row[j] + i"),
-    "dc of the next step alone": ("lstm", "backward", "dc_next = dc_row[j] + (one -",
-                                  "dc_next = dc_row[j] + 0 * (one -"),
-    "a factor of 1.001": ("lstm", "backward", "dc_row[j] = dc_next * f",
-                          "dc_row[j] = dc_next * f * 1.001"),
-    "no slope of tanh": ("rnn_tanh", "backward", "(one - h_next * h_next) * dh", "dh"),
-    "relu's slope everywhere": ("rnn_relu", "backward", "slope = one if h_next > zero else h_next",
-                                "slope = one"),
+EMITTER = {
+    "a difference of the other sign": ("gru", "training", '"{0} - {1}"', '"{1} - {0}"'),
+    "a sum without its second term": ("lstm", "training", '"{0} + {1}"', '"{0}"'),
+    "a product that is a sum": ("rnn_tanh", "backward", '"{0} * {1}"', '"{0} + {1}"'),
+    "a value that is not negated": ("gru", "backward", '"-{0}"', '"{0}"'),
+    "another function": ("lstm", "training", '"tanh({0})"', '"sigmoid({0})"'),
+    "a selection of the other value": ("rnn_relu", "backward", '"{1} if {0} else {2}"', '"{2}"'),
+    "the columns of another value": ("gru", "training", "first_{k}:end_{k}", "first_0:end_0"),
+    "the matrix of another product": (
+        "gru_reset_before",
+        "training",
+        "weights[{len(self._products) - 1}]",
+        "weights[0]",
+    ),
+    "values of another row": ("lstm", "training", '[s]"', '[0]"'),
+    "a factor of 1.001": ("lstm", "backward", "text = repr(float(value))",
+                          "text = repr(1.001 * value)"),
+    "what is stored in another array": ("lstm", "training", "{names[view]}[j] = {value}",
+                                        "{first}[j] = {value}"),
 }  # fmt: skip
 LOOPS = {
-    "the wrong rows of gx": ("forward", "gx_t = gx[gx_row : gx_row + rows]", "gx_t = gx[0:rows]"),
+    "the wrong rows of gx": ("forward", "copy_leading(gx[gx_row : gx_row + rows], gates_t)",
+                             "copy_leading(gx[0:rows], gates_t)"),
     "rows that join at zero": (
         "forward",
-        "states[k][before + n] = initial[k][n]",
-        "states[k][before + n] = initial[k][n] - initial[k][n]",
+        "states[k][before + n, j] = initial[k][n, j]",
+        "states[k][before + n, j] = initial[k][n, j] - initial[k][n, j]",
     ),
     "rows that join again": ("forward", "                active = rows\n", ""),
     "forward's blocks in reverse": (
@@ -68,7 +79,6 @@ LOOPS = {
         "_add_leading(doutput[first : first + rows], dstates_t[0])",
         "_add_leading(doutput[:rows], dstates_t[0])",
     ),
-    "dh that only adds": ("backward", "                if direct:\n", "                if True:\n"),
     "a slice whose backward starts at the first row": (
         "backward",
         "first = start + low\n",
@@ -84,8 +94,8 @@ PRODUCTS = {
     "weights the wrong way": ("packing", "source, target = columns[k], panel[k]",
                               "source, target = columns[-1 - k], panel[k]"),
     "a row too few": ("forward", "        if n < rows:\n", "        if n + 1 < rows:\n"),
-    "sums that begin at another panel's bias": ("forward", "begin = at(start, p)",
-                                                "begin = at(start, 0)"),
+    "sums that begin at another panel's bias": ("forward", "_four(a[n:], panel, start, p,",
+                                                "_four(a[n:], panel, start, 0,"),
 }  # fmt: skip
 GRADIENTS = {
     "a lost last block": ("range(0, S, BLOCK)", "range(0, S - BLOCK, BLOCK)"),
@@ -98,13 +108,8 @@ GRADIENTS = {
     "a slice that takes the first rows": ("s + BLOCK, low:high]", "s + BLOCK, : high - low]"),
     "the columns of a broken panel": ("    if K % width:\n", "    if K % width > 1:\n"),
     "a bias without its last block": ("last = s + BLOCK >= S or", "last ="),
-    "dgx for dgh": ("        previous = batch.previous(",
-                    "        cell.to_input_side(each.activations.gates, each.activations.saved)\n"
-                    "        previous = batch.previous("),
-    "dgh for dgx": ("        cell.to_input_side(each.activations.gates, each.activations.saved)\n",
-                    "        pass\n"),
-    "the states that follow": ("batch.previous(each.activations.states[0], each.reverse)",
-                               "batch.previous(each.activations.states[0], not each.reverse)"),
+    "the terms of another direction": ("gradient_terms(cell, each, batch)",
+                                       "gradient_terms(cell, directions[0], batch)"),
     "rows of dx that stay": ("range(low, high, ROWS)", "range(low, high - ROWS, ROWS)"),
     "dx of the first rows": ("product.product(dgates[rows], ", "product.product(dgates[:ROWS], "),
     "threads without the last columns": ("pairwise([*bounds, size])",
@@ -121,35 +126,18 @@ SUMS = {
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Three threads; kernels are not shared with the tests before and after."""
-    forget("forward", "backward", "packing", "gradients")
+    forget_kernels()
     with several(3):
         yield
-    forget("forward", "backward", "packing", "gradients")
-
-
-def forget(*passes: str) -> None:
-    """Drop the compiled kernels of these passes."""
-    from xprnn.kernels.numba import gradients, sequence
-
-    for name in passes:
-        if name == "gradients":
-            gradients._weights.cache_clear()
-            gradients._input.cache_clear()
-        else:
-            getattr(sequence, f"_{name}").cache_clear()
+    forget_kernels()
 
 
 def load(cell: str) -> None:
     """Load all kernels of `check` but run none: memory would hold what a fault leaves out."""
-    from xprnn.kernels.numba import gradients, sequence
+    from xprnn.kernels.numba import sequence
 
-    float32 = np.dtype("float32")
-    gradients._weights(float32)
-    gradients._input(float32)
-    sequence._forward(cell, float32, True)
-    sequence._backward(cell, float32)
-    for name in ("pack", "pack_transposed"):
-        sequence._packing(name, float32)
+    for compilation in sequence.needed(CELLS[cell], np.dtype("float32"), True):
+        compilation()
 
 
 def check(cell: str) -> None:
@@ -160,12 +148,12 @@ def check(cell: str) -> None:
     compare(Case(cell, dtype="float32", N=65, T=5, H=33, I=34), "sequence")
 
 
-def assert_shows(cell: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_shows(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail unless the injected fault shows in this pass."""
-    from xprnn.kernels.numba import gradients, sequence
+    from xprnn.kernels.numba import generated, gradients, sequence
 
-    forget(where)
-    for module in (gradients, sequence):
+    forget_kernels()
+    for module in (generated, gradients, sequence):
         monkeypatch.setattr(module, "compile_for", uncached)
     # uninitialised memory may hold a NaN, of which NumPy warns
     with pytest.raises(
@@ -179,25 +167,27 @@ def test_without_a_fault_nothing_shows(cell: str) -> None:
     check(cell)
 
 
-@pytest.mark.parametrize("fault", GATES)
-def test_a_fault_in_the_gates_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xprnn.kernels.numba import gates, sequence
+@pytest.mark.parametrize("fault", EMITTER)
+def test_a_fault_in_the_emitter_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xprnn.kernels import codegen
+    from xprnn.kernels.numba import generated
 
-    cell, where, old, new = GATES[fault]
+    cell, where, old, new = EMITTER[fault]
     load(cell)
-    monkeypatch.setattr(sequence, "by_element", faulty(gates, (old, new)))
-    assert_shows(cell, where, monkeypatch)
+    broken = faulty(codegen.numba, (old, new))
+    monkeypatch.setattr(generated, "emit", broken.emit)
+    assert_shows(cell, monkeypatch)
 
 
 @pytest.mark.parametrize("fault", LOOPS)
 def test_a_fault_in_the_loops_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from xprnn.kernels.numba import loops, sequence
+    from xprnn.kernels.numba import generated, loops
 
     where, *change = LOOPS[fault]
     load("lstm")
     broken = faulty(loops, tuple(change))
-    monkeypatch.setattr(sequence, f"{where}_loop", getattr(broken, f"{where}_loop"))
-    assert_shows("lstm", where, monkeypatch)
+    monkeypatch.setattr(generated, f"{where}_loop", getattr(broken, f"{where}_loop"))
+    assert_shows("lstm", monkeypatch)
 
 
 @pytest.mark.parametrize("fault", PRODUCTS)
@@ -209,7 +199,7 @@ def test_a_fault_in_the_products_shows(fault: str, monkeypatch: pytest.MonkeyPat
     broken = faulty(product, tuple(change))
     monkeypatch.setattr(sequence, "product", broken)
     monkeypatch.setattr(loops, "product", broken.product)
-    assert_shows("gru", where, monkeypatch)
+    assert_shows("gru", monkeypatch)
 
 
 @pytest.mark.parametrize("fault", GRADIENTS)
@@ -219,11 +209,11 @@ def test_a_fault_in_the_gradients_shows(fault: str, monkeypatch: pytest.MonkeyPa
     load("gru")
     broken = faulty(gradients, GRADIENTS[fault])
     for name in ("_weights", "_input"):
-        if fault.startswith(("dg", "the states", "threads")):  # the compiled functions are correct
+        if fault.startswith(("the terms", "threads")):  # the compiled functions are correct
             monkeypatch.setattr(broken, name, getattr(gradients, name))
     monkeypatch.setattr(broken, "compile_for", uncached)
     monkeypatch.setattr(sequence, "gradients", broken)
-    assert_shows("gru", "gradients", monkeypatch)
+    assert_shows("gru", monkeypatch)
 
 
 @pytest.mark.parametrize("fault", SUMS)
@@ -234,4 +224,4 @@ def test_a_fault_in_the_products_of_the_gradients_shows(
 
     load("gru")
     monkeypatch.setattr(gradients, "product", faulty(product, SUMS[fault]))
-    assert_shows("gru", "gradients", monkeypatch)
+    assert_shows("gru", monkeypatch)

@@ -78,7 +78,7 @@ def test_rows_that_do_not_wait_are_detected(cell: str, monkeypatch: pytest.Monke
 
     run = StepExecutor.run
     monkeypatch.setattr(
-        StepExecutor, "run", lambda self, side, x, waiting, out: run(self, side, x, None, out)
+        StepExecutor, "run", lambda self, side, x, waiting, *rest: run(self, side, x, None, *rest)
     )
     with pytest.raises(AssertionError):
         in_streams.test_waiting_rows_keep_their_bits(cell, [0, 2], by_numba.NUMPY)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,7 +74,7 @@ def compare(case: Case, kernels: str) -> Results:
 def faulty(module: ModuleType, *changes: tuple[str, str]) -> ModuleType:
     """A new module of kernels from a source with substitutions; each must match exactly once."""
     name = module.__name__.rpartition(".")[2]
-    source = (resources.files("xprnn.kernels.numba") / f"{name}.py").read_text("utf-8")
+    source = inspect.getsource(module)
     for old, new in changes:
         assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times"
         source = source.replace(old, new)
@@ -82,6 +82,19 @@ def faulty(module: ModuleType, *changes: tuple[str, str]) -> ModuleType:
     broken.__package__ = module.__package__
     exec(compile(source, f"<faulty {name}>", "exec"), vars(broken))
     return broken
+
+
+def forget_kernels() -> None:
+    """Drop what this process compiled, so that it is compiled again."""
+    from xprnn.kernels.numba import generated, gradients, masks, sequence
+
+    for function in (
+        *(generated.loops_of, generated._compiled, masks.compiled, sequence._packing),
+        *(gradients._weights, gradients._input),
+    ):
+        function.cache_clear()
+    for name in [name for name in sys.modules if name.startswith(f"{generated.__name__}.")]:
+        del sys.modules[name]
 
 
 def uncached(function: Any, signature: Any) -> Any:

@@ -179,10 +179,8 @@ def test_a_call_of_libm_is_detected() -> None:
     assert not re.search(DIVISIONS[machine], text)
 
 
-def test_every_sequence_cell_has_forward_and_backward() -> None:
-    from xprnn.kernels.numba import gates
+def test_every_sequence_cell_has_a_definition() -> None:
+    from xprnn.cells.definition.builtin import BUILTIN
     from xprnn.kernels.numba import package as family
 
-    assert family.SEQUENCE == SEQUENCE
-    for cell in SEQUENCE:
-        assert hasattr(gates, f"{cell}_forward") and hasattr(gates, f"{cell}_backward")
+    assert family.SEQUENCE == SEQUENCE == tuple(BUILTIN)

@@ -75,12 +75,11 @@ def test_a_new_version_is_packed_into_the_same_memory() -> None:
 def addresses(layer: Any) -> list[int]:
     """The addresses of the packed weights."""
     entries = [packed.entries for packed in layer.parameters.packed_weights.values()]
-    return [
-        panels.ctypes.data
-        for each in entries
-        for use in sorted(each)
-        for panels in (each[use][:3] if use == "forward" else [each[use]])
-    ]
+    panels = []
+    for each in entries:
+        ih, bias, matrices, _ = each["forward"]
+        panels += [ih, bias, *matrices, *each["backward"][0], each["input"]]
+    return [array.ctypes.data for array in panels]
 
 
 def test_packed_weights_of_old_versions_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:

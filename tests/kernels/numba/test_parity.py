@@ -15,6 +15,7 @@ from tests.support.numba_cases import (
     SEQUENCE,
     compare,
     faulty,
+    forget_kernels,
     forced,
     needs_numba,
     sized,
@@ -164,28 +165,27 @@ def test_registers_of_other_processors(
     size: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiles that fit the registers of other processors run on this one."""
-    from xprnn.kernels.numba import gradients, loops, product, sequence, tile
+    from xprnn.kernels.numba import generated, gradients, loops, product, sequence, tile
 
-    cached = sequence._forward, sequence._backward, sequence._packing
-    cached = *cached, gradients._weights, gradients._input
     change = ("REGISTERS = Registers.of_host()", f"REGISTERS = Registers({size}, {rows})")
     monkeypatch.setitem(sys.modules, tile.__name__, faulty(tile, change))
     changed = faulty(product)
     assert changed.width_of(np.dtype("float32")) == size // 2
+    monkeypatch.setitem(sys.modules, product.__name__, changed)
     monkeypatch.setattr(loops, "product", changed.product)
     for module in (gradients, sequence):
         monkeypatch.setattr(module, "product", changed)
+    for module in (gradients, sequence, generated):
         monkeypatch.setattr(module, "compile_for", uncached)
-    for name in ("panels_of", "width_of"):
-        monkeypatch.setattr(sequence, name, getattr(changed, name))
-    for function in cached:
-        function.cache_clear()
+    for module in (sequence, generated):
+        for name in ("panels_of", "width_of"):
+            monkeypatch.setattr(module, name, getattr(changed, name))
+    forget_kernels()
     try:
         for case in sized(cell=("gru",), directions=(2,), T=(5,)):
             compare(case, "sequence")
     finally:
-        for function in cached:
-            function.cache_clear()
+        forget_kernels()
 
 
 @pytest.mark.parametrize("kernels", ["pointwise", "sequence"])
@@ -196,9 +196,3 @@ def test_low_precision_is_refused_with_the_reason(
     select_kernels(kernels)
     with pytest.raises(xprnn.KernelUnavailableError, match="float32 or float64, not in float16"):
         layer(np.ones((2, 1, 3), np.float32))
-
-
-def test_the_reset_before_gru_has_no_sequence_kernel(select_kernels: SelectKernels) -> None:
-    select_kernels("sequence")
-    with pytest.raises(xprnn.KernelUnavailableError, match="no sequence kernel for cell 'gru_re"):
-        xprnn.GRU(3, 4, reset_after=False, seed=0)(np.ones((2, 1, 3), np.float32))

@@ -15,7 +15,7 @@ import numpy as np
 from numba import types
 
 from ...backend import Array
-from ...cells import Cell
+from ...cells.definition.defined_cell import DefinedCell
 from ...core.cell import GradientTerm
 from ...core.packing import PackedBatch
 from ...core.passes import BackwardPass
@@ -31,14 +31,14 @@ ROWS = 64  # rows of dx that are computed at a time: enough to amortize reading 
 
 
 def compute(
-    cell: Cell,
+    cell: DefinedCell,
     directions: Sequence[BackwardPass],
     packed: Sequence[Array | None],
     batch: PackedBatch,
     scratch: Workspace,
     pool: ThreadPool,
 ) -> None:
-    """Write the requested dweights and dx of each direction; inout: the gates, dgh -> dgx.
+    """Write the requested dweights and dx of each direction.
 
     Rows of the weights and of dx are distributed among threads; the order of each sum does not
     depend on how.
@@ -52,8 +52,6 @@ def compute(
         for term in gradient_terms(cell, each, batch):
             calls += _weight_calls(term, scratch, threads)
     pool.run(calls)
-    for each in directions:
-        cell.to_input_side(each.activations.gates, each.activations.saved)
     scratch.rewind(mark)
     calls = []
     for each, panels in zip(directions, packed, strict=True):
