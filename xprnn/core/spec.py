@@ -22,6 +22,12 @@ class StackSpec:
     bias: bool = True
     dropout: float = 0.0
     layer_suffixes: bool = True  # names end in _l0, _l0_reverse, _l1, ...; a cell's do not
+    reverse_cell: Cell | None = None  # of the reverse direction, if it is another one
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cell of each direction; their weights and states have the same names and sizes."""
+        return (self.cell, self.reverse_cell or self.cell)[: self.num_directions]
 
     @property
     def widest_input(self) -> int:

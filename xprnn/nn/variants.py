@@ -1,0 +1,62 @@
+"""RNN, GRU and LSTM with `activations` or `proj_size`: stacks of shipped definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..cells.activations import check_activations
+from ..core.checks import check_integer
+from ..core.spec import StackSpec
+
+# The definition with the equations of a cell
+DEFINITIONS = {
+    "rnn_tanh": "rnn",
+    "rnn_relu": "rnn",
+    "gru": "gru",
+    "gru_reset_before": "gru_reset_before",
+    "lstm": "lstm",
+}
+
+
+def with_options(spec: StackSpec, options: Mapping[str, Any]) -> StackSpec:
+    """The stack with `activations` and `proj_size`, cells of shipped definitions if it has any.
+
+    The activations are those of one direction, for both, or of the two one after the other.
+    """
+    activations = options.get("activations")
+    proj_size = _check_proj_size(options.get("proj_size", 0))
+    if activations is None and not proj_size:
+        return spec
+    from ..cells import shipped  # traced where they are used
+
+    name, sizes = DEFINITIONS[spec.cell.name], {}
+    if proj_size:
+        name, sizes = f"projected_{name}", {"proj_size": proj_size}
+    definition = getattr(shipped, name)
+    chosen = definition.signature.options["activations"]
+    n = len(chosen)
+    if activations is not None:
+        chosen = check_activations(activations, *sorted({n, n * spec.num_directions}))
+    cells = [
+        definition.cell(spec.hidden_size, sizes, {"activations": each}, spec.bias)
+        for each in (chosen[:n], chosen[-n:])
+    ]
+    return replace(spec, cell=cells[0], reverse_cell=cells[1] if cells[1] != cells[0] else None)
+
+
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Checked options, without those that are not used; activations as tuples."""
+    rare: dict[str, Any] = {}
+    if (activations := options.pop("activations", None)) is not None:
+        rare["activations"] = check_activations(activations, len(activations))
+    if proj_size := _check_proj_size(options.pop("proj_size", 0)):
+        rare["proj_size"] = proj_size
+    return {**options, **rare}
+
+
+def _check_proj_size(value: Any) -> int:
+    if check_integer("proj_size", value) < 0:
+        raise ValueError(f"proj_size: expected at least 1, or 0 for no projection, got {value}")
+    return int(value)
