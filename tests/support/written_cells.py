@@ -105,7 +105,7 @@ def lstm(activations: Any, threshold: float = 0.0, coupled: bool = False) -> Ste
 
 
 def li_gru(own: Own, x: Any, states: Any, *_: Any) -> Any:
-    """M. Ravanelli et al. (2018), eq. 6 to 8, without batch norm."""
+    """M. Ravanelli et al. (2018), without batch norm."""
     (h,) = states
     z, a = both(own, x, h, 2)
     z = sigmoid(z)
@@ -133,18 +133,19 @@ def layer_norm_lstm(own: Own, x: Any, states: Any, *_: Any) -> Any:
 
 
 def layer_norm_gru(own: Own, x: Any, states: Any, *_: Any) -> Any:
-    """J. L. Ba et al. (2016), the GRU of the supplement."""
+    """J. L. Ba et al. (2016), the GRU of the supplement, with 1 - z for its z."""
     (h,) = states
     xr, xz, xn = linear(own, "ih", x).chunk(3, 1)
-    hr, hz, hn = linear(own, "hh", h).chunk(3, 1)
-    r, z = norm(own, torch.cat([hr, hz], 1), ("a_r", "a_z"), ("b_r", "b_z")).chunk(2, 1)
-    r, z = sigmoid(xr + r), sigmoid(xz + z)
-    n = tanh(xn + r * norm(own, hn, ("a_n",), ("b_n",)))
-    return ((1 - z) * n + z * h,)
+    hr, hz, hn = linear(own, "hh", h, bias=False).chunk(3, 1)
+    a = norm(own, torch.cat([hz, hr], 1), ("a1_z", "a1_r"), ("b1_z", "b1_r"))
+    a = a + norm(own, torch.cat([xz, xr], 1), ("a2_z", "a2_r"), ("b2_z", "b2_r"))
+    z, r = sigmoid(a).chunk(2, 1)
+    n = norm(own, xn, ("a2_n",), ("b2_n",)) + r * norm(own, hn, ("a1_n",), ("b1_n",))
+    return ((1 - z) * tanh(n) + z * h,)
 
 
 def zoneout(own: Own, x: Any, states: Any, inputs: Any, masks: Any, direction: int) -> Any:
-    """D. Krueger et al. (2017), eq. 5 and 6: a mask is 1 where a state is computed."""
+    """D. Krueger et al. (2017): a mask is 1 where a state is computed."""
     h, c = states
     new_h, new_c = lstm(("sigmoid", "tanh", "tanh"))(own, x, states, inputs, (), direction)
     return torch.where(masks[0] == 1, new_h, h), torch.where(masks[1] == 1, new_c, c)
@@ -153,14 +154,14 @@ def zoneout(own: Own, x: Any, states: Any, inputs: Any, masks: Any, direction: i
 def recurrent_dropout(
     own: Own, x: Any, states: Any, inputs: Any, masks: Any, direction: int, rate: float = 0.3
 ) -> Any:
-    """Y. Gal, Z. Ghahramani (2016), eq. 7, of h alone, as the recurrent_dropout of Keras."""
+    """Y. Gal, Z. Ghahramani (2016), of h alone, as the recurrent_dropout of Keras."""
     h, c = states
     thinned = h * masks[0] / (1 - rate)
     return lstm(("sigmoid", "tanh", "tanh"))(own, x, (thinned, c), inputs, (), direction)
 
 
 def slstm(own: Own, x: Any, states: Any, *_: Any) -> Any:
-    """M. Beck et al. (2024), eq. 8 to 17, with one head and a sigmoid forget gate."""
+    """M. Beck et al. (2024), with one head and a sigmoid forget gate."""
     h, c, n, m = states
     z, i, f, o = both(own, x, h, 4)
     z, o = tanh(z), sigmoid(o)
@@ -172,7 +173,7 @@ def slstm(own: Own, x: Any, states: Any, *_: Any) -> Any:
 
 
 def min_gru(own: Own, x: Any, states: Any, *_: Any) -> Any:
-    """L. Feng et al. (2024), section 3.1."""
+    """L. Feng et al. (2024)."""
     (h,) = states
     z, new = linear(own, "ih", x).chunk(2, 1)
     z = sigmoid(z)
@@ -180,7 +181,7 @@ def min_gru(own: Own, x: Any, states: Any, *_: Any) -> Any:
 
 
 def min_lstm(own: Own, x: Any, states: Any, *_: Any) -> Any:
-    """L. Feng et al. (2024), section 3.2."""
+    """L. Feng et al. (2024)."""
     (h,) = states
     new, f, i = linear(own, "ih", x).chunk(3, 1)
     f, i = sigmoid(f), sigmoid(i)
