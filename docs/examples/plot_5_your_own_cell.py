@@ -7,6 +7,8 @@ saved, loaded, and run frame by frame. Its gradient is derived from its equation
 :doc:`/guide/your_own_cell` has the rules.
 """
 
+import tempfile
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -56,8 +58,9 @@ for _ in range(20):
 # A file holds the numbers, and of the cell its name and a hash of its equations: the code is passed
 # when it is loaded, and other equations than those that were trained are refused.
 
-layer.save("ligru.safetensors")
-loaded = xprnn.load("ligru.safetensors", cells=[ligru])
+with tempfile.TemporaryDirectory() as folder:
+    layer.save(f"{folder}/ligru.safetensors")
+    loaded = xprnn.load(f"{folder}/ligru.safetensors", cells=[ligru])
 
 # %%
 # Streaming: ten recordings at once, each frame as it arrives. The scores after each frame are those

@@ -23,7 +23,6 @@ from tests.layers.test_defined_layers import (
     Case,
     Problem,
     assert_equal,
-    bare,
     by_torch,
     run,
 )
@@ -64,6 +63,10 @@ LAYERS: dict[str, tuple[type, dict[str, Any], Any]] = {
     "projected": (xprnn.LSTM, {"proj_size": 2}, written.lstm(USUAL)),
     "projected, six": (xprnn.LSTM, {"proj_size": 2, "activations": SIX}, written.lstm(SIX)),
 }
+
+
+def as_argument(states: Any) -> Any:
+    return states[0] if len(states) == 1 else tuple(states)
 
 
 def build(case: Case, backend: str = "numpy", **more: Any) -> Any:
@@ -135,7 +138,9 @@ def test_recompute_stepper_and_diagnostics(name: str) -> None:
     expected = run(case, layer, problem)
     for k in (1, 4, 9):
         assert_equal(run(case, build(case, recompute=k), problem), expected, REORDERED)
-    xprnn.gradcheck(layer, problem.x, bare(problem.states), lengths=case.lengths, directions=1)
+    xprnn.gradcheck(
+        layer, problem.x, as_argument(problem.states), lengths=case.lengths, directions=1
+    )
     flow = xprnn.gradient_flow(layer, problem.x)
     assert flow.norms.shape == (4, case.T)
     again = xprnn.gradient_flow(build(case, recompute=2), problem.x)
@@ -430,13 +435,13 @@ def test_definitions_equal_onnx_runtime(name: str, changed: bool, threshold: flo
         unread = np.full(H, 0.3, np.float32)
         arrays["P"] = np.concatenate([own["p_i"], own["p_o"], own.get("p_f", unread)])[None]
     y, *final = onnx_operators.run(operator, {"hidden_size": H, **more}, arrays)
-    output, ends = layer(x, bare(states))
+    output, ends = layer(x, as_argument(states))
     np.testing.assert_allclose(output, y[:, 0], rtol=0, atol=5e-6)
     for end, theirs in zip(ends if isinstance(ends, tuple) else (ends,), final, strict=True):
         np.testing.assert_allclose(end, theirs, rtol=0, atol=5e-6)
 
 
-# -- refusals
+# -- errors
 
 
 @pytest.mark.parametrize(
