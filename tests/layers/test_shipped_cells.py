@@ -159,6 +159,25 @@ def test_recompute_stepper_and_diagnostics(name: str) -> None:
     np.testing.assert_allclose(layer(problem.x[:1])[0], output[:1], rtol=0, atol=REORDERED)
 
 
+@pytest.mark.parametrize("name", ["gru, four", "lstm, six"])
+def test_norms_are_measured_in_the_same_backward_pass(name: str) -> None:
+    """The step loop that `gradient_flow` runs has the cell of each direction."""
+    case = Case(name, layers=2, directions=2)
+    layer = build(case)
+    problem = Problem(case, layer)
+    expected = run(case, layer, problem)
+    layer.zero_grad()
+    layer(problem.x, as_argument(problem.states), lengths=case.lengths)
+    norms = np.zeros((4, case.T))
+    upstream = problem.doutput, tuple(problem.dstates)
+    dx, _ = layer._run_backward(layer._last_record(), *upstream, True, norms)
+    np.testing.assert_allclose(dx, expected["dx"], rtol=0, atol=REORDERED)
+    for parameter, gradient in layer.grads.items():
+        expected_gradient = expected[f"d{parameter}"]
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=REORDERED)
+    assert (norms > 0).all()
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_files_and_copies(name: str, tmp_path: Path) -> None:
     layer = build(Case(name, layers=2, directions=2))
