@@ -47,13 +47,13 @@ def with_options(spec: StackSpec, options: Mapping[str, Any]) -> StackSpec:
 
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Checked options, without those that are not used; activations as tuples."""
-    rare: dict[str, Any] = {}
-    if (activations := options.pop("activations", None)) is not None:
-        rare["activations"] = check_activations(activations, len(activations))
-    if proj_size := _check_proj_size(options.pop("proj_size", 0)):
-        rare["proj_size"] = proj_size
-    return {**options, **rare}
+    """Checked options, without those that are not used; activations as tuples; in place."""
+    activations, proj_size = options.pop("activations", None), options.pop("proj_size", 0)
+    if activations is not None:
+        options["activations"] = check_activations(activations, len(activations))
+    if proj_size:
+        options["proj_size"] = int(proj_size)
+    return options
 
 
 def _check_proj_size(value: Any) -> int:
