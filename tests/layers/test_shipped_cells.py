@@ -386,7 +386,7 @@ def in_onnx_order(definition: Any, blocks: np.ndarray, order: str) -> np.ndarray
 
 
 ONNX = {
-    "rnn": ("RNN", "a", {}),
+    "rnn": ("RNN", "h", {}),
     "gru": ("GRU", "zrn", {"linear_before_reset": 1}),
     "gru_reset_before": ("GRU", "zrn", {}),
     "lstm": ("LSTM", "iofg", {}),

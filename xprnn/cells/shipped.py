@@ -33,11 +33,11 @@ def _functions(f: Any, count: int) -> list[Callable[[Any], Any]]:
 
 
 @exported_from("xprnn.cell_definitions")
-@cell(gates=("a",), options=_options("tanh"))
+@cell(gates=("h",), options=_options("tanh"))
 def rnn(f: Any, x: Any, s: Any) -> Any:
     """The Elman cell."""
     (activate,) = _functions(f, 1)
-    return activate(x.a + f.recurrent(s.h).a)
+    return activate(x.h + f.recurrent(s.h).h)
 
 
 @exported_from("xprnn.cell_definitions")
