@@ -5,15 +5,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+import xprnn
 from tests.layers.test_defined_layers import Case, Problem, assert_equal, build, by_torch, run
 from tests.support import written_cells as written
 from tests.support.definitions import PAPERS
 from xprnn.backend import Backend
+
+
+@pytest.fixture(autouse=True)
+def plain_code() -> Iterator[None]:
+    """The reference of all other code, which is compiled for each cell."""
+    with xprnn.use_kernels("reference"):
+        yield
 
 
 @pytest.mark.parametrize("name", sorted(PAPERS))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ LAYERS: dict[str, tuple[type, dict[str, Any], Any]] = {
     "projected": (xprnn.LSTM, {"proj_size": 2}, written.lstm(USUAL)),
     "projected, six": (xprnn.LSTM, {"proj_size": 2, "activations": SIX}, written.lstm(SIX)),
 }
+
+
+@pytest.fixture(autouse=True)
+def plain_code() -> Iterator[None]:
+    """The reference of all other code, which is compiled for each cell."""
+    with xprnn.use_kernels("reference"):
+        yield
 
 
 def as_argument(states: Any) -> Any:
