@@ -153,7 +153,6 @@ def test_recompute_stepper_and_diagnostics(name: str) -> None:
     assert flow.norms.shape == (4, case.T)
     again = xprnn.gradient_flow(build(case, recompute=2), problem.x)
     np.testing.assert_allclose(again.norms, flow.norms, rtol=1e-10)
-    assert xprnn.verify(build(replace(case, H=6)).to(dtype="float32"), (4, 2, 3)).ok
 
     one = replace(case, directions=1, lengths=None, states=False)
     layer = build(one).eval()
@@ -165,6 +164,15 @@ def test_recompute_stepper_and_diagnostics(name: str) -> None:
     for state, end in zip(stepper.state(), final, strict=True):
         np.testing.assert_allclose(state, end, rtol=0, atol=REORDERED)
     np.testing.assert_allclose(layer(problem.x[:1])[0], output[:1], rtol=0, atol=REORDERED)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", LAYERS)
+def test_verify(name: str) -> None:
+    """Every implementation that there is of the layer."""
+    layer = build(Case(name, layers=2, directions=2, H=6)).to(dtype="float32")
+    report = xprnn.verify(layer, (4, 2, 3))
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("name", ["gru, four", "lstm, six"])
