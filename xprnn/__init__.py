@@ -27,7 +27,7 @@ from .nn.losses import mse_loss, softmax_cross_entropy
 from .nn.module import load
 
 if TYPE_CHECKING:
-    from . import feature_first, functional, optim
+    from . import cell_definitions, feature_first, functional, optim
 
 __version__ = "0.2.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "RecurrentCell",
     "asarray",
     "cell",
+    "cell_definitions",
     "feature_first",
     "functional",
     "get_backend",
@@ -70,7 +71,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> Any:
         """The modules that not every program needs, when they are first named."""
-        if name in ("feature_first", "functional", "optim"):
+        if name in ("cell_definitions", "feature_first", "functional", "optim"):
             return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

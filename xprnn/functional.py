@@ -269,11 +269,19 @@ def recurrent(
 ) -> tuple[Array, Any]:
     """Run a layer of a cell that `xprnn.cell` defines.
 
-    Arguments, shapes, results and errors: see the module. `hx` is a state, or a tuple of all;
-    None: the initial values.
-
-    :param parameters: the parameters by name, without a suffix: `weight_ih`, `p_i`.
+    :param definition: what `xprnn.cell` made of a function.
+    :param x: (T, N, I), with `batch_first` (N, T, I), unbatched (T, I); only read.
+    :param hx: a state (1, N, H), unbatched (1, H), or a tuple of all, any of which may be None.
+        None: the initial values.
+    :param parameters: the parameters by name, without a suffix: `weight_ih`, `p_i`; float32 or
+        float64: the dtype and backend of all arrays.
+    :param batch_first: whether x and output are (N, T, ...).
+    :param lengths: N integers on the host, the number of steps of each row; None: all T.
     :param settings: the sizes, options and inputs of the definition, by name.
+    :return: output (T, N, H), laid out as x, and the final states, (1, N, H) each; new arrays.
+    :raises TypeError, ValueError: an argument is invalid; the message names it.
+    :raises KernelUnavailableError: a forced implementation does not support the call.
+    :raises MemoryError: there is not enough memory.
 
     >>> import numpy as np, xprnn
     >>> @xprnn.cell(gates=("z", "n"))
@@ -299,6 +307,8 @@ def recurrent_forward(
     **settings: Any,
 ) -> tuple[Array, Any, Cache]:
     """As `recurrent`, and returns a cache for `recurrent_backward` as third.
+
+    The arguments and exceptions are those of `recurrent`.
 
     :raises ValueError: the cell has random masks, which only `xprnn.Recurrent` draws.
 

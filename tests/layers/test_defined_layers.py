@@ -119,22 +119,44 @@ def run(case: Case, layer: Any, problem: Problem, lengths: Any = "of case") -> R
     return {name: xprnn.to_numpy(value) for name, value in results.items()}
 
 
+def as_defined(case: Case) -> Any:
+    """A step of the definition itself, on tensors of one row."""
+    definition = DEFINITIONS[case.name]
+    gates, names = definition.signature.gates, definition.signature.states
+
+    def step(own: Any, x: Any, states: Any, inputs: Any, masks: Any, direction: int) -> Any:
+        gx = x @ own["weight_ih"].T
+        if "bias_ih" in own:
+            gx = gx + own["bias_ih"]
+        by_gate = dict(zip(gates, gx.chunk(len(gates), 1), strict=True))
+        named = dict(zip(names, states, strict=True))
+        return torch_step(definition, {}, own, by_gate, named, inputs, masks)
+
+    return step
+
+
 @on_one_thread
-def by_torch(case: Case, layer: Any, problem: Problem) -> Results:
-    """The same by torch, row by row."""
+def by_torch(case: Case, layer: Any, problem: Problem, step: Any = None) -> Results:
+    """The same by torch, row by row.
+
+    :param step: from a direction's parameters, x, states, inputs and masks of one row and the
+        direction to the next states; None: that of the definition.
+    """
     import torch
+
+    step = step or as_defined(case)
 
     def tensor(array: Any) -> Any:
         return torch.tensor(xprnn.to_numpy(array), requires_grad=True)
 
-    spec, definition = layer._spec, DEFINITIONS[case.name]
+    spec = layer._spec
     x = torch.tensor(problem.x, requires_grad=True)
     starts = [
         np.full(s.shape, v) for s, v in zip(problem.states, spec.cell.initial_values, strict=True)
     ]
     initial = [tensor(state) for state in (problem.states if case.states else starts)]
     parameters = {name: tensor(value) for name, value in layer.parameters.items()}
-    D, signature = case.directions, definition.signature
+    D = case.directions
     # a row's sequence of each layer, (T, width)
     steps = x.transpose(0, 1) if case.batch_first else x
     lengths = case.lengths or (case.T,) * case.N
@@ -154,12 +176,6 @@ def by_torch(case: Case, layer: Any, problem: Problem) -> Results:
                 states = [state[at, n : n + 1] for state in initial]
                 found: list[Any] = [None] * len(row)
                 for t in range(len(row))[:: -1 if d else 1]:
-                    gx = row[t][None] @ own["weight_ih"].T
-                    if case.bias:
-                        gx = gx + own["bias_ih"]
-                    gates = dict(
-                        zip(signature.gates, gx.chunk(len(signature.gates), 1), strict=True)
-                    )
                     host = (n, t) if case.batch_first else (t, n)
                     inputs = {
                         name: torch.tensor(value[host]).reshape(1, 1)
@@ -169,8 +185,7 @@ def by_torch(case: Case, layer: Any, problem: Problem) -> Results:
                         torch.tensor(mask_of(layer, place, mask, (layer_number, d, t, n), case.H))
                         for place, mask in enumerate(spec.cell.masks)
                     ]
-                    named = dict(zip(signature.states, states, strict=True))
-                    states = torch_step(definition, {}, own, gates, named, inputs, masks)
+                    states = step(own, row[t][None], states, inputs, masks, d)
                     found[t] = states[0][0]
                 outputs[n].append(found)
                 for k, state in enumerate(states):

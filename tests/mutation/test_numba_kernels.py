@@ -46,8 +46,11 @@ EMITTER = {
                                         "{first}[j] = {value}"),
 }  # fmt: skip
 LOOPS = {
-    "the wrong rows of gx": ("forward", "copy_leading(gx[gx_row : gx_row + rows], gates_t)",
-                             "copy_leading(gx[0:rows], gates_t)"),
+    "the wrong rows of gx": (
+        "forward",
+        "copy_leading(gx[gx_row : gx_row + rows], gates_t)",
+        "copy_leading(gx[0:rows], gates_t)",
+    ),
     "rows that join at zero": (
         "forward",
         "states[k][before + n, j] = initial[k][n, j]",

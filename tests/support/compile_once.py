@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 SEQUENCE = ("rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm")
-DEFINED = ("ligru", "min_gru")  # of the documentation
+DEFINED = ("rnn", "ligru", "min_gru")  # built in, and of the documentation
 PARTS = ("forward_reset", "forward_candidate", "backward_candidate", "backward_reset")
 FAST = frozenset(  # names of compiled functions, in float32 and float64
     (

@@ -1,14 +1,37 @@
-"""Definitions of cells, from their papers, and one that calls every function."""
+"""Definitions of cells: those that the documentation shows, and ones for the tests alone."""
 
 from __future__ import annotations
 
-import math
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 import xprnn
 from xprnn.cells.definition import Definition
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """A script of the gallery as a module, which pickles can name."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PAPERS: dict[str, Definition] = {
+    name: value
+    for name, value in vars(example("plot_6_cells_of_papers")).items()
+    if isinstance(value, Definition)
+}
+globals().update(PAPERS)
 
 
 @xprnn.cell(gates=("r", "z", "n"))
@@ -43,52 +66,12 @@ def projected(f: Any, x: Any, s: Any) -> Any:
     return f.linear("proj", o * f.tanh(c), "proj_size", bias=True), c
 
 
-_NORMED = tuple(f"{kind}{k}_{gate}" for k in (1, 2) for kind in "ab" for gate in "ifgo")
-
-
-@xprnn.cell(gates=("i", "f", "g", "o"), states=("h", "c"), vectors=(*_NORMED, "a3", "b3"))
-def layer_norm_lstm(f: Any, x: Any, s: Any) -> Any:
-    def vectors(kind: str) -> list[Any]:
-        return [getattr(f, f"{kind}_{gate}") for gate in "ifgo"]
-
-    recurrent = f.norm([*f.recurrent(s.h, bias=False)], vectors("a1"), vectors("b1"))
-    inputs = f.norm([x.i, x.f, x.g, x.o], vectors("a2"), vectors("b2"))
-    i, forget, g, o = (a + b for a, b in zip(recurrent, inputs, strict=True))
-    c = f.sigmoid(forget) * s.c + f.sigmoid(i) * f.tanh(g)
-    (normed,) = f.norm([c], [f.a3], [f.b3])
-    return f.sigmoid(o) * f.tanh(normed), c
-
-
-@xprnn.cell(gates=("r", "z", "n"), vectors=("a_r", "a_z", "a_n", "b_r", "b_z", "b_n"))
-def layer_norm_gru(f: Any, x: Any, s: Any) -> Any:
-    r, z = f.norm([*f.recurrent(s.h, "r", "z")], [f.a_r, f.a_z], [f.b_r, f.b_z])
-    r, z = f.sigmoid(x.r + r), f.sigmoid(x.z + z)
-    (n,) = f.norm([f.recurrent(s.h, "n").n], [f.a_n], [f.b_n])
-    n = f.tanh(x.n + r * n)
-    return n + z * (s.h - n)
-
-
 @xprnn.cell(gates=("m", "i", "f", "g", "o"), states=("h", "c"))
 def multiplicative_lstm(f: Any, x: Any, s: Any) -> Any:
     m = x.m * f.recurrent(s.h, "m", bias=False).m
     gh = f.recurrent(m, "i", "f", "g", "o")
     c = f.sigmoid(x.f + gh.f) * s.c + f.sigmoid(x.i + gh.i) * f.tanh(x.g + gh.g)
     return f.sigmoid(x.o + gh.o) * f.tanh(c), c
-
-
-@xprnn.cell(gates=("i", "f", "g", "o"), states=("h", "c"), options={"rate": 0.3})
-def recurrent_dropout(f: Any, x: Any, s: Any) -> Any:
-    gh = f.recurrent(s.h * f.keep(f.rate, per="sequence") / (1 - f.rate))
-    c = f.sigmoid(x.f + gh.f) * s.c + f.sigmoid(x.i + gh.i) * f.tanh(x.g + gh.g)
-    return f.sigmoid(x.o + gh.o) * f.tanh(c), c
-
-
-@xprnn.cell(gates=("i", "f", "g", "o"), states=("h", "c"))
-def zoneout(f: Any, x: Any, s: Any) -> Any:
-    gh = f.recurrent(s.h)
-    c = f.sigmoid(x.f + gh.f) * s.c + f.sigmoid(x.i + gh.i) * f.tanh(x.g + gh.g)
-    h = f.sigmoid(x.o + gh.o) * f.tanh(c)
-    return s.h + f.keep(0.1) * (h - s.h), s.c + f.keep(0.5) * (c - s.c)
 
 
 @xprnn.cell(gates=("i", "g", "o"), states=("h", "c"), vectors=("p_i", "p_o"))
@@ -100,42 +83,12 @@ def onnx_lstm(f: Any, x: Any, s: Any) -> Any:
     return f.sigmoid(f.clip(x.o + gh.o + f.p_o * c, -0.5, 0.5)) * f.tanh(c), c
 
 
-@xprnn.cell(gates=("z", "n"))
-def li_gru(f: Any, x: Any, s: Any) -> Any:
-    gh = f.recurrent(s.h)
-    z = f.sigmoid(x.z + gh.z)
-    n = f.relu(x.n + gh.n)
-    return n + z * (s.h - n)
-
-
 @xprnn.cell(gates=("r", "z", "n"))
 def hard_gru(f: Any, x: Any, s: Any) -> Any:
     gh = f.recurrent(s.h)
     r, z = f.hard_sigmoid(x.r + gh.r), f.hard_sigmoid(x.z + gh.z)
     n = f.relu(x.n + r * gh.n)
     return n + z * (s.h - n)
-
-
-@xprnn.cell(gates=("z", "i", "f", "o"), states={"h": 0.0, "c": 0.0, "n": 0.0, "m": -math.inf})
-def slstm(f: Any, x: Any, s: Any) -> Any:
-    gh = f.recurrent(s.h)
-    z, o, i = f.tanh(x.z + gh.z), f.sigmoid(x.o + gh.o), x.i + gh.i
-    kept = s.m - f.softplus(-(x.f + gh.f))
-    m = f.maximum(kept, i)
-    i, forget = f.exp(i - m), f.exp(kept - m)
-    c, n = forget * s.c + i * z, forget * s.n + i
-    return o * c / n, c, n, m
-
-
-@xprnn.cell(gates=("z", "n"))
-def min_gru(f: Any, x: Any, s: Any) -> Any:
-    return s.h + f.sigmoid(x.z) * (x.n - s.h)
-
-
-@xprnn.cell(gates=("h", "f", "i"))
-def min_lstm(f: Any, x: Any, s: Any) -> Any:
-    forget, i = f.sigmoid(x.f), f.sigmoid(x.i)
-    return (forget * s.h + i * x.h) / (forget + i)
 
 
 @xprnn.cell(gates=("n",), inputs=("dt",), vectors=("tau",), options={"leak": 0.1})

@@ -6,16 +6,20 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import xprnn
+from tests.support.definitions import DEFINITIONS
 from xprnn.tools.bench import clock, onnx, peers
 from xprnn.tools.bench import run as bench
 from xprnn.tools.bench.report import BenchReport, Row
+from xprnn.tools.bench.steps import onnxruntime_step, torch_step
 from xprnn.tools.bench.task import Peer, PeerUnavailableError, Setting, make_task
+from xprnn.tools.cli import main
 
 SMALL = Setting("gru", hidden=5, input=3, batch=4, steps=6)
 
@@ -191,3 +195,46 @@ def test_torch_on_the_gpu_agrees(kind: str, quick: None) -> None:
     report = bench.run(replace(SMALL, hidden=64, steps=20, kind=kind, backend="cupy"), ["torch"])
     assert [row.library for row in report.rows] == ["xprnn", "torch", "xprnn", "torch"]
     assert all(row.median > 0 for row in report.rows)
+
+
+# -- definitions
+
+
+@pytest.mark.parametrize("name", ["slstm", "every_function"])
+def test_a_definition_is_timed_without_peers(name: str, quick: None) -> None:
+    setting = replace(SMALL, cell=DEFINITIONS[name])
+    report = bench.run(setting, None)
+    assert {row.library for row in report.rows} == {"xprnn"}
+    assert f"Recurrent(3, 5), {name}, T=6 N=4, float32" in report.title
+    task, by_step = make_task(setting), {"torch": torch_step, "onnxruntime": onnxruntime_step}
+    for peer in peers.installed():
+        assert f"not measured: {peer}: has no layer of the cell {name}" in report.lines
+        with pytest.raises(PeerUnavailableError, match=f"{peer}: has no layer of the cell {name}"):
+            by_step[peer](task)
+
+
+def test_a_definition_that_needs_more_than_x_is_refused() -> None:
+    with pytest.raises(TypeError, match="cell: continuous has inputs beside x, dt"):
+        make_task(replace(SMALL, cell=DEFINITIONS["continuous"]))
+    with pytest.raises(TypeError, match="proj_size: expected a size"):
+        make_task(replace(SMALL, cell=DEFINITIONS["projected"]))
+
+
+def test_the_command_times_a_definition_in_a_file(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cells.py"
+    path.write_text(
+        "import xprnn\n"
+        "@xprnn.cell(gates=('z', 'n'))\n"
+        "def mine(f, x, s):\n"
+        "    return s.h + f.sigmoid(x.z) * (x.n - s.h)\n"
+    )
+    sizes = ["--hidden", "5", "--batch", "4", "--steps", "6"]
+    assert main(["bench", "--cell", f"{path}:mine", *sizes]) == 0
+    assert "Recurrent(5, 5), mine, T=6 N=4" in capsys.readouterr().out
+    assert main(["bench", "--cell", f"{path}:other", *sizes]) == 1
+    assert "cells.py: has no definition of a cell 'other'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "--cell", "mine"])
+    assert "or FILE.py:NAME, got 'mine'" in capsys.readouterr().err

@@ -22,6 +22,7 @@ class StackSpec:
     bias: bool = True
     dropout: float = 0.0
     layer_suffixes: bool = True  # names end in _l0, _l0_reverse, _l1, ...; a cell's do not
+    reverse_cell: Cell | None = None  # of the reverse direction, if it is another one
     # computed once, because every call reads them
     state_sizes: tuple[int, ...] = field(init=False, compare=False)
     output_size: int = field(init=False, compare=False)  # of a direction: the first state's
@@ -30,8 +31,13 @@ class StackSpec:
     def __post_init__(self) -> None:
         """Compute the values that every call reads."""
         sizes = self.cell.state_sizes(self.hidden_size)
-        extra = bool(self.cell.extra_inputs or self.cell.masks)
+        extra = any(cell.extra_inputs or cell.masks for cell in self.cells)
         self.__dict__.update(state_sizes=sizes, output_size=sizes[0], reads_extra=extra)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cell of each direction; their weights and states have the same names and sizes."""
+        return (self.cell, self.reverse_cell or self.cell)[: self.num_directions]
 
     @property
     def widest_input(self) -> int:

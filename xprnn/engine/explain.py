@@ -30,7 +30,7 @@ def explain(
         f"{plan.precision}, T={steps} N={batch}: {plan.implementation}",
         f"  reason: {plan.reason}",
         f"  a step moves at least {forward:,} bytes forward, {backward:,} backward",
-        *(f"  {line}" for line in (*memory, *spec.cell.notes)),
+        *(f"  {line}" for line in (*memory, *_notes(spec))),
     ]
     launches = plan.cell.kernel_launches
     if plan.kernels is not None:
@@ -44,6 +44,17 @@ def explain(
             "where its output has a gradient"
         )
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
+
+
+def _notes(spec: StackSpec) -> list[str]:
+    """Those of the cell, or of each direction's."""
+    if spec.reverse_cell is None:
+        return [*spec.cell.notes]
+    return [
+        f"{name}, {note}"
+        for name, cell in zip(("forward", "reverse"), spec.cells, strict=True)
+        for note in cell.notes
+    ]
 
 
 def _fused(

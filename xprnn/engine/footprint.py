@@ -45,10 +45,10 @@ def training_step(
     saved = S * (spec.input_size + (spec.num_layers - 1) * width) * C
     work = _constant_part(spec, plan, rows, k is not None)
     if k is None:
-        saved += spec.num_layers * D * _activations(spec, plan, steps, rows)
+        saved += spec.num_layers * sum(_activations(spec, plan, steps, rows))
     else:
         saved += -(-steps // k) * all_states
-        work += _activations(spec, plan, min(k, steps), rows)
+        work += max(_activations(spec, plan, min(k, steps), rows))
     inner = (D - 1) * width if spec.num_layers > 1 else 0  # the second direction's dx
     work += S * max(inner, (D - 1 + batch_first) * spec.input_size) * A
     work += S * min(spec.num_layers, 2) * width * A  # doutput, and that of the layer below
@@ -57,12 +57,16 @@ def training_step(
     return Footprint(saved, work, S * (width + spec.input_size) * A + 2 * all_states)
 
 
-def _activations(spec: StackSpec, plan: ExecutionPlan, steps: int, rows: int) -> int:
-    """The bytes that `steps` recorded steps of a direction save."""
-    width = spec.cell.gates * spec.hidden_size
-    low, others = activation_shapes(spec.cell, width, rows, steps * rows, True)
-    read = sum(prod(shape) for shape in low) * plan.precision.compute_dtype.itemsize
-    return read + sum(prod(shape) for shape in others) * plan.precision.dtype.itemsize
+def _activations(spec: StackSpec, plan: ExecutionPlan, steps: int, rows: int) -> list[int]:
+    """The bytes that `steps` recorded steps of each direction save."""
+    saved = []
+    for cell in spec.cells:
+        low, others = activation_shapes(
+            cell, cell.gates * spec.hidden_size, rows, steps * rows, True
+        )
+        read = sum(prod(shape) for shape in low) * plan.precision.compute_dtype.itemsize
+        saved.append(read + sum(prod(s) for s in others) * plan.precision.dtype.itemsize)
+    return saved
 
 
 def _constant_part(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: bool) -> int:

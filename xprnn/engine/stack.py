@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from ..kernels import (
 )
 from ..kernels import plan as dispatch
 from ..kernels.request import Request
+from .by_direction import ByDirection
 from .checkpointing import Checkpointed
 from .loop import StepLoop
 from .replay import ReplayLoop
@@ -46,15 +48,35 @@ def plan_call(
     request: Request,
 ) -> ExecutionPlan:
     """The plan of a call, with gradient checkpointing if `shape` has `recompute`."""
-    plan = dispatch(spec, backend, precision, shape, request, _plain_runner)
+    if spec.reverse_cell is None:
+        plan = dispatch(spec, backend, precision, shape, request, _plain_runner)
+    else:
+        alike = [replace(spec, cell=cell, reverse_cell=None) for cell in spec.cells]
+        plan = _of_directions(
+            [dispatch(each, backend, precision, shape, request, _plain_runner) for each in alike]
+        )
     if not shape.record or shape.recompute is None:
         return plan
     return _checkpointed(plan, plan.backward, shape.recompute)
 
 
-def with_step_loop(plan: ExecutionPlan) -> ExecutionPlan:
+def _of_directions(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
+    """The plan of a layer whose directions are run as these plans say."""
+    plan, groups = plans[0], _one_by_one(plans[0])
+    return replace(
+        plan,
+        forward=ByDirection([each.forward for each in plans]),
+        backward=ByDirection([each.backward for each in plans]),
+        forward_groups=groups,
+        backward_groups=groups,
+    )
+
+
+def with_step_loop(plan: ExecutionPlan, spec: StackSpec) -> ExecutionPlan:
     """A plan whose backward pass is the step loop, which can measure between steps."""
-    loop = StepLoop(plan.xp, plan.cell, plan.precision.compute_dtype)
+    cells = (plan.cell,) if spec.reverse_cell is None else spec.cells
+    loops = [StepLoop(plan.xp, cell, plan.precision.compute_dtype) for cell in cells]
+    loop = loops[0] if len(loops) == 1 else ByDirection(loops)
     if isinstance(plan.backward, Checkpointed):
         return _checkpointed(replace(plan, forward=plan.backward.runner), loop, plan.backward.k)
     return replace(plan, backward=loop, backward_groups=_one_by_one(plan))
@@ -218,7 +240,7 @@ def backward(
     """
     (doutput, dfinal), plan = upstream, tape.plan
     if norms is not None:
-        plan = with_step_loop(plan)
+        plan = with_step_loop(plan, spec)
     batch, xp, dtype = tape.batch, plan.xp, plan.precision.dtype
     context = CallContext(plan, batch, scratch, scratch, True)
     width = spec.num_directions * spec.output_size

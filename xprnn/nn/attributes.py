@@ -20,22 +20,24 @@ def read_only(name: str, doc: str, advice: str) -> Any:
     return property(attrgetter(f"_{name}"), reject, doc=doc)
 
 
-def option(name: str, doc: str) -> Any:
+def option(name: str, doc: str, absent: Any = None) -> Any:
     """The property `name`: an argument of a module's constructor, fixed from then on.
 
     Setting it to its current value does nothing: constructors of subclasses written for torch do.
+
+    :param absent: the value where the options do not contain it, which is the default.
     """
 
     def get(module: Any) -> Any:
-        return module._options[name]
+        return module._options.get(name, absent)
 
     def check_unchanged(module: Any, value: Any) -> None:
         kind, options = type(module).__name__, module.__dict__.get("_options")
         if options is None:
             raise AttributeError(f"{kind}.{name} cannot be set: super().__init__(...) comes first")
-        if value != options[name]:
+        if value != (fixed := options.get(name, absent)):
             raise AttributeError(
-                f"{kind}.{name} cannot be set to {value!r}: it is fixed at {options[name]!r} when "
+                f"{kind}.{name} cannot be set to {value!r}: it is fixed at {fixed!r} when "
                 "the module is built; build another one"
             )
 

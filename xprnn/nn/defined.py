@@ -58,8 +58,11 @@ class _Defined:
         cls, options: dict[str, Any], cells: Sequence[Definition]
     ) -> dict[str, Any]:
         name, digest = options["definition"]["name"], options["definition"]["digest"]
+        from ..cells.shipped import DEFINITIONS
+
         distinct = dict.fromkeys(each for each in cells if isinstance(each, Definition))
         matching = [each for each in distinct if each.name == name]
+        matching = matching or [each for each in DEFINITIONS if each.name == name]
         if len(matching) != 1:
             passed = ", ".join(map(repr, cells)) or "none"
             raise ValueError(
@@ -73,7 +76,7 @@ class _Defined:
                 f"its cell is defined by other equations than those of the {name!r} in cells "
                 f"(digest {str(digest)[:14]}, got {actual[:14]})"
             )
-        return {**options, "definition": definition}
+        return {**options, **values, "definition": definition}
 
 
 def _settings(definition: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,10 +100,17 @@ def _values(definition: Definition, settings: Mapping[str, Any]) -> dict[str, An
     options = dict(definition.signature.options)
     for name, default in options.items():
         value, kind = settings.get(name, default), type(default)
+        if kind is tuple:
+            value = _as_tuples(value)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
         options[name] = kind(value)
     return options
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists, such as those of files, as tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def check_parameters(

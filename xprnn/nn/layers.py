@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from ..backend import (
@@ -20,10 +21,13 @@ from ..backend import (
     StateTypes,
 )
 from ..backend.exports import exported_from
+from ..cells.activations import Activation, Activations
 from ..core.checks import check_size
 from ..core.passes import Call
+from ..core.spec import StackSpec
 from ..engine.footprint import Footprint, training_step
 from ..kernels import ExecutionPlan
+from . import variants
 from .arguments import check_call, check_upstream, elman, gru, lstm, unwrap
 from .attributes import option
 from .module import file_kind
@@ -229,9 +233,24 @@ class _Layer(StateTypes[StatesLike, States], _Recurrent):
         return (second, first) if swapped else (first, second)
 
 
+class _BuiltIn(_Layer[StatesLike, States]):
+    """A layer of a cell of xprnn, or of the definition of one with other functions or sizes."""
+
+    activations: tuple[Activation, ...] | None = option(
+        "activations", "The activation functions, where they are not the usual ones."
+    )
+
+    @classmethod
+    def _make_spec(cls, options: Mapping[str, Any]) -> StackSpec:
+        return variants.with_options(super()._make_spec(options), options)
+
+    def _plain(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return variants.plain(super()._plain(options))
+
+
 @exported_from("xprnn")
 @file_kind("RNN")
-class RNN(_Layer[AnyArray, Array]):
+class RNN(_BuiltIn[AnyArray, Array]):
     """Elman layers, h_t = tanh(x_t W_ih' + b_ih + h_{t-1} W_hh' + b_hh), or relu for tanh.
 
     Arguments, names, shapes and initialisation (uniform within 1/sqrt(H)) are those of
@@ -251,6 +270,10 @@ class RNN(_Layer[AnyArray, Array]):
         layer except the last is set to zero (the others are divided by 1 - dropout). With one
         layer it has no effect and warns with UserWarning.
     :param bidirectional: D = 2: a second direction processes each row from its end.
+    :param activations: one function in place of `nonlinearity`, such as ("softsign",); with
+        parameters (("leaky_relu", 0.2),). A bidirectional layer may have two, the second one of the
+        reverse direction. For the names see `xprnn.cell_definitions`. The layer then runs that
+        definition, instead of the kernels of the cell.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
     :param precision: "ieee": float32 products are full float32; "tf32" allows a GPU to round their
@@ -288,6 +311,7 @@ class RNN(_Layer[AnyArray, Array]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        activations: Activations | None = None,
         backend: BackendName | None = None,
         dtype: DTypeLike = "float32",
         precision: Precision = "ieee",
@@ -304,6 +328,7 @@ class RNN(_Layer[AnyArray, Array]):
             "batch_first": batch_first,
             "dropout": dropout,
             "bidirectional": bidirectional,
+            "activations": activations,
             "seed": seed,
         }
         self._construct(options, backend, dtype, precision, compute_dtype, recompute=recompute)
@@ -314,7 +339,7 @@ class RNN(_Layer[AnyArray, Array]):
 
 @exported_from("xprnn")
 @file_kind("GRU")
-class GRU(_Layer[AnyArray, Array]):
+class GRU(_BuiltIn[AnyArray, Array]):
     """Gated recurrent layers: h_t = (1 - z) n + z h_{t-1}, in one of two forms.
 
     With σ the logistic function and ⊙ the element-wise product::
@@ -337,6 +362,9 @@ class GRU(_Layer[AnyArray, Array]):
         layer except the last is set to zero; see `RNN`.
     :param bidirectional: D = 2: a second direction processes each row from its end.
     :param reset_after: selects the form, see above.
+    :param activations: (f, g): f in place of σ, g in place of tanh, such as ("hard_sigmoid",
+        "relu") or ("sigmoid", ("leaky_relu", 0.2)). A bidirectional layer may have four, the last
+        two of the reverse direction. None: the usual ones; see `RNN`.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
     :param precision: "ieee" or, to allow a GPU to round operands, "tf32"; see `RNN`.
@@ -365,6 +393,7 @@ class GRU(_Layer[AnyArray, Array]):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        activations: Activations | None = None,
         backend: BackendName | None = None,
         dtype: DTypeLike = "float32",
         precision: Precision = "ieee",
@@ -381,6 +410,7 @@ class GRU(_Layer[AnyArray, Array]):
             "dropout": dropout,
             "bidirectional": bidirectional,
             "reset_after": reset_after,
+            "activations": activations,
             "seed": seed,
         }
         self._construct(options, backend, dtype, precision, compute_dtype, recompute=recompute)
@@ -391,7 +421,7 @@ class GRU(_Layer[AnyArray, Array]):
 
 @exported_from("xprnn")
 @file_kind("LSTM")
-class LSTM(_Layer[PairLike, Pair]):
+class LSTM(_BuiltIn[PairLike, Pair]):
     """Long short-term memory layers; the state is a pair (h, c).
 
     With σ the logistic function and ⊙ the element-wise product::
@@ -410,6 +440,11 @@ class LSTM(_Layer[PairLike, Pair]):
     :param dropout: the probability with which, in train mode, an element of the output of each
         layer except the last is set to zero; see `RNN`.
     :param bidirectional: D = 2: a second direction processes each row from its end.
+    :param proj_size: P, the width of h: h_t = (o ⊙ tanh(c_t)) W_hr', with parameters weight_hr_l0
+        (P, H), and weight_hh_l0 (4*H, P), as in torch. 0: no projection, and h has width H.
+    :param activations: (f, g, h): f in place of σ, g and h in place of the tanh of g and of c_t. A
+        bidirectional layer may have six, the last three of the reverse direction. None: the usual
+        ones; see `GRU` and `RNN`.
     :param backend: "numpy", "cupy", "cupy:N" or "auto"; None: as for `xprnn.get_backend`.
     :param dtype: "float32" or "float64": of x, states, output, parameters and gradients.
     :param precision: "ieee" or, to allow a GPU to round operands, "tf32"; see `RNN`.
@@ -438,6 +473,8 @@ class LSTM(_Layer[PairLike, Pair]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        proj_size: int = 0,
+        activations: Activations | None = None,
         backend: BackendName | None = None,
         dtype: DTypeLike = "float32",
         precision: Precision = "ieee",
@@ -453,8 +490,11 @@ class LSTM(_Layer[PairLike, Pair]):
             "batch_first": batch_first,
             "dropout": dropout,
             "bidirectional": bidirectional,
+            "proj_size": proj_size,
+            "activations": activations,
             "seed": seed,
         }
         self._construct(options, backend, dtype, precision, compute_dtype, recompute=recompute)
 
+    proj_size: int = option("proj_size", "The width of h, or 0: the hidden size.", absent=0)
     _cell = staticmethod(lstm)

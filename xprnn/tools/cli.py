@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
+from ..cells.definition import Definition
 from ..diagnostics.verification.suite import LAYERS, PRECISIONS, verify_cells
 from . import apply, demo, info
 from .bench import run as bench
@@ -146,10 +148,20 @@ def _add_qualify(qualify: argparse.ArgumentParser) -> None:
 
 def _add_bench(timing: argparse.ArgumentParser) -> None:
     usual = bench.Setting()
-    for flag, names, name in (("--cell", LAYERS, usual.cell), ("--dtype", PRECISIONS, usual.kind)):
-        timing.add_argument(
-            flag, choices=[*names], default=name, metavar="NAME", help=_among(names)
-        )
+    timing.add_argument(
+        "--cell",
+        type=_cell,
+        default=usual.cell,
+        metavar="NAME",
+        help=f"{_among(LAYERS)}; or FILE.py:NAME, what xprnn.cell makes in a file, which is run",
+    )
+    timing.add_argument(
+        "--dtype",
+        choices=[*PRECISIONS],
+        default=usual.kind,
+        metavar="NAME",
+        help=_among(PRECISIONS),
+    )
     for flag, letter, number in (
         ("--hidden", "H", usual.hidden),
         ("--batch", "N", usual.batch),
@@ -168,6 +180,14 @@ def _add_bench(timing: argparse.ArgumentParser) -> None:
 
 def _among(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def _cell(text: str) -> str:
+    if text not in LAYERS and not text.rpartition(":")[0].endswith(".py"):
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(LAYERS)} or FILE.py:NAME, got {text!r}"
+        )
+    return text
 
 
 def _positive(text: str) -> int:
@@ -256,7 +276,7 @@ def _qualify(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     setting = bench.Setting(
-        options.cell,
+        options.cell if options.cell in LAYERS else _definition(options.cell),
         options.hidden,
         options.input or options.hidden,
         options.batch,
@@ -265,6 +285,15 @@ def _bench(options: argparse.Namespace) -> None:
         options.backend,
     )
     show(bench.run(setting, options.against))
+
+
+def _definition(text: str) -> Definition:
+    """The definition at FILE.py:NAME; the file is run."""
+    path, _, name = text.rpartition(":")
+    definition = runpy.run_path(path).get(name)
+    if not isinstance(definition, Definition):
+        raise ValueError(f"{path}: has no definition of a cell {name!r}")
+    return definition
 
 
 @contextmanager

@@ -180,7 +180,7 @@ def test_a_call_of_libm_is_detected() -> None:
 
 
 def test_every_sequence_cell_has_a_definition() -> None:
-    from xprnn.cells.definition.builtin import BUILTIN
+    from xprnn.cells.shipped import BUILTIN
     from xprnn.kernels.numba import package as family
 
     assert family.SEQUENCE == SEQUENCE == tuple(BUILTIN)

@@ -156,8 +156,8 @@ def cell(
     :param vectors: the names of learned vectors of H numbers, read as `f.name`.
     :param inputs: the names of numbers for each step and row, which a call passes, read as
         `x.name`.
-    :param options: numbers, strings or bools by name, read as `f.name`: a layer's arguments, with
-        their defaults.
+    :param options: numbers, strings, bools or tuples of these by name, read as `f.name`: a layer's
+        arguments, with their defaults.
     :raises TypeError, ValueError, AttributeError: the function is not a definition; the message
         names the line.
 
@@ -217,11 +217,19 @@ def _check(signature: Signature, where: Location) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             where.refuse(f"gives state {name!r} the initial value {value!r}, expected a number")
     for name, value in options.items():
-        if not isinstance(value, (bool, int, float, str)):
-            where.refuse(f"gives option {name!r} {value!r}, expected a number, string or bool")
+        if not _is_plain(value):
+            where.refuse(
+                f"gives option {name!r} {value!r}, expected a number, string, bool or tuple of them"
+            )
     parameters = [p.kind for p in inspect.signature(where.step).parameters.values()]
     if len(parameters) != 3:
         where.refuse(f"takes {len(parameters)} arguments, expected three: f, x and s")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
 
 
 def _check_names(kind: str, names: list[Any], where: Location) -> None:

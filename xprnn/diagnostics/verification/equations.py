@@ -86,7 +86,7 @@ class Equations:
         self.steps: int
         self.steps, batch = layer._steps_and_batch(self.arguments.x.shape)
         slopes = self._slopes(NUDGE, 0)
-        self.kinked: bool = layer._spec.cell.has_kinks and self._is_kinked()
+        self.kinked: bool = any(c.has_kinks for c in layer._spec.cells) and self._is_kinked()
         if self.kinked:
             self.expected = {n: a for n, a in self.expected.items() if not n.startswith("d")}
         self.limits: dict[str, float] = self._limits(slopes, self.steps, batch)

@@ -18,7 +18,6 @@ from numba import types
 
 from ...backend import Array
 from ...cells import Cell, Weights
-from ...cells.definition.builtin import BUILTIN, builtin_cell
 from ...cells.definition.defined_cell import DefinedCell
 from ...cells.definition.step_program import ProductOp, Program, backward_program, forward_program
 from ..codegen.numba import emit
@@ -26,6 +25,7 @@ from ..interface import Pass
 from .jit import compile_for, number_of, written
 from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
+from .table import SEQUENCE
 
 
 class Loop(NamedTuple):
@@ -111,14 +111,17 @@ class Counts(NamedTuple):
 
 def is_generated(cell: Cell) -> bool:
     """Whether there are loops for a cell."""
-    return isinstance(cell, DefinedCell) or cell.name in BUILTIN
+    return isinstance(cell, DefinedCell) or cell.name in SEQUENCE
 
 
 @lru_cache(64)
 def loops_of(cell: Cell, hidden_size: int, dtype: np.dtype[Any]) -> Loops:
     """The loops of a cell."""
-    defined = cell if isinstance(cell, DefinedCell) else builtin_cell(cell.name, hidden_size)
-    return Loops(defined, dtype)
+    if isinstance(cell, DefinedCell):
+        return Loops(cell, dtype)
+    from ...cells.shipped import builtin_cell  # traced where it is used
+
+    return Loops(builtin_cell(cell.name, hidden_size), dtype)
 
 
 @cache

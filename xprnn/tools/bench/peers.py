@@ -47,7 +47,7 @@ def torch_peer(task: Task) -> Peer:
     torch, device, dtype = torch_for(task)
     setting = task.setting
     family = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
-    kind, _, nonlinearity = setting.cell.partition("_")
+    kind, _, nonlinearity = setting.built_in("torch").partition("_")
     options: dict[str, Any] = {"nonlinearity": nonlinearity} if nonlinearity else {}
     options["bidirectional"] = setting.directions == 2
     layer = family[kind](setting.input, setting.hidden, **options).to(device, dtype)
@@ -83,7 +83,7 @@ def torch_for(task: Task) -> tuple[Any, Any, Any]:
     """
     torch = imported("torch")
     setting, backend = task.setting, task.layer.backend
-    if setting.cell == "gru_reset_before":
+    if setting.built_in("torch") == "gru_reset_before":
         raise PeerUnavailableError("torch: has no GRU with the reset gate before the product")
     device = torch.device("cpu")
     if isinstance(backend, CupyBackend):
@@ -109,9 +109,8 @@ def onnxruntime_peer(task: Task) -> Peer:
     :raises PeerUnavailableError: it is not installed, or does not support the dtype or device.
     """
     setting = task.setting
-    session, how = session_for(
-        task, lambda weights: onnx.model(setting.cell, weights, task.x.shape)
-    )
+    cell = setting.built_in("onnxruntime")
+    session, how = session_for(task, lambda weights: onnx.model(cell, weights, task.x.shape))
     forward, results = runner(session, {"x": task.x.astype(setting.operand_dtype)}, task)
     note = f"onnxruntime: {how}, forward only"
     return Peer("onnxruntime", forward, None, {"output": results()[0][:, 0]}, note)

@@ -23,7 +23,7 @@ def torch_step(task: Task) -> Step:
     """
     torch, device, dtype = torch_for(task)
     setting = task.setting
-    kind, _, nonlinearity = setting.cell.partition("_")
+    kind, _, nonlinearity = setting.built_in("torch").partition("_")
     family = {"rnn": torch.nn.RNNCell, "gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}[kind]
     options = {"nonlinearity": nonlinearity} if nonlinearity else {}
     cell = family(setting.input, setting.hidden, **options).to(device, dtype)
@@ -50,11 +50,10 @@ def onnxruntime_step(task: Task) -> Step:
     :raises PeerUnavailableError: it is not installed, or does not support the dtype or device.
     """
     setting = task.setting
+    cell = setting.built_in("onnxruntime")
     names = ("h", "c")[: len(task.states)]
     arrays = {"x": task.x[:1], **{n: s[None] for n, s in zip(names, task.states, strict=True)}}
-    session, _ = session_for(
-        task, lambda w: onnx.step_model(setting.cell, w, task.x.shape[1:], names)
-    )
+    session, _ = session_for(task, lambda w: onnx.step_model(cell, w, task.x.shape[1:], names))
     inputs = {name: array.astype(setting.operand_dtype) for name, array in arrays.items()}
     step, results = runner(session, inputs, task)
     return step, lambda: results()[0][0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...backend import BackendName, get_backend, to_numpy
+from ...cells.definition import Definition
 from ...diagnostics.verification.suite import LAYERS, PRECISIONS
+from ...nn.defined import Recurrent
 
 Results = dict[str, np.ndarray]
 
@@ -22,7 +25,7 @@ class PeerUnavailableError(RuntimeError):
 class Setting:
     """One layer, T steps of N rows."""
 
-    cell: str = "gru"  # a name of `LAYERS`
+    cell: str | Definition = "gru"  # a name of `LAYERS`, or a definition
     hidden: int = 128  # H
     input: int = 128  # I
     batch: int = 32  # N
@@ -30,6 +33,12 @@ class Setting:
     kind: str = "float32"  # a name of `PRECISIONS`
     backend: BackendName | None = None
     directions: int = 1  # D
+
+    def built_in(self, peer: str) -> str:
+        """The cell's name; PeerUnavailableError if it is a definition, which no peer has."""
+        if isinstance(self.cell, str):
+            return self.cell
+        raise PeerUnavailableError(f"{peer}: has no layer of the cell {self.cell.name}")
 
     @property
     def operand_dtype(self) -> str:
@@ -68,9 +77,10 @@ def make_task(setting: Setting) -> Task:
     """Draw weights, x and the output's gradient from a fixed seed.
 
     :raises ValueError, BackendUnavailableError: the dtype or the backend cannot be used.
+    :raises TypeError: the cell is a definition that needs sizes or inputs.
     """
-    family, options = LAYERS[setting.cell]
-    layer = family(
+    make, options = _constructor(setting.cell)
+    layer = make(
         setting.input,
         setting.hidden,
         backend=get_backend(setting.backend).name,
@@ -85,6 +95,17 @@ def make_task(setting: Setting) -> Task:
         values = rng.standard_normal((setting.steps, setting.batch, width))
         return values.astype(layer.arithmetic.compute_dtype).astype(layer.dtype)
 
-    x, doutput = draw(setting.input), draw(setting.directions * setting.hidden)
-    names = layer._spec.cell.state_names
-    return Task(setting, layer, x, doutput, tuple([draw(setting.hidden)[0] for _ in names]))
+    x, doutput = draw(setting.input), draw(setting.directions * layer._spec.output_size)
+    states = tuple([draw(size)[0] for size in layer._spec.state_sizes])
+    return Task(setting, layer, x, doutput, states)
+
+
+def _constructor(cell: str | Definition) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """What makes a layer of a cell, and more arguments for it."""
+    if isinstance(cell, str):
+        return LAYERS[cell]
+    if names := cell.signature.inputs:
+        raise TypeError(
+            f"cell: {cell.name} has inputs beside x, {', '.join(names)}: it is not timed"
+        )
+    return partial(Recurrent, cell), {}
