@@ -5,6 +5,7 @@ Each is a substitution of text that occurs once in a source; the kernels are rec
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,23 +27,22 @@ pytestmark = needs_numba
 
 # with the pass in which each shows: only this pass is recompiled
 EMITTER = {
-    "a difference of the other sign": ("gru", "training", '"{0} - {1}"', '"{1} - {0}"'),
-    "a sum without its second term": ("lstm", "training", '"{0} + {1}"', '"{0}"'),
-    "a product that is a sum": ("rnn_tanh", "backward", '"{0} * {1}"', '"{0} + {1}"'),
-    "a value that is not negated": ("gru", "backward", '"-{0}"', '"{0}"'),
-    "another function": ("lstm", "training", '"tanh({0})"', '"sigmoid({0})"'),
-    "a selection of the other value": ("rnn_relu", "backward", '"{1} if {0} else {2}"', '"{2}"'),
-    "the columns of another value": ("gru", "training", "first_{k}:end_{k}", "first_0:end_0"),
+    "a difference of the other sign": ("gru", '"{0} - {1}"', '"{1} - {0}"'),
+    "a sum without its second term": ("lstm", '"{0} + {1}"', '"{0}"'),
+    "a product that is a sum": ("rnn_tanh", '"{0} * {1}"', '"{0} + {1}"'),
+    "a value that is not negated": ("gru", '"-{0}"', '"{0}"'),
+    "another function": ("lstm", '"tanh({0})"', '"sigmoid({0})"'),
+    "a selection of the other value": ("rnn_relu", '"{1} if {0} else {2}"', '"{2}"'),
+    "the columns of another value": ("gru", "first_{k}:end_{k}", "first_0:end_0"),
     "the matrix of another product": (
         "gru_reset_before",
-        "training",
         "weights[{len(self._products) - 1}]",
         "weights[0]",
     ),
-    "values of another row": ("lstm", "training", '[s]"', '[0]"'),
-    "a factor of 1.001": ("lstm", "backward", "text = repr(float(value))",
+    "values of another row": ("lstm", '[s]"', '[0]"'),
+    "a factor of 1.001": ("lstm", "text = repr(float(value))",
                           "text = repr(1.001 * value)"),
-    "what is stored in another array": ("lstm", "training", "{names[view]}[j] = {value}",
+    "what is stored in another array": ("lstm", "{names[view]}[j] = {value}",
                                         "{first}[j] = {value}"),
 }  # fmt: skip
 LOOPS = {
@@ -89,15 +89,15 @@ LOOPS = {
     ),
 }
 PRODUCTS = {
-    "the last column of a panel": ("packing", "filled = min(width, columns.shape[1])",
+    "the last column of a panel": ("filled = min(width, columns.shape[1])",
                                    "filled = min(width, columns.shape[1]) - 1"),
-    "rows that are packed again": ("packing", "panels[p, rows])", "panels[p, : rows.stop - k])"),
-    "the rest of a transpose": ("packing", "for k in range(full, K):",
+    "rows that are packed again": ("panels[p, rows])", "panels[p, : rows.stop - k])"),
+    "the rest of a transpose": ("for k in range(full, K):",
                                 "for k in range(full, K - 1):"),
-    "weights the wrong way": ("packing", "source, target = columns[k], panel[k]",
+    "weights the wrong way": ("source, target = columns[k], panel[k]",
                               "source, target = columns[-1 - k], panel[k]"),
-    "a row too few": ("forward", "        if n < rows:\n", "        if n + 1 < rows:\n"),
-    "sums that begin at another panel's bias": ("forward", "_four(a[n:], panel, start, p,",
+    "a row too few": ("        if n < rows:\n", "        if n + 1 < rows:\n"),
+    "sums that begin at another panel's bias": ("_four(a[n:], panel, start, p,",
                                                 "_four(a[n:], panel, start, 0,"),
 }  # fmt: skip
 GRADIENTS = {
@@ -175,7 +175,7 @@ def test_a_fault_in_the_emitter_shows(fault: str, monkeypatch: pytest.MonkeyPatc
     from xprnn.kernels import codegen
     from xprnn.kernels.numba import generated
 
-    cell, where, old, new = EMITTER[fault]
+    cell, old, new = EMITTER[fault]
     load(cell)
     broken = faulty(codegen.numba, (old, new))
     monkeypatch.setattr(generated, "emit", broken.emit)
@@ -197,9 +197,9 @@ def test_a_fault_in_the_loops_shows(fault: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_fault_in_the_products_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from xprnn.kernels.numba import loops, product, sequence
 
-    where, *change = PRODUCTS[fault]
     load("gru")
-    broken = faulty(product, tuple(change))
+    broken = faulty(product, PRODUCTS[fault])
+    monkeypatch.setitem(sys.modules, product.__name__, broken)  # generated code imports it
     monkeypatch.setattr(sequence, "product", broken)
     monkeypatch.setattr(loops, "product", broken.product)
     assert_shows("gru", monkeypatch)

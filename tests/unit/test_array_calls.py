@@ -147,11 +147,7 @@ def test_gates_side_by_side_are_computed_together() -> None:
     ] == [
         ("matmul", "scratch", 4 * H),
         ("add", "scratch", 4 * H),
-        ("multiply", "gates", 2 * H),
-        ("minimum", "gates", 3 * H),
-        ("exp", "gates", 3 * H),
-        ("add", "gates", 3 * H),
-        ("divide", "gates", 3 * H),
+        *((name, "gates", 2 * H) for name in ("multiply", "minimum", "exp", "add", "divide")),
     ]
 
 

@@ -77,9 +77,9 @@ def addresses(layer: Any) -> list[int]:
     entries = [packed.entries for packed in layer.parameters.packed_weights.values()]
     panels = []
     for each in entries:
-        ih, bias, matrices, _ = each["forward"]
-        panels += [ih, bias, *matrices, *each["backward"][0], each["input"]]
-    return [array.ctypes.data for array in panels]
+        ih, bias, matrices, _ = each.get("forward", (None, None, (), ()))
+        panels += [ih, bias, *matrices, *each.get("backward", [()])[0], each.get("input")]
+    return [array.ctypes.data for array in panels if array is not None]
 
 
 def test_packed_weights_of_old_versions_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:

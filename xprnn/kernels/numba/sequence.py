@@ -184,7 +184,7 @@ class NumbaRunner:
 
     def _gradients(
         self,
-        cell: Cell,
+        cell: DefinedCell,
         passes: Sequence[BackwardPass],
         batch: PackedBatch,
         scratch: Workspace,
