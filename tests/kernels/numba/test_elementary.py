@@ -184,3 +184,18 @@ def test_every_sequence_cell_has_a_definition() -> None:
     from xprnn.kernels.numba import package as family
 
     assert family.SEQUENCE == SEQUENCE == tuple(BUILTIN)
+
+
+def test_generated_loops_save_what_the_plain_code_does() -> None:
+    """In the same columns, so that either can run the backward pass."""
+    from xprnn.cells import CELLS
+    from xprnn.cells.shipped import BUILTIN, builtin_cell
+
+    for name in BUILTIN:
+        cell, H = builtin_cell(name, 5), 5
+        assert cell.saved_size(H) == CELLS[name].saved_size(H)
+        assert cell.state_sizes(H) == CELLS[name].state_sizes(H)
+        order = [
+            CELLS[name].gate_names.index(gate.detail) for gate in cell.derived.step.gates.values()
+        ]
+        assert order == sorted(order)

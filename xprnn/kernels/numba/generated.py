@@ -35,6 +35,7 @@ class Loop(NamedTuple):
     columns: Array  # in: of the places in a step
     scratch: tuple[int, ...]  # widths of the arrays that a step needs
     products: tuple[ProductOp, ...]  # of a step, whose matrices are its `weights`
+    multiply_adds: int  # of the products of a step, for each row
 
 
 class Loops:
@@ -96,7 +97,9 @@ class Loops:
             panels_of(each.width, dtype) * width_of(dtype) if k in outs else each.width
             for k, each in enumerate(program.scratch)
         ]
-        return Loop(function, np.array(step.columns, np.intp), tuple(scratch), step.products)
+        work = sum(product.operand.width * product.out.width for product in step.products)
+        columns = np.array(step.columns, np.intp)
+        return Loop(function, columns, tuple(scratch), step.products, work)
 
 
 class Counts(NamedTuple):

@@ -49,6 +49,7 @@ class NumbaRunner:
         self._backend = backend
         self._cell = cell
         self._dtype = precision.dtype
+        self._by_size: dict[int, generated.Loops] = {}
         scratch = gradients.BLOCK * width_of(self._dtype)
         self.costs: RunnerCosts = RunnerCosts(
             packs_weights=True, scratch=scratch, input_rows=INPUT_ROWS
@@ -77,7 +78,7 @@ class NumbaRunner:
         loops = self._loops(passes[0])
         loop = loops.of(call.forward_pass, _has_masks(passes[0]))
         # an unrecorded call has no gates
-        results = [allocate(loops.cell, self._dtype, each, call, record) for each in passes]
+        results = [allocate(self._cell, self._dtype, each, call, record) for each in passes]
         extra = [extra_arrays(np, loops.cell, each, masks.keep) for each in passes]
         counts = _counts(batch)
 
@@ -94,15 +95,17 @@ class NumbaRunner:
                 for part in parts:
                     rows = part[1] - part[0]
                     input_rows, width = max(INPUT_ROWS, -(-rows // 4) * 4), bias.size
-                    block, gx = scratch.arrays((input_rows, x.shape[1]), (input_rows, width))
-                    arrays = *weights, loop.columns, _scratch(scratch, rows, loop)
+                    shapes = (input_rows, x.shape[1]), (input_rows, width)
+                    block, gx, *others = scratch.arrays(*shapes, *_scratch(rows, loop))
+                    arrays = *weights, loop.columns, tuple(others)
                     outputs = gates, saved if record else None, states
                     inputs = each, ends, counts, direction.reverse, *part
                     arguments = ih, bias, block, gx, *arrays, x, *outputs, *inputs
                     calls.append(partial(loop.function, *arguments))
             return calls
 
-        _run(make_calls, batch, len(passes) * _multiply_adds(passes[0], loop), len(passes))
+        weight_count = passes[0].weights.weight_ih.size + loop.multiply_adds
+        _run(make_calls, batch, len(passes) * weight_count, len(passes))
         for direction, activations in zip(passes, results, strict=True):
             write_results(direction, activations, batch)
         return results
@@ -110,7 +113,11 @@ class NumbaRunner:
     def _loops(self, direction: ForwardPass | BackwardPass) -> generated.Loops:
         """The loops of the cell, for the sizes of a pass."""
         hidden_size = len(direction.weights.weight_ih) // self._cell.gates
-        return generated.loops_of(self._cell, hidden_size, self._dtype)
+        loops = self._by_size.get(hidden_size)
+        if loops is None:
+            loops = generated.loops_of(self._cell, hidden_size, self._dtype)
+            self._by_size[hidden_size] = loops
+        return loops
 
     def _packed(
         self,
@@ -173,13 +180,14 @@ class NumbaRunner:
                 if batch.running < batch.batch:
                     dstates = _running_rows(dstates, batch)
                 for part in parts:
-                    arrays = *weights, loop.columns, _scratch(scratch, part[1] - part[0], loop)
+                    others = scratch.arrays(*_scratch(part[1] - part[0], loop))
+                    arrays = *weights, loop.columns, tuple(others)
                     inputs = doutput, dstates, counts, direction.reverse, *part
                     arguments = *arrays, gates, saved, states, each, *inputs
                     calls.append(partial(loop.function, *arguments))
             return calls
 
-        _run(make_calls, batch, len(passes) * _multiply_adds(None, loop), len(passes))
+        _run(make_calls, batch, len(passes) * loop.multiply_adds, len(passes))
         self._gradients(loops.cell, passes, batch, scratch)
 
     def _gradients(
@@ -224,15 +232,9 @@ def _has_masks(direction: ForwardPass | BackwardPass) -> bool:
     return direction.extra is not None and bool(direction.extra.step_key)
 
 
-def _scratch(scratch: Workspace, rows: int, loop: generated.Loop) -> tuple[Array, ...]:
-    """The scratch arrays of a slice of rows."""
-    return tuple(scratch.arrays(*[(rows, width) for width in loop.scratch]))
-
-
-def _multiply_adds(direction: ForwardPass | None, loop: generated.Loop) -> int:
-    """The multiply-adds of a row and step, with those of the input side of a forward pass."""
-    products = sum(product.operand.width * product.out.width for product in loop.products)
-    return products + (direction.weights.weight_ih.size if direction else 0)
+def _scratch(rows: int, loop: generated.Loop) -> list[tuple[int, int]]:
+    """The shapes of the scratch arrays of a slice of rows."""
+    return [(rows, width) for width in loop.scratch]
 
 
 def _run(
