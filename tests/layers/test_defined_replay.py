@@ -19,6 +19,7 @@ from tests.layers.test_defined_layers import (
     assert_equal,
     build,
     check,
+    plain_code,  # noqa: F401 - a fixture
     run,
 )
 from tests.layers.test_stepper_memory import BIG, SMALL, peak

@@ -124,11 +124,11 @@ def extra_arrays(
     xp: Any,
     cell: Cell,
     direction: ForwardPass | BackwardPass,
-    keep: Callable[..., Array] = dropout.keep,
+    keep: Callable[..., Array] | None = None,
 ) -> tuple[Array, ...]:
     """The extra inputs of all steps, (S, 1) each, and in training the masks, (S, H) each.
 
-    :param keep: draws a mask, as `dropout.keep` does.
+    :param keep: draws a mask; None: `dropout.keep`.
     """
     extra, weight_ih = direction.extra, direction.weights.weight_ih
     if extra is None:
@@ -137,7 +137,7 @@ def extra_arrays(
         return extra.inputs
     H, low = len(weight_ih) // cell.gates, weight_ih.dtype.itemsize == 2
     dtype = xp.dtype("float32") if low else weight_ih.dtype
-    masks = []
+    masks, keep = [], keep or dropout.keep
     for k, mask in enumerate(cell.masks):
         key, time = extra.step_key, extra.time
         if mask.per_sequence:
