@@ -37,6 +37,8 @@ FUNCTIONS = {  # tests of a tier other than their folder's
     "layers/test_defined_layers.py::test_diagnostics": "kernels",  # of all implementations
     "layers/test_gradcheck.py::test_an_injected_fault_is_detected": "mutation",
     "layers/test_recompute.py::test_segments_with_the_sequence_kernels_of_a_gpu": "kernels",
+    # ONNX Runtime is not one of the fast tier's packages
+    "layers/test_shipped_cells.py::test_definitions_equal_onnx_runtime": "kernels",
     "layers/test_recorded_calls.py::test_skipped_batches_leave_no_memory": "endurance",
     "unit/test_random_definitions.py::test_gradients_of_many_random_definitions": "exhaustive",
     "gpu/test_smoke.py::test_there_is_a_kind_for_every_kernel": "kernels",

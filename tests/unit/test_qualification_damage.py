@@ -33,7 +33,6 @@ VALID = make(
         *preferring("reference", SMALL, cell="lstm", dtype="bfloat16"),
         row(cell="rnn_tanh", outcome="timed out", T=3, detail="after 10 s"),
     ],
-    settings={"per_thread": 5_000_000},
 )
 TEXT = as_json(VALID)
 SHAPES = [Shape(*sizes) for sizes in ((1, 16, 1), (8, 16, 9), (5, 16, 4), (1, 16, 99), (9, 16, 9))]
@@ -148,7 +147,7 @@ def expected(
     right = {name: each for name, each in times.items() if len(each) == count}
     candidates = right
     if not faulty:
-        if default not in right:
+        if default not in right or (call[2] == "training" and max(r.T for r in rows) < shape.T):
             return set()
         candidates = {
             name: each

@@ -11,9 +11,10 @@ import numpy as np
 
 from ...backend import Backend, optional
 from ...backend.processors import processor_name, usable
-from ...cells import Cell
+from ...cells import Cell, definition
 from ...cells.definition.defined_cell import DefinedCell
 from ...core.precision import PrecisionPolicy
+from .. import codegen
 from ..interface import Unsupported
 from ..qualification import sources_digest
 from .table import SEQUENCE, STEP
@@ -42,15 +43,8 @@ def identity(backend: Backend) -> dict[str, str]:
         "numba": numba.__version__,
         "numpy": np.__version__,
         "threads": str(usable()),  # with others, other implementations are faster
-        "sources": sources_digest(__package__),
+        "sources": sources_digest(__package__, codegen.__name__, definition.__name__),
     }
-
-
-def configure(settings: Mapping[str, int]) -> None:
-    """Use the measured constants of a qualification; others are the defaults."""
-    from . import sequence
-
-    sequence.per_thread = settings.get("per_thread", sequence.PER_THREAD)
 
 
 def unusable() -> Unsupported | None:
