@@ -9,7 +9,8 @@ import pytest
 
 from tests.layers.test_recompute import assert_equal, check, run_in_segments
 from tests.support.cases import Case, Results
-from xprnn.engine import checkpointing, dropout, stack
+from xprnn.core import dropout
+from xprnn.engine import checkpointing, stack
 
 FAULTS = {
     "all states in one slot": ("begin = saved.stop", "begin = saved.start"),

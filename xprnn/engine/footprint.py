@@ -78,7 +78,8 @@ def _constant_part(spec: StackSpec, plan: ExecutionPlan, rows: int, recomputes: 
     weights = sum(prod(shape) for shape in spec.shapes().values())
     largest = cell.gates * H * (spec.widest_input + H)
     step = 2 * cell.gates * H + cell.saved_size(H) + 3 * sum(spec.state_sizes)
-    step += max(sum(map(sum, plan.cell.scratch_sizes(H, backward))) for backward in (False, True))
+    scratch = [sum(map(sum, plan.cell.scratch_sizes(H, backward))) for backward in (False, True)]
+    step += max(*scratch, H * costs.step_scratch)
     elements = weights + recomputes * largest + rows * step
     if costs.packs_weights:
         elements += sum(prod(s) * (1 + ("weight" in n)) for n, s in spec.shapes().items())

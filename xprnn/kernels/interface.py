@@ -56,6 +56,7 @@ class RunnerCosts(NamedTuple):
     packs_weights: bool = False  # whether it caches a copy of the weights for each pass
     scratch: int = 0
     input_rows: int = 0  # rows of x and gx in scratch memory
+    step_scratch: int = 0  # of each row, in units of H
     bytes_per_direction: int = 0  # of Python objects that are kept between calls
 
 

@@ -53,6 +53,16 @@ class Loops:
         merged = ["bias_hh" if name.startswith("b_hh.") else name for name in names]
         return tuple(dict.fromkeys(merged))
 
+    @cached_property
+    def step_scratch(self) -> int:
+        """The numbers of each row in the scratch arrays of a step, in units of H."""
+        programs = (
+            forward_program(self.cell, record=True, masked=False),
+            backward_program(self.cell, masked=False),
+        )
+        most = max(sum(each.width for each in program.scratch) for program in programs)
+        return -(-most // self.cell.derived.widths["H"])
+
     def matrix(self, weights: Weights, product: ProductOp) -> Array:
         """The matrix of a product of a step: a parameter, or some of its rows."""
         matrix = weights._asdict()[product.matrix]

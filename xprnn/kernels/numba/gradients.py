@@ -50,7 +50,10 @@ def compute(
     calls: list[Call] = []
     for each in directions:
         for term in gradient_terms(cell, each, batch):
+            one = scratch.mark()
             calls += _weight_calls(term, scratch, threads)
+            if threads == 1:  # one call after the other, in the same memory
+                scratch.rewind(one)
     pool.run(calls)
     scratch.rewind(mark)
     calls = []
@@ -80,7 +83,8 @@ def _weight_calls(term: GradientTerm, scratch: Workspace, threads: int) -> Itera
     width, function = product.width_of(dtype), _weights(dtype)
     for low, high in _ranges(dgates.shape[1], threads, product.TILE_ROWS):
         remainder = high - low if dweight.shape[1] % width else 0
-        buffers = scratch.arrays((BLOCK, width), (remainder, width), (2, high - low))
+        packed = BLOCK if dweight.size else 0
+        buffers = scratch.arrays((packed, width), (remainder, width), (2, high - low))
         yield partial(function, dgates, inputs, dweight, dbias, *buffers, low, high)
 
 

@@ -50,8 +50,14 @@ class NumbaRunner:
         self._dtype = precision.dtype
         self._by_size: dict[int, generated.Loops] = {}
         scratch = gradients.BLOCK * width_of(self._dtype)
+        step_scratch = 0
+        if generated.is_generated(cell):
+            step_scratch = generated.loops_of(cell, size_of(cell), self._dtype).step_scratch
         self.costs: RunnerCosts = RunnerCosts(
-            packs_weights=True, scratch=scratch, input_rows=INPUT_ROWS
+            packs_weights=True,
+            scratch=scratch,
+            input_rows=INPUT_ROWS,
+            step_scratch=step_scratch,
         )
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
@@ -298,14 +304,18 @@ def _packing(name: str, dtype: np.dtype[Any]) -> Any:
     return compile_for(packing, (read(number, 2), written(number, 3)))
 
 
+def size_of(cell: Cell) -> int:
+    """A hidden size of a cell: its own, or any for a built-in one."""
+    return cell.derived.widths["H"] if isinstance(cell, DefinedCell) else ANY_SIZE
+
+
 def needed(cell: Cell, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
     """Functions that compile the loops of a cell; with `record` the backward loops too."""
     kinds = (Pass.TRAINING, Pass.BACKWARD) if record else (Pass.FORWARD,)
     functions: list[Callable[[], Any]] = [partial(_packing, "pack_transposed", dtype)]
     if record:
         functions += [partial(_packing, "pack", dtype), *gradients.needed(dtype)]
-    hidden_size = cell.derived.widths["H"] if isinstance(cell, DefinedCell) else ANY_SIZE
-    loops = generated.loops_of(cell, hidden_size, dtype)
+    loops = generated.loops_of(cell, size_of(cell), dtype)
     modes = [False]
     if loops.cell.masks:
         modes.append(True)
