@@ -162,7 +162,7 @@ ARRAY_CALLS = {  # the definition, and a line with the fault
     "a selection without condition": ("awkward", ", where=condition", "", "_where"),
     "a sum of the first values": ("apart", "values[1:]", "values[2:]", "_row_sum"),
     "a mean of another number": (
-        "layer_norm_lstm",
+        "apart",
         "sum(value.width",
         "max(value.width",
         "_row_mean",
