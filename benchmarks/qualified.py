@@ -109,9 +109,8 @@ def _device(stored: Qualification) -> str:
     text = f"**{escaped(stored.device)}**, {escaped(about)}, {stored.date}, file {stored.digest}:"
     rows = [*_changes(lines)]
     kept = f"{sum(not line.changed for line in lines)} of {len(lines)} calls: as without the file."
-    settings = [f"{name}: {value:,}." for name, value in stored.settings.items()]
     table = "\n".join([*HEAD, *rows]) if rows else ""
-    end = " ".join([kept, *settings, *_failures(stored)])
+    end = " ".join([kept, *_failures(stored)])
     return "\n\n".join(part for part in (text, table, end) if part)
 
 

@@ -55,8 +55,7 @@ def several(threads: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "usable", lambda: threads)
-        patch.setattr(sequence, "PER_THREAD", 1)  # to which a plan may reset `per_thread`
-        patch.setattr(sequence, "per_thread", 1)
+        patch.setattr(sequence, "PER_THREAD", 1)
         yield
 
 

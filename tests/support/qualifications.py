@@ -56,7 +56,6 @@ def make(rows: Iterable[Row] = (), **changes: Any) -> Qualification:
         "facts": {"xprnn": "0.1.0"},
         "date": "2026-12-03",
         "seconds": 90.0,
-        "settings": {},
     }
     return Qualification(**{**fields, **changes}, rows=tuple(rows))
 

@@ -43,7 +43,6 @@ VALID = make(
         row(implementation="reference", error=0.0, microseconds=None, bound=None),
         row(kind="step", T=1, dtype="bfloat16", cell="lstm"),
     ],
-    settings={"per_thread": 5_000_000},
 )
 
 
@@ -121,12 +120,6 @@ INVALID: list[tuple[bytes, str]] = [
         changed(seconds=1).replace(b'"seconds": 1', b'"seconds": 1e999'),
         "seconds: expected a number",
     ),
-    (changed(settings=None), "settings: expected an object with fields of ['per_thread']"),
-    (changed(settings={"tile": 1}), "settings: expected an object with fields of ['per_thread']"),
-    *[
-        (changed(settings={"per_thread": value}), "settings: per_thread: expected 1000000 to 10995")
-        for value in (999_999, (1 << 40) + 1, 2e6, True, "5000000")
-    ],
     (changed(rows={}), "rows: expected a list"),
     (changed(rows=[{}]), "rows[0]: expected 14 values"),
     (changed(rows=[[*range(13)]]), "rows[0]: expected 14 values"),
@@ -459,6 +452,26 @@ def test_reading_is_quiet_where_a_file_is_used(
     caplog.set_level(logging.DEBUG)
     environment(write(tmp_path / "cuda-1.json", make()))
     assert found().qualification and not caplog.messages
+
+
+def test_training_of_more_steps_than_were_measured_is_the_default() -> None:
+    """Unless the default has a fault; a forward pass takes the same time for each step."""
+
+    def chosen(kind: str, T: int, **faulty: Any) -> str | None:
+        rows = [
+            row(kind=kind, implementation=name, microseconds=time, T=steps, **more)
+            for steps in (2, 32)
+            for name, time, more in (("sequence", 9.0, faulty), ("pointwise", 1.0, {}))
+        ]
+        found = make(rows).choice(
+            "gru", rows[0].dtype, kind, Shape(rows[0].N, rows[0].H, T), "sequence"
+        )
+        return None if found is None else found.implementation
+
+    assert chosen("training", 32) == chosen("forward", 33) == "pointwise"
+    assert chosen("training", 33) is None
+    wrong = {"outcome": "wrong", "error": 2.0}
+    assert chosen("training", 33, **wrong) == "pointwise"
 
 
 def test_the_digest_of_sources_depends_on_each(

@@ -33,7 +33,6 @@ VALID = make(
         *preferring("reference", SMALL, cell="lstm", dtype="bfloat16"),
         row(cell="rnn_tanh", outcome="timed out", T=3, detail="after 10 s"),
     ],
-    settings={"per_thread": 5_000_000},
 )
 TEXT = as_json(VALID)
 SHAPES = [Shape(*sizes) for sizes in ((1, 16, 1), (8, 16, 9), (5, 16, 4), (1, 16, 99), (9, 16, 9))]
@@ -127,6 +126,7 @@ def expected(
     rows = tuple(r for r in rows if (r.cell, r.dtype, r.kind) == call)
     if not rows:
         return set()
+    beyond = call[2] == "training" and shape.T > max(r.T for r in rows)
     sides = []
     for name, size in zip("NHT", shape, strict=True):
         values = {getattr(r, name) for r in rows}
@@ -148,7 +148,7 @@ def expected(
     right = {name: each for name, each in times.items() if len(each) == count}
     candidates = right
     if not faulty:
-        if default not in right:
+        if beyond or default not in right:
             return set()
         candidates = {
             name: each

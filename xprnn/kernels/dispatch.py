@@ -351,7 +351,6 @@ def _qualified(default: P, call: Call, request: Request, make: Callable[[Request
     if request.name != "auto" or package.unsupported(default.precision):
         return default
     search = _qualification(default.backend, os.environ.get(qualification.ENVIRONMENT_VARIABLE))
-    package.configure(search.qualification.settings if search.qualification else {})
     if search.qualification is None:
         if not search.why_not:
             return default

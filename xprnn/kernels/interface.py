@@ -174,9 +174,6 @@ class KernelPackage(Protocol):
     def identity(self, backend: Backend) -> dict[str, str]:
         """What a qualification depends on: the device, versions, and a digest of the sources."""
 
-    def configure(self, settings: Mapping[str, int]) -> None:
-        """Use the measured constants of a qualification; others are the defaults."""
-
     def fused_cells(self) -> Mapping[str, Cell]:
         """The cells with fused pointwise ops, by name."""
 

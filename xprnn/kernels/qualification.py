@@ -41,8 +41,6 @@ MARGIN = 1.1  # how much faster than the default a selected implementation must 
 
 FAULTS = ("wrong", "timed out", "ended its process", "raised")
 OUTCOMES = ("right", *FAULTS, "unsupported")
-# Constants that the kernels read, with their limits: multiply-adds of a call for each thread
-SETTINGS = {"per_thread": (1_000_000, 1 << 40)}
 IMPLEMENTATIONS = ("reference", "pointwise", "sequence")
 DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 PASSES = ("forward", "training", "step")  # unrecorded; recorded, with backward; one of a stepper
@@ -105,7 +103,6 @@ class Qualification:
     facts: Mapping[str, str]  # about the run, without influence
     date: str  # of the run, "2026-12-03"
     seconds: float  # that the run took
-    settings: Mapping[str, int]  # measured constants by name, of `SETTINGS`
     rows: tuple[Row, ...]
 
     @property
@@ -131,11 +128,14 @@ class Qualification:
 
         Another implementation must have been right at every shape of the grid around the call's.
         It is selected if the default was right and slower at each, or had a fault at one of them.
-        Where the default was not compared, it stays.
+        Where the default was not compared, it stays. So it does where it is right and more steps
+        are recorded than were measured: what they save may no longer fit a cache.
         """
-        corners = around(shape, self._grids.get((cell, dtype, kind), {}))
+        grid = self._grids.get((cell, dtype, kind), {})
+        corners = around(shape, grid)
         if not corners:
             return None
+        is_measured = kind != "training" or max(each.T for each in grid) >= shape.T
         right = [
             name
             for name in IMPLEMENTATIONS
@@ -146,7 +146,11 @@ class Qualification:
             name
             for name in right
             if faulty
-            or (default in right and all(_ratio(each, default, name) >= MARGIN for each in corners))
+            or (
+                is_measured
+                and default in right
+                and all(_ratio(each, default, name) >= MARGIN for each in corners)
+            )
         ]
         if not better:
             return None
@@ -217,7 +221,6 @@ def as_json(qualification: Qualification) -> str:
         "facts": dict(qualification.facts),
         "date": qualification.date,
         "seconds": qualification.seconds,
-        "settings": dict(qualification.settings),
         "columns": list(COLUMNS),
         "rows": [[getattr(row, name) for name in COLUMNS] for row in qualification.rows],
     }
@@ -225,7 +228,7 @@ def as_json(qualification: Qualification) -> str:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-_TOP = {"format", "identity", "facts", "date", "seconds", "settings", "columns", "rows"}
+_TOP = {"format", "identity", "facts", "date", "seconds", "columns", "rows"}
 
 
 def parse(data: bytes) -> Qualification:
@@ -258,7 +261,7 @@ def parse(data: bytes) -> Qualification:
     }
     if len(keys) < len(rows):
         raise QualificationError("rows: two have the same call and implementation")
-    return Qualification(identity, facts, day, seconds, _settings(content["settings"]), rows)
+    return Qualification(identity, facts, day, seconds, rows)
 
 
 def _day(value: Any) -> str:
@@ -268,19 +271,6 @@ def _day(value: Any) -> str:
     except (TypeError, ValueError):
         pass
     raise QualificationError(f"date: expected YYYY-MM-DD, got {shown(value)}")
-
-
-def _settings(value: Any) -> dict[str, int]:
-    """Measured constants, each within its limits."""
-    if not isinstance(value, dict) or not value.keys() <= SETTINGS.keys():
-        raise QualificationError(f"settings: expected an object with fields of {[*SETTINGS]}")
-    for name, number in value.items():
-        least, most = SETTINGS[name]
-        if type(number) is not int or not least <= number <= most:
-            raise QualificationError(
-                f"settings: {name}: expected {least} to {most}, got {shown(number)}"
-            )
-    return value
 
 
 def _reject(constant: str) -> Any:

@@ -197,20 +197,6 @@ def test_a_function_too(qualify: Qualify) -> None:
         assert_same(actual, run(other, inputs))
 
 
-def test_measured_constants_are_used_while_their_file_is(qualify: Qualify, tmp_path: Path) -> None:
-    from xprnn.kernels.numba import sequence
-
-    identity = package.identity(NUMPY)
-    file = write(tmp_path / "a", make(identity=identity, settings={"per_thread": 1_000_001}))
-    layer = layer_of()
-    for value, expected in ((file, 1_000_001), ("off", sequence.PER_THREAD), (file, 1_000_001)):
-        qualify.use(value)
-        layer.explain((T, N, 3))
-        assert sequence.per_thread == expected
-    qualify.use("off")
-    layer.explain((T, N, 3))
-
-
 def test_without_numba_nothing_is_read(qualify: Qualify, without_numba: None) -> None:
     qualify.use("/missing")
     assert "qualification" not in layer_of().explain((T, N, 3))

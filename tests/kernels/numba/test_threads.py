@@ -219,7 +219,7 @@ def test_two_layers_in_two_threads_give_correct_results(threads: int) -> None:
 USE = """
 import os, threading, numpy as np, xprnn
 from xprnn.kernels.numba import sequence, threads
-sequence.per_thread, threads.usable = 1, lambda: 2
+sequence.PER_THREAD, threads.usable = 1, lambda: 2
 layer = xprnn.GRU(3, 24, seed=0).train()
 x = np.ones((12, 8, 3), "f")
 expected, _ = layer(x)
@@ -271,7 +271,7 @@ atexit.register(lambda: print(np.array_equal(layer.eval()(x)[0], expected)))
     code = """
 import atexit, numpy as np, xprnn
 from xprnn.kernels.numba import sequence, threads
-sequence.per_thread, threads.usable = 1, lambda: 2
+sequence.PER_THREAD, threads.usable = 1, lambda: 2
 layer = xprnn.GRU(3, 24, seed=0)  # not called before the interpreter ends
 atexit.register(lambda: print(layer(np.ones((12, 8, 3), "f"))[0].shape))
 """

@@ -123,8 +123,6 @@ class QualifyReport:
         lines = [*_changes(self.changes)] or ["auto selects what it selects without the file"]
         if self.missed:
             lines.append(f"{self.missed} rows were not reached in time: the defaults apply there")
-        for name, value in self.qualification.settings.items():
-            lines.append(f"{name}: {value:,}")
         lines += [
             f"FAILED: {row.cell} {row.dtype} {row.kind} N={row.N} H={row.H} T={row.T} "
             f"{row.implementation}: {row.outcome}: {row.detail}"

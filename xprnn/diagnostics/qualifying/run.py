@@ -99,7 +99,6 @@ def measure(
             {**described["facts"], "kernels": described["kernels"]},
             date.today().isoformat(),
             round(time.monotonic() - start, 1),
-            {},  # no constant is measured yet
             rows,
         )
         planned = len(IMPLEMENTATIONS) * sum(map(len, parts))

@@ -36,10 +36,6 @@ def identity(backend: CupyBackend) -> dict[str, str]:
     }
 
 
-def configure(settings: Mapping[str, int]) -> None:
-    """CUDA kernels have no constants to measure."""
-
-
 def fused_cells() -> Mapping[str, Cell]:
     """The cells whose pointwise ops are one kernel each, by name."""
     return POINTWISE

@@ -45,13 +45,6 @@ def identity(backend: Backend) -> dict[str, str]:
     }
 
 
-def configure(settings: Mapping[str, int]) -> None:
-    """Use the measured constants of a qualification; others are the defaults."""
-    from . import sequence
-
-    sequence.per_thread = settings.get("per_thread", sequence.PER_THREAD)
-
-
 def unusable() -> Unsupported | None:
     """Why Numba, or a kernel, cannot be used in this process."""
     return _numba_unusable() or next(iter(_failed), None)

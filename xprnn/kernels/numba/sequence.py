@@ -34,7 +34,6 @@ INPUT_ROWS = 64  # rows whose gx is computed at a time: enough to reuse each wei
 MIN_ROW_STEPS = 8  # rows times steps of a call
 # Multiply-adds of a call per thread, about 0.4 ms: with 13 million two threads took as long as one
 PER_THREAD = 20_000_000
-per_thread = PER_THREAD  # or as measured on this machine: `package.configure`
 SLICE_MULTIPLE = 4  # of a slice's first row and size, so that the bits do not depend on slices
 # Minimum rows of a slice where threads get two each, of which a late thread leaves one to others
 MIN_SLICE_ROWS = 8
@@ -165,7 +164,7 @@ class NumbaRunner:
                 panels = each.packed.get("input", partial(self._panels, "pack", matrix))
             packed.append(panels)
         cell = CELLS[self._cell]
-        if batch.total * weight_count < per_thread:
+        if batch.total * weight_count < PER_THREAD:
             gradients.compute(cell, passes, packed, batch, scratch, CALLER_ONLY)
             return
         with threads.pool(_profitable_threads(batch, weight_count)) as pool:
@@ -191,7 +190,7 @@ def _run(
     directions: int,
 ) -> None:
     """Run the calls for slices of rows, in as many threads as is profitable."""
-    if batch.total * weight_count < per_thread:  # without acquiring threads
+    if batch.total * weight_count < PER_THREAD:  # without acquiring threads
         for call in make_calls([(0, batch.running)] if batch.running else []):
             call()
         return
@@ -201,7 +200,7 @@ def _run(
 
 def _profitable_threads(batch: PackedBatch, weight_count: int) -> int:
     """The number of threads worth using for products of all rows and steps with the weights."""
-    return batch.total * weight_count // per_thread + 1
+    return batch.total * weight_count // PER_THREAD + 1
 
 
 def _slices(batch: PackedBatch, threads: int, directions: int) -> list[tuple[int, int]]:
