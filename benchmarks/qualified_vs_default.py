@@ -3,7 +3,7 @@
     python -m benchmarks.qualified_vs_default FILE [--rounds 21]
 
 FILE is written by `xprnn qualify -o FILE`, in the same environment. The calls are those of the CPU
-report's shapes, those that FILE has measured, and these with 128 steps, to which FILE extrapolates.
+report's shapes, those that FILE has measured, and these with 128 and 512 steps, more than FILE has measured.
 A line has what both select, and the median of the rounds' ratios, time without / time with, with
 quartiles. Calls for which both select the same are only counted: the same code runs.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 TURN = 0.02  # seconds of a sample
+MORE_STEPS = 128, 512  # than were measured
 
 
 def calls(file: Any) -> Iterator[tuple[str, str, int, int, int, int]]:
@@ -35,8 +36,8 @@ def calls(file: Any) -> Iterator[tuple[str, str, int, int, int, int]]:
     shapes = [(r.cell, r.kind, r.T, r.N, r.H) for r in file.rows if r.dtype == "float32"]
     for cell, kind, T, N, H in dict.fromkeys(shapes):
         yield cell, kind, T, N, H, H
-        if kind != "step":
-            yield cell, kind, 128, N, H, H
+        for more in MORE_STEPS if kind != "step" else ():
+            yield cell, kind, more, N, H, H
 
 
 def main() -> None:
