@@ -3,9 +3,10 @@
     python -m benchmarks.qualified_vs_default FILE [--rounds 21]
 
 FILE is written by `xprnn qualify -o FILE`, in the same environment. The calls are those of the CPU
-report's shapes, those that FILE has measured, and these with 128 and 512 steps, more than FILE has measured.
-A line has what both select, and the median of the rounds' ratios, time without / time with, with
-quartiles. Calls for which both select the same are only counted: the same code runs.
+report's shapes, those that FILE has measured, and these with 128 and 512 steps, which are more than
+it has measured. A line has what both select, and the median of the rounds' ratios, time without /
+time with, with quartiles. Calls for which both select the same are only counted: the same code
+runs.
 """
 
 from __future__ import annotations

@@ -123,6 +123,17 @@ class Qualification:
             grid.setdefault(Shape(row.N, row.H, row.T), {})[row.implementation] = row
         return grids
 
+    @cached_property
+    def _outcomes(self) -> dict[tuple[str, str, str], set[str]]:
+        outcomes: dict[tuple[str, str, str], set[str]] = {}
+        for row in self.rows:
+            outcomes.setdefault((row.cell, row.dtype, row.implementation), set()).add(row.outcome)
+        return outcomes
+
+    def outcomes(self, cell: str, dtype: str, implementation: str) -> set[str]:
+        """The outcomes of all calls for which an implementation exists."""
+        return self._outcomes.get((cell, dtype, implementation), set()) - {"unsupported"}
+
     def choice(self, cell: str, dtype: str, kind: str, shape: Shape, default: str) -> Choice | None:
         """What "auto" selects for a call instead of `default`; None: the default.
 
