@@ -23,7 +23,7 @@ from xprnn.diagnostics.qualifying import comparing
 from xprnn.diagnostics.qualifying import run as qualifying
 from xprnn.diagnostics.qualifying.grid import Case
 from xprnn.diagnostics.qualifying.processes import Lane, Request, Workers
-from xprnn.diagnostics.qualifying.report import QualifyReport
+from xprnn.diagnostics.qualifying.report import QualifyReport, microseconds
 from xprnn.diagnostics.qualifying.run import impersonal, measure, shares, write
 from xprnn.diagnostics.qualifying.timing import call_of
 from xprnn.diagnostics.verification.equations import unrecorded_results
@@ -275,6 +275,13 @@ def test_two_runs_at_once_leave_one_whole_file(right: QualifyReport, tmp_path: P
 
 
 # -- parts
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.492, "3.49"), (56.94, "56.9"), (99.99, "100"), (1234.5, "1,234")]
+)
+def test_times_have_no_exponent(value: float, text: str) -> None:
+    assert microseconds(value) == text
 
 
 def test_time_that_is_over_leaves_rows_out() -> None:
