@@ -23,7 +23,7 @@ LEGEND = (
     "x next: the time of the fastest other implementation that was right / that of the selected "
     "one; error: the largest of the selected one, in units of its limit; bound: the time that the "
     "selected one's products or memory accesses take at the speed of a plain product or copy / its "
-    "time."
+    "time, which exceeds 100% if it is faster than these."
 )
 
 
