@@ -5,9 +5,9 @@
 
 `xprnn qualify --share DIR` writes a JSON file, which is stored as
 benchmarks/results/FOLDER/qualified.json, FOLDER being the name of the device or machine. The first
-writes the table of docs/guide/qualify.md from all of them. The second writes the times of one to
-benchmarks/results/asv/FOLDER, as results of COMMIT, whose kernels must be those that were
-qualified; a hash or a tag, from a checkout with git.
+writes the table of docs/guide/qualify.md from all of them, and its picture from the first. The
+second writes the times of one to benchmarks/results/asv/FOLDER, as results of COMMIT, whose kernels
+must be those that were qualified; a hash or a tag, from a checkout with git.
 
 Exit status: 0 written, 2 a file is not valid or cannot be written, or the kernels are others.
 """
@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "guide" / "qualify.md"
+PICTURE = ROOT / "docs" / "_static" / "qualified.svg"
 NAME = "qualified.json"
 MARKS = (
     "<!-- qualified devices: `python -m benchmarks.qualified --docs` writes this -->",
     "<!-- end of qualified devices -->",
+)
+PICTURE_MARKS = (
+    "<!-- picture: `python -m benchmarks.qualified --docs` writes this -->",
+    "<!-- end of picture -->",
 )
 NOTHING = "Nothing yet."
 HEAD = (
@@ -64,11 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.docs:
-            write_section(PAGE, MARKS, section(read_all(RESULTS)))
+            stored = read_all(RESULTS)
+            write_section(PAGE, MARKS, section(stored))
+            write_section(PAGE, PICTURE_MARKS, picture_section(stored))
+            if stored:
+                PICTURE.write_text(picture(stored[0]), "utf-8")
         else:
             folder, commit = options.asv
-            stored = read(RESULTS / folder / NAME)
-            print(f"written: {write_asv(stored, folder, resolved(commit), result_store.RESULTS)}")
+            one = read(RESULTS / folder / NAME)
+            print(f"written: {write_asv(one, folder, resolved(commit), result_store.RESULTS)}")
     except (ValueError, OSError) as error:
         print(f"qualified: {error}", file=sys.stderr)
         return 2
@@ -145,6 +155,51 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|{}&])", r"\\\1", text)
 
 
+# -- the picture
+
+
+def picture_section(stored: Sequence[Qualification]) -> str:
+    """The picture and what it is of, between its marks of the page."""
+    if not stored:
+        return ""
+    lines, about = pictured(stored[0]), f"of {escaped(stored[0].device)}, file {stored[0].digest}"
+    cell, dtype, _, shape = lines[0].case
+    return (
+        f"![A part of the table {about}](../_static/{PICTURE.name})\n\n"
+        f"The rows of {escaped(f'{cell} {dtype}')} with H={shape.H} {about}."
+    )
+
+
+def pictured(stored: Qualification) -> list[Line]:
+    """The calls of the first cell and type with its first H."""
+    from xprnn.diagnostics.qualifying.report import lines_of
+
+    def part(line: Line) -> tuple[object, ...]:
+        return (*line.case[:2], line.case.shape.H)
+
+    lines = [*lines_of(stored)]
+    return [line for line in lines if part(line) == part(lines[0])]
+
+
+def picture(stored: Qualification) -> str:
+    """A part of the table that `xprnn qualify` prints, as SVG that loads nothing."""
+    from rich.console import Console
+    from rich.terminal_theme import DIMMED_MONOKAI
+
+    from xprnn.diagnostics.qualifying.report import table_of
+    from xprnn.diagnostics.tables import widen
+
+    title = f"{stored.device} ({stored.facts.get('backend', 'unknown')}), {stored.date}"
+    table = table_of(pictured(stored), title)
+    console = Console(record=True, width=1, file=io.StringIO())
+    widen(console, table)
+    console.print(table)
+    svg = console.export_svg(title="xprnn qualify", theme=DIMMED_MONOKAI)
+    for foreign in (r"@font-face \{.*?\}", "<!--.*?-->"):  # of a content network, with an address
+        svg = re.sub(rf"\s*{foreign}", "", svg, flags=re.DOTALL)
+    return "".join(line.rstrip() + "\n" for line in svg.replace("Fira Code, ", "").splitlines())
+
+
 # -- asv
 
 
@@ -202,13 +257,14 @@ def kernels_digest(commit: str, package: str) -> str:
 
     if package not in KERNELS:
         raise ValueError(f"kernels: expected one of {', '.join(KERNELS)}; got {package!r}")
-    folder = f"xprnn/kernels/{package}"
-    command = ["git", "archive", "--format=tar", commit, folder]
+    sources = import_module(f"xprnn.kernels.{package}.package").SOURCES
+    folders = [name.replace(".", "/") for name in sources]
+    command = ["git", "archive", "--format=tar", commit, *folders]
     archived = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     with tempfile.TemporaryDirectory() as into:
         with tarfile.open(fileobj=io.BytesIO(archived)) as tar:
             tar.extractall(into, filter="data")
-        return folder_digest(Path(into, folder))
+        return folder_digest(*[Path(into, folder) for folder in folders])
 
 
 def _machine(stored: Qualification, machine: str) -> dict[str, Any]:

@@ -3,9 +3,12 @@
     python -m benchmarks.qualified_vs_default FILE [--rounds 21]
 
 FILE is written by `xprnn qualify -o FILE`, in the same environment. The calls are those of the CPU
-report's shapes, those that FILE has measured, and these with 128 steps, to which FILE extrapolates.
-A line has what both select, and the median of the rounds' ratios, time without / time with, with
-quartiles. Calls for which both select the same are only counted: the same code runs.
+report's shapes, those that FILE has measured, and these with 128 and 512 steps, which are more than
+it has measured. A line has what both select, the median of the rounds' ratios, time without / time
+with, with quartiles, and the ratio in FILE. Calls for which both select the same are only counted:
+the same code runs.
+
+Exit status: 0 no ratio is below 0.97, 1 one is, and is named.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 TURN = 0.02  # seconds of a sample
+MORE_STEPS = 128, 512  # than were measured
+LEAST = 0.97  # time without / time with
 
 
 def calls(file: Any) -> Iterator[tuple[str, str, int, int, int, int]]:
@@ -35,11 +41,11 @@ def calls(file: Any) -> Iterator[tuple[str, str, int, int, int, int]]:
     shapes = [(r.cell, r.kind, r.T, r.N, r.H) for r in file.rows if r.dtype == "float32"]
     for cell, kind, T, N, H in dict.fromkeys(shapes):
         yield cell, kind, T, N, H, H
-        if kind != "step":
-            yield cell, kind, 128, N, H, H
+        for more in MORE_STEPS if kind != "step" else ():
+            yield cell, kind, more, N, H, H
 
 
-def main() -> None:
+def main() -> int:
     import numpy as np
 
     from xprnn.kernels import qualification
@@ -49,29 +55,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     options = parser.parse_args()
     file = qualification.parse(options.file.read_bytes())
-    same, ratios = 0, []
+    same, ratios = 0, {}
     for cell, kind, T, N, I, H in dict.fromkeys(calls(file)):  # noqa: E741
         x = np.random.default_rng(0).standard_normal((T, N, I), dtype=np.float32)
-        name, default = prepared(cell, kind, x, H, "off")
-        other, selected = prepared(cell, kind, x, H, str(options.file))
+        name, _, default = selected_by("off", cell, kind, x, H)
+        other, reason, selected = selected_by(str(options.file), cell, kind, x, H)
         if name == other:
             same += 1
             continue
+        warm("off", default)
+        warm(str(options.file), selected)
         rounds = [sample(default) / sample(selected) for _ in range(options.rounds)]
         low, ratio, high = statistics.quantiles(rounds, n=4)
-        ratios.append(ratio)
-        size = f"T={T} N={N} I={I} H={H}"
-        print(
-            f"{cell:16} {kind:8} {size:26} {name:9} {other:9} {ratio:5.2f} ({low:.2f}, {high:.2f})"
-        )
-    least = min(ratios, default=1.0)
+        call = f"{cell:16} {kind:8} {f'T={T} N={N} I={I} H={H}':26} {name:9} {other:9}"
+        ratios[call] = ratio
+        print(f"{call} {ratio:5.2f} ({low:.2f}, {high:.2f}) {reason.rpartition(', ')[2]}")
+    least = min(ratios.values(), default=1.0)
     print(f"{same} calls select the same; {len(ratios)} others, least ratio {least:.2f}")
+    slower = [call for call, ratio in ratios.items() if ratio < LEAST]
+    for call in slower:
+        print(f"below {LEAST}: {call} {ratios[call]:.2f}")
+    return 1 if slower else 0
 
 
-def prepared(
-    cell: str, kind: str, x: np.ndarray, H: int, qualified: str
-) -> tuple[str, Callable[[], object]]:
-    """What "auto" selects with this value of XPRNN_QUALIFIED, and the call, which is warm."""
+def selected_by(
+    qualified: str, cell: str, kind: str, x: np.ndarray, H: int
+) -> tuple[str, str, Callable[[], object]]:
+    """What "auto" selects with this value of XPRNN_QUALIFIED, the reason, and the call."""
     from xprnn.diagnostics.verification.suite import LAYERS
 
     os.environ["XPRNN_QUALIFIED"] = qualified
@@ -79,15 +89,21 @@ def prepared(
     layer = family(x.shape[2], H, seed=0, **arguments)
     if kind == "step":
         stepper = layer.stepper(x.shape[1])
-        name = stepper.explain().partition(": ")[2].partition("\n")[0]
+        name, reason = (each.partition(": ")[2] for each in stepper.explain().splitlines()[:2])
         call: Callable[[], object] = lambda: stepper.step(x[0])  # noqa: E731
     else:
         layer.train() if kind == "training" else layer.eval()
-        name = layer._plan(*x.shape[:2]).implementation
+        plan = layer._plan(*x.shape[:2])
+        name, reason = plan.implementation, plan.reason
         call = training(layer, x) if kind == "training" else lambda: layer(x)
+    return name, reason, call
+
+
+def warm(qualified: str, call: Callable[[], object]) -> None:
+    """The first calls, which make the plan, with this value of XPRNN_QUALIFIED."""
+    os.environ["XPRNN_QUALIFIED"] = qualified
     for _ in range(3):
         call()
-    return name, call
 
 
 def training(layer: Any, x: np.ndarray) -> Callable[[], object]:
@@ -115,4 +131,4 @@ def sample(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

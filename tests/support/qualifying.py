@@ -7,7 +7,7 @@ import sys
 from xprnn.diagnostics.qualifying.grid import Grid
 from xprnn.diagnostics.qualifying.run import Limits
 
-GRID = (Grid(("float32",), (4,), (5, 6), (3,), (3,)),)
+GRID = (Grid(("float32",), (4,), (5, 6), (3,)),)
 LIMITS = Limits(total=300.0, compare=120.0, sample=60.0)
 MAIN = "from xprnn.diagnostics.qualifying.worker import main; main()"
 

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import qualified, reports, result_store
-from benchmarks.qualified import HEAD, MARKS, NAME, NOTHING, PAGE, RESULTS, section
+from benchmarks.qualified import (
+    HEAD,
+    MARKS,
+    NAME,
+    NOTHING,
+    PAGE,
+    PICTURE,
+    PICTURE_MARKS,
+    RESULTS,
+    picture,
+    picture_section,
+    pictured,
+    section,
+)
 from tests.support.qualifications import Rows, make, preferring
 from tests.support.qualifications import write as write_file
 from xprnn.kernels.qualification import Qualification, sources_digest
@@ -40,6 +57,73 @@ FASTER = stored(defaults(preferring("sequence", GRID)))
 def file(folder: Path, content: Qualification) -> Path:
     folder.mkdir(parents=True)
     return write_file(folder / NAME, content)
+
+
+# -- the picture
+
+
+def words_of(svg: str) -> list[list[str]]:
+    """The words of each line of a picture."""
+    lines: dict[float, list[str]] = {}
+    for each in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        if each.get("clip-path"):  # not the title of the window
+            lines.setdefault(float(each.get("y", "")), []).append(each.text or "")
+    return [" ".join(parts).split() for _, parts in sorted(lines.items())]
+
+
+def assert_shows(svg: str, of: Qualification) -> None:
+    """It has the rows of the file, and nothing that a browser would load."""
+    addresses = re.findall(r"""(?:https?:)?//[^\s"')]+""", svg)
+    assert addresses == ["http://www.w3.org/2000/svg"]  # the name of its XML
+    for loaded in ("@import", "@font-face", "href", "<script", "<image", "<foreignObject"):
+        assert loaded not in svg
+    assert {*re.findall(r"url\((.)", svg)} == {"#"}
+    lines = [line for line in words_of(svg) if line]
+    assert lines[0] == f"{of.device} ({of.facts['backend']}), {of.date}".split()
+    assert lines[1][:8] == ["cell", "type", "pass", "N", "H", "T", "auto", "takes"]
+    expected = pictured(of)
+    assert len(lines) == 2 + len(expected)
+    for shown, line in zip(lines[2:], expected, strict=True):
+        case, own = line.case, line.rows[line.selected]
+        assert shown[:7] == [*case[:3], *map(str, case.shape), line.selected]
+        assert float(shown[7].replace(",", "")) == pytest.approx(own.microseconds, rel=0.01)
+
+
+def test_the_picture_of_a_file() -> None:
+    svg = picture(FASTER)
+    assert_shows(svg, FASTER)
+    assert picture(FASTER) == svg
+    assert "sequence" in svg and "reference 2.00 x the time; pointwise 2.00 x the time" in (
+        svg.replace("&#160;", " ")
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<style>", "<style>@font-face { src: url(https://cdn.example.org/a.woff2) }"),
+        ("</style>", "</style><image href='a.png' />"),
+        (">sequence", ">reference"),
+        ("Fake&#160;H200", "Fake&#160;A100"),
+    ],
+)
+def test_a_picture_of_something_else_is_noticed(old: str, new: str) -> None:
+    svg = picture(FASTER)
+    assert old in svg
+    with pytest.raises(AssertionError):
+        assert_shows(svg.replace(old, new, 1), FASTER)
+
+
+def test_the_page_has_the_picture_of_the_first_stored_one() -> None:
+    stored, page = qualified.read_all(RESULTS), PAGE.read_text("utf-8")
+    assert reports.with_section(page, PICTURE_MARKS, picture_section(stored)) == page
+    assert PICTURE.exists() == bool(stored)
+    for first in stored[:1]:
+        assert_shows(PICTURE.read_text("utf-8"), first)
+        assert f"({os.path.relpath(PICTURE, PAGE.parent)})" in page
+    assert f"(../_static/{PICTURE.name})\n\nThe rows of gru float32 with H=16 of Fake H200" in (
+        picture_section([FASTER])
+    )
 
 
 # -- the table
@@ -128,14 +212,15 @@ def test_the_command_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "qualify.md"
-    page.write_text("\n".join(["before", *MARKS, "after\n"]))
+    page.write_text("\n".join(["before", *PICTURE_MARKS, "between", *MARKS, "after\n"]))
     monkeypatch.setattr(qualified, "PAGE", page)
+    monkeypatch.setattr(qualified, "PICTURE", tmp_path / PICTURE.name)
     monkeypatch.setattr(qualified, "RESULTS", tmp_path)
     path = file(tmp_path / "fake-h200", FASTER)
     assert qualified.main(["--docs"]) == 0
-    assert page.read_text() == "\n".join(
-        ["before", MARKS[0], section([FASTER]), MARKS[1], "after\n"]
-    )
+    first = ["before", PICTURE_MARKS[0], picture_section([FASTER]), PICTURE_MARKS[1], "between"]
+    assert page.read_text() == "\n".join([*first, MARKS[0], section([FASTER]), MARKS[1], "after\n"])
+    assert_shows((tmp_path / PICTURE.name).read_text("utf-8"), FASTER)
     path.write_text(path.read_text().replace('"right"', '"fast"', 1))
     assert qualified.main(["--docs"]) == 2
     assert f"qualified: {path}: rows[0]: outcome: expected one of" in capsys.readouterr().err
@@ -165,7 +250,8 @@ def test_the_digest_of_a_commit_is_that_of_its_package(head: result_store.Commit
         pytest.skip("the kernels of the checkout are not those of a commit")
     for package in qualified.KERNELS:
         digest = qualified.kernels_digest(head.hash, package)
-        assert digest == sources_digest(f"xprnn.kernels.{package}")
+        sources = import_module(f"xprnn.kernels.{package}.package").SOURCES
+        assert digest == sources_digest(*sources)
 
 
 def test_times_become_results(head: result_store.Commit, tmp_path: Path) -> None:
@@ -182,7 +268,7 @@ def test_times_become_results(head: result_store.Commit, tmp_path: Path) -> None
     assert content["commit_hash"] == head.hash and content["date"] == int(head.date) * 1000
     assert content["requirements"] == {"cupy": "14.2.0"}
     assert content["results"]["qualified.Forward.time_call"] == [
-        [2e-5, 2e-5, 2e-5, 2e-5, 1e-5, None],
+        [8e-5, 8e-5, 8e-5, 8e-5, 4e-5, None],
         [
             ["'gru'"],
             ["'xprnn-cupy-reference'", "'xprnn-cupy-pointwise'", "'xprnn-cupy-sequence'"],

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from xprnn.diagnostics.qualifying import comparing
 from xprnn.diagnostics.qualifying import run as qualifying
 from xprnn.diagnostics.qualifying.grid import Case
 from xprnn.diagnostics.qualifying.processes import Lane, Request, Workers
-from xprnn.diagnostics.qualifying.report import QualifyReport
+from xprnn.diagnostics.qualifying.report import QualifyReport, microseconds
 from xprnn.diagnostics.qualifying.run import impersonal, measure, shares, write
 from xprnn.diagnostics.qualifying.timing import call_of
 from xprnn.diagnostics.verification.equations import unrecorded_results
@@ -240,6 +241,22 @@ def test_without_a_home_folder_it_asks_for_a_path(tmp_path: Path) -> None:
     assert_one_line_error(command(cwd=tmp_path, code=code), "no home folder; name the file with -o")
 
 
+def test_a_cache_folder_that_cannot_be_made_asks_for_a_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = command("--quick", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert_one_line_error(done, r"output: .*file.*; name another file with -o FILE")
+    assert done.stdout == "" and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_that_measured_nothing_leaves_the_file(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text("of an earlier run")
+    code = f"{TINY}\nfrom dataclasses import replace\n"
+    code += "run.PLANS = dict.fromkeys(run.PLANS, (GRID, replace(LIMITS, total=0.0)))"
+    done = command("-o", "q.json", cwd=tmp_path, code=code)
+    assert_one_line_error(done, "nothing was measured before the time was over, and no file is")
+    assert (tmp_path / "q.json").read_text() == "of an earlier run"
+
+
 def test_a_full_disk_is_noticed_before_and_after(tmp_path: Path) -> None:
     code = (
         f"{TINY}\nimport pathlib, errno\n"
@@ -274,13 +291,47 @@ def test_two_runs_at_once_leave_one_whole_file(right: QualifyReport, tmp_path: P
     assert qualification.parse(path.read_bytes()) == right.qualification
 
 
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    """Both succeed, and what remains is the file of one; a damaged one is replaced."""
+    cache, done = tmp_path / "xprnn" / "qualified", []
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def run() -> None:
+        done.append(command("--cell", "gru", cwd=tmp_path, **environment))
+
+    threads = [Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    (path,) = cache.iterdir()
+    digest = qualification.parse(path.read_bytes()).digest
+    assert sum(f"file {digest}" in each.stdout for each in done) == 1
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(qualification.QualificationError):
+        qualification.parse(path.read_bytes())
+    run()
+    assert done[-1].returncode == 0 and [*cache.iterdir()] == [path]
+    assert f"file {qualification.parse(path.read_bytes()).digest}" in done[-1].stdout
+
+
 # -- parts
 
 
-def test_time_that_is_over_leaves_rows_out() -> None:
-    report = qualified(total=0.0)
-    assert report.qualification.rows == ()
-    assert report.missed == 3 * len(SIZES)
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.492, "3.49"), (56.94, "56.9"), (99.99, "100"), (1234.5, "1,234")]
+)
+def test_times_have_no_exponent(value: float, text: str) -> None:
+    assert microseconds(value) == text
+
+
+def test_time_that_is_over_leaves_rows_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="nothing was measured before the time was over"):
+        qualified(total=0.0)
+    monkeypatch.setattr(qualifying.Run, "rows", lambda run, of=qualifying.Run.rows: of(run)[:4])
+    report = qualified()
+    assert report.missed == 3 * len(SIZES) - len(report.qualification.rows) > 0
     assert f"{report.missed} rows were not reached in time" in str(report)
 
 

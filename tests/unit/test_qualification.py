@@ -454,24 +454,41 @@ def test_reading_is_quiet_where_a_file_is_used(
     assert found().qualification and not caplog.messages
 
 
-def test_training_of_more_steps_than_were_measured_is_the_default() -> None:
-    """Unless the default has a fault; a forward pass takes the same time for each step."""
+@pytest.mark.parametrize(
+    ("at_2", "at_32", "takes"),
+    [
+        ((8.0, 4.0), (80.0, 40.0), "pointwise"),
+        ((40.0, 10.0), (70.0, 40.0), None),  # only a part that does not depend on T is faster
+        ((40.0, 10.0), (72.9, 40.0), None),  # by less than a tenth a step
+        ((40.0, 10.0), (73.1, 40.0), "pointwise"),
+        ((4.0, 8.0), (40.0, 40.0), None),  # faster steps, but not in a call of 32
+        ((90.0, 45.0), (80.0, 40.0), None),  # times that decrease say nothing
+        ((None, 4.0), (80.0, 40.0), None),
+        ((8.0, None), (80.0, 40.0), None),
+    ],
+)
+def test_more_steps_than_were_measured(
+    at_2: tuple[float | None, float | None], at_32: tuple[float, float], takes: str | None
+) -> None:
+    """It must be faster in the largest number, and in the steps that it has more than the next."""
+    rows = [
+        row(implementation=name, microseconds=time, T=T)
+        for T, times in ((2, at_2), (32, at_32))
+        for name, time in zip(("sequence", "pointwise"), times, strict=True)
+    ]
+    assert name_of(rows, 8, 16, 33, default="sequence") == takes
+    faulty = [
+        replace(r, outcome="wrong", microseconds=None) if r.implementation == "sequence" else r
+        for r in rows
+        if r.microseconds is not None
+    ]
+    assert name_of(faulty, 8, 16, 33, default="sequence") == "pointwise"
 
-    def chosen(kind: str, T: int, **faulty: Any) -> str | None:
-        rows = [
-            row(kind=kind, implementation=name, microseconds=time, T=steps, **more)
-            for steps in (2, 32)
-            for name, time, more in (("sequence", 9.0, faulty), ("pointwise", 1.0, {}))
-        ]
-        found = make(rows).choice(
-            "gru", rows[0].dtype, kind, Shape(rows[0].N, rows[0].H, T), "sequence"
-        )
-        return None if found is None else found.implementation
 
-    assert chosen("training", 32) == chosen("forward", 33) == "pointwise"
-    assert chosen("training", 33) is None
-    wrong = {"outcome": "wrong", "error": 2.0}
-    assert chosen("training", 33, **wrong) == "pointwise"
+def test_one_number_of_steps_says_nothing_about_more() -> None:
+    rows = preferring("sequence", {"N": (8,), "H": (16,), "T": (32,)})
+    assert name_of(rows, 8, 16, 32) == "sequence"
+    assert name_of(rows, 8, 16, 33) is None
 
 
 def test_the_digest_of_sources_depends_on_each(

@@ -52,6 +52,7 @@ AUTOMATIC: dict[str, tuple[str, ...]] = {
 EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 WAVEFRONT_EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} forces it"
 SLOWER = "slower here, or not right, by the qualification"
+NOT_QUALIFIED = f"not qualified as right and faster here; {ENVIRONMENT_VARIABLE}=sequence forces it"
 FEATURE_MAJOR = "a stepper's arrays are feature-major on a CPU, pointwise kernels need batch-major"
 MAX_PLANS = 256  # of one layer; then they are dropped
 
@@ -364,15 +365,20 @@ def _qualified(default: P, call: Call, request: Request, make: Callable[[Request
         return replace(default, missing=(*default.missing, reason))
     dtype, name = default.precision.name, default.implementation
     choice = search.qualification.choice(default.cell.name, dtype, call.kind, call.shape, name)
+    ran = search.qualification.outcomes(default.cell.name, dtype, "sequence")
+    kept = _with_reason(default, EXPERIMENTAL, NOT_QUALIFIED) if ran else default
     if choice is None:
-        return default
+        return kept
     try:
         plan = make(Request(choice.implementation, choice.reason))
     except KernelUnavailableError:  # at a size between those that were measured
-        return default
-    missing = [
-        (n, Unsupported(SLOWER) if why.reason == choice.reason else why) for n, why in plan.missing
-    ]
+        return kept
+    return _with_reason(plan, choice.reason, SLOWER)
+
+
+def _with_reason(plan: P, old: str, new: str) -> P:
+    """The plan with another reason against the implementations that have the reason `old`."""
+    missing = [(n, Unsupported(new) if why.reason == old else why) for n, why in plan.missing]
     return replace(plan, missing=tuple(missing))
 
 
@@ -445,9 +451,21 @@ def _wants_fused(backend: Backend, request: Request) -> bool:
     return request.name in FUSED
 
 
-def is_experimental(backend: Backend) -> bool:
-    """Whether a backend's sequence kernels run only on request, and are not requested."""
-    return "sequence" not in AUTOMATIC[backend.kernels] and requested_name() not in FUSED
+def experimental(cell: Cell, backend: Backend, precision: PrecisionPolicy) -> Unsupported | None:
+    """Why a cell's sequence kernels run only on request.
+
+    None: they are requested, or "auto" may select them, or there are none.
+    """
+    if "sequence" in AUTOMATIC[backend.kernels] or requested_name() in FUSED:
+        return None
+    if not has_sequence_kernels(cell, backend):
+        return None
+    value = os.environ.get(qualification.ENVIRONMENT_VARIABLE)
+    file = _qualification(backend, value).qualification
+    outcomes = file.outcomes(cell.name, precision.name, "sequence") if file else set()
+    if faults := outcomes - {"right"}:
+        return Unsupported(f"{', '.join(sorted(faults))}, by the qualification")
+    return None if outcomes else Unsupported(EXPERIMENTAL)
 
 
 def has_sequence_kernels(cell: Cell, backend: Backend) -> bool:

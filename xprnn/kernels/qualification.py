@@ -123,34 +123,35 @@ class Qualification:
             grid.setdefault(Shape(row.N, row.H, row.T), {})[row.implementation] = row
         return grids
 
+    @cached_property
+    def _outcomes(self) -> dict[tuple[str, str, str], set[str]]:
+        outcomes: dict[tuple[str, str, str], set[str]] = {}
+        for row in self.rows:
+            outcomes.setdefault((row.cell, row.dtype, row.implementation), set()).add(row.outcome)
+        return outcomes
+
+    def outcomes(self, cell: str, dtype: str, implementation: str) -> set[str]:
+        """The outcomes of all calls for which an implementation exists."""
+        return self._outcomes.get((cell, dtype, implementation), set()) - {"unsupported"}
+
     def choice(self, cell: str, dtype: str, kind: str, shape: Shape, default: str) -> Choice | None:
         """What "auto" selects for a call instead of `default`; None: the default.
 
         Another implementation must have been right at every shape of the grid around the call's.
         It is selected if the default was right and slower at each, or had a fault at one of them.
-        Where the default was not compared, it stays. So it does where it is right and more steps
-        are recorded than were measured: what they save may no longer fit a cache.
+        Where the default was not compared, it stays.
         """
         grid = self._grids.get((cell, dtype, kind), {})
         corners = around(shape, grid)
         if not corners:
             return None
-        is_measured = kind != "training" or max(each.T for each in grid) >= shape.T
-        right = [
-            name
-            for name in IMPLEMENTATIONS
-            if all(name in corner and corner[name].right for corner in corners)
-        ]
+        right = [name for name in IMPLEMENTATIONS if all(name in _times(each) for each in corners)]
         faulty = any(default in corner and corner[default].faulty for corner in corners)
+        times = [*map(_times, corners), *further(shape, grid)]
         better = [
             name
             for name in right
-            if faulty
-            or (
-                is_measured
-                and default in right
-                and all(_ratio(each, default, name) >= MARGIN for each in corners)
-            )
+            if faulty or all(_is_faster(each, name, default) for each in times)
         ]
         if not better:
             return None
@@ -184,15 +185,21 @@ def _mean(corners: Sequence[Mapping[str, Row]], name: str) -> float:
     return math.exp(math.fsum(map(math.log, times)) / len(times))
 
 
-def _ratio(corner: Mapping[str, Row], name: str, other: str) -> float:
-    return (corner[name].microseconds or math.inf) / (corner[other].microseconds or math.inf)
+def _times(corner: Mapping[str, Row]) -> dict[str, float]:
+    """The times at a shape of the implementations that were right."""
+    return {name: row.microseconds or 0.0 for name, row in corner.items() if row.right}
+
+
+def _is_faster(times: Mapping[str, float], name: str, default: str) -> bool:
+    """Whether an implementation is faster by MARGIN; False if one has no time."""
+    own, other = times.get(name, 0.0), times.get(default, 0.0)
+    return 0 < own * MARGIN <= other
 
 
 def around(shape: Shape, grid: Mapping[Shape, dict[str, Row]]) -> list[dict[str, Row]]:
     """The rows at the shapes of a grid around `shape`; none if it is outside, or one is missing.
 
-    For a call of more steps than any in the grid, the largest number counts: a step takes the same
-    time.
+    For a call of more steps than any in the grid the largest number counts; see `further`.
     """
     if not grid:
         return []
@@ -201,6 +208,23 @@ def around(shape: Shape, grid: Mapping[Shape, dict[str, Row]]) -> list[dict[str,
     sizes = neighbours(shape.N, Ns), neighbours(shape.H, Hs), neighbours(steps, Ts)
     corners = [Shape(*corner) for corner in product(*sizes)]
     return [grid[corner] for corner in corners] if all(c in grid for c in corners) else []
+
+
+def further(shape: Shape, grid: Mapping[Shape, dict[str, Row]]) -> list[dict[str, float]]:
+    """The times of the steps that the largest T of the grid has more than the next, by name.
+
+    A part of a call's time does not depend on T, such as that of packing weights. For more steps
+    than were measured, an implementation must be faster in these too. None if `shape` has no more;
+    one without times if the grid has no other T.
+    """
+    *fewer, most = sorted({each.T for each in grid})
+    if most >= shape.T:
+        return []
+    long, short = (around(shape._replace(T=T), grid) for T in (most, fewer[-1] if fewer else 0))
+    pairs = zip(map(_times, long), map(_times, short), strict=False)
+    return [{n: more[n] - less[n] for n in more.keys() & less.keys()} for more, less in pairs] or [
+        {}
+    ]
 
 
 def neighbours(size: int, axis: Sequence[int]) -> list[int]:

@@ -268,7 +268,8 @@ def _qualify(options: argparse.Namespace) -> None:
     show(report)
     if report.qualification is None:
         return
-    print(f"wrote {write(report, options.output, options.share).path}")
+    path = write(report, options.output, options.share).path
+    print(f"wrote {path}" + (f"; XPRNN_QUALIFIED={path} selects by it" if options.output else ""))
     if not report.ok:
         names = sorted({f"{row.cell} ({row.implementation}, {row.dtype})" for row in report.failed})
         raise RuntimeError(f"kernels failed and are not selected: {', '.join(names)}")

@@ -47,6 +47,7 @@ def qualify(
     :raises ValueError: an argument is invalid, or there is no folder for the file.
     :raises BackendUnavailableError: the backend cannot be used.
     :raises OSError: the file cannot be written; this is checked before the measurement.
+    :raises RuntimeError: nothing was measured before the time was over; no file is written.
     """
     from .run import check_outputs, measure, write  # which `import xprnn` does not need
 

@@ -19,22 +19,17 @@ class Case(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The sizes of the calls; a step has T = 1.
-
-    A forward pass of more steps than the most takes the same time for each; training need not.
-    """
+    """The sizes of the calls; a step has T = 1, and other passes need two T: `qualification`."""
 
     dtypes: tuple[str, ...]  # those that do not apply to a backend are omitted
     N: tuple[int, ...]
     H: tuple[int, ...]
     T: tuple[int, ...]
-    training_steps: tuple[int, ...]
 
     def cases(self, cells: Sequence[str], dtype: str) -> Iterator[Case]:
         """All calls in one type, those of a cell one after the other."""
-        steps = {"step": (1,), "forward": self.T, "training": self.training_steps}
         for cell, N, H, kind in product(cells, self.N, self.H, PASSES):
-            for T in steps[kind]:
+            for T in (1,) if kind == "step" else self.T:
                 yield Case(cell, dtype, kind, Shape(N, H, T))
 
 
@@ -42,13 +37,13 @@ class Grid(NamedTuple):
 CELLS = ("gru", "lstm", "rnn_tanh", "gru_reset_before", "rnn_relu")
 FLOATS, LOW = ("float32", "float64"), ("bfloat16", "float16", "tf32")
 CPU = (
-    Grid(FLOATS, (1, 8, 64), (64, 256), (2, 16), (2, 32)),
-    Grid(("float32",), (1, 8, 64), (512,), (2, 16), (2, 32)),
+    Grid(FLOATS, (1, 8, 64), (64, 256), (2, 32)),
+    Grid(("float32",), (1, 8, 64), (512,), (2, 32)),
 )
-CPU_QUICK = (Grid(("float32",), (1, 32), (64, 256), (2, 16), (2, 16)),)
+CPU_QUICK = (Grid(("float32",), (1, 32), (64, 256), (2, 16)),)
 GPU = (
-    Grid(("float32", *LOW), (1, 16, 128), (128, 512), (2, 64), (2, 128)),
-    Grid(("float32", *LOW), (1, 16, 128), (1024,), (2, 64), (2, 128)),
-    Grid(("float64",), (1, 128), (128, 512), (2, 64), (2, 128)),
+    Grid(("float32", *LOW), (1, 16, 128), (128, 512), (2, 64)),
+    Grid(("float32", *LOW), (1, 16, 128), (1024,), (2, 64)),
+    Grid(("float64",), (1, 128), (128, 512), (2, 64)),
 )
-GPU_QUICK = (Grid(("float32", *LOW), (1, 128), (128, 512), (2, 64), (2, 128)),)
+GPU_QUICK = (Grid(("float32", *LOW), (1, 128), (128, 512), (2, 64)),)

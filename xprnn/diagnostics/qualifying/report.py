@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from .grid import Case
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table
 
 Progress = Callable[[int, int, float], None]  # tasks done, their total, seconds left at most
 
@@ -22,7 +23,7 @@ LEGEND = (
     "x next: the time of the fastest other implementation that was right / that of the selected "
     "one; error: the largest of the selected one, in units of its limit; bound: the time that the "
     "selected one's products or memory accesses take at the speed of a plain product or copy / its "
-    "time."
+    "time, which exceeds 100% if it is faster than these."
 )
 
 
@@ -91,27 +92,12 @@ class QualifyReport:
     def __rich__(self) -> Group:
         """The report for a terminal."""
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
         if self.qualification is None:
             return Group(Text(f"nothing to qualify on {self.backend}: {self.why_not}"))
         title = f"{self.qualification.device} ({self.backend}), {self.qualification.date}"
-        table = Table(title=title, box=None, padding=(0, 1, 0, 0))
-        for heading in ("cell", "type", "pass", "N", "H", "T", "auto takes"):
-            table.add_column(heading, justify="right" if heading in "NHT" else "left")
-        for heading in ("us", "x next", "error", "bound"):
-            table.add_column(heading, justify="right")
-        table.add_column("not selected")
-        for line in self.lines:
-            own = line.rows[line.selected]
-            table.add_row(
-                *map(Text, (*line.case[:3], *map(str, line.case.shape))),
-                Text(line.selected, "bold" if line.changed else ""),
-                *map(Text, _numbers(line, own)),
-                Text("; ".join(_reasons(line))),
-            )
-        return Group(unwrapped(table), *map(Text, [LEGEND, *self.summary()]))
+        return Group(table_of(self.lines, title), *map(Text, [LEGEND, *self.summary()]))
 
     def __str__(self) -> str:
         """The report as plain text."""
@@ -132,6 +118,27 @@ class QualifyReport:
         return lines
 
 
+def table_of(lines: Iterable[Line], title: str) -> Table:
+    """A row for each call."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+    for heading in ("cell", "type", "pass", "N", "H", "T", "auto takes"):
+        table.add_column(heading, justify="right" if heading in "NHT" else "left")
+    for heading in ("us", "x next", "error", "bound"):
+        table.add_column(heading, justify="right")
+    table.add_column("not selected")
+    for line in lines:
+        table.add_row(
+            *map(Text, (*line.case[:3], *map(str, line.case.shape))),
+            Text(line.selected, "bold" if line.changed else ""),
+            *map(Text, _numbers(line, line.rows[line.selected])),
+            Text("; ".join(_reasons(line))),
+        )
+    return unwrapped(table)
+
+
 def lines_of(qualification: Qualification) -> Iterator[Line]:
     """A line for each call whose default is known."""
     cases: dict[Case, dict[str, Row]] = {}
@@ -147,11 +154,16 @@ def lines_of(qualification: Qualification) -> Iterator[Line]:
 def _numbers(line: Line, own: Row) -> tuple[str, ...]:
     bound = own.bound / own.microseconds if own.bound and own.microseconds else None
     return (
-        "" if own.microseconds is None else f"{own.microseconds:,.3g}",
+        "" if own.microseconds is None else microseconds(own.microseconds),
         "" if line.lead is None else f"{line.lead:.2f}",
         "" if own.error is None else f"{own.error:.2g}",
         "" if bound is None else f"{bound:.0%}",
     )
+
+
+def microseconds(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _reasons(line: Line) -> Iterator[str]:

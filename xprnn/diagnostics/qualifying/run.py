@@ -71,6 +71,7 @@ def measure(
     :param grid: None: that of the backend.
     :param limits: likewise.
     :param command: of a worker.
+    :raises RuntimeError: nothing was measured before the time was over.
     """
     unknown = {*(cells or ())} - LAYERS.keys()
     if unknown:
@@ -94,6 +95,11 @@ def measure(
         run = Run(workers, parts, limits or usual_limits, start, progress)
         run.measure()
         rows = run.rows()
+        if not any(row.right or row.faulty for row in rows):
+            raise RuntimeError(
+                "nothing was measured before the time was over, and no file is written: "
+                "qualify an idle machine, or fewer cells"
+            )
         qualification = Qualification(
             described["identity"],
             {**described["facts"], "kernels": described["kernels"]},
@@ -264,7 +270,7 @@ class Run:
                     self._turn(lane, cases, samples)
             self._advance()
         # other processes only make samples longer
-        self._seconds |= {key: sorted(times)[len(times) // 4] for key, times in samples.items()}
+        self._seconds |= {key: min(times) for key, times in samples.items()}
 
     def _turn(self, lane: Lane, cases: list[Case], samples: dict[Key, list[float]]) -> None:
         """One sample of each case; those that fail are removed."""
@@ -352,7 +358,10 @@ def check_outputs(
     :raises OSError, ValueError: it cannot; the message names the path.
     """
     if output is None:
-        _probe(_cache_folder() / "probe")
+        try:
+            _probe(_cache_folder() / "probe")
+        except OSError as error:
+            raise type(error)(f"output: {error}; name another file with -o FILE") from error
     else:
         _probe(Path(output))
     if share is not None:

@@ -90,11 +90,10 @@ def check(
         reason = f"sums may exceed {equations.largest:.2g} there"
         absent.append(Absent(omitted, cell, reason))
     spec, backend = layer._spec, layer.backend
-    experimental = kernels.is_experimental(backend)
-    experimental = experimental and kernels.has_sequence_kernels(spec.cell, backend)
+    why_not = kernels.experimental(spec.cell, backend, layer.arithmetic)
     for implementation in kernels.IMPLEMENTATIONS:
-        if implementation == "sequence" and experimental:
-            absent.append(Absent(implementation, cell, kernels.EXPERIMENTAL))
+        if implementation == "sequence" and why_not:
+            absent.append(Absent(implementation, cell, str(why_not)))
             continue
         with kernels.use_kernels(implementation):
             try:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ...backend.cupy import CupyBackend
     from .sequence import CudaRunner
 
+SOURCES = (__package__,)  # packages that kernels are made from
+
 
 def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
     """None: the pointwise kernels support every dtype of a layer."""
@@ -32,7 +34,7 @@ def identity(backend: CupyBackend) -> dict[str, str]:
         "driver": str(cuda.driverGetVersion()),
         "runtime": str(cuda.runtimeGetVersion()),
         "cupy": str(backend.xp.__version__),
-        "sources": sources_digest(__package__),
+        "sources": sources_digest(*SOURCES),
     }
 
 

@@ -22,6 +22,8 @@ from .table import SEQUENCE, STEP
 if TYPE_CHECKING:
     from .sequence import NumbaRunner
 
+# Packages that kernels are made from
+SOURCES = __package__, codegen.__name__, definition.__name__
 _log = logging.getLogger("xprnn")
 _failed: list[Unsupported] = []  # why a kernel could not be compiled; from then on none is used
 
@@ -43,7 +45,7 @@ def identity(backend: Backend) -> dict[str, str]:
         "numba": numba.__version__,
         "numpy": np.__version__,
         "threads": str(usable()),  # with others, other implementations are faster
-        "sources": sources_digest(__package__, codegen.__name__, definition.__name__),
+        "sources": sources_digest(*SOURCES),
     }
 
 

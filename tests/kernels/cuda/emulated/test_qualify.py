@@ -18,7 +18,7 @@ from xprnn.diagnostics.qualifying.report import QualifyReport
 from xprnn.diagnostics.qualifying.run import Limits, measure, write
 
 pytestmark = needs_compiler
-GRID = (Grid(("float32",), (2,), (8,), (3,), (3,)),)
+GRID = (Grid(("float32",), (2,), (8,), (3,)),)
 LIMITS = Limits(total=900.0, compare=300.0, sample=120.0)
 # a fault in the source of the forward kernel, which runs in both passes
 WRONG = """

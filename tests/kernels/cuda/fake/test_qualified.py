@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,37 @@ def test_kernels_that_were_not_right_are_never_selected(
                 assert selected(layer, shape)[0] == "pointwise"
         first = layer_of(gpu).stepper(N).explain().splitlines()[0]
         assert first.endswith(": pointwise")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verify_says", "explain_says"),
+    [
+        ("right", "", "not qualified as right and faster here; XPRNN_KERNELS=sequence forces it"),
+        ("wrong", "wrong, by the qualification", "not qualified as right and faster here; XPRNN"),
+        ("unsupported", kernels.EXPERIMENTAL, kernels.EXPERIMENTAL),
+    ],
+)
+def test_what_has_run_on_this_device_is_not_called_new(
+    outcome: str, verify_says: str, explain_says: str, gpu: Backend, qualify: Qualify
+) -> None:
+    """`verify` runs what a file says is right, and `explain` does not say that it never ran."""
+    rows = [
+        replace(each, outcome=outcome) if each.implementation == "sequence" else each
+        for each in preferring("pointwise")
+    ]
+    qualify(gpu, rows)
+    layer, other = layer_of(gpu), layer_of(gpu, "lstm")
+    for text in (layer.explain((T, N, 3)), layer.stepper(N).explain()):
+        assert f"\n  sequence: {explain_says}" in text
+    report = xprnn.verify(layer, (T, N, 3))
+    absent = {each.check: each.reason for each in report.absent}
+    if verify_says:
+        assert absent["sequence"] == verify_says
+    else:  # but its gradcheck, which is in float64
+        assert absent["sequence"].startswith("training: float64: sequence kernels support ")
+    assert ("sequence" in {each.implementation for each in report.rows}) == (not verify_says)
+    absent = {each.check: each.reason for each in xprnn.verify(other, (T, N, 3)).absent}
+    assert absent["sequence"] == kernels.EXPERIMENTAL
 
 
 def test_sizes_without_a_kernel_between_qualified_ones(gpu: Backend, qualify: Qualify) -> None:
