@@ -98,7 +98,8 @@ def forward_program(
 
     :param record: whether the buffers are written that backward reads.
     :param masked: whether `extra` has the masks; else they are the numbers 1 - rate.
-    :param low_precision: whether `gates` and `saved` have a lower precision than scratch arrays.
+    :param low_precision: whether operands of products, `gates` and `saved` have a lower precision
+        than scratch arrays.
     """
     step = cell.derived.step
     results = [
@@ -199,7 +200,7 @@ class _Builder:
             if isinstance(node, Node) and node.op in ("product", "transposed")
         }
         for operation in self._order:
-            for node in self._reads(operation):
+            for node in () if operation in operands else self._reads(operation):
                 self._keep(node)
         made = [self._finish(each, operands) for each in self._order]
         return Program(
@@ -365,7 +366,7 @@ class _Builder:
                 joined = joined._replace(width=joined.width + view.width)
             else:
                 joined = None
-        if joined:
+        if joined and not (self._low_precision and self._is_accurate(joined)):
             return joined
         operand = self._new_scratch(sum(map(width_of, nodes)), is_operand=True)
         start = 0
@@ -390,7 +391,7 @@ class _Builder:
             return
         loop = self._computed[node]
         view = self._final(node)
-        if view is None or (self._low_precision and not _is_accurate(view)):
+        if view is None or (self._low_precision and not self._is_accurate(view)):
             view = self._new_scratch(width_of(node))
             loop.stores.append((node, view))
         self._homes[node] = view
@@ -426,7 +427,13 @@ class _Builder:
                 todo += node.args
         return sorted(nodes, key=attrgetter("index"))
 
-
-def _is_accurate(view: Place) -> bool:
-    """Whether a buffer has the accumulation dtype where others have a lower precision."""
-    return view.buffer == "dstates" or (view.buffer == "next_states" and view.item != 0)
+    def _is_accurate(self, view: Place) -> bool:
+        """Whether a buffer has the accumulation dtype where others have a lower precision."""
+        match view.buffer:
+            case "gates" | "saved":
+                return False
+            case "states" | "next_states":
+                return view.item != 0
+            case "scratch":
+                return not self._scratch[int(view.item)].is_operand
+        return True
