@@ -177,8 +177,11 @@ class KernelPackage(Protocol):
     def configure(self, settings: Mapping[str, int]) -> None:
         """Use the measured constants of a qualification; others are the defaults."""
 
-    def fused_cells(self) -> Mapping[str, Cell]:
-        """The cells with fused pointwise ops, by name."""
+    def fused_cell(self, cell: Cell, precision: PrecisionPolicy, record: bool) -> Cell | None:
+        """The same cell with fused pointwise ops, if there is one.
+
+        :param record: whether backward steps follow, and masks are drawn.
+        """
 
     def prepare(
         self, implementation: str, cell: Cell, precision: PrecisionPolicy, record: bool

@@ -60,6 +60,16 @@ class ProductOp(NamedTuple):
     operand: Place
     out: Place
 
+    @property
+    def reads(self) -> list[Place]:
+        """What it reads, besides the matrix."""
+        return [self.operand]
+
+    @property
+    def writes(self) -> list[Place]:
+        """What it writes."""
+        return [self.out]
+
 
 class ReductionOp(NamedTuple):
     """out (N, 1) = a mean, 1 / sqrt(variance + eps), or sum of all values of a row together."""
@@ -67,6 +77,16 @@ class ReductionOp(NamedTuple):
     node: Node  # row_mean, row_rstd with its eps, or row_sum
     operands: tuple[Place, ...]  # of row_rstd the first one is the mean, (N, 1)
     out: Place
+
+    @property
+    def reads(self) -> list[Place]:
+        """What it reads."""
+        return [*self.operands]
+
+    @property
+    def writes(self) -> list[Place]:
+        """What it writes."""
+        return [self.out]
 
 
 @dataclass(eq=False)
@@ -78,6 +98,16 @@ class Loop:
     loads: dict[Node, Place] = field(default_factory=dict)  # all that it reads
     # a value, which the loop computes or loads, or a number; a comparison is stored as 1 or 0
     stores: list[tuple[Node, Place]] = field(default_factory=list)
+
+    @property
+    def reads(self) -> list[Place]:
+        """What it reads."""
+        return [*self.loads.values()]
+
+    @property
+    def writes(self) -> list[Place]:
+        """What it writes."""
+        return [place for _, place in self.stores]
 
 
 Operation = ProductOp | ReductionOp | Loop

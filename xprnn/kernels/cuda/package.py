@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ...cells import Cell
+from ...cells.definition.defined_cell import DefinedCell
 from ...core.precision import PrecisionPolicy
 from ..interface import Unsupported
 from ..qualification import sources_digest
@@ -40,9 +41,13 @@ def configure(settings: Mapping[str, int]) -> None:
     """CUDA kernels have no constants to measure."""
 
 
-def fused_cells() -> Mapping[str, Cell]:
-    """The cells whose pointwise ops are one kernel each, by name."""
-    return POINTWISE
+def fused_cell(cell: Cell, precision: PrecisionPolicy, record: bool) -> Cell | None:
+    """The cell with one kernel for what is between two products; generated for a definition."""
+    if isinstance(cell, DefinedCell):
+        from .generated import generated_cell
+
+        return generated_cell(cell, record, precision.is_mixed)
+    return POINTWISE.get(cell.name)
 
 
 def prepare(implementation: str, cell: Cell, precision: PrecisionPolicy, record: bool) -> bool:

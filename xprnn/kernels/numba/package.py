@@ -111,11 +111,11 @@ def _compiled(implementation: str, cell: Cell, dtype: np.dtype[Any], record: boo
     return True
 
 
-def fused_cells() -> Mapping[str, Cell]:
-    """The cells whose pointwise ops are one compiled function each, by name."""
+def fused_cell(cell: Cell, precision: PrecisionPolicy, record: bool) -> Cell | None:
+    """A built-in cell whose pointwise ops are one compiled function each."""
     from .cells import POINTWISE
 
-    return POINTWISE
+    return POINTWISE.get(cell.name)
 
 
 def has_sequence_kernels(cell: Cell) -> bool:
