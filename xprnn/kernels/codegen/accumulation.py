@@ -46,7 +46,8 @@ class _Sums:
     def _write(self, loop: Loop, product: Place, value: Place | None = None, *, out: Place) -> bool:
         """Let a product be stored in `out`, or added to a value there; whether it can."""
         k, j = self._writer(product), None
-        if k is None or not isinstance(self.operations[k], ProductOp):
+        own = None if k is None else self.operations[k]
+        if k is None or not isinstance(own, ProductOp):
             return False
         if value is not None and value != out:
             j = self._writer(value)
@@ -61,7 +62,7 @@ class _Sums:
             earlier = self.operations[j]
             assert isinstance(earlier, Loop)
             earlier.stores = [(n, out if p == value else p) for n, p in earlier.stores]
-        self.operations[k] = self.operations[k]._replace(out=out)
+        self.operations[k] = own._replace(out=out)
         if value is not None:
             self.added_to.add(out)
         return True

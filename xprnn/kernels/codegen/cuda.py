@@ -3,7 +3,7 @@
 A kernel of one loop runs once for each element, like those of `kernels/cuda/pointwise.py`. In a
 kernel of several operations a block of threads computes a row: `kernels/cuda/rows.h`. All values
 are computed in the accumulation dtype A. Widths are no part of the text, but numbers that a launch
-passes, so that one kernel is for layers of all sizes.
+passes, so that one kernel is for layers of all sizes; only means divide by a width in the text.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class KernelCall(NamedTuple):
     source: Source
     numbers: tuple[int, ...]
     arrays: tuple[Array, ...]  # those that it only reads, then those that it writes
-    width: int  # elements of a row, for each of which it runs once, unless it computes rows
+    width: int  # the elements of a row, for each of which it runs once; 0: it computes rows
 
 
 class Layout(NamedTuple):
@@ -122,8 +122,10 @@ class _Emitter:
 
     def emit(self) -> KernelCall:
         loop, *rest = self._operations
-        is_loop = isinstance(loop, Loop) and not rest
-        body = self._element(loop) if is_loop else self._row()
+        if isinstance(loop, Loop) and not rest:
+            body, width = self._element(loop), loop.width
+        else:
+            body, width = self._row(), 0
         inputs, outputs = (
             tuple([(self._type(each), self._names[each]) for each in arrays])
             for arrays in (self._inputs, self._outputs)
@@ -141,9 +143,8 @@ class _Emitter:
             "}",
         ]
         count = len(self._numbers)
-        source = Source(self._name, count, inputs, outputs, not is_loop, "\n".join(lines))
-        arrays = (*self._inputs, *self._outputs)
-        return KernelCall(source, tuple(self._numbers), arrays, loop.width if is_loop else 0)
+        source = Source(self._name, count, inputs, outputs, not width, "\n".join(lines))
+        return KernelCall(source, tuple(self._numbers), (*self._inputs, *self._outputs), width)
 
     # -- the two kinds of kernels
 
@@ -193,7 +194,7 @@ class _Emitter:
 
     def _reduction(self, op: ReductionOp) -> list[str]:
         """The sum of a row, or its mean or standard deviation."""
-        places, term, lines = op.operands, "{0}", []
+        places, term, lines = [*op.operands], "{0}", []
         if op.node.op == "row_rstd":
             mean, *places = places
             lines.append(f"const A mean = static_cast<A>({self._at(mean)});")
@@ -243,11 +244,11 @@ class _Emitter:
             if (place.start, place.width, columns) == (0, width, width):
                 return f"{self._names[array]}[i]"
             terms.append(self._offsets.setdefault(columns, f"r{len(self._offsets)}"))
-        if place.start:
-            terms.append(self._number(place.start))
         if place.width > 1:
             self._uses_j = True
             terms.append("j")
+        if place.start:
+            terms.append(self._number(place.start))
         return f"{self._names[array]}[{' + '.join(terms) or '0'}]"
 
     def _store(self, place: Place, value: str, width: int = 0) -> str:

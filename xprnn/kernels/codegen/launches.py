@@ -92,9 +92,7 @@ def _products(cell: DefinedCell, op: ProductOp, adds: bool, moved: Moved) -> lis
             part, adds_part = operand.part(start, width), adds or start > 0
             products.append(Product(op.matrix, rows, True, part, out, adds_part))
         else:
-            products.append(
-                Product(op.matrix, rows, False, operand, out.part(start, width), adds)
-            )
+            products.append(Product(op.matrix, rows, False, operand, out.part(start, width), adds))
         start += width
     return products
 
@@ -113,7 +111,8 @@ def _scratch(operations: Sequence[Operation], program: Program) -> tuple[Scratch
     places = [place for op in operations for place in (*op.reads, *op.writes)]
     used = sorted({int(place.item) for place in places if place.buffer == "scratch"})
     operands = [k for k in used if program.scratch[k].is_operand]
-    outs = [int(op.out.item) for op in operations if isinstance(op, ProductOp) and op.out.buffer == "scratch"]
+    results = [op.out for op in operations if isinstance(op, ProductOp)]
+    outs = [int(place.item) for place in results if place.buffer == "scratch"]
     rest = [k for k in used if k not in operands and k not in outs]
     widths = [program.scratch[k].width for k in rest]
     starts = {k: (len(outs), sum(widths[:n])) for n, k in enumerate(rest)}
@@ -127,4 +126,5 @@ def _scratch(operations: Sequence[Operation], program: Program) -> tuple[Scratch
         return Place("scratch", item, start + place.start, place.width)
 
     numbers = [program.scratch[k].width for k in outs] + [sum(widths)] * bool(rest)
-    return ScratchSizes(tuple(numbers), (), tuple(program.scratch[k].width for k in operands)), moved
+    low = [program.scratch[k].width for k in operands]
+    return ScratchSizes(tuple(numbers), (), tuple(low)), moved

@@ -85,7 +85,7 @@ def _run(xp: Any, code: Code, weights: Weights, step: Buffers) -> None:
             _multiply(xp, each, weights, step)
             continue
         source, numbers, names, width = each
-        arrays = [_array(weights, step, buffer, item) for buffer, item in names]
+        arrays = [_argument(weights, step, buffer, item) for buffer, item in names]
         kernel = build(xp.ElementwiseKernel, source)
         if source.by_rows:
             kernel(*numbers, *arrays, size=rows * THREADS, block_size=THREADS)
@@ -104,20 +104,22 @@ def _multiply(xp: Any, product: Product, weights: Weights, step: Buffers) -> Non
 
 def _columns(step: Buffers, place: Place) -> Array:
     """Some columns of an array."""
-    buffer = getattr(step, place.buffer)
-    array: Array = buffer[place.item] if isinstance(buffer, tuple) else buffer
+    array = _array(step, place.buffer, place.item)
     if place.width == array.shape[1]:
         return array
     return array[:, place.start : place.end]
 
 
-def _array(weights: Weights, step: Buffers, buffer: str, item: int | str) -> Array:
-    array: Any
-    if buffer in ("vector", "bias_hh"):
-        array = getattr(weights, str(item) if buffer == "vector" else buffer)
-        return array
-    array = getattr(step, buffer)
-    return array[item] if isinstance(array, tuple) else array
+def _array(step: Buffers, buffer: str, item: int | str) -> Array:
+    array: Any = getattr(step, buffer)
+    return array[int(item)] if isinstance(array, tuple) else array
+
+
+def _argument(weights: Weights, step: Buffers, buffer: str, item: int | str) -> Array:
+    if buffer not in ("vector", "bias_hh"):
+        return _array(step, buffer, item)
+    parameter: Array = getattr(weights, str(item) if buffer == "vector" else buffer)
+    return parameter
 
 
 @cache
@@ -147,4 +149,4 @@ def build(elementwise_kernel: Any, source: Source) -> Any:
 def text(source: Source) -> str:
     """The source of a kernel, preceded by the headers that it needs."""
     headers = ["common.h", "elementary.h", *["rows.h"] * source.by_rows]
-    return f"{loading.text(*headers)}\nnamespace xprnn {{\n\n{source.text}\n\n}}  // namespace xprnn"
+    return "\n".join([loading.text(*headers), "namespace xprnn {", source.text, "}"])

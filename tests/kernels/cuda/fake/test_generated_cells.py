@@ -94,9 +94,7 @@ def test_every_type(name: str, dtype: str, compute_dtype: str | None, fake_cupy:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_random_definitions(
-    seed: int, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_definitions(seed: int, fake_cupy: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DEFINITIONS, "random", random_definition(random.Random(seed)))
     case = Case("random", directions=2)
     layer = build(case, fake_cupy.name)
@@ -238,8 +236,9 @@ def test_one_kernel_is_for_all_sizes() -> None:
     sources = [
         [
             step.source
-            for step in generated_cell(DEFINITIONS["zoneout"].cell(H, {}, {}, True), True, False)
-            ._forward.steps
+            for step in generated_cell(
+                DEFINITIONS["zoneout"].cell(H, {}, {}, True), True, False
+            )._forward.steps
             if isinstance(step, KernelCall)
         ]
         for H in (5, 16)
