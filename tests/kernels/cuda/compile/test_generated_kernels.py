@@ -17,12 +17,13 @@ from tests.support.generated_kernels import compile_generated, kernels_of
 from tests.support.nvrtc import ARCHITECTURES, problems
 from tests.support.pointwise_cases import TYPES, needs_dtype
 
-# Registers per thread of a kernel of elements, and of one of rows: for 16-bit dtypes, float32 and
-# float64. With 64 a multiprocessor holds 1024 threads; with 128, four rows.
-ELEMENTS = {"float16": 64, "bfloat16": 64, "float32": 96, "float64": 96}
-ROWS = {"float16": 168, "bfloat16": 168, "float32": 184, "float64": 200}
-# one loop with forty operations of all functions, which no cell of a paper has
-MOST = {"every_function": 200}
+# Registers per thread of a kernel of elements, and of one of rows. NVRTC 12.9 uses at most 80
+# (slstm), 80 (awkward) and 98 (slstm) for elements in 16-bit dtypes, float32 and float64, and 168,
+# 196 and 190 (layer_norm_gru) for rows, whose loops it unrolls. They are allocated in eights.
+ELEMENTS = {"float16": 80, "bfloat16": 80, "float32": 80, "float64": 104}
+ROWS = {"float16": 168, "bfloat16": 168, "float32": 200, "float64": 192}
+# of elements: forty operations with most functions, more than the cell of any paper here
+MOST = {"every_function": 168}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,9 @@ def pool() -> Iterator[Executor]:
 
 
 def most_registers(name: str, dtype: str) -> dict[str, int]:
+    elements = MOST.get(name, ELEMENTS[dtype])
     return {
-        f"xprnn_{source.name}": MOST.get(name, (ROWS if source.by_rows else ELEMENTS)[dtype])
+        f"xprnn_{source.name}": ROWS[dtype] if source.by_rows else elements
         for source in kernels_of(name, dtype)
     }
 
