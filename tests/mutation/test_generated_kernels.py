@@ -97,12 +97,12 @@ def test_a_fault_is_for_every_expression() -> None:
 
 
 TEXTS = {  # the definition, and a line of codegen/cuda.py with the fault
-    "a store in another column": ("lstm", "if place.start:", "if False:"),
+    "a store in another column": ("lstm", "if view.start:", "if False:"),
     "the row of another array": ("gru", 'setdefault(columns, f"r', 'setdefault(0, f"r'),
     "an element that counts other rows": (
         "gru",
-        "(place.start, place.width, columns) == (0, width, width)",
-        "(place.start, place.width) == (0, width)",
+        "(view.start, view.width, columns) == (0, width, width)",
+        "(view.start, view.width) == (0, width)",
     ),
     "a condition stored as another one": ("awkward", "= {value} != 0;", "= {value} == 0;"),
     "another constant": ("onnx_lstm", 'return f"A({text})"', 'return f"A(1.01 * {text})"'),
@@ -115,8 +115,8 @@ TEXTS = {  # the definition, and a line of codegen/cuda.py with the fault
     "no eps": ("layer_norm_gru", " + {_literal(op.node.detail)}", ""),
     "the mean of one array": (
         "layer_norm_lstm",
-        "for place in places:\n            value",
-        "for place in places[:1]:\n            value",
+        "for view in views:\n            value",
+        "for view in views[:1]:\n            value",
     ),
 }
 
@@ -124,10 +124,10 @@ TEXTS = {  # the definition, and a line of codegen/cuda.py with the fault
 def use(monkeypatch: pytest.MonkeyPatch, wrong: ModuleType) -> None:
     """Use the functions of a faulty module, with the types of the right ones."""
     for right in (cuda, launches):
-        for name in ("Source", "KernelCall", "Layout", "Product", "Launches"):
+        for name in ("Source", "KernelCall", "StepArrays", "Product", "Launches"):
             if hasattr(wrong, name) and hasattr(right, name):
                 monkeypatch.setattr(wrong, name, getattr(right, name))
-    for name in ("emit", "layout", "launches"):
+    for name in ("emit", "step_arrays", "launches"):
         if hasattr(wrong, name):
             monkeypatch.setattr(generated, name, getattr(wrong, name))
 
@@ -189,7 +189,7 @@ def test_faulty_launches_are_detected(
 SUMS = {  # the definition, and a line of codegen/accumulation.py with the fault
     "a gradient replaced before it is read": (
         "projected",
-        "if any(place.overlaps(out) for place in reads):",
+        "if any(view.overlaps(out) for view in reads):",
         "if False:",
     ),
     "a product that is read twice": ("two_states", "_uses(loop, each) == 1 for", "True for"),

@@ -36,8 +36,8 @@ class _Sums:
         once = all(_uses(loop, each) == 1 for each in (node, *terms))
         if not once or any(each not in loop.loads for each in terms):
             return
-        places = [loop.loads[each] for each in terms]
-        if self._write(loop, *places, out=out) or self._write(loop, *places[::-1], out=out):
+        views = [loop.loads[each] for each in terms]
+        if self._write(loop, *views, out=out) or self._write(loop, *views[::-1], out=out):
             loop.stores = [store for store in loop.stores if store[1] != out]
             loop.nodes = [each for each in loop.nodes if each is not node]
             for each in terms:
@@ -54,9 +54,9 @@ class _Sums:
             if j is None or j > k or not _can_store(self.operations[j], out):
                 return False
         begin, end = (k if j is None else j + 1), self._index(loop)
-        reads = [place for op in self.operations[begin:end] for place in op.reads]
-        reads += [place for place in loop.reads if place != value]
-        if any(place.overlaps(out) for place in reads):
+        reads = [view for op in self.operations[begin:end] for view in op.reads]
+        reads += [view for view in loop.reads if view != value]
+        if any(view.overlaps(out) for view in reads):
             return False
         if j is not None:
             earlier = self.operations[j]
@@ -67,12 +67,12 @@ class _Sums:
             self.added_to.add(out)
         return True
 
-    def _writer(self, place: Place) -> int | None:
+    def _writer(self, view: Place) -> int | None:
         """The operation that writes a scratch array which one other operation reads."""
-        reads = [each for op in self.operations for each in op.reads if each.overlaps(place)]
-        if place.buffer != "scratch" or len(reads) != 1:
+        reads = [each for op in self.operations for each in op.reads if each.overlaps(view)]
+        if view.buffer != "scratch" or len(reads) != 1:
             return None
-        return next(k for k, op in enumerate(self.operations) if place in op.writes)
+        return next(k for k, op in enumerate(self.operations) if view in op.writes)
 
     def _index(self, loop: Loop) -> int:
         return next(k for k, op in enumerate(self.operations) if op is loop)
@@ -82,7 +82,7 @@ def _can_store(op: Operation, out: Place) -> bool:
     """Whether an operation is a loop that can store a value in `out`, of which it reads no other
     element before."""
     is_loop = isinstance(op, Loop) and op.width == out.width
-    return is_loop and all(place == out or not place.overlaps(out) for place in op.reads)
+    return is_loop and all(view == out or not view.overlaps(out) for view in op.reads)
 
 
 def _uses(loop: Loop, node: Node) -> int:

@@ -73,14 +73,14 @@ class KernelCall(NamedTuple):
     width: int  # the elements of a row, for each of which it runs once; 0: it computes rows
 
 
-class Layout(NamedTuple):
+class StepArrays(NamedTuple):
     """The arrays of a step of a cell, but those of the width of each place in them."""
 
     columns: Mapping[Array, int]
     low: frozenset[Array]  # those in the compute dtype
 
 
-def layout(cell: DefinedCell, scratch: ScratchSizes) -> Layout:
+def step_arrays(cell: DefinedCell, scratch: ScratchSizes) -> StepArrays:
     """The arrays of the steps of a cell."""
     H = cell.derived.widths["H"]
     columns: dict[Array, int] = {("gates", 0): cell.gates * H, ("saved", 0): cell.saved_size(H)}
@@ -88,37 +88,37 @@ def layout(cell: DefinedCell, scratch: ScratchSizes) -> Layout:
     columns |= {("scratch", k): width for k, width in enumerate(widths)}
     low: list[Array] = [("gates", 0), ("saved", 0), ("states", 0), ("next_states", 0)]
     low += [("scratch", k) for k in range(len(scratch.numbers), len(widths))]
-    return Layout(columns, frozenset(low))
+    return StepArrays(columns, frozenset(low))
 
 
 def emit(
-    name: str, operations: Kernel, layout: Layout, constants: Mapping[Node, float]
+    name: str, operations: Kernel, known: StepArrays, constants: Mapping[Node, float]
 ) -> KernelCall:
     """The kernel of some operations; `constants`: the `numbers` of the program."""
-    return _Emitter(name, operations, layout, constants).emit()
+    return _Emitter(name, operations, known, constants).emit()
 
 
 class _Emitter:
     def __init__(
-        self, name: str, operations: Kernel, layout: Layout, constants: Mapping[Node, float]
+        self, name: str, operations: Kernel, known: StepArrays, constants: Mapping[Node, float]
     ) -> None:
         self._name = name
         self._operations = operations
-        self._layout = layout
+        self._known = known
         self._constants = constants
         self._numbers: dict[int, str] = {}  # by value: the names of arguments
         self._offsets: dict[int, str] = {}  # by number of columns: the names of offsets of a row
         self._uses_j = False  # the column of an element
-        reads = [_array(place) for op in operations for place in op.reads]
-        self._outputs = [*dict.fromkeys(_array(place) for op in operations for place in op.writes)]
+        reads = [_array(view) for op in operations for view in op.reads]
+        self._outputs = [*dict.fromkeys(_array(view) for op in operations for view in op.writes)]
         self._inputs = [each for each in dict.fromkeys(reads) if each not in self._outputs]
         self._names: dict[Array, str] = {}
         for array in (*self._inputs, *self._outputs):
             buffer, item = array
             if buffer == "vector":  # whose names are those of a definition
                 item = sum(name.startswith(buffer) for name in self._names.values())
-            whole = buffer in ("gates", "saved", "bias_hh")
-            self._names[array] = buffer if whole else f"{buffer}_{item}"
+            is_only = buffer in ("gates", "saved", "bias_hh")
+            self._names[array] = buffer if is_only else f"{buffer}_{item}"
 
     def emit(self) -> KernelCall:
         loop, *rest = self._operations
@@ -177,8 +177,8 @@ class _Emitter:
     def _loop(self, loop: Loop, is_alone: bool = False) -> list[str]:
         """What is computed for an element, in column j: all is read before anything is stored."""
         lines = []
-        for node, place in loop.loads.items():
-            value = f"static_cast<A>({self._at(place, loop.width * is_alone)})"
+        for node, view in loop.loads.items():
+            value = f"static_cast<A>({self._at(view, loop.width * is_alone)})"
             if node.is_condition:
                 lines.append(f"const bool v{node.index} = {value} != 0;")
             else:
@@ -188,22 +188,22 @@ class _Emitter:
             kind = "bool" if node.is_condition else "A"
             expression = EXPRESSIONS[node.op].format(*values)
             lines.append(f"const {kind} v{node.index} = {expression};")
-        for node, place in loop.stores:
-            lines.append(self._store(place, self._value(node), loop.width * is_alone))
+        for node, view in loop.stores:
+            lines.append(self._store(view, self._value(node), loop.width * is_alone))
         return lines
 
     def _reduction(self, op: ReductionOp) -> list[str]:
         """The sum of a row, or its mean or standard deviation."""
-        places, term, lines = [*op.operands], "{0}", []
+        views, term, lines = [*op.operands], "{0}", []
         if op.node.op == "row_rstd":
-            mean, *places = places
+            mean, *views = views
             lines.append(f"const A mean = static_cast<A>({self._at(mean)});")
             term = "({0} - mean) * ({0} - mean)"
         lines.append("A share = 0;")
-        for place in places:
-            value = term.format(f"static_cast<A>({self._at(place)})")
-            lines.append(f"{self._own_columns(place.width)} share += {value};")
-        result, count = "sum_over_row(share)", self._number(sum(place.width for place in places))
+        for view in views:
+            value = term.format(f"static_cast<A>({self._at(view)})")
+            lines.append(f"{self._own_columns(view.width)} share += {value};")
+        result, count = "sum_over_row(share)", self._number(sum(view.width for view in views))
         if op.node.op != "row_sum":
             result += f" / A({count})"
         if op.node.op == "row_rstd":
@@ -234,29 +234,29 @@ class _Emitter:
         return f"for (int j = first; j < {self._number(width)}; j += STEP)"
 
     def _type(self, array: Array) -> str:
-        return "C" if array in self._layout.low else "A"
+        return "C" if array in self._known.low else "A"
 
-    def _at(self, place: Place, width: int = 0) -> str:
+    def _at(self, view: Place, width: int = 0) -> str:
         """The element of a place in column j; `width`: that of the rows of which i counts."""
-        array, terms = _array(place), []
-        if place.buffer not in ("vector", "bias_hh"):
-            columns = self._layout.columns.get(array, place.width)
-            if (place.start, place.width, columns) == (0, width, width):
+        array, terms = _array(view), []
+        if view.buffer not in ("vector", "bias_hh"):
+            columns = self._known.columns.get(array, view.width)
+            if (view.start, view.width, columns) == (0, width, width):
                 return f"{self._names[array]}[i]"
             terms.append(self._offsets.setdefault(columns, f"r{len(self._offsets)}"))
-        if place.width > 1:
+        if view.width > 1:
             self._uses_j = True
             terms.append("j")
-        if place.start:
-            terms.append(self._number(place.start))
+        if view.start:
+            terms.append(self._number(view.start))
         return f"{self._names[array]}[{' + '.join(terms) or '0'}]"
 
-    def _store(self, place: Place, value: str, width: int = 0) -> str:
-        return f"{self._at(place, width)} = static_cast<{self._type(_array(place))}>({value});"
+    def _store(self, view: Place, value: str, width: int = 0) -> str:
+        return f"{self._at(view, width)} = static_cast<{self._type(_array(view))}>({value});"
 
 
-def _array(place: Place) -> Array:
-    return place.buffer, place.item
+def _array(view: Place) -> Array:
+    return view.buffer, view.item
 
 
 def _indented(lines: Iterable[str]) -> list[str]:

@@ -100,7 +100,7 @@ def _products(cell: DefinedCell, op: ProductOp, adds: bool, moved: Moved) -> lis
 def _moved(op: Operation, moved: Moved) -> Loop | ReductionOp:
     """An operation with places in other arrays."""
     if isinstance(op, Loop):
-        loads = {node: moved(place) for node, place in op.loads.items()}
+        loads = {node: moved(view) for node, view in op.loads.items()}
         return Loop(op.width, op.nodes, loads, [(node, moved(p)) for node, p in op.stores])
     assert isinstance(op, ReductionOp)
     return op._replace(operands=tuple(map(moved, op.operands)), out=moved(op.out))
@@ -108,22 +108,22 @@ def _moved(op: Operation, moved: Moved) -> Loop | ReductionOp:
 
 def _scratch(operations: Sequence[Operation], program: Program) -> tuple[ScratchSizes, Moved]:
     """The scratch arrays of a step: one of each product, and one of all other values together."""
-    places = [place for op in operations for place in (*op.reads, *op.writes)]
-    used = sorted({int(place.item) for place in places if place.buffer == "scratch"})
+    views = [view for op in operations for view in (*op.reads, *op.writes)]
+    used = sorted({int(view.item) for view in views if view.buffer == "scratch"})
     operands = [k for k in used if program.scratch[k].is_operand]
     results = [op.out for op in operations if isinstance(op, ProductOp)]
-    outs = [int(place.item) for place in results if place.buffer == "scratch"]
+    outs = [int(view.item) for view in results if view.buffer == "scratch"]
     rest = [k for k in used if k not in operands and k not in outs]
     widths = [program.scratch[k].width for k in rest]
     starts = {k: (len(outs), sum(widths[:n])) for n, k in enumerate(rest)}
     starts |= {k: (n, 0) for n, k in enumerate(outs)}
     starts |= {k: (len(outs) + bool(rest) + n, 0) for n, k in enumerate(operands)}
 
-    def moved(place: Place) -> Place:
-        if place.buffer != "scratch":
-            return place
-        item, start = starts[int(place.item)]
-        return Place("scratch", item, start + place.start, place.width)
+    def moved(view: Place) -> Place:
+        if view.buffer != "scratch":
+            return view
+        item, start = starts[int(view.item)]
+        return Place("scratch", item, start + view.start, view.width)
 
     numbers = [program.scratch[k].width for k in outs] + [sum(widths)] * bool(rest)
     low = [program.scratch[k].width for k in operands]

@@ -11,7 +11,7 @@ from ...cells import Buffers, Weights
 from ...cells.definition.defined_cell import DefinedCell
 from ...cells.definition.step_program import Place, Program, backward_program, forward_program
 from ...core.cell import ScratchSizes
-from ..codegen.cuda import KernelCall, Source, emit, layout
+from ..codegen.cuda import KernelCall, Source, emit, step_arrays
 from ..codegen.launches import Product, launches
 from . import loading
 
@@ -66,7 +66,7 @@ class Code(NamedTuple):
 
 def _code(cell: DefinedCell, name: str, program: Program) -> Code:
     steps, scratch = launches(cell, program)
-    arrays = layout(cell, scratch)
+    arrays = step_arrays(cell, scratch)
     start = re.sub(r"\W", "_", cell.name.partition(" ")[0], flags=re.ASCII)
     made = [
         each
@@ -97,17 +97,17 @@ def _multiply(xp: Any, product: Product, weights: Weights, step: Buffers) -> Non
     matrix = getattr(weights, product.matrix)
     if product.rows is not None:
         matrix = matrix[slice(*product.rows)]
-    operand, out = (_columns(step, place) for place in (product.operand, product.out))
+    operand, out = (_columns(step, view) for view in (product.operand, product.out))
     function = xp.add_matmul if product.adds else xp.matmul
     function(operand, matrix if product.transposed else matrix.T, out=out)
 
 
-def _columns(step: Buffers, place: Place) -> Array:
+def _columns(step: Buffers, view: Place) -> Array:
     """Some columns of an array."""
-    array = _array(step, place.buffer, place.item)
-    if place.width == array.shape[1]:
+    array = _array(step, view.buffer, view.item)
+    if view.width == array.shape[1]:
         return array
-    return array[:, place.start : place.end]
+    return array[:, view.start : view.end]
 
 
 def _array(step: Buffers, buffer: str, item: int | str) -> Array:
