@@ -35,7 +35,7 @@ CAPTURE_ERROR = r"backend '{}': the current stream is being captured.*cuBLAS.*no
 WITHOUT_LAUNCHES = {  # public names that launch nothing, or whose members are called below
     *("BackendUnavailableError", "GradientError", "KernelStoppedError", "KernelUnavailableError"),
     *("feature_first", "functional", "optim", "get_backend", "use_backend"),
-    *("cell", "use_kernels"),
+    *("cell", "cell_definitions", "use_kernels"),
     "qualify",  # its calls run in processes of their own
     *("__version__",),
 }
