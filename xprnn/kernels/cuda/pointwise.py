@@ -1,9 +1,9 @@
 """The pointwise kernels: one ElementwiseKernel for each pointwise op of a step.
 
 A kernel runs once for each of the N * H elements of the state. Its arithmetic, and the type and use
-of its buffers, are in the header of its cell. It replaces one method of that cell in `cells/`, which is its reference in the tests. C is
-the compute dtype, of the operands of products, and A the accumulation dtype, of everything else.
-Arrays are C-contiguous.
+of its buffers, are in the header of its cell. It replaces one method of that cell in `cells/`,
+which is its reference in the tests. C is the compute dtype, of the operands of products, and A the
+accumulation dtype, of everything else. Arrays are C-contiguous.
 """
 
 from __future__ import annotations

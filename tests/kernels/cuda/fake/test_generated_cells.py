@@ -18,7 +18,7 @@ from tests.layers import test_defined_layers as layers
 from tests.layers.test_defined_layers import NAMES, Case, Problem, Results, build, check, run
 from tests.support.cases import move
 from tests.support.definitions import DEFINITIONS
-from tests.support.emulator.elementwise import needs_compiler
+from tests.support.emulator.elementwise import ROW_THREADS, needs_compiler
 from tests.support.fake_cupy import cuda
 from tests.support.fake_cupy.cuda import BFLOAT16, LOG
 from tests.support.implementations import SelectKernels
@@ -26,6 +26,8 @@ from tests.support.tolerances import assert_close
 from tests.unit.test_random_definitions import random_definition
 from xprnn.backend import Backend
 from xprnn.kernels.codegen.cuda import KernelCall
+from xprnn.kernels.cuda import generated as generated_cells
+from xprnn.kernels.cuda import loading
 from xprnn.kernels.cuda.generated import generated_cell
 
 pytestmark = needs_compiler
@@ -244,6 +246,12 @@ def test_one_kernel_is_for_all_sizes() -> None:
         for H in (5, 16)
     ]
     assert sources[0] == sources[1]
+
+
+def test_a_block_is_a_row_in_both_languages() -> None:
+    found = re.search(r"constexpr int THREADS = (\d+);", loading.text("rows.h"))
+    assert found
+    assert int(found[1]) == generated_cells.THREADS == ROW_THREADS
 
 
 def test_a_barrier_is_between_the_operations_of_a_row() -> None:
