@@ -77,7 +77,7 @@ def cupy_source(kernel: Any, C: str, large: bool = False) -> str:
     infos = []
     for parameter, dtype in zip(kernel.in_params + kernel.out_params, ins + outs, strict=True):
         if parameter.raw:
-            dims = 1 if parameter.name == "bias_hh" else 2
+            dims = 1 if parameter.name.startswith(("bias_hh", "vector")) else 2
             info = (NDARRAY, cupy.ndarray, np.dtype(dtype), dims, True, not large)
         else:
             info = (SCALAR, _scalar.CScalar, np.dtype(dtype), 0, True, True)

@@ -207,8 +207,10 @@ def test_a_forced_kernel_that_does_not_run_fails(
 ) -> None:
     original = dispatch._select
 
-    def ignoring_forced(cell: Any, backend: Any, precision: Any, request: Request) -> Any:
-        return original(cell, backend, precision, request._replace(name="reference"))
+    def ignoring_forced(
+        cell: Any, backend: Any, precision: Any, request: Request, *rest: Any
+    ) -> Any:
+        return original(cell, backend, precision, request._replace(name="reference"), *rest)
 
     ignoring_forced.cache_clear = original.cache_clear  # type: ignore[attr-defined]
     monkeypatch.setattr(dispatch, "_select", ignoring_forced)

@@ -102,3 +102,30 @@ def test_programs_of_the_gru() -> None:
     assert [each.width for each in forward.scratch] == [3 * H]
     backward = backward_program(cell, masked=False)
     assert [type(each) for each in backward.operations] == [Loop, ProductOp, Loop]
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_in_low_precision_products_read_rounded_values_and_loops_accurate_ones(name: str) -> None:
+    cell = make(name)
+    for program in (
+        forward_program(cell, record=True, masked=False, low_precision=True),
+        backward_program(cell, masked=False, low_precision=True),
+    ):
+        operands = {
+            ("scratch", k) for k, scratch in enumerate(program.scratch) if scratch.is_operand
+        }
+        low = {("gates", 0), ("saved", 0), ("states", 0), ("next_states", 0), *operands}
+        for operation in program.operations:
+            if isinstance(operation, ProductOp):
+                assert operation.operand[:2] in low
+            else:
+                loaded = (
+                    operation.loads.values() if isinstance(operation, Loop) else operation.operands
+                )
+                assert not {place[:2] for place in loaded} & operands
+
+
+def test_gradients_of_gates_are_stored_once_in_low_precision() -> None:
+    loop, *_ = backward_program(make("lstm"), masked=False, low_precision=True).operations
+    assert isinstance(loop, Loop)
+    assert [place.buffer for _, place in loop.stores] == ["gates"] * 4 + ["dstates"]

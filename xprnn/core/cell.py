@@ -48,6 +48,7 @@ class ScratchSizes(NamedTuple):
 
     numbers: tuple[int, ...]
     conditions: tuple[int, ...] = ()  # of arrays of bools, which follow
+    operands: tuple[int, ...] = ()  # of arrays in the compute dtype, which follow; not on NumPy
 
 
 class Mask(NamedTuple):

@@ -36,13 +36,13 @@ def explain(
     if plan.kernels is not None:
         lines += _fused(spec, plan.kernels, sizes, training)
         lines += _wavefront(spec, plan, training)
-    elif plan.backend.on_gpu and plan.is_mixed:
-        lines.append("  the launches of the plain code in low precision are not counted")
     elif plan.backend.on_gpu and launches:
         lines.append(
             f"  a step takes {launches[0]} launches forward, {launches[1]} backward and one more "
             "where its output has a gradient"
         )
+    elif plan.backend.on_gpu and plan.is_mixed:
+        lines.append("  the launches of the plain code in low precision are not counted")
     return "\n".join([*lines, *(f"  {name}: {why}" for name, why in plan.missing)])
 
 

@@ -66,7 +66,7 @@ class StepLoop:
         xp, cell, rows, scratch = self.xp, self.cell, run.rows, call.scratch
         gates, saved, record = activations.gates, activations.saved, call.record
         mark = scratch.mark()
-        work = _step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), False))
+        work = self._step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), False))
         # views are reused by the next step: CuPy takes microseconds to create one
         after = _block(activations.states, run.before[0], rows)
         for start, next_start in zip(run.gates, run.after, strict=True):
@@ -98,7 +98,7 @@ class StepLoop:
         activations, doutput, norms = direction.activations, direction.doutput, direction.norms
         mark = scratch.mark()
         dstates = _block(direction.dstates, 0, rows)
-        work = _step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), True))
+        work = self._step_scratch(scratch, rows, cell.scratch_sizes(self._width(direction), True))
         before = _block(activations.states, run.after[0], rows)
         for t, start, previous in zip(run.times, run.gates, run.before, strict=True):
             after, before = before, _block(activations.states, previous, rows)
@@ -118,6 +118,18 @@ class StepLoop:
         """H."""
         rows: int = direction.weights.weight_ih.shape[0]
         return rows // len(self.cell.gate_names)
+
+    def _step_scratch(
+        self, workspace: Workspace, rows: int, sizes: ScratchSizes
+    ) -> tuple[Array, ...]:
+        """A step's scratch arrays, contiguous and uninitialised."""
+        numbers = tuple([workspace.empty(rows, width) for width in sizes.numbers])
+        if len(sizes.numbers) == sum(map(len, sizes)):
+            return numbers
+        conditions = [workspace.empty(rows, width) for width in sizes.conditions]
+        dtype = self.compute_dtype
+        operands = [workspace.empty(rows, width, dtype=dtype) for width in sizes.operands]
+        return (*numbers, *as_bools(conditions), *operands)
 
 
 def layer_step(
@@ -144,14 +156,6 @@ def _block(arrays: tuple[Array, ...], start: int, rows: int) -> tuple[Array, ...
     # from a list, as in other files: tuple(generator) leaves an entry in CPython's free list at
     # each call, which looks like a leak
     return tuple([array[start : start + rows] for array in arrays])
-
-
-def _step_scratch(workspace: Workspace, rows: int, sizes: ScratchSizes) -> tuple[Array, ...]:
-    """A step's scratch arrays, contiguous and uninitialised."""
-    numbers = tuple([workspace.empty(rows, width) for width in sizes.numbers])
-    if not sizes.conditions:
-        return numbers
-    return numbers + as_bools([workspace.empty(rows, width) for width in sizes.conditions])
 
 
 def as_bools(arrays: Sequence[Array]) -> tuple[Array, ...]:

@@ -359,7 +359,7 @@ class ReplayLoop:
         """The widths of the arrays of `_capture_forward`."""
         cell, (width, features) = self.cell, weights.weight_ih.shape
         H = width // len(cell.gate_names)
-        numbers, conditions = cell.scratch_sizes(H, False)
+        numbers, conditions, _ = cell.scratch_sizes(H, False)
         has_bias = with_input and weights.bias_ih is not None
         return [
             [width, cell.saved_size(H), features * with_input, width * has_bias],
@@ -452,7 +452,7 @@ class ReplayLoop:
         """The widths of the arrays of `_capture_backward`."""
         cell, width = self.cell, weights.weight_ih.shape[0]
         H = width // len(cell.gate_names)
-        numbers, conditions = cell.scratch_sizes(H, True)
+        numbers, conditions, _ = cell.scratch_sizes(H, True)
         states = [*cell.state_sizes(H)]
         return [
             [width, cell.saved_size(H), states[0] * with_doutput],

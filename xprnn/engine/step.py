@@ -210,7 +210,10 @@ class StepExecutor:
         widths = enumerate(sizes.numbers + sizes.conditions)
         arrays = [self._empty(f"scratch{k}", batch, width, A) for k, width in widths]
         numbers = len(sizes.numbers)
-        scratch = (*arrays[:numbers], *loop.as_bools(arrays[numbers:]))
+        operands = [
+            self._empty(f"operand{k}", batch, width, C) for k, width in enumerate(sizes.operands)
+        ]
+        scratch = (*arrays[:numbers], *loop.as_bools(arrays[numbers:]), *operands)
         read, biases = self._read, self._input_biases
         filled: list[tuple[Array, Array]] = []
         if plan.replays:

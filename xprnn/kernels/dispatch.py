@@ -23,6 +23,7 @@ from ..backend import Backend
 from ..backend.cupy import CupyBackend
 from ..backend.exports import exported_from
 from ..cells import Cell
+from ..cells.definition.defined_cell import DefinedCell
 from ..core.precision import PrecisionPolicy
 from ..core.spec import StackSpec
 from . import qualification
@@ -49,6 +50,7 @@ AUTOMATIC: dict[str, tuple[str, ...]] = {
     "cuda": ("reference", "pointwise"),
     "numba": IMPLEMENTATIONS,
 }
+NOT_GENERATED = "none are generated for definitions until a GPU has run the present ones"
 EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}=sequence forces it"
 WAVEFRONT_EXPERIMENTAL = f"not yet run on a GPU; {ENVIRONMENT_VARIABLE}={WAVE} forces it"
 SLOWER = "slower here, or not right, by the qualification"
@@ -144,7 +146,8 @@ def _plan(
 ) -> ExecutionPlan:
     package = _package(backend.kernels)
     fused = _wants_fused(backend, request) and not package.unsupported(precision)
-    selection = _select(spec.cell, backend, precision, _for_steps(request) if fused else request)
+    steps_request = _for_steps(request) if fused else request
+    selection = _select(spec.cell, backend, precision, steps_request, shape.record)
     xp = backend.module(precision.precision, precision.is_mixed)
     is_plain = xp is np and selection.implementation == "reference"
     if is_plain:
@@ -391,9 +394,12 @@ def _qualification(backend: Backend, requested: str | None) -> qualification.Fou
 
 @cache
 def _select(
-    cell: Cell, backend: Backend, precision: PrecisionPolicy, request: Request
+    cell: Cell, backend: Backend, precision: PrecisionPolicy, request: Request, record: bool = False
 ) -> Selection:
-    """The implementation that runs steps one after the other."""
+    """The implementation that runs steps one after the other.
+
+    :param record: whether backward steps follow.
+    """
     cells = {"reference": upcasting(cell, precision.dtype) if precision.is_mixed else cell}
     package, name = _package(backend.kernels), request.name
     known = {"sequence"} if has_sequence_kernels(cell, backend) else set()
@@ -405,9 +411,9 @@ def _select(
     else:
         why_not = package.unsupported(precision)
         if why_not is None:
-            fused = package.fused_cells()
-            if cell.name in fused:
-                cells["pointwise"] = fused[cell.name]
+            fused = package.fused_cell(cell, precision, record)
+            if fused is not None:
+                cells["pointwise"] = fused
             present = {*cells, *known}
         else:
             unavailable, present = why_not, {*cells}
@@ -424,7 +430,10 @@ def _select(
     faster = IMPLEMENTATIONS[IMPLEMENTATIONS.index(selected) + 1 :]
     # "auto" omits nothing but experimental kernels
     why = Unsupported(EXPERIMENTAL if name == "auto" else request.source)
-    missing = tuple([(each, why if each in present else unavailable) for each in faster])
+    reasons = {each: why if each in present else unavailable for each in faster}
+    if isinstance(cell, DefinedCell) and backend.kernels == "cuda":
+        reasons["sequence"] = Unsupported(NOT_GENERATED)
+    missing = tuple(reasons.items())
     return Selection(selected, reason, missing, cells[selected])
 
 

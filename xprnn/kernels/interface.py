@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -175,8 +175,11 @@ class KernelPackage(Protocol):
     def identity(self, backend: Backend) -> dict[str, str]:
         """What a qualification depends on: the device, versions, and a digest of the sources."""
 
-    def fused_cells(self) -> Mapping[str, Cell]:
-        """The cells with fused pointwise ops, by name."""
+    def fused_cell(self, cell: Cell, precision: PrecisionPolicy, record: bool) -> Cell | None:
+        """The same cell with fused pointwise ops, if there is one.
+
+        :param record: whether backward steps follow, and masks are drawn.
+        """
 
     def prepare(
         self, implementation: str, cell: Cell, precision: PrecisionPolicy, record: bool

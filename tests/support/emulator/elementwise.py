@@ -18,7 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-DEVICE = (Path(__file__).parent / "host" / "device.h").read_text("utf-8")
+from xprnn.kernels.cuda import loading
+
+HOST = Path(__file__).parent / "host"
+DEVICE, HOST_ROWS = ((HOST / name).read_text("utf-8") for name in ("device.h", "rows.h"))
+ROWS, ROW_THREADS = loading.text("rows.h"), 128
 COMPILER = shutil.which("g++")
 WARNINGS = ("-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror")
 FLAGS = ("-std=c++17", "-O2", *WARNINGS, "-shared", "-fPIC")
@@ -78,8 +82,10 @@ class HostElementwiseKernel:
         if any(not p.raw for p in self.parameters if not p.const):
             raise ValueError(f"{name}: expected every output to be raw")
 
-    def __call__(self, *args: Any, size: int) -> None:
-        """Run the operation for i = 0 .. size - 1."""
+    def __call__(self, *args: Any, size: int, block_size: int = 128) -> None:
+        """Run the operation for i = 0 .. size - 1; rows have blocks of their own."""
+        if ROWS in self.preamble and (block_size != ROW_THREADS or size % ROW_THREADS):
+            raise ValueError(f"{self.name}: {size} threads in blocks of {block_size}")
         if len(args) != len(self.parameters):
             raise TypeError(f"{self.name}: expected {len(self.parameters)} arguments: {len(args)}")
         types: dict[str, np.dtype[Any]] = {}
@@ -108,7 +114,8 @@ class HostElementwiseKernel:
             "  }",
             "}",
         )
-        return "\n".join([DEVICE, *typedefs, self.preamble, *body, ""])
+        preamble = self.preamble.replace(ROWS, HOST_ROWS)
+        return "\n".join([DEVICE, *typedefs, preamble, *body, ""])
 
     def _check(self, parameter: Parameter, arg: Any, types: dict[str, np.dtype[Any]]) -> None:
         """Raise for arguments that CuPy or the kernels do not accept; record the dtypes."""

@@ -157,10 +157,12 @@ class ElementwiseKernel:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._kernel = HostElementwiseKernel(*args, **kwargs)
 
-    def __call__(self, *args: Any, size: int) -> None:
+    def __call__(self, *args: Any, size: int, block_size: int = 128) -> None:
         if any(isinstance(arg, np.ndarray) for arg in args):
             raise TypeError(f"{self._kernel.name}: Unsupported type {np.ndarray}")
-        self._kernel(*[getattr(arg, "_inner", arg) for arg in args], size=size)
+        self._kernel(
+            *[getattr(arg, "_inner", arg) for arg in args], size=size, block_size=block_size
+        )
         LOG.kernels += bool(size)
 
 

@@ -60,6 +60,16 @@ class ProductOp(NamedTuple):
     operand: Place
     out: Place
 
+    @property
+    def reads(self) -> list[Place]:
+        """What it reads, besides the matrix."""
+        return [self.operand]
+
+    @property
+    def writes(self) -> list[Place]:
+        """What it writes."""
+        return [self.out]
+
 
 class ReductionOp(NamedTuple):
     """out (N, 1) = a mean, 1 / sqrt(variance + eps), or sum of all values of a row together."""
@@ -67,6 +77,16 @@ class ReductionOp(NamedTuple):
     node: Node  # row_mean, row_rstd with its eps, or row_sum
     operands: tuple[Place, ...]  # of row_rstd the first one is the mean, (N, 1)
     out: Place
+
+    @property
+    def reads(self) -> list[Place]:
+        """What it reads."""
+        return [*self.operands]
+
+    @property
+    def writes(self) -> list[Place]:
+        """What it writes."""
+        return [self.out]
 
 
 @dataclass(eq=False)
@@ -78,6 +98,16 @@ class Loop:
     loads: dict[Node, Place] = field(default_factory=dict)  # all that it reads
     # a value, which the loop computes or loads, or a number; a comparison is stored as 1 or 0
     stores: list[tuple[Node, Place]] = field(default_factory=list)
+
+    @property
+    def reads(self) -> list[Place]:
+        """What it reads."""
+        return [*self.loads.values()]
+
+    @property
+    def writes(self) -> list[Place]:
+        """What it writes."""
+        return [place for _, place in self.stores]
 
 
 Operation = ProductOp | ReductionOp | Loop
@@ -98,7 +128,8 @@ def forward_program(
 
     :param record: whether the buffers are written that backward reads.
     :param masked: whether `extra` has the masks; else they are the numbers 1 - rate.
-    :param low_precision: whether `gates` and `saved` have a lower precision than scratch arrays.
+    :param low_precision: whether operands of products, `gates` and `saved` have a lower precision
+        than scratch arrays.
     """
     step = cell.derived.step
     results = [
@@ -199,7 +230,7 @@ class _Builder:
             if isinstance(node, Node) and node.op in ("product", "transposed")
         }
         for operation in self._order:
-            for node in self._reads(operation):
+            for node in () if operation in operands else self._reads(operation):
                 self._keep(node)
         made = [self._finish(each, operands) for each in self._order]
         return Program(
@@ -365,7 +396,7 @@ class _Builder:
                 joined = joined._replace(width=joined.width + view.width)
             else:
                 joined = None
-        if joined:
+        if joined and not (self._low_precision and self._is_accurate(joined)):
             return joined
         operand = self._new_scratch(sum(map(width_of, nodes)), is_operand=True)
         start = 0
@@ -390,7 +421,7 @@ class _Builder:
             return
         loop = self._computed[node]
         view = self._final(node)
-        if view is None or (self._low_precision and not _is_accurate(view)):
+        if view is None or (self._low_precision and not self._is_accurate(view)):
             view = self._new_scratch(width_of(node))
             loop.stores.append((node, view))
         self._homes[node] = view
@@ -426,7 +457,13 @@ class _Builder:
                 todo += node.args
         return sorted(nodes, key=attrgetter("index"))
 
-
-def _is_accurate(view: Place) -> bool:
-    """Whether a buffer has the accumulation dtype where others have a lower precision."""
-    return view.buffer == "dstates" or (view.buffer == "next_states" and view.item != 0)
+    def _is_accurate(self, view: Place) -> bool:
+        """Whether a buffer has the accumulation dtype where others have a lower precision."""
+        match view.buffer:
+            case "gates" | "saved":
+                return False
+            case "states" | "next_states":
+                return view.item != 0
+            case "scratch":
+                return not self._scratch[int(view.item)].is_operand
+        return True

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ...cells import Cell
+from ...cells import Cell, definition
+from ...cells.definition.defined_cell import DefinedCell
 from ...core.precision import PrecisionPolicy
+from .. import codegen
 from ..interface import Unsupported
 from ..qualification import sources_digest
 from .cells import POINTWISE
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from ...backend.cupy import CupyBackend
     from .sequence import CudaRunner
 
-SOURCES = (__package__,)  # packages that kernels are made from
+# Packages that kernels are made from
+SOURCES = __package__, codegen.__name__, definition.__name__
 
 
 def unsupported(precision: PrecisionPolicy) -> Unsupported | None:
@@ -38,9 +40,13 @@ def identity(backend: CupyBackend) -> dict[str, str]:
     }
 
 
-def fused_cells() -> Mapping[str, Cell]:
-    """The cells whose pointwise ops are one kernel each, by name."""
-    return POINTWISE
+def fused_cell(cell: Cell, precision: PrecisionPolicy, record: bool) -> Cell | None:
+    """The cell with one kernel for what is between two products; generated for a definition."""
+    if isinstance(cell, DefinedCell):
+        from .generated import generated_cell
+
+        return generated_cell(cell, record, precision.is_mixed)
+    return POINTWISE.get(cell.name)
 
 
 def prepare(implementation: str, cell: Cell, precision: PrecisionPolicy, record: bool) -> bool:

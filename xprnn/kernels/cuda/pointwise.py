@@ -1,13 +1,14 @@
 """The pointwise kernels: one ElementwiseKernel for each pointwise op of a step.
 
-A kernel runs once for each of the N * H elements of the state. Its arithmetic is in the header of
-its cell. It replaces one method of that cell in `cells/`, which is its reference in the tests. C is
-the compute dtype, of the operands of products, and A the accumulation dtype, of everything else.
-Arrays are C-contiguous.
+A kernel runs once for each of the N * H elements of the state. Its arithmetic, and the type and use
+of its buffers, are in the header of its cell. It replaces one method of that cell in `cells/`,
+which is its reference in the tests. C is the compute dtype, of the operands of products, and A the
+accumulation dtype, of everything else. Arrays are C-contiguous.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -44,122 +45,44 @@ class PointwiseKernel(NamedTuple):
         return tuple([buffer for buffer in self.buffers if buffer.use != "in"])
 
 
-def _rnn(nonlinearity: str, relu: str) -> tuple[PointwiseKernel, PointwiseKernel]:
-    """The two kernels of the Elman cell; `relu` is "true" or "false"."""
-    name = f"rnn_{nonlinearity}"
-    forward = (Buffer("C", "gates", "in"), Buffer("A", "gh", "in"), Buffer("C", "h_next", "out"))
-    backward = (
-        Buffer("C", "h_next", "in"),
-        Buffer("A", "dh", "in"),
-        Buffer("C", "gates", "out"),
-    )
-    return (
-        PointwiseKernel(
-            *(f"{name}_forward_gates", "rnn.h", name, "forward_gates", forward),
-            operation=f"rnn_forward_gates<{relu}, C, A>(i, &gates[0], &gh[0], &h_next[0])",
-        ),
-        PointwiseKernel(
-            *(f"{name}_backward_gates", "rnn.h", name, "backward_gates", backward),
-            operation=f"rnn_backward_gates<{relu}, C, A>(i, &h_next[0], &dh[0], &gates[0])",
-        ),
-    )
+def _kernel(
+    cell: str, function: str, name: str = "", constant: str = "", without: str = ""
+) -> PointwiseKernel:
+    """The kernel of an element function, whose signature describes the buffers.
 
-
-def _gru_forward(name: str, bias: tuple[Buffer, ...], bias_hh: str) -> PointwiseKernel:
-    """The GRU's forward kernel; `bias_hh` is the C++ argument for the bias."""
+    :param name: of the kernel; "": that of the function.
+    :param constant: the function's first template argument.
+    :param without: a buffer for which it gets a null pointer.
+    """
+    prefix, _, method = function.partition("_")
+    header = f"{prefix}.h"
+    signature = re.search(rf"void {function}\((.*?{{.*?)\n", loading.text(header), re.DOTALL)
+    assert signature is not None, function
+    parameters = re.findall(r"([CA])\* (\w+).*// (in|out|inout)\b", signature[1])
+    sizes = ["i", "H"] if "Index H" in signature[1] else ["i"]
+    pointers = ["nullptr" if each == without else f"&{each}[0]" for _, each, _ in parameters]
+    types = ", ".join(filter(None, (constant, "C", "A")))
     return PointwiseKernel(
-        *(name, "gru.h", "gru", "forward_gates"),
-        buffers=(
-            Buffer("A", "gh", "in"),
-            Buffer("C", "h", "in"),
-            *bias,
-            Buffer("C", "gates", "inout"),
-            Buffer("C", "saved", "out"),
-            Buffer("C", "h_next", "out"),
-        ),
-        operation=f"gru_forward_gates<C, A>(i, H, &gh[0], &h[0], {bias_hh}, "
-        "&gates[0], &saved[0], &h_next[0])",
+        *(name or function, header, cell, method),
+        buffers=tuple([Buffer(*each) for each in parameters if each[1] != without]),
+        operation=f"{function}<{types}>({', '.join([*sizes, *pointers])})",
     )
 
 
 KERNELS = (
-    *_rnn("tanh", "false"),
-    *_rnn("relu", "true"),
-    _gru_forward("gru_forward_gates", (), "nullptr"),
-    _gru_forward("gru_forward_gates_bias", (Buffer("A", "bias_hh", "in"),), "&bias_hh[0]"),
-    PointwiseKernel(
-        *("gru_backward_gates", "gru.h", "gru", "backward_gates"),
-        buffers=(
-            Buffer("C", "h", "in"),
-            Buffer("C", "gates", "inout"),
-            Buffer("C", "saved", "inout"),
-            Buffer("A", "dh", "inout"),
-        ),
-        operation="gru_backward_gates<C, A>(i, H, &h[0], &gates[0], &saved[0], &dh[0])",
-    ),
-    PointwiseKernel(
-        *("gru_forward_reset", "gru.h", "gru_reset_before", "forward_reset"),
-        buffers=(
-            Buffer("A", "gh_rz", "in"),
-            Buffer("C", "h", "in"),
-            Buffer("C", "gates", "inout"),
-            Buffer("C", "saved", "out"),
-        ),
-        operation="gru_forward_reset<C, A>(i, H, &gh_rz[0], &h[0], &gates[0], &saved[0])",
-    ),
-    PointwiseKernel(
-        *("gru_forward_candidate", "gru.h", "gru_reset_before", "forward_candidate"),
-        buffers=(
-            Buffer("A", "gh_n", "in"),
-            Buffer("C", "h", "in"),
-            Buffer("C", "gates", "inout"),
-            Buffer("C", "h_next", "out"),
-        ),
-        operation="gru_forward_candidate<C, A>(i, H, &gh_n[0], &h[0], &gates[0], &h_next[0])",
-    ),
-    PointwiseKernel(
-        *("gru_backward_candidate", "gru.h", "gru_reset_before", "backward_candidate"),
-        buffers=(
-            Buffer("C", "h", "in"),
-            Buffer("C", "gates", "inout"),
-            Buffer("A", "dh", "inout"),
-        ),
-        operation="gru_backward_candidate<C, A>(i, H, &h[0], &gates[0], &dh[0])",
-    ),
-    PointwiseKernel(
-        *("gru_backward_reset", "gru.h", "gru_reset_before", "backward_reset"),
-        buffers=(
-            Buffer("A", "dq", "in"),
-            Buffer("C", "h", "in"),
-            Buffer("C", "gates", "inout"),
-            Buffer("A", "dh", "inout"),
-        ),
-        operation="gru_backward_reset<C, A>(i, H, &dq[0], &h[0], &gates[0], &dh[0])",
-    ),
-    PointwiseKernel(
-        *("lstm_forward_gates", "lstm.h", "lstm", "forward_gates"),
-        buffers=(
-            Buffer("A", "gh", "in"),
-            Buffer("A", "c", "in"),
-            Buffer("C", "gates", "inout"),
-            Buffer("C", "saved", "out"),
-            Buffer("C", "h_next", "out"),
-            Buffer("A", "c_next", "out"),
-        ),
-        operation="lstm_forward_gates<C, A>(i, H, &gh[0], &c[0], &gates[0], &saved[0], "
-        "&h_next[0], &c_next[0])",
-    ),
-    PointwiseKernel(
-        *("lstm_backward_gates", "lstm.h", "lstm", "backward_gates"),
-        buffers=(
-            Buffer("C", "saved", "in"),
-            Buffer("A", "c", "in"),
-            Buffer("A", "dh", "in"),
-            Buffer("C", "gates", "inout"),
-            Buffer("A", "dc", "inout"),
-        ),
-        operation="lstm_backward_gates<C, A>(i, H, &saved[0], &c[0], &dh[0], &gates[0], &dc[0])",
-    ),
+    _kernel("rnn_tanh", "rnn_forward_gates", "rnn_tanh_forward_gates", "false"),
+    _kernel("rnn_tanh", "rnn_backward_gates", "rnn_tanh_backward_gates", "false"),
+    _kernel("rnn_relu", "rnn_forward_gates", "rnn_relu_forward_gates", "true"),
+    _kernel("rnn_relu", "rnn_backward_gates", "rnn_relu_backward_gates", "true"),
+    _kernel("gru", "gru_forward_gates", without="bias_hh"),
+    _kernel("gru", "gru_forward_gates", "gru_forward_gates_bias"),
+    _kernel("gru", "gru_backward_gates"),
+    _kernel("gru_reset_before", "gru_forward_reset"),
+    _kernel("gru_reset_before", "gru_forward_candidate"),
+    _kernel("gru_reset_before", "gru_backward_candidate"),
+    _kernel("gru_reset_before", "gru_backward_reset"),
+    _kernel("lstm", "lstm_forward_gates"),
+    _kernel("lstm", "lstm_backward_gates"),
 )
 
 TABLE = {kernel.name: kernel for kernel in KERNELS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -107,11 +107,11 @@ def _compiled(implementation: str, cell: Cell, dtype: np.dtype[Any], record: boo
     return True
 
 
-def fused_cells() -> Mapping[str, Cell]:
-    """The cells whose pointwise ops are one compiled function each, by name."""
+def fused_cell(cell: Cell, precision: PrecisionPolicy, record: bool) -> Cell | None:
+    """A built-in cell whose pointwise ops are one compiled function each."""
     from .cells import POINTWISE
 
-    return POINTWISE
+    return POINTWISE.get(cell.name)
 
 
 def has_sequence_kernels(cell: Cell) -> bool:

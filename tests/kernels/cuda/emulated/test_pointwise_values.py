@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.support.pointwise_cases import (
 from tests.support.tolerances import assert_close
 from xprnn.cells import CELLS, Buffers, Weights
 from xprnn.kernels.cuda.cells import POINTWISE
-from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, PointwiseKernel
+from xprnn.kernels.cuda.pointwise import KERNELS, TABLE, PointwiseKernel, source
 
 SIZES = [(0, 5), (1, 1), (1, 7), (5, 1), (3, 33), (8, 16), (2, 257)]  # N, H
 
@@ -151,3 +152,20 @@ def test_a_fused_step_matches_the_reference_step(
         if expected.size:
             assert_close(fused[what], expected, dtype, what, steps=1, width=11, layers=1)
     assert launches == POINTWISE[name].kernel_launches
+
+
+def test_buffers_are_those_of_the_signatures() -> None:
+    """Of which the compiler checks the types, and that what is const is only read."""
+    by_name = {buffer.name: buffer for buffer in TABLE["gru_forward_gates_bias"].buffers}
+    assert list(by_name) == ["gh", "h", "bias_hh", "gates", "saved", "h_next"]
+    assert by_name["bias_hh"] == ("A", "bias_hh", "in")
+    assert by_name["gates"] == ("C", "gates", "inout")
+    assert by_name["h_next"] == ("C", "h_next", "out")
+    for kernel in KERNELS:
+        name = kernel.operation.partition("<")[0]
+        (signature,) = re.findall(rf"void {name}\((.*?{{.*?)\n", source(kernel.header), re.DOTALL)
+        arrays = re.findall(r"(const )?([CA])\* (\w+)", signature)
+        expected = [(kind, array, bool(const)) for const, kind, array in arrays]
+        if "nullptr" in kernel.operation:
+            expected.remove(("A", "bias_hh", True))
+        assert [(b.type, b.name, b.use == "in") for b in kernel.buffers] == expected

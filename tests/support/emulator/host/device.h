@@ -12,6 +12,16 @@ extern "C" float expf(float);
 extern "C" float tanhf(float);
 extern "C" double exp(double);
 extern "C" double tanh(double);
+extern "C" float logf(float);
+extern "C" double log(double);
+extern "C" float log1pf(float);
+extern "C" double log1p(double);
+extern "C" float expm1f(float);
+extern "C" double expm1(double);
+extern "C" float sqrtf(float);
+extern "C" double sqrt(double);
+extern "C" float fabsf(float);
+extern "C" double fabs(double);
 
 // Like CuPy's classes of these names: a two-byte value that converts from and to float.
 
