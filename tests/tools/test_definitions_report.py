@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-for _name in ("torch", "onnxruntime", "numba"):
-    pytest.importorskip(_name, reason=f"{_name} is not installed, which the report needs")
+pytest.importorskip("torch", reason="torch is not installed, which the report needs")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed, which the report needs")
+pytest.importorskip("numba", reason="Numba is not installed, which the report needs")
 
 from benchmarks import definitions_report as report
 from benchmarks import reports
@@ -21,20 +22,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 TINY = (6, 2, 4, 4)
 
 
-@pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore at the end what the script sets for its process."""
-    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
-        monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
-    monkeypatch.setattr(report, "LIMIT", 1e-3)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_a_tiny_run_is_written_and_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "LARGE", (4, *TINY[1:]))
-    monkeypatch.setattr(report, "TURN", 1e-3, raising=False)
+    monkeypatch.setattr(report, "TURN", 1e-3)
+    monkeypatch.setattr(report, "LIMIT", 1e-3)
     arguments = ["--cells", "li_gru", "gru_reset_before", "--shapes", "6,2,4,4", "4,2,4,4"]
     assert report.main([*arguments, "--rounds", "3", "--out", str(tmp_path)]) == 0
     stored = json.loads((tmp_path / report.NAME).read_text())
