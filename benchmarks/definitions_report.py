@@ -10,9 +10,9 @@ reports.
 
 A figure is the median of the rounds' ratios, time of one / time of the other, with its 95 %
 interval from order statistics; in each round all that a row compares are sampled in turn, and a
-sample is the least processor time of the calls of 20 ms. The torch loop does the cell's operations step by
-step, with one product per read of a state and with the same masks drawn, and its gradients are
-autograd's. `torch.compile` of the loop runs in its own process, which has LIMIT seconds.
+sample is the least processor time of the calls of 20 ms. The torch loop does the cell's operations
+step by step, with one product per read of a state and with the same masks drawn, and its gradients
+are autograd's. `torch.compile` of the loop runs in its own process, which has LIMIT seconds.
 """
 
 from __future__ import annotations
@@ -379,8 +379,8 @@ def _lines(report: Report) -> list[str]:
     small = [row for row in report["training"] if "loop" in row]
     lines = [
         f"**{report['machine']['name']}**, {report['date']}, commit {report['commit'][:8]}; "
-        f"{listed}. One thread, float32, {report['rounds']} interleaved rounds of processor time: medians of the "
-        "ratios with their 95 % intervals.",
+        f"{listed}. One thread, float32, {report['rounds']} interleaved rounds: medians of the "
+        "ratios of processor times with their 95 % intervals.",
         "",
         'Forward+backward with Numba; "per gate" is time per gate / that of the built-in layer:',
     ]
