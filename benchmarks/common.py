@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 CELLS = ("gru", "lstm", "rnn_tanh")
+DEFINED = ("li_gru", "gru_reset_before")  # generated from a definition; peers lack the first
 PEERS = ("torch", "onnxruntime")  # measured where they are installed
 WITHOUT = {"training": ("onnxruntime",), "stepper": PEERS}  # by task: peers that do not have it
 STEPS = ("N=1 H=32", "N=1 H=128", "N=1 H=512", "N=32 H=512")
@@ -37,6 +38,11 @@ class Grid(NamedTuple):
         )
         sizes = STEPS if task in ("step", "stepper") else self.sizes
         return CELLS, names, self.dtypes, sizes
+
+    def defined(self) -> tuple[tuple[str, ...], ...]:
+        """asv's parameters of the benchmarks of `DEFINED`: without peers."""
+        names = tuple(name for name in self.implementations if not name.startswith(PEERS))
+        return DEFINED, names, self.dtypes, self.sizes
 
 
 def installed(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ COMPILATION = 300.0  # seconds allowed for a setup that compiles kernels
 
 PLAIN = ("xprnn-numpy-reference", "float32")
 CHOSEN = ("xprnn-numpy-auto", "float32")  # the default kernels, with Numba
+GRU_2014 = "gru_reset_before"
 # sizes at which the code of a step, not the products around it, takes most of the time
 KEY = {
     "gru forward": ("Forward", "time_forward", "gru", *PLAIN, "N=8 H=32 T=32"),
@@ -60,6 +61,10 @@ KEY = {
     "numba lstm training": ("Training", "time_training", "lstm", *CHOSEN, "N=8 H=32 T=32"),
     "numba gru stepper": ("Stepper", "time_100_steps", "gru", *CHOSEN, "N=1 H=32"),
     "numba gru cell": ("Step", "time_100_steps", "gru", *CHOSEN, "N=1 H=32"),
+    "numba li_gru forward": ("Forward", "time_forward", "li_gru", *CHOSEN, "N=8 H=32 T=32"),
+    "numba li_gru training": ("Training", "time_training", "li_gru", *CHOSEN, "N=8 H=32 T=32"),
+    "numba gru_2014 forward": ("Forward", "time_forward", GRU_2014, *CHOSEN, "N=8 H=32 T=32"),
+    "numba gru_2014 training": ("Training", "time_training", GRU_2014, *CHOSEN, "N=8 H=32 T=32"),
     "numba gru T=1": ("Forward", "time_forward", "gru", *CHOSEN, "N=1 H=64 T=1"),
 }
 NEW: dict[str, str] = {}  # rows that the parent does not support, with reasons
@@ -69,7 +74,7 @@ WORKER = Path(__file__).with_name("gate_worker.py")
 ONE_THREAD = ("OMP", "OPENBLAS", "MKL", "BLIS")
 PARENT, COMMIT = "parent", "commit"  # names of equal length, so that path lengths are equal too
 SLOWER = "SLOWER"
-ROW = "{:20} {:>9} {:>9}  {:24} {}"
+ROW = "{:24} {:>9} {:>9}  {:24} {}"
 
 
 class WorkerError(RuntimeError):

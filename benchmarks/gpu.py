@@ -19,6 +19,16 @@ if gpu_name():
 
         params = GPU.params("training")
 
+    class DefinitionForward(layers.DefinitionForward):
+        """Forward of cells whose steps are generated from a definition."""
+
+        params = GPU.defined()
+
+    class DefinitionTraining(layers.DefinitionTraining):
+        """Forward and backward of cells whose steps are generated from a definition."""
+
+        params = GPU.defined()
+
     class Step(layers.Step):
         """A hundred calls of a cell, each one step from the same states, as in streaming."""
 

@@ -16,6 +16,7 @@ from .common import Clock, UnusableError, clock, module_of, numbers, usable_back
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru": ("GRU", {}),
     "gru_reset_before": ("GRU", {"reset_after": False}),
+    "li_gru": ("Recurrent", {}),
     "lstm": ("LSTM", {}),
     "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
     "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
@@ -100,6 +101,26 @@ def _built(task: str, cell: str, implementation: str, dtype: str, size: str) -> 
     return Prepared(call, clock(backend), backend)
 
 
+@cache
+def li_gru() -> Any:
+    """The light GRU of M. Ravanelli et al. (2018), https://arxiv.org/abs/1803.10225.
+
+    :raises UnusableError: this version of xprnn has no definitions of cells.
+    """
+    import xprnn
+
+    if not hasattr(xprnn, "cell"):
+        raise UnusableError("this version of xprnn has no definitions of cells")
+
+    @xprnn.cell(gates=("z", "n"))
+    def li_gru(f: Any, x: Any, s: Any) -> Any:
+        gh = f.recurrent(s.h)
+        z, n = f.sigmoid(x.z + gh.z), f.relu(x.n + gh.n)
+        return n + z * (s.h - n)
+
+    return li_gru
+
+
 def _constructor(cell: str, backend: Any, dtype: str) -> tuple[str, dict[str, Any]]:
     """The name of xprnn's layer, and its options."""
     name, options = LAYERS[cell]
@@ -111,8 +132,9 @@ def _layer(cell: str, backend: Any, kernels: str, dtype: str, size: str, suffix:
     import xprnn
 
     n, (name, options) = numbers(size), _constructor(cell, backend, dtype)
+    definition = [li_gru()] if cell == "li_gru" else []
     try:
-        layer = getattr(xprnn, name + suffix)(n["H"], n["H"], **options)
+        layer = getattr(xprnn, name + suffix)(*definition, n["H"], n["H"], **options)
     except (TypeError, ValueError) as error:  # an older version; an unknown dtype
         raise UnusableError(f"{dtype}: {error}") from error
     if kernels not in ("reference", AUTO):  # the oldest versions have no others

@@ -52,6 +52,18 @@ class Training(LayerBenchmark):
         self.work.call()
 
 
+class DefinitionForward(Forward):
+    """Forward of cells whose steps are generated from a definition."""
+
+    params = CPU.defined()
+
+
+class DefinitionTraining(Training):
+    """Forward and backward of cells whose steps are generated from a definition."""
+
+    params = CPU.defined()
+
+
 class TrainingMemory(LayerBenchmark):
     """The peak memory of a training process, interpreter and library included."""
 

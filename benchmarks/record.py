@@ -53,6 +53,7 @@ from .result_store import (
 HIDDEN = re.compile(r" n/a *$|asv: skipped|^ *For parameters|· For |^ *$")
 QUICK = (  # regular expressions over asv's names with parameters
     r"\.Forward\.\w+\(.*'float32', 'N=8 H=64 T=128'\)",
+    r"\.Definition(Forward|Training)\.\w+\(.*'float32', 'N=8 H=64 T=128'\)",
     r"\.(Training|TrainingMemory)\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
     r"^gpu\.(Training)?Launches\.\w+\('gru', .*'float32', 'N=8 H=64 T=128'\)",
     r"\.(Step|Stepper)\.\w+\('gru', .*'float32', 'N=1 H=128'\)",

@@ -319,13 +319,22 @@ def test_a_gpu_has_its_own_complete_grid(tmp_path: Path) -> None:
         cells, names, kinds, sizes = added[f"gpu.{name}"]
         assert ({*cells}, {*kinds}, len(sizes)) == ({*common.CELLS}, dtypes, 7)
         assert {f"xprnn-cupy-{each}" for each in ("reference", "pointwise", "sequence")} < {*names}
+        defined = added[f"gpu.Definition{name}"]
+        assert ({*defined[0]}, defined[2:]) == ({*common.DEFINED}, [[*kinds], [*sizes]])
+        assert {*defined[1]} == {each for each in names if each.startswith("xprnn-")}
         assert "torch-cuda" in names and ("onnxruntime-cuda" in names) == (name[0] == "F")
     for name in on_cpu.keys() - {"layers.TrainingMemory.peakmem_training"}:
         rest = name.partition(".")[2]
         assert f"gpu.{rest}" in added or rest == "Import.timeraw_import", name
 
 
-@pytest.mark.parametrize("kind", [layers.Forward, layers.Training, layers.Step, layers.Stepper])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(layers.Forward, layers.Training, layers.DefinitionForward, layers.DefinitionTraining),
+        *(layers.Step, layers.Stepper),
+    ],
+)
 def test_a_cpus_grid_is_filled(kind: type[layers.LayerBenchmark]) -> None:
     """With Numba, each implementation has each cell, and nothing in the grid is skipped."""
     importlib.import_module("numba")

@@ -132,7 +132,7 @@ def leftovers(folder: Path) -> Iterator[str]:
 def verdicts(printed: str) -> dict[str, str]:
     """The verdict on each benchmark in the gate's table."""
     table = printed.splitlines()[2:-1]
-    return {line[:20].strip(): line[67:] for line in table}
+    return {line[:24].strip(): line[71:] for line in table}
 
 
 def failed(printed: str) -> set[str]:
