@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+import xprnn
+from tests.kernels.numba import test_definitions as definitions
 from tests.support.cases import Case
 from tests.support.numba_cases import (
     SEQUENCE,
@@ -37,8 +39,8 @@ EMITTER = {
     "values of another row": ("lstm", '[s]"', '[0]"'),
     "a factor of 1.001": ("lstm", "text = repr(float(value))",
                           "text = repr(1.001 * value)"),
-    "what is stored in another array": ("lstm", "{names[view]}[j] = {value}",
-                                        "{first}[j] = {value}"),
+    "what is stored in another array": ("lstm", "{names[view]}[j] {sign} {value}",
+                                        "{first}[j] {sign} {value}"),
 }  # fmt: skip
 LOOPS = {
     "the wrong rows of gx": (
@@ -106,8 +108,8 @@ GRADIENTS = {
     "a slice that takes the first rows": ("s + BLOCK, low:high]", "s + BLOCK, : high - low]"),
     "the columns of a broken panel": ("    if K % width:\n", "    if K % width > 1:\n"),
     "a bias without its last block": ("last = s + BLOCK >= S or", "last ="),
-    "the terms of another direction": ("gradient_terms(cell, each, batch)",
-                                       "gradient_terms(cell, directions[0], batch)"),
+    "the terms of another direction": ("[term for each in terms for term in each]",
+                                       "[term for each in terms for term in terms[0]]"),
     "rows of dx that stay": ("range(low, high, ROWS)", "range(low, high - ROWS, ROWS)"),
     "dx of the first rows": ("product.product(dgates[rows], ", "product.product(dgates[:ROWS], "),
     "threads without the last columns": ("pairwise([*bounds, size])",
@@ -118,6 +120,14 @@ SUMS = {
                                  "for n in range(full, rows - 1):\n        _one_transposed"),
     "a tile in another's place": ("_largest_transposed(a[:, n:], panel, out[n:])",
                                   "_largest_transposed(a[:, n:], panel, out[0:])"),
+}  # fmt: skip
+
+
+ADDED_UP = {  # the module, and a line with the fault
+    "gradients that replace each other": ("emitter", 'sign = "+=" if', 'sign = "=" if'),
+    "steps after the last block": ("loops", "== BLOCK - 1 or i == counts.size - 1:",
+                                   "== BLOCK - 1:"),
+    "a block that is added twice": ("loops", "            sums[n, j] = 0.0\n", ""),
 }  # fmt: skip
 
 
@@ -186,6 +196,24 @@ def test_a_fault_in_the_loops_shows(fault: str, monkeypatch: pytest.MonkeyPatch)
     broken = faulty(loops, tuple(change))
     monkeypatch.setattr(generated, f"{where}_loop", getattr(broken, f"{where}_loop"))
     assert_shows("lstm", monkeypatch)
+
+
+@pytest.mark.parametrize("fault", ADDED_UP)
+def test_a_fault_in_what_is_added_up_shows(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xprnn.kernels import codegen
+    from xprnn.kernels.numba import generated, loops
+
+    where, *change = ADDED_UP[fault]
+    broken = faulty(codegen.numba if where == "emitter" else loops, tuple(change))
+    name = "emit" if where == "emitter" else "backward_loop"
+    case = definitions.Case("layer_norm_gru", T=140, N=24, H=40, lengths=None)
+    with xprnn.use_kernels("sequence"):
+        definitions.compare(case, "float32")
+        forget_kernels()
+        monkeypatch.setattr(generated, name, getattr(broken, name))
+        monkeypatch.setattr(generated, "compile_for", uncached)
+        with pytest.raises(AssertionError, match="relative error"):
+            definitions.compare(case, "float32")
 
 
 @pytest.mark.parametrize("fault", PRODUCTS)

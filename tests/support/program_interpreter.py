@@ -16,11 +16,14 @@ from xprnn.cells.definition.step_program import Loop, Place, ProductOp, Program,
 class Interpreter:
     """The memory of a step, and its operations in float64."""
 
-    def __init__(self, cell: DefinedCell, program: Program, step: Buffers, weights: Any) -> None:
+    def __init__(
+        self, cell: DefinedCell, program: Program, step: Buffers, weights: Any, sums: Any = None
+    ) -> None:
         self.cell = cell
         self.program = program
         self.step = step
         self.parameters: dict[str, Any] = weights._asdict()
+        self.sums = sums
         rows = step.gates.shape[0]
         self.scratch = [np.full((rows, each.width), np.nan) for each in program.scratch]
 
@@ -47,6 +50,8 @@ class Interpreter:
             array = self.parameters[str(place.item)]
         elif place.buffer == "bias_hh":
             array = self.parameters["bias_hh"]
+        elif place.buffer == "sums":
+            array = self.sums
         else:
             array = getattr(self.step, place.buffer)
             array = array[place.item] if isinstance(array, tuple) else array
@@ -79,4 +84,6 @@ class Interpreter:
             else:
                 values[node] = OPERATIONS[node.op].compute(np, node.detail, *args)
         for node, place in loop.stores:
-            self.view(place)[:, column] = value_of(node)
+            target = self.view(place)
+            before = target[:, column] if place.buffer == "sums" else 0.0
+            target[:, column] = before + value_of(node)

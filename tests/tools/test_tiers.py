@@ -33,6 +33,8 @@ def suite(tmp_path: Path) -> Path:
     """A file in each folder, with the conftest and the settings of the real suite."""
     shutil.copytree(ROOT / "tests" / "support", tmp_path / "tests" / "support")
     shutil.copytree(ROOT / "tests" / "data", tmp_path / "tests" / "data")
+    examples = Path("docs", "examples")  # which `tests/support/definitions.py` imports
+    shutil.copytree(ROOT / examples, tmp_path / examples)
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for folder in tiers.FOLDERS:

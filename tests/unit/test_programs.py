@@ -88,6 +88,53 @@ def test_programs(name: str, low_precision: bool) -> None:
         check(cell, masked, low_precision)
 
 
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_gradients_of_vectors_are_added_up(name: str) -> None:
+    """To what there is, and what `gradient_terms` sums is the same as without sums."""
+    plain, rng = make(name), np.random.default_rng(0)
+    cell = plain.adding_up()
+    weights, step = weights_of(cell, rng), buffers_of(plain, False, rng)
+    expected, start = copy_of(step), rng.standard_normal((N, cell.sums_size))
+    own, sums = step._replace(saved=np.full((N, cell.saved_size(H)), np.nan)), start.copy()
+    plain.forward(np, weights, expected)
+    plain.backward(np, weights, expected)
+    Interpreter(cell, forward_program(cell, record=True, masked=False), own, weights).run()
+    Interpreter(cell, backward_program(cell, masked=False), own, weights, sums).run()
+    assert_equal(own, expected, ("gates", "dstates"))
+
+    def gradients(each: DefinedCell, buffers: Buffers, added: Any) -> dict[str, Any]:
+        targets = each.weights_type(
+            **{
+                key: None if value is None else np.full_like(value, np.nan)
+                for key, value in weights._asdict().items()
+            }
+        )
+        states = lambda k: step.states[k], lambda k: expected.next_states[k]
+        terms = each.gradient_terms(states, buffers.gates, buffers.saved, targets)
+        if each is cell:
+            terms += each.terms_of_sums(added, targets)
+        for d, inputs, dweight, dbias in terms:
+            if dweight is not None:
+                dweight[...] = 0.0 if d is None else d.T @ inputs
+            if dbias is not None:
+                dbias[...] = 0.0 if d is None else d.sum(axis=0)
+        return {key: v for key, v in targets._asdict().items() if v is not None}
+
+    ours, theirs = gradients(cell, own, sums - start), gradients(plain, expected, None)
+    for key, value in theirs.items():
+        if key not in ("weight_ih", "bias_ih"):
+            np.testing.assert_allclose(ours[key], value, rtol=1e-12, atol=1e-12, err_msg=key)
+
+
+def test_layer_norm_saves_less_where_sums_are_added_up() -> None:
+    """Of 18 numbers a unit, those of 14 vectors are left out but for the places of others."""
+    cell = make("layer_norm_lstm")
+    assert cell.saved_size(H) == 18 * H
+    adding = cell.adding_up()
+    assert (adding.saved_size(H), adding.sums_size) == (9 * H + 4, 14 * H)
+    assert adding != cell
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_programs(seed: int) -> None:
     definition = random_definition(random.Random(seed))

@@ -117,6 +117,7 @@ class Cell:
     records: bool = True  # whether `forward` writes what `backward` reads
     weights_type: type[Any] = Weights
     has_kinks: bool = False  # whether gradients jump where a value passes a number
+    sums_size: int = 0  # width of what backward steps add up, if they do
     extra_inputs: tuple[str, ...] = ()  # numbers of each step and row that a call passes
     masks: tuple[Mask, ...] = ()
 
@@ -137,6 +138,10 @@ class Cell:
     def saved_size(self, H: int) -> int:
         """The width of `saved`."""
         return self.saved * H
+
+    def adding_up(self) -> Cell:
+        """The same cell, whose backward steps add up the gradients of vectors, if it has any."""
+        return self
 
     def scratch_sizes(self, H: int, backward: bool) -> ScratchSizes:
         """The widths of a step's scratch arrays."""

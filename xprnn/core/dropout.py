@@ -12,7 +12,8 @@ from typing import Any
 from ..backend import Array
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
+ROW_FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # of 64 bits
 FEATURE = 0x9E3779B9
 FINALISER = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))  # shifts and factors, of 32 bits
 BLOCK = 1 << 20  # elements hashed at a time, 16 bytes each; a smaller block means more launches
@@ -28,7 +29,7 @@ def _mix_host(value: int) -> int:
 def _mix(xp: Any, value: Array) -> Array:
     """`_mix_host` on an array of uint64, in place; products wrap around."""
     shifted = xp.empty_like(value)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+    for shift, factor in ROW_FINALISER:
         xp.right_shift(value, xp.uint64(shift), out=shifted)
         value ^= shifted
         value *= xp.uint64(factor)
@@ -49,7 +50,7 @@ def apply(xp: Any, x: Array, p: float, key: tuple[int, int, int], time: Array, r
     if p >= 1.0:
         x[...] = 0.0
         return
-    root, rows = _root(key), max(BLOCK // max(x.shape[1], 1), 1)
+    root, rows = root_of(key), max(BLOCK // max(x.shape[1], 1), 1)
     for start in range(0, x.shape[0], rows):
         block = slice(start, start + rows)
         _apply(xp, x[block], p, root, time[block], row[block])
@@ -83,8 +84,8 @@ def keep(
 
 def row_keys(xp: Any, key: tuple[int, ...], time: Array, row: Array) -> tuple[Array, Array]:
     """The two keys (S,), uint32, of the rows of a mask."""
-    h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(_root(key)))
-    h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
+    h = _mix(xp, time.astype(xp.uint64) * xp.uint64(GOLDEN) + xp.uint64(root_of(key)))
+    h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(GOLDEN)))
     return h.astype(xp.uint32), (h >> xp.uint64(32)).astype(xp.uint32)
 
 
@@ -109,11 +110,11 @@ def _is_kept(xp: Any, low: Array, high: Array, width: int, rate: float) -> Array
     return h >= xp.uint32(threshold(rate))
 
 
-def _root(key: tuple[int, ...]) -> int:
+def root_of(key: tuple[int, ...]) -> int:
     """The hash of a key."""
     root = 0
     for part in key:
-        root = _mix_host((root ^ (part & _MASK)) + _GOLDEN & _MASK)
+        root = _mix_host((root ^ (part & _MASK)) + GOLDEN & _MASK)
     return root
 
 
@@ -125,8 +126,8 @@ def _apply(xp: Any, x: Array, p: float, root: int, time: Array, row: Array) -> N
 
 def _kept(xp: Any, p: float, root: int, time: Array, row: Array, width: int) -> Array:
     """Whether each element is kept, bool (S, width)."""
-    h = _mix(xp, time.astype(xp.uint64) * xp.uint64(_GOLDEN) + xp.uint64(root))
-    h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(_GOLDEN)))
-    feature = xp.arange(width).astype(xp.uint64) * xp.uint64(_GOLDEN)
+    h = _mix(xp, time.astype(xp.uint64) * xp.uint64(GOLDEN) + xp.uint64(root))
+    h = _mix(xp, h ^ (row.astype(xp.uint64) * xp.uint64(GOLDEN)))
+    feature = xp.arange(width).astype(xp.uint64) * xp.uint64(GOLDEN)
     h = _mix(xp, h[:, None] ^ feature[None, :])
     return h >= xp.uint64(round(p * (1 << 24)) << 40)  # 24 bits decide

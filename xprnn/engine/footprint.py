@@ -51,6 +51,7 @@ def training_step(
         work += max(_activations(spec, plan, min(k, steps), rows))
     inner = (D - 1) * width if spec.num_layers > 1 else 0  # the second direction's dx
     work += S * max(inner, (D - 1 + batch_first) * spec.input_size) * A
+    work += len(spec.cell.masks) * min(k or steps, steps) * rows * spec.hidden_size * A
     work += S * min(spec.num_layers, 2) * width * A  # doutput, and that of the layer below
     if spec.dropout and spec.num_layers > 1:
         work += dropout.workspace_bytes(S, width)
@@ -61,6 +62,7 @@ def _activations(spec: StackSpec, plan: ExecutionPlan, steps: int, rows: int) ->
     """The bytes that `steps` recorded steps of each direction save."""
     saved = []
     for cell in spec.cells:
+        cell = cell.adding_up() if plan.forward.costs.adds_up else cell
         low, others = activation_shapes(
             cell, cell.gates * spec.hidden_size, rows, steps * rows, True
         )

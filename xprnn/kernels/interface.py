@@ -57,6 +57,7 @@ class RunnerCosts(NamedTuple):
     scratch: int = 0
     input_rows: int = 0  # rows of x and gx in scratch memory
     step_scratch: int = 0  # of each row, in units of H
+    adds_up: bool = False  # whether the cell is its `adding_up`
     bytes_per_direction: int = 0  # of Python objects that are kept between calls
 
 

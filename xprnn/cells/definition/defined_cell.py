@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,10 @@ from .graph import CONDITIONS, Node, reachable
 from .tracing import RECURRENT
 
 _ABRUPT = ("relu", "leaky_relu", "abs", "elu", "hard_sigmoid", "clip", "minimum", "maximum")
-Columns = tuple[str, int, int]  # the buffer, "gates" or "saved", and where in it
+Columns = tuple[str, int, int]  # the buffer, "gates", "saved" or "sums", and where in it
+
+
+Operand = tuple[str, int, int]  # such columns; or "before" or "after" a step, and state k, 0
 
 
 class DefinedCell(Cell):
@@ -28,6 +32,8 @@ class DefinedCell(Cell):
 
     :param name: that of the definition and its digest: no cell with kernels has it.
     :param derived: the step.
+    :param adds_up: whether a backward step adds the gradients of vectors to `sums`, (N, sums_size),
+        instead of storing them in `saved`; only generated loops do.
     """
 
     forward_scratch: tuple[int, ...] = ()
@@ -37,12 +43,13 @@ class DefinedCell(Cell):
     pointwise_ops: tuple[str, ...] = ()
     is_captured: bool = False
 
-    def __init__(self, name: str, derived: DerivedStep) -> None:
+    def __init__(self, name: str, derived: DerivedStep, adds_up: bool = False) -> None:
         signature, matrices = derived.trace.signature, derived.trace.matrices
         self.name: str = name
         self.derived: DerivedStep = derived
         sizes = tuple(derived.widths.items())
-        self._key: tuple[Any, ...] = name, derived.trace.digest, sizes, derived.bias
+        self._key: tuple[Any, ...] = name, derived.trace.digest, sizes, derived.bias, adds_up
+        self._adds_up = adds_up
         self._hash: int = hash(self._key)
         self.gate_names: tuple[str, ...] = signature.gates
         self.state_names: tuple[str, ...] = tuple(signature.states)
@@ -151,21 +158,34 @@ class DefinedCell(Cell):
         }
         self.saved_columns = self._in_blocks(blocks)
         written = end
-        for node in derived.saved:
-            if node not in self.saved_columns:
-                start, written = written, written + _width(node)
-                self.saved_columns[node] = "saved", start, written
+        for node in self._saved_in_order():
+            start, written = written, written + _width(node)
+            self.saved_columns[node] = "saved", start, written
         # a gradient that several have is stored once, in `gates` where it is dgx
+        self.sums_size = 0
         self.result_columns: dict[Node, Columns] = {}
         for k, node in enumerate(adjoints.gates.values()):
             if not node.is_constant:
                 self.result_columns.setdefault(node, ("gates", k * H, (k + 1) * H))
         self._saved_size = written
-        for node in [*(part for parts in adjoints.parts for part in parts), *self._vectors()]:
+        for node in [part for parts in adjoints.parts for part in parts]:
             if not node.is_constant and node not in self.result_columns:
                 start, end = end, end + _width(node)
                 self.result_columns[node] = "saved", start, end
+        for node in self._vectors():
+            if node.is_constant or node in self.result_columns:
+                continue
+            if self._adds_up:
+                start, self.sums_size = self.sums_size, self.sums_size + _width(node)
+                self.result_columns[node] = "sums", start, self.sums_size
+            else:
+                start, end = end, end + _width(node)
+                self.result_columns[node] = "saved", start, end
         self._saved_size = max(written, end)
+
+    def adding_up(self) -> DefinedCell:
+        """The same cell, whose backward steps add up the gradients of vectors in `sums`."""
+        return DefinedCell(self.name, self.derived, adds_up=True)
 
     def _in_blocks(self, blocks: Mapping[Node, Columns]) -> dict[Node, Columns]:
         """The saved values that are in blocks of `gates`: each in that of a gate it depends on.
@@ -183,6 +203,24 @@ class DefinedCell(Cell):
                 if gates and node not in spans:
                     spans[node] = unused.pop(gates[-1] if only_own else gates[0])
         return spans
+
+    def _saved_in_order(self) -> list[Node]:
+        """The other saved values, in the order of the parts of products that they are nearest to.
+
+        In this order their gradients are written over them, mostly without a copy elsewhere.
+        """
+        rest = [node for node in self.derived.saved if node not in self.saved_columns]
+        ordered = []
+        for part in [part for product in self.derived.step.products for part in product.parts]:
+            near = [
+                node
+                for node in rest
+                if node.width == part.width and any(arg is part for arg in (node, *node.args))
+            ]
+            if near:
+                ordered.append(near[0])
+                rest = [node for node in rest if node is not near[0]]
+        return ordered + rest
 
     def _vectors(self) -> list[Node]:
         return [*self.derived.adjoints.vectors.values()]
@@ -270,64 +308,117 @@ class DefinedCell(Cell):
         saved: Array,
         dweights: Weights,
     ) -> list[GradientTerm]:
-        """A term for each block of a product, each vector and each b_hh; see `Cell`."""
-        derived, H = self.derived, self.derived.widths["H"]
-        by_name, buffers = dweights._asdict(), {"gates": dgh, "saved": saved}
+        """Terms for blocks of products, vectors and b_hh; see `Cell`."""
+        return _make_terms(self._terms, {"gates": dgh, "saved": saved}, dweights, states)
 
-        def columns_of(columns: Columns | None) -> Array | None:
-            return None if columns is None else buffers[columns[0]][:, columns[1] : columns[2]]
+    def terms_of_sums(self, sums: Array, dweights: Weights) -> list[GradientTerm]:
+        """Those of the vectors whose gradients all backward steps have added to `sums`."""
+        return _make_terms(self._terms_of_sums, {"sums": sums}, dweights)
 
+    @cached_property
+    def _terms(self) -> list[_Term]:
+        """What `gradient_terms` returns, as columns and rows."""
+        return [term for term in self._all_terms() if not term.is_sum]
+
+    @cached_property
+    def _terms_of_sums(self) -> list[_Term]:
+        return [term for term in self._all_terms() if term.is_sum]
+
+    def _all_terms(self) -> list[_Term]:
+        derived, fields = self.derived, self.weights_type._fields
+        biases = self._bias_terms()
         terms = []
         for product, parts in zip(derived.step.products, derived.adjoints.parts, strict=True):
-            target = by_name[product.matrix]
-            if target is None:
-                continue
-            operand = self._operand(product.operand, states, saved)
-            rows = [(0, target.shape[0])]
+            field, shape = fields.index(product.matrix), self._matrix_shape(product.matrix)
+            rows = [(0, shape[0])]
             if product.matrix == RECURRENT:
                 rows = [derived.runs((block,))[0] for block in product.blocks]
             spans = [self.result_columns.get(node) for node in parts]
-            terms += [
-                GradientTerm(columns_of(columns), operand, target[start:stop], None)
-                for columns, (start, stop) in _joined(spans, rows)
-            ]
+            operand = self._operand(product.operand)
+            for columns, span in _joined(spans, rows):
+                # the sum over rows is computed with the product
+                own = next((each for each in biases if each[0] == columns), None)
+                biases = [each for each in biases if each is not own]
+                terms.append(_Term(columns, operand, (field, *span), own and own[1]))
         for name, node in derived.adjoints.vectors.items():
             if not name.startswith("b_hh."):
-                columns = self.result_columns.get(node)
-                terms.append(GradientTerm(columns_of(columns), None, None, by_name[name]))
-        if dweights.bias_hh is not None:
-            spans = [self.result_columns.get(node) for node in self._bias_gradients()]
-            rows = [(k * H, (k + 1) * H) for k in range(len(spans))]
-            terms += [
-                GradientTerm(columns_of(columns), None, None, dweights.bias_hh[start:stop])
-                for columns, (start, stop) in _joined(spans, rows)
-            ]
-        return terms
+                target = fields.index(name), 0, _width(node)
+                terms.append(_Term(self.result_columns.get(node), None, None, target))
+        return terms + [_Term(columns, None, None, target) for columns, target in biases]
 
-    def _bias_gradients(self) -> list[Node]:
+    def _bias_terms(self) -> list[tuple[Columns | None, tuple[int, int, int]]]:
         """The gradient of b_hh of each gate that has one."""
-        adjoints, in_dgx = self.derived.adjoints, self.derived.bias_folded
-        return [
-            adjoints.gates[gate] if gate in in_dgx else adjoints.vectors[f"b_hh.{gate}"]
+        adjoints, derived = self.derived.adjoints, self.derived
+        nodes = [
+            adjoints.gates[gate]
+            if gate in derived.bias_folded
+            else adjoints.vectors[f"b_hh.{gate}"]
             for gate in self.biased_gates
+            if derived.bias
         ]
+        spans, H = [self.result_columns.get(node) for node in nodes], derived.widths["H"]
+        rows = [(k * H, (k + 1) * H) for k in range(len(spans))]
+        field = self.weights_type._fields.index("bias_hh")
+        return [(columns, (field, *span)) for columns, span in _joined(spans, rows)]
 
-    def _operand(
-        self,
-        node: Node,
-        states: tuple[Callable[[int], Array], Callable[[int], Array]],
-        saved: Array,
-    ) -> Array:
-        """What a product multiplied, at all steps."""
+    def _operand(self, node: Node) -> Operand:
+        """What a product multiplied."""
         if node in self.operand_columns:
-            _, start, stop = self.operand_columns[node]
-            return saved[:, start:stop]
+            return self.operand_columns[node]
         step = self.derived.step
-        for nodes, values in ((step.states, states[0]), (step.next_states, states[1])):
+        for name, nodes in (("before", step.states), ("after", step.next_states)):
             for k, state in enumerate(nodes):
                 if state is node:
-                    return values(k)
+                    return name, k, 0
         raise AssertionError(f"{node} is neither saved nor a state")
+
+
+class _Term(NamedTuple):
+    """A `GradientTerm`: where its arrays are."""
+
+    columns: Columns | None  # of d
+    operand: Operand | None  # of the product
+    matrix: tuple[int, int, int] | None  # the field of `Weights`, and the first and last + 1 row
+    bias: tuple[int, int, int] | None
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether steps have added it up."""
+        return self.columns is not None and self.columns[0] == "sums"
+
+
+def _make_terms(
+    terms: Sequence[_Term],
+    buffers: Mapping[str, Array],
+    dweights: Weights,
+    states: tuple[Callable[[int], Array], ...] = (),
+) -> list[GradientTerm]:
+    """Terms with their arrays, views, but those of which no gradient is computed."""
+    operands: dict[Operand, Array] = {}
+    made = []
+    for columns, operand, *targets in terms:
+        arrays: list[Array | None] = [None, None]
+        for k, target in enumerate(targets):
+            array = None if target is None else dweights[target[0]]
+            if target is not None and array is not None:
+                _, start, stop = target
+                arrays[k] = array if len(array) == stop - start else array[start:stop]
+        dweight, dbias = arrays
+        if dweight is None and dbias is None:
+            continue
+        d, inputs = None, None
+        if columns is not None:
+            buffer, start, stop = columns
+            d = buffers[buffer]
+            d = d if d.shape[1] == stop - start else d[:, start:stop]
+        if operand is not None and dweight is not None:
+            inputs = operands.get(operand)
+            if inputs is None:
+                where, first, last = operand
+                inputs = buffers[where][:, first:last] if last else states[where == "after"](first)
+                operands[operand] = inputs
+        made.append(GradientTerm(d, inputs, dweight, dbias))
+    return made
 
 
 def _joined(

@@ -23,15 +23,35 @@ class Phase(NamedTuple):
 
 def phases(nodes: Iterable[Node]) -> tuple[Phase, ...]:
     """The phases that compute these nodes, which are in order; other arguments are given."""
-    number: dict[Node, int] = {}  # a node's phase
-    cut: list[tuple[list[Node], list[Node]]] = []
-    for node in nodes:
-        if node.op in LEAVES:
-            continue
+    order = [node for node in nodes if node.op not in LEAVES]
+    number: dict[Node, int] = {}  # a node's phase: the first one that can compute it
+    for node in order:
         before = max((number[arg] for arg in node.args if arg in number), default=-1)
-        is_barrier = node.op in BARRIERS
-        number[node] = before + 1 if is_barrier else max(before, 0)
+        number[node] = before + 1 if node.op in BARRIERS else max(before, 0)
+    _delay(order, number)
+    cut: list[tuple[list[Node], list[Node]]] = []
+    for node in order:
         while len(cut) <= number[node]:
             cut.append(([], []))
-        cut[number[node]][0 if is_barrier else 1].append(node)
+        cut[number[node]][0 if node.op in BARRIERS else 1].append(node)
     return tuple([Phase(tuple(barriers), tuple(rest)) for barriers, rest in cut])
+
+
+def _delay(order: list[Node], number: dict[Node, int]) -> None:
+    """Move element-wise nodes to the phase that reads them, unless more values were kept then."""
+    first: dict[Node, int] = {}  # the first and the last phase at whose end a node must be there
+    last: dict[Node, int] = {}
+    for node in reversed(order):
+        is_barrier = node.op in BARRIERS
+        if not is_barrier and first.get(node, 0) > number[node]:
+            kept = [
+                arg
+                for arg in {*node.args}
+                if arg in number and arg.width != 1 and last.get(arg, -1) < first[node]
+            ]
+            if len(kept) <= 1:
+                number[node] = first[node]
+        phase = number[node] - is_barrier
+        for arg in node.args:
+            first[arg] = min(first.get(arg, phase), phase)
+            last[arg] = max(last.get(arg, phase), phase)

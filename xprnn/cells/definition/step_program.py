@@ -161,7 +161,7 @@ def backward_program(cell: DefinedCell, *, masked: bool, low_precision: bool = F
         (node, Place("gates", 0, k * H, H)) for k, node in enumerate(adjoints.gates.values())
     ]
     results += [
-        (node, Place(*_columns(at))) for node, at in cell.result_columns.items() if at[0] == "saved"
+        (node, Place(*_columns(at))) for node, at in cell.result_columns.items() if at[0] != "gates"
     ]
     results += [(node, _state("dstates", step.states, k)) for k, node in enumerate(adjoints.states)]
     builder = _Builder(cell, masked, low_precision)
@@ -320,7 +320,8 @@ class _Builder:
             if node not in self._homes and node not in self._deciding:
                 nodes: dict[Node, None] = {}
                 loads = self._inputs_of(node, {*loop.nodes, *self._reads(loop)}, nodes)
-                if loads <= 1 and len(nodes) <= MOST_AGAIN:
+                wide = [each for each in nodes if each.width != 1]
+                if loads <= 1 and len(wide) <= MOST_AGAIN:
                     loop.nodes = sorted({*loop.nodes, *nodes}, key=attrgetter("index"))
 
     def _inputs_of(self, node: Node, known: set[Node], nodes: dict[Node, None]) -> int:
@@ -337,7 +338,7 @@ class _Builder:
                 continue
             if arg in self._homes:
                 is_kept = self._homes[arg].buffer in UNCHANGED
-                loads += (arg.width != 1) if is_kept else MOST_AGAIN
+                loads += 0 if arg.width == 1 else 1 if is_kept else MOST_AGAIN
             elif not self._is_inlined(arg) and arg not in known - {node}:
                 loads += self._inputs_of(arg, known, nodes)
         return loads
@@ -413,7 +414,8 @@ class _Builder:
         """The place of a result, if the loop that computes it stores it."""
         loop = self._computed.get(node)
         views = [view for stored, view in loop.stores if stored is node] if loop else []
-        return next((view for view in views if view in self._finals), None)
+        finals = [view for view in views if view in self._finals]
+        return next((view for view in finals if view.buffer != "sums"), None)
 
     def _keep(self, node: Node) -> None:
         """Give a value that a later operation reads a place."""

@@ -20,7 +20,9 @@ from xprnn.kernels.numba.elementary import (
 from xprnn.kernels.numba.jit import inlined, row, summed
 from xprnn.kernels.numba.product import product
 """
-ARGUMENTS = "weights, vectors, columns, scratch, gates, saved, states, next_states, dstates, extra"
+ARGUMENTS = (
+    "weights, vectors, columns, scratch, gates, saved, states, next_states, dstates, extra, sums"
+)
 
 # An expression of a value, from its arguments and the numbers of its detail
 EXPRESSIONS = {
@@ -114,7 +116,8 @@ class _Emitter:
         if view.buffer in ("vector", "bias_hh"):
             name = "bias_hh" if view.buffer == "bias_hh" else str(view.item)
             return f"vectors[{self._vectors.index(name)}]"
-        return view.buffer if view.buffer in ("gates", "saved") else f"{view.buffer}[{view.item}]"
+        alone = view.buffer in ("gates", "saved", "sums")
+        return view.buffer if alone else f"{view.buffer}[{view.item}]"
 
     def _row(self, view: Place) -> str:
         """The columns of a place, of row s."""
@@ -179,7 +182,8 @@ class _Emitter:
             value = value_of(node)
             if node.is_condition:
                 value = f"{number(1.0)} if {value} else {number(0.0)}"
-            lines.append(f"{names[view]}[j] = {value}")
+            sign = "+=" if view.buffer == "sums" else "="
+            lines.append(f"{names[view]}[j] {sign} {value}")
         head = [f"@row\ndef {name}({', '.join(names.values())}):"]
         head += [
             f"    {c} = of_type({first}[0], {_literal(text)})" for text, c in constants.items()
@@ -194,6 +198,7 @@ class _Emitter:
         arguments = [self._row(view) for view in views]
         names = [f"a{k}" for k in range(len(views))]
         lines = []
+        term = "{0}[j]"
         if node.op == "row_rstd":
             arguments[0] = self._number(views[0])
             mean, *names = names
@@ -201,9 +206,12 @@ class _Emitter:
             term = f"({{0}}[j] - {mean}) * ({{0}}[j] - {mean})"
         else:
             lines += [f"    total = of_type({names[0]}[0], 0.0)"]
-            term = "{0}[j]"
-        for each in names:
-            lines += [f"    for j in range({each}.size):", f"        total += {term.format(each)}"]
+        together: dict[int, list[str]] = {}  # a loop for the arrays of each width
+        for each, view in zip(names, views[-len(names) :], strict=True):
+            together.setdefault(view.width, []).append(each)
+        for group in together.values():
+            terms = " + ".join(term.format(each) for each in group)
+            lines += [f"    for j in range({group[0]}.size):", f"        total += {terms}"]
         count = " + ".join(f"{each}.size" for each in names)
         if node.op == "row_mean":
             lines.append(f"    return total / of_type(total, {count})")

@@ -42,7 +42,7 @@ class Loops:
     """The loops of a cell in one dtype, made when they are needed."""
 
     def __init__(self, cell: DefinedCell, dtype: np.dtype[Any]) -> None:
-        self.cell: DefinedCell = cell
+        self.cell: DefinedCell = cell.adding_up()
         self._dtype = dtype
         self._loops: dict[tuple[Pass, bool], Loop] = {}
 
@@ -61,6 +61,7 @@ class Loops:
             backward_program(self.cell, masked=False),
         )
         most = max(sum(each.width for each in program.scratch) for program in programs)
+        most += 2 * self.cell.sums_size
         return -(-most // self.cell.derived.widths["H"])
 
     def matrix(self, weights: Weights, product: ProductOp) -> Array:
@@ -153,7 +154,7 @@ def _compiled(name: str, text: str, kind: Pass, dtype: np.dtype[Any], counts: Co
     if kind is Pass.BACKWARD:
         function = backward_loop(module.__name__.rpartition(".")[2], module.step)
         doutput = types.Array(number, 2, "A", readonly=True)
-        arrays = (*shared, matrix, matrix, states, extra, doutput, states)
+        arrays = (*shared, matrix, matrix, states, extra, doutput, states, written(number, 3))
         return compile_for(function, (*arrays, *_SLICE))
     function = forward_loop(module.__name__.rpartition(".")[2], module.step)
     saved = matrix if kind is Pass.TRAINING else types.none

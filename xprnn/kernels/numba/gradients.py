@@ -6,7 +6,7 @@ spinning for a while after each of its products and take processors from the com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from itertools import pairwise
 from typing import Any
@@ -15,12 +15,9 @@ import numpy as np
 from numba import types
 
 from ...backend import Array
-from ...cells.definition.defined_cell import DefinedCell
 from ...core.cell import GradientTerm
-from ...core.packing import PackedBatch
 from ...core.passes import BackwardPass
 from ...core.workspace import Workspace
-from ..shared import gradient_terms
 from . import product
 from .jit import compile_for, number_of, read, row, written
 from .loops import copy_leading
@@ -31,10 +28,9 @@ ROWS = 64  # rows of dx that are computed at a time: enough to amortize reading 
 
 
 def compute(
-    cell: DefinedCell,
+    terms: Sequence[Sequence[GradientTerm]],
     directions: Sequence[BackwardPass],
     packed: Sequence[Array | None],
-    batch: PackedBatch,
     scratch: Workspace,
     pool: ThreadPool,
 ) -> None:
@@ -43,59 +39,63 @@ def compute(
     Rows of the weights and of dx are distributed among threads; the order of each sum does not
     depend on how.
 
+    :param terms: those of the parameters that steps read.
     :param packed: in, W_ih in panels, for each direction with a dx.
     """
-    threads = pool.size  # calls per array: more would cost time, as each call packs all inputs
     mark = scratch.mark()
-    calls: list[Call] = []
-    for each in directions:
-        for term in gradient_terms(cell, each, batch):
-            one = scratch.mark()
-            calls += _weight_calls(term, scratch, threads)
-            if threads == 1:  # one call after the other, in the same memory
-                scratch.rewind(one)
-    pool.run(calls)
-    scratch.rewind(mark)
-    calls = []
-    for each, panels in zip(directions, packed, strict=True):
-        gates, x, dweights = each.activations.gates, each.activations.x, each.dweights
-        term = GradientTerm(gates, x, dweights.weight_ih, dweights.bias_ih)
-        calls += _weight_calls(term, scratch, threads)
+    all_terms = [term for each in terms for term in each]
+    for direction in directions:
+        (x, gates, *_), dweights = direction.activations, direction.dweights
+        all_terms.append(GradientTerm(gates, x, dweights.weight_ih, dweights.bias_ih))
+    calls = _weight_calls(all_terms, scratch, pool.size)
+    for direction, panels in zip(directions, packed, strict=True):
         if panels is not None:
-            calls += _input_calls(gates, panels, each.dx, scratch, threads)
+            gates = direction.activations.gates
+            calls += _input_calls(gates, panels, direction.dx, scratch, pool.size)
     pool.run(calls)
     scratch.rewind(mark)
 
 
-def _weight_calls(term: GradientTerm, scratch: Workspace, threads: int) -> Iterator[Call]:
-    """Yield calls that write the gradients of a matrix and a bias."""
+def _weight_calls(terms: Sequence[GradientTerm], scratch: Workspace, threads: int) -> list[Call]:
+    """Calls that write the gradients of matrices and biases; those of one thread share memory.
+
+    A term has a call for each thread: more would cost time, as each call packs all inputs.
+    """
     dtype = scratch.dtype
-    dgates, inputs, dweight, dbias = term
-    if dgates is None:
-        for each in (dweight, dbias):
-            if each is not None:
-                each[...] = 0.0
-        return
-    if dweight is None or inputs is None:
-        inputs, dweight = np.empty((len(dgates), 0), dtype), np.empty((0, 0), dtype)
-    if dbias is None:
-        dbias = np.empty(0, dtype)
     width, function = product.width_of(dtype), _weights(dtype)
-    for low, high in _ranges(dgates.shape[1], threads, product.TILE_ROWS):
-        remainder = high - low if dweight.shape[1] % width else 0
-        packed = BLOCK if dweight.size else 0
-        buffers = scratch.arrays((packed, width), (remainder, width), (2, high - low))
-        yield partial(function, dgates, inputs, dweight, dbias, *buffers, low, high)
+    buffers: list[Array] = []
+    if threads == 1:
+        rows = max([0 if d is None else d.shape[1] for d, *_ in terms])
+        buffers = scratch.arrays((BLOCK, width), (rows, width), (2, rows))
+    calls: list[Call] = []
+    for d, inputs, dweight, dbias in terms:
+        if d is None:
+            for each in (dweight, dbias):
+                if each is not None:
+                    each[...] = 0.0
+            continue
+        if dweight is None or inputs is None:
+            inputs, dweight = np.empty((len(d), 0), dtype), np.empty((0, 0), dtype)
+        if dbias is None:
+            dbias = np.empty(0, dtype)
+        if threads == 1:
+            calls.append(partial(function, d, inputs, dweight, dbias, *buffers, 0, d.shape[1]))
+            continue
+        for low, high in _ranges(d.shape[1], threads, product.TILE_ROWS):
+            own = scratch.arrays((BLOCK, width), (high - low, width), (2, high - low))
+            calls.append(partial(function, d, inputs, dweight, dbias, *own, low, high))
+    return calls
 
 
 def _input_calls(
     dgates: Array, panels: Array, dx: Array | None, scratch: Workspace, threads: int
-) -> Iterator[Call]:
-    """Yield calls that write dx."""
-    function = _input(scratch.dtype)
+) -> list[Call]:
+    """Calls that write dx."""
+    calls: list[Call] = []
     for low, high in _ranges(len(dgates), threads, ROWS):
         buffer = scratch.empty(ROWS, panels.shape[0] * panels.shape[2])
-        yield partial(function, dgates, panels, dx, buffer, low, high)
+        calls.append(partial(_input(scratch.dtype), dgates, panels, dx, buffer, low, high))
+    return calls
 
 
 @lru_cache(256)
@@ -111,16 +111,17 @@ def weight_gradient(
     dweight: Any,  # out, (G*H, K), rows from low to high: dgates' inputs; (0, 0): not requested
     dbias: Any,  # out, (G*H,), likewise: the column sums of dgates; (0,): not requested
     panel: Any,  # workspace, (BLOCK, width)
-    remainder: Any,  # workspace, (high - low, width), for the columns of a partial panel, if any
-    sums: Any,  # workspace, (2, high - low)
+    remainder: Any,  # workspace, (high - low or more, width), for the columns of a partial panel
+    sums: Any,  # workspace, (2, high - low or more)
     low: Any,
     high: Any,
 ) -> None:
     """Sum blocks of rows separately, which is more accurate than one sum over all rows."""
     matrix, bias, width = dweight[low:high], dbias[low:high], panel.shape[1]
     S, K = len(dgates), matrix.shape[1]
-    for each in (matrix, remainder):
-        each[...] = 0.0
+    matrix[...] = 0.0
+    if K % width:
+        remainder[...] = 0.0
     bias[...] = 0.0
     sums[...] = 0.0
     for s in range(0, S, BLOCK):

@@ -17,6 +17,8 @@ from numba.extending import overload
 from .jit import INLINED, inlined
 from .product import product
 
+BLOCK = 64  # steps whose gradients are summed apart: more accurate than one sum over all steps
+
 
 def forward_loop(name: str, step: Any) -> Callable[..., None]:
     """Return the function that computes all steps; `step` is made by `generated.py`."""
@@ -72,7 +74,7 @@ def forward_loop(name: str, step: Any) -> Callable[..., None]:
                     saved_t = saved[start + low : start + low + rows]
                 step(
                     weights, vectors, columns, scratch, gates_t, saved_t, states_t, next_states,
-                    states_t, extra_t,
+                    states_t, extra_t, gates_t,
                 )  # fmt: skip
                 gx_row += 0 if reverse else rows
                 active = rows
@@ -97,12 +99,14 @@ def backward_loop(name: str, step: Any) -> Callable[..., None]:
         extra: Any,  # in, (S, width) each
         doutput: Any,  # in, (S, width), any strides; (0, width): zeros
         dstates: Any,  # inout, (n_0, width) each: of the final states -> of the initial states
+        sums: Any,  # inout, (2, n_0, width): zeros -> workspace, and gradients of vectors by row
         counts: Any,
         reverse: Any,
         low: Any,
         high: Any,
     ) -> None:
         start = 0 if reverse else gates.shape[0]  # first packed row of step t
+        added = sums[0, low:high]
         for i in range(counts.size):
             t = i if reverse else counts.size - 1 - i
             rows = min(counts[t], high) - low
@@ -119,8 +123,11 @@ def backward_loop(name: str, step: Any) -> Callable[..., None]:
                 step(
                     weights, vectors, columns, scratch, gates[first : first + rows],
                     saved[first : first + rows], states_t, next_states, dstates_t, extra_t,
+                    added,
                 )  # fmt: skip
             start += counts[t] if reverse else 0
+            if i % BLOCK == BLOCK - 1 or i == counts.size - 1:
+                _move_sums(added, sums[1, low:high])
 
     backward.__name__ = f"{name}_backward"
     return backward
@@ -183,6 +190,15 @@ def _input_rows(
         for j in range(x_block.shape[1]):
             x_block[n, j] = 0.0
     return -1
+
+
+@inlined
+def _move_sums(sums: Any, totals: Any) -> None:
+    """Add `sums` (inout) to `totals` (inout), both (N, width), and set them to zero."""
+    for n in range(sums.shape[0]):
+        for j in range(sums.shape[1]):
+            totals[n, j] += sums[n, j]
+            sums[n, j] = 0.0
 
 
 @inlined

@@ -17,12 +17,13 @@ import numpy as np
 from ...backend import Array, Backend
 from ...cells import CELLS, Cell, Weights
 from ...cells.definition.defined_cell import DefinedCell
+from ...core.cell import GradientTerm
 from ...core.packing import PackedBatch
 from ...core.passes import Activations, BackwardPass, ForwardPass
 from ...core.precision import PrecisionPolicy
 from ...core.workspace import Workspace
 from ..interface import CallContext, Pass, RunnerCosts, Sizes, Unsupported
-from ..shared import allocate, extra_arrays, write_results
+from ..shared import allocate, extra_arrays, gradient_terms, write_results
 from . import generated, gradients, masks, product, threads
 from .jit import compile_for, number_of, read, written
 from .product import panels_of, width_of
@@ -49,6 +50,7 @@ class NumbaRunner:
         self._cell = cell
         self._dtype = precision.dtype
         self._by_size: dict[int, generated.Loops] = {}
+        self._no_sums: Array = np.empty((2, 0, 0), self._dtype)
         scratch = gradients.BLOCK * width_of(self._dtype)
         step_scratch = 0
         if generated.is_generated(cell):
@@ -58,6 +60,7 @@ class NumbaRunner:
             scratch=scratch,
             input_rows=INPUT_ROWS,
             step_scratch=step_scratch,
+            adds_up=True,
         )
 
     def unsupported(self, kind: Pass, sizes: Sizes, directions: int) -> Unsupported | None:
@@ -81,10 +84,11 @@ class NumbaRunner:
         """Run directions of one layer; writes outputs and final states."""
         batch, scratch, record = call.batch, call.scratch, call.record
         loops = self._loops(passes[0])
-        loop = loops.of(call.forward_pass, _has_masks(passes[0]))
         # an unrecorded call has no gates
-        results = [allocate(self._cell, self._dtype, each, call, record) for each in passes]
-        extra = [extra_arrays(np, loops.cell, each, masks.keep) for each in passes]
+        results = [allocate(loops.cell, self._dtype, each, call, record) for each in passes]
+        keep = partial(masks.keep, scratch)
+        extra = [extra_arrays(np, loops.cell, each, keep) for each in passes]
+        loop = loops.of(call.forward_pass, len(extra[0]) > len(loops.cell.extra_inputs))
         counts = _counts(batch)
 
         def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
@@ -101,7 +105,8 @@ class NumbaRunner:
                     rows = part[1] - part[0]
                     input_rows, width = max(INPUT_ROWS, -(-rows // 4) * 4), bias.size
                     shapes = (input_rows, x.shape[1]), (input_rows, width)
-                    block, gx, *others = scratch.arrays(*shapes, *_scratch(rows, loop))
+                    steps = [(rows, width) for width in loop.scratch]
+                    block, gx, *others = scratch.arrays(*shapes, *steps)
                     arrays = *weights, loop.columns, tuple(others)
                     outputs = gates, saved if record else None, states
                     inputs = each, ends, counts, direction.reverse, *part
@@ -165,13 +170,19 @@ class NumbaRunner:
         """Run the backward pass of directions of one layer; overwrites the gates with dgx."""
         batch, scratch = call.batch, call.scratch
         loops = self._loops(passes[0])
-        loop = loops.of(Pass.BACKWARD, _has_masks(passes[0]))
-        extra = [extra_arrays(np, loops.cell, each, masks.keep) for each in passes]
+        keep = partial(masks.keep, scratch)
+        extra = [extra_arrays(np, loops.cell, each, keep) for each in passes]
+        loop = loops.of(Pass.BACKWARD, len(extra[0]) > len(loops.cell.extra_inputs))
+        sums = [self._no_sums] * len(passes)
+        if loops.cell.sums_size:
+            sums = [scratch.empty(2, batch.running, loops.cell.sums_size) for _ in passes]
+            for each in sums:
+                each[...] = 0.0
         counts = _counts(batch)
 
         def make_calls(parts: Sequence[tuple[int, int]]) -> list[threads.Call]:
             calls: list[threads.Call] = []
-            for direction, each in zip(passes, extra, strict=True):
+            for direction, each, own in zip(passes, extra, sums, strict=True):
 
                 def pack(old: Any, weights: Weights = direction.weights) -> Any:
                     return self._step_weights(weights, loops, loop, old or (None, None))
@@ -185,39 +196,47 @@ class NumbaRunner:
                 if batch.running < batch.batch:
                     dstates = _running_rows(dstates, batch)
                 for part in parts:
-                    others = scratch.arrays(*_scratch(part[1] - part[0], loop))
+                    rows = part[1] - part[0]
+                    others = scratch.arrays(*[(rows, width) for width in loop.scratch])
                     arrays = *weights, loop.columns, tuple(others)
-                    inputs = doutput, dstates, counts, direction.reverse, *part
+                    inputs = doutput, dstates, own, counts, direction.reverse, *part
                     arguments = *arrays, gates, saved, states, each, *inputs
                     calls.append(partial(loop.function, *arguments))
             return calls
 
         _run(make_calls, batch, len(passes) * loop.multiply_adds, len(passes))
-        self._gradients(loops.cell, passes, batch, scratch)
+        terms = [gradient_terms(loops.cell, each, batch) for each in passes]
+        if loops.cell.sums_size:
+            terms += [
+                loops.cell.terms_of_sums(own[1], each.dweights)
+                for each, own in zip(passes, sums, strict=True)
+            ]
+        self._gradients(terms, passes, batch, scratch, loop.multiply_adds)
 
     def _gradients(
         self,
-        cell: DefinedCell,
+        terms: Sequence[Sequence[GradientTerm]],
         passes: Sequence[BackwardPass],
         batch: PackedBatch,
         scratch: Workspace,
+        multiply_adds: int,
     ) -> None:
-        """Compute the gradients of weights, biases and input, after the loops."""
-        packed, weight_count = [], 0
+        """Compute the gradients of weights, biases and input, after the loops.
+
+        :param multiply_adds: of a step's products, for each row.
+        """
+        packed, weight_count = [], len(passes) * multiply_adds
         for each in passes:
             matrix, panels = each.weights.weight_ih, None
             weight_count += matrix.size * (1 if each.dx is None else 2)
-            weight_count += sum(
-                dweight.size for dweight in each.weights[1:] if np.ndim(dweight) == 2
-            )
             if each.dx is not None:
                 panels = each.packed.get("input", partial(self._panels, "pack", matrix))
             packed.append(panels)
         if batch.total * weight_count < PER_THREAD:
-            gradients.compute(cell, passes, packed, batch, scratch, CALLER_ONLY)
+            gradients.compute(terms, passes, packed, scratch, CALLER_ONLY)
             return
         with threads.pool(_profitable_threads(batch, weight_count)) as pool:
-            gradients.compute(cell, passes, packed, batch, scratch, pool)
+            gradients.compute(terms, passes, packed, scratch, pool)
 
     def _panels(self, how: str, matrix: Array, panels: Array | None) -> Array:
         """Panels of a matrix (K, columns), by `pack`, or (columns, K), by `pack_transposed`.
@@ -230,16 +249,6 @@ class NumbaRunner:
             panels = self._backend.zeros_aligned(prod(shape), self._dtype).reshape(shape)
         _packing(how, self._dtype)(matrix, panels)
         return panels
-
-
-def _has_masks(direction: ForwardPass | BackwardPass) -> bool:
-    """Whether random masks are drawn, as in train mode."""
-    return direction.extra is not None and bool(direction.extra.step_key)
-
-
-def _scratch(rows: int, loop: generated.Loop) -> list[tuple[int, int]]:
-    """The shapes of the scratch arrays of a slice of rows."""
-    return [(rows, width) for width in loop.scratch]
 
 
 def _run(
