@@ -76,8 +76,8 @@ CELLS = {
     "b_hh that is not folded": ("lstm", "+= weights.bias_hh[", "+= 0.0 * weights.bias_hh["),
     "b_hh from dgx": (
         "gru",
-        "adjoints.gates[gate] if gate in in_dgx",
-        "adjoints.gates[gate] if gate",
+        "if gate in derived.bias_folded",
+        "if gate",
     ),
 }
 
