@@ -16,31 +16,25 @@ pytestmark = needs_numba
 compiled = by_numba.compiled
 
 FAULTS = {
-    "x of the layer below's last step": ("row if k == 0 else h_next[k - 1]",
-                                         "row if k == 0 else h[k - 1]"),
+    "x of the layer below's last step": ("row if k == 0 else next_states[0][k - 1]",
+                                         "row if k == 0 else states[0][k - 1]"),
     "one layer's weights for all": ("panels_in if k == 0 else panels_up[k - 1]",
                                     "panels_in if k == 0 else panels_up[0]"),
-    "one layer's recurrent weights for all": ("recurrent(panels_hh[k], bias_hh",
-                                              "recurrent(panels_hh[0], bias_hh"),
+    "one layer's recurrent weights for all": ("_items(weights, k)", "_items(weights, 0)"),
+    "one layer's vectors for all": ("_items(vectors, k)", "_items(vectors, 0)"),
     "one layer's bias for all": ("product(below, panels, bias[k], gx)",
                                  "product(below, panels, bias[0], gx)"),
-    "the first layer's h given": ("copy_leading(h_next[h.shape[0] - 1], out)",
-                                  "copy_leading(h_next[0], out)"),
-    "sides exchanged": ("x, now[0], now[-1], after[0], after[-1], out",
-                        "x, after[0], after[-1], now[0], now[-1], out"),
-    "c read from h": ("x, now[0], now[-1],", "x, now[0], now[0],"),
+    "the first layer's h given": ("copy_leading(next_states[0][layers - 1], out)",
+                                  "copy_leading(next_states[0][0], out)"),
+    "sides exchanged": ("x, now, after, out)", "x, after, now, out)"),
     "no bias of the input side": (".reshape(-1)[: both.size] = both", ".reshape(-1)[:0] = 0"),
     "weights packed once": ("        for k, weights in enumerate(self._weights):\n",
                             "        if old:\n            return old\n"
                             "        for k, weights in enumerate(self._weights):\n"),
-    "q not used": ("product(q, panels[gates:], None, gh_n)",
-                   "product(h, panels[gates:], None, gh_n)"),
-    "the panels of r for n": ("product(q, panels[gates:], None, gh_n)",
-                              "product(q, panels[: len(panels) - gates], None, gh_n)"),
-    "no recurrent bias of n": ("bias_hh[k] = weights.bias_hh", "pass"),
+    "matrices that are not packed": ("self._pack(loops.matrix(weights, each), target[k])", "pass"),
+    "no recurrent bias of n": ("values[k] = loops.vector(weights, name)", "pass"),
 }  # fmt: skip
-SHOWN_BY = {"c read from h": "lstm", "q not used": "gru_reset_before",
-            "the panels of r for n": "gru_reset_before"}  # fmt: skip
+SHOWN_BY = {"matrices that are not packed": "gru_reset_before"}
 
 
 def check(cell: str) -> None:

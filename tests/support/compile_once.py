@@ -29,7 +29,7 @@ FAST = frozenset(  # names of compiled functions, in float32 and float64
         # the element-wise part of a step, and a step of all layers
         *(f"_{cell}_{phase}" for cell in SEQUENCE for phase in ("forward", "backward")),
         *(f"_{part}" for part in PARTS),
-        *(f"{cell}_step" for cell in SEQUENCE),
+        *(f"{cell}_step" for cell in (*SEQUENCE, *DEFINED)),
         "_pack_one",
     )
 )

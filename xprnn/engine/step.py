@@ -142,13 +142,13 @@ class StepExecutor:
         if self._flushes and self._compiled is not None and waiting is None:
             # entering the floating-point environment in Python would take a fifth of the time
             written = self._new_h() if out is None else out
-            self._compiled.launch(x, self.sides[side], self.sides[1 - side], written)
+            self._compiled.launch(x, self.sides[side], self.sides[1 - side], written, inputs)
             return written
         with self._backend.activate():
             before, after = self.sides[side], self.sides[1 - side]
             if self._compiled is not None:
                 written = self._new_h() if out is None else out
-                self._compiled.launch(x, before, after, written)
+                self._compiled.launch(x, before, after, written, inputs)
             elif self._launched is not None:
                 xp = self._plan.xp
                 # blocks write `out` while others still read x
@@ -301,8 +301,10 @@ class StepExecutor:
         """The step of all layers in one call of compiled code."""
         from ..kernels.numba.step import FusedStep
 
-        plan, name = self._plan, self._plan.cell.name
-        return FusedStep(plan.backend, name, plan.precision.dtype, self._weights, self.batch)
+        plan = self._plan
+        return FusedStep(
+            plan.backend, self._spec.cell, plan.precision.dtype, self._weights, self.batch
+        )
 
     def _launched_step(self) -> LaunchedStep:
         """The step of all layers in one launch."""

@@ -339,10 +339,10 @@ def _unsupported_step(
 
     if not _wants_fused(backend, request):
         return None  # not checked: importing Numba is slow
-    why_not = step_unsupported(spec.cell.name, precision)
+    why_not = step_unsupported(spec.cell, precision)
     if why_not or request.name != "auto":
         return why_not
-    return step_not_profitable(spec.cell.name, (L, N, I, H))
+    return step_not_profitable(spec.cell, (L, N, I, H))
 
 
 # -- shared by both

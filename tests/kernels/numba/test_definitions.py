@@ -98,6 +98,14 @@ def test_random_definitions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_allclose(actual[key], values, rtol=1e-9, atol=1e-11, err_msg=key)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stepper_equals_the_sequence(name: str) -> None:
+    """By one compiled step of all layers."""
+    layer = build(Case(name, layers=2)).eval()
+    assert "one step: sequence" in layer.stepper(3).explain()
+    layers.test_a_stepper_equals_the_sequence(name, xprnn.get_backend("numpy"))
+
+
 def test_one_loop_is_for_all_sizes() -> None:
     """Widths are no part of the source."""
     from xprnn.kernels.interface import Pass

@@ -19,13 +19,15 @@ from numba import types
 from ...backend import Array
 from ...cells import Cell, Weights
 from ...cells.definition.defined_cell import DefinedCell
-from ...cells.definition.step_program import ProductOp, Program, backward_program, forward_program
+from ...cells.definition.step_program import ProductOp, backward_program, forward_program
 from ..codegen.numba import emit
 from ..interface import Pass
 from .jit import compile_for, number_of, written
 from .loops import backward_loop, forward_loop
 from .product import panels_of, width_of
 from .table import SEQUENCE
+
+ANY_SIZE = 8  # a hidden size for which the loops of a built-in cell are made; others have the same
 
 
 class Loop(NamedTuple):
@@ -82,35 +84,46 @@ class Loops:
         """The loop of a pass; `masked`: whether the arrays of masks are given."""
         key = kind, masked
         if key not in self._loops:
-            if kind is Pass.BACKWARD:
-                program = backward_program(self.cell, masked=masked)
-            else:
-                record = kind is Pass.TRAINING
-                program = forward_program(self.cell, record=record, masked=masked)
-            self._loops[key] = self._made(kind, program, masked)
+            source = self.source(kind, masked)
+            function = _compiled(source.name, source.text, kind, self._dtype, source.counts)
+            work = sum(each.operand.width * each.out.width for each in source.products)
+            columns = np.array(source.columns, np.intp)
+            self._loops[key] = Loop(function, columns, source.scratch, source.products, work)
         return self._loops[key]
 
-    def _made(self, kind: Pass, program: Program, masked: bool) -> Loop:
+    def source(self, kind: Pass, masked: bool) -> Source:
+        """The source of a step of a pass."""
         cell, dtype = self.cell, self._dtype
+        if kind is Pass.BACKWARD:
+            program = backward_program(cell, masked=masked)
+        else:
+            program = forward_program(cell, record=kind is Pass.TRAINING, masked=masked)
         step = emit(program, self.vectors)
-        extra = len(cell.extra_inputs) + (len(cell.masks) if masked else 0)
         counts = Counts(
             len(step.products),
             len(self.vectors),
             len(program.scratch),
             len(cell.state_names),
-            extra,
+            len(cell.extra_inputs) + (len(cell.masks) if masked else 0),
         )
-        name = cell.name.partition(" ")[0]
-        function = _compiled(name, step.text, kind, dtype, counts)
         outs = {operation.out.item for operation in step.products}
         scratch = [
             panels_of(each.width, dtype) * width_of(dtype) if k in outs else each.width
             for k, each in enumerate(program.scratch)
         ]
-        work = sum(product.operand.width * product.out.width for product in step.products)
-        columns = np.array(step.columns, np.intp)
-        return Loop(function, columns, tuple(scratch), step.products, work)
+        name = cell.name.partition(" ")[0]
+        return Source(name, step.text, step.columns, step.products, tuple(scratch), counts)
+
+
+class Source(NamedTuple):
+    """The source of a step, and the arrays that it takes."""
+
+    name: str
+    text: str  # of a module
+    columns: tuple[int, ...]  # of the places in a step
+    products: tuple[ProductOp, ...]  # of a step, whose matrices are its `weights`
+    scratch: tuple[int, ...]  # widths of the arrays that a step needs
+    counts: Counts
 
 
 class Counts(NamedTuple):
@@ -121,6 +134,11 @@ class Counts(NamedTuple):
     scratch: int
     states: int
     extra: int
+
+
+def size_of(cell: Cell) -> int:
+    """A hidden size of a cell: its own, or any for a built-in one."""
+    return cell.derived.widths["H"] if isinstance(cell, DefinedCell) else ANY_SIZE
 
 
 def is_generated(cell: Cell) -> bool:
@@ -141,7 +159,7 @@ def loops_of(cell: Cell, hidden_size: int, dtype: np.dtype[Any]) -> Loops:
 @cache
 def _compiled(name: str, text: str, kind: Pass, dtype: np.dtype[Any], counts: Counts) -> Any:
     """The compiled loop of a step."""
-    module, number = _module(name, text), number_of(dtype)
+    module, number = module_of(name, text), number_of(dtype)
     matrix, panels = written(number, 2), written(number, 3)
     shared = (
         types.UniTuple(panels, counts.products),
@@ -166,7 +184,7 @@ def _compiled(name: str, text: str, kind: Pass, dtype: np.dtype[Any], counts: Co
 _SLICE = types.Array(types.intp, 1, "C"), types.boolean, types.intp, types.intp
 
 
-def _module(name: str, text: str) -> ModuleType:
+def module_of(name: str, text: str) -> ModuleType:
     """The module of a source, which Numba's cache refers to by its name."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     full = f"{__name__}.{name}_{digest}"

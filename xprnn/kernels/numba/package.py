@@ -91,11 +91,11 @@ def _compiled(implementation: str, cell: Cell, dtype: np.dtype[Any], record: boo
     from . import cells, sequence, step
 
     try:
-        if implementation == "sequence":
-            needed = sequence.needed(cell, dtype, record)
+        if implementation == "pointwise":
+            needed = cells.needed(cell.name, dtype, record)
         else:
-            by_name = {"pointwise": cells.needed, "step": step.needed}
-            needed = by_name[implementation](cell.name, dtype, record)
+            module = sequence if implementation == "sequence" else step
+            needed = module.needed(cell, dtype, record)
         for compilation in needed:
             compilation()
     except MemoryError:
@@ -119,14 +119,14 @@ def has_sequence_kernels(cell: Cell) -> bool:
     return isinstance(cell, DefinedCell) or cell.name in SEQUENCE
 
 
-def step_unsupported(cell: str, precision: PrecisionPolicy) -> Unsupported | None:
+def step_unsupported(cell: Cell, precision: PrecisionPolicy) -> Unsupported | None:
     """Why no kernel runs a step of all layers of a cell in one call."""
-    if cell in STEP:
+    if isinstance(cell, DefinedCell) or cell.name in STEP:
         return unsupported(precision)
-    return unsupported(precision) or Unsupported(f"no step kernel for cell '{cell}'")
+    return unsupported(precision) or Unsupported(f"no step kernel for cell '{cell.name}'")
 
 
-def step_not_profitable(cell: str, sizes: tuple[int, int, int, int]) -> Unsupported | None:
+def step_not_profitable(cell: Cell, sizes: tuple[int, int, int, int]) -> Unsupported | None:
     """Why "auto" uses NumPy for the steps of a stack (L, N, I, H)."""
     from .step import not_profitable
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from ...backend import Array, Backend
 from ...cells import CELLS, Cell, Weights
-from ...cells.definition.defined_cell import DefinedCell
 from ...core.cell import GradientTerm
 from ...core.packing import PackedBatch
 from ...core.passes import Activations, BackwardPass, ForwardPass
@@ -37,7 +36,6 @@ SLICE_MULTIPLE = 4  # of a slice's first row and size, so that the bits do not d
 # Minimum rows of a slice where threads get two each, of which a late thread leaves one to others
 MIN_SLICE_ROWS = 8
 CALLER_ONLY = threads.pool(1)
-ANY_SIZE = 8  # a hidden size for which the loops of a built-in cell are made; others have the same
 
 
 class NumbaRunner:
@@ -54,7 +52,9 @@ class NumbaRunner:
         scratch = gradients.BLOCK * width_of(self._dtype)
         step_scratch = 0
         if generated.is_generated(cell):
-            step_scratch = generated.loops_of(cell, size_of(cell), self._dtype).step_scratch
+            step_scratch = generated.loops_of(
+                cell, generated.size_of(cell), self._dtype
+            ).step_scratch
         self.costs: RunnerCosts = RunnerCosts(
             packs_weights=True,
             scratch=scratch,
@@ -313,18 +313,13 @@ def _packing(name: str, dtype: np.dtype[Any]) -> Any:
     return compile_for(packing, (read(number, 2), written(number, 3)))
 
 
-def size_of(cell: Cell) -> int:
-    """A hidden size of a cell: its own, or any for a built-in one."""
-    return cell.derived.widths["H"] if isinstance(cell, DefinedCell) else ANY_SIZE
-
-
 def needed(cell: Cell, dtype: np.dtype[Any], record: bool) -> list[Callable[[], Any]]:
     """Functions that compile the loops of a cell; with `record` the backward loops too."""
     kinds = (Pass.TRAINING, Pass.BACKWARD) if record else (Pass.FORWARD,)
     functions: list[Callable[[], Any]] = [partial(_packing, "pack_transposed", dtype)]
     if record:
         functions += [partial(_packing, "pack", dtype), *gradients.needed(dtype)]
-    loops = generated.loops_of(cell, size_of(cell), dtype)
+    loops = generated.loops_of(cell, generated.size_of(cell), dtype)
     modes = [False]
     if loops.cell.masks:
         modes.append(True)
@@ -336,7 +331,9 @@ def compilations() -> list[Callable[[], Any]]:
     """Functions that each compile a loop for one dtype."""
     dtypes = [np.dtype(dtype) for dtype in ("float32", "float64")]
     packing = [partial(_packing, name, t) for name in ("pack", "pack_transposed") for t in dtypes]
-    loops = [generated.loops_of(CELLS[cell], ANY_SIZE, t) for cell in SEQUENCE for t in dtypes]
+    loops = [
+        generated.loops_of(CELLS[cell], generated.ANY_SIZE, t) for cell in SEQUENCE for t in dtypes
+    ]
     kinds = (Pass.FORWARD, Pass.TRAINING, Pass.BACKWARD)
     made = [partial(each.of, kind, False) for each in loops for kind in kinds]
     return [*packing, *made, *gradients.compilations()]
