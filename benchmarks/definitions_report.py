@@ -3,16 +3,17 @@
     python -m benchmarks.definitions_report [--rounds 51] [--out FOLDER]
     python -m benchmarks.definitions_report --docs
 
-The first measures on one thread, in float32, in about five minutes, and writes definitions.json to
-FOLDER, by default benchmarks/results/<machine>/; with --cells or --shapes it measures a part and
-writes only with --out. The second writes the tables of docs/performance.md from the recorded
-reports.
+The first measures on one thread, in float32, and writes definitions.json to FOLDER, by default
+benchmarks/results/<machine>/; with --cells or --shapes it measures a part and writes only with
+--out. The second writes the tables of docs/performance.md from the recorded reports.
 
 A figure is the median of the rounds' ratios, time of one / time of the other, with its 95 %
 interval from order statistics; in each round all that a row compares are sampled in turn, and a
 sample is the least processor time of the calls of 20 ms. The torch loop does the cell's operations
 step by step, with one product per read of a state and with the same masks drawn, and its gradients
-are autograd's. `torch.compile` of the loop runs in its own process, which has LIMIT seconds.
+are autograd's. `torch.compile` of the loop runs in its own process, which has --limit seconds for
+each cell; most of them pass while it compiles. The products alone are NumPy's; "sums" is a cell of
+as many gates whose state is the sum of its products, by the same compiled products as the others.
 """
 
 from __future__ import annotations
@@ -54,12 +55,10 @@ BASE = {  # the built-in layer beside which each is timed, per gate
     "gru_reset_before": "gru",
 }
 MASKED = ("recurrent_dropout", "zoneout")
-COMPILED = ("li_gru", "peephole_lstm")
 TURN = 0.02  # processor seconds of a sample
-LIMIT = 120.0  # seconds for `torch.compile` of a loop
 FIELDS = {
     **dict.fromkeys(("machine", "versions"), (dict,)),
-    **dict.fromkeys(("training", "compiled", "forward"), (list,)),
+    **dict.fromkeys(("training", "compiled", "forward", "keras"), (list,)),
     **dict.fromkeys(("date", "commit"), (str,)),
     "rounds": (int,),
 }
@@ -74,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cells", nargs="+", choices=BASE, default=[*BASE])
     parser.add_argument("--shapes", nargs="+", type=_shape, default=[SMALL, LARGE])
     parser.add_argument("--rounds", type=int, default=51)
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds for torch.compile")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
     parser.add_argument("--docs", action="store_true", help="write the tables of docs instead")
     parser.add_argument("--compile", choices=BASE, help=argparse.SUPPRESS)  # in its own process
@@ -121,8 +121,9 @@ def measured(options: argparse.Namespace) -> Report:
         "commit": commit(ROOT),
         "rounds": rounds,
         "training": training,
-        "compiled": [compiled_row(cell, small, rounds) for cell in cells if cell in COMPILED],
+        "compiled": [compiled_row(cell, small, rounds, options.limit) for cell in cells],
         "forward": forward,
+        "keras": [keras_row(small, rounds)] if "recurrent_dropout" in cells else [],
     }
 
 
@@ -137,11 +138,26 @@ def task_of(cell: str, shape: Sequence[int]) -> Any:
 
     T, N, width, H = shape
     definitions = {**PAPERS, "peephole_lstm": peephole_lstm}
-    task = make_task(Setting(definitions.get(cell, cell), H, width, N, T, backend="numpy"))
+    definition = sums(int(cell[-1])) if cell.startswith("sums") else definitions.get(cell, cell)
+    task = make_task(Setting(definition, H, width, N, T, backend="numpy"))
     for name, value in task.layer.parameters.items():
         if name.startswith("a"):  # the gains of a norm
             task.layer.parameters[name] = 1 + 0 * value
     return task
+
+
+def sums(count: int) -> Any:
+    """The cell of `count` gates whose state is the sum of its products."""
+    import xprnn
+
+    names = tuple([f"g{k}" for k in range(count)])
+
+    def step(f: Any, x: Any, s: Any) -> Any:
+        products = f.recurrent(s.h)
+        values = [getattr(x, name) + getattr(products, name) for name in names]
+        return sum(values[1:], start=values[0]) * 0.1  # bounded
+
+    return xprnn.cell(gates=names)(step)
 
 
 def gates(task: Any) -> int:
@@ -300,6 +316,7 @@ def training_row(cell: str, shape: Sequence[int], rounds: int) -> Report:
     calls = {"cell": training(task), "base": training(base)}
     if tuple(shape) == LARGE:
         calls["products"] = lower_bound
+        calls["sums"] = training(task_of(f"sums{gates(task)}", shape))
     else:
         calls["loop"] = torch_loop(task)
         check_equal(cell, task, calls["cell"], calls["loop"])
@@ -311,6 +328,7 @@ def training_row(cell: str, shape: Sequence[int], rounds: int) -> Report:
         row["loop"] = ratio("loop", "cell", 1.0)
     else:
         row["products"] = ratio("cell", "products", 1.0)
+        row["sums"] = ratio("cell", "sums", 1.0)
     print(f"{row}", file=sys.stderr, flush=True)
     return row
 
@@ -331,15 +349,15 @@ def forward_row(shape: Sequence[int], rounds: int) -> Report:
     return row
 
 
-def compiled_row(cell: str, shape: Sequence[int], rounds: int) -> Report:
+def compiled_row(cell: str, shape: Sequence[int], rounds: int, limit: float) -> Report:
     """`torch.compile` of the loop, measured in its own process; no ratio, but a reason, if not."""
     row: Report = {"cell": cell, "shape": [*shape], "ratio": None, "reason": ""}
     command = [sys.executable, "-m", "benchmarks.definitions_report", "--compile", cell]
     command += ["--shapes", ",".join(map(str, shape)), "--rounds", str(rounds)]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        return {**row, "reason": f"not compiled within {LIMIT:.0f} s"}
+        return {**row, "reason": f"not compiled within {limit:.0f} s"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {**row, "reason": f"failed: {last[:100]}"}
@@ -354,6 +372,31 @@ def compiled(cell: str, shape: Sequence[int], rounds: int) -> Ratio:
     calls = {"cell": training(task), "loop": torch_loop(task, torch.compile)}
     check_equal(cell, task, calls["cell"], calls["loop"])
     return ratios(calls, rounds)("loop", "cell", 1.0)
+
+
+def keras_row(shape: Sequence[int], rounds: int) -> Report:
+    """Keras's LSTM with recurrent_dropout beside the definition; a reason where it is missing."""
+    row: Report = {"shape": [*shape], "version": "", "backend": "", "ratio": None}
+    if find_spec("keras") is None:
+        return {**row, "reason": "Keras is not installed"}
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+    import torch
+
+    if keras.backend.backend() != "torch":
+        return {**row, "reason": "Keras's backend is not torch"}
+    task = task_of("recurrent_dropout", shape)
+    layer = keras.layers.LSTM(shape[3], recurrent_dropout=0.25, return_sequences=True)
+    x = torch.from_numpy(task.x.swapaxes(0, 1).copy()).requires_grad_()
+    doutput = torch.from_numpy(task.doutput.swapaxes(0, 1).copy())
+    layer(x)  # makes the weights
+    leaves = [x, *[variable.value for variable in layer.trainable_variables]]
+    calls: dict[str, Call] = {
+        "cell": training(task),
+        "keras": lambda: torch.autograd.grad(layer(x, training=True), leaves, doutput),
+    }
+    ratio = ratios(calls, rounds)("keras", "cell")
+    return {**row, "version": keras.__version__, "backend": "torch", "ratio": ratio, "reason": ""}
 
 
 # -- text
@@ -385,22 +428,26 @@ def _lines(report: Report) -> list[str]:
         'Forward+backward with Numba; "per gate" is time per gate / that of the built-in layer:',
     ]
     heads = (
-        (small, "torch loop / xprnn", "loop"),
-        (large, "xprnn / products alone", "products"),
+        (small, {"loop": "torch loop / xprnn"}),
+        (large, {"products": "xprnn / NumPy's products alone", "sums": "xprnn / sums"}),
     )
-    for rows, title, key in heads:
+    for rows, columns in heads:
         if not rows:
             continue
-        lines += ["", f"| cell | T, N, I, H | ms | beside | per gate | {title} |"]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += ["", _row("cell", "T, N, I, H", "ms", "beside", "per gate", *columns.values())]
+        lines += [_row(*["---"] * (5 + len(columns)))]
         for row in rows:
             cells = (row["cell"], _numbers(row["shape"]), f"{row['us'] / 1e3:.3g}", row["base"])
-            lines.append(_row(*cells, _text(row["per_gate"]), _text(row[key])))
+            lines.append(_row(*cells, *[_text(row[key]) for key in ("per_gate", *columns)]))
     if report["compiled"]:
         lines += ["", "| cell | T, N, I, H | torch.compile of the loop / xprnn |", "|---|---|---|"]
         for row in report["compiled"]:
             text = _text(row["ratio"]) if row["ratio"] else row["reason"]
             lines.append(_row(row["cell"], _numbers(row["shape"]), text))
+    for row in report["keras"]:
+        beside = f"Keras {row['version']} ({row['backend']}) / xprnn" if row["ratio"] else "Keras"
+        text = _text(row["ratio"]) if row["ratio"] else row["reason"]
+        lines += ["", f"An LSTM with recurrent dropout, {_numbers(row['shape'])}: {beside} {text}."]
     if report["forward"]:
         lines += ["", "The GRU of 2014, `GRU(reset_after=False)`, forward:", ""]
         lines += ["| T, N, I, H | ms | xprnn / built-in GRU | ONNX Runtime / xprnn |"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ def test_a_tiny_run_is_written_and_printed(
 ) -> None:
     monkeypatch.setattr(report, "LARGE", (4, *TINY[1:]))
     monkeypatch.setattr(report, "TURN", 1e-3)
-    monkeypatch.setattr(report, "LIMIT", 1e-3)
     arguments = ["--cells", "li_gru", "gru_reset_before", "--shapes", "6,2,4,4", "4,2,4,4"]
-    assert report.main([*arguments, "--rounds", "3", "--out", str(tmp_path)]) == 0
+    arguments += ["--rounds", "3", "--limit", "0.001", "--out", str(tmp_path)]
+    assert report.main(arguments) == 0
     stored = json.loads((tmp_path / report.NAME).read_text())
     report.check_report(stored)
     printed = capsys.readouterr().out
@@ -40,11 +41,13 @@ def test_a_tiny_run_is_written_and_printed(
         *(("li_gru", False, True), ("gru_reset_before", False, True)),
     ]
     assert [row["shape"] for row in stored["forward"]] == [[6, 2, 4, 4], [4, 2, 4, 4]]
-    found = [row[key] for row in rows for key in ("per_gate", "loop", "products") if key in row]
+    keys = ("per_gate", "loop", "products", "sums")
+    found = [row[key] for row in rows for key in keys if key in row]
+    assert [("sums" in row) for row in rows] == [False, False, True, True]
     found += [row[key] for row in stored["forward"] for key in ("gru", "onnxruntime")]
     assert all(0 < low <= median <= high for low, median, high in found)
-    (compiled,) = stored["compiled"]
-    assert compiled["ratio"] is None and compiled["reason"] == "not compiled within 0 s"
+    assert [row["ratio"] for row in stored["compiled"]] == [None, None]
+    assert {row["reason"] for row in stored["compiled"]} == {"not compiled within 0 s"}
     assert "| li_gru | 6, 2, 4, 4 | not compiled within 0 s |" in printed
 
 
@@ -80,6 +83,15 @@ def test_a_loop_with_another_gradient_is_not_timed() -> None:
         report.check_equal("li_gru", task, call, loop)
         with pytest.raises(RuntimeError, match="li_gru: dx differs from that of the torch loop"):
             report.check_equal("li_gru", task, call, lambda: [1.01 * loop()[0]])  # type: ignore[index]
+
+
+def test_keras_is_measured_or_its_absence_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "TURN", 1e-3)
+    row = report.keras_row(TINY, 3)
+    if importlib.util.find_spec("keras") is None:
+        assert row["reason"] == "Keras is not installed" and row["ratio"] is None
+    else:
+        assert row["version"] and min(row["ratio"]) > 0
 
 
 def test_the_interval_is_of_order_statistics() -> None:
