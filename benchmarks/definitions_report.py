@@ -1,11 +1,12 @@
 """Compare layers of definitions with built-in layers, torch loops and the matrix products alone.
 
-    python -m benchmarks.definitions_report [--rounds 51] [--out FOLDER]
+    python -m benchmarks.definitions_report [--parts PART ...] [--rounds 51] [--out FOLDER]
     python -m benchmarks.definitions_report --docs
 
 The first measures on one thread, in float32, and writes definitions.json to FOLDER, by default
-benchmarks/results/<machine>/; with --cells or --shapes it measures a part and writes only with
---out. The second writes the tables of docs/performance.md from the recorded reports.
+benchmarks/results/<machine>/, where the parts that are not measured stay as they are; with --cells
+or --shapes it writes only with --out. The second writes the tables of docs/performance.md from the
+recorded reports.
 
 A figure is the median of the rounds' ratios, time of one / time of the other, with its 95 %
 interval from order statistics; in each round all that a row compares are sampled in turn, and a
@@ -56,10 +57,11 @@ BASE = {  # the built-in layer beside which each is timed, per gate
 }
 MASKED = ("recurrent_dropout", "zoneout")
 TURN = 0.02  # processor seconds of a sample
+PARTS = ("training", "compiled", "forward", "keras")
 FIELDS = {
-    **dict.fromkeys(("machine", "versions"), (dict,)),
-    **dict.fromkeys(("training", "compiled", "forward", "keras"), (list,)),
-    **dict.fromkeys(("date", "commit"), (str,)),
+    **dict.fromkeys(("machine", "versions", "commits"), (dict,)),
+    **dict.fromkeys(PARTS, (list,)),
+    "date": (str,),
     "rounds": (int,),
 }
 Call = Callable[[], object]
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cells", nargs="+", choices=BASE, default=[*BASE])
     parser.add_argument("--shapes", nargs="+", type=_shape, default=[SMALL, LARGE])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--limit", type=float, default=900.0, help="seconds for torch.compile")
     parser.add_argument("--out", type=Path, metavar="FOLDER")
@@ -89,9 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(compiled(options.compile, options.shapes[0], options.rounds)))
         return 0
     report = measured(options)
-    print(section([report]))
     complete = options.cells == [*BASE] and options.shapes == [SMALL, LARGE]
     folder = options.out or (RESULTS / slug(report["machine"]["name"]) if complete else None)
+    if folder and (folder / NAME).exists():
+        report = merged(json.loads((folder / NAME).read_text("utf-8")), report)
+    print(section([report]))
     if folder:
         check_writable(folder)
         write(folder, {NAME: json.dumps(report, indent=1)})
@@ -105,26 +110,38 @@ def one_thread() -> None:
 
 
 def measured(options: argparse.Namespace) -> Report:
-    cells, shapes, rounds = options.cells, options.shapes, options.rounds
-    training = [training_row(cell, shape, rounds) for shape in shapes for cell in cells]
-    small = shapes[0]
-    forward = []
-    if "gru_reset_before" in cells:
-        chosen = FORWARD_SHAPES if SMALL in shapes else shapes
-        forward = [forward_row(shape, rounds) for shape in chosen]
     from tests.support.machine import commit
 
+    cells, shapes, rounds = options.cells, options.shapes, options.rounds
+    small, parts = shapes[0], {part: list[Report]() for part in PARTS}
+    for part in options.parts:
+        if part == "training":
+            rows = [training_row(cell, shape, rounds) for shape in shapes for cell in cells]
+        elif part == "compiled":
+            rows = [compiled_row(cell, small, rounds, options.limit) for cell in cells]
+        elif part == "forward":
+            chosen = FORWARD_SHAPES if SMALL in shapes else shapes
+            rows = [forward_row(shape, rounds) for shape in chosen]
+        else:
+            rows = [keras_row(small, rounds)]
+        parts[part] = rows
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"name": f"{processor()}, {os.cpu_count()} cores"},
         "versions": versions(("numpy", "numba", "torch", "onnxruntime")),
-        "commit": commit(ROOT),
+        "commits": dict.fromkeys(options.parts, commit(ROOT)),
         "rounds": rounds,
-        "training": training,
-        "compiled": [compiled_row(cell, small, rounds, options.limit) for cell in cells],
-        "forward": forward,
-        "keras": [keras_row(small, rounds)] if "recurrent_dropout" in cells else [],
+        **parts,
     }
+
+
+def merged(stored: Report, report: Report) -> Report:
+    """A report with the parts of the stored one that it does not have, of the same versions."""
+    check_report(stored)
+    if stored["versions"] != report["versions"]:
+        raise SystemExit(f"the stored parts are of other versions: {stored['versions']}")
+    kept = {part: stored[part] for part in PARTS if part not in report["commits"]}
+    return {**report, **kept, "commits": {**stored["commits"], **report["commits"]}}
 
 
 # -- calls
@@ -421,7 +438,7 @@ def _lines(report: Report) -> list[str]:
     large = [row for row in report["training"] if "products" in row]
     small = [row for row in report["training"] if "loop" in row]
     lines = [
-        f"**{report['machine']['name']}**, {report['date']}, commit {report['commit'][:8]}; "
+        f"**{report['machine']['name']}**, {report['date']}, {_commits(report)}; "
         f"{listed}. One thread, float32, {report['rounds']} interleaved rounds: medians of the "
         "ratios of processor times with their 95 % intervals.",
         "",
@@ -456,6 +473,16 @@ def _lines(report: Report) -> list[str]:
             cells = (_numbers(row["shape"]), f"{row['us'] / 1e3:.3g}")
             lines.append(_row(*cells, _text(row["gru"]), _text(row["onnxruntime"])))
     return lines
+
+
+def _commits(report: Report) -> str:
+    """The commits of the parts; "+changes" where files differed."""
+    parts: dict[str, list[str]] = {}
+    for part, commit in report["commits"].items():
+        parts.setdefault(commit[:8] + commit[40:], []).append(part)
+    if len(parts) == 1:
+        return f"commit {next(iter(parts))}"
+    return "; ".join(f"{', '.join(names)}: commit {commit}" for commit, names in parts.items())
 
 
 def _row(*cells: str) -> str:

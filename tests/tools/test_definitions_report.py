@@ -117,6 +117,30 @@ def test_the_page_follows_the_stored_reports() -> None:
     assert reports.with_section(page, report.MARKS, report.section(stored)) == page
 
 
+def test_parts_are_measured_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "TURN", 1e-3)
+    options = ["--cells", "li_gru", "--shapes", "6,2,4,4", "--rounds", "3", "--out", str(tmp_path)]
+    report.main([*options, "--parts", "training"])
+    first = json.loads((tmp_path / report.NAME).read_text())
+    assert [bool(first[part]) for part in report.PARTS] == [True, False, False, False]
+    report.main([*options, "--parts", "forward"])
+    both = json.loads((tmp_path / report.NAME).read_text())
+    assert both["training"] == first["training"]
+    assert [row["shape"] for row in both["forward"]] == [[6, 2, 4, 4]]
+    assert {*both["commits"]} == {"training", "forward"}
+    other = {**both, "versions": {"numpy": "0"}}
+    with pytest.raises(SystemExit, match="of other versions"):
+        report.merged(other, both)
+
+
+def test_the_commits_of_parts_are_stated() -> None:
+    one, other = "1" * 40, "2" * 40 + "+changes"
+    assert report._commits({"commits": {"training": one, "forward": one}}) == "commit 11111111"
+    assert report._commits({"commits": {"training": one, "forward": other}}) == (
+        "training: commit 11111111; forward: commit 22222222+changes"
+    )
+
+
 def test_an_invalid_report_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / report.NAME).write_text("{}")
