@@ -462,9 +462,10 @@ def _lines(report: Report) -> list[str]:
             text = _text(row["ratio"]) if row["ratio"] else row["reason"]
             lines.append(_row(row["cell"], _numbers(row["shape"]), text))
     for row in report["keras"]:
-        beside = f"Keras {row['version']} ({row['backend']}) / xprnn" if row["ratio"] else "Keras"
-        text = _text(row["ratio"]) if row["ratio"] else row["reason"]
-        lines += ["", f"An LSTM with recurrent dropout, {_numbers(row['shape'])}: {beside} {text}."]
+        text = row["reason"]
+        if row["ratio"]:
+            text = f"Keras {row['version']} ({row['backend']}) / xprnn {_text(row['ratio'])}"
+        lines += ["", f"An LSTM with recurrent dropout, {_numbers(row['shape'])}: {text}."]
     if report["forward"]:
         lines += ["", "The GRU of 2014, `GRU(reset_after=False)`, forward:", ""]
         lines += ["| T, N, I, H | ms | xprnn / built-in GRU | ONNX Runtime / xprnn |"]

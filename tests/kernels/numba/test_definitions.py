@@ -85,7 +85,7 @@ def test_bits_do_not_depend_on_threads(name: str) -> None:
         np.testing.assert_array_equal(two[key], values, err_msg=key)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_definitions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     definition = random_definition(random.Random(seed))
     monkeypatch.setitem(DEFINITIONS, "random", definition)
