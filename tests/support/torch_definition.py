@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+import pytest
 
 from xprnn.cells.definition import Definition
+
+torch = pytest.importorskip(
+    "torch", reason="torch is not installed: definitions are compared with it"
+)
 
 
 class Named:
