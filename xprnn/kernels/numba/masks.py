@@ -42,9 +42,9 @@ def keep(
 @cache
 def compiled(dtype: np.dtype[Any]) -> Any:
     """The compiled `draw_mask`."""
-    places = written(types.int64, 1)
+    indices = written(types.int64, 1)
     mask = written(number_of(dtype), 2)
-    return compile_for(draw_mask, (places, places, types.uint64, types.uint32, mask))
+    return compile_for(draw_mask, (indices, indices, types.uint64, types.uint32, mask))
 
 
 def draw_mask(
