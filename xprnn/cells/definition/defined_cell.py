@@ -156,13 +156,13 @@ class DefinedCell(Cell):
         blocks: dict[Node, Columns] = {
             node: ("gates", k * H, (k + 1) * H) for k, node in enumerate(step.gates.values())
         }
-        self.saved_columns = self._in_blocks(blocks)
+        self.saved_columns: dict[Node, Columns] = self._in_blocks(blocks)
         written = end
         for node in self._saved_in_order():
             start, written = written, written + _width(node)
             self.saved_columns[node] = "saved", start, written
         # a gradient that several have is stored once, in `gates` where it is dgx
-        self.sums_size = 0
+        self.sums_size: int = 0
         self.result_columns: dict[Node, Columns] = {}
         for k, node in enumerate(adjoints.gates.values()):
             if not node.is_constant:
