@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import xprnn
+from tests.support.definitions import DEFINITIONS
 from tests.support.implementations import SelectKernels
 from tests.support.numba_cases import needs_numba
 from tests.support.targets import LAYERS, make
@@ -79,6 +81,14 @@ def test_a_training_step_needs_the_stated_memory(
         kernels = "auto"
     select_kernels(kernels)
     check(make(cell, I, H, dtype="float32", recompute=k, **NETWORKS[network]))
+
+
+@pytest.mark.parametrize("kernels", ["reference", pytest.param("sequence", marks=needs_numba)])
+@pytest.mark.parametrize("name", ["layer_norm_lstm", "zoneout", "li_gru", "slstm"])
+def test_definitions(name: str, kernels: str, select_kernels: SelectKernels) -> None:
+    """What only some cells have: sums, masks, and other widths of what is saved."""
+    select_kernels(kernels)
+    check(xprnn.Recurrent(DEFINITIONS[name], I, H, dtype="float32", seed=0).train())
 
 
 def test_other_dtypes(implementation: str) -> None:

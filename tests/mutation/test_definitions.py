@@ -125,7 +125,7 @@ PHASES = {
         "max(before, 0) if node.op in BARRIERS",
     ),
     "an operation after the sum that reads it": ("number[node] - is_barrier", "number[node]"),
-    "an operation after one that reads it": ("min(first.get(arg, phase), phase)", "phase"),
+    "an operation after one that reads it": ("target = min([first", "target = 1 + min([first"),
 }
 
 

@@ -105,7 +105,7 @@ TEXTS = {  # the definition, and a line of codegen/cuda.py with the fault
         "(view.start, view.width) == (0, width)",
     ),
     "a condition stored as another one": ("awkward", "= {value} != 0;", "= {value} == 0;"),
-    "another constant": ("onnx_lstm", 'return f"A({text})"', 'return f"A(1.01 * {text})"'),
+    "another constant": ("onnx_lstm", 'text, f"A({text})"', 'text, f"A(1.01 * {text})"'),
     "a variance around 0": (
         "layer_norm_lstm",
         "({0} - mean) * ({0} - mean)",

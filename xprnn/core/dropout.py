@@ -82,6 +82,11 @@ def keep(
     return mask
 
 
+def drawing_bytes(S: int, F: int) -> int:
+    """The bytes that `keep` needs in addition to its mask (S, F): two hashes and a bool of each."""
+    return 9 * min(S * F, BLOCK)
+
+
 def row_keys(xp: Any, key: tuple[int, ...], time: Array, row: Array) -> tuple[Array, Array]:
     """The two keys (S,), uint32, of the rows of a mask."""
     h = _mix(xp, time.astype(xp.uint64) * xp.uint64(GOLDEN) + xp.uint64(root_of(key)))

@@ -51,7 +51,11 @@ def training_step(
         work += max(_activations(spec, plan, min(k, steps), rows))
     inner = (D - 1) * width if spec.num_layers > 1 else 0  # the second direction's dx
     work += S * max(inner, (D - 1 + batch_first) * spec.input_size) * A
-    work += len(spec.cell.masks) * min(k or steps, steps) * rows * spec.hidden_size * A
+    if spec.cell.masks:
+        drawn = min(k or steps, steps) * rows
+        work += len(spec.cell.masks) * drawn * spec.hidden_size * A
+        if not plan.forward.costs.packs_weights:  # compiled code draws them element by element
+            work += dropout.drawing_bytes(drawn, spec.hidden_size)
     work += S * min(spec.num_layers, 2) * width * A  # doutput, and that of the layer below
     if spec.dropout and spec.num_layers > 1:
         work += dropout.workspace_bytes(S, width)

@@ -80,7 +80,8 @@ class StepLoop:
 
     def backward(self, passes: Sequence[BackwardPass], call: CallContext) -> None:
         """Run the backward pass of directions of one layer."""
-        for direction in passes:
+        for each in passes:
+            direction = self._with_room(each, call.scratch)
             extra = extra_arrays(self.xp, self.cell, direction)
             for run in call.batch.walk(direction.reverse, backward=True):
                 self.run_backward_steps(direction, run, call, extra)
@@ -113,6 +114,15 @@ class StepLoop:
             step = Buffers(gates_t, saved_t, before, after, dstates, work, extra_t)
             cell.backward(xp, direction.weights, step)
         scratch.rewind(mark)
+
+    def _with_room(self, direction: BackwardPass, scratch: Workspace) -> BackwardPass:
+        """A pass with columns for gradients in `saved`, which a cell that adds up has not saved."""
+        saved, size = direction.activations.saved, self.cell.saved_size(self._width(direction))
+        if saved.shape[1] >= size:
+            return direction
+        wide = scratch.empty(len(saved), size, dtype=saved.dtype)
+        wide[:, : saved.shape[1]] = saved
+        return direction._replace(activations=direction.activations._replace(saved=wide))
 
     def _width(self, direction: ForwardPass | BackwardPass) -> int:
         """H."""

@@ -106,6 +106,18 @@ def test_a_stepper_equals_the_sequence(name: str) -> None:
     layers.test_a_stepper_equals_the_sequence(name, xprnn.get_backend("numpy"))
 
 
+@pytest.mark.parametrize("recompute", [None, 3])
+def test_gradient_flow_of_compiled_forward_steps(recompute: int | None) -> None:
+    """Backward steps of the plain code, which store what compiled ones add up."""
+    case = Case("layer_norm_lstm", layers=2, directions=2)
+    layer, problem = build(case, recompute=recompute), Problem(case, build(case))
+    with xprnn.use_kernels("reference"):
+        expected = xprnn.gradient_flow(layer, problem.x)
+    actual = xprnn.gradient_flow(layer, problem.x)
+    assert expected.norms.min() > 0
+    np.testing.assert_allclose(actual.norms, expected.norms, rtol=1e-10)
+
+
 def test_one_loop_is_for_all_sizes() -> None:
     """Widths are no part of the source."""
     from xprnn.kernels.interface import Pass

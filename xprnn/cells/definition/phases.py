@@ -38,19 +38,25 @@ def phases(nodes: Iterable[Node]) -> tuple[Phase, ...]:
 
 
 def _delay(order: list[Node], number: dict[Node, int]) -> None:
-    """Move element-wise nodes to the phase that reads them, unless more values were kept then."""
+    """Move element-wise nodes towards the phase that reads them, where no more values are kept.
+
+    None is moved beyond a product, to whose result a kernel can add what is computed before.
+    """
+    products = sorted({number[node] for node in order if node.op in ("product", "transposed")})
     first: dict[Node, int] = {}  # the first and the last phase at whose end a node must be there
     last: dict[Node, int] = {}
     for node in reversed(order):
         is_barrier = node.op in BARRIERS
-        if not is_barrier and first.get(node, 0) > number[node]:
+        before = [phase - 1 for phase in products if phase > number[node]]
+        target = min([first.get(node, 0), *before])
+        if not is_barrier and target > number[node]:
             kept = [
                 arg
                 for arg in {*node.args}
-                if arg in number and arg.width != 1 and last.get(arg, -1) < first[node]
+                if arg in number and arg.width != 1 and last.get(arg, -1) < target
             ]
             if len(kept) <= 1:
-                number[node] = first[node]
+                number[node] = target
         phase = number[node] - is_barrier
         for arg in node.args:
             first[arg] = min(first.get(arg, phase), phase)

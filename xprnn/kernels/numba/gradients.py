@@ -57,17 +57,17 @@ def compute(
 
 
 def _weight_calls(terms: Sequence[GradientTerm], scratch: Workspace, threads: int) -> list[Call]:
-    """Calls that write the gradients of matrices and biases; those of one thread share memory.
+    """Calls that write the gradients of matrices and biases, one for each thread, or of one thread.
 
-    A term has a call for each thread: more would cost time, as each call packs all inputs.
+    A thread computes a range of rows of each term: more ranges would cost time, as each packs all
+    inputs. Its calls share their memory.
     """
     dtype = scratch.dtype
     width, function = product.width_of(dtype), _weights(dtype)
-    buffers: list[Array] = []
-    if threads == 1:
-        rows = max([0 if d is None else d.shape[1] for d, *_ in terms])
-        buffers = scratch.arrays((BLOCK, width), (rows, width), (2, rows))
-    calls: list[Call] = []
+    rows = max([0 if d is None else d.shape[1] for d, *_ in terms])
+    shapes = (BLOCK, width), (rows, width), (2, rows)
+    buffers = [scratch.arrays(*shapes) for _ in range(threads)]
+    by_thread: list[list[Call]] = [[] for _ in buffers]
     for d, inputs, dweight, dbias in terms:
         if d is None:
             for each in (dweight, dbias):
@@ -78,13 +78,15 @@ def _weight_calls(terms: Sequence[GradientTerm], scratch: Workspace, threads: in
             inputs, dweight = np.empty((len(d), 0), dtype), np.empty((0, 0), dtype)
         if dbias is None:
             dbias = np.empty(0, dtype)
-        if threads == 1:
-            calls.append(partial(function, d, inputs, dweight, dbias, *buffers, 0, d.shape[1]))
-            continue
-        for low, high in _ranges(d.shape[1], threads, product.TILE_ROWS):
-            own = scratch.arrays((BLOCK, width), (high - low, width), (2, high - low))
-            calls.append(partial(function, d, inputs, dweight, dbias, *own, low, high))
-    return calls
+        for k, (low, high) in enumerate(_ranges(d.shape[1], threads, product.TILE_ROWS)):
+            arguments = d, inputs, dweight, dbias, *buffers[k], low, high
+            by_thread[k].append(partial(function, *arguments))
+    return by_thread[0] if threads == 1 else [partial(_run_all, calls) for calls in by_thread]
+
+
+def _run_all(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call()
 
 
 def _input_calls(
@@ -111,7 +113,7 @@ def weight_gradient(
     dweight: Any,  # out, (G*H, K), rows from low to high: dgates' inputs; (0, 0): not requested
     dbias: Any,  # out, (G*H,), likewise: the column sums of dgates; (0,): not requested
     panel: Any,  # workspace, (BLOCK, width)
-    remainder: Any,  # workspace, (high - low or more, width), for the columns of a partial panel
+    remainder: Any,  # workspace, (high - low or more, width), if the last panel is partial
     sums: Any,  # workspace, (2, high - low or more)
     low: Any,
     high: Any,
