@@ -141,7 +141,9 @@ def merged(stored: Report, report: Report) -> Report:
     if stored["versions"] != report["versions"]:
         raise SystemExit(f"the stored parts are of other versions: {stored['versions']}")
     kept = {part: stored[part] for part in PARTS if part not in report["commits"]}
-    return {**report, **kept, "commits": {**stored["commits"], **report["commits"]}}
+    rounds = min(stored["rounds"], report["rounds"])
+    commits = {**stored["commits"], **report["commits"]}
+    return {**report, **kept, "rounds": rounds, "commits": commits}
 
 
 # -- calls
@@ -439,8 +441,8 @@ def _lines(report: Report) -> list[str]:
     small = [row for row in report["training"] if "loop" in row]
     lines = [
         f"**{report['machine']['name']}**, {report['date']}, {_commits(report)}; "
-        f"{listed}. One thread, float32, {report['rounds']} interleaved rounds: medians of the "
-        "ratios of processor times with their 95 % intervals.",
+        f"{listed}. One thread, float32, at least {report['rounds']} interleaved rounds: medians "
+        "of the ratios of processor times with their 95 % intervals.",
         "",
         'Forward+backward with Numba; "per gate" is time per gate / that of the built-in layer:',
     ]
