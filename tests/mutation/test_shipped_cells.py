@@ -143,7 +143,8 @@ def test_a_fault_between_directions_is_detected(
         monkeypatch.setattr(
             target, SimpleNamespace(with_options=wrong.with_options, plain=wrong.plain)
         )
-    with pytest.raises((AssertionError, ValueError, IndexError), match=r": (\d|nan)|shape|broadcast"):
+    error = AssertionError, ValueError, IndexError
+    with pytest.raises(error, match=r": (\d|nan)|shape|broadcast"):
         layer("lstm, six")(fake_cupy)
 
 
